@@ -1,0 +1,90 @@
+"""What can go wrong on a user's side: one exception with one line and one exit code each."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit status of every `splitee` command; the README's table is made from these."""
+
+    help: str
+
+    def __new__(cls, value: int, help: str) -> ExitCode:
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.help = help
+        return member
+
+    OK = 0, "it did what was asked"
+    INTERNAL = 1, "a defect in splitee: please report it with the log"
+    CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong"
+    UNREACHABLE = 3, "no broker answered within --connect-timeout"
+    REFUSED = 4, "the broker refused: not authorized, or it does not speak MQTT v5"
+    DATA = 5, "the pictures: missing, empty, unreadable, one class only"
+    NETWORK = 6, "the network or the cut: unknown name, cut out of range"
+    VERSION = 7, "device and server speak different protocol versions"
+    ID_IN_USE = 8, "another device started with this id, or another server serves this fleet"
+    REJECTED = 9, "the server refused this device: its class names or shapes differ from the fleet's"
+    STATE = 10, "the state directory: not writable, full, or of another run"
+    STALLED = 11, "nothing came for as long as --patience allows"
+    EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]"
+    CHILD = 13, "a process that this command started has failed"
+
+
+class SpliteeError(Exception):
+    """One line for the user: what was expected, what came, what to do."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class ConfigError(SpliteeError):
+    exit_code = ExitCode.CONFIG
+
+
+class BrokerUnreachable(SpliteeError):
+    exit_code = ExitCode.UNREACHABLE
+
+
+class BrokerRefused(SpliteeError):
+    exit_code = ExitCode.REFUSED
+
+
+class DataError(SpliteeError):
+    exit_code = ExitCode.DATA
+
+
+class NetworkError(SpliteeError):
+    exit_code = ExitCode.NETWORK
+
+
+class VersionMismatch(SpliteeError):
+    exit_code = ExitCode.VERSION
+
+
+class IdInUse(SpliteeError):
+    exit_code = ExitCode.ID_IN_USE
+
+
+class Rejected(SpliteeError):
+    exit_code = ExitCode.REJECTED
+
+
+class StateError(SpliteeError):
+    exit_code = ExitCode.STATE
+
+
+class Stalled(SpliteeError):
+    exit_code = ExitCode.STALLED
+
+
+class ExtraMissing(SpliteeError):
+    exit_code = ExitCode.EXTRA
+
+
+class ChildFailed(SpliteeError):
+    exit_code = ExitCode.CHILD
+
+
+class MalformedMessage(SpliteeError):
+    """A payload that is not what its topic carries; it is counted and reported, and changes nothing."""
