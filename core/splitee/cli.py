@@ -72,7 +72,9 @@ def missing_extra(error: ModuleNotFoundError, command: str) -> SpliteeError:
     )
 
 
-@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.command(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="splitee")
 def splitee() -> None:
     """Collaborative training for fleets of unequal small devices, over MQTT."""
@@ -81,7 +83,10 @@ def splitee() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command line and exits with a documented code."""
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
     )
     try:
         code = splitee(arguments, standalone_mode=False)

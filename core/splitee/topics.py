@@ -1,0 +1,74 @@
+"""Where each message travels: `splitee/v1/FLEET/...`, one place for every topic name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from splitee.errors import ConfigError
+
+PROTOCOL = 1
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_name(value: str, what: str) -> str:
+    """A fleet's or device's name as topics, file names and certificates all allow it.
+
+    Raises:
+        ConfigError: with the rule, when `value` breaks it.
+    """
+    if not NAME.fullmatch(value):
+        raise ConfigError(
+            f"{what} {value!r}: expected 1 to 64 letters, digits, '_', '.' or '-', not first a mark"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one fleet."""
+
+    fleet: str
+
+    def __post_init__(self) -> None:
+        check_name(self.fleet, "fleet")
+
+    @property
+    def base(self) -> str:
+        return f"splitee/v{PROTOCOL}/{self.fleet}"
+
+    @property
+    def run(self) -> str:
+        return f"{self.base}/run"
+
+    @property
+    def round(self) -> str:
+        return f"{self.base}/round"
+
+    @property
+    def commit(self) -> str:
+        return f"{self.base}/commit"
+
+    @property
+    def metrics(self) -> str:
+        return f"{self.base}/metrics"
+
+    @property
+    def server_status(self) -> str:
+        return f"{self.base}/server/status"
+
+    def device(self, device: str, leaf: str) -> str:
+        """`leaf`: status, profile, features, round-done, infer, weights, inbox/plan, inbox/ack, ..."""
+        return f"{self.base}/devices/{device}/{leaf}"
+
+    def all_devices(self, leaf: str) -> str:
+        """The subscription filter for one leaf of every device."""
+        return self.device("+", leaf)
+
+    def parse_device(self, topic: str) -> tuple[str, str] | None:
+        """(device, leaf) of a device's topic in this fleet, else None."""
+        prefix = f"{self.base}/devices/"
+        if not topic.startswith(prefix):
+            return None
+        device, _, leaf = topic[len(prefix) :].partition("/")
+        return (device, leaf) if leaf and NAME.fullmatch(device) else None
