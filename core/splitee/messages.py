@@ -86,10 +86,11 @@ class RunSpec(JsonMessage, frozen=True):
 
 
 class Participant(msgspec.Struct, frozen=True):
-    """What one device does in a phase of a round."""
+    """What one device does in a phase of a round, and the committed round it continues from."""
 
     cut: Positive
     steps: Count
+    base: Count
 
 
 class RoundOpen(JsonMessage, frozen=True):
@@ -131,6 +132,13 @@ class Ack(JsonMessage, frozen=True):
     step: Count
     room: Positive
     resend: bool = False  # the server may have lost what is under way
+
+
+class Sync(JsonMessage, frozen=True):
+    """`devices/ID/sync`: a device that has heard nothing for long asks for a fresh acknowledgement."""
+
+    run: Text
+    instance: Count
 
 
 class ErrorReport(JsonMessage, frozen=True):

@@ -19,7 +19,7 @@ MAX_OPEN = 4  # unfinished messages kept per sender
 class Part(msgspec.Struct, frozen=True, array_like=True):
     """One numbered piece; an array on the wire, so it never looks like a message, which is a map."""
 
-    message: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)]
+    message: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
     index: Annotated[int, msgspec.Meta(ge=0, lt=1 << 20)]
     count: Annotated[int, msgspec.Meta(ge=2, le=1 << 20)]
     size: Annotated[int, msgspec.Meta(ge=2, le=MAX_PACKED)]

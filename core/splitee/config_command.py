@@ -1,0 +1,85 @@
+"""`splitee config COMMAND`: the settings that are in force for a command, and where each comes from."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+
+import click
+from click.core import ParameterSource
+
+from splitee.errors import ConfigError
+
+_SOURCES = {
+    ParameterSource.COMMANDLINE: "flag",
+    ParameterSource.DEFAULT_MAP: "settings file",
+    ParameterSource.DEFAULT: "default",
+}
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("command", required=False)
+@click.argument("flags", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def config(context: click.Context, command: str | None, flags: tuple[str, ...]) -> None:
+    """Print the settings of COMMAND that are in force: flag > SPLITEE_* variable > settings file > default.
+
+    FLAGS are those that COMMAND itself would get, such as: splitee config server --config fleet.toml
+    """
+    group = context.parent.command if context.parent else None
+    if not isinstance(group, click.Group):
+        raise TypeError("config is a command of a group")
+    if command in (None, "--help", "-h"):
+        click.echo(context.get_help())
+        return
+    found = group.get_command(context, str(command))
+    if found is None:
+        known = ", ".join(name for name in group.list_commands(context) if name != context.info_name)
+        raise ConfigError(f"unknown command {command!r}; known: {known}")
+    rows = list(settings(found, list(flags), context.parent))
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)] if rows else [0, 0]
+    for flag, value, source in rows:
+        click.echo(f"{flag:{widths[0]}}  {value:{widths[1]}}  {source}")
+
+
+def settings(
+    command: click.Command, flags: list[str], parent: click.Context | None = None
+) -> Iterator[tuple[str, str, str]]:
+    """(flag, value, source) of each of the command's settings, as `flags` and the environment give them.
+
+    Raises:
+        ConfigError: a key of the settings file is unknown.
+        click.UsageError: a flag is unknown, or a value is not of its type.
+    """
+    asked = click.Command(command.name, params=[_optional(parameter) for parameter in command.params])
+    with asked.make_context(command.name, flags, parent=parent) as context:
+        for parameter in asked.params:
+            if not isinstance(parameter, click.Option) or parameter.name not in context.params:
+                continue
+            value = context.params[parameter.name]
+            source = context.get_parameter_source(parameter.name)
+            required = next(p.required for p in command.params if p.name == parameter.name)
+            yield max(parameter.opts, key=len), _shown(value, required), _origin(parameter, source)
+
+
+def _optional(parameter: click.Parameter) -> click.Parameter:
+    """The same parameter, for a command that is only asked, not run."""
+    parameter = copy.copy(parameter)
+    parameter.required = False
+    return parameter
+
+
+def _shown(value: object, required: bool) -> str:
+    if value is None or value == ():
+        return "(missing: required)" if required else "(none)"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", text)
+
+
+def _origin(parameter: click.Option, source: ParameterSource | None) -> str:
+    if source is ParameterSource.ENVIRONMENT:
+        return str(parameter.envvar)
+    return _SOURCES.get(source, "") if source else ""

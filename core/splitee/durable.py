@@ -1,0 +1,123 @@
+"""Files that survive a power cut: written whole or not at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from splitee.errors import StateError
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"SPLITEE1"
+HEADER = len(MAGIC) + hashlib.sha256().digest_size
+KEEP = 2  # committed rounds: the current and the one before
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """`data` at `path`, durable when this returns: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        StateError: it cannot be written; what was at `path` is still there.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StateError(f"cannot write {path}: {error.strerror}; free space or choose another --state") from None
+
+
+class StateDirectory:
+    """One process's durable state: `run.json` and a checksummed file for each of the last rounds."""
+
+    def __init__(self, path: Path) -> None:
+        """Creates `path` and locks it for this process.
+
+        Raises:
+            StateError: it cannot be written, or another process uses it.
+        """
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StateError(f"state directory {path}: {error.strerror}; choose another --state") from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise StateError(f"state directory {path} is in use by another process; stop it first") from None
+        write_atomically(path / ".probe", b"")
+        (path / ".probe").unlink()
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+    def clear(self) -> None:
+        """Forget everything but the lock."""
+        for file in self.path.iterdir():
+            if file.is_file() and file.name != ".lock":
+                file.unlink()
+
+    def save_facts(self, facts: dict[str, Any]) -> None:
+        """`run.json`: what the state belongs to."""
+        write_atomically(self.path / "run.json", json.dumps(facts, indent=1).encode())
+
+    def facts(self) -> dict[str, Any] | None:
+        """What `save_facts` wrote; None when there is nothing, or nothing readable."""
+        try:
+            facts = json.loads((self.path / "run.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("state: %s is unreadable (%s); it is ignored", self.path / "run.json", error)
+            return None
+        return facts if isinstance(facts, dict) else None
+
+    def save_round(self, number: int, data: bytes) -> None:
+        """The state after round `number`, durable when this returns."""
+        write_atomically(self._file(number), MAGIC + hashlib.sha256(data).digest() + data)
+
+    def load_round(self, number: int) -> bytes | None:
+        """The state after round `number`; None, with a line in the log, when it is missing or torn."""
+        path = self._file(number)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            log.warning("state: round %d: %s: %s", number, path, error.strerror)
+            return None
+        content = data[HEADER:]
+        if data[:HEADER] != MAGIC + hashlib.sha256(content).digest():
+            log.warning("state: round %d: %s is torn; it is ignored", number, path)
+            return None
+        return content
+
+    def rounds(self) -> list[int]:
+        """The rounds there are files of, the newest first."""
+        names = (re.fullmatch(r"round-(\d+)\.state", file.name) for file in self.path.iterdir())
+        return sorted((int(name[1]) for name in names if name), reverse=True)
+
+    def prune(self, committed: int) -> None:
+        """Drop what is older than the round before `committed`."""
+        for number in self.rounds():
+            if number <= committed - KEEP:
+                self._file(number).unlink(missing_ok=True)
+
+    def _file(self, number: int) -> Path:
+        return self.path / f"round-{number:06d}.state"

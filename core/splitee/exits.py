@@ -1,0 +1,32 @@
+"""The exit: a light classifier on the features at a cut, which lets a device answer by itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class ExitHead(nn.Module):
+    """Averages the features over all axes but the channels, then one linear layer: (B, *feature_shape) to logits.
+
+    Takes image maps (B, C, H, W) with `channel_axis` 0, channels-last maps (B, H, W, C) with 2, token sequences
+    (B, T, C) with 1, and flat features (B, C) with 0: the axis is counted without the batch.
+    """
+
+    def __init__(self, feature_shape: tuple[int, ...], num_classes: int, *, channel_axis: int = 0) -> None:
+        super().__init__()
+        self.pooled = tuple(1 + axis for axis in range(len(feature_shape)) if axis != channel_axis)
+        self.linear = nn.Linear(feature_shape[channel_axis], num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        pooled = features.mean(self.pooled) if self.pooled else features  # (B, C)
+        return self.linear(pooled)  # type: ignore[no-any-return]
+
+
+def exit_head(
+    feature_shape: tuple[int, ...], num_classes: int, *, seed: int = 0, channel_axis: int = 0
+) -> ExitHead:
+    """A new exit whose weights the seed alone decides; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return ExitHead(feature_shape, num_classes, channel_axis=channel_axis)

@@ -1,0 +1,100 @@
+"""What a link delivers, and the bounded queue between the network thread and who reads it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+RESERVE = 256
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One publication that matched a subscription."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The link is up. `fresh`: the broker kept no session, so messages in flight may be lost."""
+
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The link is down; it comes back by itself, with a `Connected`."""
+
+    reason: str
+
+
+Event = Message | Connected | Disconnected
+
+
+class Seldom:
+    """Says yes at most once in `seconds`: for log lines that could come with every message."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._next = 0.0
+
+    def due(self) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self._seconds
+        return True
+
+
+class Inbox:
+    """A queue bounded in events and in payload bytes; what does not fit is dropped and counted.
+
+    Connected, Disconnected and errors have a reserve of their own: a flood of messages never hides them.
+    """
+
+    def __init__(self, capacity: int, capacity_bytes: int) -> None:
+        self._capacity = capacity
+        self._capacity_bytes = capacity_bytes
+        self._events: deque[Event | Exception] = deque()
+        self._bytes = 0
+        self._changed = threading.Condition()
+        self._log_drop = Seldom()
+        self.dropped = 0
+
+    def put(self, event: Event | Exception) -> None:
+        """Never blocks and never raises."""
+        size = len(event.payload) if isinstance(event, Message) else 0
+        room = self._capacity if isinstance(event, Message) else self._capacity + RESERVE
+        with self._changed:
+            if len(self._events) < room and self._bytes + size <= self._capacity_bytes:
+                self._bytes += size
+                self._events.append(event)
+                self._changed.notify()
+                return
+            self.dropped += 1
+        if self._log_drop.due():
+            log.warning(
+                "event queue full (%d events, %d bytes): %d dropped so far", room, self._bytes, self.dropped
+            )
+
+    def get(self, timeout: float | None) -> Event | None:
+        """The oldest event, or None after `timeout` seconds (None: waits for ever); raises a queued error."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._events, timeout):
+                return None
+            event = self._events.popleft()
+            if isinstance(event, Message):
+                self._bytes -= len(event.payload)
+        if isinstance(event, Exception):
+            raise event
+        return event

@@ -1,0 +1,87 @@
+"""Runs a traced network on the meta device: what shape every value has, and what every operation costs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from splitee.errors import NetworkError
+from splitee.networks.layout import channel_axes
+from splitee.networks.zoo import by, first_line, smallest_input
+
+BATCH = 5  # unlike any size that a network is likely to have by itself, so the batch axis shows
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a node gives, for those that give one tensor."""
+
+    shape: tuple[int, ...]  # with a batch of BATCH
+    channel_axis: int  # counted with the batch axis, so 1 for image maps and for flat features
+    kept: bool  # whether no later node writes into it in place
+
+    @property
+    def can_cross(self) -> bool:
+        return self.kept and len(self.shape) > 1 and self.shape[0] == BATCH
+
+
+def measure(
+    graph: fx.Graph, network: nn.Module, name: str, input_shape: tuple[int, ...]
+) -> tuple[dict[fx.Node, Value], dict[fx.Node, int]]:
+    """What every node gives, and its multiply-accumulates a sample, found without computing it.
+
+    Raises NetworkError where the network does not take such an input.
+    """
+    run = _Run(_on_meta(network), graph)
+    try:
+        # With gradients on, attention takes the path that the operation counter knows.
+        with torch.enable_grad():
+            run.run(torch.empty(BATCH, *input_shape, device="meta"))
+    except Exception as error:  # whatever an operation raises on shapes that it cannot take
+        least = smallest_input(name)
+        hint = f"; its smallest input is {least}" if least else ""
+        raise NetworkError(f"{name} does not run on {by(input_shape)}: {first_line(error)}{hint}") from error
+    axes = channel_axes(run.values, network)
+    values = {
+        node: Value(tuple(value.shape), axes.get(node, 1), kept=value._version == run.versions[node])
+        for node, value in run.values.items()
+    }
+    return values, {node: flops // 2 // BATCH for node, flops in run.flops.items()}
+
+
+def _on_meta(network: nn.Module) -> nn.Module:
+    """The same network without its weights' memory."""
+    replaced: dict[int, Any] = {}
+    for module in network.modules():
+        parts = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+        for tensor in parts:
+            if isinstance(tensor, nn.Parameter):
+                empty = torch.empty_like(tensor, device="meta")
+                replaced[id(tensor)] = nn.Parameter(empty, requires_grad=tensor.is_floating_point())
+            elif isinstance(tensor, torch.Tensor):
+                replaced[id(tensor)] = torch.empty_like(tensor, device="meta")
+    return copy.deepcopy(network, replaced).eval()
+
+
+class _Run(fx.Interpreter):
+    """Keeps what each node gave, how often it had been written by then, and the operations it took."""
+
+    def __init__(self, network: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(network, garbage_collect_values=False, graph=graph)
+        self.values: dict[fx.Node, torch.Tensor] = {}
+        self.versions: dict[fx.Node, int] = {}
+        self.flops: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            value = super().run_node(n)
+        if isinstance(value, torch.Tensor) and n.op != "output":
+            self.values[n] = value
+            self.versions[n] = value._version
+        self.flops[n] = counter.get_total_flops()
+        return value

@@ -1,0 +1,130 @@
+"""Makes a network from its name: any torchvision classifier, or `module:factory` of the user's own."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from splitee.errors import NetworkError
+
+STEMS = ("imagenet", "small")
+
+
+def classifiers() -> list[str]:
+    """The names of all torchvision classifiers, sorted."""
+    return models.list_models(module=models)  # type: ignore[no-any-return]
+
+
+def make(
+    name: str,
+    *,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    stem: str,
+    seed: int,
+    device: str,
+) -> nn.Module:
+    """A freshly initialised network; the global random state is left as it was.
+
+    Raises NetworkError where the name, the stem or the input's shape does not fit.
+    """
+    if stem not in STEMS:
+        raise NetworkError(f"unknown stem {stem!r}: choose one of {', '.join(STEMS)}")
+    build = _factory(name) if ":" in name else _classifier(name, input_shape)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also reset the generators of the GPUs, which fork_rng leaves out here.
+        torch.default_generator.manual_seed(seed)
+        network = _call(name, build, num_classes, device)
+        if stem == "small":
+            _shrink_stem(name, network)
+    return network
+
+
+def _call(name: str, build: Callable[..., nn.Module], num_classes: int, device: str) -> nn.Module:
+    try:
+        with torch.device(device):
+            network = build(num_classes=num_classes)
+    except NotImplementedError:
+        if device != "meta":
+            raise
+        # The regnets compute their widths with tensors, which the meta device cannot do.
+        return _call(name, build, num_classes, "cpu").to("meta")
+    except Exception as error:
+        raise NetworkError(f"{name} cannot be built: {type(error).__name__}: {first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{name} must return a torch.nn.Module, it returned {type(network).__name__}")
+    return network
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise NetworkError(
+            f"network {name!r}: no module named {error.name!r}; set PYTHONPATH to the folder that holds it"
+        ) from None
+    except AttributeError:
+        raise NetworkError(f"network {name!r}: module {module_name!r} has no {attribute!r}") from None
+    except (ValueError, ImportError) as error:
+        raise NetworkError(f"network {name!r}: expected module:factory: {first_line(error)}") from error
+    if not callable(found):
+        raise NetworkError(f"network {name!r}: {attribute!r} is not callable; give a function of num_classes")
+    return found  # type: ignore[no-any-return]
+
+
+def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Module]:
+    names = classifiers()
+    if name not in names:
+        near = get_close_matches(name, names, n=3)
+        hint = f"nearest: {', '.join(near)}" if near else "`splitee cuts --all` lists the names"
+        raise NetworkError(f"unknown network {name!r}; {hint}; or give module:factory")
+    if len(input_shape) != 3 or input_shape[0] != 3:
+        raise NetworkError(f"{name} takes pictures of 3 channels (3xHxW), not {by(input_shape)}")
+    options = _options(name, input_shape[1], input_shape[2])
+    return lambda num_classes: models.get_model(name, weights=None, num_classes=num_classes, **options)
+
+
+def _options(name: str, height: int, width: int) -> dict[str, Any]:
+    """What some constructors must be told: their input's size, and to have one output only."""
+    if name.startswith("vit_"):
+        if height != width:
+            raise NetworkError(f"{name} takes square pictures, not {height}x{width}")
+        return {"image_size": height}
+    if name.startswith("maxvit"):
+        return {"input_size": (height, width)}
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True}
+    return {}
+
+
+def smallest_input(name: str) -> str | None:
+    """The least height and width that torchvision documents for a classifier, such as `75x75`."""
+    if ":" in name:
+        return None
+    return by(models.get_model_weights(name).DEFAULT.meta["min_size"])
+
+
+def _shrink_stem(name: str, network: nn.Module) -> None:
+    """The usual 32-pixel stem of residual networks: 3x3 with stride 1, and no pooling."""
+    if not isinstance(network, models.ResNet):
+        raise NetworkError(f"stem 'small' is for the resnets; use stem 'imagenet' with {name}")
+    old = network.conv1
+    network.conv1 = nn.Conv2d(3, old.out_channels, 3, padding=1, bias=False, device=old.weight.device)
+    nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+    network.maxpool = nn.Identity()
+
+
+def by(sizes: tuple[int, ...]) -> str:
+    """A shape as people write it: `3x32x32`."""
+    return "x".join(map(str, sizes))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0]

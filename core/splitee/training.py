@@ -1,0 +1,93 @@
+"""What every trainer of a fleet shares: seeds, the learning rate's course, the optimizer, digests of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitee.messages import RunSpec
+
+FINAL_RATE = 0.02  # of the highest learning rate, at the end of the cosine
+WARM_UP = 0.02  # of the whole run
+
+
+def seed_for(*parts: str | int) -> int:
+    """A seed in 0..2^63-1 that depends on every part, such as (seed, device, round)."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def learning_rate(spec: RunSpec, round_number: int, step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine over the run (Loshchilov & Hutter 2017, arXiv 1608.03983).
+
+    Args:
+        round_number: from 1.
+        step: from 0, of `steps` in this round.
+    """
+    progress = (round_number - 1 + step / max(steps, 1)) / spec.rounds
+    warm = min(1.0, (progress + 0.1 * WARM_UP) / WARM_UP)
+    cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return spec.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; parameters that a batch does not reach are left as they are."""
+    return torch.optim.SGD(
+        parameters,
+        lr=spec.learning_rate,
+        momentum=spec.momentum,
+        weight_decay=spec.weight_decay,
+        nesterov=spec.momentum > 0,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def steps_a_round(spec: RunSpec, samples: int) -> int:
+    """Batches a device trains in a round: what the run asks for, or one pass without the incomplete batch."""
+    return spec.steps or max(1, samples // spec.batch_size)
+
+
+def epoch_batches(spec: RunSpec, device: str, round_number: int, samples: int) -> Iterable[np.ndarray]:
+    """The indices of each batch of a round, in an order that (seed, device, round) fixes."""
+    generator = np.random.default_rng(seed_for(spec.seed, device, round_number))
+    size = min(spec.batch_size, samples)
+    order = np.empty(0, dtype=np.int64)
+    for _ in range(steps_a_round(spec, samples)):
+        if len(order) < size:
+            order = np.concatenate([order, generator.permutation(samples)])
+        yield order[:size]
+        order = order[size:]
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of `weights`, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.numpy().data)
+    return digest.hexdigest()
+
+
+def pack_state(state: Mapping[str, Any]) -> bytes:
+    """Tensors and plain values as bytes, for a state file."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def unpack_state(data: bytes) -> dict[str, Any]:
+    """What `pack_state` made; nothing but tensors and plain values is ever unpickled."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+    return state

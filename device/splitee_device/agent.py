@@ -1,0 +1,201 @@
+"""The device's agent: joins a run, trains the rounds the server opens, publishes its features."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from splitee import __version__
+from splitee.codecs import encode_tensor
+from splitee.messages import Features, Phase, Profile, RoundDone, RoundOpen, RunSpec, encode_labels
+from splitee.topics import PROTOCOL
+from splitee_device.data import DeviceData
+from splitee_device.outbox import Outbox
+from splitee_device.session import Session, Superseded, phase_key
+from splitee_device.store import DeviceStore
+from splitee_device.trainer import ClientTrainer, CutBatch, ExitBatch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Sent:
+    """What this process has published in rounds that are over."""
+
+    batches: int = 0
+    bytes: int = 0
+
+
+class Agent:
+    """One device in one run."""
+
+    def __init__(
+        self, session: Session, spec: RunSpec, cut: int, trainer: ClientTrainer, store: DeviceStore
+    ) -> None:
+        self._session = session
+        self._spec = spec
+        self._cut = cut
+        self._trainer = trainer
+        self._store = store
+        self._initial = copy.deepcopy(trainer.state())
+        self._position: int | None = None  # the committed round that the trainer holds; None: unknown
+        self._sent = Sent()
+
+    def take_part(self, data: DeviceData) -> None:
+        """Join the run and train until it is finished.
+
+        Raises:
+            Rejected: the server does not take this device.
+            IdInUse: another process has taken this id.
+        """
+        self._session.join(
+            Profile(
+                protocol=PROTOCOL,
+                instance=self._session.instance,
+                version=__version__,
+                cut=self._cut,
+                class_names=data.class_names,
+                train_samples=len(data.train),
+                held_out_samples=len(data.held_out),
+            )
+        )
+        done = None
+        while (opened := self._next_phase(done)).phase != "finished":
+            self._session.under_way = opened
+            try:
+                self._restore(opened)
+                if opened.phase == "train":
+                    self._train(opened)
+                else:
+                    self._evaluate(opened)
+                done = phase_key(opened)
+            except Superseded:
+                log.info("round %d: the server has moved on", opened.round)
+            finally:
+                self._session.under_way = self._session.outbox = self._session.round_done = None
+        self._store.finish(self._spec, self._cut)
+        self._say("finished", opened.round)
+
+    def _next_phase(self, done: Any) -> RoundOpen:
+        """Wait for a phase that this device takes part in, or for the end of the run."""
+        session = self._session
+
+        def is_open() -> bool:
+            current = session.round
+            if current is None or current.run != self._spec.run or phase_key(current) == done:
+                return False
+            return current.phase == "finished" or (
+                current.phase != "gather" and session.device in current.participants
+            )
+
+        self._say("waiting", self._position or 0)
+        session.wait(is_open, "the next round")
+        assert session.round is not None
+        return session.round
+
+    def _restore(self, opened: RoundOpen) -> None:
+        """Bring the trainer to the committed round that `opened` continues from."""
+        base = opened.participants[self._session.device].base
+        if base == self._position:
+            return
+        self._position = None
+        plan = self._session.plan
+        digest = plan.digest if plan is not None and plan.committed == base else None
+        self._store.restore(base, digest, self._trainer, self._initial)
+        self._position = base
+
+    def _train(self, opened: RoundOpen) -> None:
+        """Train a round, save it durably, and wait for its commit."""
+        session, trainer, number = self._session, self._trainer, opened.round
+        log.info("round %d: training %d batches", number, trainer.steps)
+        started = time.monotonic()
+        self._position = None
+        outbox = self._open_outbox(opened, "train")
+        for step, batch in enumerate(trainer.round(number)):
+            session.wait(lambda: not outbox.full, "room in the server's window")
+            if outbox.needs(step):
+                outbox.add(step, self._encode(opened, "train", step, batch))
+            self._say("training", number, step + 1, trainer.steps, trainer.loss)
+            session.drain()
+        self._store.save(self._spec, self._cut, number, trainer)
+        self._sent.batches += trainer.steps
+        self._sent.bytes += outbox.published
+        digest = trainer.digest()
+        done = RoundDone(
+            run=opened.run,
+            round=number,
+            attempt=opened.attempt,
+            digest=digest,
+            batches=trainer.steps,
+            bytes=outbox.published,
+            loss=trainer.loss,
+            accuracy=trainer.accuracy,
+            seconds=time.monotonic() - started,
+        )
+        session.send_round_done(done.encode())
+        self._say("waiting", number, trainer.steps, trainer.steps, trainer.loss)
+        session.wait(lambda: self._is_committed(opened, digest), f"the commit of round {number}")
+        self._store.commit(number)
+        self._position = number
+        log.info("round %d: committed, exit loss %.4f", number, trainer.loss)
+
+    def _evaluate(self, opened: RoundOpen) -> None:
+        session, trainer = self._session, self._trainer
+        outbox = self._open_outbox(opened, "evaluate")
+        for step, batch in enumerate(trainer.evaluate()):
+            session.wait(lambda: not outbox.full, "room in the server's window")
+            if outbox.needs(step):
+                outbox.add(step, self._encode(opened, "evaluate", step, batch))
+            self._say("evaluating", opened.round, step + 1, trainer.evaluation_steps, trainer.loss)
+            session.drain()
+        session.wait(lambda: outbox.empty, "the server to evaluate")
+
+    def _open_outbox(self, opened: RoundOpen, phase: Phase) -> Outbox:
+        session = self._session
+        session.outbox = outbox = Outbox(session.link, session.topic("features"), self._spec, opened, phase)
+        if session.ack is not None:
+            outbox.acknowledge(session.ack)
+        return outbox
+
+    def _encode(self, opened: RoundOpen, phase: Phase, step: int, batch: CutBatch) -> bytes:
+        classes = self._spec.num_classes
+        answers: dict[str, bytes] = {}
+        if isinstance(batch, ExitBatch):
+            answers["exit_labels"] = encode_labels(batch.exit_labels, classes)
+            answers["exit_entropy"] = batch.exit_entropy.astype("<f2").tobytes()
+        return Features(
+            run=opened.run,
+            round=opened.round,
+            attempt=opened.attempt,
+            phase=phase,
+            step=step,
+            features=encode_tensor(self._spec.codec, batch.features),
+            labels=encode_labels(batch.labels, classes),
+            **answers,
+        ).encode()
+
+    def _is_committed(self, opened: RoundOpen, digest: str) -> bool:
+        """Whether the round counts with this device in it; Superseded when it counts without."""
+        session = self._session
+        if session.plan is not None and (session.plan.committed, session.plan.digest) == (
+            opened.round,
+            digest,
+        ):
+            return True
+        commit = session.commit
+        if commit is None or commit.run != opened.run or commit.round < opened.round:
+            return False
+        if commit.round == opened.round and commit.digests.get(session.device) == digest:
+            return True
+        raise Superseded
+
+    def _say(self, doing: str, number: int, step: int = 0, steps: int = 0, loss: float | None = None) -> None:
+        outbox = self._session.outbox
+        under_way = outbox.published if outbox is not None and doing == "training" else 0
+        batches = self._sent.batches + (step if doing == "training" else 0)
+        self._session.say(
+            doing, number, step, steps, loss, batches=batches, bytes=self._sent.bytes + under_way
+        )

@@ -1,0 +1,138 @@
+"""`splitee device`: train on this device's own pictures, up to its cut."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+
+import click
+import torch
+
+from splitee.durable import StateDirectory
+from splitee.link import Link
+from splitee.link_options import LinkOptions, link_options
+from splitee.network import build_network
+from splitee.settings import setting, settings_file
+from splitee.topics import Topics, check_name
+from splitee_device.agent import Agent
+from splitee_device.data import Shard, open_data
+from splitee_device.session import RunChanged, Session, Stopped, offline
+from splitee_device.sources import open_source
+from splitee_device.store import DeviceStore
+from splitee_device.trainer import ClientTrainer
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@setting("--id", "device", required=True, metavar="ID", help="This device's name in the fleet.")
+@link_options
+@setting(
+    "--data",
+    required=True,
+    metavar="SPEC",
+    help="DIR with DIR/CLASS/*.jpg, FILE.parquet, torchvision:NAME:ROOT or builtin:fashion-mnist.",
+)
+@setting("--shard", metavar="K/N", help="Train on part K of N of the data.")
+@setting(
+    "--holdout",
+    type=float,
+    default=0.1,
+    metavar="SHARE",
+    help="Share held out, where the data has no test set.",
+)
+@setting("--limit", type=int, metavar="COUNT", help="Use at most so many pictures.")
+@setting("--cut", type=int, default=3, help="Last stage on this device, see `splitee cuts`.")
+@setting(
+    "--state", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the state is kept."
+)
+@setting("--fresh", is_flag=True, help="Forget the state of another run.")
+@setting(
+    "--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads; default: torch's choice."
+)
+@setting("--patience", type=float, default=0.0, metavar="SECONDS", help="Give up without a server; 0: never.")
+@settings_file
+def device(
+    device: str,
+    link: LinkOptions,
+    data: str,
+    shard: str | None,
+    holdout: float,
+    limit: int | None,
+    cut: int,
+    state: Path,
+    fresh: bool,
+    threads: int | None,
+    patience: float,
+) -> None:
+    """Train on this device's own pictures, up to its cut. Pictures never leave it; features and labels do."""
+    check_name(device, "--id")
+    part = Shard.parse(shard) if shard else None
+    open_source(data)  # what is wrong with the data is said at once, not when a server has come
+    if threads:
+        torch.set_num_threads(threads)
+    directory = StateDirectory(state)
+    topics, instance = Topics(link.fleet), time.time_ns()
+    connection = Link(
+        link.address, f"splitee-{link.fleet}-{device}", will=offline(topics, device, instance), tls=link.tls
+    )
+    stop = _on_signals()
+    session = Session(
+        connection, topics, device, instance, patience=patience or None, stop=lambda: stop.asked
+    )
+    connection.open(link.connect_timeout)
+    try:
+        while True:
+            spec = session.await_run()
+            pictures = open_data(
+                data, input_shape=spec.input_shape, shard=part, holdout=holdout, seed=spec.seed, limit=limit
+            )
+            network = build_network(
+                spec.network,
+                num_classes=spec.num_classes,
+                input_shape=spec.input_shape,
+                stem=spec.stem,
+                seed=spec.seed,
+            )
+            trainer = ClientTrainer(network, cut, spec, device, pictures)
+            del network
+            store = DeviceStore(directory)
+            store.open(spec, cut, fresh=fresh)
+            log.info(
+                "%s: run %s, %s cut at %d, %d pictures",
+                device,
+                spec.run,
+                spec.network,
+                cut,
+                len(pictures.train),
+            )
+            try:
+                Agent(session, spec, cut, trainer, store).take_part(pictures)
+                break
+            except RunChanged:
+                log.info("the server has opened another run")
+        log.info("run finished")
+    except Stopped:
+        log.info("stopped; the state is in %s", state)
+    finally:
+        connection.close(offline(topics, device, instance))
+        directory.close()
+
+
+class _Stop:
+    asked = False
+
+
+def _on_signals() -> _Stop:
+    """SIGTERM and SIGINT finish the batch; then the device says offline and exits with 0."""
+    stop = _Stop()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.asked = True
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return stop

@@ -1,0 +1,300 @@
+"""What a device has heard from its fleet, and how it waits: every event is handled here, on one thread."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from splitee.errors import IdInUse, MalformedMessage, Rejected, Stalled, VersionMismatch
+from splitee.link import Connected, Disconnected, Link, Message
+from splitee.messages import (
+    Ack,
+    Commit,
+    DeviceStatus,
+    ErrorReport,
+    Plan,
+    Profile,
+    RoundOpen,
+    RunSpec,
+    ServerStatus,
+    Sync,
+)
+from splitee.topics import PROTOCOL, Topics
+from splitee_device.outbox import Outbox, publish_packed
+
+log = logging.getLogger(__name__)
+
+STATUS_EVERY = 1.0  # seconds
+SYNC_AFTER = 15.0  # seconds without a word from the server before the device asks
+REMIND_EVERY = 30.0  # seconds between lines that say what is waited for
+
+
+class Superseded(Exception):
+    """The server has opened another round, or this one anew; what was under way no longer counts."""
+
+
+class RunChanged(Exception):
+    """The fleet's server has opened another run."""
+
+
+class Stopped(Exception):
+    """The process was asked to stop."""
+
+
+def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
+    """The last will and the farewell: what stays behind of a device that is gone."""
+    return topics.device(device, "status"), DeviceStatus(state="offline", instance=instance).encode()
+
+
+class Session:
+    """One device's view of its fleet. The link's thread only enqueues; all else runs on the caller's."""
+
+    def __init__(
+        self,
+        link: Link,
+        topics: Topics,
+        device: str,
+        instance: int,
+        *,
+        patience: float | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`patience`: seconds without a word from the server before giving up; None: never."""
+        self.link = link
+        self.device = device
+        self.instance = instance
+        self.spec: RunSpec | None = None
+        self.round: RoundOpen | None = None
+        self.commit: Commit | None = None
+        self.plan: Plan | None = None
+        self.ack: Ack | None = None
+        self.profile: Profile | None = None
+        self.outbox: Outbox | None = None
+        self.under_way: RoundOpen | None = None
+        self.round_done: bytes | None = None  # sent, and sent again, until its commit
+        self._topics = topics
+        self._patience = patience
+        self._stop = stop
+        self._server: ServerStatus | None = None
+        self._status = DeviceStatus(state="online", instance=instance)
+        self._status_due = 0.0
+        self._seen_myself = False
+        self._heard = time.monotonic()
+        link.subscribe(
+            topics.run,
+            topics.round,
+            topics.commit,
+            topics.server_status,
+            self.topic("inbox/#"),
+            self.topic("status"),
+        )
+
+    def topic(self, leaf: str) -> str:
+        return self._topics.device(self.device, leaf)
+
+    def await_run(self) -> RunSpec:
+        """The run that the fleet's server offers.
+
+        Raises:
+            VersionMismatch: the server speaks another protocol.
+            Stalled: no server within the patience.
+        """
+        self.wait(lambda: self.spec is not None, "a server to open a run")
+        assert self.spec is not None
+        return self.spec
+
+    def join(self, profile: Profile) -> None:
+        """Ask to take part, and wait for the server's word; a run that is over needs none.
+
+        Raises:
+            Rejected: the server does not take this device.
+        """
+        self.profile = profile
+        self._publish_profile()
+        self.wait(lambda: self._answered() or self._finished(), "the server to take this device in")
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Handle events until `condition`; says now and then what is waited for."""
+        started = reminded = asked = time.monotonic()
+        while not condition():
+            self.pump(0.5)
+            now = time.monotonic()
+            if now - reminded >= REMIND_EVERY:
+                log.info("waiting for %s (%.0f s)%s", what, now - started, self._whom())
+                reminded = now
+            if now - max(self._heard, asked) >= SYNC_AFTER:
+                self._ask()
+                asked = now
+            if self._patience is not None and now - max(self._heard, started) > self._patience:
+                raise Stalled(f"waited {self._patience:.0f} s for {what}: is this fleet's server running?")
+
+    def drain(self) -> None:
+        """Handle what has come, without waiting."""
+        while self.pump(0):
+            pass
+
+    def pump(self, timeout: float) -> bool:
+        """Handle one event; False when none came within `timeout` seconds.
+
+        Raises:
+            Superseded: what is under way no longer counts.
+            RunChanged, Stopped, IdInUse, Rejected, VersionMismatch: as their names say.
+        """
+        if self._stop():
+            raise Stopped
+        event = self.link.receive(timeout)
+        if isinstance(event, Connected):
+            self._reconnected()
+        elif isinstance(event, Disconnected):
+            log.warning("connection lost (%s); reconnecting", event.reason)
+        elif isinstance(event, Message):
+            try:
+                self._handle(event)
+            except MalformedMessage as error:
+                log.warning("%s: ignored: %s", event.topic, error)
+        self._check_superseded()
+        return event is not None
+
+    def say(
+        self, doing: str, number: int, step: int = 0, steps: int = 0, loss: float | None = None, **sent: int
+    ) -> None:
+        """Publish the status, about once a second, and at once when what the device does has changed.
+
+        Args:
+            sent: `batches` and `bytes` published so far.
+        """
+        changed = (doing, number) != (self._status.doing, self._status.round)
+        self._status = DeviceStatus(
+            state="online",
+            instance=self.instance,
+            doing=doing,  # type: ignore[arg-type]
+            round=number,
+            step=step,
+            steps=steps,
+            loss=loss,
+            time=time.time(),
+            **sent,
+        )
+        if changed or time.monotonic() >= self._status_due:
+            self._publish_status()
+
+    def send_round_done(self, payload: bytes) -> None:
+        """Publish round-done, and again whenever the server may have missed it."""
+        self.round_done = payload
+        publish_packed(self.link, self.topic("round-done"), payload)
+
+    def _check_superseded(self) -> None:
+        mine, current = self.under_way, self.round
+        if mine is None or current is None or phase_key(current) == phase_key(mine):
+            return
+        if self.round_done is None or current.attempt != mine.attempt:
+            raise Superseded
+
+    def _handle(self, message: Message) -> None:
+        topic, payload = message.topic, message.payload
+        leaf = topic.removeprefix(self.topic(""))
+        if topic == self._topics.run:
+            self._on_run(RunSpec.decode(payload))
+        elif topic == self._topics.round:
+            self.round = RoundOpen.decode(payload)
+            self._heard = time.monotonic()
+        elif topic == self._topics.commit:
+            self.commit = Commit.decode(payload)
+        elif topic == self._topics.server_status:
+            self._on_server(ServerStatus.decode(payload))
+        elif leaf == "inbox/ack":
+            self._on_ack(Ack.decode(payload))
+        elif leaf == "inbox/plan":
+            self.plan = Plan.decode(payload)
+        elif leaf == "inbox/error":
+            self._on_error(ErrorReport.decode(payload))
+        elif leaf == "status":
+            self._on_own_status(DeviceStatus.decode(payload))
+
+    def _on_run(self, spec: RunSpec) -> None:
+        if spec.protocol != PROTOCOL:
+            raise VersionMismatch(
+                f"the server speaks protocol {spec.protocol}, this device {PROTOCOL}: install the same release"
+            )
+        before, self.spec = self.spec, spec
+        if before is not None and before.run != spec.run:
+            raise RunChanged
+
+    def _on_server(self, status: ServerStatus) -> None:
+        self._server = status
+        if status.state == "online":
+            self._heard = time.monotonic()
+
+    def _on_ack(self, ack: Ack) -> None:
+        self._heard = time.monotonic()
+        self.ack = ack
+        if self.outbox is not None:
+            self.outbox.acknowledge(ack)
+
+    def _on_error(self, report: ErrorReport) -> None:
+        if report.instance not in (0, self.instance):
+            return
+        if not report.fatal:
+            log.warning("the server reports: %s", report.message)
+        elif report.code == VersionMismatch.exit_code:
+            raise VersionMismatch(report.message)
+        else:
+            raise Rejected(report.message)
+
+    def _on_own_status(self, status: DeviceStatus) -> None:
+        if status.instance == self.instance:
+            self._seen_myself = True
+            if status.state == "offline":  # our own will, of a connection that the broker thought dead
+                self._publish_status()
+        elif self._seen_myself and status.state == "online" and status.instance > self.instance:
+            raise IdInUse(
+                f"another process has started with the id {self.device!r}: each device needs its own"
+            )
+
+    def _reconnected(self) -> None:
+        self._publish_status()
+        self._publish_profile()
+        self._ask()
+
+    def _ask(self) -> None:
+        """Tell the server that its last word may have been lost."""
+        if self.spec is None or self.profile is None:
+            return
+        sync = Sync(run=self.spec.run, instance=self.instance)
+        self.link.publish(self.topic("sync"), sync.encode())
+        if self.round_done is not None:
+            self.send_round_done(self.round_done)
+        if not self._answered():
+            self._publish_profile()
+
+    def _publish_status(self) -> None:
+        self.link.publish(self.topic("status"), self._status.encode(), retain=True)
+        self._status_due = time.monotonic() + STATUS_EVERY
+
+    def _publish_profile(self) -> None:
+        if self.profile is not None:
+            self.link.publish(self.topic("profile"), self.profile.encode(), retain=True)
+
+    def _answered(self) -> bool:
+        return self.plan is not None and self.plan.instance == self.instance
+
+    def _finished(self) -> bool:
+        current, spec = self.round, self.spec
+        return (
+            current is not None
+            and spec is not None
+            and (current.run, current.phase) == (spec.run, "finished")
+        )
+
+    def _whom(self) -> str:
+        if self._server is None or self._server.state == "offline":
+            return "; the server is offline"
+        if self._server.waiting_for:
+            return "; the server waits for " + ", ".join(self._server.waiting_for[:5])
+        return ""
+
+
+def phase_key(opened: RoundOpen) -> tuple[str, int, int, str]:
+    """What tells one opening of one phase from every other."""
+    return opened.run, opened.attempt, opened.round, opened.phase

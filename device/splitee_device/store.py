@@ -1,0 +1,90 @@
+"""The device's durable state: its last committed rounds, and the round that waits for its commit."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from splitee.durable import StateDirectory
+from splitee.errors import StateError
+from splitee.messages import RunSpec
+from splitee.training import pack_state, unpack_state
+from splitee_device.trainer import ClientTrainer
+
+log = logging.getLogger(__name__)
+
+
+class DeviceStore:
+    """States of one run in a state directory."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+
+    def open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
+        """Use the directory for this run.
+
+        Raises:
+            StateError: it holds another run that has not finished, or this one at another cut.
+        """
+        held = self._directory.facts()
+        if held is None or fresh:
+            self._directory.clear()
+            return
+        mine = _facts(spec, cut, finished=False)
+        if held.pop("finished", False):
+            if held["run"] != spec.run:
+                self._directory.clear()
+        elif held != {key: mine[key] for key in held}:
+            raise StateError(
+                f"{self._directory.path} holds run {held.get('run')} ({held.get('network')}, cut {held.get('cut')}), "
+                f"unfinished; this is run {spec.run} ({spec.network}, cut {cut}): --fresh starts over, "
+                "another --state keeps it"
+            )
+
+    def finish(self, spec: RunSpec, cut: int) -> None:
+        """The run is over; another run may use the directory."""
+        self._directory.save_facts(_facts(spec, cut, finished=True))
+
+    def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
+        """The state after round `number`, durable; it counts once the server commits the round."""
+        if self._directory.facts() is None:
+            self._directory.save_facts(_facts(spec, cut, finished=False))
+        self._directory.save_round(number, pack_state(trainer.state()))
+
+    def commit(self, number: int) -> None:
+        self._directory.prune(number)
+
+    def restore(
+        self, number: int, digest: str | None, trainer: ClientTrainer, initial: dict[str, Any]
+    ) -> None:
+        """Bring `trainer` to its committed round `number`.
+
+        A round whose file is missing or torn is trained again from the one before, which gives the same
+        weights: nothing that the server does enters a client network.
+        """
+        found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), 0)
+        if found == 0:
+            trainer.load(initial)
+        if found < number:
+            log.warning("state: training round %d to %d again, the files are missing", found + 1, number)
+        for missing in range(found + 1, number + 1):
+            for _ in trainer.round(missing):
+                pass
+            self._directory.save_round(missing, pack_state(trainer.state()))
+        if digest is not None and trainer.digest() != digest:
+            log.warning("state: round %d differs from what was committed; going on with it", number)
+
+    def _load(self, number: int, trainer: ClientTrainer) -> bool:
+        data = self._directory.load_round(number)
+        if data is None:
+            return False
+        try:
+            trainer.load(unpack_state(data))
+        except (RuntimeError, KeyError, ValueError) as error:
+            log.warning("state: round %d does not fit this network (%s)", number, error)
+            return False
+        return True
+
+
+def _facts(spec: RunSpec, cut: int, *, finished: bool) -> dict[str, Any]:
+    return {"run": spec.run, "network": spec.network, "cut": cut, "finished": finished}

@@ -1,0 +1,120 @@
+"""The device's share of the training: stages 1..cut through the early exit. Knows tensors, not MQTT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splitee.exits import exit_head
+from splitee.messages import RunSpec
+from splitee.network import SplitNetwork
+from splitee.training import (
+    epoch_batches,
+    learning_rate,
+    make_optimizer,
+    seed_for,
+    set_rate,
+    steps_a_round,
+    weights_digest,
+)
+from splitee_device.data import DeviceData, batch
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class CutBatch:
+    """What one batch yields at the cut: `features` (B, ...) float32, `labels` (B,) int64."""
+
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ExitBatch(CutBatch):
+    """A held-out batch, and the exit's answers: `exit_labels` (B,), `exit_entropy` (B,) in 0..1."""
+
+    exit_labels: npt.NDArray[np.int64]
+    exit_entropy: npt.NDArray[np.float32]
+
+
+def normalized_entropy(logits: Tensor) -> Tensor:
+    """Entropy of softmax(logits) over its largest possible value, log(classes). (B, K) -> (B,) in 0..1."""
+    log_probabilities = F.log_softmax(logits, dim=1)
+    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
+    return (entropy / np.log(logits.shape[1])).clamp(0, 1)
+
+
+class ClientTrainer:
+    """One client network and its exit, its optimizer, and what they learn in a round."""
+
+    def __init__(self, network: SplitNetwork, cut: int, spec: RunSpec, device: str, data: DeviceData) -> None:
+        network.check_cut(cut)
+        self._spec = spec
+        self._device = device
+        self._data = data
+        self._client = network.client(cut)
+        shape = network.stages[cut - 1].feature_shape
+        self._exit = exit_head(shape, spec.num_classes, seed=seed_for(spec.seed, "exit", cut))
+        self._model = nn.ModuleDict({"client": self._client, "exit": self._exit})
+        self._optimizer = make_optimizer(self._model.parameters(), spec)
+        self.steps = steps_a_round(spec, len(data.train))
+        self.evaluation_steps = -(-len(data.held_out) // EVALUATION_BATCH)
+        self.loss = 0.0  # mean exit loss of the round so far
+        self.accuracy = 0.0  # share of the round's training samples that the exit got right
+
+    def round(self, number: int) -> Iterator[CutBatch]:
+        """Train round `number` (from 1), yielding each batch's features as it goes."""
+        self._model.train()
+        losses, correct, seen = 0.0, 0, 0
+        batches = epoch_batches(self._spec, self._device, number, len(self._data.train))
+        for step, indices in enumerate(batches):
+            pictures, labels = batch(self._data.train, indices, self._spec.mean, self._spec.std)
+            torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
+            set_rate(self._optimizer, learning_rate(self._spec, number, step, self.steps))
+            features = self._client(pictures)  # (B, *feature_shape)
+            logits = self._exit(features)  # (B, num_classes)
+            loss = F.cross_entropy(logits, labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            losses += loss.item()
+            correct += int((logits.detach().argmax(dim=1) == labels).sum())
+            seen += len(labels)
+            self.loss, self.accuracy = losses / (step + 1), correct / seen
+            yield CutBatch(features.detach().numpy(), labels.numpy())
+
+    def evaluate(self) -> Iterator[ExitBatch]:
+        """The held-out pictures at the cut, with the exit's answers."""
+        self._model.eval()
+        everything = np.arange(len(self._data.held_out))
+        for start in range(0, len(everything), EVALUATION_BATCH):
+            indices = everything[start : start + EVALUATION_BATCH]
+            pictures, labels = batch(self._data.held_out, indices, self._spec.mean, self._spec.std)
+            with torch.inference_mode():
+                features = self._client(pictures)
+                logits = self._exit(features)
+                entropy = normalized_entropy(logits)
+            yield ExitBatch(features.numpy(), labels.numpy(), logits.argmax(dim=1).numpy(), entropy.numpy())
+
+    def weights(self) -> dict[str, Tensor]:
+        """Client network and exit, by name."""
+        return self._model.state_dict()
+
+    def digest(self) -> str:
+        return weights_digest(self.weights())
+
+    def state(self) -> dict[str, Any]:
+        """Everything the next round depends on."""
+        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])

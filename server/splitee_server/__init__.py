@@ -1,0 +1,1 @@
+"""What trains the shared trunk: strategies, the order of batches, and the coordinator of committed rounds."""

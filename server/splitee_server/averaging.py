@@ -1,0 +1,78 @@
+"""Averaging: a trunk per device, trained by its own batches, averaged layer by layer after each round."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from splitee.messages import RunSpec
+from splitee.network import SplitNetwork
+from splitee_server.aggregation import average_by_name
+from splitee_server.strategy import Strategy
+
+
+class Averaging(Strategy):
+    """A trunk per device; the network that new trunks are copied from holds the last averages."""
+
+    def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
+        super().__init__(network, spec)
+        self._cuts: dict[str, int] = {}
+        self._trunks: dict[str, nn.Module] = {}
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+
+    @property
+    def order(self) -> Literal["step", "device", "any"]:
+        return "any"
+
+    def join(self, device: str, cut: int) -> None:
+        if device in self._trunks:
+            return
+        self._cuts[device] = cut
+        self._trunks[device] = copy.deepcopy(self._network.trunk(cut))
+        self._optimizers[device] = self._new_optimizer(self._trunks[device])
+
+    def trunk(self, device: str) -> nn.Module:
+        return self._trunks[device]
+
+    def optimizer(self, device: str) -> torch.optim.Optimizer:
+        return self._optimizers[device]
+
+    def aggregate(self, samples: Mapping[str, int]) -> None:
+        """Average each stage over the devices that trained it, and write it back to all that hold it."""
+        holders = {device: self._trunks[device].state_dict() for device in samples}
+        means = average_by_name(holders, samples)
+        for trunk in (*self._trunks.values(), self._network.trunk(1)):
+            _write(trunk, means)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {
+            f"{device}/{name}": tensor
+            for device, trunk in self._trunks.items()
+            for name, tensor in trunk.state_dict().items()
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "cuts": dict(self._cuts),
+            "base": self._network.trunk(1).state_dict(),
+            "trunks": {device: trunk.state_dict() for device, trunk in self._trunks.items()},
+            "optimizers": {device: optimizer.state_dict() for device, optimizer in self._optimizers.items()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._network.trunk(1).load_state_dict(state["base"])
+        for device, cut in state["cuts"].items():
+            self.join(device, cut)
+            self._trunks[device].load_state_dict(state["trunks"][device])
+            self._optimizers[device].load_state_dict(state["optimizers"][device])
+
+
+@torch.no_grad()
+def _write(trunk: nn.Module, means: Mapping[str, Tensor]) -> None:
+    for name, tensor in trunk.state_dict().items():
+        if name in means:
+            tensor.copy_(means[name])

@@ -1,0 +1,49 @@
+"""How good exits, trunks and their combination are on the devices' held-out pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass
+class Score:
+    """Sums over the held-out samples of one device. Adaptive: the exit answers where it is sure enough."""
+
+    samples: int = 0
+    exit_right: int = 0
+    trunk_right: int = 0
+    adaptive_right: int = 0
+    offloaded: int = 0
+
+    def add(
+        self,
+        labels: Labels,
+        exit_labels: Labels,
+        entropy: npt.NDArray[np.float32],
+        trunk_labels: Labels,
+        threshold: float,
+    ) -> None:
+        """One batch, all of shape (B,); the exit answers where its normalised entropy <= threshold."""
+        offload = entropy > threshold
+        adaptive = np.where(offload, trunk_labels, exit_labels)
+        self.samples += len(labels)
+        self.exit_right += int((exit_labels == labels).sum())
+        self.trunk_right += int((trunk_labels == labels).sum())
+        self.adaptive_right += int((adaptive == labels).sum())
+        self.offloaded += int(offload.sum())
+
+    def accuracies(self) -> dict[str, float]:
+        """Fractions by the report's names; empty when there was nothing to evaluate."""
+        if not self.samples:
+            return {}
+        return {
+            "exit_accuracy": self.exit_right / self.samples,
+            "trunk_accuracy": self.trunk_right / self.samples,
+            "adaptive_accuracy": self.adaptive_right / self.samples,
+            "offload_share": self.offloaded / self.samples,
+        }

@@ -1,0 +1,154 @@
+"""The devices of a run as the server knows them, and who may join."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from splitee.errors import ExitCode
+from splitee.messages import DeviceStatus, Profile, RunSpec
+from splitee.network import SplitNetwork
+from splitee.topics import PROTOCOL
+
+
+@dataclass
+class Totals:
+    """What counts, summed over committed rounds."""
+
+    batches: int = 0
+    published: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Member:
+    """One admitted device. What is `committed`, its digest and its totals outlive the server process."""
+
+    device: str
+    cut: int
+    train_samples: int
+    held_out_samples: int
+    instance: int
+    committed: int = 0
+    digest: str | None = None
+    totals: Totals = field(default_factory=Totals)
+    online: bool = True
+    heard: float = field(default_factory=time.monotonic)
+
+    def durable(self) -> dict[str, Any]:
+        """What is kept in the server's state."""
+        return {
+            "device": self.device,
+            "cut": self.cut,
+            "train_samples": self.train_samples,
+            "held_out_samples": self.held_out_samples,
+            "committed": self.committed,
+            "digest": self.digest,
+            "totals": asdict(self.totals),
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Member:
+        """A member of a stored run; offline until it is heard of."""
+        return cls(**{**state, "totals": Totals(**state["totals"])}, instance=0, online=False)
+
+
+class Refusal(Exception):
+    """Why a device may not take part, and its exit code."""
+
+    def __init__(self, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Members:
+    """Admits devices, and remembers them."""
+
+    def __init__(self, spec: RunSpec, network: SplitNetwork) -> None:
+        self._spec = spec
+        self._network = network
+        self._by_name: dict[str, Member] = {}
+        self.class_names: tuple[str, ...] = spec.class_names
+
+    def __contains__(self, device: str) -> bool:
+        return device in self._by_name
+
+    def __getitem__(self, device: str) -> Member:
+        return self._by_name[device]
+
+    def __iter__(self) -> Any:
+        return iter(sorted(self._by_name.values(), key=lambda member: member.device))
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def online(self) -> list[Member]:
+        return [member for member in self if member.online]
+
+    def restore(self, states: list[dict[str, Any]]) -> None:
+        for state in states:
+            member = Member.restored(state)
+            self._by_name[member.device] = member
+
+    def admit(self, device: str, profile: Profile) -> Member:
+        """The member for `device`, new or known.
+
+        Raises:
+            Refusal: it does not fit the run.
+        """
+        self._check(device, profile)
+        if not self.class_names:
+            self.class_names = profile.class_names
+        member = self._by_name.get(device)
+        if member is None:
+            member = self._by_name[device] = Member(
+                device, profile.cut, profile.train_samples, profile.held_out_samples, profile.instance
+            )
+        member.train_samples, member.held_out_samples = profile.train_samples, profile.held_out_samples
+        member.instance, member.online, member.heard = profile.instance, True, time.monotonic()
+        return member
+
+    def note_status(self, device: str, status: DeviceStatus) -> None:
+        """A device came, went, or is alive."""
+        member = self._by_name.get(device)
+        if member is not None and status.instance >= member.instance:
+            member.online = status.state == "online"
+            member.heard = time.monotonic()
+
+    def _check(self, device: str, profile: Profile) -> None:
+        if profile.protocol != PROTOCOL:
+            raise Refusal(
+                ExitCode.VERSION,
+                f"{device} speaks protocol {profile.protocol}, this server {PROTOCOL}: "
+                f"install release {profile.version} on both, or the server's on the device",
+            )
+        if not 1 <= profile.cut < self._network.num_layers:
+            raise Refusal(
+                ExitCode.REJECTED,
+                f"{device} is cut at {profile.cut}; {self._network.name} can be cut at "
+                f"1..{self._network.num_layers - 1}",
+            )
+        if len(profile.class_names) > self._spec.num_classes:
+            raise Refusal(
+                ExitCode.REJECTED,
+                f"{device} has {len(profile.class_names)} classes, the run {self._spec.num_classes}: "
+                "start the server with another --num-classes",
+            )
+        if self.class_names and profile.class_names != self.class_names:
+            raise Refusal(
+                ExitCode.REJECTED,
+                f"{device} has the classes {_short(profile.class_names)}, the fleet {_short(self.class_names)}: "
+                "every device needs the same class folders",
+            )
+        known = self._by_name.get(device)
+        if known is not None and known.cut != profile.cut:
+            raise Refusal(
+                ExitCode.REJECTED,
+                f"{device} is cut at {profile.cut}, in this run it was cut at {known.cut}: keep --cut {known.cut}",
+            )
+
+
+def _short(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:5])
+    return f"[{shown}{', ...' if len(names) > 5 else ''}]"

@@ -1,0 +1,90 @@
+"""What a cooperative strategy must do. Strategies know tensors and devices' names, not MQTT."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splitee.messages import RunSpec
+from splitee.network import SplitNetwork
+from splitee.training import learning_rate, make_optimizer, seed_for, set_rate
+
+
+class Strategy(ABC):
+    """Trains trunks from the batches of devices with different cuts."""
+
+    def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
+        self._network = network
+        self._spec = spec
+
+    @property
+    @abstractmethod
+    def order(self) -> Literal["step", "device", "any"]:
+        """In which order batches of different devices must be trained for the result to be defined."""
+
+    @abstractmethod
+    def join(self, device: str, cut: int) -> None:
+        """Make `device`, whose network ends at `cut`, known; a second call changes nothing."""
+
+    @abstractmethod
+    def trunk(self, device: str) -> nn.Module:
+        """The trunk that continues `device`'s client network: features (B, ...) -> logits (B, classes)."""
+
+    @abstractmethod
+    def optimizer(self, device: str) -> torch.optim.Optimizer:
+        """The optimizer of that trunk."""
+
+    @abstractmethod
+    def aggregate(self, samples: Mapping[str, int]) -> None:
+        """End a round in which the devices named in `samples` have trained on that many samples each."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """All trunk weights, by names that do not depend on when devices joined."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything the next round depends on."""
+
+    @abstractmethod
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; devices named in it are joined."""
+
+    def train(
+        self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
+    ) -> float:
+        """One step of the trunk on features (B, ...) and labels (B,); returns the loss."""
+        trunk, optimizer = self.trunk(device), self.optimizer(device)
+        trunk.train()
+        torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
+        set_rate(optimizer, learning_rate(self._spec, round_number, step, steps))
+        loss = F.cross_entropy(trunk(features), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.item()
+
+    @torch.inference_mode()
+    def predict(self, device: str, features: Tensor) -> Tensor:
+        """Labels (B,) that the trunk gives features (B, ...) of `device`."""
+        trunk = self.trunk(device)
+        trunk.eval()
+        answer: Tensor = trunk(features).argmax(dim=1)
+        return answer
+
+    def _new_optimizer(self, trunk: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(trunk.parameters(), self._spec)
+
+
+def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
+    """The strategy that the run asks for."""
+    from splitee_server.averaging import Averaging
+    from splitee_server.sequential import Sequential
+
+    kinds: dict[str, type[Strategy]] = {"sequential": Sequential, "averaging": Averaging}
+    return kinds[spec.strategy](network, spec)
