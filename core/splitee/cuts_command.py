@@ -17,33 +17,28 @@ from splitee.network import SplitNetwork, build_network
 from splitee.networks.zoo import STEMS, by, classifiers
 from splitee.settings import setting, settings_file
 
-ALL_INPUT = (3, 224, 224)
+ONE_INPUT = (3, 32, 32)
+ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
 
 
-class Shape(click.ParamType):
-    """A sample's shape without the batch, such as 3x32x32."""
-
-    name = "CxHxW"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        sizes = str(value).lower().split("x")
-        if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-            self.fail(f"expected sizes such as 3x32x32, got {value!r}", param, ctx)
-        return tuple(map(int, sizes))
+def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    sizes = value.lower().split("x")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"expected sizes such as 3x32x32, got {value!r}")
+    return tuple(map(int, sizes))
 
 
 @click.command()
 @settings_file
 @click.argument("network", required=False)
-@setting("--stem", type=click.Choice(STEMS), default="imagenet", help="First layers; small: for 32-pixel resnets.")
+@setting("--stem", type=click.Choice(STEMS), default="imagenet", help="small: the resnets' 32-pixel variant.")
 @setting("--num-classes", type=click.IntRange(min=2), default=10, help="Outputs of the classifier.")
 @setting(
     "--input",
-    "input_shape",
-    type=Shape(),
-    default=None,
+    metavar="CxHxW",
+    callback=_shape,
     show_default="3x32x32, with --all 3x224x224",
     help="Shape of a sample.",
 )
@@ -53,23 +48,25 @@ def cuts(
     network: str | None,
     stem: str,
     num_classes: int,
-    input_shape: tuple[int, ...] | None,
+    input: tuple[int, ...] | None,
     every: bool,
     as_json: bool,
 ) -> None:
     """List the places where NETWORK can be cut.
 
-    NETWORK is a torchvision classifier, such as resnet18, or module:factory. With a cut, the device holds all stages
-    up to it. Parameters and MMACs (million multiply-accumulates a sample) are those of the device, without its exit.
+    NETWORK is a torchvision classifier, such as resnet18, or module:factory. With a cut, the device holds all
+    stages up to it. Parameters and MMACs (million multiply-accumulates a sample) are those of the device,
+    without its exit.
     """
     if every == (network is not None):
         raise click.UsageError("give the name of a NETWORK, or --all")
     if network is None:
-        _print_all(num_classes, input_shape or ALL_INPUT, as_json)
+        _print_all(num_classes, input or ALL_INPUT, as_json)
         return
-    shape = input_shape or (3, 32, 32)
     # On the meta device a network has a description but no weights.
-    split = build_network(network, num_classes=num_classes, input_shape=shape, stem=stem, device="meta")
+    split = build_network(
+        network, num_classes=num_classes, input_shape=input or ONE_INPUT, stem=stem, device="meta"
+    )
     if as_json:
         click.echo(json.dumps({**_summary(split), "stem": stem, "cuts": list(_rows(split))}, indent=2))
     else:
@@ -145,8 +142,6 @@ def _print_all(num_classes: int, input_shape: tuple[int, ...], as_json: bool) ->
 
 def _try(name: str, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
     try:
-        return _summary(
-            build_network(name, num_classes=num_classes, input_shape=input_shape, device="meta")
-        )
+        return _summary(build_network(name, num_classes=num_classes, input_shape=input_shape, device="meta"))
     except NetworkError as error:
         return {"network": name, "reason": str(error)}

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 
 class ExitHead(nn.Module):
-    """Averages the features over all axes but the channels, then one linear layer: (B, *feature_shape) to logits.
+    """Averages the features over all axes but the channels, then one linear layer.
 
-    Takes image maps (B, C, H, W) with `channel_axis` 0, channels-last maps (B, H, W, C) with 2, token sequences
-    (B, T, C) with 1, and flat features (B, C) with 0: the axis is counted without the batch.
+    Takes features (B, *feature_shape) and gives logits (B, num_classes). `channel_axis` counts within
+    feature_shape: 0 for image maps (C, H, W) and flat features (C,), 1 for token sequences (T, C), 2 for maps (H, W, C);
+    `Stage.channel_axis` has it.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], num_classes: int, *, channel_axis: int = 0) -> None:

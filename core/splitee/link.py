@@ -59,7 +59,7 @@ class Link:
         self._limit = self._max_packet = max_packet
         self._filters: dict[str, None] = {}
         self._subscribing: dict[int, tuple[str, ...]] = {}
-        self._subscriptions = threading.Lock()
+        self._subscriptions = threading.Condition()
         self._sending = threading.Lock()
         self._in_flight = InFlight()
         self._inbox = Inbox(capacity, INBOX_BYTES)
@@ -99,7 +99,7 @@ class Link:
         return self._inbox.dropped
 
     def open(self, timeout: float | None) -> None:
-        """Connects, trying for `timeout` seconds (None: for ever).
+        """Connects and subscribes, trying for `timeout` seconds (None: for ever).
 
         BrokerUnreachable: nothing answered in time. BrokerRefused: the broker, or TLS, said no.
         """
@@ -121,6 +121,8 @@ class Link:
             log.info("connected to broker %s as %s", self.address, self._client_id)
             self._thread = threading.Thread(target=self._serve, name=f"link {self._client_id}", daemon=True)
             self._thread.start()
+            with self._subscriptions:
+                self._subscriptions.wait_for(lambda: not self._subscribing, CONNECT_LIMIT)
             return
         raise BrokerUnreachable(
             f"no broker at {self.address} within {time.monotonic() - started:.0f} s ({reason}): "
@@ -251,6 +253,7 @@ class Link:
         if packet < self._max_packet or window < len(self._in_flight):
             self._forget("the broker's limits are lower than before")
         self._max_packet = packet
+        self._subscribing.clear()
         if self._filters:
             self._ask_for(tuple(self._filters))
         self._in_flight.start(window)
@@ -268,6 +271,7 @@ class Link:
     ) -> None:
         with self._subscriptions:
             filters = self._subscribing.pop(number, ())
+            self._subscriptions.notify_all()
         for topic, reason in zip(filters, reasons, strict=False):
             if reason.is_failure:
                 words = reason.getName().lower()

@@ -11,14 +11,15 @@ from msgspec import Meta
 
 from splitee.codecs import EncodedTensor
 from splitee.errors import MalformedMessage
-from splitee.wire import JsonMessage, PackedMessage
+from splitee.wire import MAX_ITEMS, JsonMessage, PackedMessage
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 Text = Annotated[str, Meta(max_length=1000)]
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 62)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ClassNames = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
 ]
@@ -165,6 +166,12 @@ class ServerStatus(JsonMessage, frozen=True):
     time: float = 0.0
 
 
+class ServerClaim(JsonMessage, frozen=True):
+    """`server/claim`: a server that wants to serve the fleet asks whether another one does."""
+
+    instance: Count
+
+
 class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One device in one committed round; accuracies are on its held-out pictures."""
 
@@ -216,7 +223,7 @@ class RoundDone(PackedMessage, frozen=True):
     digest: Digest
     batches: Count
     bytes: Count
-    loss: float
+    loss: Loss
     accuracy: Fraction
     seconds: Annotated[float, Meta(ge=0)]
 
@@ -226,7 +233,7 @@ class Stages(PackedMessage, frozen=True):
 
     run: Annotated[str, Meta(max_length=100)]
     round: Count
-    tensors: dict[Annotated[str, Meta(max_length=300)], EncodedTensor]
+    tensors: Annotated[dict[Annotated[str, Meta(max_length=300)], EncodedTensor], Meta(max_length=MAX_ITEMS)]
 
 
 def label_type(num_classes: int) -> np.dtype[Any]:

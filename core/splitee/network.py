@@ -1,7 +1,8 @@
 """Cuts a network into stages, and gives the client network and the trunk of any cut.
 
-A cut is a place where exactly one tensor crosses. Neighbouring places with no parameters between them are one cut,
-at the smallest tensor (the last of equals). So resnet18 has 10 stages: the stem, eight blocks, and the classifier.
+A cut is a place where exactly one tensor crosses. Neighbouring places with no parameters between them are one
+cut, at the smallest tensor (the last of equals); a normalisation stays with the layer that it normalises. So
+resnet18 has 10 stages: the stem, eight blocks, and the classifier.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from operator import attrgetter
 
 from torch import fx, nn
 from torchvision.models.feature_extraction import DualGraphModule
@@ -28,7 +28,7 @@ class Stage:
     index: int  # from 1
     name: str  # the path of the stage's last module, such as "layer1.1"
     feature_shape: tuple[int, ...]  # of its output, without the batch
-    channel_axis: int  # in feature_shape: 0 for image maps (C, H, W), the last for (H, W, C) and tokens (T, C)
+    channel_axis: int  # in feature_shape: 0 for maps (C, H, W), the last for maps (H, W, C) and tokens (T, C)
     keys: tuple[str, ...]  # the state_dict keys that it owns: parameters and buffers
     parameters: int
     macs: int  # multiply-accumulates a sample
@@ -40,7 +40,9 @@ class SplitNetwork:
     A parameter that the network's forward never uses belongs to no stage.
     """
 
-    def __init__(self, name: str, module: nn.Module, *, num_classes: int, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, *, num_classes: int, input_shape: tuple[int, ...]
+    ) -> None:
         self.name = name
         self.module = module
         self.num_classes = num_classes
@@ -94,6 +96,8 @@ class SplitNetwork:
         return nodes[nodes.index(ends[first]) + 1 : nodes.index(ends[last]) + 1]
 
     def _range(self, first: int, last: int, class_name: str) -> nn.Module:
+        # The layers are shared: making one more part must not switch the others' mode.
+        modes = [(module, module.training) for module in self.module.modules()]
         train, evaluate = (
             _copy_nodes(self._ends[training][first], self._nodes(training, first, last))
             for training in (True, False)
@@ -103,8 +107,11 @@ class SplitNetwork:
         else:
             # Calls such as F.dropout(training=self.training) are fixed in the graph of each mode.
             part = DualGraphModule(self.module, train, evaluate, class_name)
+        part.train(self.module.training)
+        for module, mode in modes:
+            module.training = mode
         _hide_constants(part, self.stage_keys(first + 1, last))
-        return part.train(self.module.training)
+        return part
 
     def _describe(self, values: Mapping[fx.Node, Value], macs: Mapping[fx.Node, int]) -> tuple[Stage, ...]:
         order = list(self.module.state_dict())
@@ -128,7 +135,7 @@ class SplitNetwork:
             stages.append(
                 Stage(
                     index=index + 1,
-                    name=_stage_name(self._traces[False], nodes),
+                    name=_stage_name(self._traces[False], nodes, self.module),
                     feature_shape=end.shape[1:],
                     channel_axis=end.channel_axis - 1,
                     keys=tuple(key for key in order if key in keys),
@@ -150,15 +157,13 @@ def build_network(
 ) -> SplitNetwork:
     """A torchvision classifier, or `module:factory` (called with num_classes), with fresh weights.
 
-    The seed alone decides the weights; the global random state is left as it was. `stem` "small" is the 32-pixel stem
-    of the resnets: 3x3 with stride 1, no pooling. On device "meta" the network has no weights, only its description.
-    A factory is code of this machine: never build a name of this form that came over the wire.
+    The seed alone decides the weights; the global random state is left as it was. `stem` "small" is the resnets'
+    32-pixel variant: 3x3 with stride 1, no pooling. On device "meta" the network has its description, but no
+    weights. A factory is code of this machine: never build a name of this form that came over the wire.
 
     Raises NetworkError where the name is unknown, the input does not fit, or the network cannot be cut.
     """
-    module = make(
-        name, num_classes=num_classes, input_shape=input_shape, stem=stem, seed=seed, device=device
-    )
+    module = make(name, num_classes=num_classes, input_shape=input_shape, stem=stem, seed=seed, device=device)
     return SplitNetwork(name, module, num_classes=num_classes, input_shape=input_shape)
 
 
@@ -204,19 +209,18 @@ def _hide_constants(part: nn.Module, keys: list[str]) -> None:
             part.get_submodule(owner).register_buffer(field, tensor, persistent=False)
 
 
-def _stage_name(traced: Trace, nodes: tuple[fx.Node, ...]) -> str:
-    """The stage's last module: the largest one that lies in it as a whole, or else the smallest that it ends."""
+def _stage_name(traced: Trace, nodes: tuple[fx.Node, ...], network: nn.Module) -> str:
+    """The last module: the largest one that lies wholly in the stage, or else the smallest that ends there."""
     at = traced.nodes.index(nodes[0])
     before = [traced.paths[node] for node in traced.nodes[:at]]
     after = [traced.paths[node] for node in traced.nodes[at + len(nodes) :]]
     for node in reversed(nodes):
+        is_module = node.op == "call_module"
+        if is_module and isinstance(network.get_submodule(str(node.target)), nn.Identity):
+            continue
         steps = traced.paths[node].split(".")
-        depth = len(steps) if node.op == "call_module" else len(steps) - 1
-        ended = [
-            path
-            for path in (".".join(steps[: length + 1]) for length in range(depth))
-            if not _any_inside(path, after)
-        ]
+        enclosing = [".".join(steps[:depth]) for depth in range(1, len(steps) + is_module)]
+        ended = [path for path in enclosing if not _any_inside(path, after)]
         whole = [path for path in ended if not _any_inside(path, before)]
         if ended:
             return [*whole, ended[-1]][0]

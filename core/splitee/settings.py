@@ -14,7 +14,7 @@ from splitee.errors import ConfigError
 
 def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     """A click option that SPLITEE_<NAME> and the settings file can also give."""
-    flag = max(names, key=len).split("/")[0]
+    flag = next(name for name in names if name.startswith("--")).split("/")[0]
     variable = "SPLITEE_" + flag.lstrip("-").replace("-", "_").upper()
     attributes.setdefault("show_default", True)
     return click.option(*names, envvar=variable, **attributes)
@@ -27,14 +27,28 @@ def _load(context: click.Context, _parameter: click.Parameter, path: Path | None
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"settings file {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
-    known = {name for name in (p.name for p in context.command.params) if name}
-    given = {key.replace("-", "_"): value for key, value in values.items()}
-    for key in given:
-        if key not in known:
-            raise ConfigError(f"settings file {path}: unknown key {key!r}; known: {', '.join(sorted(known))}")
+    parameters = _keys(context.command)
+    given = {}
+    for key, value in values.items():
+        parameter = parameters.get(key.replace("-", "_"))
+        if parameter is None:
+            known = ", ".join(sorted(parameters))
+            raise ConfigError(f"settings file {path}: unknown key {key!r}; known: {known}")
+        given[parameter] = value
     context.default_map = {**(context.default_map or {}), **given}
+
+
+def _keys(command: click.Command) -> dict[str, str]:
+    """The settings file's keys and the parameters they set: the long flags, but for --config itself."""
+    return {
+        flag.lstrip("-").replace("-", "_"): parameter.name
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and parameter.name and parameter.expose_value
+        for flag in parameter.opts
+        if flag.startswith("--")
+    }
 
 
 settings_file = click.option(

@@ -57,6 +57,10 @@ class Topics:
     def server_status(self) -> str:
         return f"{self.base}/server/status"
 
+    @property
+    def server_claim(self) -> str:
+        return f"{self.base}/server/claim"
+
     def device(self, device: str, leaf: str) -> str:
         """`leaf`: status, profile, features, round-done, infer, weights, inbox/plan, inbox/ack, ..."""
         return f"{self.base}/devices/{device}/{leaf}"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self, TypeVar
 
-import msgpack
 import msgspec
 
 from splitee.errors import MalformedMessage
 
 MAX_JSON = 1 << 20  # bytes; a run of 10,000 participants fits
 MAX_PACKED = 256 << 20  # bytes of one message after its parts are joined
-MAX_ITEMS = 65_536  # entries of an array or map in a packed message
+MAX_ITEMS = 65_536  # entries of a map in a packed message
+
+Struct = TypeVar("Struct", bound=msgspec.Struct)
 
 
 class JsonMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,37 +36,26 @@ class PackedMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """A message that carries tensors, as a msgpack map."""
 
     def encode(self) -> bytes:
-        packed: bytes = msgpack.packb(msgspec.to_builtins(self, builtin_types=(bytes, memoryview)))
-        return packed
+        return msgspec.msgpack.encode(self)
 
     @classmethod
     def decode(cls, payload: bytes) -> Self:
         """Raises MalformedMessage that names the field."""
-        try:
-            return msgspec.convert(unpack(payload), type=cls)
-        except (msgspec.ValidationError, RecursionError) as error:
-            raise MalformedMessage(f"{cls.__name__}: {error}") from None
-        except MalformedMessage as error:
-            raise MalformedMessage(f"{cls.__name__}: {error}") from None
+        return unpack(payload, cls)
 
 
-def unpack(payload: bytes) -> Any:
-    """The msgpack value of `payload`, every length bounded, no extension types.
+def unpack(payload: bytes, kind: type[Struct]) -> Struct:
+    """The `kind` that msgpack `payload` holds.
+
+    It is checked field by field while it is read: a length is compared with its bound, and with the bytes
+    that are left, before anything is allocated for it.
 
     Raises:
-        MalformedMessage: it is too long, truncated, has trailing bytes, or is no msgpack.
+        MalformedMessage: it is too long, truncated, has trailing bytes, is no msgpack or no `kind`.
     """
     if len(payload) > MAX_PACKED:
-        raise MalformedMessage(f"{len(payload)} bytes, at most {MAX_PACKED} are read")
+        raise MalformedMessage(f"{kind.__name__}: {len(payload)} bytes, at most {MAX_PACKED} are read")
     try:
-        return msgpack.unpackb(
-            payload,
-            strict_map_key=True,
-            max_bin_len=len(payload),
-            max_str_len=min(len(payload), MAX_JSON),
-            max_array_len=MAX_ITEMS,
-            max_map_len=MAX_ITEMS,
-            max_ext_len=0,
-        )
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise MalformedMessage(f"no valid msgpack ({error})") from None
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise MalformedMessage(f"{kind.__name__}: {error}") from None

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 
 import click
 import torch
@@ -16,10 +14,11 @@ from splitee.link import Link
 from splitee.link_options import LinkOptions, link_options
 from splitee.network import build_network
 from splitee.settings import setting, settings_file
+from splitee.signals import Stopped, stop_on_signals
 from splitee.topics import Topics, check_name
 from splitee_device.agent import Agent
 from splitee_device.data import Shard, open_data
-from splitee_device.session import RunChanged, Session, Stopped, offline
+from splitee_device.session import RunChanged, Session, offline
 from splitee_device.sources import open_source
 from splitee_device.store import DeviceStore
 from splitee_device.trainer import ClientTrainer
@@ -79,10 +78,8 @@ def device(
     connection = Link(
         link.address, f"splitee-{link.fleet}-{device}", will=offline(topics, device, instance), tls=link.tls
     )
-    stop = _on_signals()
-    session = Session(
-        connection, topics, device, instance, patience=patience or None, stop=lambda: stop.asked
-    )
+    stop = stop_on_signals()
+    session = Session(connection, topics, device, instance, patience=patience or None, stop=stop.is_set)
     connection.open(link.connect_timeout)
     try:
         while True:
@@ -120,19 +117,3 @@ def device(
     finally:
         connection.close(offline(topics, device, instance))
         directory.close()
-
-
-class _Stop:
-    asked = False
-
-
-def _on_signals() -> _Stop:
-    """SIGTERM and SIGINT finish the batch; then the device says offline and exits with 0."""
-    stop = _Stop()
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.asked = True
-
-    signal.signal(signal.SIGTERM, ask)
-    signal.signal(signal.SIGINT, ask)
-    return stop

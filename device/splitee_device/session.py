@@ -20,6 +20,7 @@ from splitee.messages import (
     ServerStatus,
     Sync,
 )
+from splitee.signals import Stopped
 from splitee.topics import PROTOCOL, Topics
 from splitee_device.outbox import Outbox, publish_packed
 
@@ -36,10 +37,6 @@ class Superseded(Exception):
 
 class RunChanged(Exception):
     """The fleet's server has opened another run."""
-
-
-class Stopped(Exception):
-    """The process was asked to stop."""
 
 
 def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
@@ -186,7 +183,9 @@ class Session:
 
     def _check_superseded(self) -> None:
         mine, current = self.under_way, self.round
-        if mine is None or current is None or phase_key(current) == phase_key(mine):
+        if mine is None or current is None:
+            return
+        if phase_key(current) == phase_key(mine) and self.device in current.participants:
             return
         if self.round_done is None or current.attempt != mine.attempt:
             raise Superseded
@@ -215,7 +214,8 @@ class Session:
     def _on_run(self, spec: RunSpec) -> None:
         if spec.protocol != PROTOCOL:
             raise VersionMismatch(
-                f"the server speaks protocol {spec.protocol}, this device {PROTOCOL}: install the same release"
+                f"the server speaks protocol {spec.protocol}, this device {PROTOCOL}: "
+                "install one release on both"
             )
         before, self.spec = self.spec, spec
         if before is not None and before.run != spec.run:

@@ -36,9 +36,9 @@ class DeviceStore:
                 self._directory.clear()
         elif held != {key: mine[key] for key in held}:
             raise StateError(
-                f"{self._directory.path} holds run {held.get('run')} ({held.get('network')}, cut {held.get('cut')}), "
-                f"unfinished; this is run {spec.run} ({spec.network}, cut {cut}): --fresh starts over, "
-                "another --state keeps it"
+                f"{self._directory.path} holds run {held.get('run')} ({held.get('network')}, "
+                f"cut {held.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
+                "--fresh starts over, another --state keeps it"
             )
 
     def finish(self, spec: RunSpec, cut: int) -> None:

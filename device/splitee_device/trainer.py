@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,7 @@ def normalized_entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits) over its largest possible value, log(classes). (B, K) -> (B,) in 0..1."""
     log_probabilities = F.log_softmax(logits, dim=1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
-    return (entropy / np.log(logits.shape[1])).clamp(0, 1)
+    return torch.clamp(entropy / math.log(logits.shape[1]), 0, 1)
 
 
 class ClientTrainer:

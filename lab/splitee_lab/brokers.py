@@ -154,7 +154,7 @@ def embedded(directory: Path, port: int | None = None) -> Iterator[RunningBroker
 
 
 def open_broker(choice: str, directory: Path) -> AbstractContextManager[RunningBroker]:
-    """The broker for `auto` (Mosquitto if there is one, else embedded), `mosquitto`, `embedded`, an address."""
+    """The broker for `auto` (Mosquitto if there, else embedded), `mosquitto`, `embedded` or an address."""
     if choice == "mosquitto" or (choice == "auto" and find_mosquitto()):
         return mosquitto(directory)
     if choice in ("auto", "embedded"):

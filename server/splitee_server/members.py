@@ -138,14 +138,15 @@ class Members:
         if self.class_names and profile.class_names != self.class_names:
             raise Refusal(
                 ExitCode.REJECTED,
-                f"{device} has the classes {_short(profile.class_names)}, the fleet {_short(self.class_names)}: "
-                "every device needs the same class folders",
+                f"{device} has the classes {_short(profile.class_names)}, "
+                f"the fleet {_short(self.class_names)}: every device needs the same class folders",
             )
         known = self._by_name.get(device)
         if known is not None and known.cut != profile.cut:
             raise Refusal(
                 ExitCode.REJECTED,
-                f"{device} is cut at {profile.cut}, in this run it was cut at {known.cut}: keep --cut {known.cut}",
+                f"{device} is cut at {profile.cut}, in this run it was cut at {known.cut}: "
+                f"keep --cut {known.cut}",
             )
 
 

@@ -1,4 +1,4 @@
-"""The order in which a round's batches are trained: defined for Sequential, free between devices for Averaging."""
+"""The order in which a round's batches are trained: defined for Sequential, free for Averaging."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ Offer = Literal["taken", "duplicate", "ahead"]
 class Schedule(Generic[Batch]):
     """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
 
-    def __init__(self, order: Literal["step", "device", "any"], steps: Mapping[str, int], window: int) -> None:
+    def __init__(
+        self, order: Literal["step", "device", "any"], steps: Mapping[str, int], window: int
+    ) -> None:
         """`steps`: batches each device will send, from step 0; `window`: how far ahead one may be held."""
         self._steps = dict(steps)
         self._window = window

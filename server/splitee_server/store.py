@@ -1,4 +1,4 @@
-"""The server's durable state: what run it is, its last committed rounds, the metrics of every round, the report."""
+"""The server's durable state: the run, its last committed rounds, every round's metrics, the report."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class ServerStore:
         try:
             stored = msgspec.convert(facts, RunSpec)
         except msgspec.ValidationError as error:
-            raise StateError(f"{self.path}: run.json is not of this release ({error}): --fresh starts over") from None
+            raise StateError(
+                f"{self.path}: run.json is not of this release ({error}): --fresh starts over"
+            ) from None
         changed = [
             f"{name} {getattr(stored, name)!r} there, {getattr(spec, name)!r} here"
             for name in spec.__struct_fields__

@@ -50,12 +50,9 @@ def _call(name: str, build: Callable[..., nn.Module], num_classes: int, device: 
     try:
         with torch.device(device):
             network = build(num_classes=num_classes)
-    except NotImplementedError:
-        if device != "meta":
-            raise
-        # The regnets compute their widths with tensors, which the meta device cannot do.
-        return _call(name, build, num_classes, "cpu").to("meta")
-    except Exception as error:
+    except Exception as error:  # a factory is the user's code
+        if device == "meta":  # some, such as the regnets, compute their widths with tensors
+            return _call(name, build, num_classes, "cpu").to(device)
         raise NetworkError(f"{name} cannot be built: {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} must return a torch.nn.Module, it returned {type(network).__name__}")

@@ -1,0 +1,24 @@
+"""SIGTERM and SIGINT ask a process to stop; it does so between two batches."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class Stopped(Exception):
+    """The process was asked to stop."""
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that the first signal sets; a second SIGINT interrupts as usual."""
+    stop = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    return stop

@@ -1,0 +1,216 @@
+"""The report's plots: matplotlib makes inline SVG whose colours and fonts are the page's own."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import mean
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+WIDTH = 5.2  # inches; one inch is 72 units of the SVG
+ROW = 0.2  # inches, a bar with its gap
+MANY = 6  # lines; beyond it a label stands for a cut, not for a device
+
+# Stand-ins that the page's style replaces; Okabe & Ito's colours, readable with any colour vision.
+INK, MUTED, RULE = "#010203", "#010204", "#010205"
+SERIES = tuple(f"#0101{index:02x}" for index in range(6))
+_VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
+    colour: f"--series-{index}" for index, colour in enumerate(SERIES)
+}
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
+
+_STYLE: dict[str, object] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "splitee",
+    "text.parse_math": False,
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.linewidth": 2,
+    "lines.markersize": 4.5,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One device over the rounds: `values` by round; a round without one is left out."""
+
+    label: str
+    cut: int
+    values: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A named value; `strength` 0..1 is how strongly it is filled, None is grey."""
+
+    label: str
+    value: float
+    strength: float | None = 1.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Bars under one heading, in the colour of a cut."""
+
+    heading: str
+    cut: int
+    bars: Sequence[Bar]
+
+
+@dataclass(frozen=True)
+class Colours:
+    """One colour a cut, from the shallowest."""
+
+    cuts: Sequence[int]
+    of: Mapping[int, str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        order = {cut: SERIES[index % len(SERIES)] for index, cut in enumerate(sorted(set(self.cuts)))}
+        object.__setattr__(self, "of", order)
+
+
+def over_rounds(
+    key: str, lines: Sequence[Line], references: Mapping[str, float], colours: Colours, *, share: bool
+) -> str:
+    """Lines over the rounds, each with its label at its end.
+
+    Args:
+        key: what the SVG's ids begin with.
+        references: levels to compare with, drawn dashed across.
+        share: values are fractions and shown in per cent.
+    """
+
+    def draw(axes: Axes) -> None:
+        labels: list[tuple[float, str, str]] = []
+        seen: dict[int, int] = {}
+        for line in lines:
+            rounds = sorted(line.values)
+            style = DASHES[seen.get(line.cut, 0) % len(DASHES)]
+            seen[line.cut] = seen.get(line.cut, 0) + 1
+            colour = colours.of[line.cut]
+            axes.plot(rounds, [line.values[at] for at in rounds], linestyle=style, marker="o", color=colour)
+            labels.append((line.values[rounds[-1]], f"{_short(line.label)}, cut {line.cut}", colour))
+        if len(lines) > MANY:
+            labels = _label_each_cut(lines, colours)
+        for name, level in references.items():
+            axes.axhline(level, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1)
+            labels.append((level, f"{name} {level:.0%}" if share else name, MUTED))
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+        axes.grid(visible=False, axis="x")
+        axes.margins(x=0.03, y=0.08)
+        if share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        if share:
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, 0), min(high, 1.005))
+        _label_ends(axes, labels)
+
+    return _svg(key, 3.1, (0.105, 0.15, 0.625, 0.81), draw)
+
+
+def bars(
+    key: str, groups: Sequence[Group], colours: Colours, shown: Callable[[float], str], top: float
+) -> str:
+    """Horizontal bars in groups from 0 to `top`; each has its name before it and its value after it."""
+    rows = sum(len(group.bars) + (1.3 if group.heading else 0) for group in groups)
+
+    def draw(axes: Axes) -> None:
+        at = 0.0
+        for group in groups:
+            if group.heading:
+                axes.text(0, at + 0.05, _short(group.heading, 60), va="center", weight="bold")
+                at += 1.0
+            for bar in group.bars:
+                colour = MUTED if bar.strength is None else colours.of[group.cut]
+                alpha = 0.45 if bar.strength is None else bar.strength
+                axes.barh(at, bar.value, height=0.72, color=colour, alpha=alpha, linewidth=0)
+                axes.text(-0.015 * top, at, _short(bar.label), va="center", ha="right", color=INK)
+                axes.text(bar.value + 0.012 * top, at, shown(bar.value), va="center", color=INK)
+                at += 1.0
+            at += 0.3 if group.heading else 0
+        axes.set_ylim(at - 0.3, -0.7)
+        axes.set_xlim(0, top)
+        axes.set_yticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xticks([])
+
+    height = max(rows, 1) * ROW + 0.1
+    return _svg(key, height, (0.2, 0.01, 0.66, 0.98), draw)
+
+
+def _label_each_cut(lines: Sequence[Line], colours: Colours) -> list[tuple[float, str, str]]:
+    labels = []
+    for cut in sorted({line.cut for line in lines}):
+        ends = [line.values[max(line.values)] for line in lines if line.cut == cut]
+        labels.append((mean(ends), f"cut {cut}, {len(ends)} devices", colours.of[cut]))
+    return labels
+
+
+def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
+    """Labels right of the axes at their values' height, moved apart where they would touch."""
+    low, high = axes.get_ylim()
+    ordered = sorted(labels)
+    wanted = [(value - low) / (high - low) for value, _, _ in ordered]
+    for height, (_, text, colour) in zip(spread(wanted, 0.068), ordered, strict=True):
+        axes.text(1.02, height, text, transform=axes.transAxes, va="center", color=colour, clip_on=False)
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions near `wanted` (ascending) that are at least `gap` apart, and at most 1."""
+    placed: list[float] = []
+    for position in wanted:
+        placed.append(max(position, placed[-1] + gap) if placed else position)
+    ceiling = 1.0
+    for index in reversed(range(len(placed))):
+        placed[index] = min(placed[index], ceiling)
+        ceiling = placed[index] - gap
+    return placed
+
+
+def _short(text: str, length: int = 16) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _svg(
+    key: str, height: float, place: tuple[float, float, float, float], draw: Callable[[Axes], None]
+) -> str:
+    """What `draw` draws, as an SVG element whose ids begin with `key` and whose size is the page's choice."""
+    buffer = io.StringIO()
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height))
+        draw(figure.add_axes(place))
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
+        )
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg).replace("xlink:href", "href")
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'font-family: [^;"]*; ?', "", svg)
+    return re.sub("#0101[0-9a-f]{2}|#01020[345]", lambda found: f"var({_VARIABLES[found[0]]})", svg)

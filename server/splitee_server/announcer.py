@@ -1,0 +1,132 @@
+"""The server's side of the topics: what is retained, what goes to a device, and who serves the fleet."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from splitee.errors import ExitCode, IdInUse, MalformedMessage
+from splitee.link import Link, Message
+from splitee.messages import (
+    Ack,
+    Commit,
+    ErrorReport,
+    Metrics,
+    Plan,
+    RoundOpen,
+    RunSpec,
+    ServerClaim,
+    ServerStatus,
+)
+from splitee.topics import Topics
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = 5.0  # seconds between two server/status
+CLAIM = 1.0  # seconds a running server has to answer a claim
+SILENT = 2.5 * HEARTBEAT  # seconds without a word after which a server that was online counts as gone
+
+
+def offline(topics: Topics, instance: int) -> tuple[str, bytes]:
+    """The last will and the farewell."""
+    return topics.server_status, ServerStatus(state="offline", instance=instance).encode()
+
+
+def claim_fleet(link: Link, topics: Topics, instance: int) -> None:
+    """Make sure that no other server serves this fleet.
+
+    Raises:
+        IdInUse: one does.
+    """
+    link.subscribe(topics.server_status, topics.server_claim)
+    link.publish(topics.server_claim, ServerClaim(instance=instance).encode())
+    until = time.monotonic() + CLAIM
+    while (left := until - time.monotonic()) > 0:
+        event = link.receive(left)
+        if not isinstance(event, Message):
+            continue
+        try:
+            if event.topic == topics.server_claim:
+                taken = ServerClaim.decode(event.payload).instance < instance
+            else:
+                other = ServerStatus.decode(event.payload)
+                online = other.state == "online" and other.instance != instance
+                taken = online and not event.retained
+                if online and event.retained:
+                    log.info("another server was online; waiting %.0f s for a word of it", SILENT)
+                    until = time.monotonic() + SILENT
+                elif not online and other.instance != instance:
+                    until = min(until, time.monotonic() + CLAIM)
+        except MalformedMessage as error:
+            log.warning("%s: ignored: %s", event.topic, error)
+            continue
+        if taken:
+            raise IdInUse(
+                f"another server serves fleet {topics.fleet!r} at this broker: "
+                "stop it, or take another --fleet"
+            )
+
+
+class Announcer:
+    """Publishes; remembers what is retained, to publish it again when a broker has lost it."""
+
+    def __init__(self, link: Link, topics: Topics, instance: int, spec: RunSpec) -> None:
+        self._link = link
+        self._topics = topics
+        self._instance = instance
+        self._run = spec.run
+        self._retained: dict[str, bytes] = {}
+        self._plans: dict[str, bytes] = {}
+        self._beat_due = 0.0
+
+    def run(self, spec: RunSpec) -> None:
+        self._retain(self._topics.run, spec.encode())
+
+    def round(self, opened: RoundOpen) -> None:
+        self._retain(self._topics.round, opened.encode())
+
+    def commit(self, commit: Commit) -> None:
+        self._retain(self._topics.commit, commit.encode())
+
+    def metrics(self, metrics: Metrics) -> None:
+        self._retain(self._topics.metrics, metrics.encode())
+
+    def plan(self, device: str, plan: Plan) -> None:
+        self._plans[device] = plan.encode()
+        self._link.publish(self._topics.device(device, "inbox/plan"), self._plans[device], retain=True)
+
+    def ack(self, device: str, ack: Ack) -> None:
+        self._link.publish(self._topics.device(device, "inbox/ack"), ack.encode())
+
+    def error(
+        self, device: str, code: ExitCode, message: str, *, instance: int = 0, fatal: bool = False
+    ) -> None:
+        report = ErrorReport(code=int(code), message=message[:1000], fatal=fatal, instance=instance)
+        self._link.publish(self._topics.device(device, "inbox/error"), report.encode())
+
+    def beat(self, doing: str, waiting_for: tuple[str, ...], rejected: int, *, now: bool = False) -> None:
+        """Publish the status when it is due, or `now`."""
+        if not now and time.monotonic() < self._beat_due:
+            return
+        status = ServerStatus(
+            state="online",
+            instance=self._instance,
+            run=self._run,
+            doing=doing,
+            waiting_for=waiting_for[:100],
+            rejected=rejected,
+            time=time.time(),
+        )
+        self._link.publish(self._topics.server_status, status.encode(), retain=True)
+        self._beat_due = time.monotonic() + HEARTBEAT
+
+    def again(self) -> None:
+        """The broker may have lost what was retained."""
+        for topic, payload in self._retained.items():
+            self._link.publish(topic, payload, retain=True)
+        for device, payload in self._plans.items():
+            self._link.publish(self._topics.device(device, "inbox/plan"), payload, retain=True)
+
+    def _retain(self, topic: str, payload: bytes) -> None:
+        self._retained[topic] = payload
+        self._link.publish(topic, payload, retain=True)

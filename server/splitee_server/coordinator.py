@@ -1,0 +1,427 @@
+"""The server's rounds: opens them, trains the trunk in order, commits them, evaluates what was committed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from msgspec.structs import replace
+
+from splitee.messages import (
+    Ack,
+    Commit,
+    DeviceMetrics,
+    Features,
+    Metrics,
+    Participant,
+    Plan,
+    RoundDone,
+    RoundOpen,
+    RunSpec,
+)
+from splitee.network import SplitNetwork
+from splitee.training import steps_a_round, weights_digest
+from splitee_server.announcer import Announcer
+from splitee_server.deadline import AdaptiveDeadline
+from splitee_server.members import Member, Members
+from splitee_server.phase import PhaseUnderWay
+from splitee_server.reception import Batch
+from splitee_server.report import log_metrics, run_report
+from splitee_server.store import Committed, ServerStore
+from splitee_server.strategy import Strategy
+
+log = logging.getLogger(__name__)
+
+EVALUATION_BATCH = 64  # held-out samples a device sends at once
+FIRST_DEADLINE = 10  # times the floor: for a first round, of which nothing is known yet
+REMIND_EVERY = 30.0  # seconds between lines that say who is waited for
+PHASES = {
+    "gather": "gathering devices",
+    "train": "training",
+    "evaluate": "evaluating",
+    "finished": "finished",
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the server deals with devices that are missing."""
+
+    devices: int  # that must have joined before the first round
+    quorum: int  # that a round needs at least
+    missing: Literal["wait", "skip"] = "wait"  # for who has not finished at the deadline
+    floor: float = 60.0  # seconds a round may always take
+    memory: int = 1 << 30  # bytes of features that may wait to be trained
+
+
+class Coordinator:
+    """One run, from its last committed round to its end. Events come in through the on_... methods."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        network: SplitNetwork,
+        strategy: Strategy,
+        members: Members,
+        announcer: Announcer,
+        store: ServerStore,
+        policy: Policy,
+        *,
+        attempt: int,
+        pump: Callable[[float], bool],
+        rejected: Callable[[], int],
+    ) -> None:
+        """`pump`: handle one event of the link, waiting at most so many seconds; False when none came."""
+        self._spec = spec
+        self._network = network
+        self._strategy = strategy
+        self._members = members
+        self._announce = announcer
+        self._store = store
+        self._policy = policy
+        self._pump = pump
+        self._rejected = rejected
+        self._deadline = AdaptiveDeadline(policy.floor)
+        self._attempt = attempt
+        self._phase = self._open("gather", 0, {}, announce=False)
+        self._losses: dict[str, tuple[float, float | None]] = {}  # of exit and trunk, in the last round
+        self._committed = 0
+        self._weights_sha256 = ""
+        self._duplicates = 0
+        self._seconds = 0.0  # of earlier processes
+        self._started = time.monotonic()
+        self._reminded = self._started
+
+    def run(self) -> dict[str, Any]:
+        """Serve the run to its end; returns the report."""
+        self._resume()
+        self._announce.run(self._spec)
+        self._gather()
+        while True:
+            metrics = self._store.evaluated(self._committed) if self._committed else None
+            if self._committed and metrics is None:
+                self._evaluate()
+            elif metrics is not None:
+                self._announce.metrics(metrics)
+            if self._committed >= self._spec.rounds:
+                break
+            self._train(self._committed + 1)
+        report = self._report()
+        self._store.write_report(report)
+        self._phase = self._open("finished", self._committed, {})
+        log.info(
+            "run %s finished: %d rounds, weights %s", self._spec.run, self._committed, self._weights_sha256
+        )
+        return report
+
+    # Events
+
+    def on_admitted(self, member: Member) -> None:
+        """A device has joined, or a new process of it."""
+        self._strategy.join(member.device, member.cut)
+        if not self._spec.class_names and self._members.class_names:
+            self._spec = replace(self._spec, class_names=self._members.class_names)
+            self._announce.run(self._spec)
+        self._send_plan(member)
+        self.on_sync(member.device)
+
+    def on_sync(self, device: str) -> None:
+        """A device asks where the server stands with it."""
+        if device in self._phase.schedule:
+            self._acknowledge(device, resend=True)
+
+    def on_features(self, device: str, message: Features, batch: Batch) -> None:
+        """A batch; one of an older attempt is dropped: its device learns of this one by itself."""
+        schedule = self._phase.schedule
+        if (
+            not self._phase.is_current(message.round, message.attempt, message.phase)
+            or device not in schedule
+        ):
+            return
+        if schedule.offer(device, message.step, batch) == "duplicate":
+            self._duplicates += 1
+            self._acknowledge(device)
+
+    def on_round_done(self, device: str, message: RoundDone) -> None:
+        current = self._phase.is_current(message.round, message.attempt, "train")
+        if current and device in self._phase.schedule:
+            self._phase.done[device] = message
+        elif device in self._members and message.round <= self._committed:
+            self._send_plan(self._members[device])  # it has missed the commit
+
+    def on_reconnected(self) -> None:
+        """The link is up again; the broker, or what was under way, may have been lost."""
+        self._announce.again()
+        self._beat()
+        for device in self._phase.opened.participants:
+            self.on_sync(device)
+
+    # Rounds
+
+    def _resume(self) -> None:
+        stored = self._store.load()
+        if stored is None:
+            return
+        self._committed = stored.round
+        self._weights_sha256 = stored.weights_sha256
+        self._duplicates = stored.duplicates
+        self._seconds = stored.seconds
+        self._strategy.load(stored.strategy)
+        self._members.restore(stored.members)
+        self._members.class_names = stored.class_names
+        self._spec = replace(self._spec, class_names=stored.class_names)
+        for member in self._members:
+            self._send_plan(member)
+        self._announce.commit(self._commit_message())
+        log.info("resuming run %s after round %d", self._spec.run, self._committed)
+
+    def _gather(self) -> None:
+        """Wait for the devices that the next round needs; a run that is over needs none."""
+        if self._committed >= self._spec.rounds and self._store.evaluated(self._committed) is not None:
+            return
+        if len(self._members.online()) < self._wanted():
+            self._phase = self._open("gather", self._committed, {})
+            self._serve(lambda: len(self._members.online()) >= self._wanted())
+
+    def _wanted(self) -> int:
+        """Devices that must be online before a round opens."""
+        if self._committed == 0:
+            return self._policy.devices
+        return self._policy.quorum if self._policy.missing == "skip" else len(self._members)
+
+    def _taking_part(self) -> list[Member]:
+        """Who is in the next phase: under `wait` every device, online or not."""
+        return self._members.online() if self._policy.missing == "skip" else list(self._members)
+
+    def _train(self, number: int) -> None:
+        """Open a round, train what comes, commit."""
+        if self._policy.missing == "skip":
+            self._gather()
+        participants = {
+            member.device: Participant(
+                member.cut, steps_a_round(self._spec, member.train_samples), member.committed
+            )
+            for member in self._taking_part()
+        }
+        self._phase = self._open("train", number, participants)
+        self._serve(lambda: self._phase.is_over)
+        if len(self._phase.done) == len(participants):
+            self._deadline.note(time.monotonic() - self._phase.started)
+        self._commit(number)
+
+    def _commit(self, number: int) -> None:
+        """Aggregate, save durably, and only then tell the devices."""
+        for device, done in self._phase.done.items():
+            member = self._members[device]
+            member.committed, member.digest = number, done.digest
+            member.totals.batches += self._phase.schedule.next_step(device)
+            member.totals.published += done.batches
+            member.totals.bytes += done.bytes
+            self._losses[device] = done.loss, self._phase.trunk_loss(device)
+        taken = [self._members[device] for device in self._phase.done]
+        self._strategy.aggregate({member.device: member.train_samples for member in taken})
+        self._committed = number
+        self._weights_sha256 = self._hash_weights()
+        self._store.save(
+            Committed(
+                round=number,
+                strategy=self._strategy.state(),
+                members=[member.durable() for member in self._members],
+                class_names=self._members.class_names,
+                weights_sha256=self._weights_sha256,
+                duplicates=self._duplicates,
+                seconds=self._elapsed(),
+            )
+        )
+        for member in taken:
+            self._send_plan(member)
+        self._announce.commit(self._commit_message())
+        log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(taken))
+
+    def _evaluate(self) -> None:
+        """Score the committed round on the devices' held-out pictures."""
+        participants = {
+            member.device: Participant(
+                member.cut, -(-member.held_out_samples // EVALUATION_BATCH), member.committed
+            )
+            for member in self._taking_part()
+            if member.committed == self._committed and member.held_out_samples
+        }
+        self._phase = self._open("evaluate", self._committed, participants)
+        self._serve(lambda: self._phase.is_over)
+        metrics = Metrics(
+            run=self._spec.run,
+            round=self._committed,
+            rounds=self._spec.rounds,
+            seconds=self._elapsed(),
+            devices={member.device: self._device_metrics(member) for member in self._members},
+            batches_trained=sum(member.totals.batches for member in self._members),
+            duplicates_dropped=self._duplicates,
+        )
+        self._store.add_metrics(metrics)
+        self._announce.metrics(metrics)
+        log_metrics(metrics)
+
+    def _open(
+        self, phase: Any, number: int, participants: dict[str, Participant], *, announce: bool = True
+    ) -> PhaseUnderWay:
+        opened = RoundOpen(
+            run=self._spec.run, round=number, attempt=self._attempt, phase=phase, participants=participants
+        )
+        under_way = PhaseUnderWay(
+            opened, self._strategy.order if phase == "train" else "any", self._spec.window
+        )
+        if announce:
+            self._announce.round(opened)
+            self._announce.beat(self._doing(opened), under_way.behind(), self._rejected(), now=True)
+        return under_way
+
+    def _serve(self, condition: Callable[[], bool]) -> None:
+        """Handle events and train what is ready, until `condition`."""
+        while not condition():
+            while self._pump(0):
+                pass
+            taken = self._phase.schedule.take()
+            if taken is not None:
+                self._work(*taken)
+            elif not condition():
+                self._pump(0.5)
+            self._beat()
+            self._mind_the_missing()
+
+    def _work(self, device: str, step: int, batch: Batch) -> None:
+        phase = self._phase
+        features = torch.from_numpy(batch.features)
+        if phase.opened.phase == "train":
+            phase.loss_sums[device] += self._strategy.train(
+                device,
+                features,
+                torch.from_numpy(batch.labels),
+                round_number=phase.opened.round,
+                step=step,
+                steps=phase.opened.participants[device].steps,
+            )
+        elif batch.exit_labels is not None and batch.exit_entropy is not None:
+            answers = self._strategy.predict(device, features).numpy()
+            phase.scores[device].add(
+                batch.labels, batch.exit_labels, batch.exit_entropy, answers, self._spec.threshold
+            )
+        phase.progressed = time.monotonic()
+        self._acknowledge(device)
+
+    # Who is missing
+
+    def _mind_the_missing(self) -> None:
+        """Say who is waited for; at the deadline go on without them, where that is the policy."""
+        now, phase = time.monotonic(), self._phase
+        if now - max(phase.progressed, self._reminded) >= REMIND_EVERY:
+            self._reminded = now
+            online = len(self._members.online())
+            whom = ", ".join(self._waiting_for()) or f"{self._wanted() - online} more devices"
+            log.info("%s: waiting for %s (%d online)", self._doing(phase.opened), whom, online)
+        if self._policy.missing == "skip" and phase.opened.phase in ("train", "evaluate"):
+            if self._committed:
+                limit, since = self._deadline.seconds(), phase.started
+            else:  # nothing is known of how long a round takes: only who stands still is skipped
+                limit, since = FIRST_DEADLINE * self._policy.floor, phase.progressed
+            if now - since > limit:
+                self._skip(phase.behind(), limit)
+
+    def _skip(self, missing: tuple[str, ...], limit: float) -> None:
+        left = len(self._phase.opened.participants) - len(missing)
+        if not missing or (self._phase.opened.phase == "train" and left < self._policy.quorum):
+            return
+        self._phase.go_on_without(missing)
+        self._announce.round(self._phase.opened)
+        log.warning(
+            "%s: going on without %s after %.0f s", self._doing(self._phase.opened), ", ".join(missing), limit
+        )
+
+    def _waiting_for(self) -> tuple[str, ...]:
+        if self._phase.opened.phase == "gather":
+            return tuple(member.device for member in self._members if not member.online)
+        return self._phase.behind()
+
+    # Words
+
+    def _send_plan(self, member: Member) -> None:
+        self._announce.plan(
+            member.device,
+            Plan(
+                run=self._spec.run,
+                instance=member.instance,
+                cut=member.cut,
+                committed=member.committed,
+                digest=member.digest,
+            ),
+        )
+
+    def _acknowledge(self, device: str, *, resend: bool = False) -> None:
+        opened = self._phase.opened
+        self._announce.ack(
+            device,
+            Ack(
+                run=self._spec.run,
+                round=opened.round,
+                attempt=opened.attempt,
+                phase="train" if opened.phase == "train" else "evaluate",
+                step=self._phase.schedule.next_step(device),
+                room=self._room(device),
+                resend=resend,
+            ),
+        )
+
+    def _room(self, device: str) -> int:
+        """Batches the device may have unacknowledged: its share of the memory for waiting features."""
+        shape = self._network.stages[self._members[device].cut - 1].feature_shape
+        batch_bytes = 4 * self._spec.batch_size * torch.Size(shape).numel()
+        share = self._policy.memory // (batch_bytes * max(len(self._phase.opened.participants), 1))
+        return max(1, min(self._spec.window, share))
+
+    def _commit_message(self) -> Commit:
+        digests = {m.device: m.digest for m in self._members if m.committed == self._committed and m.digest}
+        return Commit(
+            run=self._spec.run,
+            round=self._committed,
+            digests=digests,
+            weights_sha256=self._weights_sha256,
+        )
+
+    def _hash_weights(self) -> str:
+        """SHA-256 over the trunk's digest and every client's, in the order of the devices' names."""
+        lines = [weights_digest(self._strategy.weights())]
+        lines += [f"{member.device} {member.digest}" for member in self._members]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _doing(self, opened: RoundOpen) -> str:
+        return f"round {opened.round} of {self._spec.rounds}: {PHASES[opened.phase]}"
+
+    def _beat(self) -> None:
+        self._announce.beat(self._doing(self._phase.opened), self._waiting_for(), self._rejected())
+
+    def _elapsed(self) -> float:
+        return self._seconds + time.monotonic() - self._started
+
+    def _device_metrics(self, member: Member) -> DeviceMetrics:
+        exit_loss, trunk_loss = self._losses.get(member.device, (None, None))
+        score = self._phase.scores.get(member.device)
+        return DeviceMetrics(
+            cut=member.cut,
+            stage=self._network.stages[member.cut - 1].name,
+            train_samples=member.train_samples,
+            batches=member.totals.batches,
+            bytes=member.totals.bytes,
+            exit_loss=exit_loss,
+            trunk_loss=trunk_loss,
+            **(score.accuracies() if score else {}),
+        )
+
+    def _report(self) -> dict[str, Any]:
+        metrics = self._store.evaluated(self._committed)
+        assert metrics is not None
+        return run_report(self._spec, metrics, list(self._members), self._weights_sha256, self._rejected())

@@ -1,0 +1,84 @@
+"""What comes from devices: joined, decoded, checked against the run, counted when it is refused."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from splitee.codecs import decode_tensor
+from splitee.errors import MalformedMessage
+from splitee.messages import Features, RoundDone, RunSpec, decode_entropy, decode_labels
+from splitee.parts import Assembler
+from splitee.wire import MAX_PACKED
+from splitee_server.members import Member
+
+log = logging.getLogger(__name__)
+
+LOGGED = 10  # refused messages of one device that are logged; all are counted
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch at a cut: features (B, ...) float32, labels (B,) int64; the exit's answers in evaluation."""
+
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    exit_labels: npt.NDArray[np.int64] | None
+    exit_entropy: npt.NDArray[np.float32] | None
+    bytes: int
+
+
+class Reception:
+    """Turns payloads into checked messages; a bad one changes nothing but the counts."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        self._spec = spec
+        largest = 2 * max(spec.batch_size, 64) * 4 * 65_536  # generous: float32, both directions of doubt
+        self._assembler = Assembler(min(MAX_PACKED, max(largest, 1 << 24)))
+        self.rejected: Counter[str] = Counter()
+
+    def join(self, device: str, payload: bytes) -> bytes | None:
+        """The whole message, once its parts are here."""
+        return self._assembler.add(device, payload)
+
+    def forget_parts(self, device: str) -> None:
+        """A new process speaks for `device`."""
+        self._assembler.forget(device)
+
+    def features(self, payload: bytes, member: Member, shape: tuple[int, ...]) -> tuple[Features, Batch]:
+        """A batch of `member`, whose features must have `shape` a sample.
+
+        Raises:
+            MalformedMessage: it does not fit the run or the device's cut.
+        """
+        message = Features.decode(payload)
+        self._check_run(message.run)
+        features = decode_tensor(message.features, shape)
+        count, classes = len(features), self._spec.num_classes
+        labels = decode_labels(message.labels, count, classes)
+        answers = None, None
+        if message.phase == "evaluate":
+            exit_labels = decode_labels(message.exit_labels, count, classes)
+            answers = exit_labels, decode_entropy(message.exit_entropy, count)  # type: ignore[assignment]
+        return message, Batch(features, labels, *answers, bytes=len(payload))
+
+    def round_done(self, payload: bytes) -> RoundDone:
+        """Raises MalformedMessage."""
+        message = RoundDone.decode(payload)
+        self._check_run(message.run)
+        return message
+
+    def reject(self, device: str, leaf: str, error: MalformedMessage) -> None:
+        """Count and, for the first few, log what was refused."""
+        self.rejected[device] += 1
+        if self.rejected[device] <= LOGGED:
+            last = "; further ones are only counted" if self.rejected[device] == LOGGED else ""
+            log.warning("%s/%s refused: %s%s", device, leaf, error, last)
+
+    def _check_run(self, run: str) -> None:
+        if run != self._spec.run:
+            raise MalformedMessage(f"of run {run!r}, this is {self._spec.run!r}")

@@ -1,0 +1,169 @@
+"""The server process: takes the link's events to the coordinator, and lets devices in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from splitee.errors import ExitCode, MalformedMessage
+from splitee.link import Connected, Disconnected, Link, Message
+from splitee.messages import DeviceStatus, Profile, RunSpec, Sync
+from splitee.network import SplitNetwork
+from splitee.signals import Stopped
+from splitee.topics import Topics
+from splitee_server.announcer import Announcer
+from splitee_server.coordinator import Coordinator, Policy
+from splitee_server.members import Members, Refusal
+from splitee_server.reception import Reception
+from splitee_server.store import ServerStore
+from splitee_server.strategy import make_strategy
+
+log = logging.getLogger(__name__)
+
+LEAVES = ("status", "profile", "features", "round-done", "sync")
+KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
+
+
+class Service:
+    """One fleet's server in one run. The link's thread only enqueues; all else runs on the caller's."""
+
+    def __init__(
+        self,
+        link: Link,
+        topics: Topics,
+        spec: RunSpec,
+        network: SplitNetwork,
+        store: ServerStore,
+        policy: Policy,
+        *,
+        instance: int,
+        stop: Callable[[], bool],
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._network = network
+        self._stop = stop
+        self._instance = instance
+        self._announce = Announcer(link, topics, instance, spec)
+        self._members = Members(spec, network)
+        self._reception = Reception(spec)
+        self._statuses: dict[str, DeviceStatus] = {}
+        self._profiles: dict[str, Profile] = {}  # of devices that have not been heard of as online
+        self._coordinator = Coordinator(
+            spec,
+            network,
+            make_strategy(network, spec),
+            self._members,
+            self._announce,
+            store,
+            policy,
+            attempt=instance,
+            pump=self._pump,
+            rejected=self._reception.rejected.total,
+        )
+        self._handlers: dict[str, Callable[[str, bytes], None]] = {
+            "status": self._on_status,
+            "profile": self._on_profile,
+            "features": self._on_features,
+            "round-done": self._on_round_done,
+            "sync": self._on_sync,
+        }
+
+    def run(self) -> dict[str, Any]:
+        """Serve until the run is finished; returns the report.
+
+        Raises:
+            Stopped: the process was asked to stop; the last committed round is safe.
+        """
+        self._link.subscribe(*(self._topics.all_devices(leaf) for leaf in LEAVES))
+        return self._coordinator.run()
+
+    def _pump(self, timeout: float) -> bool:
+        if self._stop():
+            raise Stopped
+        event = self._link.receive(timeout)
+        if event is None:
+            return False
+        if isinstance(event, Connected):
+            self._coordinator.on_reconnected()
+        elif isinstance(event, Disconnected):
+            log.warning("connection lost (%s); reconnecting", event.reason)
+        elif isinstance(event, Message):
+            self._receive(event)
+        return True
+
+    def _receive(self, message: Message) -> None:
+        if message.topic == self._topics.server_claim:
+            self._announce.beat("serving", (), 0, now=True)
+            return
+        found = self._topics.parse_device(message.topic)
+        if found is None or found[1] not in self._handlers:
+            return
+        device, leaf = found
+        try:
+            self._handlers[leaf](device, message.payload)
+        except MalformedMessage as error:
+            self._reception.reject(device, leaf, error)
+            self._announce.error(device, ExitCode.REJECTED, f"{leaf}: {error}")
+
+    def _on_status(self, device: str, payload: bytes) -> None:
+        status = DeviceStatus.decode(payload)
+        if device not in self._statuses and len(self._statuses) >= KNOWN_DEVICES:
+            raise MalformedMessage(f"more than {KNOWN_DEVICES} devices")
+        self._statuses[device] = status
+        before = device in self._members and self._members[device].online
+        self._members.note_status(device, status)
+        self._admit_when_online(device)
+        if before and not self._members[device].online:
+            log.info("%s is offline", device)
+
+    def _on_profile(self, device: str, payload: bytes) -> None:
+        profile = Profile.decode(payload)
+        if device not in self._profiles and len(self._profiles) >= KNOWN_DEVICES:
+            raise MalformedMessage(f"more than {KNOWN_DEVICES} devices")
+        self._profiles[device] = profile
+        self._admit_when_online(device)
+
+    def _admit_when_online(self, device: str) -> None:
+        """A retained profile may be of a device that is gone: only one that is online joins."""
+        status, profile = self._statuses.get(device), self._profiles.get(device)
+        if (
+            status is None
+            or profile is None
+            or status.state != "online"
+            or status.instance != profile.instance
+        ):
+            return
+        del self._profiles[device]
+        known = device in self._members and self._members[device].instance == profile.instance
+        try:
+            member = self._members.admit(device, profile)
+        except Refusal as refusal:
+            log.warning("refused: %s", refusal)
+            self._announce.error(device, refusal.code, str(refusal), instance=profile.instance, fatal=True)
+            return
+        if not known:
+            self._reception.forget_parts(device)
+            log.info("%s joined: cut %d, %d pictures", device, member.cut, member.train_samples)
+        self._coordinator.on_admitted(member)
+
+    def _on_features(self, device: str, payload: bytes) -> None:
+        if device not in self._members:
+            raise MalformedMessage("from a device that has not joined")
+        whole = self._reception.join(device, payload)
+        if whole is None:
+            return
+        member = self._members[device]
+        shape = self._network.stages[member.cut - 1].feature_shape
+        self._coordinator.on_features(device, *self._reception.features(whole, member, shape))
+
+    def _on_round_done(self, device: str, payload: bytes) -> None:
+        if device not in self._members:
+            raise MalformedMessage("from a device that has not joined")
+        self._coordinator.on_round_done(device, self._reception.round_done(payload))
+
+    def _on_sync(self, device: str, payload: bytes) -> None:
+        Sync.decode(payload)
+        if device in self._members:
+            self._coordinator.on_sync(device)
