@@ -1,4 +1,4 @@
-"""Brokers for the tests: real processes on loopback."""
+"""Brokers for the tests, real processes on loopback, and links to them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from splitee.link import BrokerAddress, Connected, Link, Message
 from splitee_lab.brokers import (
     MOSQUITTO_SETTINGS,
     OwnBroker,
@@ -18,6 +19,7 @@ from splitee_lab.brokers import (
     mosquitto,
 )
 
+DEADLINE = 10.0  # seconds
 BOTH = [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"]
 
 
@@ -70,3 +72,45 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., OwnBroker]]:
             return own
 
         yield make
+
+
+@pytest.fixture
+def base(request: pytest.FixtureRequest) -> str:
+    """A topic of the test's own: the brokers are shared."""
+    return f"test/{request.node.name}".replace("[", "/").replace("]", "")
+
+
+@pytest.fixture
+def make_link() -> Iterator[Callable[..., Link]]:
+    with ExitStack() as stack:
+
+        def make(address: BrokerAddress, client_id: str = "link", *filters: str, **options: object) -> Link:
+            link = Link(address, client_id, **options)  # type: ignore[arg-type]
+            link.subscribe(*filters)
+            stack.callback(link.close)
+            link.open(DEADLINE)
+            event = link.receive(DEADLINE)
+            assert isinstance(event, Connected)
+            return link
+
+        yield make
+
+
+@pytest.fixture
+def messages() -> Callable[[Link, int], list[Message]]:
+    """`messages(link, count)`: the next events, all of which must be messages."""
+
+    def receive(link: Link, count: int) -> list[Message]:
+        received = [link.receive(DEADLINE) for _ in range(count)]
+        assert all(isinstance(event, Message) for event in received), received
+        return [event for event in received if isinstance(event, Message)]
+
+    return receive
+
+
+@pytest.fixture
+def public_path(tmp_path: Path) -> Path:
+    """A directory that Mosquitto's own user may enter: pytest's are closed."""
+    for directory in (tmp_path, *tmp_path.parents[:2]):
+        directory.chmod(0o755)
+    return tmp_path

@@ -88,7 +88,10 @@ class Connection:
             raise _tls_failure(self._address, error) from None
         except OSError as error:
             self._hang_up()
-            raise TryFailed(error.strerror or str(error)) from None
+            hint = (
+                "; is this its TLS port?" if self._address.tls and isinstance(error, ConnectionError) else ""
+            )
+            raise TryFailed((error.strerror or str(error)) + hint) from None
         if answer.is_failure:
             raise _refusal(self._address, self._client_id, answer)
         self._opened = True
@@ -122,7 +125,7 @@ class Connection:
         """Moves packets until the connection ends; returns why it did, in small letters."""
         while True:
             if self._closing.is_set() and self.client.is_connected():
-                self.say_goodbye()
+                self.say_goodbye(with_will=True)
             try:
                 code = self.client.loop(LOOP)
             except Exception:
@@ -134,10 +137,12 @@ class Connection:
                 lost = error.strerror if isinstance(error, OSError) else None
                 return (self._farewell or lost or "connection lost").lower()
 
-    def say_goodbye(self) -> None:
-        """DISCONNECT: no last will, and nobody will come back for the session's queue."""
+    def say_goodbye(self, with_will: bool) -> None:
+        """DISCONNECT, with or without the last will; nobody will come back for the session's queue."""
+        words = "Disconnect with will message" if with_will else "Normal disconnection"
+        reason = ReasonCode(PacketTypes.DISCONNECT, words)
         properties = packet_properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0)
-        self.client.disconnect(properties=properties)
+        self.client.disconnect(reason, properties)
 
     def _hang_up(self) -> None:
         self._on_lost()

@@ -61,7 +61,7 @@ def cuts(
     if every == (network is not None):
         raise click.UsageError("give the name of a NETWORK, or --all")
     if network is None:
-        _print_all(num_classes, input or ALL_INPUT, as_json)
+        _print_all(stem, num_classes, input or ALL_INPUT, as_json)
         return
     # On the meta device a network has a description but no weights.
     split = build_network(
@@ -121,11 +121,11 @@ def _table(split: SplitNetwork) -> Table:
     return table
 
 
-def _print_all(num_classes: int, input_shape: tuple[int, ...], as_json: bool) -> None:
+def _print_all(stem: str, num_classes: int, input_shape: tuple[int, ...], as_json: bool) -> None:
     names = classifiers()
     cut = 0
     for name in names:
-        found = _try(name, num_classes, input_shape)
+        found = _try(name, stem, num_classes, input_shape)
         cut += "reason" not in found
         if as_json:
             click.echo(json.dumps(found))
@@ -140,8 +140,10 @@ def _print_all(num_classes: int, input_shape: tuple[int, ...], as_json: bool) ->
         click.echo(f"{cut} of {len(names)} networks can be cut, at {by(input_shape)}")
 
 
-def _try(name: str, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
+def _try(name: str, stem: str, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
     try:
-        return _summary(build_network(name, num_classes=num_classes, input_shape=input_shape, device="meta"))
+        return _summary(
+            build_network(name, num_classes=num_classes, input_shape=input_shape, stem=stem, device="meta")
+        )
     except NetworkError as error:
         return {"network": name, "reason": str(error)}

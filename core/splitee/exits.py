@@ -10,8 +10,8 @@ class ExitHead(nn.Module):
     """Averages the features over all axes but the channels, then one linear layer.
 
     Takes features (B, *feature_shape) and gives logits (B, num_classes). `channel_axis` counts within
-    feature_shape: 0 for image maps (C, H, W) and flat features (C,), 1 for token sequences (T, C), 2 for maps (H, W, C);
-    `Stage.channel_axis` has it.
+    feature_shape: 0 for image maps (C, H, W) and flat features (C,), 1 for token sequences (T, C), 2 for
+    channels-last maps (H, W, C); `Stage.channel_axis` has it.
     """
 
     def __init__(self, feature_shape: tuple[int, ...], num_classes: int, *, channel_axis: int = 0) -> None:

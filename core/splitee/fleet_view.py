@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeVar
 
+import msgspec
+
 from splitee.errors import MalformedMessage
 from splitee.messages import (
     Commit,
@@ -143,9 +145,12 @@ class FleetView:
             raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
         if leaf == "status":
             status = _decode(DeviceStatus, payload)
-            _keep(self._status, device, status)
             if status is not None:
                 self._seen[device] = status.time if retained else now
+                if status.state == "offline" and device in self._status:
+                    # A last will knows nothing but that; what the device said before still holds.
+                    status = msgspec.structs.replace(self._status[device], state="offline")
+            _keep(self._status, device, status)
         elif leaf == "profile":
             _keep(self._profile, device, _decode(Profile, payload))
 

@@ -66,6 +66,7 @@ class Inbox:
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._events: deque[Event | Exception] = deque()
+        self._held: deque[Event | Exception] | None = None
         self._bytes = 0
         self._changed = threading.Condition()
         self._log_drop = Seldom()
@@ -76,9 +77,10 @@ class Inbox:
         size = len(event.payload) if isinstance(event, Message) else 0
         room = self._capacity if isinstance(event, Message) else self._capacity + RESERVE
         with self._changed:
-            if len(self._events) < room and self._bytes + size <= self._capacity_bytes:
+            count = len(self._events) + len(self._held or ())
+            if count < room and self._bytes + size <= self._capacity_bytes:
                 self._bytes += size
-                self._events.append(event)
+                (self._events if self._held is None else self._held).append(event)
                 self._changed.notify()
                 return
             self.dropped += 1
@@ -86,6 +88,23 @@ class Inbox:
             log.warning(
                 "event queue full (%d events, %d bytes): %d dropped so far", room, self._bytes, self.dropped
             )
+
+    def hold(self) -> None:
+        """What is put from here on waits for `release`."""
+        with self._changed:
+            if self._held is None:
+                self._held = deque()
+
+    def release(self, first: Event | None = None) -> bool:
+        """Delivers `first`, then what was held; False when nothing is on hold."""
+        with self._changed:
+            if self._held is None:
+                return False
+            self._events.extend([] if first is None else [first])
+            self._events.extend(self._held)
+            self._held = None
+            self._changed.notify()
+            return True
 
     def get(self, timeout: float | None) -> Event | None:
         """The oldest event, or None after `timeout` seconds (None: waits for ever); raises a queued error."""

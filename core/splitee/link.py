@@ -36,7 +36,8 @@ class Link:
     """One client of the broker; `publish` may be called from any thread, `receive` from one.
 
     The broker's acknowledgement proves nothing about a reader: a message counts as received when its reader
-    says so in a message of its own. After a `Connected`, send again what has no such word yet.
+    says so in a message of its own. After a `Connected`, send again what has no such word yet. It comes when
+    the subscriptions are in force, and before any message of the new connection.
     """
 
     def __init__(
@@ -54,6 +55,9 @@ class Link:
 
         `max_packet`: bytes of the largest packet to send. `capacity`: events to hold for `receive`.
         """
+        if not client_id or set(client_id) & set("/+#$"):
+            # MQTT allows them, but rumqttd 0.20 stops serving everybody when it meets one.
+            raise ConfigError(f"client id {client_id!r}: expected a name without / + # $")
         self.address = address
         self._client_id = client_id
         self._limit = self._max_packet = max_packet
@@ -63,6 +67,7 @@ class Link:
         self._sending = threading.Lock()
         self._in_flight = InFlight()
         self._inbox = Inbox(capacity, INBOX_BYTES)
+        self._fresh = True
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._pauses = delays()
@@ -130,16 +135,19 @@ class Link:
         )
 
     def close(self, farewell: tuple[str, bytes] | None = None) -> None:
-        """Publishes the farewell retained, waits for the broker's word on all, and disconnects for good."""
-        if self.connected:
-            if farewell is not None:
-                self.publish(*farewell, retain=True)
-            if not self.flush(CONNECT_LIMIT):
-                log.warning(
-                    "broker %s: closing with %d messages unacknowledged", self.address, len(self._in_flight)
-                )
+        """Publishes the farewell retained, waits for the broker's word on all, and disconnects for good.
+
+        When the broker gives no word within seconds, the last will speaks instead.
+        """
+        said = self.connected and self.flush(CONNECT_LIMIT)
+        if said and farewell is not None:
+            said = self.publish(*farewell, retain=True) and self.flush(CONNECT_LIMIT)
+        if self.connected and not said:
+            log.warning(
+                "broker %s: closing with %d messages unacknowledged", self.address, len(self._in_flight)
+            )
         self._closing.set()
-        self._connection.say_goodbye()
+        self._connection.say_goodbye(with_will=not said)
         if self._thread is not None:
             self._thread.join(CONNECT_LIMIT)
         self._in_flight.stop()
@@ -209,7 +217,8 @@ class Link:
                 return
             if time.monotonic() - started > STABLE:
                 self._pauses = delays()
-            self._inbox.put(Disconnected(reason))
+            if not self._inbox.release():
+                self._inbox.put(Disconnected(reason))
             stuck = len(self._in_flight) > 0 and before == self._in_flight.acknowledged
             fruitless = fruitless + 1 if stuck else 0
             if reason == "packet too large" or fruitless >= FRUITLESS:
@@ -242,10 +251,10 @@ class Link:
         """Drops what is in flight; the layer above sends again what its peer has not confirmed."""
         with self._sending:
             dropped = self._client.drop_out_messages()
+            if dropped:
+                topics = ", ".join(sorted({message.topic for message in dropped}))
+                log.warning("dropped %d unacknowledged messages (%s): %s", len(dropped), topics, why)
             self._in_flight.clear()
-        if dropped:
-            topics = ", ".join(sorted({message.topic for message in dropped}))
-            log.warning("dropped %d unacknowledged messages (%s): %s", len(dropped), topics, why)
 
     def _accepted(self, session_present: bool, properties: Properties) -> None:
         packet = min(self._limit, getattr(properties, "MaximumPacketSize", self._limit))
@@ -253,11 +262,14 @@ class Link:
         if packet < self._max_packet or window < len(self._in_flight):
             self._forget("the broker's limits are lower than before")
         self._max_packet = packet
+        self._inbox.hold()
+        self._fresh = not session_present
         self._subscribing.clear()
         if self._filters:
             self._ask_for(tuple(self._filters))
+        else:
+            self._inbox.release(Connected(self._fresh))
         self._in_flight.start(window)
-        self._inbox.put(Connected(fresh=not session_present))
 
     def _ask_for(self, filters: tuple[str, ...]) -> None:
         with self._subscriptions:
@@ -271,6 +283,8 @@ class Link:
     ) -> None:
         with self._subscriptions:
             filters = self._subscribing.pop(number, ())
+            if not self._subscribing:
+                self._inbox.release(Connected(self._fresh))
             self._subscriptions.notify_all()
         for topic, reason in zip(filters, reasons, strict=False):
             if reason.is_failure:
@@ -296,6 +310,6 @@ class Link:
         if not reason.is_failure:
             return
         self.refused += 1
-        if topic != self._refused_topic or self._log_refused.due():
+        if self._log_refused.due() or topic != self._refused_topic:
             self._refused_topic = topic
             log.warning("broker refuses what is published on %s: %s", topic, reason.getName().lower())

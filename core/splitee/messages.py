@@ -76,7 +76,7 @@ class RunSpec(JsonMessage, frozen=True):
     seed: Count = 0
     batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
     steps: Count = 0  # batches a round; 0: one pass over the device's own pictures
-    learning_rate: Annotated[float, Meta(gt=0)] = 0.05
+    learning_rate: Annotated[float, Meta(gt=0)] = 0.02
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
     codec: Text = "fp16"

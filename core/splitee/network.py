@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 from torch import fx, nn
 from torchvision.models.feature_extraction import DualGraphModule
 
 from splitee.errors import NetworkError
 from splitee.exits import ExitHead, exit_head
-from splitee.networks.measure import Value, measure
+from splitee.networks.measure import BATCH, Value, measure
 from splitee.networks.trace import Trace, opens_stage, trace
 from splitee.networks.zoo import by, make
 
@@ -28,10 +29,10 @@ class Stage:
     index: int  # from 1
     name: str  # the path of the stage's last module, such as "layer1.1"
     feature_shape: tuple[int, ...]  # of its output, without the batch
-    channel_axis: int  # in feature_shape: 0 for maps (C, H, W), the last for maps (H, W, C) and tokens (T, C)
     keys: tuple[str, ...]  # the state_dict keys that it owns: parameters and buffers
     parameters: int
     macs: int  # multiply-accumulates a sample
+    channel_axis: int = 0  # in feature_shape; the last for tokens (T, C) and channels-last maps (H, W, C)
 
 
 class SplitNetwork:
@@ -49,11 +50,7 @@ class SplitNetwork:
         self.input_shape = input_shape
         self._traces = trace(module, name)
         values, macs = measure(self._traces[False].nodes[0].graph, module, name, input_shape)
-        result = values[self._traces[False].nodes[-1]].shape[1:]
-        if result != (num_classes,):
-            raise NetworkError(
-                f"{name} must give {num_classes} numbers a sample, one a class; it gives {by(result)}"
-            )
+        _check_output(name, values.get(self._traces[False].nodes[-1]), num_classes)
         self._ends = _find_ends(name, module, self._traces, values)
         self.stages = self._describe(values, macs)
 
@@ -106,7 +103,7 @@ class SplitNetwork:
             part: fx.GraphModule = fx.GraphModule(self.module, evaluate, class_name)
         else:
             # Calls such as F.dropout(training=self.training) are fixed in the graph of each mode.
-            part = DualGraphModule(self.module, train, evaluate, class_name)
+            part = _BothModes(self.module, train, evaluate, class_name)
         part.train(self.module.training)
         for module, mode in modes:
             module.training = mode
@@ -146,6 +143,18 @@ class SplitNetwork:
         return tuple(stages)
 
 
+class _BothModes(DualGraphModule):  # type: ignore[misc]
+    """Runs the graph of its mode; unlike its parent's, a deep copy is in the mode of the original."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _BothModes:
+        twin: _BothModes = super().__deepcopy__(memo)
+        twin.train(self.training)
+        modes = {name: module.training for name, module in self.named_modules()}
+        for name, module in twin.named_modules():
+            module.training = modes[name]
+        return twin
+
+
 def build_network(
     name: str,
     *,
@@ -157,14 +166,29 @@ def build_network(
 ) -> SplitNetwork:
     """A torchvision classifier, or `module:factory` (called with num_classes), with fresh weights.
 
-    The seed alone decides the weights; the global random state is left as it was. `stem` "small" is the resnets'
-    32-pixel variant: 3x3 with stride 1, no pooling. On device "meta" the network has its description, but no
-    weights. A factory is code of this machine: never build a name of this form that came over the wire.
+    The seed alone decides the weights; the global random state is left as it was. `stem` "small" is the
+    32-pixel variant of the resnets: 3x3 with stride 1, no pooling. On device "meta" the network has its
+    description, but no weights. A factory is code of this machine: never build a name of this form that came
+    over the wire.
 
     Raises NetworkError where the name is unknown, the input does not fit, or the network cannot be cut.
     """
     module = make(name, num_classes=num_classes, input_shape=input_shape, stem=stem, seed=seed, device=device)
     return SplitNetwork(name, module, num_classes=num_classes, input_shape=input_shape)
+
+
+def _check_output(name: str, value: Value | None, num_classes: int) -> None:
+    if value is None:
+        raise NetworkError(f"{name} cannot be cut: its forward must return one tensor")
+    if value.shape[0] != BATCH:
+        raise NetworkError(
+            f"{name} cannot be cut: of {BATCH} samples it makes {value.shape[0]}; "
+            "take the batch's size from the input"
+        )
+    if value.shape[1:] != (num_classes,):
+        raise NetworkError(
+            f"{name} must give {num_classes} numbers a sample, one a class; it gives {by(value.shape[1:])}"
+        )
 
 
 def _find_ends(
@@ -210,7 +234,7 @@ def _hide_constants(part: nn.Module, keys: list[str]) -> None:
 
 
 def _stage_name(traced: Trace, nodes: tuple[fx.Node, ...], network: nn.Module) -> str:
-    """The last module: the largest one that lies wholly in the stage, or else the smallest that ends there."""
+    """The last module: the largest that lies wholly in the stage, or else the smallest that ends there."""
     at = traced.nodes.index(nodes[0])
     before = [traced.paths[node] for node in traced.nodes[:at]]
     after = [traced.paths[node] for node in traced.nodes[at + len(nodes) :]]

@@ -36,7 +36,11 @@ def _load(context: click.Context, _parameter: click.Parameter, path: Path | None
         if parameter is None:
             known = ", ".join(sorted(parameters))
             raise ConfigError(f"settings file {path}: unknown key {key!r}; known: {known}")
-        given[parameter] = value
+        if not isinstance(value, str | int | float):
+            raise ConfigError(
+                f"settings file {path}: {key} takes one text, number or truth value, not {value}"
+            )
+        given[parameter] = str(value)  # checked as a flag is: no 1.5 for a whole number
     context.default_map = {**(context.default_map or {}), **given}
 
 

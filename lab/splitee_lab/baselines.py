@@ -72,7 +72,7 @@ def baselines_of(run: RunSpec, data: DataSource, shards: dict[str, str]) -> list
 def train_all(
     baselines: Sequence[Baseline], workers: int, show: Callable[[Progress], None]
 ) -> dict[str, float]:
-    """Held-out accuracy by baseline; each is trained in a process of its own, `workers` at a time.
+    """Held-out accuracy by baseline, trained in `workers` processes at once.
 
     One thread each: two such processes train more pictures a second on two cores than one with two
     threads, and the result does not depend on the number of cores.
@@ -82,11 +82,10 @@ def train_all(
     """
     waiting = deque(baselines)
     accuracies: dict[str, float] = {}
-    with _Workers() as running:
-        while waiting or running.names:
-            while waiting and len(running.names) < workers:
-                running.start(waiting.popleft())
-            for progress in running.receive():
+    with _Workers(min(workers, len(baselines))) as team:
+        while len(accuracies) < len(baselines):
+            team.give(waiting)
+            for progress in team.receive():
                 show(progress)
                 if progress.accuracy is not None:
                     accuracies[progress.name] = progress.accuracy
@@ -153,52 +152,56 @@ def _pictures(baseline: Baseline) -> tuple[PictureSet, PictureSet]:
 
 
 class _Workers:
-    """Processes that train baselines and send their progress; leaving the context ends them."""
+    """Processes that train one baseline after the other and send their progress; leaving ends them."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         self._context = multiprocessing.get_context("spawn")
-        self._running: dict[Connection, tuple[str, BaseProcess]] = {}
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._busy: dict[Connection, str] = {}
+        with _one_thread_and_no_interrupt():
+            for _ in range(count):
+                self._start()
 
     def __enter__(self) -> _Workers:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        for connection, (_name, process) in self._running.items():
+        for connection, process in self._processes.items():
             process.terminate()
             process.join()
             connection.close()
 
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _process in self._running.values()]
-
-    def start(self, baseline: Baseline) -> None:
-        ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(
-            target=_work, args=(msgspec.json.encode(baseline), theirs), daemon=True, name=baseline.name
-        )
-        with _one_thread_and_no_interrupt():
-            process.start()
-        theirs.close()
-        self._running[ours] = (baseline.name, process)
+    def give(self, waiting: deque[Baseline]) -> None:
+        """Gives every idle process one of what waits."""
+        for connection in self._processes:
+            if waiting and connection not in self._busy:
+                baseline = waiting.popleft()
+                self._busy[connection] = baseline.name
+                connection.send_bytes(msgspec.json.encode(baseline))
 
     def receive(self) -> Iterator[Progress]:
         """Waits until at least one process has something to say."""
-        ready = wait(list(self._running))
-        for connection in [mine for mine in self._running if mine in ready]:
-            name, process = self._running[connection]
+        ready = wait(list(self._busy))
+        for connection in [mine for mine in self._busy if mine in ready]:
             try:
-                progress: Progress = connection.recv()
-            except EOFError:
+                progress = msgspec.json.decode(connection.recv_bytes(), type=Progress)
+            except (EOFError, ConnectionResetError):
+                process = self._processes[connection]
                 process.join()
                 raise ChildFailed(
-                    f"the baseline {name!r} ended with status {process.exitcode} before its result"
+                    f"the baseline {self._busy[connection]!r} ended with status {process.exitcode} "
+                    "before its result; the others are stopped"
                 ) from None
-            yield progress
             if progress.accuracy is not None:
-                process.join()
-                connection.close()
-                del self._running[connection]
+                del self._busy[connection]
+            yield progress
+
+    def _start(self) -> None:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
+        process.start()
+        theirs.close()
+        self._processes[ours] = process
 
 
 @contextmanager
@@ -217,7 +220,12 @@ def _one_thread_and_no_interrupt() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = threads
 
 
-def _work(encoded: bytes, connection: Connection) -> None:
+def _work(connection: Connection) -> None:
     torch.set_num_threads(1)
-    for progress in train(msgspec.json.decode(encoded, type=Baseline)):
-        connection.send(progress)
+    while True:
+        try:
+            baseline = msgspec.json.decode(connection.recv_bytes(), type=Baseline)
+        except EOFError:
+            return
+        for progress in train(baseline):
+            connection.send_bytes(msgspec.json.encode(progress))

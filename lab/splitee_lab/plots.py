@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -25,7 +26,7 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
 }
 DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.5)), (0, (5, 1.5, 1.5, 1.5)))
 
-_STYLE: dict[str, object] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "splitee",
     "text.parse_math": False,
@@ -104,16 +105,18 @@ def over_rounds(
         seen: dict[int, int] = {}
         for line in lines:
             rounds = sorted(line.values)
-            style = DASHES[seen.get(line.cut, 0) % len(DASHES)]
-            seen[line.cut] = seen.get(line.cut, 0) + 1
             colour = colours.of[line.cut]
-            axes.plot(rounds, [line.values[at] for at in rounds], linestyle=style, marker="o", color=colour)
+            look: dict[str, Any] = {"linewidth": 1.2, "alpha": 0.7}
+            if len(lines) <= MANY:
+                look = {"marker": "o", "linestyle": DASHES[seen.get(line.cut, 0) % len(DASHES)]}
+                seen[line.cut] = seen.get(line.cut, 0) + 1
+            axes.plot(rounds, [line.values[at] for at in rounds], color=colour, **look)
             labels.append((line.values[rounds[-1]], f"{_short(line.label)}, cut {line.cut}", colour))
         if len(lines) > MANY:
             labels = _label_each_cut(lines, colours)
         for name, level in references.items():
             axes.axhline(level, color=MUTED, linewidth=1.2, linestyle=(0, (3, 2)), zorder=1)
-            labels.append((level, f"{name} {level:.0%}" if share else name, MUTED))
+            labels.append((level, f"{name} {100 * level:.0f} %" if share else name, MUTED))
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         axes.grid(visible=False, axis="x")
@@ -156,7 +159,7 @@ def bars(
         axes.set_xticks([])
 
     height = max(rows, 1) * ROW + 0.1
-    return _svg(key, height, (0.2, 0.01, 0.66, 0.98), draw)
+    return _svg(key, height, (0.16, 0.01, 0.7, 0.98), draw)
 
 
 def _label_each_cut(lines: Sequence[Line], colours: Colours) -> list[tuple[float, str, str]]:
@@ -208,7 +211,8 @@ def _svg(
         )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true">', svg, count=1)
+    opening = rf'<svg \1 role="img" aria-label="{key.replace("_", " ")}">'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', opening, svg, count=1)
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{key}-", svg).replace("xlink:href", "href")
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

@@ -8,18 +8,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 from splitee.errors import ChildFailed, ExitCode
 
 GRACE = 10.0  # seconds to finish after SIGTERM
+LEAVING = 60.0  # seconds from the first child's end to the last one's
 LAST_LINES = 5  # of a failed child's log
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Child:
     """One `splitee` command in a process of its own."""
 
@@ -31,9 +33,13 @@ class Child:
 class Children:
     """`splitee` commands as processes; leaving the context ends every one that still runs."""
 
-    def __init__(self, logs: Path) -> None:
+    def __init__(self, logs: Path, settings: Mapping[str, str]) -> None:
+        """`settings`: SPLITEE_* variables for all of them; this command's own are not theirs."""
         self._logs = logs
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
+        self._environment = {**inherited, **settings}
         self._children: list[Child] = []
+        self._first_end: float | None = None
 
     def __enter__(self) -> Children:
         return self
@@ -41,15 +47,14 @@ class Children:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        with _undisturbed():
+            self.stop()
 
     def start(self, name: str, arguments: Sequence[str]) -> None:
         """Runs `splitee ARGUMENTS`; its output goes to NAME.log.
 
-        It is in a session of its own, so that a Ctrl-C reaches it as this side's SIGTERM, once. The
-        SPLITEE_* variables are this command's, not its.
+        It is in a session of its own, so that a Ctrl-C reaches it once, as this side's SIGTERM.
         """
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
         path = self._logs / f"{name}.log"
         with path.open("wb") as log:
             process = subprocess.Popen(
@@ -57,7 +62,7 @@ class Children:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=self._environment,
                 start_new_session=True,
             )
         self._children.append(Child(name, process, path))
@@ -66,13 +71,23 @@ class Children:
         """Whether every child has ended well.
 
         Raises:
-            ChildFailed: one has not; with its exit code's meaning and its log's last lines.
+            ChildFailed: one has not, or one has ended and others have not followed in LEAVING seconds.
         """
-        codes = [child.process.poll() for child in self._children]
-        for child, code in zip(self._children, codes, strict=True):
+        codes = {child: child.process.poll() for child in self._children}
+        for child, code in codes.items():
             if code:
                 raise ChildFailed(_last_words(child, code))
-        return all(code == 0 for code in codes)
+        running = [child.name for child, code in codes.items() if code is None]
+        if len(running) == len(codes):
+            return False
+        self._first_end = self._first_end or time.monotonic()
+        if running and time.monotonic() > self._first_end + LEAVING:
+            ended = ", ".join(child.name for child, code in codes.items() if code == 0)
+            raise ChildFailed(
+                f"{ended} ended, but {', '.join(running)} did not follow in {LEAVING:.0f} s; "
+                f"see the logs in {self._logs}"
+            )
+        return not running
 
     def stop(self) -> None:
         """SIGTERM to all that run, GRACE seconds for all together, then SIGKILL."""
@@ -89,17 +104,29 @@ class Children:
 
 
 @contextlib.contextmanager
-def sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM unwinds the stack as Ctrl-C does, so that contexts end their children."""
+def signals_unwind() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that contexts end their children."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, leave)
+    with _handling(leave, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+def _undisturbed() -> contextlib.AbstractContextManager[None]:
+    """Signals wait for no one here: what ends the children is short, and must not be cut short."""
+    return _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextlib.contextmanager
+def _handling(handler: Any, *numbers: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def _last_words(child: Child, code: int) -> str:

@@ -51,6 +51,7 @@ class Report(msgspec.Struct, frozen=True):
     rounds: int
     seconds: float
     codec: str
+    threshold: float
     weights_sha256: str
     batches_published: int
     batches_trained: int
@@ -150,7 +151,7 @@ def table(report: Report) -> Table:
 
 
 def percent(fraction: float | None) -> str:
-    return "–" if fraction is None else f"{100 * fraction:.1f} %"
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
 
 
 def size(count: float) -> str:
@@ -191,7 +192,7 @@ def _plots(report: Report, history: Sequence[Metrics]) -> dict[str, str]:
     references = {}
     if report.baselines:
         references["centralized"] = report.baselines.centralized_accuracy
-        references["alone"] = mean(report.baselines.alone_accuracy.values())
+        references["alone (mean)"] = mean(report.baselines.alone_accuracy.values())
     plots = {}
     for name, share in (
         ("exit_loss", False),

@@ -54,7 +54,7 @@ DIRECTORY = click.Path(path_type=Path)
 @setting(
     "--steps", type=int, default=0, help="Batches a device trains in a round; 0: one pass over its data."
 )
-@setting("--learning-rate", type=float, default=0.05, help="Highest rate; warm-up and cosine are built in.")
+@setting("--learning-rate", type=float, default=0.02, help="Highest rate; warm-up and cosine are built in.")
 @setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
 @setting("--window", type=int, default=8, help="Batches a device may have unacknowledged.")
 @setting("--threshold", type=float, default=0.5, help="Normalised entropy up to which the exit answers.")

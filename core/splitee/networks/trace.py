@@ -82,10 +82,13 @@ def _trace(network: nn.Module, name: str) -> Trace:
     *nodes, output = graph.nodes
     returned = output.args[0]
     inputs = sum(node.op == "placeholder" for node in nodes)
-    if inputs != 1 or not isinstance(returned, fx.Node):
+    if inputs != 1:
         raise NetworkError(
-            f"{name} cannot be cut: one tensor in and one tensor out are expected, "
-            f"it has {inputs} input(s) and returns {type(returned).__name__ if inputs == 1 else 'something'}"
+            f"{name} cannot be cut: its forward must take one tensor, it takes {inputs} inputs"
+        )
+    if not isinstance(returned, fx.Node):
+        raise NetworkError(
+            f"{name} cannot be cut: its forward must return one tensor, it returns {type(returned).__name__}"
         )
     nodes = nodes[: nodes.index(returned) + 1]
     return Trace(

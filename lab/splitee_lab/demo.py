@@ -1,0 +1,192 @@
+"""A whole fleet on one machine: broker, server and devices as processes, and what they are compared with."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitee.errors import NetworkError, StateError
+from splitee.fleet_view import FleetSnapshot, FleetView
+from splitee.link import Link, Message
+from splitee.messages import RunSpec
+from splitee.network import build_network
+from splitee.topics import Topics
+from splitee_device.sources import open_source
+from splitee_lab.baselines import DataSource, baselines_of, train_all
+from splitee_lab.brokers import RunningBroker, open_broker
+from splitee_lab.processes import Children
+from splitee_lab.progress import Display
+from splitee_lab.report import Report, complete, read_history, write
+
+DATA = "builtin:fashion-mnist"
+DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
+CONNECT = 30.0  # seconds
+TICK = 0.25  # seconds between looks at the processes while no message comes
+
+
+@dataclass(frozen=True)
+class DemoDevice:
+    """One device of a demo: it trains on part K/N of the pictures."""
+
+    id: str
+    cut: int
+    shard: str
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What to run. `samples`: at most so many training pictures a device, None for its whole share."""
+
+    network: str
+    strategy: str
+    rounds: int
+    devices: int
+    seed: int
+    broker: str
+    codec: str
+    samples: int | None
+    baselines: bool
+    out: Path
+
+
+def spread_cuts(num_layers: int) -> list[int]:
+    """Up to three distinct cuts of 1..num_layers-1, at DEPTHS of the network."""
+    return sorted({min(max(round(depth * num_layers), 1), num_layers - 1) for depth in DEPTHS})
+
+
+def plan(network: str, num_classes: int, devices: int) -> list[DemoDevice]:
+    """The devices, their cuts in turn.
+
+    Raises:
+        NetworkError: there is no such network, or it cannot be cut.
+    """
+    described = build_network(network, num_classes=num_classes, device="meta")
+    cuts = spread_cuts(described.num_layers)
+    if not cuts:
+        raise NetworkError(f"{network} has a single stage: nothing to cut")
+    return [
+        DemoDevice(f"pi-{number}", cuts[(number - 1) % len(cuts)], f"{number}/{devices}")
+        for number in range(1, devices + 1)
+    ]
+
+
+def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
+    """Runs the demo and writes OUT/report.json and OUT/report.html; no process outlives it.
+
+    Raises:
+        StateError: OUT is in use, or cannot be written.
+        ChildFailed: a process of it ended too early.
+    """
+    num_classes = len(open_source(DATA).class_names)
+    devices = plan(demo.network, num_classes, demo.devices)
+    _make_empty(demo.out)
+    fleet = f"demo-{secrets.token_hex(4)}"
+    with open_broker(demo.broker, demo.out) as broker:
+        say(f"{broker.kind} broker at {broker.address}, fleet {fleet}; logs in {demo.out}")
+        view = FleetView(fleet)
+        with (
+            closing(Link(broker.address, f"splitee-{fleet}-view")) as link,
+            Children(demo.out, _settings(demo, broker, fleet)) as children,
+        ):
+            link.subscribe(*view.filters)
+            link.open(CONNECT)
+            children.start("server", _server(demo, num_classes))
+            for device in devices:
+                children.start(device.id, _device(demo, device))
+            snapshot = _follow(link, view, broker, children, display)
+            if broker.process is None:
+                _tidy(link, fleet, devices)
+    accuracies = None
+    if demo.baselines and snapshot.run is not None:
+        accuracies = _baselines(demo, snapshot.run, devices, display)
+    report = complete(
+        demo.out / "server" / "report.json",
+        network=demo.network,
+        data=DATA,
+        broker=broker.kind,
+        baselines=accuracies,
+    )
+    return write(demo.out, report, read_history(demo.out / "server" / "history.jsonl"))
+
+
+def _make_empty(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise StateError(f"--out {out} is not empty: name a new folder, for the runs' states do not mix")
+    except OSError as error:
+        raise StateError(f"--out {out}: {error.strerror}") from None
+
+
+def _settings(demo: Demo, broker: RunningBroker, fleet: str) -> dict[str, str]:
+    """What all processes share; an address with a password is for no process list to show."""
+    address = str(broker.address) if broker.process is not None else demo.broker
+    return {"SPLITEE_BROKER": address, "SPLITEE_FLEET": fleet, "SPLITEE_THREADS": "1"}
+
+
+def _server(demo: Demo, num_classes: int) -> list[str]:
+    flags = {
+        "--network": demo.network,
+        "--num-classes": num_classes,
+        "--devices": demo.devices,
+        "--rounds": demo.rounds,
+        "--strategy": demo.strategy,
+        "--seed": demo.seed,
+        "--codec": demo.codec,
+        "--state": demo.out / "server",
+    }
+    return ["server", *(str(part) for flag in flags.items() for part in flag)]
+
+
+def _device(demo: Demo, device: DemoDevice) -> list[str]:
+    flags = {
+        "--id": device.id,
+        "--data": DATA,
+        "--shard": device.shard,
+        "--cut": device.cut,
+        "--state": demo.out / device.id,
+    }
+    if demo.samples is not None:
+        flags["--limit"] = demo.samples
+    return ["device", *(str(part) for flag in flags.items() for part in flag)]
+
+
+def _follow(
+    link: Link, view: FleetView, broker: RunningBroker, children: Children, display: Display
+) -> FleetSnapshot:
+    """Shows the fleet until all its processes have ended well."""
+    shown = 0.0
+    while not children.all_done():
+        broker.check()
+        event = link.receive(TICK)
+        if isinstance(event, Message):
+            view.take(event.topic, event.payload, event.retained, time.time())
+        if time.monotonic() > shown + TICK:
+            display.fleet(view.snapshot())
+            shown = time.monotonic()
+    while (event := link.receive(TICK)) is not None:
+        if isinstance(event, Message):
+            view.take(event.topic, event.payload, event.retained, time.time())
+    display.fleet(view.snapshot())
+    return view.snapshot()
+
+
+def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
+    """Clears what the fleet has retained at a broker that is not ours."""
+    topics = Topics(fleet)
+    retained = [topics.server_status, topics.run, topics.round, topics.commit, topics.metrics]
+    for device in devices:
+        retained += [topics.device(device.id, leaf) for leaf in ("status", "profile", "inbox/plan")]
+    for topic in retained:
+        link.publish(topic, b"", retain=True)
+
+
+def _baselines(demo: Demo, spec: RunSpec, devices: list[DemoDevice], display: Display) -> dict[str, float]:
+    shards = {device.id: device.shard for device in devices}
+    cores = len(os.sched_getaffinity(0))
+    return train_all(baselines_of(spec, DataSource(DATA, demo.samples), shards), cores, display.baseline)
