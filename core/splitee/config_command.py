@@ -18,7 +18,7 @@ _SOURCES = {
 }
 
 
-@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.command(options_metavar="", context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("command", required=False)
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context

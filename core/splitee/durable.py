@@ -40,7 +40,9 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StateError(f"cannot write {path}: {error.strerror}; free space or choose another --state") from None
+        raise StateError(
+            f"cannot write {path}: {error.strerror}; free space or choose another --state"
+        ) from None
 
 
 class StateDirectory:

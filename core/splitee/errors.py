@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     STALLED = 11, "nothing came for as long as --patience allows"
     EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]"
     CHILD = 13, "a process that this command started has failed"
+    MODEL = 14, "an exported model: missing, damaged, or its graph is not what its manifest says"
 
 
 class SpliteeError(Exception):
@@ -84,6 +85,10 @@ class ExtraMissing(SpliteeError):
 
 class ChildFailed(SpliteeError):
     exit_code = ExitCode.CHILD
+
+
+class ModelError(SpliteeError):
+    exit_code = ExitCode.MODEL
 
 
 class MalformedMessage(SpliteeError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
@@ -76,6 +76,24 @@ class FleetSnapshot:
         return self.phase is not None and self.phase.phase == "finished"
 
 
+@dataclass(frozen=True)
+class _Heard:
+    """What one device has said."""
+
+    status: DeviceStatus | None = None
+    profile: Profile | None = None
+    seen: float = 0.0
+
+    def with_status(self, status: DeviceStatus | None, retained: bool, now: float) -> _Heard:
+        if status is None:
+            return _Heard(profile=self.profile)
+        seen = status.time if retained else now
+        if status.state == "offline" and self.status is not None:
+            # A last will knows nothing but that; what the device said before still holds.
+            status = msgspec.structs.replace(self.status, state="offline")
+        return replace(self, status=status, seen=seen)
+
+
 class FleetView:
     """Keeps the last message of each topic of one fleet, and never more than MAX_DEVICES devices."""
 
@@ -86,9 +104,7 @@ class FleetView:
         self._round: RoundOpen | None = None
         self._commit: Commit | None = None
         self._metrics: Metrics | None = None
-        self._status: dict[str, DeviceStatus] = {}
-        self._profile: dict[str, Profile] = {}
-        self._seen: dict[str, float] = {}
+        self._devices: dict[str, _Heard] = {}
         self._malformed = 0
 
     @property
@@ -112,7 +128,6 @@ class FleetView:
 
     def snapshot(self) -> FleetSnapshot:
         run = self._run
-        known = sorted({*self._status, *self._profile})
         return FleetSnapshot(
             fleet=self._topics.fleet,
             server=self._server,
@@ -120,7 +135,7 @@ class FleetView:
             phase=self._round if run and self._round and self._round.run == run.run else None,
             committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
             metrics=self._present_metrics(),
-            devices=tuple(self._device(device) for device in known),
+            devices=tuple(self._device(device, self._devices[device]) for device in sorted(self._devices)),
             malformed=self._malformed,
         )
 
@@ -140,27 +155,24 @@ class FleetView:
             self._take_device(*of_device, payload, retained, now)
 
     def _take_device(self, device: str, leaf: str, payload: bytes, retained: bool, now: float) -> None:
-        is_new = device not in self._status and device not in self._profile
-        if is_new and len({*self._status, *self._profile}) >= MAX_DEVICES:
-            raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
+        heard = self._devices.get(device, _Heard())
         if leaf == "status":
-            status = _decode(DeviceStatus, payload)
-            if status is not None:
-                self._seen[device] = status.time if retained else now
-                if status.state == "offline" and device in self._status:
-                    # A last will knows nothing but that; what the device said before still holds.
-                    status = msgspec.structs.replace(self._status[device], state="offline")
-            _keep(self._status, device, status)
+            heard = heard.with_status(_decode(DeviceStatus, payload), retained, now)
         elif leaf == "profile":
-            _keep(self._profile, device, _decode(Profile, payload))
+            heard = replace(heard, profile=_decode(Profile, payload))
+        if heard == _Heard():
+            self._devices.pop(device, None)
+        elif device in self._devices or len(self._devices) < MAX_DEVICES:
+            self._devices[device] = heard
+        else:
+            raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
 
     def _present_metrics(self) -> Metrics | None:
         run, metrics = self._run, self._metrics
         return metrics if run and metrics and metrics.run == run.run else None
 
-    def _device(self, device: str) -> DeviceView:
-        status = self._status.get(device)
-        profile = self._profile.get(device)
+    def _device(self, device: str, heard: _Heard) -> DeviceView:
+        status, profile = heard.status, heard.profile
         metrics = self._present_metrics()
         measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
         part = self._round.participants.get(device) if self._round else None
@@ -179,17 +191,10 @@ class FleetView:
             bytes=status.bytes if status else 0,
             exit_accuracy=measured.exit_accuracy if measured else None,
             trunk_accuracy=measured.trunk_accuracy if measured else None,
-            seen=self._seen.get(device) or None,
+            seen=heard.seen or None,
         )
 
 
 def _decode(kind: type[M], payload: bytes) -> M | None:
     """The message, or None for the empty payload by which a retained topic is cleared."""
     return kind.decode(payload) if payload else None
-
-
-def _keep(table: dict[str, M], key: str, value: M | None) -> None:
-    if value is None:
-        table.pop(key, None)
-    else:
-        table[key] = value

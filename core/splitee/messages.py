@@ -236,6 +236,24 @@ class Stages(PackedMessage, frozen=True):
     tensors: Annotated[dict[Annotated[str, Meta(max_length=300)], EncodedTensor], Meta(max_length=MAX_ITEMS)]
 
 
+class InferRequest(PackedMessage, frozen=True):
+    """`devices/ID/infer`: features (B, ...) that a device's exit is not sure of; the trunk shall answer."""
+
+    run: Annotated[str, Meta(max_length=100)]
+    cut: Positive
+    features: EncodedTensor
+
+
+class InferAnswer(PackedMessage, frozen=True):
+    """To an InferRequest's response topic: the trunk's logits (B, classes), or why there are none."""
+
+    run: Annotated[str, Meta(max_length=100)]
+    round: Count  # that the trunk is of
+    logits: EncodedTensor | None = None
+    error: Text = ""
+    together: Count = 0  # samples that shared the forward pass
+
+
 def label_type(num_classes: int) -> np.dtype[Any]:
     """The narrowest unsigned type that holds `num_classes` labels."""
     return np.dtype("u1") if num_classes <= 1 << 8 else np.dtype("<u2")

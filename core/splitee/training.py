@@ -1,4 +1,4 @@
-"""What every trainer of a fleet shares: seeds, the learning rate's course, the optimizer, digests of weights."""
+"""What every trainer of a fleet shares: seeds, learning rate, optimizer, digests of weights."""
 
 from __future__ import annotations
 
@@ -78,6 +78,12 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.numpy().data)
     return digest.hexdigest()
+
+
+def fleet_digest(trunk: Mapping[str, Tensor], clients: Mapping[str, str]) -> str:
+    """SHA-256 over the trunk's digest and those of the clients, in the order of the devices' names."""
+    lines = [weights_digest(trunk), *(f"{device} {clients[device]}" for device in sorted(clients))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def pack_state(state: Mapping[str, Any]) -> bytes:

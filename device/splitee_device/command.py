@@ -96,7 +96,7 @@ def device(
             )
             trainer = ClientTrainer(network, cut, spec, device, pictures)
             del network
-            store = DeviceStore(directory)
+            store = DeviceStore(directory, device, pictures)
             store.open(spec, cut, fresh=fresh)
             log.info(
                 "%s: run %s, %s cut at %d, %d pictures",

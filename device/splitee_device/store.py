@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
-from splitee.durable import StateDirectory
+from msgspec.structs import replace
+
+from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import StateError
 from splitee.messages import RunSpec
+from splitee.samples import SAMPLES, Samples, some_of
 from splitee.training import pack_state, unpack_state
+from splitee_device.data import DeviceData
 from splitee_device.trainer import ClientTrainer
 
 log = logging.getLogger(__name__)
 
 
-class DeviceStore:
-    """States of one run in a state directory."""
+IDENTITY = ("run", "network", "cut")  # the facts by which a state is told from another
+CALIBRATION_PICTURES = 128
+HELD_OUT_PICTURES = 1000
 
-    def __init__(self, directory: StateDirectory) -> None:
+
+class DeviceStore:
+    """States of one run in a state directory, and the pictures that an exported model is tried on."""
+
+    def __init__(self, directory: StateDirectory, device: str, data: DeviceData) -> None:
         self._directory = directory
+        self._device = device
+        self._data = data
 
     def open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
         """Use the directory for this run.
@@ -30,11 +42,11 @@ class DeviceStore:
         if held is None or fresh:
             self._directory.clear()
             return
-        mine = _facts(spec, cut, finished=False)
-        if held.pop("finished", False):
-            if held["run"] != spec.run:
+        mine = self._facts(spec, cut, finished=False)
+        if held.get("finished", False):
+            if held.get("run") != spec.run:
                 self._directory.clear()
-        elif held != {key: mine[key] for key in held}:
+        elif any(held.get(key) != mine[key] for key in IDENTITY):
             raise StateError(
                 f"{self._directory.path} holds run {held.get('run')} ({held.get('network')}, "
                 f"cut {held.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
@@ -43,12 +55,13 @@ class DeviceStore:
 
     def finish(self, spec: RunSpec, cut: int) -> None:
         """The run is over; another run may use the directory."""
-        self._directory.save_facts(_facts(spec, cut, finished=True))
+        self._directory.save_facts(self._facts(spec, cut, finished=True))
 
     def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
         """The state after round `number`, durable; it counts once the server commits the round."""
         if self._directory.facts() is None:
-            self._directory.save_facts(_facts(spec, cut, finished=False))
+            self._save_samples()
+            self._directory.save_facts(self._facts(spec, cut, finished=False))
         self._directory.save_round(number, pack_state(trainer.state()))
 
     def commit(self, number: int) -> None:
@@ -85,6 +98,24 @@ class DeviceStore:
             return False
         return True
 
+    def _facts(self, spec: RunSpec, cut: int, *, finished: bool) -> dict[str, Any]:
+        known = replace(spec, class_names=self._data.class_names)
+        return {
+            "run": spec.run,
+            "network": spec.network,
+            "cut": cut,
+            "finished": finished,
+            "device": self._device,
+            "spec": json.loads(known.encode()),
+        }
 
-def _facts(spec: RunSpec, cut: int, *, finished: bool) -> dict[str, Any]:
-    return {"run": spec.run, "network": spec.network, "cut": cut, "finished": finished}
+    def _save_samples(self) -> None:
+        """Some of the device's pictures, for what is done with the model once the data may be gone."""
+        train, held_out = self._data.train, self._data.held_out
+        chosen = some_of(len(held_out), HELD_OUT_PICTURES, held_out.images[0].nbytes)
+        samples = Samples(
+            held_out.images[chosen],
+            held_out.labels[chosen],
+            train.images[some_of(len(train), CALIBRATION_PICTURES, train.images[0].nbytes)],
+        )
+        write_atomically(self._directory.path / SAMPLES, samples.encode())

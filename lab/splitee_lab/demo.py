@@ -56,7 +56,7 @@ class Demo:
 
 def spread_cuts(num_layers: int) -> list[int]:
     """Up to three distinct cuts of 1..num_layers-1, at DEPTHS of the network."""
-    return sorted({min(max(round(depth * num_layers), 1), num_layers - 1) for depth in DEPTHS})
+    return sorted({min(max(int(depth * num_layers + 0.5), 1), num_layers - 1) for depth in DEPTHS})
 
 
 def plan(network: str, num_classes: int, devices: int) -> list[DemoDevice]:

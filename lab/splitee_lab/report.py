@@ -74,8 +74,8 @@ def complete(
         StateError: the server has left no report, or one that lacks a field.
     """
     try:
-        report: dict[str, Any] = json.loads(server_report.read_text())
-    except (OSError, ValueError) as error:
+        report = msgspec.json.decode(server_report.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
         raise StateError(f"expected the server's report at {server_report}: {error}") from None
     report |= {"network": network, "data": data, "broker": broker}
     if baselines is not None:

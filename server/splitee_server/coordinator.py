@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from splitee.messages import (
     RunSpec,
 )
 from splitee.network import SplitNetwork
-from splitee.training import steps_a_round, weights_digest
+from splitee.training import fleet_digest, steps_a_round
 from splitee_server.announcer import Announcer
 from splitee_server.deadline import AdaptiveDeadline
 from splitee_server.members import Member, Members
@@ -393,10 +392,8 @@ class Coordinator:
         )
 
     def _hash_weights(self) -> str:
-        """SHA-256 over the trunk's digest and every client's, in the order of the devices' names."""
-        lines = [weights_digest(self._strategy.weights())]
-        lines += [f"{member.device} {member.digest}" for member in self._members]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        digests = {member.device: member.digest for member in self._members if member.digest}
+        return fleet_digest(self._strategy.weights(), digests)
 
     def _doing(self, opened: RoundOpen) -> str:
         return f"round {opened.round} of {self._spec.rounds}: {PHASES[opened.phase]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -50,39 +51,45 @@ def damaged(draw: st.DrawFn, payloads: st.SearchStrategy[bytes]) -> bytes:
 
 
 def _of(kind: Any) -> st.SearchStrategy[Any]:
-    match kind:
-        case msgspec.inspect.StructType():
-            fields = {field.name: _of(field.type) for field in kind.fields}
-            return st.builds(kind.cls, **fields)
-        case msgspec.inspect.IntType():
-            low = -(1 << 62) if kind.ge is None else kind.ge
-            high = 1 << 62 if kind.le is None else kind.le
-            return st.integers(low, high if kind.lt is None else kind.lt - 1)
-        case msgspec.inspect.FloatType():
-            floats = st.floats(kind.ge, kind.le, allow_nan=False, allow_infinity=False)
-            return floats if kind.gt is None else floats.filter(lambda value: value > kind.gt)
-        case msgspec.inspect.StrType(pattern=None):
-            return st.text(min_size=kind.min_length or 0, max_size=min(kind.max_length or 20, 20))
-        case msgspec.inspect.StrType():
-            return st.from_regex(kind.pattern)
-        case msgspec.inspect.BytesType():
-            return st.binary(min_size=kind.min_length or 0, max_size=100)
-        case msgspec.inspect.BoolType():
-            return st.booleans()
-        case msgspec.inspect.NoneType():
-            return st.none()
-        case msgspec.inspect.AnyType():
-            return PLAIN | st.lists(PLAIN, max_size=3)
-        case msgspec.inspect.LiteralType():
-            return st.sampled_from(kind.values)
-        case msgspec.inspect.UnionType():
-            return st.one_of(*map(_of, kind.types))
-        case msgspec.inspect.TupleType():
-            return st.tuples(*map(_of, kind.item_types))
-        case msgspec.inspect.ListType():
-            return st.lists(_of(kind.item_type), min_size=kind.min_length or 0, max_size=4)
-        case msgspec.inspect.VarTupleType():
-            return st.lists(_of(kind.item_type), max_size=4).map(tuple)
-        case msgspec.inspect.DictType():
-            return st.dictionaries(_of(kind.key_type), _of(kind.value_type), max_size=3)
-    raise TypeError(f"no strategy for {kind}")
+    return _STRATEGIES[type(kind)](kind)
+
+
+def _int(kind: Any) -> st.SearchStrategy[int]:
+    low = -(1 << 62) if kind.ge is None else kind.ge
+    high = 1 << 62 if kind.le is None else kind.le
+    return st.integers(low, high)
+
+
+def _float(kind: Any) -> st.SearchStrategy[float]:
+    low = kind.ge if kind.gt is None else kind.gt
+    return st.floats(low, kind.le, exclude_min=kind.gt is not None, allow_nan=False, allow_infinity=False)
+
+
+def _str(kind: Any) -> st.SearchStrategy[str]:
+    if kind.pattern is not None:
+        return st.from_regex(kind.pattern)
+    return st.text(min_size=kind.min_length or 0, max_size=min(kind.max_length or 20, 20))
+
+
+_STRATEGIES: dict[type[Any], Callable[[Any], st.SearchStrategy[Any]]] = {
+    msgspec.inspect.StructType: lambda kind: st.builds(
+        kind.cls, **{field.name: _of(field.type) for field in kind.fields}
+    ),
+    msgspec.inspect.IntType: _int,
+    msgspec.inspect.FloatType: _float,
+    msgspec.inspect.StrType: _str,
+    msgspec.inspect.BytesType: lambda kind: st.binary(max_size=100),
+    msgspec.inspect.BoolType: lambda kind: st.booleans(),
+    msgspec.inspect.NoneType: lambda kind: st.none(),
+    msgspec.inspect.AnyType: lambda kind: PLAIN | st.lists(PLAIN, max_size=3),
+    msgspec.inspect.LiteralType: lambda kind: st.sampled_from(kind.values),
+    msgspec.inspect.UnionType: lambda kind: st.one_of(*map(_of, kind.types)),
+    msgspec.inspect.TupleType: lambda kind: st.tuples(*map(_of, kind.item_types)),
+    msgspec.inspect.ListType: lambda kind: st.lists(
+        _of(kind.item_type), min_size=kind.min_length or 0, max_size=4
+    ),
+    msgspec.inspect.VarTupleType: lambda kind: st.lists(_of(kind.item_type), max_size=4).map(tuple),
+    msgspec.inspect.DictType: lambda kind: st.dictionaries(
+        _of(kind.key_type), _of(kind.value_type), max_size=3
+    ),
+}

@@ -11,11 +11,11 @@ import pytest
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.strategies import arrays
 
 from splitee.codecs import CODECS, EncodedTensor, codec, decode_tensor, encode_tensor
 from splitee.errors import ConfigError, MalformedMessage
 from splitee.wire import MAX_PACKED
-from tests.core.strategies import arrays
 
 Array = npt.NDArray[np.float32]
 
@@ -134,7 +134,7 @@ def test_zeros_of_a_relu_stay_zero(name: str) -> None:
         lambda array: array.transpose(0, 3, 1, 2),
         lambda array: array[:, ::2],
         lambda array: array[::-1],
-        lambda array: np.asfortranarray(array),
+        np.asfortranarray,
         lambda array: np.broadcast_to(array[:1], array.shape),
         lambda array: array.astype(np.float64),
         lambda array: array.astype(">f4"),
@@ -168,8 +168,8 @@ def test_fp16_equals_numpys_but_for_ties() -> None:
 
 def test_fp16_restores_every_half() -> None:
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
-    halves = halves[np.isfinite(halves)].astype(np.float32)
-    assert (restored("fp16", halves) == halves).all()
+    finite = halves[np.isfinite(halves)].astype(np.float32)
+    assert (restored("fp16", finite) == finite).all()
 
 
 @pytest.mark.parametrize("value", [65_504.0, 65_519.0, 65_520.0, 1e9, 3.4e38])

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.core.strategies import MESSAGES, damaged, messages
 
 from splitee.codecs import EncodedTensor, decode_tensor, encode_tensor
 from splitee.errors import MalformedMessage
@@ -30,7 +31,6 @@ from splitee.messages import (
     label_type,
 )
 from splitee.wire import MAX_ITEMS, MAX_JSON, MAX_PACKED, JsonMessage, PackedMessage
-from tests.core.strategies import MESSAGES, damaged, messages
 
 AMPLIFICATION = 64  # bytes of memory that a byte of a hostile payload may cost at most
 BASE_COST = 1 << 16

@@ -115,5 +115,5 @@ def test_a_value_out_of_range_names_its_setting(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["[1, 2]", "1979-05-27", "{ a = 1 }"])
 def test_a_value_that_is_not_one_names_its_setting(value: str) -> None:
-    with pytest.raises(ConfigError, match="fleet.toml: batch-size takes one"):
+    with pytest.raises(ConfigError, match=r"fleet\.toml: batch-size takes one"):
         run(file=f"batch-size = {value}")

@@ -1,0 +1,126 @@
+"""Reads the state directories of devices and servers, for an export: networks with their committed weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import nn
+
+from splitee.durable import StateDirectory
+from splitee.errors import StateError
+from splitee.exits import ExitHead
+from splitee.messages import RunSpec
+from splitee.network import SplitNetwork, build_network
+from splitee.training import unpack_state
+
+
+@dataclass(frozen=True)
+class DeviceState:
+    """A device's committed client network and exit."""
+
+    device: str
+    spec: RunSpec
+    round: int
+    cut: int
+    network: SplitNetwork
+    client: nn.Module
+    exit: ExitHead
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """A server's committed trunks by device; devices that share one have the same module."""
+
+    spec: RunSpec
+    round: int
+    network: SplitNetwork
+    cuts: dict[str, int]
+    trunks: dict[str, nn.Module]
+
+
+def read_state(path: Path) -> DeviceState | ServerState:
+    """The newest whole round in a state directory.
+
+    Raises:
+        StateError: it is no state directory, one without a round, in use, or of another release.
+    """
+    facts = _facts(path)
+    directory = StateDirectory(path)
+    try:
+        number, state = _newest(directory, committed_only=not facts.get("finished", True))
+    finally:
+        directory.close()
+    try:
+        if "cut" in facts:
+            return _device(facts, number, state)
+        return _server(facts, state)
+    except (KeyError, TypeError, RuntimeError, msgspec.ValidationError) as error:
+        raise StateError(f"{path}: its state is not of this release ({error}): train again") from None
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((path / "run.json").read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StateError(f"{path} is no state of a device or a server: run.json: {reason}") from None
+    if not isinstance(facts, dict):
+        raise StateError(f"{path} is no state of a device or a server: run.json holds no object")
+    return facts
+
+
+def _newest(directory: StateDirectory, *, committed_only: bool) -> tuple[int, dict[str, Any]]:
+    """Of a device that was stopped, the last round may lack its commit; the one before has it."""
+    rounds = directory.rounds()
+    for number in rounds[1:] if committed_only and len(rounds) > 1 else rounds:
+        data = directory.load_round(number)
+        if data is not None:
+            return number, unpack_state(data)
+    raise StateError(f"{directory.path} holds no whole round: train until the first commit")
+
+
+def _build(spec: RunSpec) -> SplitNetwork:
+    network = build_network(
+        spec.network,
+        num_classes=spec.num_classes,
+        input_shape=spec.input_shape,
+        stem=spec.stem,
+        seed=spec.seed,
+    )
+    network.module.eval()
+    return network
+
+
+def _device(facts: dict[str, Any], number: int, state: dict[str, Any]) -> DeviceState:
+    spec = msgspec.convert(facts["spec"], RunSpec)
+    cut = int(facts["cut"])
+    network = _build(spec)
+    model = nn.ModuleDict({"client": network.client(cut), "exit": network.exit_head(cut)})
+    model.load_state_dict(state["model"])
+    model.eval()
+    head = model["exit"]
+    assert isinstance(head, ExitHead)
+    return DeviceState(str(facts["device"]), spec, number, cut, network, model["client"], head)
+
+
+def _server(facts: dict[str, Any], state: dict[str, Any]) -> ServerState:
+    class_names = tuple(state["class_names"])
+    spec = msgspec.structs.replace(msgspec.convert(facts, RunSpec), class_names=class_names)
+    strategy: dict[str, Any] = state["strategy"]
+    cuts: dict[str, int] = strategy["cuts"]
+    network = _build(spec)
+    trunks = {}
+    if spec.strategy == "sequential":
+        network.trunk(1).load_state_dict(strategy["trunk"])
+        by_cut = {cut: network.trunk(cut).eval() for cut in set(cuts.values())}
+        trunks = {device: by_cut[cut] for device, cut in cuts.items()}
+    else:
+        for device, cut in cuts.items():
+            own = _build(spec).trunk(cut)
+            own.load_state_dict(strategy["trunks"][device])
+            trunks[device] = own.eval()
+    return ServerState(spec, int(state["round"]), network, cuts, trunks)

@@ -1,0 +1,77 @@
+"""Fleets of real processes for the tests: `splitee server` and `splitee device` on a broker."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+SUPPORT = Path(__file__).parents[1] / "support"
+LONGEST = 120.0  # seconds
+
+
+class Fleet:
+    """One fleet; leaving the context kills what still runs."""
+
+    def __init__(self, broker: str, name: str, directory: Path) -> None:
+        self.broker = broker
+        self.name = name
+        self.directory = directory
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Fleet:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.kill()
+            process.wait()
+
+    def server(self, *flags: str, name: str = "server", devices: int = 3, rounds: int = 2) -> None:
+        arguments = ("--network", "tiny_networks:tiny", "--devices", str(devices), "--rounds", str(rounds))
+        state = ("--state", str(self.directory / name), "--threads", "1")
+        self._start(name, "server", *self._link(), *arguments, *state, *flags)
+
+    def device(self, name: str, cut: int, *flags: str, shard: str | None = None, process: str = "") -> None:
+        data = ("--data", "builtin:fashion-mnist", "--limit", "192")
+        state = ("--state", str(self.directory / (process or name)), "--threads", "1")
+        part = ("--shard", shard) if shard else ()
+        arguments = ("--id", name, *self._link(), *data, *part, "--cut", str(cut), *state, *flags)
+        self._start(process or name, "device", *arguments)
+
+    def three_devices(self) -> None:
+        for index, cut in enumerate((1, 2, 3), start=1):
+            self.device(f"pi-{index}", cut, shard=f"{index}/3")
+
+    def wait(self, *names: str, timeout: float = LONGEST) -> list[int]:
+        """Exit codes of the processes, all by default."""
+        return [self.processes[name].wait(timeout) for name in names or self.processes]
+
+    def log(self, name: str) -> str:
+        return (self.directory / f"{name}.log").read_text()
+
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((self.directory / "server" / "report.json").read_text())
+        return report
+
+    def _link(self) -> tuple[str, ...]:
+        return "--broker", self.broker, "--fleet", self.name
+
+    def _start(self, name: str, *arguments: str) -> None:
+        with (self.directory / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "splitee", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+            )

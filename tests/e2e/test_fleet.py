@@ -1,0 +1,65 @@
+"""Real processes on real brokers: a fleet trains, and gives what one process gives, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fleets import Fleet
+
+from splitee.messages import RunSpec
+from splitee_device.data import Shard, open_data
+from splitee_lab.brokers import RunningBroker
+from splitee_lab.simulation import SimulatedDevice, Simulation
+
+CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
+
+
+def in_one_process(strategy: Any, order: Any, rounds: int) -> str:
+    """weights_sha256 of the same run without a broker."""
+    torch.set_num_threads(1)
+    spec = RunSpec(
+        protocol=1,
+        run="simulated",
+        network="tiny_networks:tiny",
+        num_classes=10,
+        rounds=rounds,
+        strategy=strategy,
+        order=order,
+        seed=1,
+    )
+    devices = {
+        name: SimulatedDevice(
+            cut,
+            open_data(
+                "builtin:fashion-mnist", input_shape=(3, 32, 32), shard=Shard(index, 3), seed=1, limit=192
+            ),
+        )
+        for index, (name, cut) in enumerate(CUTS.items(), start=1)
+    }
+    simulation = Simulation(spec, devices)
+    for _ in simulation.rounds():
+        pass
+    return simulation.digest()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "order"), [("sequential", "step"), ("sequential", "device"), ("averaging", "step")]
+)
+def test_a_fleet_gives_what_one_process_gives(
+    broker: RunningBroker, tmp_path: Path, strategy: str, order: str
+) -> None:
+    with Fleet(str(broker.address), f"same-{strategy}-{order}", tmp_path) as fleet:
+        fleet.server("--strategy", strategy, "--order", order)
+        fleet.three_devices()
+        assert fleet.wait() == [0, 0, 0, 0]
+        report = fleet.report()
+    assert report["weights_sha256"] == in_one_process(strategy, order, rounds=2)
+    assert report["batches_trained"] == report["batches_published"] == 2 * 3 * 6
+    assert report["rejected"] == 0
+    assert [device["cut"] for device in report["devices"]] == [1, 2, 3]
+    for device in report["devices"]:
+        assert 0 <= device["offload_share"] <= 1
+        assert device["bytes"] > 0

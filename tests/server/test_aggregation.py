@@ -1,0 +1,123 @@
+"""Cross-layer aggregation against a plain NumPy mean over the holders of each stage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from splitee.messages import RunSpec
+from splitee.network import SplitNetwork, build_network
+from splitee.training import pack_state, unpack_state
+from splitee_server.aggregation import average_by_name
+from splitee_server.strategy import make_strategy
+
+CUTS = {"a": 1, "b": 2, "c": 3, "d": 1}
+SAMPLES = {"a": 100, "b": 50, "c": 10, "d": 7}
+
+
+def spec(strategy: str) -> RunSpec:
+    return RunSpec(
+        protocol=1,
+        run="r",
+        network="tiny_networks:tiny",
+        num_classes=5,
+        rounds=2,
+        strategy=strategy,  # type: ignore[arg-type]
+        batch_size=8,
+    )
+
+
+def network() -> SplitNetwork:
+    return build_network("tiny_networks:tiny", num_classes=5, seed=3)
+
+
+def train_a_little(strategy: str, steps: int = 3) -> tuple[dict[str, nn.Module], object]:
+    torch.manual_seed(0)
+    split = network()
+    made = make_strategy(split, spec(strategy))
+    for device, cut in CUTS.items():
+        made.join(device, cut)
+        shape = split.stages[cut - 1].feature_shape
+        for step in range(steps):
+            features, labels = torch.randn(8, *shape), torch.randint(0, 5, (8,))
+            made.train(device, features, labels, round_number=1, step=step, steps=steps)
+    return {device: made.trunk(device) for device in CUTS}, made
+
+
+def copies(trunks: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    return {
+        device: {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+        for device, trunk in trunks.items()
+    }
+
+
+def test_each_stage_becomes_the_mean_of_its_holders_batchnorm_included() -> None:
+    trunks, strategy = train_a_little("averaging")
+    before = copies(trunks)
+    strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
+    after = copies(trunks)
+    names = {name for tensors in before.values() for name in tensors}
+    assert any(name.endswith("running_var") for name in names)
+    for name in names:
+        holders = [device for device in CUTS if name in before[device]]
+        if name.endswith("num_batches_tracked"):
+            for device in holders:
+                assert torch.equal(after[device][name], before[device][name])
+            continue
+        expected = np.average(
+            [before[device][name].double().numpy() for device in holders],
+            axis=0,
+            weights=[SAMPLES[device] for device in holders],
+        )
+        for device in holders:
+            np.testing.assert_allclose(after[device][name].numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_stage_held_by_some_is_not_touched_by_others() -> None:
+    """Stage 2 is in the trunks of those cut at 1 only."""
+    trunks, strategy = train_a_little("averaging")
+    before = copies(trunks)
+    strategy.aggregate({"b": 1, "c": 1})  # type: ignore[attr-defined]
+    for name in before["a"]:
+        if name.startswith("second."):
+            assert torch.equal(trunks["a"].state_dict()[name], before["a"][name])
+
+
+def test_a_late_joiner_starts_from_the_averages() -> None:
+    trunks, strategy = train_a_little("averaging")
+    strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
+    strategy.join("late", 1)  # type: ignore[attr-defined]
+    late = strategy.trunk("late").state_dict()  # type: ignore[attr-defined]
+    for name, tensor in trunks["a"].state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(late[name], tensor)
+
+
+def test_sequential_trunks_are_one() -> None:
+    trunks, _ = train_a_little("sequential")
+    shared = trunks["a"].state_dict()
+    for trunk in trunks.values():
+        for name, tensor in trunk.state_dict().items():
+            assert tensor.data_ptr() == shared[name].data_ptr()
+
+
+def test_one_holder_keeps_its_weights_exactly() -> None:
+    tensors = {"x": torch.randn(5)}
+    assert torch.equal(average_by_name({"a": tensors}, {"a": 3.0})["x"], tensors["x"])
+
+
+@pytest.mark.parametrize("kind", ["sequential", "averaging"])
+def test_a_restored_strategy_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
+    _, strategy = train_a_little(kind)
+    strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
+    restored = make_strategy(network(), spec(kind))
+    restored.load(unpack_state(pack_state(strategy.state())))  # type: ignore[attr-defined]
+    shape = network().stages[CUTS["b"] - 1].feature_shape
+    features, labels = torch.randn(8, *shape), torch.randint(0, 5, (8,))
+    for one in (strategy, restored):
+        one.train("b", features, labels, round_number=2, step=0, steps=1)  # type: ignore[attr-defined]
+    ours, theirs = strategy.weights(), restored.weights()  # type: ignore[attr-defined]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

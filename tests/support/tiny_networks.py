@@ -1,0 +1,24 @@
+"""Networks small enough that a whole fleet trains in a moment; for `module:factory` settings."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Tiny(nn.Module):
+    """Four stages: two convolutions with BatchNorm, a hidden layer with dropout, a classifier."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.BatchNorm2d(4), nn.ReLU())
+        self.second = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(8 * 3 * 3, 16), nn.ReLU(), nn.Dropout(0.2))
+        self.classifier = nn.Linear(16, num_classes)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        answer: Tensor = self.classifier(self.hidden(self.second(self.first(pictures))))
+        return answer
+
+
+def tiny(num_classes: int) -> nn.Module:
+    return Tiny(num_classes)
