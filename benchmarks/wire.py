@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One codec at one cut; times are the best of the batches, rates are bytes of float32 features in a second."""
+    """One codec at one cut: best times over the batches, rates as bytes of float32 features in a second."""
 
     stem: str
     cut: int

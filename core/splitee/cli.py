@@ -18,6 +18,7 @@ EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "iotcore": "lab",
+    "cryptography": "admin",
     "matplotlib": "lab",
 }
 
@@ -52,10 +53,15 @@ class Commands(click.Group):
 
 
 SUMMARIES = {
+    "broker": "set up a fleet's broker: its configuration and certificates",
+    "calibrate": "choose when a device answers by itself, on held-out pictures",
     "config": "print the settings that are in force, and where each comes from",
     "cuts": "list the places where a network can be cut",
     "demo": "train a fleet of three devices on this machine, over a real broker",
     "device": "train on this device's own pictures, up to its cut",
+    "export": "write what was trained as ONNX graphs, checked against torch",
+    "predict": "classify pictures without torch; ask the server when unsure",
+    "serve": "answer devices from exported trunks, without torch",
     "server": "train the shared trunk from the devices' features",
     "status": "show the fleet live, as the broker knows it",
 }

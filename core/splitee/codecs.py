@@ -76,25 +76,29 @@ class Fp16(Codec):
     """
 
     LIMIT = float(np.finfo(np.float16).max)
+    LARGEST = 0x7BFF << 13  # the limit's bits, where they are before the shift
+    HALF = 1 << 12  # of the last place that is kept
 
     def encode(self, array: Array) -> bytes:
         flat = array.reshape(-1)
-        low, high = _bounds(flat)
-        if max(-low, high) > self.LIMIT:
-            flat = np.clip(flat, -self.LIMIT, self.LIMIT)
         half = np.empty(flat.size, np.uint16)
+        scratch = np.empty(min(flat.size, BLOCK), np.float32)
         for start in range(0, flat.size, BLOCK):
-            block = slice(start, start + BLOCK)
-            bits = np.multiply(flat[block], np.float32(2**-112)).view(np.uint32)
-            if low < 0:
-                sign = bits >> 16
-                sign &= 0x8000
+            block = flat[start : start + BLOCK]
+            bits = np.multiply(block, np.float32(2**-112), out=scratch[: block.size]).view(np.uint32)
+            signs = None
+            if bits.max() > self.LARGEST:  # as a sign, an infinity and a NaN are, too
+                if not np.isfinite(block).all():
+                    raise ConfigError(DIVERGED)
+                signs = bits >> 16
+                signs &= 0x8000
                 bits &= 0x7FFF_FFFF
-            bits += 0x1000  # half of the last place that is kept
+                np.minimum(bits, self.LARGEST, out=bits)
+            bits += self.HALF
             bits >>= 13
-            if low < 0:
-                bits |= sign
-            half[block] = bits
+            if signs is not None:
+                bits |= signs
+            half[start : start + BLOCK] = bits
         return half.tobytes()
 
     def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> Array:

@@ -18,7 +18,14 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from splitee.address import BrokerAddress
-from splitee.errors import BrokerRefused
+from splitee.errors import (
+    BrokerRefused,
+    BrokerUntrusted,
+    CertificateExpired,
+    CertificateForeign,
+    CertificateMissing,
+    CertificateRevoked,
+)
 from splitee.in_flight import IN_FLIGHT
 
 CONNECT_LIMIT = 5.0  # seconds for one try
@@ -88,9 +95,9 @@ class Connection:
             raise _tls_failure(self._address, error) from None
         except OSError as error:
             self._hang_up()
-            hint = (
-                "; is this its TLS port?" if self._address.tls and isinstance(error, ConnectionError) else ""
-            )
+            hint = ""
+            if isinstance(error, ConnectionError):
+                hint = "; is this its TLS port?" if self._address.tls else "; if it speaks TLS, use mqtts://"
             raise TryFailed((error.strerror or str(error)) + hint) from None
         if answer.is_failure:
             raise _refusal(self._address, self._client_id, answer)
@@ -216,13 +223,31 @@ def _refusal(address: BrokerAddress, client_id: str, answer: ReasonCode) -> Exce
     )
 
 
+# What a broker's TLS alert means for the one whose certificate it is about.
+_ALERTS: dict[str, tuple[type[BrokerRefused], str]] = {
+    "certificate required": (CertificateMissing, "it wants to know who this is; give --cert and --key"),
+    "handshake failure": (CertificateMissing, "it may want to know who this is; give --cert and --key"),
+    "unknown ca": (CertificateForeign, "is this client's certificate of another fleet?"),
+    "decrypt error": (CertificateForeign, "is this client's certificate of another fleet?"),
+    "certificate expired": (CertificateExpired, "this client needs a new one (splitee broker add-device)"),
+    "bad certificate": (CertificateExpired, "is it not valid yet by the broker's clock?"),
+    "certificate revoked": (CertificateRevoked, "this client has been shut out of the fleet"),
+}
+
+
 def _tls_failure(address: BrokerAddress, error: ssl.SSLError) -> Exception:
     if isinstance(error, ssl.SSLEOFError):
         return TryFailed("it broke off the TLS handshake; is this its TLS port?")
     if not isinstance(error, ssl.SSLCertVerificationError):
         reason = (error.reason or str(error)).replace("_", " ").lower()
-        return BrokerRefused(f"broker {address}: TLS failed ({reason}): check port and certificates")
+        kind, hint = next(
+            (answer for words, answer in _ALERTS.items() if words in reason),
+            (BrokerRefused, "check port and certificates"),
+        )
+        return kind(f"broker {address}: TLS failed ({reason}): {hint}")
     hint = "check the authority's file and the host's name"
     if "not yet valid" in error.verify_message:
-        hint = f"this machine's clock says {time.strftime('%Y-%m-%d %H:%M')}"
-    return BrokerRefused(f"broker {address}: its certificate is not trusted ({error.verify_message}): {hint}")
+        hint = f"this machine's clock says {time.strftime('%Y-%m-%d %H:%M')}; set it (timedatectl)"
+    return BrokerUntrusted(
+        f"broker {address}: its certificate is not trusted ({error.verify_message}): {hint}"
+    )

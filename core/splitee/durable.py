@@ -41,7 +41,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StateError(
-            f"cannot write {path}: {error.strerror}; free space or choose another --state"
+            f"cannot write {path}: {error.strerror}; free space or choose another directory"
         ) from None
 
 
@@ -59,7 +59,7 @@ class StateDirectory:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StateError(f"state directory {path}: {error.strerror}; choose another --state") from None
+            raise StateError(f"state directory {path}: {error.strerror}; choose another directory") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

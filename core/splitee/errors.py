@@ -31,6 +31,11 @@ class ExitCode(IntEnum):
     EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]"
     CHILD = 13, "a process that this command started has failed"
     MODEL = 14, "an exported model: missing, damaged, or its graph is not what its manifest says"
+    UNTRUSTED = 15, "TLS: this machine does not trust the broker's certificate: authority, name or clock"
+    CERT_MISSING = 16, "TLS: the broker wants a certificate of this client, and got none"
+    CERT_FOREIGN = 17, "TLS: the broker does not know the authority of this client's certificate"
+    CERT_EXPIRED = 18, "TLS: this client's certificate has expired, or is not valid yet by the broker's clock"
+    CERT_REVOKED = 19, "TLS: this client's certificate has been revoked"
 
 
 class SpliteeError(Exception):
@@ -49,6 +54,26 @@ class BrokerUnreachable(SpliteeError):
 
 class BrokerRefused(SpliteeError):
     exit_code = ExitCode.REFUSED
+
+
+class BrokerUntrusted(BrokerRefused):
+    exit_code = ExitCode.UNTRUSTED
+
+
+class CertificateMissing(BrokerRefused):
+    exit_code = ExitCode.CERT_MISSING
+
+
+class CertificateForeign(BrokerRefused):
+    exit_code = ExitCode.CERT_FOREIGN
+
+
+class CertificateExpired(BrokerRefused):
+    exit_code = ExitCode.CERT_EXPIRED
+
+
+class CertificateRevoked(BrokerRefused):
+    exit_code = ExitCode.CERT_REVOKED
 
 
 class DataError(SpliteeError):

@@ -96,7 +96,8 @@ def normalized_entropy(logits: Array) -> Array:
     shifted = logits - logits.max(axis=1, keepdims=True)
     log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     entropy = -(np.exp(log_probabilities) * log_probabilities).sum(axis=1)
-    return np.clip(entropy / math.log(logits.shape[1]), 0, 1)
+    normalized: Array = np.clip(entropy / math.log(logits.shape[1]), 0, 1)
+    return normalized
 
 
 def doubt(logits: Array, measure: Measure) -> Array:

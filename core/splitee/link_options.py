@@ -70,6 +70,23 @@ def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return with_link
 
 
+def optional_link_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same flags for a command that also works alone: without --broker, `link` is None."""
+
+    @functools.wraps(command)
+    def with_link(**arguments: Any) -> Any:
+        given = {name: arguments.pop(name) for name in _NAMES}
+        link = resolve(**given) if given["broker"] else None
+        return command(link=link, **arguments)
+
+    optional = setting(
+        "--broker", metavar="URL", help="mqtt://HOST:PORT or mqtts://HOST:PORT.  [default: none]"
+    )
+    for option in (*reversed(_OPTIONS[1:]), optional):
+        with_link = option(with_link)
+    return with_link
+
+
 def resolve(
     broker: str,
     fleet: str,

@@ -141,7 +141,7 @@ def read_graph(directory: Path, name: str, sha256: dict[str, str]) -> bytes:
     if found != sha256.get(name):
         expected = sha256.get(name, "none")
         raise ModelError(
-            f"{directory / name} is damaged: {len(data)} bytes with SHA-256 {found[:12]}..., its manifest says "
-            f"{expected[:12]}...: export or deliver the model again"
+            f"{directory / name} is damaged: SHA-256 {found[:12]}... of {len(data)} bytes, where its manifest "
+            f"says {expected[:12]}...: export or deliver the model again"
         )
     return data

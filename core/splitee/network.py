@@ -17,6 +17,7 @@ from torchvision.models.feature_extraction import DualGraphModule
 
 from splitee.errors import NetworkError
 from splitee.exits import ExitHead, exit_head
+from splitee.messages import RunSpec
 from splitee.networks.measure import BATCH, Value, measure
 from splitee.networks.trace import Trace, opens_stage, trace
 from splitee.networks.zoo import by, make
@@ -153,6 +154,17 @@ class _BothModes(DualGraphModule):  # type: ignore[misc]
         for name, module in twin.named_modules():
             module.training = modes[name]
         return twin
+
+
+def build_for(spec: RunSpec) -> SplitNetwork:
+    """The network of a run, with the weights that its seed gives."""
+    return build_network(
+        spec.network,
+        num_classes=spec.num_classes,
+        input_shape=spec.input_shape,
+        stem=spec.stem,
+        seed=spec.seed,
+    )
 
 
 def build_network(

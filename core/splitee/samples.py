@@ -1,4 +1,4 @@
-"""Some of a device's own pictures, kept beside its weights: an exported model is checked and calibrated on them."""
+"""Some of a device's own pictures, kept beside its weights: exported models are tried on them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Samples:
 
     @classmethod
     def read(cls, directory: Path) -> Samples:
-        """The samples in a state or model directory. Raises ModelError where there are none, or broken ones."""
+        """The samples in a state or model directory. Raises ModelError: none, or broken ones."""
         path = directory / SAMPLES
         try:
             with np.load(path, allow_pickle=False) as arrays:
@@ -40,7 +40,9 @@ class Samples:
         except FileNotFoundError:
             raise ModelError(f"{directory} has no {SAMPLES}, the device's held-out pictures") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{path}: expected held-out pictures as a device stores them ({error})") from None
+            raise ModelError(
+                f"{path}: expected held-out pictures as a device stores them ({error})"
+            ) from None
         samples._check(path)
         return samples
 

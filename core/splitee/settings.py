@@ -30,6 +30,7 @@ def _load(context: click.Context, _parameter: click.Parameter, path: Path | None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
     parameters = _keys(context.command)
+    files = {parameter.name for parameter in context.command.params if isinstance(parameter.type, click.Path)}
     given = {}
     for key, value in values.items():
         parameter = parameters.get(key.replace("-", "_"))
@@ -40,7 +41,8 @@ def _load(context: click.Context, _parameter: click.Parameter, path: Path | None
             raise ConfigError(
                 f"settings file {path}: {key} takes one text, number or truth value, not {value}"
             )
-        given[parameter] = str(value)  # checked as a flag is: no 1.5 for a whole number
+        # Checked as a flag is: no 1.5 for a whole number. A file's paths start at the file's folder.
+        given[parameter] = str(path.parent / str(value)) if parameter in files else str(value)
     context.default_map = {**(context.default_map or {}), **given}
 
 
@@ -62,5 +64,5 @@ settings_file = click.option(
     is_eager=True,
     expose_value=False,
     callback=_load,
-    help="Settings file (TOML): the flags' names as keys.",
+    help="Settings file (TOML): the flags' names as keys; its paths start at its own folder.",
 )

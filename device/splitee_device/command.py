@@ -10,9 +10,11 @@ import click
 import torch
 
 from splitee.durable import StateDirectory
+from splitee.errors import NetworkError
 from splitee.link import Link
 from splitee.link_options import LinkOptions, link_options
-from splitee.network import build_network
+from splitee.messages import RunSpec
+from splitee.network import build_for
 from splitee.settings import setting, settings_file
 from splitee.signals import Stopped, stop_on_signals
 from splitee.topics import Topics, check_name
@@ -44,6 +46,11 @@ log = logging.getLogger(__name__)
     help="Share held out, where the data has no test set.",
 )
 @setting("--limit", type=int, metavar="COUNT", help="Use at most so many pictures.")
+@setting(
+    "--network",
+    metavar="MODULE:FACTORY",
+    help="Allow this factory, should the run name it: it is code that runs here.",
+)
 @setting("--cut", type=int, default=3, help="Last stage on this device, see `splitee cuts`.")
 @setting(
     "--state", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the state is kept."
@@ -61,6 +68,7 @@ def device(
     shard: str | None,
     holdout: float,
     limit: int | None,
+    network: str | None,
     cut: int,
     state: Path,
     fresh: bool,
@@ -87,15 +95,8 @@ def device(
             pictures = open_data(
                 data, input_shape=spec.input_shape, shard=part, holdout=holdout, seed=spec.seed, limit=limit
             )
-            network = build_network(
-                spec.network,
-                num_classes=spec.num_classes,
-                input_shape=spec.input_shape,
-                stem=spec.stem,
-                seed=spec.seed,
-            )
-            trainer = ClientTrainer(network, cut, spec, device, pictures)
-            del network
+            _check_code(spec, network)
+            trainer = ClientTrainer(build_for(spec), cut, spec, device, pictures)
             store = DeviceStore(directory, device, pictures)
             store.open(spec, cut, fresh=fresh)
             log.info(
@@ -117,3 +118,12 @@ def device(
     finally:
         connection.close(offline(topics, device, instance))
         directory.close()
+
+
+def _check_code(spec: RunSpec, allowed: str | None) -> None:
+    """A factory is code of this machine's choice, never of the wire's."""
+    if ":" in spec.network and spec.network != allowed:
+        raise NetworkError(
+            f"the run's network is the factory {spec.network!r}, code that would run here: "
+            f"start the device with --network {spec.network} if that is meant"
+        )

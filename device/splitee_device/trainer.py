@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splitee.exits import exit_head
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork
 from splitee.training import (
@@ -62,8 +61,7 @@ class ClientTrainer:
         self._device = device
         self._data = data
         self._client = network.client(cut)
-        shape = network.stages[cut - 1].feature_shape
-        self._exit = exit_head(shape, spec.num_classes, seed=seed_for(spec.seed, "exit", cut))
+        self._exit = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut))
         self._model = nn.ModuleDict({"client": self._client, "exit": self._exit})
         self._optimizer = make_optimizer(self._model.parameters(), spec)
         self.steps = steps_a_round(spec, len(data.train))

@@ -1,4 +1,4 @@
-"""Reads the state directories of devices and servers, for an export: networks with their committed weights."""
+"""Reads the state directories of devices and servers: networks with their committed weights."""
 
 from __future__ import annotations
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -72,19 +73,15 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         width = max(8, min(32, console.width - 76))
-        self._devices = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(width),
-            _Facts(),
-            TimeRemainingColumn(compact=True),
-            console=console,
-        )
-        self._baselines = Bars(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(width),
-            _Facts(),
-            TimeRemainingColumn(compact=True),
-            console=console,
+        self._devices, self._baselines = (
+            _Sorted(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(width),
+                _Facts(),
+                TimeRemainingColumn(compact=True),
+                console=console,
+            )
+            for _ in range(2)
         )
         self._tasks: dict[str, TaskID] = {}
         self._baseline_tasks: dict[str, TaskID] = {}
@@ -127,6 +124,15 @@ class LiveDisplay:
         return Group(self._server, self._devices, *([self._baselines] if self._baseline_tasks else []))
 
 
+class _Sorted(Bars):
+    """Bars in the order of their names, pi-2 before pi-10, whoever came first."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(
+            sorted(self.tasks, key=lambda task: (len(task.description), task.description))
+        )
+
+
 class _Facts(ProgressColumn):
     """What is known beside the bar, as it is: ids and stages are no markup."""
 
@@ -136,7 +142,8 @@ class _Facts(ProgressColumn):
 
 def _facts(device: DeviceView, rounds: int) -> str:
     facts = [f"round {device.round}/{rounds}" if rounds else device.doing]
-    facts.append(" " * 10 if device.loss is None else f"loss {device.loss:.3f}")
+    if device.loss is not None:
+        facts.append(f"loss {device.loss:.3f}")
     if device.exit_accuracy is not None:
         facts.append(f"exit {percent(device.exit_accuracy)}")
     if device.trunk_accuracy is not None:

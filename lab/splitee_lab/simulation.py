@@ -10,7 +10,7 @@ import torch
 
 from splitee.codecs import decode_tensor, encode_tensor
 from splitee.messages import RunSpec
-from splitee.network import SplitNetwork, build_network
+from splitee.network import build_for
 from splitee.training import fleet_digest
 from splitee_device.data import DeviceData
 from splitee_device.trainer import ClientTrainer, CutBatch
@@ -47,10 +47,12 @@ class Simulation:
     _strategy: Strategy = field(init=False)
 
     def __post_init__(self) -> None:
-        self._strategy = make_strategy(self._network(), self.spec)
+        self._strategy = make_strategy(build_for(self.spec), self.spec)
         self._trainers = {}
         for name, device in sorted(self.devices.items()):
-            self._trainers[name] = ClientTrainer(self._network(), device.cut, self.spec, name, device.data)
+            self._trainers[name] = ClientTrainer(
+                build_for(self.spec), device.cut, self.spec, name, device.data
+            )
             self._strategy.join(name, device.cut)
 
     def rounds(self) -> Iterator[SimulatedRound]:
@@ -114,13 +116,3 @@ class Simulation:
 
     def _across_the_wire(self, features: np.ndarray) -> np.ndarray:
         return decode_tensor(encode_tensor(self.spec.codec, features))
-
-    def _network(self) -> SplitNetwork:
-        spec = self.spec
-        return build_network(
-            spec.network,
-            num_classes=spec.num_classes,
-            input_shape=spec.input_shape,
-            stem=spec.stem,
-            seed=spec.seed,
-        )

@@ -17,7 +17,7 @@ from splitee.errors import ConfigError
 from splitee.link import Link
 from splitee.link_options import LinkOptions, link_options
 from splitee.messages import RunSpec
-from splitee.network import build_network
+from splitee.network import build_for
 from splitee.settings import setting, settings_file
 from splitee.signals import Stopped, stop_on_signals
 from splitee.topics import PROTOCOL, Topics
@@ -84,13 +84,7 @@ def server(
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
     spec = _run_spec(run)
-    network = build_network(
-        spec.network,
-        num_classes=spec.num_classes,
-        input_shape=spec.input_shape,
-        stem=spec.stem,
-        seed=spec.seed,
-    )
+    network = build_for(spec)
     if threads:
         torch.set_num_threads(threads)
     directory = StateDirectory(state)

@@ -54,7 +54,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StateError, match="choose another --state"):
+    with pytest.raises(StateError, match="choose another directory"):
         StateDirectory(tmp_path / "file" / "state")
 
 

@@ -44,8 +44,9 @@ class Fleet:
     def device(self, name: str, cut: int, *flags: str, shard: str | None = None, process: str = "") -> None:
         data = ("--data", "builtin:fashion-mnist", "--limit", "192")
         state = ("--state", str(self.directory / (process or name)), "--threads", "1")
+        trusted = ("--network", "tiny_networks:tiny")
         part = ("--shard", shard) if shard else ()
-        arguments = ("--id", name, *self._link(), *data, *part, "--cut", str(cut), *state, *flags)
+        arguments = ("--id", name, *self._link(), *data, *trusted, *part, "--cut", str(cut), *state, *flags)
         self._start(process or name, "device", *arguments)
 
     def three_devices(self) -> None:

@@ -90,9 +90,10 @@ def test_demo_on_mosquitto_and_again_on_the_embedded_broker(
     assert (again["broker"], "baselines" in again) == ("embedded", False)
 
 
-def test_averaging_on_a_broker_that_runs_already(tmp_path: Path, broker: RunningBroker) -> None:
+@pytest.mark.mosquitto
+def test_averaging_on_a_broker_that_runs_already(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
     flags = ("--strategy", "averaging", "--no-baselines", "--devices", "2", "--codec", "int8+zstd")
-    report, _ = demo(tmp_path / "out", "--broker", str(broker.address), *flags)
+    report, _ = demo(tmp_path / "out", "--broker", str(mosquitto_broker.address), *flags)
     assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
     assert report["batches_trained"] == report["batches_published"] == 2 * 2 * 1
 

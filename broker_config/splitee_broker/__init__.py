@@ -1,0 +1,1 @@
+"""A fleet's broker: its configuration, and the certificates by which it knows who speaks."""

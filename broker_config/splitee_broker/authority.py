@@ -1,0 +1,290 @@
+"""A fleet's certificate authority: identities, the ledger of those it gave, and the revocation list."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from splitee.durable import StateDirectory, write_atomically
+from splitee.errors import ConfigError, StateError
+from splitee.topics import check_name
+
+BACKDATED = timedelta(days=1)  # clocks differ
+AUTHORITY_DAYS = (
+    20 * 365
+)  # of the authority and of each revocation list: brokers refuse all behind a stale one
+HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*")
+
+
+class Role(StrEnum):
+    """What a certificate is for. All but devices bear their role's name."""
+
+    BROKER = "broker"
+    SERVER = "server"
+    VIEWER = "viewer"
+    HEALTH = "health"
+    DEVICE = "device"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A certificate with its key, and the authority that signed it; all PEM."""
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+
+    def __repr__(self) -> str:
+        return "Identity(...)"  # a key is for no log
+
+
+class Issued(msgspec.Struct, frozen=True):
+    """One line of the ledger."""
+
+    name: str
+    role: Role
+    serial: str  # hexadecimal
+    until: datetime
+    revoked: datetime | None = None
+
+    def valid(self, now: datetime) -> bool:
+        return self.revoked is None and now < self.until
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """What the authority remembers, apart from its key."""
+
+    fleet: str
+    hosts: tuple[str, ...] = ()  # names of the broker; the first is in the bundles
+    port: int = 8883
+    issued: tuple[Issued, ...] = ()
+
+
+class Authority:
+    """The authority in one directory, locked for this process: `ca.key`, `ca.crt` and `ledger.json`."""
+
+    def __init__(self, directory: Path, fleet: str | None = None) -> None:
+        """Opens the authority; `fleet`: makes one for this fleet where there is none.
+
+        Raises:
+            ConfigError: there is none, or it is another fleet's.
+            StateError: the directory cannot be written, is damaged, or is in use.
+        """
+        if fleet is None and not (directory / "ledger.json").exists():
+            raise ConfigError(f"no authority in {directory}: make it with `splitee broker init`")
+        self._state = StateDirectory(directory)
+        directory.chmod(0o700)
+        try:
+            if fleet is not None and not (directory / "ledger.json").exists():
+                self._found(check_name(fleet, "--fleet"))
+            self._load()
+            if fleet is not None and fleet != self.fleet:
+                raise ConfigError(
+                    f"the authority in {directory} is of fleet {self.fleet!r}, not {fleet!r}: "
+                    "take another --directory"
+                )
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._state.close()
+
+    @property
+    def fleet(self) -> str:
+        return self._ledger.fleet
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The broker's names; none before `serve_at`."""
+        return self._ledger.hosts
+
+    @property
+    def port(self) -> int:
+        return self._ledger.port
+
+    @property
+    def url(self) -> str:
+        """Where clients find the broker."""
+        if not self.hosts:
+            raise ConfigError("the broker has no name yet: run `splitee broker init` again")
+        host = f"[{self.hosts[0]}]" if ":" in self.hosts[0] else self.hosts[0]
+        return f"mqtts://{host}:{self.port}"
+
+    @property
+    def certificate(self) -> bytes:
+        return self._certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def issued(self) -> tuple[Issued, ...]:
+        """All certificates it ever gave, the oldest first."""
+        return self._ledger.issued
+
+    def valid(self, name: str) -> Issued | None:
+        """The certificate by which `name` gets in now."""
+        now = datetime.now(UTC)
+        return next((line for line in reversed(self.issued) if line.name == name and line.valid(now)), None)
+
+    def shut_out(self) -> list[str]:
+        """The names whose last certificate has been revoked."""
+        last = {line.name: line for line in self.issued}
+        return sorted(name for name, line in last.items() if line.revoked is not None)
+
+    def serve_at(self, hosts: tuple[str, ...], port: int) -> None:
+        """From now on the broker is found by these names, at this port; ConfigError: one is no name."""
+        for host in hosts:
+            general_name(host)
+        self._remember(msgspec.structs.replace(self._ledger, hosts=hosts, port=port))
+
+    def issue(self, name: str, role: Role, days: int, hosts: tuple[str, ...] = ()) -> Identity:
+        """A new key and its certificate, valid from yesterday on for `days`; `hosts`: a broker's names."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        usage = ExtendedKeyUsageOID.SERVER_AUTH if role is Role.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
+        builder = (
+            self._builder(name, key, days, self._certificate.subject)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            .add_extension(self._key_identifier(), critical=False)
+        )
+        if hosts:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([general_name(host) for host in hosts]), critical=False
+            )
+        certificate = builder.sign(self._key, hashes.SHA256())
+        line = Issued(name, role, f"{certificate.serial_number:x}", certificate.not_valid_after_utc)
+        self._remember(msgspec.structs.replace(self._ledger, issued=(*self.issued, line)))
+        return Identity(certificate.public_bytes(Encoding.PEM), _private(key), self.certificate)
+
+    def revoke(self, name: str) -> int:
+        """Revokes all valid certificates of `name`; how many there were."""
+        now = datetime.now(UTC)
+        hit = {line.serial for line in self.issued if line.name == name and line.valid(now)}
+        issued = tuple(
+            msgspec.structs.replace(line, revoked=now) if line.serial in hit else line for line in self.issued
+        )
+        self._remember(msgspec.structs.replace(self._ledger, issued=issued))
+        return len(hit)
+
+    def revocation_list(self) -> bytes:
+        """The list as of now, PEM: what a broker must refuse."""
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(now - BACKDATED)
+            .next_update(now + timedelta(AUTHORITY_DAYS))
+            .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+            .add_extension(self._key_identifier(), critical=False)
+        )
+        for line in self.issued:
+            if line.revoked is not None:
+                entry = x509.RevokedCertificateBuilder().serial_number(int(line.serial, 16))
+                builder = builder.add_revoked_certificate(entry.revocation_date(line.revoked).build())
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def _found(self, fleet: str) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        # The number keeps two fleets of one name apart: a client says which of the two it does not know.
+        name = x509.Name(
+            [
+                x509.NameAttribute(NameOID.ORGANIZATION_NAME, fleet),
+                x509.NameAttribute(NameOID.COMMON_NAME, f"splitee authority {x509.random_serial_number():x}"),
+            ]
+        )
+        certificate = (
+            self._builder("", key, AUTHORITY_DAYS, name)
+            .subject_name(name)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_SIGNS, critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        self._write("ca.key", _private(key))
+        self._write("ca.crt", certificate.public_bytes(Encoding.PEM))
+        self._write("ledger.json", msgspec.json.encode(Ledger(fleet)))
+
+    def _load(self) -> None:
+        folder = self._state.path
+        try:
+            key = load_pem_private_key((folder / "ca.key").read_bytes(), None)
+            self._certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+            self._ledger = msgspec.json.decode((folder / "ledger.json").read_bytes(), type=Ledger)
+        except (OSError, ValueError, TypeError) as error:
+            raise StateError(f"authority in {folder}: {error}; bring it back from your backup") from None
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise StateError(f"authority in {folder}: expected an elliptic curve's key in ca.key")
+        self._key = key
+
+    @staticmethod
+    def _builder(
+        name: str, key: ec.EllipticCurvePrivateKey, days: int, issuer: x509.Name
+    ) -> x509.CertificateBuilder:
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateBuilder(issuer_name=issuer, public_key=key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - BACKDATED)
+            .not_valid_after(now + timedelta(days))
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        )
+        return (
+            builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            if name
+            else builder
+        )
+
+    def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+
+    def _remember(self, ledger: Ledger) -> None:
+        self._write("ledger.json", msgspec.json.format(msgspec.json.encode(ledger), indent=1))
+        self._ledger = ledger
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_atomically(self._state.path / name, data)
+
+
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def general_name(host: str) -> x509.GeneralName:
+    """A broker's name as its certificate has it: an IP address or a host's name.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        if not HOST.fullmatch(host):
+            raise ConfigError(f"--name {host!r}: expected a host's name or an IP address") from None
+        return x509.DNSName(host)
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

@@ -1,0 +1,18 @@
+"""Tells systemd how this process is (sd_notify); nothing where no systemd listens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+
+def notify(*states: str) -> None:
+    """Sends READY=1, STATUS=..., WATCHDOG=1 and the like, one state each."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, contextlib.suppress(OSError):
+        sender.sendto("\n".join(states).encode(), address)

@@ -1,0 +1,192 @@
+"""Makes model directories out of states: graphs, parity, int8, and the manifest last."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from msgspec.structs import replace
+
+from splitee.durable import write_atomically
+from splitee.errors import ConfigError, StateError
+from splitee.inference import Array, ClientModel
+from splitee.manifest import (
+    CLIENT,
+    CLIENT_INT8,
+    MANIFEST,
+    ClientManifest,
+    Quantization,
+    TrunkGraph,
+    TrunkManifest,
+    write_manifest,
+)
+from splitee.pictures import normalize
+from splitee.samples import SAMPLES, Samples
+from splitee_export.graphs import OPSET, ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
+from splitee_export.parity import check_parity
+from splitee_export.quantize import accuracy, time_both, to_int8
+from splitee_export.states import DeviceState, ServerState
+
+RANDOM_FEATURES = 64  # that a trunk is tried on where there are none of pictures
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Int8Policy:
+    """When the int8 graph goes into service: at an accuracy of the exit at most `max_drop` below fp32's.
+
+    `benchmark`: and only if it is faster on this machine.
+    """
+
+    max_drop: float = 0.01
+    benchmark: bool = False
+
+
+def export_client(
+    state: DeviceState, samples: Samples, out: Path, *, int8: Int8Policy | None = None
+) -> ClientManifest:
+    """Writes a device's model directory.
+
+    Raises:
+        ModelError: torch cannot export the network, or the graph does not answer as torch does.
+    """
+    spec = state.spec
+    graph = client_graph(state.client, state.exit, spec.input_shape)
+    run = GraphRunner(graph, CLIENT)
+    pictures = normalize(samples.held_out, spec.mean, spec.std)
+    torch_run = partial(run_torch, ClientGraph(state.client, state.exit))
+    parity = check_parity(CLIENT, torch_run, run, pictures, "pictures", threshold=spec.threshold)
+    graphs = {CLIENT: graph}
+    quantization = None
+    if int8 is not None:
+        smaller = to_int8(graph, normalize(samples.training, spec.mean, spec.std))
+        quantization = _judge(graph, smaller, pictures, samples, int8)
+        if quantization.kept:
+            graphs[CLIENT_INT8] = smaller
+    manifest = ClientManifest(
+        kind="client",
+        run=spec.run,
+        round=state.round,
+        device=state.device,
+        network=spec.network,
+        cut=state.cut,
+        stage=state.network.stages[state.cut - 1].name,
+        class_names=spec.class_names,
+        input_shape=spec.input_shape,
+        feature_shape=state.network.stages[state.cut - 1].feature_shape,
+        mean=spec.mean,
+        std=spec.std,
+        codec=spec.codec,
+        measure="entropy",
+        threshold=spec.threshold,
+        calibration=(),
+        opset=OPSET,
+        file=CLIENT_INT8 if CLIENT_INT8 in graphs else CLIENT,
+        sha256=_digests(graphs),
+        parity=parity,
+        quantization=quantization,
+        versions=_versions(),
+    )
+    _write(out, {**graphs, SAMPLES: samples.encode()}, manifest)
+    return manifest
+
+
+def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -> TrunkManifest:
+    """Writes a server's model directory: one graph a trunk.
+
+    Args:
+        clients: exported models of devices; each trunk is tried on the features of its device's pictures.
+            Trunks of other devices are tried on random features, and their manifest says so.
+
+    Raises:
+        ModelError: torch cannot export a trunk, or a graph does not answer as torch does.
+        ConfigError: a client is of another run or cut.
+    """
+    inputs = dict(_features(state, path) for path in clients)
+    shared = state.spec.strategy == "sequential"
+    devices = {d: f"trunk-cut-{cut}.onnx" if shared else f"trunk-{d}.onnx" for d, cut in state.cuts.items()}
+    graphs: dict[str, bytes] = {}
+    trunks: dict[str, TrunkGraph] = {}
+    for name in sorted(set(devices.values())):
+        users = sorted(device for device, file in devices.items() if file == name)
+        log.info("%s: for %s", name, ", ".join(users))
+        tried_by = next((device for device in users if device in inputs), None)
+        cut = state.cuts[users[0]]
+        shape = state.network.stages[cut - 1].feature_shape
+        features = _random_features(shape) if tried_by is None else inputs[tried_by]
+        trunk = state.trunks[users[0]]
+        graphs[name] = trunk_graph(trunk, shape)
+        kind: Literal["features", "random"] = "random" if tried_by is None else "features"
+        parity = check_parity(
+            name, partial(run_torch, trunk), GraphRunner(graphs[name], name), features, kind
+        )
+        trunks[name] = TrunkGraph(cut=cut, feature_shape=shape, parity=parity)
+    manifest = TrunkManifest(
+        kind="trunk",
+        run=state.spec.run,
+        round=state.round,
+        network=state.spec.network,
+        class_names=state.spec.class_names,
+        opset=OPSET,
+        devices=devices,
+        trunks=trunks,
+        sha256=_digests(graphs),
+        versions=_versions(),
+    )
+    _write(out, graphs, manifest)
+    return manifest
+
+
+def _judge(fp32: bytes, int8: bytes, pictures: Array, samples: Samples, policy: Int8Policy) -> Quantization:
+    """Compares the two on the held-out pictures, and on this machine's clock."""
+    one = GraphRunner(fp32, CLIENT), GraphRunner(int8, CLIENT_INT8)
+    before, after = (accuracy(run, pictures, samples.labels) for run in one)
+    result = Quantization(accuracy_fp32=before, accuracy_int8=after, kept=before - after <= policy.max_drop)
+    if not policy.benchmark:
+        return result
+    fp32_ms, int8_ms = time_both(*one, pictures)
+    return replace(result, fp32_ms=fp32_ms, int8_ms=int8_ms, kept=result.kept and int8_ms < fp32_ms)
+
+
+def _features(state: ServerState, path: Path) -> tuple[str, Array]:
+    model, samples = ClientModel(path, file=CLIENT), Samples.read(path)
+    theirs = model.manifest
+    if (theirs.run, theirs.cut) != (state.spec.run, state.cuts.get(theirs.device)):
+        raise ConfigError(
+            f"--client {path}: it is of {theirs.device} in run {theirs.run} at cut {theirs.cut}; this server "
+            f"has run {state.spec.run}, with {theirs.device} at cut {state.cuts.get(theirs.device)}"
+        )
+    return theirs.device, model(samples.held_out)[0]
+
+
+def _random_features(shape: Sequence[int]) -> Array:
+    """Not negative, as behind a ReLU."""
+    generator = np.random.default_rng(0)
+    return np.abs(generator.standard_normal((RANDOM_FEATURES, *shape), dtype=np.float32))
+
+
+def _write(out: Path, files: dict[str, bytes], manifest: ClientManifest | TrunkManifest) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+    except OSError as error:
+        raise StateError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
+    for name, data in files.items():
+        write_atomically(out / name, data)
+    write_manifest(out, manifest)
+
+
+def _digests(graphs: dict[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(graph).hexdigest() for name, graph in graphs.items()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("hetero-splitee", "torch", "onnx", "onnxscript", "onnxruntime")}

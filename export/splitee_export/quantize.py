@@ -1,0 +1,83 @@
+"""int8 graphs: static, per channel, calibrated on a device's own pictures; and what they are worth."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from splitee.inference import Array
+from splitee_export.graphs import GraphRunner
+
+BATCH = 16
+TIMED = 50  # runs of one picture, after a tenth as many that do not count
+
+
+class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+    """What the ranges of the activations are taken from."""
+
+    def __init__(self, pictures: Array) -> None:
+        self._batches = iter([pictures[i : i + BATCH] for i in range(0, len(pictures), BATCH)])
+
+    def get_next(self) -> dict[str, Array] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {"pictures": batch}
+
+
+def to_int8(graph: bytes, pictures: Array) -> bytes:
+    """The graph with int8 weights and uint8 activations, around QuantizeLinear and DequantizeLinear (QDQ).
+
+    Args:
+        pictures: normalised, float32 (N, C, H, W), for the ranges of the activations.
+    """
+    root = logging.getLogger()
+    level = root.level
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "int8.onnx"
+        root.setLevel(logging.ERROR)  # the quantizer asks for a preprocessing that torch's exporter has done
+        try:
+            quantize_static(
+                onnx.load_from_string(graph),
+                path,
+                _Pictures(pictures),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+            )
+        finally:
+            root.setLevel(level)
+        return path.read_bytes()
+
+
+def accuracy(run: GraphRunner, pictures: Array, labels: npt.NDArray[np.int64]) -> float:
+    """Of the exit on normalised pictures (N, C, H, W)."""
+    correct = 0
+    for start in range(0, len(labels), BATCH):
+        logits = run(pictures[start : start + BATCH])[-1]
+        correct += int((logits.argmax(axis=1) == labels[start : start + BATCH]).sum())
+    return correct / len(labels)
+
+
+def time_both(first: GraphRunner, second: GraphRunner, pictures: Array) -> tuple[float, float]:
+    """Median milliseconds that each takes for one picture; they take turns, so both see the same machine."""
+    taken: tuple[list[float], list[float]] = ([], [])
+    for index in range(TIMED + TIMED // 10):
+        picture = pictures[index % len(pictures)][None]
+        for run, times in zip((first, second), taken, strict=True):
+            started = time.perf_counter()
+            run(picture)
+            times.append(1000 * (time.perf_counter() - started))
+    return median(taken[0][TIMED // 10 :]), median(taken[1][TIMED // 10 :])

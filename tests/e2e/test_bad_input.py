@@ -1,0 +1,261 @@
+"""A user's mistakes: one clear line, the documented exit code, no stack trace, nothing lost."""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fleets import Fleet
+from PIL import Image
+
+from splitee.cli import main
+from splitee.errors import ExitCode
+from splitee.link import Link, Message
+from splitee.messages import DeviceStatus, ErrorReport, Profile, RunSpec
+from splitee.topics import Topics
+from splitee_lab.brokers import OwnBroker, RunningBroker
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and the one line that a `splitee` command ends with."""
+    with pytest.raises(SystemExit) as leave:
+        main(list(arguments))
+    said = capsys.readouterr().err.strip().splitlines()
+    assert not any("Traceback" in line for line in said)
+    return int(leave.value.code or 0), said[-1] if said else ""
+
+
+def pictures(folder: Path, count: int, *, broken: int = 0) -> None:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        data = io.BytesIO()
+        Image.fromarray(np.full((32, 32), number % 256, np.uint8)).save(data, "PNG")
+        content = data.getvalue()
+        (folder / f"{number:03}.png").write_bytes(content[:40] if number < broken else content)
+
+
+@pytest.fixture
+def server_flags(tmp_path: Path) -> tuple[str, ...]:
+    return "server", "--state", str(tmp_path / "server"), "--connect-timeout", "2"
+
+
+@pytest.fixture
+def device_flags(tmp_path: Path) -> tuple[str, ...]:
+    return "device", "--id", "pi-1", "--state", str(tmp_path / "pi-1"), "--connect-timeout", "1"
+
+
+def closed_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"mqtt://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_an_unknown_network_is_answered_with_the_nearest(
+    capsys: pytest.CaptureFixture[str], server_flags: tuple[str, ...]
+) -> None:
+    code, line = call(capsys, *server_flags, "--network", "resnet19")
+    assert code == ExitCode.NETWORK
+    assert "resnet18" in line
+
+
+def test_a_broker_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], server_flags: tuple[str, ...], device_flags: tuple[str, ...]
+) -> None:
+    address = closed_port()
+    for flags in (server_flags, (*device_flags, "--data", "builtin:fashion-mnist")):
+        code, line = call(capsys, *flags, "--broker", address)
+        assert code == ExitCode.UNREACHABLE
+        assert address in line
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_refuses(
+    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], make_broker: Callable[..., OwnBroker]
+) -> None:
+    broker = make_broker(settings="allow_anonymous false\n")
+    flags = (*device_flags, "--data", "builtin:fashion-mnist", "--broker", str(broker.address))
+    code, line = call(capsys, *flags)
+    assert code == ExitCode.REFUSED
+    assert "not authorized" in line.lower()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: None, "no such"),
+        (lambda folder: folder.mkdir(), "class"),
+        (lambda folder: pictures(folder / "one", 5), "one class"),
+        (
+            lambda folder: [pictures(folder / name, 4, broken=4) for name in ("cat", "dog")],
+            "none of its 8 pictures can be read",
+        ),
+    ],
+    ids=["missing", "empty", "one class", "all unreadable"],
+)
+def test_data_that_is_no_use(
+    capsys: pytest.CaptureFixture[str],
+    device_flags: tuple[str, ...],
+    tmp_path: Path,
+    make: Callable[[Path], object],
+    words: str,
+    broker: RunningBroker,
+) -> None:
+    folder = tmp_path / "pictures"
+    make(folder)
+    topics = Topics(f"data-{tmp_path.name}".replace("[", "-").replace("]", ""))
+    spec = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
+    publisher = Link(broker.address, "publisher")
+    publisher.open(5)
+    publisher.publish(topics.run, spec.encode(), retain=True)
+    publisher.close()
+    flags = (*device_flags, "--data", str(folder), "--broker", str(broker.address), "--fleet", topics.fleet)
+    code, line = call(capsys, *flags)
+    assert code == ExitCode.DATA
+    assert words in line.lower()
+
+
+def test_a_cut_out_of_range_names_the_range(
+    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker
+) -> None:
+    topics = Topics("cut-out-of-range")
+    spec = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
+    publisher = Link(broker.address, "publisher")
+    publisher.open(5)
+    publisher.publish(topics.run, spec.encode(), retain=True)
+    flags = (*device_flags, "--data", "builtin:fashion-mnist", "--cut", "10", "--fleet", topics.fleet)
+    code, line = call(capsys, *flags, "--broker", str(broker.address))
+    publisher.close()
+    assert code == ExitCode.NETWORK
+    assert "1..9" in line
+
+
+def test_a_server_of_another_protocol_version(
+    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker
+) -> None:
+    topics = Topics("another-version")
+    spec = RunSpec(protocol=2, run="r", network="resnet18", num_classes=10, rounds=1)
+    publisher = Link(broker.address, "publisher")
+    publisher.open(5)
+    publisher.publish(topics.run, spec.encode(), retain=True)
+    flags = (*device_flags, "--data", "builtin:fashion-mnist", "--fleet", topics.fleet)
+    code, line = call(capsys, *flags, "--broker", str(broker.address))
+    publisher.close()
+    assert code == ExitCode.VERSION
+    assert "protocol 2" in line
+
+
+def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    """A device of another version, other class names, a second server; then the fleet trains as usual."""
+    topics = Topics("refusals")
+    stranger = Link(mosquitto_broker.address, "stranger")
+    stranger.subscribe(topics.device("old", "inbox/error"), topics.server_status)
+    stranger.open(5)
+    with Fleet(str(mosquitto_broker.address), "refusals", tmp_path) as fleet:
+        fleet.server(devices=1, rounds=1)
+        wait_for(stranger, topics.server_status)
+        stranger.publish(topics.device("old", "status"), DeviceStatus(state="online", instance=5).encode())
+        profile = Profile(
+            protocol=99,
+            instance=5,
+            version="9.9",
+            cut=1,
+            class_names=("a", "b"),
+            train_samples=10,
+            held_out_samples=2,
+        )
+        stranger.publish(topics.device("old", "profile"), profile.encode())
+        report = ErrorReport.decode(wait_for(stranger, topics.device("old", "inbox/error")).payload)
+        assert (report.code, report.fatal, report.instance) == (ExitCode.VERSION, True, 5)
+        assert "protocol 99" in report.message
+
+        fleet.server(name="second")
+        assert fleet.wait("second") == [ExitCode.ID_IN_USE]
+        assert "another server serves fleet 'refusals'" in fleet.log("second")
+
+        fleet.device("pi-1", 2)
+        for name in ("cat", "dog"):
+            pictures(tmp_path / "others" / name, 20)
+        others = ("--data", str(tmp_path / "others"), "--limit", "30")
+        fleet.device("pi-2", 2, *others)
+        assert fleet.wait("pi-2") in ([ExitCode.REJECTED], [ExitCode.OK])  # OK: it came after the end
+        assert fleet.wait("pi-1", "server") == [0, 0]
+    stranger.close()
+
+
+def wait_for(link: Link, topic: str) -> Message:
+    while True:
+        event = link.receive(60)
+        assert event is not None, f"nothing came on {topic}"
+        if isinstance(event, Message) and event.topic == topic:
+            return event
+
+
+def test_two_devices_with_one_id_the_older_ends(broker: RunningBroker, tmp_path: Path) -> None:
+    topics = Topics("one-id")
+    watcher = Link(broker.address, "watcher")
+    watcher.subscribe(topics.device("twin", "profile"))
+    watcher.open(5)
+    with Fleet(str(broker.address), "one-id", tmp_path) as fleet:
+        fleet.server(devices=2, rounds=1)
+        fleet.device("twin", 2, process="first")
+        wait_for(watcher, topics.device("twin", "profile"))
+        fleet.device("twin", 2, process="second")
+        assert fleet.wait("first", timeout=60) == [ExitCode.ID_IN_USE]
+        assert "another process has started with the id 'twin'" in fleet.log("first")
+        assert fleet.processes["second"].poll() is None
+    watcher.close()
+
+
+def test_garbage_on_every_topic_changes_nothing(broker: RunningBroker, tmp_path: Path) -> None:
+    """Malformed, truncated, oversized and foreign messages are counted; the weights are the same."""
+    digests = []
+    for disturbed in (False, True):
+        directory = tmp_path / str(disturbed)
+        directory.mkdir()
+        name = f"garbage-{disturbed}"
+        topics = Topics(name)
+        with Fleet(str(broker.address), name, directory) as fleet:
+            fleet.server(devices=3, rounds=2)
+            fleet.three_devices()
+            if disturbed:
+                disturb(broker, topics)
+            assert fleet.wait() == [0, 0, 0, 0]
+            digests.append(fleet.report()["weights_sha256"])
+            assert (fleet.report()["rejected"] > 0) == disturbed
+    assert digests[0] == digests[1]
+
+
+def disturb(broker: RunningBroker, topics: Topics) -> None:
+    """Publish garbage as soon as the fleet trains."""
+    link = Link(broker.address, "vandal")
+    link.subscribe(topics.device("pi-1", "features"))
+    link.open(5)
+    sample = wait_for(link, topics.device("pi-1", "features")).payload
+    foreign = sample.replace(b"\xa3run\xb4", b"\xa3run\xb4x", 1)
+    bad = [
+        b"",
+        b"\xff" * 50,
+        sample[:-7],
+        sample + b"x",
+        foreign,
+        b"\xc1",
+        b"[" * 100_000,
+        b"{}",
+        b"\x95\x01",
+    ]
+    for leaf in ("features", "round-done", "profile", "status", "sync"):
+        for payload in bad:
+            link.publish(topics.device("pi-1", leaf), payload)
+            link.publish(topics.device("nobody", leaf), payload)
+    for leaf in ("inbox/ack", "inbox/plan", "inbox/error"):
+        for payload in bad:
+            link.publish(topics.device("pi-1", leaf), payload)
+    for topic in (topics.run, topics.round, topics.commit, topics.server_status):
+        for payload in bad[1:]:
+            link.publish(topic, payload)
+    link.flush(10)
+    link.close()
