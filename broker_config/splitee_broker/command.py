@@ -1,4 +1,4 @@
-"""`splitee broker`: the fleet's certificate authority, its broker's configuration, its devices' identities."""
+"""`splitee broker`: a fleet's authority, its broker's configuration, its devices' identities."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def init(
     """
     folder = directory.absolute() / "broker"
     with closing(_open(directory, fleet)) as authority:
-        if keep and all((directory / name).exists() for name in ("server", "viewer/viewer.toml")):
+        if keep and (directory / "viewer" / "viewer.toml").exists():
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
         authority.serve_at(hosts or default, port or authority.port)

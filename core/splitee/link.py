@@ -94,6 +94,11 @@ class Link:
         return self._in_flight.up
 
     @property
+    def alive(self) -> bool:
+        """Whether the network thread runs, connected or trying to be."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def max_packet(self) -> int:
         """Bytes of the largest payload that our limit and the broker's let through."""
         return self._max_packet - ENVELOPE

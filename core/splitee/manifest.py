@@ -15,9 +15,8 @@ import msgspec
 from msgspec import Meta
 
 from splitee.durable import write_atomically
-from splitee.errors import MalformedMessage, ModelError
+from splitee.errors import ModelError
 from splitee.messages import Count, Digest, Fraction, Name, Positive, Text
-from splitee.wire import JsonMessage
 
 MANIFEST = "manifest.json"
 CLIENT = "client.onnx"
@@ -59,7 +58,7 @@ class Point(msgspec.Struct, frozen=True):
     offload_share: Fraction
 
 
-class ClientManifest(JsonMessage, frozen=True):
+class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     """A device's model: client network and exit in one graph."""
 
     kind: Literal["client"]
@@ -94,7 +93,7 @@ class TrunkGraph(msgspec.Struct, frozen=True, kw_only=True):
     parity: Parity
 
 
-class TrunkManifest(JsonMessage, frozen=True):
+class TrunkManifest(msgspec.Struct, frozen=True, kw_only=True):
     """A server's trunks, and which of them continues each device's client network."""
 
     kind: Literal["trunk"]
@@ -116,19 +115,19 @@ def read_manifest(directory: Path, kind: type[M]) -> M:
     """The manifest of a model directory. Raises ModelError: there is none, or it is not of this kind."""
     path = directory / MANIFEST
     try:
-        return kind.decode(path.read_bytes())
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as error:
         raise ModelError(
             f"no model at {directory} ({MANIFEST}: {error.strerror}): `splitee export` makes one"
         ) from None
-    except MalformedMessage as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         whose = "a device's" if kind is ClientManifest else "a server's"
         raise ModelError(f"{path}: expected the manifest of {whose} model: {error}") from None
 
 
 def write_manifest(directory: Path, manifest: ClientManifest | TrunkManifest) -> None:
     """The last step of an export: without it the directory is no model."""
-    write_atomically(directory / MANIFEST, msgspec.json.format(manifest.encode(), indent=1))
+    write_atomically(directory / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
 
 
 def read_graph(directory: Path, name: str, sha256: dict[str, str]) -> bytes:
@@ -141,7 +140,7 @@ def read_graph(directory: Path, name: str, sha256: dict[str, str]) -> bytes:
     if found != sha256.get(name):
         expected = sha256.get(name, "none")
         raise ModelError(
-            f"{directory / name} is damaged: SHA-256 {found[:12]}... of {len(data)} bytes, where its manifest "
-            f"says {expected[:12]}...: export or deliver the model again"
+            f"{directory / name} is damaged: SHA-256 {found[:12]}... of {len(data)} bytes, its manifest says "
+            f"{expected[:12]}...: export or deliver the model again"
         )
     return data

@@ -109,6 +109,7 @@ class Commit(JsonMessage, frozen=True):
 
     run: Text
     round: Count
+    attempt: Count
     digests: dict[Name, Digest]
     weights_sha256: Digest
 
@@ -117,6 +118,7 @@ class Plan(JsonMessage, frozen=True):
     """`devices/ID/inbox/plan`, retained: the server's word on one device, and its last commit."""
 
     run: Text
+    attempt: Count
     instance: Count  # of the profile this answers
     cut: Positive
     committed: Count = 0

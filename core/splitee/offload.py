@@ -1,4 +1,4 @@
-"""Asks the fleet's server for the trunk's answer: MQTT request and response, never longer than the time-out."""
+"""Asks the fleet's server for the trunk's answer: request and response over MQTT, within a time-out."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated
 
+import msgpack
 import msgspec
 
 from splitee.errors import MalformedMessage
@@ -50,7 +51,8 @@ def split(payload: bytes, limit: int, message: int) -> Iterator[bytes]:
     count = -(-len(payload) // room)
     for index in range(count):
         chunk = view[index * room : (index + 1) * room]
-        yield msgspec.msgpack.encode((_FIRST + message, index, count, len(payload), chunk))
+        part: bytes = msgpack.packb((_FIRST + message, index, count, len(payload), chunk))
+        yield part
 
 
 class _Open:

@@ -60,7 +60,7 @@ def predict(
     threads: int | None,
     link: LinkOptions | None,
 ) -> None:
-    """Classify PICTURES: files, and folders of them. With --broker, the server answers what the exit doubts."""
+    """Classify PICTURES: files and folders. With --broker, the server answers where the exit doubts."""
     if not pictures and not camera:
         raise ConfigError("nothing to classify: name pictures or folders, or give --camera")
     files = [file for path in pictures for file in find_pictures(path)]

@@ -1,4 +1,4 @@
-"""Adaptive inference: the exit answers where it is sure, the trunk where it is not, the exit again if need be."""
+"""Adaptive inference: the exit answers where it is sure, the trunk where it is not."""
 
 from __future__ import annotations
 

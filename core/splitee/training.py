@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from splitee.messages import RunSpec
 
+EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
 FINAL_RATE = 0.02  # of the highest learning rate, at the end of the cosine
 WARM_UP = 0.02  # of the whole run
 

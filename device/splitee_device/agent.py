@@ -178,17 +178,17 @@ class Agent:
         ).encode()
 
     def _is_committed(self, opened: RoundOpen, digest: str) -> bool:
-        """Whether the round counts with this device in it; Superseded when it counts without."""
-        session = self._session
-        if session.plan is not None and (session.plan.committed, session.plan.digest) == (
-            opened.round,
-            digest,
-        ):
+        """Whether the round counts with this device in it; Superseded when it counts without.
+
+        Only words of the same attempt matter: a server that lost its last round commits it once more.
+        """
+        plan, commit = self._session.plan, self._session.commit
+        attempt, mine = (opened.run, opened.attempt), (opened.round, digest)
+        if plan is not None and (plan.run, plan.attempt) == attempt and (plan.committed, plan.digest) == mine:
             return True
-        commit = session.commit
-        if commit is None or commit.run != opened.run or commit.round < opened.round:
+        if commit is None or (commit.run, commit.attempt) != attempt or commit.round < opened.round:
             return False
-        if commit.round == opened.round and commit.digests.get(session.device) == digest:
+        if (commit.round, commit.digests.get(self._session.device)) == mine:
             return True
         raise Superseded
 

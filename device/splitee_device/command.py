@@ -15,6 +15,7 @@ from splitee.link import Link
 from splitee.link_options import LinkOptions, link_options
 from splitee.messages import RunSpec
 from splitee.network import build_for
+from splitee.notify import notify
 from splitee.settings import setting, settings_file
 from splitee.signals import Stopped, stop_on_signals
 from splitee.topics import Topics, check_name
@@ -60,6 +61,7 @@ log = logging.getLogger(__name__)
     "--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads; default: torch's choice."
 )
 @setting("--patience", type=float, default=0.0, metavar="SECONDS", help="Give up without a server; 0: never.")
+@setting("--stay", is_flag=True, help="Wait for the fleet's next run when one is finished.")
 @settings_file
 def device(
     device: str,
@@ -74,6 +76,7 @@ def device(
     fresh: bool,
     threads: int | None,
     patience: float,
+    stay: bool,
 ) -> None:
     """Train on this device's own pictures, up to its cut. Pictures never leave it; features and labels do."""
     check_name(device, "--id")
@@ -88,7 +91,9 @@ def device(
     )
     stop = stop_on_signals()
     session = Session(connection, topics, device, instance, patience=patience or None, stop=stop.is_set)
+    notify(f"STATUS=connecting to {link.address}")
     connection.open(link.connect_timeout)
+    notify("READY=1", "STATUS=waiting for a server to open a run")
     try:
         while True:
             spec = session.await_run()
@@ -109,13 +114,16 @@ def device(
             )
             try:
                 Agent(session, spec, cut, trainer, store).take_part(pictures)
-                break
+                if not stay:
+                    break
+                session.wait(lambda: False, "the next run")
             except RunChanged:
                 log.info("the server has opened another run")
         log.info("run finished")
     except Stopped:
         log.info("stopped; the state is in %s", state)
     finally:
+        notify("STOPPING=1")
         connection.close(offline(topics, device, instance))
         directory.close()
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from splitee.errors import IdInUse, MalformedMessage, Rejected, Stalled, VersionMismatch
+from splitee.errors import BrokerRefused, IdInUse, MalformedMessage, Rejected, Stalled, VersionMismatch
 from splitee.link import Connected, Disconnected, Link, Message
 from splitee.messages import (
     Ack,
@@ -20,6 +20,7 @@ from splitee.messages import (
     ServerStatus,
     Sync,
 )
+from splitee.notify import notify
 from splitee.signals import Stopped
 from splitee.topics import PROTOCOL, Topics
 from splitee_device.outbox import Outbox, publish_packed
@@ -136,8 +137,10 @@ class Session:
 
         Raises:
             Superseded: what is under way no longer counts.
-            RunChanged, Stopped, IdInUse, Rejected, VersionMismatch: as their names say.
+            RunChanged, Stopped, IdInUse, Rejected, VersionMismatch, BrokerRefused: as their names say.
         """
+        if self.link.alive:
+            notify("WATCHDOG=1")  # this thread and the link's both live
         if self._stop():
             raise Stopped
         event = self.link.receive(timeout)
@@ -150,6 +153,11 @@ class Session:
                 self._handle(event)
             except MalformedMessage as error:
                 log.warning("%s: ignored: %s", event.topic, error)
+        if self.link.refused and not self._seen_myself:
+            raise BrokerRefused(
+                f"broker {self.link.address} lets this client in, but not as {self.device!r}: "
+                "is its certificate or account another device's?"
+            )
         self._check_superseded()
         return event is not None
 
@@ -271,6 +279,7 @@ class Session:
     def _publish_status(self) -> None:
         self.link.publish(self.topic("status"), self._status.encode(), retain=True)
         self._status_due = time.monotonic() + STATUS_EVERY
+        notify(f"STATUS={_in_words(self._status)}")
 
     def _publish_profile(self) -> None:
         if self.profile is not None:
@@ -298,3 +307,11 @@ class Session:
 def phase_key(opened: RoundOpen) -> tuple[str, int, int, str]:
     """What tells one opening of one phase from every other."""
     return opened.run, opened.attempt, opened.round, opened.phase
+
+
+def _in_words(status: DeviceStatus) -> str:
+    """What `systemctl status` shows."""
+    words = f"round {status.round}: {status.doing}"
+    if status.steps:
+        words += f", step {status.step} of {status.steps}"
+    return words if status.loss is None else f"{words}, loss {status.loss:.4f}"

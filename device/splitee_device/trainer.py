@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork
 from splitee.training import (
+    EVALUATION_BATCH,
     epoch_batches,
     learning_rate,
     make_optimizer,
@@ -25,8 +26,6 @@ from splitee.training import (
     weights_digest,
 )
 from splitee_device.data import DeviceData, batch
-
-EVALUATION_BATCH = 64
 
 
 @dataclass(frozen=True)

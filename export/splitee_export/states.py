@@ -14,7 +14,7 @@ from splitee.durable import StateDirectory
 from splitee.errors import StateError
 from splitee.exits import ExitHead
 from splitee.messages import RunSpec
-from splitee.network import SplitNetwork, build_network
+from splitee.network import SplitNetwork, build_for
 from splitee.training import unpack_state
 
 
@@ -84,13 +84,7 @@ def _newest(directory: StateDirectory, *, committed_only: bool) -> tuple[int, di
 
 
 def _build(spec: RunSpec) -> SplitNetwork:
-    network = build_network(
-        spec.network,
-        num_classes=spec.num_classes,
-        input_shape=spec.input_shape,
-        stem=spec.stem,
-        seed=spec.seed,
-    )
+    network = build_for(spec)
     network.module.eval()
     return network
 

@@ -22,6 +22,7 @@ from splitee.errors import ChildFailed
 from splitee.messages import RunSpec
 from splitee.network import build_network
 from splitee.training import (
+    EVALUATION_BATCH,
     epoch_batches,
     learning_rate,
     make_optimizer,
@@ -32,7 +33,6 @@ from splitee.training import (
 from splitee_device.data import PictureSet, Shard, batch, open_data
 
 CENTRALIZED = "centralized"
-EVALUATION_BATCH = 64
 REPORT_EVERY = 8  # steps
 
 

@@ -89,10 +89,12 @@ class RunningBroker:
 class OwnBroker:
     """A broker that can be killed and started again on the same port."""
 
-    def __init__(self, kind: str, directory: Path, settings: str = MOSQUITTO_SETTINGS) -> None:
+    def __init__(
+        self, kind: str, directory: Path, settings: str = MOSQUITTO_SETTINGS, port: int | None = None
+    ) -> None:
         self._start = partial(mosquitto, settings=settings) if kind == "mosquitto" else embedded
         self._directory = directory
-        self._port = _free_port()
+        self._port = port or free_port()
         self._running = ExitStack()
         self.address = BrokerAddress(HOST, self._port)
         self.broker: RunningBroker | None = None
@@ -126,7 +128,7 @@ def mosquitto(
         raise ConfigError(
             "no mosquitto on PATH: install it (apt install mosquitto), or choose --broker embedded"
         )
-    port = port or _free_port()
+    port = port or free_port()
     config = directory / f"mosquitto-{port}.conf"
     config.write_text(f"listener {port} {HOST}\n{settings}")
     with _running("mosquitto", [program, "-c", str(config)], directory, port) as broker:
@@ -144,7 +146,7 @@ def embedded(directory: Path, port: int | None = None) -> Iterator[RunningBroker
         raise ExtraMissing(
             "the embedded broker needs iotcore: pip install 'hetero-splitee[lab]', or use Mosquitto"
         )
-    port = port or _free_port()
+    port = port or free_port()
     config = directory / f"embedded-{port}.toml"
     config.write_text(EMBEDDED_SETTINGS.format(port=port))
     # rumqttd logs every packet as an error; what matters comes as a Python exception.
@@ -207,7 +209,7 @@ def _check_that_it_is_free(port: int) -> None:
             raise ConfigError(f"cannot start a broker on {HOST}:{port}: {error.strerror}") from None
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

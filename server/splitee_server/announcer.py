@@ -70,11 +70,11 @@ def claim_fleet(link: Link, topics: Topics, instance: int) -> None:
 class Announcer:
     """Publishes; remembers what is retained, to publish it again when a broker has lost it."""
 
-    def __init__(self, link: Link, topics: Topics, instance: int, spec: RunSpec) -> None:
+    def __init__(self, link: Link, topics: Topics, instance: int, run: str) -> None:
         self._link = link
         self._topics = topics
         self._instance = instance
-        self._run = spec.run
+        self._run = run
         self._retained: dict[str, bytes] = {}
         self._plans: dict[str, bytes] = {}
         self._beat_due = 0.0

@@ -24,7 +24,7 @@ from splitee.messages import (
     RunSpec,
 )
 from splitee.network import SplitNetwork
-from splitee.training import fleet_digest, steps_a_round
+from splitee.training import EVALUATION_BATCH, fleet_digest, steps_a_round
 from splitee_server.announcer import Announcer
 from splitee_server.deadline import AdaptiveDeadline
 from splitee_server.members import Member, Members
@@ -36,7 +36,6 @@ from splitee_server.strategy import Strategy
 
 log = logging.getLogger(__name__)
 
-EVALUATION_BATCH = 64  # held-out samples a device sends at once
 FIRST_DEADLINE = 10  # times the floor: for a first round, of which nothing is known yet
 REMIND_EVERY = 30.0  # seconds between lines that say who is waited for
 PHASES = {
@@ -353,6 +352,7 @@ class Coordinator:
             member.device,
             Plan(
                 run=self._spec.run,
+                attempt=self._attempt,
                 instance=member.instance,
                 cut=member.cut,
                 committed=member.committed,
@@ -387,6 +387,7 @@ class Coordinator:
         return Commit(
             run=self._spec.run,
             round=self._committed,
+            attempt=self._attempt,
             digests=digests,
             weights_sha256=self._weights_sha256,
         )

@@ -13,7 +13,7 @@ from splitee.codecs import decode_tensor
 from splitee.errors import MalformedMessage
 from splitee.messages import Features, RoundDone, RunSpec, decode_entropy, decode_labels
 from splitee.parts import Assembler
-from splitee.wire import MAX_PACKED
+from splitee.training import EVALUATION_BATCH
 from splitee_server.members import Member
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,7 @@ class Reception:
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
-        largest = 2 * max(spec.batch_size, 64) * 4 * 65_536  # generous: float32, both directions of doubt
-        self._assembler = Assembler(min(MAX_PACKED, max(largest, 1 << 24)))
+        self._assembler = Assembler()
         self.rejected: Counter[str] = Counter()
 
     def join(self, device: str, payload: bytes) -> bytes | None:
@@ -57,6 +56,9 @@ class Reception:
         """
         message = Features.decode(payload)
         self._check_run(message.run)
+        largest = max(self._spec.batch_size, EVALUATION_BATCH)
+        if message.features.shape[0] > largest:
+            raise MalformedMessage(f"{message.features.shape[0]} samples in a batch, at most {largest}")
         features = decode_tensor(message.features, shape)
         count, classes = len(features), self._spec.num_classes
         labels = decode_labels(message.labels, count, classes)

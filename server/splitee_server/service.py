@@ -13,15 +13,17 @@ from splitee.network import SplitNetwork
 from splitee.signals import Stopped
 from splitee.topics import Topics
 from splitee_server.announcer import Announcer
+from splitee_server.committed_trunks import CommittedTrunks
 from splitee_server.coordinator import Coordinator, Policy
 from splitee_server.members import Members, Refusal
 from splitee_server.reception import Reception
+from splitee_server.serving import Serving
 from splitee_server.store import ServerStore
 from splitee_server.strategy import make_strategy
 
 log = logging.getLogger(__name__)
 
-LEAVES = ("status", "profile", "features", "round-done", "sync")
+LEAVES = ("status", "profile", "features", "round-done", "sync", "infer")
 KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
 
 
@@ -45,7 +47,8 @@ class Service:
         self._network = network
         self._stop = stop
         self._instance = instance
-        self._announce = Announcer(link, topics, instance, spec)
+        self._announce = Announcer(link, topics, instance, spec.run)
+        self._serving = Serving(link, topics, CommittedTrunks(spec, store))
         self._members = Members(spec, network)
         self._reception = Reception(spec)
         self._statuses: dict[str, DeviceStatus] = {}
@@ -84,6 +87,7 @@ class Service:
             raise Stopped
         event = self._link.receive(timeout)
         if event is None:
+            self._serving.answer()
             return False
         if isinstance(event, Connected):
             self._coordinator.on_reconnected()
@@ -98,6 +102,9 @@ class Service:
             self._announce.beat("serving", (), 0, now=True)
             return
         found = self._topics.parse_device(message.topic)
+        if found is not None and found[1] == "infer":
+            self._serving.add(found[0], message)
+            return
         if found is None or found[1] not in self._handlers:
             return
         device, leaf = found

@@ -75,6 +75,10 @@ class ServerStore:
         self._directory.save_round(committed.round, pack_state(vars(committed)))
         self._directory.prune(committed.round)
 
+    def newest(self) -> int:
+        """The last committed round; 0 before the first."""
+        return next(iter(self._directory.rounds()), 0)
+
     def load(self) -> Committed | None:
         """The newest committed round whose file is whole; None before the first."""
         for number in self._directory.rounds():

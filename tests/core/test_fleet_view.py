@@ -34,7 +34,7 @@ RUN = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=5
 ROUND = RoundOpen(
     run="r1", round=2, attempt=1, phase="train", participants={"pi-1": Participant(cut=3, steps=62, base=1)}
 )
-COMMIT = Commit(run="r1", round=1, digests={"pi-1": "0" * 64}, weights_sha256="1" * 64)
+COMMIT = Commit(run="r1", round=1, attempt=1, digests={"pi-1": "0" * 64}, weights_sha256="1" * 64)
 METRICS = Metrics(
     run="r1",
     round=1,

@@ -267,7 +267,8 @@ def test_tensors_are_not_copied_through_builtins() -> None:
         decoded = tracemalloc.get_traced_memory()[1] - held
     finally:
         tracemalloc.stop()
-    assert encoded < 2.6 * len(data)  # the payload, and its buffer while it grows
+    assert held < 1.01 * len(data)  # what the window keeps
+    assert encoded < 3.1 * len(data)  # for a moment: the payload, and the packer's buffer, which doubles
     assert decoded < 1.1 * len(data)
 
 

@@ -133,6 +133,21 @@ def test_a_cut_out_of_range_names_the_range(
     assert "1..9" in line
 
 
+def test_the_wire_cannot_choose_code_to_run(
+    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker
+) -> None:
+    topics = Topics("code-on-the-wire")
+    spec = RunSpec(protocol=1, run="r", network="os:abort", num_classes=10, rounds=1)
+    publisher = Link(broker.address, "publisher")
+    publisher.open(5)
+    publisher.publish(topics.run, spec.encode(), retain=True)
+    flags = (*device_flags, "--data", "builtin:fashion-mnist", "--fleet", topics.fleet)
+    code, line = call(capsys, *flags, "--broker", str(broker.address))
+    publisher.close()
+    assert code == ExitCode.NETWORK
+    assert "--network os:abort" in line
+
+
 def test_a_server_of_another_protocol_version(
     capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker
 ) -> None:

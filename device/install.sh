@@ -1,0 +1,213 @@
+#!/bin/sh
+# Installs the device's agent as a systemd service; run it again to upgrade, or to take a new bundle.
+# Nothing is changed before it is known that all can be installed.
+set -eu
+
+usage() {
+    cat <<'EOF'
+sudo device/install.sh [--bundle splitee-ID.tar] [--data SPEC] [--infer-only] [--wheels DIR]
+sudo device/install.sh --uninstall [--purge]
+
+  --bundle FILE  this device's identity, made by `splitee broker add-device ID`
+  --data SPEC    what to train on, as for `splitee device --data`
+  --infer-only   without torch: the device classifies and asks, it does not train
+  --wheels DIR   install from the wheels in DIR, and reach for no index
+  --python EXE   the Python to use (3.11 or later); default: python3
+  --root DIR     install under DIR, without an account and without starting anything: images, tests
+  --uninstall    remove the service and the program; keep settings, identity and state
+  --purge        with --uninstall: remove these, and the account, as well
+EOF
+}
+
+fail() {
+    echo "install.sh: $*" >&2
+    exit 1
+}
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+bundle='' data='' extra='[train]' wheels='' python=python3 root='' action=install purge=''
+while [ $# -gt 0 ]; do
+    case $1 in
+    --bundle | --data | --wheels | --python | --root)
+        [ $# -ge 2 ] || fail "$1 needs a value; see --help"
+        name=${1#--}
+        eval "$name=\$2"
+        shift
+        ;;
+    --infer-only) extra='' ;;
+    --uninstall) action=uninstall ;;
+    --purge) purge=yes ;;
+    -h | --help) usage && exit 0 ;;
+    *) fail "unknown flag $1; see --help" ;;
+    esac
+    shift
+done
+
+program=$root/opt/splitee
+state=$root/var/lib/splitee
+settings=$root/etc/splitee/device.toml
+identity=$root/etc/splitee/device
+unit=$root/etc/systemd/system/splitee-device.service
+service=splitee-device
+
+on_this_system() { [ -z "$root" ]; }
+has_service() { on_this_system && [ -e "$unit" ] && [ -d /run/systemd/system ]; }
+
+value_of() { # KEY FILE: a text of a TOML file's first level
+    sed -n "s/^$1 *= *\"\\([^\"]*\\)\".*/\\1/p" "$2" | head -n 1
+}
+
+check_machine() {
+    case $(uname -m) in
+    aarch64 | arm64 | x86_64) ;;
+    *) fail "$(uname -m): torch and onnxruntime have no wheels for it; use a 64-bit system" ;;
+    esac
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "$python: expected Python 3.11 or later; name another by --python"
+    "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+        fail "$python cannot make virtual environments: apt install python3-venv"
+    memory=$(($(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024))
+    [ -z "$extra" ] || [ "$memory" -ge 900 ] ||
+        echo "note: $memory MiB of memory: training will only do for small networks and early cuts" >&2
+    [ ! -e /sys/fs/cgroup/cgroup.controllers ] || grep -qw memory /sys/fs/cgroup/cgroup.controllers ||
+        echo "note: the kernel does not limit memory: add cgroup_enable=memory to cmdline.txt" >&2
+    needed=400
+    [ -z "$extra" ] || needed=2000
+    mkdir -p "$root/opt"
+    free=$(df -Pm "$root/opt" | awk 'NR == 2 { print $4 }')
+    [ "$free" -ge "$needed" ] || fail "$root/opt: $needed MiB are needed, $free are free"
+}
+
+pip_install() { # PYTHON FLAGS...
+    with=$1
+    shift
+    [ -z "$wheels" ] || set -- --no-index --find-links "$wheels" "$@"
+    "$with" -m pip install --disable-pip-version-check --quiet --only-binary :all: "$@"
+}
+
+check_wheels() { # in an environment of its own: nothing that runs is touched
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    "$python" -m venv "$scratch/venv"
+    built=$(find "${wheels:-$scratch}" -maxdepth 1 -name 'hetero_splitee-*.whl' | sort | tail -n 1)
+    if [ -z "$built" ]; then # from a copy: a build leaves things behind
+        mkdir "$scratch/source"
+        (cd "$here" && cp -R pyproject.toml README.md LICENSE core device server export lab broker_config \
+            "$scratch/source")
+        "$scratch/venv/bin/python" -m pip wheel --disable-pip-version-check --quiet --no-deps \
+            ${wheels:+--no-index --find-links "$wheels"} --wheel-dir "$scratch" "$scratch/source" ||
+            fail "splitee itself does not build; see above"
+        built=$(ls "$scratch"/hetero_splitee-*.whl)
+    fi
+    pip_install "$scratch/venv/bin/python" --dry-run "$built$extra" ||
+        fail "not all wheels are to be had for Python $("$python" -V | cut -d' ' -f2) on $(uname -m); see above"
+}
+
+check_bundle() {
+    [ -n "$bundle" ] || return 0
+    [ -r "$bundle" ] || fail "$bundle: no such file"
+    fresh=$(mktemp -d)
+    trap 'rm -rf "$scratch" "$fresh"' EXIT
+    tar -xf "$bundle" -C "$fresh" --no-same-owner device.toml ca.crt client.crt client.key 2>/dev/null ||
+        fail "$bundle: expected a device's bundle, made by \`splitee broker add-device\`"
+    [ -e "$settings" ] || return 0
+    for key in fleet id; do
+        [ "$(value_of $key "$settings")" = "$(value_of $key "$fresh/device.toml")" ] ||
+            fail "$bundle is for $key $(value_of $key "$fresh/device.toml"), but this device's is" \
+                "$(value_of $key "$settings"): --uninstall --purge first, if that is meant"
+    done
+}
+
+install_identity() {
+    [ -n "$bundle" ] || return 0
+    install -d -m 755 "$root/etc/splitee"
+    install -d -m 700 "$identity"
+    for name in ca.crt client.crt client.key; do
+        install -m 600 "$fresh/$name" "$identity/$name"
+    done
+    # The paths are the unit's: systemd hands the keys to the service, and to nobody else.
+    [ -e "$settings" ] || grep -vE '^(ca|cert|key) *=' "$fresh/device.toml" |
+        install -m 644 /dev/stdin "$settings"
+}
+
+install_settings() {
+    if [ ! -e "$settings" ]; then
+        install -d -m 755 "$root/etc/splitee"
+        printf "# The flags of splitee device as keys.\n" | install -m 644 /dev/stdin "$settings"
+    fi
+    [ -n "$data" ] || return 0
+    quoted=$(printf '%s' "$data" | sed 's/[\\"]/\\&/g')
+    sed -i '/^data *=/d' "$settings"
+    printf 'data = "%s"\n' "$quoted" >>"$settings"
+}
+
+install_program() {
+    # A broken environment (another Python, a run that was cut off) is made anew.
+    "$program/bin/python" -c 'import pip' 2>/dev/null || "$python" -m venv --clear "$program"
+    pip_install "$program/bin/python" "$built$extra"
+    pip_install "$program/bin/python" --no-deps --force-reinstall "$built"
+    "$program/bin/splitee" --version >/dev/null || fail "the installed program does not start; see above"
+}
+
+install_service() {
+    install -D -m 644 "$here/device/systemd/splitee-device.service" "$unit"
+    if ! on_this_system; then
+        return 0
+    fi
+    getent passwd splitee >/dev/null ||
+        useradd --system --user-group --home-dir /var/lib/splitee --no-create-home --shell /usr/sbin/nologin splitee
+    ! getent group video >/dev/null || usermod -aG video splitee # for vcgencmd
+    [ -d /run/systemd/system ] || return 0
+    systemctl daemon-reload
+    systemctl enable --quiet $service
+}
+
+start_service() {
+    has_service || return 0
+    missing=''
+    for key in id broker data; do
+        [ -n "$(value_of $key "$settings")" ] || missing="$missing $key"
+    done
+    [ -e "$identity/client.key" ] || missing="$missing --bundle"
+    if [ -n "$missing" ]; then
+        echo "installed, not started: give$missing (in $settings, or to install.sh), then: systemctl start $service"
+    else
+        systemctl start --no-block $service
+        echo "installed and started: systemctl status $service"
+    fi
+}
+
+uninstall() {
+    if has_service; then
+        systemctl disable --quiet --now $service
+    fi
+    rm -f "$unit"
+    rm -rf "$program" "$unit.d"
+    ! on_this_system || [ ! -d /run/systemd/system ] || systemctl daemon-reload
+    if [ -n "$purge" ]; then
+        rm -rf "$identity" "$settings" "$state"
+        rmdir "$root/etc/splitee" 2>/dev/null || true
+        ! on_this_system || ! getent passwd splitee >/dev/null || userdel splitee
+        echo "removed, with settings, identity and state"
+    else
+        echo "removed; kept: $settings $identity $state (--purge removes them)"
+    fi
+}
+
+on_this_system && [ "$(id -u)" -ne 0 ] && fail "run it as root (sudo)"
+if [ $action = uninstall ]; then
+    uninstall
+    exit 0
+fi
+scratch='' fresh=''
+check_machine
+check_bundle
+check_wheels
+if has_service; then
+    systemctl stop $service # its files are about to change; SIGTERM saves what it trained
+fi
+install_program
+install_identity
+install_settings
+install_service
+start_service

@@ -1,0 +1,146 @@
+"""A fleet's authority, its certificates, and a real Mosquitto on the shipped production configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from splitee.address import BrokerAddress, TlsFiles
+from splitee.link import Connected, Link
+from splitee_broker.authority import Authority, Role
+from splitee_broker.command import broker
+from splitee_broker.files import client_files, write_folder
+from splitee_lab.brokers import find_mosquitto
+
+HOST = "127.0.0.1"
+DEADLINE = 10.0  # seconds
+FLEET = "barn"
+
+
+def run_broker(*arguments: str, directory: Path) -> Result:
+    """`splitee broker ...` in this process; its exception, if any, in the result."""
+    return CliRunner().invoke(broker, [*arguments, "--directory", str(directory)], standalone_mode=False)
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A running broker and the directory of its authority."""
+
+    directory: Path
+    address: BrokerAddress
+    pid: int
+    log: Path
+
+    def device(self, name: str) -> Path:
+        """The folder of a device's files, made on first use."""
+        folder = self.directory / "bundles" / name
+        if not folder.exists():
+            assert run_broker("add-device", name, "--folder", directory=self.directory).exception is None
+        return folder
+
+    def issue(self, name: str, days: int) -> Path:
+        """The folder of a device whose certificate is valid for `days` from now; negative: it has expired."""
+        with closing(Authority(self.directory / "authority")) as authority:
+            identity = authority.issue(name, Role.DEVICE, days)
+            folder = self.directory / "bundles" / name
+            write_folder(folder, client_files(name, Role.DEVICE, identity, authority))
+        return folder
+
+    def reload(self) -> None:
+        """As `systemctl reload mosquitto`; the broker may read its files a moment later."""
+        os.kill(self.pid, signal.SIGHUP)
+
+
+def files(folder: Path) -> TlsFiles:
+    """The TLS files of one identity's folder."""
+    return TlsFiles(folder / "ca.crt", folder / "client.crt", folder / "client.key")
+
+
+@contextmanager
+def mosquitto(directory: Path, port: int, log: Path) -> Iterator[int]:
+    """Mosquitto as `splitee broker init` says to start it; its process id, once it accepts connections."""
+    program = find_mosquitto()
+    assert program is not None
+    with log.open("wb") as output:
+        command = [program, "-c", str(directory / "broker" / "mosquitto.conf")]
+        process = subprocess.Popen(command, stderr=output)
+    try:
+        until = time.monotonic() + DEADLINE
+        while True:
+            assert process.poll() is None, log.read_text()
+            try:
+                socket.create_connection((HOST, port), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.02)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+
+
+def free_port() -> int:
+    with socket.create_server((HOST, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One fleet a module; the broker runs as its own account where the tests run as root."""
+    root = tmp_path_factory.mktemp("fleet")
+    for parent in (root, *root.parents[:2]):
+        parent.chmod(0o755)
+    directory, port = root / "splitee", free_port()
+    state = root / "state"
+    state.mkdir()
+    state.chmod(0o777)
+    made = run_broker(
+        *("init", "--fleet", FLEET, "--name", HOST, "--port", str(port), "--broker-state", str(state)),
+        directory=directory,
+    )
+    assert made.exception is None, made.exception
+    log = root / "mosquitto.log"
+    with mosquitto(directory, port, log) as pid:
+        yield Fleet(directory, BrokerAddress(HOST, port, tls=True), pid, log)
+
+
+@pytest.fixture
+def connect(fleet: Fleet) -> Iterator[Callable[..., Link]]:
+    """`connect(folder, *filters)`: a link with that identity, connected and subscribed."""
+    with ExitStack() as stack:
+
+        def make(folder: Path, *filters: str, client_id: str = "") -> Link:
+            link = Link(fleet.address, client_id or folder.name, tls=files(folder))
+            link.subscribe(*filters)
+            stack.callback(link.close)
+            link.open(DEADLINE)
+            assert link.receive(DEADLINE) == Connected(fresh=True)
+            return link
+
+        yield make
+
+
+def splitee_device(name: str, *flags: str, state: Path) -> subprocess.CompletedProcess[str]:
+    """A real `splitee device` process, which must end by itself."""
+    command = [sys.executable, "-m", "splitee", "device", "--id", name, "--state", str(state)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
+    return subprocess.run(
+        [*command, "--data", "builtin:fashion-mnist", *flags],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+        check=False,
+    )

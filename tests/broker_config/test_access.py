@@ -1,0 +1,144 @@
+"""Who reaches what on a real Mosquitto with the shipped production configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from splitee.link import Link, Message
+from splitee.topics import Topics
+
+from .conftest import Fleet
+
+pytestmark = pytest.mark.mosquitto
+
+Connect = Callable[..., Link]
+Messages = Callable[[Link, int], list[Message]]
+FLEET = "barn"
+DEADLINE = 10.0
+TOPICS = Topics(FLEET)
+WRITES = ("status", "profile", "features", "round-done", "sync", "weights", "infer", "predictions")
+INBOX = ("inbox/plan", "inbox/ack", "inbox/weights", "inbox/model", "inbox/error", "inbox/answer")
+SAID_TO_ALL = (TOPICS.run, TOPICS.round, TOPICS.commit, TOPICS.metrics, TOPICS.server_status)
+
+
+def received(link: Link, fence: str) -> list[str]:
+    """The topics of what has come before a message on `fence`, a topic that the link may read."""
+    topics: list[str] = []
+    while True:
+        event = link.receive(DEADLINE)
+        assert isinstance(event, Message), event
+        if event.topic == fence and event.payload == b"fence":
+            return topics
+        topics.append(event.topic)
+
+
+def test_a_device_reaches_its_own_topics_and_hears_what_is_said_to_all(
+    fleet: Fleet, connect: Connect, messages: Messages
+) -> None:
+    own = fleet.device("pi-1")
+    server = connect(fleet.directory / "server", *(TOPICS.all_devices(leaf) for leaf in WRITES))
+    device = connect(own, *SAID_TO_ALL, TOPICS.device("pi-1", "inbox/#"), TOPICS.device("pi-1", "status"))
+    for leaf in WRITES:
+        device.publish(TOPICS.device("pi-1", leaf), b"x")
+    for topic in (*SAID_TO_ALL, *(TOPICS.device("pi-1", leaf) for leaf in INBOX)):
+        server.publish(topic, b"x")
+    assert server.flush(DEADLINE)
+    assert device.flush(DEADLINE)
+    assert (server.refused, device.refused) == (0, 0)
+    heard = sorted(message.topic for message in messages(server, len(WRITES)))
+    assert heard == sorted(TOPICS.device("pi-1", leaf) for leaf in WRITES)
+    expected = {*SAID_TO_ALL, *(TOPICS.device("pi-1", leaf) for leaf in (*INBOX, "status"))}
+    assert {message.topic for message in messages(device, len(expected))} == expected
+
+
+FOREIGN = [
+    *(TOPICS.device("pi-2", leaf) for leaf in (*WRITES, "inbox/plan", "inbox/answer")),
+    *(TOPICS.device("pi-1", leaf) for leaf in ("inbox/plan", "inbox/ack", "else")),
+    *SAID_TO_ALL,
+    TOPICS.server_claim,
+    f"{TOPICS.base}/else",
+    "splitee/v1/default/devices/pi-1/status",
+    "splitee/v2/barn/devices/pi-1/status",
+    "homeassistant/device/pi-1/config",
+    "$SYS/broker/uptime",
+]
+
+
+def test_every_topic_that_is_not_the_devices_own_is_refused_and_counted(
+    fleet: Fleet, connect: Connect
+) -> None:
+    everything = connect(fleet.directory / "server", f"{TOPICS.base}/#")
+    device = connect(fleet.device("pi-1"))
+    for topic in FOREIGN:
+        device.publish(topic, b"x", retain=True)
+    assert device.flush(DEADLINE)
+    assert device.refused == len(FOREIGN)
+    everything.publish(TOPICS.server_claim, b"fence")
+    arrived = received(everything, TOPICS.server_claim)
+    assert not set(arrived) & set(FOREIGN)
+
+
+@pytest.mark.parametrize("reader", ["pi-1", "viewer"])
+def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader: str) -> None:
+    """Mosquitto grants such a subscription, and then delivers nothing on it."""
+    folder = fleet.directory / reader if reader == "viewer" else fleet.device(reader)
+    server = connect(fleet.directory / "server")
+    other = connect(fleet.device("pi-2"))
+    spy = connect(folder, "#", "$SYS/#", f"{TOPICS.base}/devices/+/inbox/#", f"{TOPICS.base}/server/#")
+    for leaf in WRITES:
+        other.publish(TOPICS.device("pi-2", leaf), b"x", retain=leaf == "status")
+    for topic in (*(TOPICS.device("pi-2", leaf) for leaf in INBOX), TOPICS.server_claim):
+        server.publish(topic, b"x")
+    assert server.flush(DEADLINE)
+    assert other.flush(DEADLINE)
+    server.publish(TOPICS.run, b"fence")
+    seen = set(received(spy, TOPICS.run)) - set(SAID_TO_ALL) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
+    if reader == "viewer":
+        assert {TOPICS.device("pi-2", "status"), TOPICS.device("pi-2", "profile")} <= seen
+        seen = {topic for topic in seen if not topic.endswith(("/status", "/profile"))}
+    assert seen - {TOPICS.device("pi-1", "status")} == set()
+
+
+@pytest.mark.parametrize("identity", ["viewer", "health"])
+def test_who_only_watches_writes_nothing(fleet: Fleet, connect: Connect, identity: str) -> None:
+    folder = fleet.directory / identity
+    if identity == "health":
+        folder = health_files(fleet.directory / "broker")
+    link = connect(folder, client_id=identity)
+    own = [TOPICS.device(identity, leaf) for leaf in WRITES]
+    for topic in (*own, *FOREIGN):
+        link.publish(topic, b"x")
+    assert link.flush(DEADLINE)
+    assert link.refused == len(own) + len(FOREIGN)
+
+
+def health_files(broker: Path) -> Path:
+    """The healthcheck's identity under the names that the tests' links look for."""
+    folder = broker.parent / "health"
+    folder.mkdir(exist_ok=True)
+    for source, name in (("ca.crt", "ca.crt"), ("health.crt", "client.crt"), ("health.key", "client.key")):
+        (folder / name).write_bytes((broker / source).read_bytes())
+    return folder
+
+
+def test_the_server_reads_the_brokers_own_figures(fleet: Fleet, connect: Connect) -> None:
+    server = connect(fleet.directory / "server", "$SYS/broker/version")
+    event = server.receive(DEADLINE)
+    assert isinstance(event, Message)
+    assert event.payload.startswith(b"mosquitto version 2.")
+
+
+def test_a_session_under_anothers_client_id_hears_nothing_of_the_others(
+    fleet: Fleet, connect: Connect
+) -> None:
+    """A stolen device can throw another off by its client id; what was for the other stays unread."""
+    victim = connect(fleet.device("pi-2"), TOPICS.device("pi-2", "inbox/#"), client_id="shared")
+    thief = connect(fleet.device("pi-1"), TOPICS.device("pi-2", "inbox/#"), TOPICS.run, client_id="shared")
+    victim.close()
+    server = connect(fleet.directory / "server")
+    server.publish(TOPICS.device("pi-2", "inbox/plan"), b"x")
+    server.publish(TOPICS.run, b"fence")
+    assert TOPICS.device("pi-2", "inbox/plan") not in received(thief, TOPICS.run)

@@ -1,0 +1,168 @@
+"""`splitee broker`: what it writes, who may read it, and what it says to a mistake."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tarfile
+import tomllib
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from splitee.address import TlsFiles
+from splitee.errors import ConfigError, ExitCode, SpliteeError, StateError
+from splitee_broker.files import SHIPPED_DIRECTORY, SHIPPED_FLEET, SHIPPED_PORT, SHIPPED_STATE, _shipped
+
+from .conftest import run_broker
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A fleet's authority, made as root or as anybody."""
+    made = run_broker("init", "--fleet", "barn", "--name", "hub.local", directory=tmp_path / "own")
+    assert made.exception is None
+    return tmp_path / "own"
+
+
+def refused(*arguments: str, directory: Path, kind: type[SpliteeError] = ConfigError) -> str:
+    before = contents(directory)
+    error = run_broker(*arguments, directory=directory).exception
+    assert isinstance(error, kind), error
+    assert "\n" not in str(error)
+    assert contents(directory) == before, "a refused command changes nothing"
+    return str(error)
+
+
+def contents(directory: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_keys_are_their_owners_alone_and_are_never_printed(directory: Path) -> None:
+    printed = run_broker("add-device", "pi-1", directory=directory).output
+    printed += run_broker("revoke-device", "pi-1", directory=directory).output
+    printed += run_broker("list", directory=directory).output
+    assert "PRIVATE" not in printed
+    for path in directory.rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if path.is_dir():
+            assert mode == 0o700, path
+        else:
+            assert mode == (0o600 if path.suffix not in (".crt", ".pem") else mode & 0o644), path
+    for folder in ("broker", "server", "viewer", "bundles"):
+        for path in (directory / folder).iterdir():
+            assert (directory / "authority" / "ca.key").read_bytes() not in path.read_bytes()
+
+
+def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path) -> None:
+    result = run_broker("add-device", "pi-1", directory=directory)
+    bundle = directory / "bundles" / "splitee-pi-1.tar"
+    assert str(bundle) in result.output
+    with tarfile.open(bundle) as tar:
+        assert {entry.mode for entry in tar} == {0o600}
+        tar.extractall(tmp_path / "device", filter="data")
+    settings = tomllib.loads((tmp_path / "device" / "device.toml").read_text())
+    assert settings == {
+        "id": "pi-1",
+        "fleet": "barn",
+        "broker": "mqtts://hub.local:8883",
+        "ca": "ca.crt",
+        "cert": "client.crt",
+        "key": "client.key",
+    }
+    TlsFiles(*(tmp_path / "device" / settings[name] for name in ("ca", "cert", "key"))).context()
+    certificate = x509.load_pem_x509_certificate((tmp_path / "device" / "client.crt").read_bytes())
+    assert certificate.subject.rfc4514_string() == "CN=pi-1"
+
+
+def test_a_devices_certificate_is_none_for_a_broker(directory: Path) -> None:
+    run_broker("add-device", "pi-1", "--folder", directory=directory)
+    for path, usage in (("bundles/pi-1/client.crt", "clientAuth"), ("broker/broker.crt", "serverAuth")):
+        certificate = x509.load_pem_x509_certificate((directory / path).read_bytes())
+        purposes = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        assert [purpose._name for purpose in purposes] == [usage]
+        assert not certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+
+
+@pytest.mark.parametrize("device", ["pi/1", "pi+1", "#", "pi 1", "", "-pi", "pi\n1", "é", "x" * 65])
+def test_an_id_that_topics_or_certificates_forbid(directory: Path, device: str) -> None:
+    line = refused("add-device", "--", device, directory=directory)
+    assert "expected 1 to 64 letters, digits, '_', '.' or '-'" in line
+
+
+@pytest.mark.parametrize("device", ["server", "viewer", "health", "broker"])
+def test_a_device_cannot_take_the_name_of_a_role(directory: Path, device: str) -> None:
+    assert "expected a device's own name" in refused("add-device", device, directory=directory)
+
+
+def test_a_second_certificate_needs_the_first_revoked(directory: Path) -> None:
+    assert run_broker("add-device", "pi-1", directory=directory).exception is None
+    assert "revoke it first" in refused("add-device", "pi-1", directory=directory)
+    before = contents(directory)
+    assert run_broker("add-device", "pi-1", "--keep", directory=directory).exception is None
+    assert contents(directory) == before
+    assert run_broker("revoke-device", "pi-1", directory=directory).exception is None
+    assert "user pi-1\ntopic deny #" in (directory / "broker" / "acl").read_text()
+    assert "has no valid certificate; devices: pi-1" in refused("revoke-device", "pi-1", directory=directory)
+    assert run_broker("add-device", "pi-1", directory=directory).exception is None
+    assert "user pi-1" not in (directory / "broker" / "acl").read_text()
+    crl = x509.load_pem_x509_crl((directory / "broker" / "crl.pem").read_bytes())
+    assert len(crl) == 1
+
+
+def test_init_again_renews_and_keeps_the_devices(directory: Path) -> None:
+    run_broker("add-device", "pi-1", "--folder", directory=directory)
+    before = contents(directory)
+    assert run_broker("init", "--fleet", "barn", "--keep", directory=directory).exception is None
+    assert contents(directory) == before
+    again = ("init", "--fleet", "barn", "--name", "2001:db8::1", "--port", "9883")
+    assert run_broker(*again, directory=directory).exception is None
+    after = contents(directory)
+    changed = {str(path.relative_to(directory)) for path in after if after[path] != before.get(path)}
+    assert "authority/ca.key" not in changed
+    assert "bundles/pi-1/client.crt" not in changed
+    assert {"broker/broker.crt", "server/client.crt", "broker/mosquitto.conf"} <= changed
+    assert 'broker = "mqtts://[2001:db8::1]:9883"' in (directory / "server" / "server.toml").read_text()
+    assert "listener 9883\n" in (directory / "broker" / "mosquitto.conf").read_text()
+    run_broker("add-device", "pi-2", "--folder", directory=directory)
+    assert "[2001:db8::1]:9883" in (directory / "bundles" / "pi-2" / "device.toml").read_text()
+
+
+def test_list_says_who_and_until_when(directory: Path) -> None:
+    run_broker("add-device", "pi-1", "pi-22", directory=directory)
+    run_broker("revoke-device", "pi-22", directory=directory)
+    lines = run_broker("list", directory=directory).output.splitlines()
+    assert [line.split()[:2] for line in lines[:4]] == [
+        [role, role] for role in ("broker", "health", "server", "viewer")
+    ]
+    assert lines[4].startswith("pi-1    device   valid until 20")
+    assert lines[5].startswith("pi-22   device   revoked 20")
+
+
+def test_mistakes(directory: Path, tmp_path: Path) -> None:
+    assert "make it with `splitee broker init`" in refused("add-device", "pi-1", directory=tmp_path / "none")
+    assert "is of fleet 'barn', not 'default'" in refused("init", directory=directory)
+    for host in ("a b", "http://x", "-x", "hub.local:8883", ""):
+        line = refused("init", "--fleet", "barn", "--name", host, directory=directory)
+        assert "expected a host's name or an IP address" in line
+    (directory / "authority" / "ledger.json").write_text("{")
+    assert "bring it back from your backup" in refused("list", directory=directory, kind=StateError)
+
+
+def test_a_full_disk_is_one_line(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = refused("add-device", "pi-1", directory=directory, kind=StateError)
+    assert "No space left on device" in line
+    assert StateError.exit_code == ExitCode.STATE
+
+
+def test_the_shipped_files_say_what_init_replaces() -> None:
+    configuration, rules = _shipped("mosquitto.conf"), _shipped("acl")
+    for text in (SHIPPED_PORT, SHIPPED_DIRECTORY, SHIPPED_STATE):
+        assert text in configuration
+    assert rules.count("splitee/v1/") == rules.count(SHIPPED_FLEET)

@@ -1,0 +1,150 @@
+"""The installer and its systemd unit, as far as they go without booting a machine."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INSTALL = ROOT / "device" / "install.sh"
+UNIT = ROOT / "device" / "systemd" / "splitee-device.service"
+SCORE = 2.0
+
+
+def require_systemd_analyze() -> None:
+    """Where it must be there (CI), its absence is a failure, never a skip."""
+    if shutil.which("systemd-analyze"):
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail("no systemd-analyze, and CI=true: install it (apt install systemd)")
+    pytest.skip("no systemd-analyze (apt install systemd)")
+
+
+def install(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(INSTALL), "--root", str(root), *flags], capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+def refused(root: Path, *flags: str) -> str:
+    """The one line of a refusal, which has changed nothing."""
+    before = sorted(root.rglob("*"))
+    done = install(root, *flags)
+    assert done.returncode == 1, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("install.sh: ")]
+    assert len(lines) == 1, done.stderr
+    assert sorted(path for path in root.rglob("*") if path.name != "opt") == before
+    return lines[0]
+
+
+def bundle(path: Path, fleet: str = "barn", device: str = "pi-1") -> str:
+    """A bundle as `splitee broker add-device` makes it, but for the certificates' contents."""
+    files = {
+        "device.toml": f'id = "{device}"\nfleet = "{fleet}"\nbroker = "mqtts://hub.local:8883"\n'
+        'ca = "ca.crt"\ncert = "client.crt"\nkey = "client.key"\n',
+        "ca.crt": "authority",
+        "client.crt": f"certificate of {device}",
+        "client.key": "key",
+    }
+    with tarfile.open(path, "w") as tar:
+        for name, text in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(text)
+            tar.addfile(entry, io.BytesIO(text.encode()))
+    return str(path)
+
+
+def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
+    require_systemd_analyze()
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/splitee/bin/splitee", sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_the_unit_is_shut_tight() -> None:
+    require_systemd_analyze()
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", str(UNIT)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    score = re.search(r"exposure level for splitee-device.service: ([\d.]+)", done.stdout)
+    assert score is not None
+    assert float(score[1]) <= SCORE, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--frobnicate",), "unknown flag --frobnicate; see --help"),
+        (("--bundle",), "--bundle needs a value"),
+        (("--bundle", "/nowhere.tar"), "/nowhere.tar: no such file"),
+        (("--bundle", str(INSTALL)), "expected a device's bundle"),
+        (("--python", "/nowhere/python"), "/nowhere/python: expected Python 3.11 or later"),
+    ],
+)
+def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, flags: tuple[str, ...], line: str) -> None:
+    assert line in refused(tmp_path, *flags)
+
+
+def test_wheels_that_are_missing_are_named_before_anything_changes(tmp_path: Path) -> None:
+    (tmp_path / "wheels").mkdir()
+    root = tmp_path / "root"
+    root.mkdir()
+    assert "splitee itself does not build" in refused(root, "--wheels", str(tmp_path / "wheels"))
+
+
+@pytest.mark.parametrize(("fleet", "device", "key"), [("bay", "pi-1", "fleet"), ("barn", "pi-2", "id")])
+def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device: str, key: str) -> None:
+    settings = tmp_path / "root" / "etc" / "splitee" / "device.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('id = "pi-1"\nfleet = "barn"\n')
+    line = refused(tmp_path / "root", "--bundle", bundle(tmp_path / "b.tar", fleet, device))
+    assert f"is for {key} {fleet if key == 'fleet' else device}, but this device's is" in line
+
+
+def test_install_again_and_uninstall(tmp_path: Path) -> None:
+    """The wheels come from where pip finds them on this machine."""
+    root, flags = tmp_path / "root", ("--infer-only", "--python", sys.executable)
+    first = install(root, *flags, "--bundle", bundle(tmp_path / "b.tar"), "--data", 'dir "a"')
+    assert first.returncode == 0, first.stderr
+    program, settings = root / "opt/splitee/bin/splitee", root / "etc/splitee/device.toml"
+    shown = subprocess.run([program, "config", "status"], capture_output=True, text=True, check=True)
+    assert "--broker" in shown.stdout
+    assert settings.read_text().splitlines() == [
+        'id = "pi-1"',
+        'fleet = "barn"',
+        'broker = "mqtts://hub.local:8883"',
+        'data = "dir \\"a\\""',
+    ]
+    key = root / "etc/splitee/device/client.key"
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("key", 0o600)
+    unit = root / "etc/systemd/system" / UNIT.name
+    assert unit.read_bytes() == UNIT.read_bytes()
+
+    settings.write_text(settings.read_text() + "cut = 5\n")
+    again = install(root, *flags, "--bundle", bundle(tmp_path / "b.tar"), "--data", "/srv/pictures")
+    assert again.returncode == 0, again.stderr
+    assert settings.read_text().splitlines()[3:] == ["cut = 5", 'data = "/srv/pictures"']
+
+    assert install(root, "--uninstall").returncode == 0
+    assert not program.exists()
+    assert not unit.exists()
+    assert key.exists()
+    assert settings.exists()
+    assert install(root, "--uninstall", "--purge").returncode == 0
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+    assert install(root, "--uninstall").returncode == 0, "nothing there is no mistake"
