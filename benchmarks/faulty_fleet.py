@@ -126,7 +126,7 @@ class Namespace:
         _ip("-n", self._name, "link", "set", "lo", "up")
         self.host = f"{network}.1"
         self.address = f"mqtt://{self.host}:{port}"
-        self.prefix = ("ip", "netns", "exec", self._name)
+        self.prefix: tuple[str, ...] = ("ip", "netns", "exec", self._name)
 
     def cut(self) -> None:
         _ip("link", "set", self._near, "down")

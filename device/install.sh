@@ -57,6 +57,10 @@ value_of() { # KEY FILE: a text of a TOML file's first level
     sed -n "s/^$1 *= *\"\\([^\"]*\\)\".*/\\1/p" "$2" | head -n 1
 }
 
+works() { # PYTHON: of an environment that can be installed into
+    "$1" -m pip --version >/dev/null 2>&1
+}
+
 check_machine() {
     case $(uname -m) in
     aarch64 | arm64 | x86_64) ;;
@@ -85,29 +89,31 @@ pip_install() { # PYTHON FLAGS...
     "$with" -m pip install --disable-pip-version-check --quiet --only-binary :all: "$@"
 }
 
-check_wheels() { # in an environment of its own: nothing that runs is touched
-    scratch=$(mktemp -d)
-    trap 'rm -rf "$scratch"' EXIT
-    "$python" -m venv "$scratch/venv"
+check_wheels() { # nothing that runs is touched
+    checker=$program/bin/python
+    if ! works "$checker"; then
+        "$python" -m venv "$scratch/venv"
+        checker=$scratch/venv/bin/python
+    fi
     built=$(find "${wheels:-$scratch}" -maxdepth 1 -name 'hetero_splitee-*.whl' | sort | tail -n 1)
     if [ -z "$built" ]; then # from a copy: a build leaves things behind
         mkdir "$scratch/source"
         (cd "$here" && cp -R pyproject.toml README.md LICENSE core device server export lab broker_config \
             "$scratch/source")
-        "$scratch/venv/bin/python" -m pip wheel --disable-pip-version-check --quiet --no-deps \
+        "$checker" -m pip wheel --disable-pip-version-check --quiet --no-deps \
             ${wheels:+--no-index --find-links "$wheels"} --wheel-dir "$scratch" "$scratch/source" ||
             fail "splitee itself does not build; see above"
         built=$(ls "$scratch"/hetero_splitee-*.whl)
     fi
-    pip_install "$scratch/venv/bin/python" --dry-run "$built$extra" ||
+    pip_install "$checker" --dry-run "$built$extra" ||
         fail "not all wheels are to be had for Python $("$python" -V | cut -d' ' -f2) on $(uname -m); see above"
 }
 
 check_bundle() {
     [ -n "$bundle" ] || return 0
     [ -r "$bundle" ] || fail "$bundle: no such file"
-    fresh=$(mktemp -d)
-    trap 'rm -rf "$scratch" "$fresh"' EXIT
+    fresh=$scratch/bundle
+    mkdir "$fresh"
     tar -xf "$bundle" -C "$fresh" --no-same-owner device.toml ca.crt client.crt client.key 2>/dev/null ||
         fail "$bundle: expected a device's bundle, made by \`splitee broker add-device\`"
     [ -e "$settings" ] || return 0
@@ -143,7 +149,7 @@ install_settings() {
 
 install_program() {
     # A broken environment (another Python, a run that was cut off) is made anew.
-    "$program/bin/python" -c 'import pip' 2>/dev/null || "$python" -m venv --clear "$program"
+    works "$program/bin/python" || "$python" -m venv --clear "$program"
     pip_install "$program/bin/python" "$built$extra"
     pip_install "$program/bin/python" --no-deps --force-reinstall "$built"
     "$program/bin/splitee" --version >/dev/null || fail "the installed program does not start; see above"
@@ -199,7 +205,8 @@ if [ $action = uninstall ]; then
     uninstall
     exit 0
 fi
-scratch='' fresh=''
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 check_machine
 check_bundle
 check_wheels

@@ -70,6 +70,10 @@ class SplitNetwork:
         self.check_cut(cut)
         return self._range(cut, self.num_layers, "Trunk")
 
+    def stage(self, index: int) -> nn.Module:
+        """Stage `index` (1..L) alone: the features that enter it to those that leave it."""
+        return self._range(index - 1, index, "Stage")
+
     def exit_head(self, cut: int, *, seed: int = 0) -> ExitHead:
         """A new classifier on the features of a cut."""
         self.check_cut(cut)

@@ -59,10 +59,10 @@ class ClientTrainer:
         self._spec = spec
         self._device = device
         self._data = data
-        self._client = network.client(cut)
-        self._exit = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut))
-        self._model = nn.ModuleDict({"client": self._client, "exit": self._exit})
-        self._optimizer = make_optimizer(self._model.parameters(), spec)
+        self.client = network.client(cut)
+        self.exit = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut))
+        self._model = nn.ModuleDict({"client": self.client, "exit": self.exit})
+        self.optimizer = make_optimizer(self._model.parameters(), spec)
         self.steps = steps_a_round(spec, len(data.train))
         self.evaluation_steps = -(-len(data.held_out) // EVALUATION_BATCH)
         self.loss = 0.0  # mean exit loss of the round so far
@@ -76,13 +76,13 @@ class ClientTrainer:
         for step, indices in enumerate(batches):
             pictures, labels = batch(self._data.train, indices, self._spec.mean, self._spec.std)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
-            set_rate(self._optimizer, learning_rate(self._spec, number, step, self.steps))
-            features = self._client(pictures)  # (B, *feature_shape)
-            logits = self._exit(features)  # (B, num_classes)
+            set_rate(self.optimizer, learning_rate(self._spec, number, step, self.steps))
+            features = self.client(pictures)  # (B, *feature_shape)
+            logits = self.exit(features)  # (B, num_classes)
             loss = F.cross_entropy(logits, labels)
-            self._optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+            self.optimizer.step()
             losses += loss.item()
             correct += int((logits.detach().argmax(dim=1) == labels).sum())
             seen += len(labels)
@@ -97,8 +97,8 @@ class ClientTrainer:
             indices = everything[start : start + EVALUATION_BATCH]
             pictures, labels = batch(self._data.held_out, indices, self._spec.mean, self._spec.std)
             with torch.inference_mode():
-                features = self._client(pictures)
-                logits = self._exit(features)
+                features = self.client(pictures)
+                logits = self.exit(features)
                 entropy = normalized_entropy(logits)
             yield ExitBatch(features.numpy(), labels.numpy(), logits.argmax(dim=1).numpy(), entropy.numpy())
 
@@ -111,8 +111,8 @@ class ClientTrainer:
 
     def state(self) -> dict[str, Any]:
         """Everything the next round depends on."""
-        return {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict()}
+        return {"model": self._model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])

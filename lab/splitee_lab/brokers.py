@@ -171,7 +171,9 @@ def _running(kind: str, command: list[str], directory: Path, port: int) -> Itera
     _check_that_it_is_free(port)
     path = directory / f"{kind}-{port}.log"
     with path.open("ab") as log:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
     broker = RunningBroker(kind, BrokerAddress(HOST, port), process, path)
     try:
         _wait_until_it_accepts(broker)

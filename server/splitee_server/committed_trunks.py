@@ -60,10 +60,9 @@ class CommittedTrunks:
         if committed is None:
             return
         self._newest = newest
-    
-        network = build_for(spec)
+        network = build_for(self._spec)
         self._shapes = [stage.feature_shape for stage in network.stages]
-        self._strategy = make_strategy(network, spec)
+        self._strategy = make_strategy(network, self._spec)
         self._strategy.load(committed.strategy)
         self._cuts = dict(committed.strategy["cuts"])
         self._round = committed.round

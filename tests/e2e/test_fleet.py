@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from fleets import Fleet
 
-from splitee.messages import RunSpec
+from splitee.link import Link, Message
+from splitee.messages import Metrics, RunSpec
+from splitee.topics import Topics
 from splitee_device.data import Shard, open_data
 from splitee_lab.brokers import RunningBroker
 from splitee_lab.simulation import SimulatedDevice, Simulation
@@ -63,3 +66,29 @@ def test_a_fleet_gives_what_one_process_gives(
     for device in report["devices"]:
         assert 0 <= device["offload_share"] <= 1
         assert device["bytes"] > 0
+
+
+def test_the_servers_memory_does_not_grow_with_rounds(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """What it keeps beside the models is the same after 10 rounds and after 100."""
+    topics = Topics("memory")
+    watcher = Link(mosquitto_broker.address, "memory-watcher")
+    watcher.subscribe(topics.metrics)
+    watcher.open(5)
+    sizes: dict[int, int] = {}
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server("--steps", "2", "--strategy", "averaging", devices=2, rounds=100)
+        fleet.device("pi-1", 1, "--limit", "64", shard="1/2")
+        fleet.device("pi-2", 3, "--limit", "64", shard="2/2")
+        server = psutil.Process(fleet.processes["server"].pid)
+        while len(sizes) < 90:
+            event = watcher.receive(60)
+            assert event is not None
+            if isinstance(event, Message):
+                number = Metrics.decode(event.payload).round
+                if 10 <= number < 100:
+                    sizes[number] = server.memory_info().rss
+        assert fleet.wait() == [0, 0, 0]
+    watcher.close()
+    assert max(sizes.values()) - sizes[10] < 4 << 20, sizes

@@ -22,6 +22,11 @@ def wait_until_all_done(children: Children) -> None:
         time.sleep(0.05)
 
 
+def running() -> list[psutil.Process]:
+    """The `splitee` commands that this test has started and that have not ended."""
+    return [child for child in psutil.Process().children() if "splitee" in child.cmdline()]
+
+
 def test_a_failed_child_is_named_with_its_exit_code_and_last_words(tmp_path: Path) -> None:
     with Children(tmp_path, {"SPLITEE_BROKER": ADDRESS, "SPLITEE_CONNECT_TIMEOUT": "1"}) as children:
         children.start("patient", ["status", "--connect-timeout", "600"])
@@ -32,7 +37,7 @@ def test_a_failed_child_is_named_with_its_exit_code_and_last_words(tmp_path: Pat
     assert first.startswith("watcher ended with exit code 3 (no broker answered within --connect-timeout)")
     assert str(tmp_path / "watcher.log") in first
     assert said[-1].startswith("  splitee: no broker at mqtt://127.0.0.1:1 within 1 s")
-    assert psutil.Process().children() == []
+    assert running() == []
 
 
 def test_children_that_end_well(tmp_path: Path) -> None:
@@ -57,7 +62,7 @@ def test_this_sides_variables_are_not_the_childrens(tmp_path: Path, monkeypatch:
 def test_a_killed_child_is_named_by_its_signal(tmp_path: Path) -> None:
     with Children(tmp_path, {}) as children:
         children.start("status", ["status", "--broker", ADDRESS])
-        (process,) = psutil.Process().children()
+        (process,) = running()
         process.kill()
         with pytest.raises(ChildFailed, match="status was ended by SIGKILL"):
             wait_until_all_done(children)

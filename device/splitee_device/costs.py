@@ -1,0 +1,91 @@
+"""What the profiler asks its worker process, and what comes back: a line of JSON each."""
+
+from __future__ import annotations
+
+import msgspec
+
+from splitee.messages import RunSpec
+from splitee.wire import JsonMessage
+
+
+class Setup(JsonMessage, frozen=True):
+    """The first line: what would be trained, and how it is timed."""
+
+    spec: RunSpec
+    threads: int
+    bursty: bool  # a CPU quota lets training run in bursts: only the mean over many periods counts
+
+
+class StageFacts(msgspec.Struct, frozen=True):
+    """One stage; what a batch of it costs follows from these."""
+
+    name: str
+    feature_shape: tuple[int, ...]
+    parameters: int
+    macs: int  # a sample
+    saved_bytes: int  # a sample, kept from the forward for the backward pass
+
+
+class Description(JsonMessage, frozen=True):
+    """The answer to Setup: the network, and what Python with torch takes before any of it is built."""
+
+    stages: tuple[StageFacts, ...]  # all L of them
+    base_memory: int  # bytes, anonymous: torch and all that the agent imports
+
+
+class MeasureCut(JsonMessage, frozen=True):
+    """Train at one cut for `seconds`; begin no step later than `most` seconds after the request."""
+
+    cut: int
+    seconds: float
+    most: float
+    stages: bool = False  # say how the time divides among the stages, too
+
+
+class CutCosts(JsonMessage, frozen=True):
+    """What training at one cut took. Times are seconds a batch, memory is bytes beyond `base_memory`."""
+
+    cut: int
+    steps: int  # that were timed
+    step: float  # forward, backward, optimizer, and making the batch
+    forward: float
+    backward: float
+    optimizer: float
+    spread: float  # median absolute deviation of step
+    encode: float  # features to bytes by the codec
+    cpu: float  # CPU seconds of all threads, for step and encode
+    payload: int  # bytes a batch on the wire
+    memory: int  # anonymous, at its peak
+    code: int  # pages of libraries and of the program that training touches; no growth, but needed as well
+    inference: float  # seconds a picture
+    inference_memory: int
+    seconds: float  # that the measurement took in all
+    stage_cpu: tuple[tuple[float, float], ...] = ()  # CPU seconds of forward and backward of stages 1..cut
+
+
+class Failed(JsonMessage, frozen=True):
+    """The answer instead: why there are no costs. `killed`: the process that tried ran out of memory."""
+
+    message: str
+    killed: bool = False
+
+
+class Reply(JsonMessage, frozen=True):
+    """One line from the worker: exactly one of them."""
+
+    description: Description | None = None
+    costs: CutCosts | None = None
+    failed: Failed | None = None
+
+
+class Measured(JsonMessage, frozen=True):
+    """What was found out within a budget; the device keeps it in its state directory."""
+
+    spec: RunSpec
+    threads: int
+    cores: float  # that this process may use
+    available: int | None  # bytes of memory, with those that this process holds by now
+    description: Description
+    costs: dict[int, CutCosts]  # of the cuts that were measured
+    failed: dict[int, str]  # cuts that could not be trained, and why
+    seconds: float

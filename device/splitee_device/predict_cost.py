@@ -1,0 +1,212 @@
+"""What every cut costs, from the cuts that were measured: the others lie between them, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import prod
+
+from splitee.codecs import codec
+from splitee.messages import RunSpec
+from splitee.round_time import pace, round_seconds
+from splitee_device.costs import CutCosts, Description, Measured
+
+FLOAT = 4  # bytes
+MARGIN = 1.15  # on memory that was not measured at its cut
+
+
+@dataclass(frozen=True)
+class LinkSpeed:
+    """What the link to the broker gives: bytes a second upwards, seconds there and back."""
+
+    upload: float
+    round_trip: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device does in a round, and what its choice must respect."""
+
+    samples: int  # training pictures, all held in memory
+    steps: int  # batches a round
+    reserve: int  # bytes that must stay free
+    cpu_share: float = 1.0  # of the usable cores, that training may keep busy
+    link: LinkSpeed | None = None
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """One cut. Times in seconds, memory in bytes; `inference` is one picture's. None: not known."""
+
+    cut: int
+    stage: str
+    measured: bool  # False: interpolated
+    step: float
+    forward: float
+    backward: float
+    optimizer: float
+    spread: float
+    encode: float
+    memory: int
+    needed: int  # of memory in all: torch, training, pictures
+    inference: float
+    inference_memory: int
+    parameters: int
+    payload: int  # bytes a batch on the wire
+    upload: float | None
+    round: float
+    cpu_share: float
+    obstacle: str  # why it does not fit; empty: it does
+
+    @property
+    def fits(self) -> bool:
+        return not self.obstacle
+
+
+def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
+    """Bytes that training at a cut takes by count: weights, their copies, what is saved for the backward pass.
+
+    All weights of the network, for it is built whole; the initial ones of the cut once more, their
+    gradients and momentum; then either a step (what it saves, features with their gradient and as bytes)
+    or the state being written (weights and momentum, twice), whichever takes more.
+    """
+    stages = description.stages
+    held = FLOAT * sum(stage.parameters for stage in stages[:cut])
+    shape = (spec.batch_size, *stages[cut - 1].feature_shape)
+    window = min(spec.window * codec(spec.codec).size(shape), spec.window_bytes)
+    step = spec.batch_size * sum(stage.saved_bytes for stage in stages[:cut]) + 2 * FLOAT * prod(shape)
+    whole = FLOAT * sum(stage.parameters for stage in stages)
+    return whole + 3 * held + window + max(step, 4 * held)
+
+
+def predicted_memory(spec: RunSpec, description: Description, costs: Mapping[int, CutCosts], cut: int) -> int:
+    """Bytes at the peak of training: what is counted, and what was measured beyond that at the nearest cuts."""
+    beyond = {known: c.memory - modelled_memory(spec, description, known) for known, c in costs.items()}
+    return round(modelled_memory(spec, description, cut) + between(beyond, cut))
+
+
+def predict(measured: Measured, work: Work) -> tuple[CutRow, ...]:
+    """All cuts, in order; empty where none could be measured."""
+    if not measured.costs:
+        return ()
+    model = _Model(measured, work)
+    return tuple(model.row(cut) for cut in range(1, len(measured.description.stages)))
+
+
+def between(known: Mapping[int, float], cut: int) -> float:
+    """The value at `cut` on the line between its neighbours that are known, or the nearest one's."""
+    return along(known, range(max(*known, cut) + 1), min(max(cut, min(known)), max(known)))
+
+
+def along(known: Mapping[int, float], place: Sequence[float], cut: int) -> float:
+    """The value at `cut`, where values grow evenly with `place` between the cuts that are known.
+
+    Beyond the last, they grow as between the last two; where only one is known, in proportion to `place`.
+    """
+    if cut in known:
+        return known[cut]
+    cuts = sorted(known)
+    if len(cuts) == 1:
+        only = cuts[0]
+        return known[only] * place[cut] / place[only] if place[only] else known[only]
+    low, high = next(((a, b) for a, b in pairwise(cuts) if cut < b), (cuts[-2], cuts[-1]))
+    span = place[high] - place[low]
+    part = (place[cut] - place[low]) / span if span else 0.0
+    return max(known[low] + part * (known[high] - known[low]), 0.0)
+
+
+class _Model:
+    """The measured costs of one network, ready to be asked for any cut."""
+
+    def __init__(self, measured: Measured, work: Work) -> None:
+        self._measured = measured
+        self._work = work
+        self._stages = measured.description.stages
+        self._costs = measured.costs
+        self._forward, self._backward = self._stage_times()
+        self._parameters = list(accumulate((stage.parameters for stage in self._stages), initial=0))
+
+    def row(self, cut: int) -> CutRow:
+        measured, work = self._measured, self._work
+        known = self._costs.get(cut)
+        forward = self._along(lambda costs: costs.forward, self._forward, cut)
+        backward = self._along(lambda costs: costs.backward, self._backward, cut)
+        optimizer = self._along(lambda costs: costs.optimizer, self._parameters, cut)
+        rest = self._between(lambda c: c.step - c.forward - c.backward - c.optimizer, cut)
+        step = known.step if known else forward + backward + optimizer + rest
+        size = codec(measured.spec.codec).size(self._shape(cut))
+        encode = size * self._between(lambda c: c.encode / self._size(c.cut), cut)
+        payload = known.payload if known else round(size * self._between(self._shrinking, cut))
+        upload = payload / work.link.upload if work.link else None
+        timing = (step + encode, upload or 0.0, work.link.round_trip if work.link else 0.0)
+        window = measured.spec.window
+        cpu = (step + encode) * self._between(lambda c: c.cpu / (c.step + c.encode), cut)
+        share = cpu / pace(*timing, window) / measured.cores
+        memory = predicted_memory(measured.spec, measured.description, self._costs, cut)
+        needed = self._needed(memory, cut)
+        return CutRow(
+            cut=cut,
+            stage=self._stages[cut - 1].name,
+            measured=known is not None,
+            step=step,
+            forward=forward,
+            backward=backward,
+            optimizer=optimizer,
+            spread=self._between(lambda costs: costs.spread / costs.step, cut) * step,
+            encode=encode,
+            memory=memory,
+            needed=needed,
+            inference=self._along(lambda costs: costs.inference, self._forward, cut),
+            inference_memory=round(self._between(lambda costs: costs.inference_memory, cut)),
+            parameters=self._parameters[cut],
+            payload=payload,
+            upload=upload,
+            round=round_seconds(work.steps, *timing, window),
+            cpu_share=min(share, 1.0),
+            obstacle=self._obstacle(cut, needed, min(share, 1.0)),
+        )
+
+    def _obstacle(self, cut: int, needed: int, share: float) -> str:
+        failed, available = self._measured.failed, self._measured.available
+        if cut in failed:
+            return failed[cut]
+        if available is not None and needed + self._work.reserve > available:
+            return "memory"
+        return "CPU share" if share > self._work.cpu_share + 1e-9 else ""
+
+    def _needed(self, memory: int, cut: int) -> int:
+        """Bytes with torch, its code and the pictures; what was not measured gets MARGIN on top."""
+        margin = 1.0 if cut in self._costs else MARGIN
+        code = max(costs.code for costs in self._costs.values())
+        pictures = self._work.samples * prod(self._measured.spec.input_shape)
+        return self._measured.description.base_memory + code + pictures + round(margin * memory)
+
+    def _stage_times(self) -> tuple[list[float], list[float]]:
+        """Seconds from the start to each cut, forward and backward; unmeasured stages by their operations."""
+        deepest = max((costs.stage_cpu for costs in self._costs.values()), key=len, default=())
+        macs = [float(stage.macs) for stage in self._stages]
+        if not deepest:
+            both = list(accumulate(macs, initial=0.0))
+            return both, both
+        rates = [sum(times) / max(sum(macs[: len(deepest)]), 1.0) for times in zip(*deepest, strict=True)]
+        series = []
+        for rate, times in zip(rates, zip(*deepest, strict=True), strict=True):
+            rest = [rate * count for count in macs[len(deepest) :]]
+            series.append(list(accumulate([*times, *rest], initial=0.0)))
+        return series[0], series[1]
+
+    def _along(self, of: Callable[[CutCosts], float], place: Sequence[float], cut: int) -> float:
+        return along({known: of(costs) for known, costs in self._costs.items()}, place, cut)
+
+    def _between(self, of: Callable[[CutCosts], float], cut: int) -> float:
+        return between({known: of(costs) for known, costs in self._costs.items()}, cut)
+
+    def _shrinking(self, costs: CutCosts) -> float:
+        return costs.payload / self._size(costs.cut)
+
+    def _size(self, cut: int) -> int:
+        return codec(self._measured.spec.codec).size(self._shape(cut))
+
+    def _shape(self, cut: int) -> tuple[int, ...]:
+        return self._measured.spec.batch_size, *self._stages[cut - 1].feature_shape

@@ -1,0 +1,236 @@
+"""Measures cuts within a budget of time: which ones, in which order, through the worker of measure.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import accumulate
+from types import TracebackType
+
+from splitee.errors import ChildFailed, ConfigError, NetworkError
+from splitee.messages import RunSpec
+from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup
+from splitee_device.hardware import available_memory, own_memory, usable_cores
+from splitee_device.predict_cost import predicted_memory
+
+LEAST_STEPS = 5  # that the worker times
+OTHER_STEPS = 8  # that it takes besides: warm-up, evaluation, the stages one by one
+SECONDS = 1.0  # of timed steps a cut
+BURSTY_SECONDS = 3.0  # 30 periods of the usual quota
+TICK = 0.5  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class MemoryTooSmall(ConfigError):
+    """Not even Python with torch fits."""
+
+
+class Probe:
+    """The worker process: started on entry, ended on exit, asked one thing at a time."""
+
+    def __init__(self, setup: Setup, deadline: float, tick: Callable[[], None]) -> None:
+        """`deadline`: of all answers, by time.monotonic. `tick` is called twice a second; it may raise."""
+        self._setup = setup
+        self._deadline = deadline
+        self._tick = tick
+        self._buffer = b""
+
+    def __enter__(self) -> Probe:
+        self._worker = subprocess.Popen(
+            [sys.executable, "-m", "splitee_device.measure"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._worker.poll() is None:
+            os.killpg(self._worker.pid, signal.SIGKILL)  # with what it has forked
+        self._worker.wait()
+        for pipe in (self._worker.stdin, self._worker.stdout):
+            assert pipe is not None
+            pipe.close()
+
+    def describe(self) -> Description:
+        """The network's stages.
+
+        Raises:
+            NetworkError: there is no such network, or it does not fit its input.
+            MemoryTooSmall: the worker was killed before it could answer.
+            TimeoutError: the deadline has passed.
+        """
+        reply = self._ask(self._setup.encode())
+        if reply.description is None:
+            raise _no_description(reply.failed)
+        return reply.description
+
+    def measure(self, asked: MeasureCut) -> CutCosts | Failed:
+        """What training at the cut takes, or why it could not be tried. Raises TimeoutError."""
+        reply = self._ask(asked.encode())
+        if reply.costs is not None:
+            return reply.costs
+        assert reply.failed is not None
+        return reply.failed
+
+    def _ask(self, line: bytes) -> Reply:
+        assert self._worker.stdin is not None
+        try:
+            self._worker.stdin.write(line + b"\n")
+            self._worker.stdin.flush()
+            return Reply.decode(self._read_line())
+        except (BrokenPipeError, EOFError):
+            code = self._worker.wait()
+            return Reply(failed=Failed(message=f"the worker ended with status {code}", killed=code < 0))
+
+    def _read_line(self) -> bytes:
+        output = self._worker.stdout
+        assert output is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                if selector.select(min(left, TICK)):
+                    data = os.read(output.fileno(), 1 << 16)
+                    if not data:
+                        raise EOFError
+                    self._buffer += data
+                self._tick()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+def _no_description(failed: Failed | None) -> Exception:
+    assert failed is not None
+    if failed.killed:
+        return MemoryTooSmall(
+            "Python with torch does not fit into the memory that this device leaves it: "
+            "free memory, raise the limit, or let it only infer (`splitee predict` needs no torch)"
+        )
+    if failed.message.startswith("the worker ended"):
+        return ChildFailed(f"{failed.message}; its own words are above")
+    return NetworkError(failed.message)
+
+
+class Plan:
+    """Which cut to measure next: the first, the deepest that may fit, then the middle of the widest gap."""
+
+    def __init__(
+        self, spec: RunSpec, description: Description, available: int | None, seconds: float, deadline: float
+    ) -> None:
+        """`available`: bytes of memory. `seconds`: of timed steps a cut. `deadline`: by time.monotonic."""
+        self.costs: dict[int, CutCosts] = {}
+        self.failed: dict[int, Failed] = {}
+        self._spec = spec
+        self.description = description
+        self._available = available
+        self._seconds = seconds
+        self._deadline = deadline
+        self._work = list(accumulate((stage.macs for stage in description.stages), initial=0))
+
+    def next(self) -> MeasureCut | None:
+        """None when all are measured, or none is left that fits the time."""
+        left = self._deadline - time.monotonic()
+        for cut in self._candidates():
+            if not self.costs or self._expected(cut) < left:
+                deepest = bool(self.costs) and cut > max(self.costs)
+                return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2, stages=deepest)
+        return None
+
+    def take(self, asked: MeasureCut, answer: CutCosts | Failed) -> None:
+        if isinstance(answer, CutCosts):
+            self.costs[asked.cut] = answer
+        else:
+            self.failed[asked.cut] = answer
+
+    def _candidates(self) -> list[int]:
+        """Cuts by how much they would tell."""
+        killed = [cut for cut, failed in self.failed.items() if failed.killed]
+        last = min([len(self.description.stages), *killed]) - 1
+        open_cuts = [cut for cut in range(1, last + 1) if cut not in self.costs and cut not in self.failed]
+        if not self.costs:
+            return open_cuts[:1]
+        beyond = [cut for cut in open_cuts if cut > max(self.costs) and self._may_fit(cut)]
+        between = [cut for cut in open_cuts if cut < max(self.costs)]
+        return [*reversed(beyond), *sorted(between, key=self._distance, reverse=True)]
+
+    def _distance(self, cut: int) -> int:
+        """Multiply-accumulates to the nearest cut that is measured."""
+        return min(abs(self._work[cut] - self._work[known]) for known in self.costs)
+
+    def _may_fit(self, cut: int) -> bool:
+        if self._available is None:
+            return True
+        needed = predicted_memory(self._spec, self.description, self.costs, cut)
+        code = max(costs.code for costs in self.costs.values())
+        return self.description.base_memory + needed + code <= self._available
+
+    def _expected(self, cut: int) -> float:
+        """Seconds that a measurement will take, from the nearest one: its steps grow with the work."""
+        nearest = self.costs[min(self.costs, key=lambda known: abs(known - cut))]
+        step = nearest.step * max(self._work[cut] / max(self._work[nearest.cut], 1), 0.1)
+        rest = max(nearest.seconds - (nearest.steps + OTHER_STEPS) * nearest.step, 0)
+        return rest + OTHER_STEPS * step + max(self._seconds, LEAST_STEPS * step)
+
+
+def measure_cuts(
+    spec: RunSpec,
+    *,
+    threads: int,
+    budget: float,
+    progress: Callable[[str], None] = lambda _: None,
+    tick: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Measure as many cuts as `budget` seconds allow.
+
+    Args:
+        progress: is told what is being done.
+        tick: is called twice a second; what it raises ends the measurement.
+
+    Raises:
+        ConfigError: the budget is too short for one measurement.
+        NetworkError: there is no such network, or it does not fit its input.
+        MemoryTooSmall: not even torch fits.
+    """
+    started = time.monotonic()
+    cores, memory = usable_cores(), available_memory().available
+    available = None if memory is None else memory + own_memory()
+    bursty = cores < threads
+    plan = None
+    with Probe(Setup(spec=spec, threads=threads, bursty=bursty), started + budget, tick) as probe:
+        try:
+            progress("importing torch")
+            description = probe.describe()
+            seconds = BURSTY_SECONDS if bursty else SECONDS
+            plan = Plan(spec, description, available, seconds, started + budget)
+            while (asked := plan.next()) is not None:
+                progress(f"cut {asked.cut}, {description.stages[asked.cut - 1].name}")
+                plan.take(asked, probe.measure(asked))
+        except TimeoutError:
+            log.debug("the budget of %.0f s is spent", budget)
+    if plan is None or not (plan.costs or plan.failed):
+        raise ConfigError(
+            f"--budget {budget:g} seconds are too short for one measurement: give several times as much"
+        )
+    return Measured(
+        spec=spec,
+        threads=threads,
+        cores=cores,
+        available=available,
+        description=plan.description,
+        costs=dict(sorted(plan.costs.items())),
+        failed={cut: failed.message for cut, failed in sorted(plan.failed.items())},
+        seconds=time.monotonic() - started,
+    )

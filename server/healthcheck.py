@@ -1,0 +1,39 @@
+"""The container's health: exit status 0 while this fleet's server says that it is online.
+
+It finds the broker as the server does, by the SPLITEE_* variables.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import closing
+
+import click
+
+from splitee.fleet_view import FleetView
+from splitee.link import Link
+from splitee.link_options import LinkOptions, link_options
+from splitee.status_command import gather
+
+SILENT = 60.0  # seconds without a word of the server; it speaks every 5
+
+
+@click.command()
+@link_options
+def healthcheck(link: LinkOptions) -> None:
+    """Ask the broker what the server said last."""
+    view = FleetView(link.fleet)
+    with closing(
+        Link(link.address, f"splitee-health-{os.getpid()}-{time.time_ns()}", tls=link.tls)
+    ) as connection:
+        connection.subscribe(*view.filters)
+        connection.open(10.0)
+        gather(connection, view)
+    server = view.snapshot().server
+    if server is None or server.state != "online" or time.time() - server.time > SILENT:
+        sys.exit("the server is not online")
+
+
+healthcheck()

@@ -1,0 +1,205 @@
+"""Exported graphs answer as torch does, and an export that does not is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from trained import Trained, train
+
+from splitee.durable import StateDirectory
+from splitee.errors import ConfigError, ModelError, SpliteeError, StateError
+from splitee.inference import Array, ClientModel
+from splitee.manifest import CLIENT, CLIENT_INT8, ClientManifest, TrunkManifest, read_manifest
+from splitee.network import build_network
+from splitee.pictures import normalize
+from splitee.samples import Samples
+from splitee.trunks import TrunkModels
+from splitee_export.export_command import export
+from splitee_export.graphs import ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
+from splitee_export.models import Int8Policy, export_client, export_trunks
+from splitee_export.parity import check_parity
+from splitee_export.states import DeviceState, ServerState, read_state
+
+EXACT = {"atol": 1e-5, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module", params=["sequential", "averaging"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    torch.set_num_threads(1)
+    return train(tmp_path_factory.mktemp("trained"), request.param)
+
+
+def device_state(trained: Trained, device: str = "pi-2") -> DeviceState:
+    state = read_state(trained.path / device)
+    assert isinstance(state, DeviceState)
+    return state
+
+
+def server_state(trained: Trained) -> ServerState:
+    state = read_state(trained.path / "server")
+    assert isinstance(state, ServerState)
+    return state
+
+
+def test_a_device_model_answers_as_torch_does(trained: Trained, tmp_path: Path) -> None:
+    state, samples = device_state(trained), Samples.read(trained.path / "pi-2")
+    manifest = export_client(state, samples, tmp_path)
+    model = ClientModel(tmp_path, threads=1)
+    normalized = normalize(samples.held_out, state.spec.mean, state.spec.std)
+    for batch in (slice(0, 1), slice(0, 7), slice(None)):
+        expected = run_torch(ClientGraph(state.client, state.exit), normalized[batch])
+        for theirs, ours in zip(expected, model(samples.held_out[batch]), strict=True):
+            np.testing.assert_allclose(ours, theirs, **EXACT)
+    assert manifest == read_manifest(tmp_path, ClientManifest)
+    assert (manifest.device, manifest.cut, manifest.round) == ("pi-2", 2, 1)
+    assert manifest.class_names == trained.data.class_names
+    assert manifest.sha256 == {CLIENT: hashlib.sha256((tmp_path / CLIENT).read_bytes()).hexdigest()}
+    assert manifest.parity.samples == len(samples.labels) and manifest.parity.inputs == "pictures"
+    np.testing.assert_array_equal(Samples.read(tmp_path).held_out, samples.held_out)
+
+
+def test_each_device_enters_its_own_trunk(trained: Trained, tmp_path: Path) -> None:
+    export_client(device_state(trained), Samples.read(trained.path / "pi-2"), tmp_path / "pi-2")
+    state = server_state(trained)
+    manifest = export_trunks(state, tmp_path / "server", [tmp_path / "pi-2"])
+    trunks = TrunkModels(tmp_path / "server", threads=1)
+    for device, cut in state.cuts.items():
+        entry = trunks.entry(device)
+        assert entry is not None and entry.cut == cut
+        features = np.abs(np.random.default_rng(cut).standard_normal((5, *entry.feature_shape))).astype("f4")
+        expected = run_torch(state.trunks[device], features)[0]
+        np.testing.assert_allclose(trunks.logits(entry.trunk, features), expected, **EXACT)
+    own = {"sequential": "trunk-cut-2.onnx", "averaging": "trunk-pi-2.onnx"}[trained.spec.strategy]
+    assert manifest.devices["pi-2"] == own
+    assert manifest.trunks[own].parity.inputs == "features"
+    assert manifest.trunks[manifest.devices["pi-1"]].parity.inputs == "random"
+    assert len(manifest.trunks) == {"sequential": 2, "averaging": 3}[trained.spec.strategy]
+    assert manifest == read_manifest(tmp_path / "server", TrunkManifest)
+    assert trunks.entry("stranger") is None
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vit_b_16", "densenet121"])
+def test_other_networks_export_with_a_free_batch(name: str) -> None:
+    torch.set_num_threads(1)
+    size = 224 if name == "vit_b_16" else 64
+    network = build_network(name, num_classes=7, input_shape=(3, size, size))
+    network.module.eval()
+    cut = 2
+    client, head = network.client(cut), network.exit_head(cut)
+    inputs = np.random.default_rng(0).standard_normal((3, 3, size, size)).astype("f4")
+    graph = GraphRunner(client_graph(client.eval(), head.eval(), (3, size, size)), name, 1)
+    features, _ = graph(inputs)
+    torch_client = ClientGraph(client, head)
+    assert check_parity(name, lambda x: run_torch(torch_client, x), graph, inputs, "random").same_label == 1
+    trunk = network.trunk(cut).eval()
+    runner = GraphRunner(trunk_graph(trunk, network.stages[cut - 1].feature_shape), name, 1)
+    check_parity(name, lambda x: run_torch(trunk, x), runner, features, "features")
+
+
+def _logits(inputs: Array) -> list[Array]:
+    return [inputs]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: [x + 1e-3],
+        lambda x: [x[:, ::-1]],
+        lambda x: [x[:, :-1]],
+        lambda x: [np.full_like(x, np.nan)],
+        lambda x: [x if len(x) == 1 else x + 0.01],
+        lambda x: [x if len(x) > 1 else x + 0.01],
+    ],
+    ids=["off", "other labels", "shape", "nan", "only in batches", "only alone"],
+)
+def test_parity_refuses_a_graph_that_answers_otherwise(wrong: object) -> None:
+    inputs = np.random.default_rng(0).standard_normal((40, 5)).astype("f4")
+    assert check_parity("x", _logits, _logits, inputs, "random").max_error == 0
+    with pytest.raises(ModelError, match="does not answer as torch does"):
+        check_parity("x", _logits, wrong, inputs, "random")  # type: ignore[arg-type]
+
+
+def test_int8_goes_into_service_only_within_its_bound(trained: Trained, tmp_path: Path) -> None:
+    state, samples = device_state(trained), Samples.read(trained.path / "pi-2")
+    manifest = export_client(state, samples, tmp_path / "kept", int8=Int8Policy(max_drop=1.0))
+    assert manifest.file == CLIENT_INT8 and set(manifest.sha256) == {CLIENT, CLIENT_INT8}
+    fp32, int8 = (ClientModel(tmp_path / "kept", file=name) for name in (CLIENT, CLIENT_INT8))
+    (before, _), (after, logits) = fp32(samples.held_out), int8(samples.held_out)
+    assert 0 < np.abs(after - before).max() < 0.3 * np.abs(before).max()
+    assert manifest.quantization is not None
+    accuracy = (logits.argmax(axis=1) == samples.labels).mean()
+    assert manifest.quantization.accuracy_int8 == pytest.approx(accuracy)
+    refused = export_client(state, samples, tmp_path / "refused", int8=Int8Policy(max_drop=-1.0))
+    assert refused.file == CLIENT and not (tmp_path / "refused" / CLIENT_INT8).exists()
+
+
+def test_the_benchmark_puts_the_faster_graph_in_service(trained: Trained, tmp_path: Path) -> None:
+    state, samples = device_state(trained), Samples.read(trained.path / "pi-2")
+    manifest = export_client(state, samples, tmp_path, int8=Int8Policy(max_drop=1.0, benchmark=True))
+    timed = manifest.quantization
+    assert timed is not None and timed.fp32_ms is not None and timed.int8_ms is not None
+    assert manifest.file == (CLIENT_INT8 if timed.int8_ms < timed.fp32_ms else CLIENT)
+
+
+def test_a_client_of_another_run_cannot_try_a_trunk(trained: Trained, tmp_path: Path) -> None:
+    other = train(tmp_path / "other", "averaging" if trained.spec.strategy == "sequential" else "sequential")
+    export_client(device_state(other), Samples.read(other.path / "pi-2"), tmp_path / "client")
+    with pytest.raises(ConfigError, match="in run"):
+        export_trunks(server_state(trained), tmp_path / "out", [tmp_path / "client"])
+    assert not (tmp_path / "out").exists()
+
+
+def _run(*arguments: object) -> SpliteeError | str:
+    result = CliRunner().invoke(export, [str(argument) for argument in arguments], standalone_mode=False)
+    if isinstance(result.exception, SpliteeError):
+        return result.exception
+    assert result.exception is None, result.exception
+    return result.output
+
+
+def test_the_command_says_what_it_wrote(trained: Trained, tmp_path: Path) -> None:
+    said = _run("--state", trained.path / "pi-1", "--out", tmp_path / "client", "--int8")
+    assert isinstance(said, str) and "cut 1" in said and "int8" in said
+    said = _run(
+        "--state", trained.path / "server", "--out", tmp_path / "trunks", "--client", tmp_path / "client"
+    )
+    assert isinstance(said, str) and "trunks for 3 devices" in said
+
+
+def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "out")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "run.json").write_text("{")
+    empty = StateDirectory(tmp_path / "empty")
+    empty.save_facts({"run": "r", "cut": 1, "finished": True})
+    empty.close()
+    cases: list[tuple[tuple[object, ...], type[SpliteeError], str]] = [
+        (("--state", tmp_path / "nothing", *out), StateError, "no state of a device"),
+        (("--state", tmp_path / "torn", *out), StateError, "no state of a device"),
+        (("--state", tmp_path / "empty", *out), StateError, "no whole round"),
+        (("--state", trained.path / "server", *out, "--int8"), ConfigError, "of a server"),
+        (("--state", trained.path / "pi-1", *out, "--client", tmp_path), ConfigError, "for a server's"),
+        (
+            ("--state", trained.path / "pi-1", "--out", trained.path / "pi-1"),
+            ConfigError,
+            "directory of its own",
+        ),
+    ]
+    for arguments, kind, words in cases:
+        error = _run(*arguments)
+        assert isinstance(error, kind) and words in str(error), (arguments, error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_state_that_is_in_use_is_left_alone(trained: Trained, tmp_path: Path) -> None:
+    held = StateDirectory(trained.path / "pi-1")
+    try:
+        with pytest.raises(StateError, match="in use"):
+            read_state(trained.path / "pi-1")
+    finally:
+        held.close()

@@ -1,0 +1,90 @@
+"""docker-compose.yml: valid by the compose specification, and no container that may do more than it must.
+
+`data/compose-spec.json` is the specification's own schema (Apache-2.0), unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from splitee_device.command import device as device_command
+from splitee_server.command import server as server_command
+
+ROOT = Path(__file__).parents[1]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+SCHEMA = json.loads((ROOT / "tests" / "data" / "compose-spec.json").read_text())
+
+
+def test_it_is_valid_by_the_specification() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+    assert [error.message for error in jsonschema.Draft7Validator(SCHEMA).iter_errors(COMPOSE)] == []
+
+
+def test_the_schema_is_one_that_refuses() -> None:
+    broken = {**COMPOSE, "services": {"broker": {"image": "x", "healthchek": {}}}}
+    assert not jsonschema.Draft7Validator(SCHEMA).is_valid(broken)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_container_may_do_what_it_must_and_no_more(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "pid", "ipc", "devices"} & set(service)
+    assert re.fullmatch(r".+:\d+\.\d+\.\d+", service["image"]), "a tag that stays what it is"
+    if name == "certificates":  # it hands files to the other containers' account, and reaches no network
+        assert service["network_mode"] == "none"
+        return
+    assert service["user"] == "1883:1883"
+    assert "cap_add" not in service
+    assert service["restart"] in ("on-failure", "unless-stopped")
+
+
+def test_each_waits_for_the_broker_to_be_healthy() -> None:
+    assert "healthcheck" in SERVICES["broker"]
+    for name, service in SERVICES.items():
+        if name not in ("broker", "certificates"):
+            assert service["depends_on"] == {"broker": {"condition": "service_healthy"}}
+
+
+def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
+    used = [secret["source"] for service in SERVICES.values() for secret in service.get("secrets", [])]
+    assert sorted(used) == sorted(COMPOSE["secrets"])
+    for name, service in SERVICES.items():
+        folder = "server" if name == "server" else f"bundles/{name}"
+        files = {
+            secret["target"]: COMPOSE["secrets"][secret["source"]] for secret in service.get("secrets", [])
+        }
+        assert all(file["file"] == f"./secrets/{folder}/{target}" for target, file in files.items())
+    for ignored in (".gitignore", ".dockerignore"):
+        lines = (ROOT / ignored).read_text().splitlines()
+        assert "secrets/" in lines or "*" in lines
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith(("server", "demo"))])
+def test_the_settings_are_ones_that_the_commands_know(name: str) -> None:
+    command = server_command if name == "server" else device_command
+    known = {str(parameter.envvar) for parameter in command.params if getattr(parameter, "envvar", None)}
+    assert set(SERVICES[name]["environment"]) <= known
+    flags = [word for word in SERVICES[name].get("command", []) if word.startswith("--")]
+    assert set(flags) <= {flag for parameter in command.params for flag in parameter.opts}
+
+
+def test_the_images_files_are_in_the_build_context() -> None:
+    """.dockerignore lets in what is named; the build copies what it lets in."""
+    allowed = {
+        line.removeprefix("!")
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line[:1] == "!"
+    }
+    assert {"core", "device", "server", "export", "lab", "broker_config", "pyproject.toml"} <= allowed
+    assert not {"secrets", ".git", "runs", ".venv"} & allowed
