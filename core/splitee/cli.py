@@ -61,6 +61,8 @@ SUMMARIES = {
     "device": "train on this device's own pictures, up to its cut",
     "export": "write what was trained as ONNX graphs, checked against torch",
     "predict": "classify pictures without torch; ask the server when unsure",
+    "plan": "show the cuts by which all devices' rounds end together",
+    "profile": "measure which cut suits this device",
     "serve": "answer devices from exported trunks, without torch",
     "server": "train the shared trunk from the devices' features",
     "status": "show the fleet live, as the broker knows it",

@@ -96,7 +96,7 @@ class Connection:
         except OSError as error:
             self._hang_up()
             hint = ""
-            if isinstance(error, ConnectionError):
+            if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
                 hint = "; is this its TLS port?" if self._address.tls else "; if it speaks TLS, use mqtts://"
             raise TryFailed((error.strerror or str(error)) + hint) from None
         if answer.is_failure:

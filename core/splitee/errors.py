@@ -36,6 +36,7 @@ class ExitCode(IntEnum):
     CERT_FOREIGN = 17, "TLS: the broker does not know the authority of this client's certificate"
     CERT_EXPIRED = 18, "TLS: this client's certificate has expired, or is not valid yet by the broker's clock"
     CERT_REVOKED = 19, "TLS: this client's certificate has been revoked"
+    NO_CUT = 20, "no cut fits this device: its memory, or the share of the CPU that is wanted"
 
 
 class SpliteeError(Exception):
@@ -94,6 +95,10 @@ class IdInUse(SpliteeError):
 
 class Rejected(SpliteeError):
     exit_code = ExitCode.REJECTED
+
+
+class NoCutFits(SpliteeError):
+    exit_code = ExitCode.NO_CUT
 
 
 class StateError(SpliteeError):

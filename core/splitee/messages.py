@@ -19,6 +19,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 62)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
+Seconds = Annotated[float, Meta(ge=0, le=1e15)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ClassNames = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
@@ -44,6 +45,32 @@ class DeviceStatus(JsonMessage, frozen=True):
     time: float = 0.0  # seconds since the epoch, by the device's clock
 
 
+class CutCost(msgspec.Struct, frozen=True):
+    """What one cut costs a device: seconds to train and encode a batch, its bytes on the wire, memory."""
+
+    cut: Positive
+    seconds: Seconds
+    bytes: Count
+    memory: Count
+    fits: bool
+
+
+class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device can do, as its profiler measured it; fields that are None are not known to it."""
+
+    network: Text
+    batch_size: Count
+    codec: Text
+    machine: Text  # the model, or the CPU
+    cores: Seconds  # that it may use
+    threads: Count
+    memory: Count | None = None  # bytes that training may take
+    upload: Seconds | None = None  # bytes a second
+    round_trip: Seconds | None = None  # seconds to the broker and back
+    reason: Text = ""  # for the cut
+    cuts: Annotated[tuple[CutCost, ...], Meta(max_length=1000)] = ()
+
+
 class Profile(JsonMessage, frozen=True):
     """`devices/ID/profile`, retained: what a device is, and the cut it chose. Publishing it asks to join."""
 
@@ -56,7 +83,7 @@ class Profile(JsonMessage, frozen=True):
     held_out_samples: Count
     run: Text = ""  # the run its committed state belongs to, if any
     committed: Count = 0  # its last committed round in that run
-    capability: dict[str, Any] = msgspec.field(default_factory=dict)
+    capability: Capability | None = None  # of a device that was profiled
 
 
 class RunSpec(JsonMessage, frozen=True):

@@ -52,8 +52,8 @@ class CutCosts(JsonMessage, frozen=True):
     backward: float
     optimizer: float
     spread: float  # median absolute deviation of step
-    encode: float  # features to bytes by the codec
-    cpu: float  # CPU seconds of all threads, for step and encode
+    encoding: float  # features to bytes by the codec
+    cpu: float  # CPU seconds of all threads, for step and encoding
     payload: int  # bytes a batch on the wire
     memory: int  # anonymous, at its peak
     code: int  # pages of libraries and of the program that training touches; no growth, but needed as well

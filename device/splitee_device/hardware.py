@@ -77,6 +77,17 @@ def facts(root: Path = ROOT, *, observe: float = LOAD_SECONDS) -> dict[str, Fact
     }
 
 
+def identity(root: Path = ROOT) -> tuple[Value | None, ...]:
+    """What tells one machine from another for a measurement: model, CPU, cores, memory."""
+    facts = (
+        _text(root, "proc/device-tree/model"),
+        _cpu_model(root),
+        _cores(root),
+        _meminfo(root, "MemTotal"),
+    )
+    return *(fact.value for fact in facts), len(os.sched_getaffinity(0))
+
+
 def usable_cores(root: Path = ROOT) -> float:
     """Cores that this process may use: its affinity, or its quota where that is less."""
     quota = cgroup.cpu_quota(root)

@@ -13,9 +13,11 @@ import gc
 import os
 import sys
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from statistics import fmean, median
@@ -85,7 +87,7 @@ def _in_a_fork(setup: Setup, work: Callable[[], Reply]) -> bytes:
 def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
     """The forked process's life: one reply, and no way back into the worker's loop."""
     code = 1
-    try:
+    try:  # whatever happens, this process does not go on as its parent
         torch.set_num_threads(setup.threads)
         try:
             reply = work()
@@ -97,6 +99,8 @@ def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
         with os.fdopen(writing, "wb") as pipe:
             pipe.write(reply.encode())
         code = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -154,7 +158,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         backward=typical(times.backward),
         optimizer=typical(times.optimizer),
         spread=median(abs(sample - median(samples)) for sample in samples),
-        encode=typical(times.encode),
+        encoding=typical(times.encode),
         cpu=typical(times.cpu),
         payload=times.payload,
         memory=at_peak,
@@ -284,7 +288,7 @@ def _stage_cpu(
         features = pictures
         for place, stage in enumerate(stages, start=1):
             features = stage(features)
-            features.register_hook(lambda _g, at=place: arrived.setdefault(at, time.process_time()))
+            features.register_hook(partial(_note_arrival, arrived, place))
             ends.append(time.process_time())
         F.cross_entropy(exit_head(features), labels).backward()  # type: ignore[no-untyped-call]
         arrived[0] = time.process_time()
@@ -292,6 +296,10 @@ def _stage_cpu(
         backwards.append([arrived[place - 1] - arrived[place] for place in range(1, len(stages) + 1)])
     for forward, backward in zip(zip(*forwards, strict=True), zip(*backwards, strict=True), strict=True):
         yield median(forward), median(backward)
+
+
+def _note_arrival(arrived: dict[int, float], place: int, _gradient: Tensor) -> None:
+    arrived[place] = time.process_time()
 
 
 def _pictures(spec: RunSpec) -> DeviceData:

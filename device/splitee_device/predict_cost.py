@@ -47,7 +47,7 @@ class CutRow:
     backward: float
     optimizer: float
     spread: float
-    encode: float
+    encoding: float
     memory: int
     needed: int  # of memory in all: torch, training, pictures
     inference: float
@@ -65,7 +65,7 @@ class CutRow:
 
 
 def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
-    """Bytes that training at a cut takes by count: weights, their copies, what is saved for the backward pass.
+    """Bytes that training at a cut takes by count: weights, their copies, what is saved for backward.
 
     All weights of the network, for it is built whole; the initial ones of the cut once more, their
     gradients and momentum; then either a step (what it saves, features with their gradient and as bytes)
@@ -81,7 +81,7 @@ def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
 
 
 def predicted_memory(spec: RunSpec, description: Description, costs: Mapping[int, CutCosts], cut: int) -> int:
-    """Bytes at the peak of training: what is counted, and what was measured beyond that at the nearest cuts."""
+    """Bytes at the peak of training: what is counted, and what measured neighbours took beyond that."""
     beyond = {known: c.memory - modelled_memory(spec, description, known) for known, c in costs.items()}
     return round(modelled_memory(spec, description, cut) + between(beyond, cut))
 
@@ -92,6 +92,11 @@ def predict(measured: Measured, work: Work) -> tuple[CutRow, ...]:
         return ()
     model = _Model(measured, work)
     return tuple(model.row(cut) for cut in range(1, len(measured.description.stages)))
+
+
+def payload_bytes(measured: Measured) -> int:
+    """Bytes of the largest batch that training at any measured cut sends."""
+    return max((costs.payload for costs in measured.costs.values()), default=0)
 
 
 def between(known: Mapping[int, float], cut: int) -> float:
@@ -136,12 +141,12 @@ class _Model:
         rest = self._between(lambda c: c.step - c.forward - c.backward - c.optimizer, cut)
         step = known.step if known else forward + backward + optimizer + rest
         size = codec(measured.spec.codec).size(self._shape(cut))
-        encode = size * self._between(lambda c: c.encode / self._size(c.cut), cut)
+        encoding = size * self._between(lambda c: c.encoding / self._size(c.cut), cut)
         payload = known.payload if known else round(size * self._between(self._shrinking, cut))
         upload = payload / work.link.upload if work.link else None
-        timing = (step + encode, upload or 0.0, work.link.round_trip if work.link else 0.0)
+        timing = (step + encoding, upload or 0.0, work.link.round_trip if work.link else 0.0)
         window = measured.spec.window
-        cpu = (step + encode) * self._between(lambda c: c.cpu / (c.step + c.encode), cut)
+        cpu = (step + encoding) * self._between(lambda c: c.cpu / (c.step + c.encoding), cut)
         share = cpu / pace(*timing, window) / measured.cores
         memory = predicted_memory(measured.spec, measured.description, self._costs, cut)
         needed = self._needed(memory, cut)
@@ -154,7 +159,7 @@ class _Model:
             backward=backward,
             optimizer=optimizer,
             spread=self._between(lambda costs: costs.spread / costs.step, cut) * step,
-            encode=encode,
+            encoding=encoding,
             memory=memory,
             needed=needed,
             inference=self._along(lambda costs: costs.inference, self._forward, cut),

@@ -11,6 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
+
+from splitee.messages import RunSpec
+from splitee_device.data import Shard, open_data
+from splitee_lab.simulation import SimulatedDevice, Simulation
+
+CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 LONGEST = 240.0  # seconds
 
@@ -50,8 +57,8 @@ class Fleet:
         self._start(process or name, "device", *arguments)
 
     def three_devices(self) -> None:
-        for index, cut in enumerate((1, 2, 3), start=1):
-            self.device(f"pi-{index}", cut, shard=f"{index}/3")
+        for index, (name, cut) in enumerate(CUTS.items(), start=1):
+            self.device(name, cut, shard=f"{index}/3")
 
     def wait(self, *names: str, timeout: float = LONGEST) -> list[int]:
         """Exit codes of the processes, all by default."""
@@ -76,3 +83,31 @@ class Fleet:
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(SUPPORT)},
             )
+
+
+def in_one_process(strategy: Any, order: Any, rounds: int) -> str:
+    """weights_sha256 of the same run without a broker."""
+    torch.set_num_threads(1)
+    spec = RunSpec(
+        protocol=1,
+        run="simulated",
+        network="tiny_networks:tiny",
+        num_classes=10,
+        rounds=rounds,
+        strategy=strategy,
+        order=order,
+        seed=1,
+    )
+    devices = {
+        name: SimulatedDevice(
+            cut,
+            open_data(
+                "builtin:fashion-mnist", input_shape=(3, 32, 32), shard=Shard(index, 3), seed=1, limit=192
+            ),
+        )
+        for index, (name, cut) in enumerate(CUTS.items(), start=1)
+    }
+    simulation = Simulation(spec, devices)
+    for _ in simulation.rounds():
+        pass
+    return simulation.digest()

@@ -3,57 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import torch
-from fleets import Fleet
+from fleets import Fleet, in_one_process
 
 from splitee.link import Link, Message
-from splitee.messages import Metrics, RunSpec
+from splitee.messages import Metrics
 from splitee.topics import Topics
-from splitee_device.data import Shard, open_data
 from splitee_lab.brokers import RunningBroker
-from splitee_lab.simulation import SimulatedDevice, Simulation
-
-CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
-
-
-def in_one_process(strategy: Any, order: Any, rounds: int) -> str:
-    """weights_sha256 of the same run without a broker."""
-    torch.set_num_threads(1)
-    spec = RunSpec(
-        protocol=1,
-        run="simulated",
-        network="tiny_networks:tiny",
-        num_classes=10,
-        rounds=rounds,
-        strategy=strategy,
-        order=order,
-        seed=1,
-    )
-    devices = {
-        name: SimulatedDevice(
-            cut,
-            open_data(
-                "builtin:fashion-mnist", input_shape=(3, 32, 32), shard=Shard(index, 3), seed=1, limit=192
-            ),
-        )
-        for index, (name, cut) in enumerate(CUTS.items(), start=1)
-    }
-    simulation = Simulation(spec, devices)
-    for _ in simulation.rounds():
-        pass
-    return simulation.digest()
 
 
 @pytest.mark.parametrize(
-    ("strategy", "order"), [("sequential", "step"), ("sequential", "device"), ("averaging", "step")]
+    ("kind", "strategy", "order"),
+    [
+        pytest.param("mosquitto", "sequential", "step", marks=pytest.mark.mosquitto),
+        pytest.param("mosquitto", "sequential", "device", marks=pytest.mark.mosquitto),
+        pytest.param("mosquitto", "averaging", "step", marks=pytest.mark.mosquitto),
+        ("embedded", "sequential", "step"),
+    ],
 )
 def test_a_fleet_gives_what_one_process_gives(
-    broker: RunningBroker, tmp_path: Path, strategy: str, order: str
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, strategy: str, order: str
 ) -> None:
+    broker: RunningBroker = request.getfixturevalue(f"{kind}_broker")
     with Fleet(str(broker.address), f"same-{strategy}-{order}", tmp_path) as fleet:
         fleet.server("--strategy", strategy, "--order", order)
         fleet.three_devices()

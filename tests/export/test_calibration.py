@@ -11,10 +11,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from splitee_export.calibrate_command import calibrate
-from splitee_export.calibration import HeldOut, choose, curve
-from splitee_export.models import export_client, export_trunks
-from splitee_export.states import DeviceState, ServerState, read_state
 from trained import Trained, train
 
 from splitee.errors import ConfigError, DataError, SpliteeError
@@ -22,6 +18,10 @@ from splitee.inference import ClientModel
 from splitee.manifest import ClientManifest, Point, read_manifest
 from splitee.samples import Samples
 from splitee.trunks import TrunkModels
+from splitee_export.calibrate_command import calibrate
+from splitee_export.calibration import HeldOut, choose, curve
+from splitee_export.models import export_client, export_trunks
+from splitee_export.states import DeviceState, ServerState, read_state
 
 
 @st.composite

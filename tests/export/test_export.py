@@ -25,8 +25,6 @@ from splitee_export.models import Int8Policy, export_client, export_trunks
 from splitee_export.parity import check_parity
 from splitee_export.states import DeviceState, ServerState, read_state
 
-EXACT = {"atol": 1e-5, "rtol": 1e-4}
-
 
 @pytest.fixture(scope="module", params=["sequential", "averaging"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
@@ -54,7 +52,7 @@ def test_a_device_model_answers_as_torch_does(trained: Trained, tmp_path: Path) 
     for batch in (slice(0, 1), slice(0, 7), slice(None)):
         expected = run_torch(ClientGraph(state.client, state.exit), normalized[batch])
         for theirs, ours in zip(expected, model(samples.held_out[batch]), strict=True):
-            np.testing.assert_allclose(ours, theirs, **EXACT)
+            np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-4)
     assert manifest == read_manifest(tmp_path, ClientManifest)
     assert (manifest.device, manifest.cut, manifest.round) == ("pi-2", 2, 1)
     assert manifest.class_names == trained.data.class_names
@@ -73,7 +71,7 @@ def test_each_device_enters_its_own_trunk(trained: Trained, tmp_path: Path) -> N
         assert entry is not None and entry.cut == cut
         features = np.abs(np.random.default_rng(cut).standard_normal((5, *entry.feature_shape))).astype("f4")
         expected = run_torch(state.trunks[device], features)[0]
-        np.testing.assert_allclose(trunks.logits(entry.trunk, features), expected, **EXACT)
+        np.testing.assert_allclose(trunks.logits(entry.trunk, features), expected, atol=1e-5, rtol=1e-4)
     own = {"sequential": "trunk-cut-2.onnx", "averaging": "trunk-pi-2.onnx"}[trained.spec.strategy]
     assert manifest.devices["pi-2"] == own
     assert manifest.trunks[own].parity.inputs == "features"
@@ -83,22 +81,18 @@ def test_each_device_enters_its_own_trunk(trained: Trained, tmp_path: Path) -> N
     assert trunks.entry("stranger") is None
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "vit_b_16", "densenet121"])
-def test_other_networks_export_with_a_free_batch(name: str) -> None:
+def test_a_network_with_dropout_and_pooled_branches_exports_with_a_free_batch() -> None:
     torch.set_num_threads(1)
-    size = 224 if name == "vit_b_16" else 64
-    network = build_network(name, num_classes=7, input_shape=(3, size, size))
+    network = build_network("mobilenet_v3_small", num_classes=7, input_shape=(3, 64, 64))
     network.module.eval()
-    cut = 2
-    client, head = network.client(cut), network.exit_head(cut)
-    inputs = np.random.default_rng(0).standard_normal((3, 3, size, size)).astype("f4")
-    graph = GraphRunner(client_graph(client.eval(), head.eval(), (3, size, size)), name, 1)
+    client, head, trunk = network.client(2).eval(), network.exit_head(2).eval(), network.trunk(2).eval()
+    inputs = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype("f4")
+    graph = GraphRunner(client_graph(client, head, (3, 64, 64)), "client", 1)
     features, _ = graph(inputs)
     torch_client = ClientGraph(client, head)
-    assert check_parity(name, lambda x: run_torch(torch_client, x), graph, inputs, "random").same_label == 1
-    trunk = network.trunk(cut).eval()
-    runner = GraphRunner(trunk_graph(trunk, network.stages[cut - 1].feature_shape), name, 1)
-    check_parity(name, lambda x: run_torch(trunk, x), runner, features, "features")
+    check_parity("client", lambda x: run_torch(torch_client, x), graph, inputs, "random")
+    runner = GraphRunner(trunk_graph(trunk, network.stages[1].feature_shape), "trunk", 1)
+    check_parity("trunk", lambda x: run_torch(trunk, x), runner, features, "features")
 
 
 def _logits(inputs: Array) -> list[Array]:

@@ -1,0 +1,60 @@
+"""Keeps what was measured in the device's state directory, for as long as nothing that matters changes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+from splitee.durable import write_atomically
+from splitee.errors import MalformedMessage, StateError
+from splitee.messages import RunSpec
+from splitee_device import hardware
+from splitee_device.costs import Measured
+
+FOLDER = "profile"
+
+log = logging.getLogger(__name__)
+
+
+class MeasuredStore:
+    """Measurements in DIR/profile, each by what it depends on: the network, the batch, this machine."""
+
+    def __init__(self, state: Path) -> None:
+        self._folder = state / FOLDER
+
+    def save(self, measured: Measured) -> None:
+        """A measurement in which a cut has failed is not kept: what was short then may not be now.
+
+        Raises:
+            StateError: the directory cannot be written.
+        """
+        if measured.failed:
+            return
+        path = self._path(measured.spec, measured.threads)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"state directory {path.parent}: {error.strerror}; choose another") from None
+        write_atomically(path, measured.encode())
+
+    def load(self, spec: RunSpec, threads: int) -> Measured | None:
+        """The measurement for this run on this machine, if there is one."""
+        path = self._path(spec, threads)
+        try:
+            return Measured.decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, MalformedMessage) as error:
+            log.warning("%s is unreadable (%s): measuring again", path, error)
+            return None
+
+    def _path(self, spec: RunSpec, threads: int) -> Path:
+        quota, limit = hardware.cgroup.cpu_quota(), hardware.cgroup.memory_limit()
+        parts = (
+            spec.network, spec.stem, spec.num_classes, spec.input_shape, spec.batch_size, spec.codec,
+            spec.window, threads, hardware.identity(), quota and quota.value, limit and limit.value,
+            version("torch"),
+        )  # fmt: skip
+        return self._folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"

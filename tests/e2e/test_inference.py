@@ -1,0 +1,385 @@
+"""Adaptive inference between real processes on a real broker: offload, batching, loss of the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fleets import Fleet
+from PIL import Image
+from trained import CUTS, Trained, train
+
+from splitee.codecs import decode_tensor, encode_tensor
+from splitee.inference import ClientModel
+from splitee.link import Link, Message
+from splitee.link_options import LinkOptions, resolve
+from splitee.messages import InferAnswer, InferRequest, RoundOpen, RunSpec, ServerStatus
+from splitee.offload import Offload
+from splitee.predictor import Prediction, Predictor
+from splitee.samples import Samples
+from splitee.topics import Topics
+from splitee.trunks import TrunkModels
+from splitee_export.models import export_client, export_trunks
+from splitee_export.states import DeviceState, ServerState, read_state
+from splitee_lab.brokers import OwnBroker, RunningBroker
+
+LONG = 60.0  # seconds
+# Not on the path of `splitee serve`, and so proven absent from its process.
+SERVE = """
+import sys
+from splitee.cli import main
+try:
+    main(["serve", *sys.argv[1:]])
+finally:
+    print("modules:", *sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """With the models of the devices in `model/ID`, and of the server in `model/server`."""
+    torch.set_num_threads(1)
+    trained = train(tmp_path_factory.mktemp("trained"))
+    for device in CUTS:
+        state = read_state(trained.path / device)
+        assert isinstance(state, DeviceState)
+        export_client(state, Samples.read(trained.path / device), trained.path / "model" / device)
+    server = read_state(trained.path / "server")
+    assert isinstance(server, ServerState)
+    export_trunks(server, trained.path / "model" / "server")
+    return trained
+
+
+class Serving:
+    """A `splitee serve` process."""
+
+    def __init__(self, broker: str, fleet: str, model: Path, log: Path) -> None:
+        self.log = log
+        with log.open("ab") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", SERVE, "--model", model, "--broker", broker, "--fleet", fleet],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+            )
+
+    def wait_until_ready(self) -> None:
+        until(lambda: "serving run" in self.log.read_text(), self.log.read_text)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        return self.process.wait(LONG)
+
+
+def until(condition: Callable[[], object], what: Callable[[], str] = lambda: "") -> None:
+    deadline = time.monotonic() + LONG
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.02)
+
+
+Serve = Callable[[str], Serving]
+
+
+@pytest.fixture
+def serve(trained: Trained, mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Serve]:
+    """`serve(fleet)`: a server that is ready."""
+    running: list[Serving] = []
+
+    def start(fleet: str) -> Serving:
+        address = str(mosquitto_broker.address)
+        server = Serving(address, fleet, trained.path / "model" / "server", tmp_path / f"{len(running)}.log")
+        running.append(server)
+        server.wait_until_ready()
+        return server
+
+    yield start
+    for server in running:
+        if server.process.poll() is None:
+            server.stop()
+
+
+Devices = Callable[..., AbstractContextManager[tuple[Predictor, Offload]]]
+
+
+@pytest.fixture
+def device(trained: Trained, mosquitto_broker: RunningBroker) -> Devices:
+    """`device(fleet, ID)`: a predictor that asks whenever it can."""
+
+    @contextmanager
+    def open_device(
+        fleet: str, name: str = "pi-2", timeout: float = 5.0, broker: RunningBroker = mosquitto_broker
+    ) -> Iterator[tuple[Predictor, Offload]]:
+        model = ClientModel(trained.path / "model" / name, threads=1)
+        offload = Offload(options(broker, fleet), model.manifest, timeout=timeout)
+        offload.open()
+        try:
+            yield Predictor(model, threshold=0.0, trunk=offload), offload
+        finally:
+            offload.close()
+
+    return open_device
+
+
+def options(broker: RunningBroker, fleet: str) -> LinkOptions:
+    return resolve(str(broker.address), fleet, 10.0)
+
+
+def test_the_trunk_of_each_devices_cut_answers(trained: Trained, serve: Serve, device: Devices) -> None:
+    server = serve("each")
+    trunks = TrunkModels(trained.path / "model" / "server", threads=1)
+    pictures = trained.data.held_out.images[:10]
+    for name in CUTS:
+        model = ClientModel(trained.path / "model" / name, threads=1)
+        entry = trunks.entry(name)
+        assert entry is not None
+        expected = trunks.logits(entry.trunk, model(pictures)[0]).argmax(axis=1)
+        with device("each", name) as (predictor, offload):
+            told = [predictor(picture) for picture in pictures]
+        assert [answer.source for answer in told] == ["trunk"] * 10
+        assert [answer.label for answer in told] == [trained.data.class_names[label] for label in expected]
+        assert offload.asked == 10 and offload.sent > 10 * 2 * np.prod(entry.feature_shape)
+    assert server.stop() == 0
+    loaded = set(server.log.read_text().partition("modules: ")[2].split())
+    assert "onnxruntime" in loaded
+    assert not {"torch", "torchvision", "onnx"} & loaded
+
+
+def test_the_command_asks_where_it_doubts(
+    trained: Trained, serve: Serve, mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    serve("command")
+    for index in range(6):
+        picture = trained.data.held_out.images[index].transpose(1, 2, 0)
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    model = ClientModel(trained.path / "model" / "pi-1", threads=1)
+    doubts = model.doubt(model(trained.data.held_out.images[:6])[1])
+    threshold = float(np.sort(doubts)[2:4].mean())
+    flags = ("--json", "--threshold", str(threshold), "--timeout", "10", "--fleet", "command")
+    done = subprocess.run(
+        [sys.executable, "-m", "splitee", "predict", "--model", trained.path / "model" / "pi-1", tmp_path]
+        + ["--broker", str(mosquitto_broker.address), *flags],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    sources = [json.loads(line)["source"] for line in done.stdout.splitlines()]
+    assert sources == ["exit" if doubt <= threshold else "trunk" for doubt in doubts]
+    assert sorted(set(sources)) == ["exit", "trunk"]
+
+
+def test_requests_that_arrive_together_share_a_forward_pass(
+    trained: Trained, serve: Serve, mosquitto_broker: RunningBroker, make_link: Callable[..., Link]
+) -> None:
+    server, topics = serve("together"), Topics("together")
+    inbox = topics.device("pi-2", "inbox/answer")
+    link = make_link(mosquitto_broker.address, "asks-together", inbox, topics.server_status)
+    model = ClientModel(trained.path / "model" / "pi-2", threads=1)
+    features = model(trained.data.held_out.images[:12])[0]
+    os.kill(server.process.pid, signal.SIGSTOP)
+    correlations = [secrets.token_bytes(16) for _ in range(12)]
+    for correlation, sample in zip(correlations, features, strict=True):
+        request = InferRequest(run=trained.spec.run, cut=2, features=encode_tensor("fp32", sample[None]))
+        link.publish(
+            topics.device("pi-2", "infer"), request.encode(), response_topic=inbox, correlation=correlation
+        )
+    assert link.flush(LONG)
+    os.kill(server.process.pid, signal.SIGCONT)
+    answers: dict[bytes, InferAnswer] = {}
+    while len(answers) < 12:
+        event = link.receive(LONG)
+        assert event is not None
+        if isinstance(event, Message) and event.topic == inbox and event.correlation is not None:
+            answers[event.correlation] = InferAnswer.decode(event.payload)
+    entry = (trunks := TrunkModels(trained.path / "model" / "server", threads=1)).entry("pi-2")
+    assert entry is not None
+    expected = trunks.logits(entry.trunk, features)
+    for correlation, logits in zip(correlations, expected, strict=True):
+        told = answers[correlation].logits
+        assert told is not None
+        np.testing.assert_allclose(decode_tensor(told)[0], logits, atol=1e-4)
+    assert max(answer.together for answer in answers.values()) > 1
+    server.stop()
+    while True:  # the last word of its counts
+        event = link.receive(LONG)
+        assert event is not None
+        if isinstance(event, Message) and event.topic == topics.server_status:
+            doing = ServerStatus.decode(event.payload).doing.split()
+            if doing and doing[1] == "12":
+                assert doing[:3] == ["serving:", "12", "requests"] and int(doing[4]) < 12
+                break
+
+
+def refused(
+    topics: Topics, link: Link, request: bytes, reply_to: str | None, device: str = "pi-2"
+) -> str | None:
+    """What the server answers; None when it answers nothing, though it serves."""
+    correlation = secrets.token_bytes(8)
+    link.publish(topics.device(device, "infer"), request, response_topic=reply_to, correlation=correlation)
+    good = secrets.token_bytes(8)
+    link.publish(
+        topics.device("pi-2", "infer"),
+        b"not a request",
+        response_topic=topics.device("pi-2", "inbox/answer"),
+        correlation=good,
+    )
+    error = None
+    while True:
+        event = link.receive(LONG)
+        assert event is not None
+        if isinstance(event, Message) and event.correlation == correlation:
+            error = InferAnswer.decode(event.payload).error
+        elif isinstance(event, Message) and event.correlation == good:
+            return error
+
+
+def test_requests_that_do_not_fit_are_told_why(
+    trained: Trained, serve: Serve, mosquitto_broker: RunningBroker, make_link: Callable[..., Link]
+) -> None:
+    serve("refused")
+    topics = Topics("refused")
+    link = make_link(mosquitto_broker.address, "asks-wrongly", "splitee/v1/refused/#", "elsewhere/#")
+    own = topics.device("pi-2", "inbox/answer")
+
+    def request(run: str = trained.spec.run, cut: int = 2, shape: tuple[int, ...] = (1, 8, 3, 3)) -> bytes:
+        return InferRequest(
+            run=run, cut=cut, features=encode_tensor("fp32", np.ones(shape, np.float32))
+        ).encode()
+
+    assert "features of cut 1" in str(refused(topics, link, request(cut=1, shape=(1, 4, 8, 8)), own))
+    assert "of run other" in str(refused(topics, link, request(run="other"), own))
+    assert "expected (8, 3, 3)" in str(refused(topics, link, request(shape=(1, 8, 3, 4)), own))
+    assert "at most 64" in str(refused(topics, link, request(shape=(65, 8, 3, 3)), own))
+    assert "InferRequest" in str(refused(topics, link, b"\xc1", own))
+    stranger = topics.device("stranger", "inbox/answer")
+    assert "no trunk for stranger" in str(refused(topics, link, request(), stranger, "stranger"))
+    for elsewhere in ("elsewhere/x", topics.commit, topics.device("pi-1", "inbox/plan"), None):
+        assert refused(topics, link, request(), elsewhere) is None
+    assert refused(topics, link, request(), own) == ""
+
+
+@pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
+def test_a_thousand_predictions_outlive_the_server(
+    trained: Trained, serve: Serve, device: Devices, loss: signal.Signals
+) -> None:
+    fleet, timeout, count = f"loss-{int(loss)}", 1.0, 1000
+    server = serve(fleet)
+    pictures = trained.data.held_out.images
+    told: list[Prediction] = []
+    with device(fleet, timeout=timeout) as (predictor, _):
+        for index in range(count):
+            if index == count // 2:
+                os.kill(server.process.pid, loss)
+            told.append(predictor(pictures[index % len(pictures)]))
+    sources = [answer.source for answer in told]
+    assert len(told) == count
+    assert sources[: count // 2] == ["trunk"] * (count // 2)
+    assert set(sources[-100:]) == {"local-fallback"}
+    slowest = max(answer.milliseconds for answer in told)
+    assert slowest <= 1000 * timeout + 250, f"{slowest} ms"  # the exit's own time, on a busy machine
+    model = ClientModel(trained.path / "model" / "pi-2", threads=1)
+    labels = model(pictures)[1].argmax(axis=1)
+    for index, answer in enumerate(told):
+        if answer.source == "local-fallback":
+            assert answer.label == trained.data.class_names[labels[index % len(pictures)]]
+
+
+def test_a_server_that_comes_back_is_asked_again(serve: Serve, device: Devices, trained: Trained) -> None:
+    first = serve("back")
+    picture = trained.data.held_out.images[0]
+    with device("back") as (predictor, _):
+        assert predictor(picture).source == "trunk"
+        first.stop()
+        until(lambda: predictor(picture).source == "local-fallback")
+        serve("back")
+        until(lambda: predictor(picture).source == "trunk")
+
+
+def test_a_broker_that_comes_late_is_found(
+    trained: Trained, device: Devices, make_broker: Callable[..., OwnBroker], tmp_path: Path
+) -> None:
+    broker = make_broker()
+    broker.stop()
+    assert broker.broker is not None
+    picture = trained.data.held_out.images[0]
+    with device("late", timeout=0.5, broker=broker.broker) as (predictor, _):
+        assert predictor(picture).source == "local-fallback"
+        broker.start()
+        server = Serving(
+            str(broker.address), "late", trained.path / "model" / "server", tmp_path / "late.log"
+        )
+        try:
+            until(lambda: predictor(picture).source == "trunk")
+        finally:
+            server.stop()
+
+
+def test_devices_in_parallel_get_their_own_answers(trained: Trained, serve: Serve, device: Devices) -> None:
+    serve("parallel")
+    pictures = trained.data.held_out.images[:30]
+    trunks = TrunkModels(trained.path / "model" / "server", threads=1)
+    told: dict[str, list[Prediction]] = {}
+
+    def work(name: str) -> None:
+        with device("parallel", name, timeout=20.0) as (predictor, _):
+            told[name] = [predictor(picture) for picture in pictures]
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in CUTS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LONG)
+    for name in CUTS:
+        entry, model = trunks.entry(name), ClientModel(trained.path / "model" / name, threads=1)
+        assert entry is not None
+        labels = trunks.logits(entry.trunk, model(pictures)[0]).argmax(axis=1)
+        assert [answer.label for answer in told[name]] == [
+            trained.data.class_names[label] for label in labels
+        ]
+        assert {answer.source for answer in told[name]} == {"trunk"}
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_a_training_server_answers_from_its_last_commit(
+    mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path, strategy: str
+) -> None:
+    name, topics = f"training-{strategy}", Topics(f"training-{strategy}")
+    inbox = topics.device("pi-2", "inbox/answer")
+    link = make_link(mosquitto_broker.address, "asks-meanwhile", inbox, topics.run, topics.round)
+    with Fleet(str(mosquitto_broker.address), name, tmp_path) as fleet:
+        fleet.server("--strategy", strategy, rounds=3)
+        fleet.three_devices()
+        run, answer = "", None
+        while answer is None or answer.logits is None:
+            event = link.receive(LONG)
+            assert event is not None, fleet.log("server")
+            assert isinstance(event, Message)
+            if event.topic == topics.run:
+                run = RunSpec.decode(event.payload).run
+            elif event.topic == topics.round and RoundOpen.decode(event.payload).round:
+                features = np.ones((2, 8, 3, 3), np.float32)
+                request = InferRequest(run=run, cut=2, features=encode_tensor("fp16", features))
+                link.publish(
+                    topics.device("pi-2", "infer"), request.encode(), response_topic=inbox, correlation=b"one"
+                )
+            elif event.topic == inbox:
+                answer = InferAnswer.decode(event.payload)
+                assert answer.logits is not None or "no trunk" in answer.error
+        assert answer.round >= 1
+        assert decode_tensor(answer.logits).shape == (2, 10)
+        assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
