@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := core device server export lab
 
-.PHONY: demo test check format clean
+.PHONY: demo test test-all-networks check fuzz check-wheels format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/splitee demo $(DEMO)
@@ -13,10 +13,20 @@ test: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
 	$(BIN)/pytest $(TESTS)
 
+test-all-networks: $(VENV)/.dev
+	$(BIN)/pytest tests/core/all_networks.py
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES) benchmarks scripts
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
+	$(BIN)/python -m benchmarks.fuzz_messages -max_total_time=60
+
+check-wheels: $(VENV)/.dev
+	$(BIN)/python scripts/check_wheels.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

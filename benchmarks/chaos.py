@@ -168,11 +168,12 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
 
 
 @contextmanager
-def _directory(out: Path | None) -> Iterator[Path]:
+def working_directory(out: Path | None) -> Iterator[Path]:
+    """`out`, else a directory that is gone afterwards."""
     if out is not None:
         yield out
         return
-    with tempfile.TemporaryDirectory(prefix="splitee-chaos-") as name:
+    with tempfile.TemporaryDirectory(prefix="splitee-benchmark-") as name:
         yield Path(name)
 
 
@@ -189,7 +190,7 @@ def main(strategy: str, faults: int, seed: int, rounds: int, samples: int, out: 
     settings = Settings(rounds, samples)
     strategies = ["sequential", "averaging"] if strategy == "both" else [strategy]
     passed = True
-    with _directory(out) as directory:
+    with working_directory(out) as directory:
         for name, number in zip(strategies, itertools.count()):
             with console.status(f"{name}: undisturbed run"):
                 calm = run(directory / f"{name}-calm", name, settings, 0, seed)

@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def resolve(lines: Iterable[str], python: str) -> dict[str, str]:
-    """The versions of all packages that `lines` need on aarch64, each with a wheel; exits when one has none."""
+    """The versions of all packages that `lines` need on aarch64, each a wheel; exits when one has none."""
     requirements = {str(kept) for line in lines if (kept := needed(line, python, ()))}
     while True:
         installed = ask_pip(sorted(requirements), python)

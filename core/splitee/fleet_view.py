@@ -9,6 +9,7 @@ import msgspec
 
 from splitee.errors import MalformedMessage
 from splitee.messages import (
+    Capability,
     Commit,
     DeviceMetrics,
     DeviceStatus,
@@ -44,6 +45,8 @@ class DeviceView:
     exit_accuracy: float | None
     trunk_accuracy: float | None
     seen: float | None  # seconds since the epoch
+    train_samples: int | None = None
+    capability: Capability | None = None  # as its profiler measured it
 
     @property
     def done(self) -> float:
@@ -192,6 +195,8 @@ class FleetView:
             exit_accuracy=measured.exit_accuracy if measured else None,
             trunk_accuracy=measured.trunk_accuracy if measured else None,
             seen=heard.seen or None,
+            train_samples=profile.train_samples if profile else None,
+            capability=profile.capability if profile else None,
         )
 
 

@@ -19,7 +19,7 @@ Count = Annotated[int, Meta(ge=0, le=1 << 62)]
 Positive = Annotated[int, Meta(ge=1, le=1 << 62)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
-Seconds = Annotated[float, Meta(ge=0, le=1e15)]
+NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ClassNames = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
@@ -42,6 +42,7 @@ class DeviceStatus(JsonMessage, frozen=True):
     loss: float | None = None
     batches: Count = 0
     bytes: Count = 0
+    rejected: Count = 0  # malformed messages that this process was sent
     time: float = 0.0  # seconds since the epoch, by the device's clock
 
 
@@ -49,7 +50,7 @@ class CutCost(msgspec.Struct, frozen=True):
     """What one cut costs a device: seconds to train and encode a batch, its bytes on the wire, memory."""
 
     cut: Positive
-    seconds: Seconds
+    seconds: NonNegative
     bytes: Count
     memory: Count
     fits: bool
@@ -62,11 +63,11 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     batch_size: Count
     codec: Text
     machine: Text  # the model, or the CPU
-    cores: Seconds  # that it may use
+    cores: NonNegative  # that it may use
     threads: Count
     memory: Count | None = None  # bytes that training may take
-    upload: Seconds | None = None  # bytes a second
-    round_trip: Seconds | None = None  # seconds to the broker and back
+    upload: NonNegative | None = None  # bytes a second
+    round_trip: NonNegative | None = None  # seconds to the broker and back
     reason: Text = ""  # for the cut
     cuts: Annotated[tuple[CutCost, ...], Meta(max_length=1000)] = ()
 

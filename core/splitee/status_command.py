@@ -95,6 +95,8 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     table.add_column("cut")
     for name in ("round", "step", "loss", "exit", "trunk", "MB sent", "seen ago"):
         table.add_column(name, justify="right")
+    if any(device.capability for device in snapshot.devices):
+        table.add_column("profile", overflow="fold")
     for device in snapshot.devices:
         table.add_row(*_cells(device, now))
     return Group(*lines, "", table)
@@ -135,7 +137,20 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
     plain = (cut, str(device.round), step, loss, *map(percent, (device.exit_accuracy, device.trunk_accuracy)))
-    return (Text(device.id), state, *map(Text, plain), Text(f"{device.bytes / 1e6:.1f}"), Text(seen))
+    words = capability_in_words(device)
+    return (Text(device.id), state, *map(Text, plain), Text(f"{device.bytes / 1e6:.1f}"), Text(seen), *words)
+
+
+def capability_in_words(device: DeviceView) -> tuple[Text, ...]:
+    """What the device's profiler found out, in short; nothing for a device without a profile."""
+    can = device.capability
+    if can is None:
+        return ()
+    words = [printable(can.machine), f"{can.cores:g} cores"]
+    words += [f"{1000 * cost.seconds:.3g} ms a batch" for cost in can.cuts if cost.cut == device.cut]
+    if can.upload is not None:
+        words.append(f"{8 * can.upload / 1e6:.3g} Mbit/s")
+    return (Text(", ".join(words), "dim"),)
 
 
 def percent(fraction: float | None) -> str:

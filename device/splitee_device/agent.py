@@ -10,7 +10,16 @@ from typing import Any
 
 from splitee import __version__
 from splitee.codecs import encode_tensor
-from splitee.messages import Features, Phase, Profile, RoundDone, RoundOpen, RunSpec, encode_labels
+from splitee.messages import (
+    Capability,
+    Features,
+    Phase,
+    Profile,
+    RoundDone,
+    RoundOpen,
+    RunSpec,
+    encode_labels,
+)
 from splitee.topics import PROTOCOL
 from splitee_device.data import DeviceData
 from splitee_device.outbox import Outbox
@@ -33,13 +42,20 @@ class Agent:
     """One device in one run."""
 
     def __init__(
-        self, session: Session, spec: RunSpec, cut: int, trainer: ClientTrainer, store: DeviceStore
+        self,
+        session: Session,
+        spec: RunSpec,
+        cut: int,
+        trainer: ClientTrainer,
+        store: DeviceStore,
+        capability: Capability | None = None,
     ) -> None:
         self._session = session
         self._spec = spec
         self._cut = cut
         self._trainer = trainer
         self._store = store
+        self._capability = capability
         self._initial = copy.deepcopy(trainer.state())
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
         self._sent = Sent()
@@ -60,6 +76,7 @@ class Agent:
                 class_names=data.class_names,
                 train_samples=len(data.train),
                 held_out_samples=len(data.held_out),
+                capability=self._capability,
             )
         )
         done = None

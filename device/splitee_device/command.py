@@ -20,7 +20,10 @@ from splitee.settings import setting, settings_file
 from splitee.signals import Stopped, stop_on_signals
 from splitee.topics import Topics, check_name
 from splitee_device.agent import Agent
+from splitee_device.auto_cut import AutoCut, CutType
+from splitee_device.choice import PREFERENCES, Preference
 from splitee_device.data import Shard, open_data
+from splitee_device.hardware import usable_threads
 from splitee_device.session import RunChanged, Session, offline
 from splitee_device.sources import open_source
 from splitee_device.store import DeviceStore
@@ -52,13 +55,25 @@ log = logging.getLogger(__name__)
     metavar="MODULE:FACTORY",
     help="Allow this factory, should the run name it: it is code that runs here.",
 )
-@setting("--cut", type=int, default=3, help="Last stage on this device, see `splitee cuts`.")
+@setting(
+    "--cut",
+    type=CutType(),
+    default="auto",
+    help="Last stage on this device, see `splitee cuts`; auto: what `splitee profile` recommends.",
+)
+@setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What auto chooses.")
+@setting(
+    "--budget", type=click.FloatRange(min=1), default=60.0, metavar="SECONDS", help="To measure for auto."
+)
 @setting(
     "--state", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the state is kept."
 )
 @setting("--fresh", is_flag=True, help="Forget the state of another run.")
 @setting(
-    "--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads; default: torch's choice."
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    help="CPU threads; default: the cores it may use.",
 )
 @setting("--patience", type=float, default=0.0, metavar="SECONDS", help="Give up without a server; 0: never.")
 @setting("--stay", is_flag=True, help="Wait for the fleet's next run when one is finished.")
@@ -71,7 +86,9 @@ def device(
     holdout: float,
     limit: int | None,
     network: str | None,
-    cut: int,
+    cut: int | None,
+    prefer: Preference,
+    budget: float,
     state: Path,
     fresh: bool,
     threads: int | None,
@@ -82,8 +99,8 @@ def device(
     check_name(device, "--id")
     part = Shard.parse(shard) if shard else None
     open_source(data)  # what is wrong with the data is said at once, not when a server has come
-    if threads:
-        torch.set_num_threads(threads)
+    threads = threads or usable_threads()
+    torch.set_num_threads(threads)
     directory = StateDirectory(state)
     topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
@@ -101,19 +118,23 @@ def device(
                 data, input_shape=spec.input_shape, shard=part, holdout=holdout, seed=spec.seed, limit=limit
             )
             _check_code(spec, network)
-            trainer = ClientTrainer(build_for(spec), cut, spec, device, pictures)
             store = DeviceStore(directory, device, pictures)
-            store.open(spec, cut, fresh=fresh)
-            log.info(
-                "%s: run %s, %s cut at %d, %d pictures",
-                device,
-                spec.run,
-                spec.network,
-                cut,
-                len(pictures.train),
-            )
             try:
-                Agent(session, spec, cut, trainer, store).take_part(pictures)
+                chosen, capability = cut, None
+                if chosen is None:
+                    auto = AutoCut(link, device, len(pictures.train), threads, prefer, budget)
+                    chosen, capability = auto.choose(spec, directory, session.drain, fresh=fresh)
+                trainer = ClientTrainer(build_for(spec), chosen, spec, device, pictures)
+                store.open(spec, chosen, fresh=fresh)
+                log.info(
+                    "%s: run %s, %s cut at %d, %d pictures",
+                    device,
+                    spec.run,
+                    spec.network,
+                    chosen,
+                    len(pictures.train),
+                )
+                Agent(session, spec, chosen, trainer, store, capability).take_part(pictures)
                 if not stay:
                     break
                 session.wait(lambda: False, "the next run")

@@ -110,10 +110,11 @@ def available_memory(root: Path = ROOT) -> Memory:
     return Memory(*min(left)) if left else Memory(None, system.source)
 
 
-def own_memory(root: Path = ROOT) -> int:
-    """Bytes of anonymous memory that this process already holds."""
-    found = _field(root / "proc/self/status", "RssAnon")
-    return 1024 * int(found.split()[0]) if found else 0
+def memory_for_training(root: Path = ROOT) -> int | None:
+    """Bytes that a training process may take in all, if this one is it, or ends before."""
+    available = available_memory(root).available
+    own = _field(root / "proc/self/status", "RssAnon")
+    return available if available is None or not own else available + 1024 * int(own.split()[0])
 
 
 def temperature(root: Path = ROOT) -> Fact:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from statistics import median
 
+from splitee.errors import BrokerRefused
 from splitee.link import Link, Message
 from splitee.link_options import LinkOptions
 from splitee.parts import split
@@ -52,7 +53,7 @@ class Echo:
             rate = first / self._seconds(first, accepted)
             fitting = max(first, min(size, int(rate * LONGEST)))
             seconds = [self._seconds(fitting, accepted) for _ in range(PAYLOADS)]
-        except EchoLost as lost:
+        except (EchoLost, BrokerRefused) as lost:
             log.warning("link not measured: %s", lost)
             return None
         return LinkSpeed(upload=fitting / median(seconds), round_trip=returned)

@@ -7,6 +7,8 @@ import logging
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
+
 from splitee.durable import write_atomically
 from splitee.errors import MalformedMessage, StateError
 from splitee.messages import RunSpec
@@ -40,21 +42,20 @@ class MeasuredStore:
         write_atomically(path, measured.encode())
 
     def load(self, spec: RunSpec, threads: int) -> Measured | None:
-        """The measurement for this run on this machine, if there is one."""
+        """The measurement for this run on this machine, if there is one, with the memory there is now."""
         path = self._path(spec, threads)
         try:
-            return Measured.decode(path.read_bytes())
+            measured = Measured.decode(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, MalformedMessage) as error:
             log.warning("%s is unreadable (%s): measuring again", path, error)
             return None
+        return msgspec.structs.replace(measured, available=hardware.memory_for_training())
 
     def _path(self, spec: RunSpec, threads: int) -> Path:
-        quota, limit = hardware.cgroup.cpu_quota(), hardware.cgroup.memory_limit()
         parts = (
             spec.network, spec.stem, spec.num_classes, spec.input_shape, spec.batch_size, spec.codec,
-            spec.window, threads, hardware.identity(), quota and quota.value, limit and limit.value,
-            version("torch"),
+            spec.window, threads, hardware.identity(), version("torch"),
         )  # fmt: skip
         return self._folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"

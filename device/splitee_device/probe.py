@@ -16,7 +16,7 @@ from types import TracebackType
 from splitee.errors import ChildFailed, ConfigError, NetworkError
 from splitee.messages import RunSpec
 from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup
-from splitee_device.hardware import available_memory, own_memory, usable_cores
+from splitee_device.hardware import memory_for_training, usable_cores
 from splitee_device.predict_cost import predicted_memory
 
 LEAST_STEPS = 5  # that the worker times
@@ -205,8 +205,7 @@ def measure_cuts(
         MemoryTooSmall: not even torch fits.
     """
     started = time.monotonic()
-    cores, memory = usable_cores(), available_memory().available
-    available = None if memory is None else memory + own_memory()
+    cores, available = usable_cores(), memory_for_training()
     bursty = cores < threads
     plan = None
     with Probe(Setup(spec=spec, threads=threads, bursty=bursty), started + budget, tick) as probe:

@@ -24,11 +24,12 @@ from splitee_device.link_test import Echo, open_echo
 from splitee_device.measured_store import MeasuredStore
 from splitee_device.predict_cost import Work, payload_bytes, predict
 from splitee_device.probe import measure_cuts
-from splitee_device.profile_report import as_json, cuts_table, facts_table, plot
+from splitee_device.profile_report import as_json, cuts_table, facts_table, plot, require_matplotlib
 
 ENDLESS = 1_000_000  # rounds and steps: the measurement ends by time
 TYPICAL_PAYLOAD = 256 << 10  # bytes, where there is no torch to say what a batch takes
 MIB = 1 << 20
+FILE = click.Path(path_type=Path)
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,9 @@ log = logging.getLogger(__name__)
 @setting("--cpu-share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the usable cores.")
 @setting("--budget", type=click.FloatRange(min=1), default=120.0, metavar="SECONDS", help="To measure for.")
 @setting("--id", "device", default="profile", metavar="ID", help="The device's name, for its echo topic.")
-@setting(
-    "--state", type=click.Path(path_type=Path), metavar="DIR", help="Keep the result for `splitee device`."
-)
+@setting("--state", type=FILE, metavar="DIR", help="Keep what is measured for `splitee device`.")
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-@click.option("--plot", "picture", type=click.Path(path_type=Path), metavar="FILE.png", help="Draw it, too.")
+@click.option("--plot", "picture", type=FILE, metavar="FILE.png", help="Draw it, too.")
 def profile(
     link: LinkOptions | None,
     network: str,
@@ -79,7 +78,7 @@ def profile(
     round's time is that of training and upload, which overlap. With --broker the link is measured by an echo.
     """
     if picture is not None:
-        pass  # what is missing is said before, not after the measurement
+        require_matplotlib()  # before the measurement, not after it
     work = Work(samples, steps or max(1, samples // batch_size), reserve * MIB, cpu_share)
     spec = RunSpec(
         protocol=PROTOCOL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from splitee.errors import ExtraMissing
 from splitee_device.choice import Choice
 from splitee_device.costs import Measured
 from splitee_device.hardware import Fact
@@ -132,6 +134,12 @@ def _words(name: str, fact: Fact) -> str:
     if name.startswith(("memory", "swap")) and isinstance(value, int | float):
         return f"{value / MIB:,.0f} MiB"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def require_matplotlib() -> None:
+    """Raises ExtraMissing where `plot` would find none."""
+    if find_spec("matplotlib") is None:
+        raise ExtraMissing("--plot needs matplotlib: pip install 'hetero-splitee[lab]'")
 
 
 def plot(path: Path, measured: Measured, rows: Sequence[CutRow], choice: Choice) -> None:

@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 STATUS_EVERY = 1.0  # seconds
 SYNC_AFTER = 15.0  # seconds without a word from the server before the device asks
 REMIND_EVERY = 30.0  # seconds between lines that say what is waited for
+EVENTS = 256  # that are handled between two batches, at most: a flood does not keep a device from training
+LOGGED = 10  # malformed messages that are logged; all are counted
 
 
 class Superseded(Exception):
@@ -78,6 +80,7 @@ class Session:
         self._status = DeviceStatus(state="online", instance=instance)
         self._status_due = 0.0
         self._seen_myself = False
+        self._rejected = 0  # malformed messages
         self._heard = time.monotonic()
         link.subscribe(
             topics.run,
@@ -128,9 +131,10 @@ class Session:
                 raise Stalled(f"waited {self._patience:.0f} s for {what}: is this fleet's server running?")
 
     def drain(self) -> None:
-        """Handle what has come, without waiting."""
-        while self.pump(0):
-            pass
+        """Handle what has come, without waiting; no more than EVENTS, however much more comes."""
+        for _ in range(EVENTS):
+            if not self.pump(0):
+                return
 
     def pump(self, timeout: float) -> bool:
         """Handle one event; False when none came within `timeout` seconds.
@@ -152,7 +156,7 @@ class Session:
             try:
                 self._handle(event)
             except MalformedMessage as error:
-                log.warning("%s: ignored: %s", event.topic, error)
+                self._reject(event.topic, error)
         if self.link.refused and not self._seen_myself:
             raise BrokerRefused(
                 f"broker {self.link.address} lets this client in, but not as {self.device!r}: "
@@ -178,6 +182,7 @@ class Session:
             step=step,
             steps=steps,
             loss=loss,
+            rejected=self._rejected,
             time=time.time(),
             **sent,
         )
@@ -218,6 +223,12 @@ class Session:
             self._on_error(ErrorReport.decode(payload))
         elif leaf == "status":
             self._on_own_status(DeviceStatus.decode(payload))
+
+    def _reject(self, topic: str, error: MalformedMessage) -> None:
+        self._rejected += 1
+        if self._rejected <= LOGGED:
+            last = "; further ones are only counted" if self._rejected == LOGGED else ""
+            log.warning("%s: ignored: %s%s", topic, error, last)
 
     def _on_run(self, spec: RunSpec) -> None:
         if spec.protocol != PROTOCOL:

@@ -36,6 +36,7 @@ from splitee_server.strategy import Strategy
 
 log = logging.getLogger(__name__)
 
+EVENTS = 256  # that are handled between two batches, at most: a flood does not keep the trunk from training
 FIRST_DEADLINE = 10  # times the floor: for a first round, of which nothing is known yet
 REMIND_EVERY = 30.0  # seconds between lines that say who is waited for
 PHASES = {
@@ -88,6 +89,7 @@ class Coordinator:
         self._attempt = attempt
         self._phase = self._open("gather", 0, {}, announce=False)
         self._losses: dict[str, tuple[float, float | None]] = {}  # of exit and trunk, in the last round
+        self._metrics: Metrics | None = None  # of the committed round
         self._committed = 0
         self._weights_sha256 = ""
         self._duplicates = 0
@@ -100,15 +102,11 @@ class Coordinator:
         self._resume()
         self._announce.run(self._spec)
         self._gather()
-        while True:
-            metrics = self._store.evaluated(self._committed) if self._committed else None
-            if self._committed and metrics is None:
-                self._evaluate()
-            elif metrics is not None:
-                self._announce.metrics(metrics)
-            if self._committed >= self._spec.rounds:
-                break
+        if self._committed and self._metrics is None:
+            self._metrics = self._evaluate()
+        while self._committed < self._spec.rounds:
             self._train(self._committed + 1)
+            self._metrics = self._evaluate()
         report = self._report()
         self._store.write_report(report)
         self._phase = self._open("finished", self._committed, {})
@@ -152,6 +150,10 @@ class Coordinator:
         elif device in self._members and message.round <= self._committed:
             self._send_plan(self._members[device])  # it has missed the commit
 
+    def on_claim(self) -> None:
+        """Another server asks whether this one lives."""
+        self._beat(now=True)
+
     def on_reconnected(self) -> None:
         """The link is up again; the broker, or what was under way, may have been lost."""
         self._announce.again()
@@ -176,11 +178,14 @@ class Coordinator:
         for member in self._members:
             self._send_plan(member)
         self._announce.commit(self._commit_message())
+        self._metrics = self._store.evaluated(self._committed)
+        if self._metrics is not None:
+            self._announce.metrics(self._metrics)
         log.info("resuming run %s after round %d", self._spec.run, self._committed)
 
     def _gather(self) -> None:
         """Wait for the devices that the next round needs; a run that is over needs none."""
-        if self._committed >= self._spec.rounds and self._store.evaluated(self._committed) is not None:
+        if self._committed >= self._spec.rounds and self._metrics is not None:
             return
         if len(self._members.online()) < self._wanted():
             self._phase = self._open("gather", self._committed, {})
@@ -241,7 +246,7 @@ class Coordinator:
         self._announce.commit(self._commit_message())
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(taken))
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> Metrics:
         """Score the committed round on the devices' held-out pictures."""
         participants = {
             member.device: Participant(
@@ -264,6 +269,7 @@ class Coordinator:
         self._store.add_metrics(metrics)
         self._announce.metrics(metrics)
         log_metrics(metrics)
+        return metrics
 
     def _open(
         self, phase: Any, number: int, participants: dict[str, Participant], *, announce: bool = True
@@ -282,8 +288,9 @@ class Coordinator:
     def _serve(self, condition: Callable[[], bool]) -> None:
         """Handle events and train what is ready, until `condition`."""
         while not condition():
-            while self._pump(0):
-                pass
+            for _ in range(EVENTS):
+                if not self._pump(0):
+                    break
             taken = self._phase.schedule.take()
             if taken is not None:
                 self._work(*taken)
@@ -399,8 +406,8 @@ class Coordinator:
     def _doing(self, opened: RoundOpen) -> str:
         return f"round {opened.round} of {self._spec.rounds}: {PHASES[opened.phase]}"
 
-    def _beat(self) -> None:
-        self._announce.beat(self._doing(self._phase.opened), self._waiting_for(), self._rejected())
+    def _beat(self, *, now: bool = False) -> None:
+        self._announce.beat(self._doing(self._phase.opened), self._waiting_for(), self._rejected(), now=now)
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._started
@@ -420,6 +427,5 @@ class Coordinator:
         )
 
     def _report(self) -> dict[str, Any]:
-        metrics = self._store.evaluated(self._committed)
-        assert metrics is not None
-        return run_report(self._spec, metrics, list(self._members), self._weights_sha256, self._rejected())
+        assert self._metrics is not None
+        return run_report(self._spec, self._metrics, list(self._members), self._weights_sha256, self._rejected())

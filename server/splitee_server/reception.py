@@ -19,6 +19,7 @@ from splitee_server.members import Member
 log = logging.getLogger(__name__)
 
 LOGGED = 10  # refused messages of one device that are logged; all are counted
+COUNTED = 100_000  # senders whose refused messages are counted one by one
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,15 @@ class Reception:
         self._check_run(message.run)
         return message
 
-    def reject(self, device: str, leaf: str, error: MalformedMessage) -> None:
-        """Count and, for the first few, log what was refused."""
+    def reject(self, device: str, leaf: str, error: MalformedMessage) -> bool:
+        """Count what was refused; the first few of a device are logged, and worth telling it: True."""
+        if device not in self.rejected and len(self.rejected) >= COUNTED:
+            device = "others"
         self.rejected[device] += 1
         if self.rejected[device] <= LOGGED:
             last = "; further ones are only counted" if self.rejected[device] == LOGGED else ""
             log.warning("%s/%s refused: %s%s", device, leaf, error, last)
+        return self.rejected[device] <= LOGGED
 
     def _check_run(self, run: str) -> None:
         if run != self._spec.run:

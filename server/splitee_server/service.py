@@ -8,7 +8,7 @@ from typing import Any
 
 from splitee.errors import ExitCode, MalformedMessage
 from splitee.link import Connected, Disconnected, Link, Message
-from splitee.messages import DeviceStatus, Profile, RunSpec, Sync
+from splitee.messages import DeviceStatus, Profile, RunSpec, ServerClaim, Sync
 from splitee.network import SplitNetwork
 from splitee.signals import Stopped
 from splitee.topics import Topics
@@ -63,7 +63,7 @@ class Service:
             policy,
             attempt=instance,
             pump=self._pump,
-            rejected=self._reception.rejected.total,
+            rejected=self._rejected,
         )
         self._handlers: dict[str, Callable[[str, bytes], None]] = {
             "status": self._on_status,
@@ -99,7 +99,7 @@ class Service:
 
     def _receive(self, message: Message) -> None:
         if message.topic == self._topics.server_claim:
-            self._announce.beat("serving", (), 0, now=True)
+            self._on_claim(message.payload)
             return
         found = self._topics.parse_device(message.topic)
         if found is not None and found[1] == "infer":
@@ -111,8 +111,19 @@ class Service:
         try:
             self._handlers[leaf](device, message.payload)
         except MalformedMessage as error:
-            self._reception.reject(device, leaf, error)
-            self._announce.error(device, ExitCode.REJECTED, f"{leaf}: {error}")
+            if self._reception.reject(device, leaf, error):
+                self._announce.error(device, ExitCode.REJECTED, f"{leaf}: {error}")
+
+    def _rejected(self) -> int:
+        return self._reception.rejected.total() + self._serving.rejected
+
+    def _on_claim(self, payload: bytes) -> None:
+        try:
+            ServerClaim.decode(payload)
+        except MalformedMessage as error:
+            self._reception.reject("server", "claim", error)
+        else:
+            self._coordinator.on_claim()
 
     def _on_status(self, device: str, payload: bytes) -> None:
         status = DeviceStatus.decode(payload)

@@ -166,18 +166,14 @@ def test_long_msgpack_is_not_read() -> None:
     assert str(MAX_PACKED) in refusal(Features, bytes(MAX_PACKED + 1))
 
 
-def test_free_form_json_costs_a_bounded_multiple_of_its_bytes() -> None:
-    filling = ",".join(["[]"] * 300_000)
+def test_a_capability_of_too_many_cuts_is_refused() -> None:
+    cuts = ",".join(['{"cut":1,"seconds":1,"bytes":1,"memory":1,"fits":true}'] * 1001)
+    capability = (
+        f'{{"network":"n","batch_size":2,"codec":"c","machine":"m","cores":1,"threads":1,"cuts":[{cuts}]}}'
+    )
     fields = '"protocol":1,"instance":1,"version":"1","cut":1,"class_names":[],"train_samples":1'
-    payload = f'{{{fields},"held_out_samples":0,"capability":{{"x":[{filling}]}}}}'.encode()
-    tracemalloc.start()
-    try:
-        profile = Profile.decode(payload)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert len(profile.capability["x"]) == 300_000
-    assert peak < BASE_COST + AMPLIFICATION * len(payload)
+    payload = f'{{{fields},"held_out_samples":0,"capability":{capability}}}'.encode()
+    assert "$.capability.cuts" in refusal(Profile, payload)
 
 
 def test_too_many_tensors_are_refused_before_they_are_read() -> None:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from splitee.errors import ExitCode
+
 ROOT = Path(__file__).parents[2]
 INSTALL = ROOT / "device" / "install.sh"
 UNIT = ROOT / "device" / "systemd" / "splitee-device.service"
+BROKER_UNIT = ROOT / "broker_config" / "splitee-broker.service"
 SCORE = 2.0
 
 
@@ -62,26 +65,28 @@ def bundle(path: Path, fleet: str = "barn", device: str = "pi-1") -> str:
     return str(path)
 
 
-def test_the_unit_is_one_that_systemd_understands(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", [UNIT, BROKER_UNIT], ids=lambda path: path.stem)
+def test_the_unit_is_one_that_systemd_understands(tmp_path: Path, path: Path) -> None:
     require_systemd_analyze()
-    unit = tmp_path / UNIT.name
-    unit.write_text(UNIT.read_text().replace("/opt/splitee/bin/splitee", sys.executable))
+    unit = tmp_path / path.name
+    unit.write_text(re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", path.read_text()))
     done = subprocess.run(
         ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_the_unit_is_shut_tight() -> None:
+@pytest.mark.parametrize("path", [UNIT, BROKER_UNIT], ids=lambda path: path.stem)
+def test_the_unit_is_shut_tight(path: Path) -> None:
     require_systemd_analyze()
     done = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", str(UNIT)],
+        ["systemd-analyze", "security", "--offline=yes", str(path)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "LC_ALL": "C.UTF-8"},
     )
-    score = re.search(r"exposure level for splitee-device.service: ([\d.]+)", done.stdout)
+    score = re.search(r"exposure level for \S+: ([\d.]+)", done.stdout)
     assert score is not None
     assert float(score[1]) <= SCORE, done.stdout
 
@@ -148,3 +153,9 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     assert install(root, "--uninstall", "--purge").returncode == 0
     assert [path for path in root.rglob("*") if path.is_file()] == []
     assert install(root, "--uninstall").returncode == 0, "nothing there is no mistake"
+
+
+def test_the_table_of_exit_codes_is_the_programs() -> None:
+    rows = [f"| {code.value} | {code.name} | {code.help} |" for code in ExitCode]
+    operations = (ROOT / "docs" / "operations.md").read_text().splitlines()
+    assert [line for line in operations if re.match(r"\| \d+ \|", line)] == rows

@@ -1,0 +1,347 @@
+"""Does a flood of malformed messages change anything? A fleet under one, beside a fleet without.
+
+    python -m benchmarks.hostile [--payloads 10000] [--seed 1]
+
+In the middle of a run on a real Mosquitto, so many payloads go to each topic that the server or a device
+reads: random bytes, crafted ones, and the fleet's own that are cut short or changed. All are malformed by the
+reader's rules, or of another run where the reader says so; what a change leaves well-formed is drawn anew.
+Well-formed lies are not sent: a fatal `inbox/error` or the `round` of a run that is none is believed, because
+the broker's access list lets nobody but the server write them. Prints one JSON line, and exits with 1 when a
+process stops or grows, when one payload is not counted, or when the weights are not the undisturbed run's.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from benchmarks.chaos import CUTS, LONGEST, Settings, run, working_directory
+from benchmarks.faulty_fleet import FaultyFleet
+from benchmarks.stall import Bytes, Memory, megabytes
+from splitee.errors import ExitCode, MalformedMessage
+from splitee.link import Link, Message
+from splitee.messages import (
+    Ack,
+    Commit,
+    DeviceStatus,
+    ErrorReport,
+    Features,
+    InferRequest,
+    Plan,
+    Profile,
+    RoundOpen,
+    RunSpec,
+    ServerClaim,
+    ServerStatus,
+    Sync,
+)
+from splitee.network import build_network
+from splitee.parts import Assembler
+from splitee.topics import Topics
+from splitee.wire import JsonMessage, PackedMessage
+from splitee_server.members import Member
+from splitee_server.reception import Reception
+
+TOPICS = Topics("chaos")
+VICTIM = "pi-3"  # its features are the smallest
+CALM_ROUNDS = 3  # before the flood: what the processes hold then is what they need
+PATIENCE = 60.0  # seconds without a reader catching up
+BACKLOG = 2000  # payloads that a reader has not counted yet: less than its event queue holds
+GROWTH = 16 << 20  # bytes
+KEPT = 20  # messages of the fleet's own, of each topic
+CRAFTED = (
+    b"",
+    b"{}",
+    b"[]",
+    b"null",
+    b"[" * 50_000,
+    b'{"a":' * 20_000,
+    b"\x91" * 50_000,
+    b"\x81\xa1a" * 20_000,
+    b"\xc1",
+    b"\xdd\xff\xff\xff\xff",
+    b"\xdf\xff\xff\xff\xff",
+    b"\xc6\xff\xff\xff\xff",
+)
+
+Check = Callable[[bytes], object]  # raises MalformedMessage
+
+
+@dataclass(frozen=True)
+class Target:
+    """A topic, what its readers take, and who they are."""
+
+    topic: str
+    check: Check
+    readers: tuple[str, ...]
+
+
+def targets(spec: RunSpec) -> list[Target]:
+    """Every topic that is read while a fleet trains."""
+    devices, victim = tuple(CUTS), (VICTIM,)
+    reception = Reception(spec)
+    to_server: dict[str, Check] = {
+        "profile": Profile.decode,
+        "features": _features_check(spec),
+        "round-done": reception.round_done,
+        "sync": Sync.decode,
+        "infer": _check_question,
+    }
+    to_device: dict[str, Check] = {
+        "inbox/ack": Ack.decode,
+        "inbox/plan": Plan.decode,
+        "inbox/error": ErrorReport.decode,
+    }
+    return [
+        *(Target(TOPICS.device(VICTIM, leaf), check, ("server",)) for leaf, check in to_server.items()),
+        *(Target(TOPICS.device(VICTIM, leaf), check, victim) for leaf, check in to_device.items()),
+        Target(TOPICS.device(VICTIM, "status"), DeviceStatus.decode, ("server", VICTIM)),
+        Target(TOPICS.run, RunSpec.decode, devices),
+        Target(TOPICS.round, RoundOpen.decode, devices),
+        Target(TOPICS.commit, Commit.decode, devices),
+        Target(TOPICS.server_status, ServerStatus.decode, devices),
+        Target(TOPICS.server_claim, ServerClaim.decode, ("server",)),
+    ]
+
+
+def _features_check(spec: RunSpec) -> Check:
+    network = build_network(spec.network, num_classes=spec.num_classes, stem=spec.stem, seed=0)
+    shape = network.stages[CUTS[VICTIM] - 1].feature_shape
+    member = Member(VICTIM, CUTS[VICTIM], train_samples=1, held_out_samples=1, instance=1)
+
+    def check(payload: bytes) -> None:
+        reception = Reception(spec)
+        whole = reception.join(VICTIM, payload)
+        if whole is not None:
+            reception.features(whole, member, shape)
+
+    return check
+
+
+def _check_question(payload: bytes) -> None:
+    """Without ResponseTopic and CorrelationData nothing is answered, but a part may wait for others."""
+    if Assembler().add(VICTIM, payload) is not None:
+        raise MalformedMessage("a question that cannot be answered")
+
+
+def listen(link: Link, fleet: FaultyFleet) -> dict[str, list[bytes]]:
+    """The fleet's own messages by topic, until its first rounds are over."""
+    heard: dict[str, list[bytes]] = {}
+    link.subscribe(f"{TOPICS.base}/#")
+    link.open(10)
+    deadline = time.monotonic() + LONGEST
+    calm = False
+    while not calm:
+        if time.monotonic() > deadline or fleet.finished:
+            raise click.ClickException(f"the fleet did not come to the end of round {CALM_ROUNDS}")
+        event = link.receive(1)
+        if isinstance(event, Message):
+            samples = heard.setdefault(event.topic, [])
+            samples[KEPT - 1 :] = [event.payload]
+            calm = event.topic == TOPICS.commit and Commit.decode(event.payload).round >= CALM_ROUNDS
+    return heard
+
+
+def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[bytes]]:
+    """`heard`, and what a fleet says seldom."""
+    features = heard[TOPICS.device(VICTIM, "features")][0]
+    question = InferRequest(run=run, cut=CUTS[VICTIM], features=Features.decode(features).features)
+    rare: dict[str, JsonMessage | PackedMessage] = {
+        TOPICS.device(VICTIM, "sync"): Sync(run=run, instance=1),
+        TOPICS.device(VICTIM, "infer"): question,
+        TOPICS.device(VICTIM, "inbox/error"): ErrorReport(code=ExitCode.REJECTED, message="features: ..."),
+        TOPICS.server_claim: ServerClaim(instance=1),
+    }
+    return {**heard, **{topic: [message.encode()] for topic, message in rare.items()}}
+
+
+class Payloads:
+    """Malformed payloads, made from the fleet's own messages."""
+
+    def __init__(self, samples: Mapping[str, list[bytes]], generator: random.Random) -> None:
+        self._samples = samples
+        self._random = generator
+        self._makers = (self._noise, self._crafted, self._cut_short, self._changed, self._changed)
+
+    def draw(self, target: Target) -> bytes:
+        """The next payload that the target's readers refuse."""
+        while True:
+            payload = self._random.choice(self._makers)(self._random.choice(self._samples[target.topic]))
+            try:
+                target.check(payload)
+            except MalformedMessage:
+                return payload
+
+    def _noise(self, _sample: bytes) -> bytes:
+        return self._random.randbytes(int(self._random.expovariate(1 / 200)))
+
+    def _crafted(self, _sample: bytes) -> bytes:
+        return self._random.choice(CRAFTED)
+
+    def _cut_short(self, sample: bytes) -> bytes:
+        return sample[: self._random.randrange(len(sample))]
+
+    def _changed(self, sample: bytes) -> bytes:
+        """A few changes: bytes replaced, taken out, or put in; most of them where the fields' names are."""
+        data = bytearray(sample)
+        for _ in range(self._random.randint(1, 5)):
+            end = self._random.choice((len(data), min(len(data), 200)))
+            start, length = self._random.randrange(end + 1), self._random.randrange(8)
+            data[start : start + self._random.choice((0, length))] = self._random.randbytes(length)
+        return bytes(data)
+
+
+class Observer:
+    """Counts what the fleet's processes say they have refused."""
+
+    def __init__(self, link: Link) -> None:
+        self.rejected = dict.fromkeys((*CUTS, "server"), 0)
+        self._link = link
+        link.subscribe(TOPICS.server_status, TOPICS.all_devices("status"))
+        link.open(10)
+
+    def take(self, timeout: float) -> None:
+        """All that has come; the flood's own payloads come back here too."""
+        while (event := self._link.receive(timeout)) is not None:
+            timeout = 0
+            if not isinstance(event, Message):
+                continue
+            with suppress(MalformedMessage):
+                if event.topic == TOPICS.server_status:
+                    self._note("server", ServerStatus.decode(event.payload).rejected)
+                elif found := TOPICS.parse_device(event.topic):
+                    self._note(found[0], DeviceStatus.decode(event.payload).rejected)
+
+    def _note(self, name: str, rejected: int) -> None:
+        self.rejected[name] = max(self.rejected[name], rejected)
+
+
+class Flood:
+    """Sends, no faster than the readers count."""
+
+    def __init__(self, fleet: FaultyFleet, link: Link, observer: Observer) -> None:
+        self.sent = dict.fromkeys(observer.rejected, 0)
+        self._fleet = fleet
+        self._link = link
+        self._observer = observer
+
+    def send(self, count: int, everywhere: list[Target], payloads: Payloads) -> None:
+        """`count` payloads on each topic, which take turns."""
+        for _ in range(count):
+            for target in everywhere:
+                self._link.publish(target.topic, payloads.draw(target))
+                for reader in target.readers:
+                    self.sent[reader] += 1
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until no reader is far behind."""
+        deadline = time.monotonic() + PATIENCE
+        counted = self._observer.rejected
+        while any(sent - counted[name] > BACKLOG for name, sent in self.sent.items()):
+            if self._fleet.finished or time.monotonic() > deadline:
+                raise click.ClickException(f"of {self.sent} only {counted} were counted")
+            self._link.publish(TOPICS.server_claim, ServerClaim(instance=time.time_ns()).encode())
+            self._observer.take(0.1)
+
+
+@dataclass(frozen=True)
+class Flooded:
+    """A run that was flooded."""
+
+    report: dict[str, Any]
+    topics: int
+    sent: dict[str, int]  # to each reader
+    rejected: dict[str, int]  # by each reader, as it says
+    growth: Bytes
+    seconds: float  # that the flood took
+
+
+def flooded_run(directory: Path, settings: Settings, payloads: int, seed: int) -> Flooded:
+    """One fleet to its end; after its first rounds it is flooded."""
+    with (
+        FaultyFleet(directory, settings.server("sequential"), settings.devices()) as fleet,
+        closing(Link(fleet.broker.address, "listener")) as listener,
+        closing(Link(fleet.broker.address, "vandal")) as vandal,
+    ):
+        memory = Memory(fleet)
+        with memory.sampling():
+            heard = listen(listener, fleet)
+            listener.close()
+            calm = memory.peaks()
+            spec = RunSpec.decode(heard[TOPICS.run][-1])
+            observer = Observer(vandal)
+            flood = Flood(fleet, vandal, observer)
+            started = time.monotonic()
+            samples = with_rare_ones(heard, spec.run)
+            flood.send(payloads, targets(spec), Payloads(samples, random.Random(seed)))
+            seconds = time.monotonic() - started
+            while not fleet.finished:
+                observer.take(0.5)
+            flooded = memory.peaks()
+        observer.take(1)
+        report = json.loads((directory / "server" / "report.json").read_text())
+        report["unexpected_exits"] = {n: p.unexpected for n, p in fleet.parts.items() if p.unexpected}
+    observer.rejected["server"] = report["rejected"]
+    growth = {name: max(flooded[name] - calm[name], 0) for name in calm}
+    return Flooded(report, len(targets(spec)), flood.sent, observer.rejected, growth, seconds)
+
+
+def compare(calm: dict[str, Any], flooded: Flooded, payloads: int) -> dict[str, Any]:
+    """The benchmark's figures: MB are 2^20 bytes."""
+    result: dict[str, Any] = {
+        "benchmark": "hostile",
+        "topics": flooded.topics,
+        "payloads_a_topic": payloads,
+        "sent": flooded.sent,
+        "counted": flooded.rejected,
+        "growth_mb": megabytes(flooded.growth),
+        "bound_mb": GROWTH >> 20,
+        "same_weights": calm["weights_sha256"] == flooded.report["weights_sha256"],
+        "weights_sha256": flooded.report["weights_sha256"],
+        "batches_trained": [calm["batches_trained"], flooded.report["batches_trained"]],
+        "unexpected_exits": flooded.report["unexpected_exits"],
+        "seconds": round(flooded.seconds, 1),
+    }
+    result["passed"] = (
+        flooded.sent == flooded.rejected
+        and max(flooded.growth.values()) < GROWTH
+        and result["same_weights"]
+        and calm["batches_trained"] == flooded.report["batches_trained"]
+        and not result["unexpected_exits"]
+    )
+    return result
+
+
+@click.command()
+@click.option("--payloads", type=click.IntRange(min=1), default=10_000, show_default=True, help="A topic.")
+@click.option("--seed", default=1, show_default=True, help="Of the payloads; the fleet's own is always 1.")
+@click.option("--rounds", type=click.IntRange(min=CALM_ROUNDS + 1), default=40, show_default=True)
+@click.option("--samples", default=160, show_default=True, help="Training pictures a device.")
+@click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+def main(payloads: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
+    """Flood a fleet with malformed messages; compare with an undisturbed run."""
+    console = Console(stderr=True)
+    settings = Settings(rounds, samples)
+    with working_directory(out) as directory:
+        with console.status("undisturbed run"):
+            calm = run(directory / "calm", "sequential", settings, faults=0, seed=1)
+        with console.status(f"a run with {payloads} malformed messages on each topic"):
+            flooded = flooded_run(directory / "flooded", settings, payloads, seed)
+    result = compare(calm, flooded, payloads)
+    click.echo(json.dumps(result))
+    sys.exit(not result["passed"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Inference on a device: cold start, against torch, adaptive accuracy, a lost server, eight at once.
+
+    python benchmarks/inference.py [--run DIR] [--broker mosquitto]
+
+DIR is what `splitee demo --out DIR` wrote; without it, a demo of the default length is trained first. One
+JSON line for each claim, with what was measured and whether its target is met.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from msgspec.structs import replace
+from PIL import Image
+
+from splitee.inference import Array, ClientModel
+from splitee.link import Link, Message
+from splitee.link_options import LinkOptions, resolve
+from splitee.manifest import CLIENT, TrunkManifest, read_manifest, write_manifest
+from splitee.messages import ServerStatus
+from splitee.offload import Offload
+from splitee.pictures import normalize
+from splitee.predictor import Predictor
+from splitee.samples import Samples
+from splitee.topics import Topics
+from splitee.trunks import TrunkModels
+from splitee_export.calibrate_command import evaluate
+from splitee_export.calibration import HeldOut, choose, curve
+from splitee_export.graphs import ClientGraph, GraphRunner
+from splitee_export.models import export_client, export_trunks
+from splitee_export.states import DeviceState, ServerState, read_state
+from splitee_lab.brokers import open_broker
+
+COLD_STARTS = 9
+MAX_START, MAX_MEMORY = 1.0, 120.0  # seconds, MB
+RUNS, MIN_SPEED_UP = 300, 1.7
+MAX_DROP, MAX_OFFLOADS = 0.01, 0.4
+PREDICTIONS, TIMEOUT = 1000, 1.0  # seconds
+DEVICES, REQUESTS = 8, 200  # requests a device
+FLEET = "benchmark"
+LONG = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Model directories of a run: `clients` by device, and the server's."""
+
+    clients: dict[str, Path]
+    states: dict[str, DeviceState]
+    server: Path
+
+    @property
+    def layer2(self) -> str:
+        """The device with the cut that the claims are about: resnet18 after its second layer."""
+        return next(device for device, state in self.states.items() if state.cut == 5)
+
+
+def export_run(run: Path, out: Path) -> Exported:
+    """Exports every state of a demo's run."""
+    clients, states = {}, {}
+    for path in sorted(path.parent for path in run.glob("pi-*/run.json")):
+        state = read_state(path)
+        assert isinstance(state, DeviceState)
+        export_client(state, Samples.read(path), out / state.device)
+        clients[state.device], states[state.device] = out / state.device, state
+    server = read_state(run / "server")
+    assert isinstance(server, ServerState)
+    export_trunks(server, out / "server", list(clients.values()))
+    return Exported(clients, states, out / "server")
+
+
+def cold_start(exported: Exported, directory: Path) -> dict[str, Any]:
+    """From process start to the answer's end, on one picture."""
+    model = exported.clients[exported.layer2]
+    picture = directory / "picture.png"
+    Image.fromarray(Samples.read(model).held_out[0].transpose(1, 2, 0)).save(picture)
+    seconds, memory = [], []
+    for _ in range(COLD_STARTS):
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "splitee", "predict", "--model", str(model), str(picture)],
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        seconds.append(time.perf_counter() - started)
+        memory.append(usage.ru_maxrss / 1024)
+    return {
+        "target": f"cold start <= {MAX_START} s and <= {MAX_MEMORY:.0f} MB",
+        "met": median(seconds) <= MAX_START and max(memory) <= MAX_MEMORY,
+        "seconds_median": median(seconds),
+        "seconds_max": max(seconds),
+        "peak_mb": max(memory),
+    }
+
+
+def against_torch(exported: Exported) -> dict[str, Any]:
+    """The same client network and exit, batch 1, one thread; both take turns."""
+    state, model = exported.states[exported.layer2], exported.clients[exported.layer2]
+    module = ClientGraph(state.client, state.exit).eval()
+    onnx = GraphRunner((model / CLIENT).read_bytes(), CLIENT, threads=1)
+    inputs = normalize(Samples.read(model).held_out[:RUNS], state.spec.mean, state.spec.std)
+    tensor = torch.from_numpy(inputs)
+    taken: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for index in range(RUNS):
+            one = slice(index % len(inputs), index % len(inputs) + 1)
+            taken[0].append(_milliseconds(partial(module, tensor[one])))
+            taken[1].append(_milliseconds(partial(onnx, inputs[one])))
+    theirs, ours = (median(times[RUNS // 10 :]) for times in taken)
+    return {
+        "target": f"ONNX Runtime at least {MIN_SPEED_UP}x torch eager, one thread, batch 1",
+        "met": theirs / ours >= MIN_SPEED_UP,
+        "torch_ms": theirs,
+        "onnxruntime_ms": ours,
+        "speed_up": theirs / ours,
+    }
+
+
+def adaptive(exported: Exported) -> dict[str, Any]:
+    """The threshold is chosen on every other held-out picture, and judged on the rest."""
+    trunks, rows = TrunkModels(exported.server, threads=1), {}
+    for device, path in exported.clients.items():
+        model, samples, entry = ClientModel(path, threads=1), Samples.read(path), trunks.entry(device)
+        assert entry is not None
+        name = entry.trunk
+
+        def trunk(features: Array, name: str = name) -> Array:
+            return trunks.logits(name, features)
+
+        chosen_on, judged_on = (
+            evaluate(model, trunk, samples.held_out[start::2], samples.labels[start::2]) for start in (0, 1)
+        )
+        chosen = choose(curve(chosen_on), max_drop=None, max_offload=0.95 * MAX_OFFLOADS)
+        rows[device] = {"cut": model.manifest.cut, **_judge(judged_on, chosen.threshold)}
+    return {
+        "target": f"adaptive within {MAX_DROP:.0%} of always-trunk at {MAX_OFFLOADS:.0%} of its offloads or fewer",
+        "met": all(
+            row["adaptive"] >= row["always_trunk"] - MAX_DROP and row["offload_share"] <= MAX_OFFLOADS
+            for row in rows.values()
+        ),
+        "devices": rows,
+    }
+
+
+def _judge(held_out: HeldOut, threshold: float) -> dict[str, float]:
+    local = held_out.doubt <= threshold
+    return {
+        "pictures": len(local),
+        "threshold": threshold,
+        "always_local": float(held_out.exit_right.mean()),
+        "always_trunk": float(held_out.trunk_right.mean()),
+        "adaptive": float(np.where(local, held_out.exit_right, held_out.trunk_right).mean()),
+        "offload_share": float(1 - local.mean()),
+    }
+
+
+def lost_server(exported: Exported, options: LinkOptions, how: signal.Signals) -> dict[str, Any]:
+    """A server that ends, or stands still, in the middle of predictions that all want its answer."""
+    device = exported.layer2
+    model = ClientModel(exported.clients[device], threads=1)
+    pictures = Samples.read(exported.clients[device]).held_out
+    told = []
+    with serving(exported.server, options) as server, offloading(model, options, device) as offload:
+        predictor = Predictor(model, threshold=0.0, trunk=offload)
+        for index in range(PREDICTIONS):
+            if index == PREDICTIONS // 2:
+                server.process.send_signal(how)
+            told.append(predictor(pictures[index % len(pictures)]))
+    sources = [answer.source for answer in told]
+    latest = max(answer.milliseconds for answer in told)
+    lost = sources[PREDICTIONS // 2 :].count("local-fallback")
+    return {
+        "target": f"{PREDICTIONS} answers, none later than the time-out, fallbacks marked",
+        "met": len(told) == PREDICTIONS and latest <= 1000 * TIMEOUT and lost > 0,
+        "signal": how.name,
+        "timeout_ms": 1000 * TIMEOUT,
+        "latest_ms": latest,
+        "sources": {source: sources.count(source) for source in sorted(set(sources))},
+    }
+
+
+def eight_at_once(exported: Exported, options: LinkOptions, directory: Path) -> dict[str, Any]:
+    """Latency of requests from many devices, each of which waits for its answer before it asks again."""
+    device = exported.layer2
+    model = ClientModel(exported.clients[device], threads=1)
+    features = model(Samples.read(exported.clients[device]).held_out[:64])[0]
+    names = [f"device-{number}" for number in range(1, DEVICES + 1)]
+    manifest = read_manifest(exported.server, TrunkManifest)
+    directory.mkdir()
+    for name in manifest.sha256:
+        (directory / name).symlink_to(exported.server / name)
+    write_manifest(directory, replace(manifest, devices=dict.fromkeys(names, manifest.devices[device])))
+    milliseconds: list[float] = []
+    unanswered = 0
+
+    def ask(name: str) -> None:
+        nonlocal unanswered
+        with offloading(model, options, name) as offload:
+            ready.wait(LONG)
+            for number in range(REQUESTS):
+                sample = features[number % len(features)][None]
+                started = time.perf_counter()
+                answer = offload.logits(sample)
+                milliseconds.append(1000 * (time.perf_counter() - started))
+                unanswered += answer is None
+
+    ready = threading.Barrier(DEVICES)
+    with serving(directory, options) as server:
+        threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    requests, passes = server.counts()
+    return {
+        "target": "p99 is reported; requests that arrive together share a forward pass",
+        "met": unanswered == 0 and passes < requests,
+        "devices": DEVICES,
+        "p50_ms": float(np.quantile(milliseconds, 0.5)),
+        "p99_ms": float(np.quantile(milliseconds, 0.99)),
+        "requests": requests,
+        "passes": passes,
+        "unanswered": unanswered,
+    }
+
+
+class Server:
+    """A `splitee serve` process, and what it says of itself in `server/status`."""
+
+    def __init__(self, model: Path, options: LinkOptions) -> None:
+        self._topic = Topics(FLEET).server_status
+        self._link = Link(options.address, f"watches-{time.time_ns()}")
+        self._link.subscribe(self._topic)
+        self._link.open(LONG)
+        self._doing = ""
+        command = [sys.executable, "-m", "splitee", "serve", "--model", str(model), "--fleet", FLEET]
+        self.process = subprocess.Popen(
+            [*command, "--broker", str(options.address)], stderr=subprocess.DEVNULL
+        )
+        self._follow("online")
+
+    def counts(self) -> tuple[int, int]:
+        """Requests and forward passes, once it has ended."""
+        words = self._doing.split()  # serving: N requests in M passes
+        return int(words[1]), int(words[4])
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(LONG)
+        self._follow("offline")
+        self._link.close()
+
+    def _follow(self, state: str) -> None:
+        """Until the status says `state`, passing over what an earlier process has left."""
+        while True:
+            event = self._link.receive(LONG)
+            assert event is not None, f"no server that is {state} within {LONG} s"
+            if isinstance(event, Message) and not event.retained:
+                status = ServerStatus.decode(event.payload)
+                self._doing = status.doing or self._doing
+                if status.state == state:
+                    return
+
+
+@contextmanager
+def serving(model: Path, options: LinkOptions) -> Iterator[Server]:
+    server = Server(model, options)
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+@contextmanager
+def offloading(model: ClientModel, options: LinkOptions, device: str) -> Iterator[Offload]:
+    offload = Offload(options, model.manifest, device=device, timeout=TIMEOUT)
+    offload.open()
+    try:
+        yield offload
+    finally:
+        offload.close()
+
+
+def _milliseconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return 1000 * (time.perf_counter() - started)
+
+
+@click.command()
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Output of `splitee demo`.")
+@click.option("--broker", default="mosquitto", show_default=True, help="mosquitto, embedded or an address.")
+def main(run_path: Path | None, broker: str) -> None:
+    """Measure inference, one JSON line a claim."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        run = run_path or _train(directory / "demo")
+        exported = export_run(run, directory / "models")
+        with open_broker(broker, directory) as running:
+            options = resolve(str(running.address), FLEET, LONG)
+            measures: dict[str, Callable[[], dict[str, Any]]] = {
+                "cold_start": lambda: cold_start(exported, directory),
+                "against_torch": lambda: against_torch(exported),
+                "adaptive": lambda: adaptive(exported),
+                "server_killed": lambda: lost_server(exported, options, signal.SIGKILL),
+                "server_silent": lambda: lost_server(exported, options, signal.SIGSTOP),
+                "eight_at_once": lambda: eight_at_once(exported, options, directory / "eight"),
+            }
+            for name, measure in measures.items():
+                click.echo(json.dumps({"benchmark": "inference", "measure": name, **measure()}))
+
+
+def _train(out: Path) -> Path:
+    command = [sys.executable, "-m", "splitee", "demo", "--no-baselines", "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""What grows while the server stands still? A fleet whose server is stopped in mid-round, beside one without.
+
+    python -m benchmarks.stall [--seconds 60] [--strategy sequential|averaging]
+
+A real fleet on a real Mosquitto, with big batches. In the middle of round 2 the server gets SIGSTOP, and
+SIGCONT so many seconds later. The memory of every process and of the broker is sampled all the time. Prints
+one JSON line, and exits with 1 when a figure is not what it must be.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+from rich.console import Console
+
+from benchmarks.chaos import CUTS, LONGEST, Settings, run, working_directory
+from benchmarks.faulty_fleet import FaultyFleet
+from splitee.link import Link, Message
+from splitee.messages import Ack, RunSpec
+from splitee.network import build_network
+from splitee.topics import Topics
+
+SAMPLE_EVERY = 0.2  # seconds
+SLACK = 64 << 20  # bytes that any process may grow by, beside the window's
+STEPS = 24  # batches a device trains in a round: more than the window holds
+BATCH = 8
+WINDOW = 8
+
+Bytes = dict[str, int]  # by process
+
+
+@dataclass(frozen=True)
+class BigBatches(Settings):
+    """Features of 1 MiB a batch: the resnet's variant for small pictures, cut early."""
+
+    def server(self, strategy: str) -> list[str]:
+        sizes = ("--steps", str(STEPS), "--batch-size", str(BATCH), "--window", str(WINDOW))
+        return [*super().server(strategy), "--stem", "small", *sizes]
+
+
+class Memory:
+    """Resident bytes of the fleet's processes, sampled on a thread of its own while `sampling`."""
+
+    def __init__(self, fleet: FaultyFleet) -> None:
+        pids = {name: part.process.pid for name, part in fleet.parts.items() if part.process is not None}
+        assert fleet.broker.broker is not None
+        assert fleet.broker.broker.pid is not None
+        self._processes = {
+            name: psutil.Process(pid) for name, pid in {**pids, "broker": fleet.broker.broker.pid}.items()
+        }
+        self._peaks: Bytes = {}
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def sample(self) -> Bytes:
+        """What each process holds now; one that has ended is left out."""
+        now: Bytes = {}
+        for name, process in self._processes.items():
+            with suppress(psutil.NoSuchProcess):
+                now[name] = process.memory_info().rss
+        with self._lock:
+            for name, size in now.items():
+                self._peaks[name] = max(size, self._peaks.get(name, 0))
+        return now
+
+    def peaks(self) -> Bytes:
+        """The most that each process has held since the last call."""
+        with self._lock:
+            peaks, self._peaks = self._peaks, {}
+        return peaks
+
+    def _run(self) -> None:
+        while not self._over.wait(SAMPLE_EVERY):
+            self.sample()
+
+
+class Observer:
+    """Reads along what passes the broker."""
+
+    def __init__(self, link: Link) -> None:
+        self.trained = 0  # batches of the device that is furthest in round 2
+        self.published: Counter[str] = Counter()  # bytes of features, by device
+        self._topics = Topics("chaos")
+        self._link = link
+        link.subscribe(self._topics.all_devices("inbox/ack"), self._topics.all_devices("features"))
+        link.open(10)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + LONGEST
+        while not condition():
+            if time.monotonic() > deadline:
+                raise click.ClickException(f"not finished after {LONGEST:.0f} s: see the logs with --out")
+            event = self._link.receive(0.2)
+            if isinstance(event, Message):
+                self._take(event)
+
+    def _take(self, message: Message) -> None:
+        device, leaf = self._topics.parse_device(message.topic) or ("", "")
+        if leaf == "features":
+            self.published[device] += len(message.payload)
+        elif leaf == "inbox/ack":
+            ack = Ack.decode(message.payload)
+            if (ack.round, ack.phase) == (2, "train"):
+                self.trained = max(self.trained, ack.step)
+
+
+@dataclass(frozen=True)
+class Stalled:
+    """A run whose server stood still."""
+
+    report: dict[str, Any]
+    growth: Bytes
+    published: Bytes  # while the server stood still, by device
+
+
+def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: float) -> Stalled:
+    """One fleet to its end; its server is stopped for `seconds` in the middle of round 2."""
+    with (
+        FaultyFleet(directory, settings.server(strategy), settings.devices()) as fleet,
+        closing(Link(fleet.broker.address, "observer")) as link,
+    ):
+        observer, memory = Observer(link), Memory(fleet)
+        with memory.sampling():
+            observer.until(lambda: observer.trained >= STEPS // 4)
+            server = fleet.parts["server"].process
+            assert server is not None
+            server.send_signal(signal.SIGSTOP)
+            at_stop, before = memory.sample(), memory.peaks()
+            observer.published.clear()
+            end = time.monotonic() + seconds
+            observer.until(lambda: time.monotonic() >= end)
+            during, published = memory.peaks(), dict(observer.published)
+            server.send_signal(signal.SIGCONT)
+            observer.until(lambda: fleet.finished)
+            after = memory.peaks()
+        report = json.loads((directory / "server" / "report.json").read_text())
+        report["unexpected_exits"] = {n: p.unexpected for n, p in fleet.parts.items() if p.unexpected}
+    growth = {name: max(during[name] - at_stop[name], after[name] - before[name], 0) for name in at_stop}
+    return Stalled(report, growth, published)
+
+
+def windows() -> Bytes:
+    """The most bytes of features that each device may have unacknowledged."""
+    spec = RunSpec(protocol=1, run="", network="resnet18", num_classes=10, rounds=1)
+    stages = build_network(spec.network, num_classes=10, stem="small", seed=0).stages
+    result = {}
+    for device, cut in CUTS.items():
+        channels, height, width = stages[cut - 1].feature_shape
+        batch = 2 * BATCH * channels * height * width  # fp16
+        result[device] = min(WINDOW * batch, spec.window_bytes + batch)
+    return result
+
+
+def compare(calm: dict[str, Any], stalled: Stalled, seconds: float) -> dict[str, Any]:
+    """The benchmark's figures: MB are 2^20 bytes."""
+    window = windows()
+    all_windows = sum(window.values())
+    bounds = {name: window.get(name, all_windows) + SLACK for name in stalled.growth}
+    result: dict[str, Any] = {
+        "benchmark": "stall",
+        "strategy": calm["strategy"],
+        "seconds": seconds,
+        "growth_mb": megabytes(stalled.growth),
+        "bound_mb": megabytes(bounds),
+        "published_meanwhile_mb": megabytes(stalled.published),
+        "window_mb": megabytes(window),
+        "same_weights": calm["weights_sha256"] == stalled.report["weights_sha256"],
+        "weights_sha256": stalled.report["weights_sha256"],
+        "batches_trained": [calm["batches_trained"], stalled.report["batches_trained"]],
+        "unexpected_exits": stalled.report["unexpected_exits"],
+    }
+    result["passed"] = (
+        result["same_weights"]
+        and calm["batches_trained"] == stalled.report["batches_trained"]
+        and all(stalled.growth[name] <= bound for name, bound in bounds.items())
+        and all(stalled.published[name] <= 1.01 * window[name] for name in stalled.published)
+        and not result["unexpected_exits"]
+    )
+    return result
+
+
+def megabytes(sizes: Bytes) -> dict[str, float]:
+    return {name: round(size / (1 << 20), 1) for name, size in sizes.items()}
+
+
+@click.command()
+@click.option("--seconds", default=60.0, show_default=True, help="That the server stands still.")
+@click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
+@click.option("--rounds", type=click.IntRange(min=2), default=2, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+def main(seconds: float, strategy: str, rounds: int, out: Path | None) -> None:
+    """Stop a fleet's server for a while; measure what grows, and compare with an undisturbed run."""
+    console = Console(stderr=True)
+    settings = BigBatches(rounds, samples=96)
+    with working_directory(out) as directory:
+        with console.status("undisturbed run"):
+            calm = run(directory / "calm", strategy, settings, faults=0, seed=1)
+        with console.status(f"a server that stands still for {seconds:.0f} s"):
+            stalled = stalled_run(directory / "stalled", strategy, settings, seconds)
+    result = compare(calm, stalled, seconds)
+    click.echo(json.dumps(result))
+    sys.exit(not result["passed"])
+
+
+if __name__ == "__main__":
+    main()

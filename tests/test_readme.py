@@ -1,0 +1,75 @@
+"""The README's commands work as they stand, and its tables say what the code says."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from splitee.errors import ExitCode
+from splitee_lab.brokers import RunningBroker
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def commands() -> list[list[str]]:
+    """Every `splitee` command of the README's shell blocks."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if line.startswith("splitee ")]
+
+
+def test_the_exit_codes_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", README, re.MULTILINE)
+    assert rows == [(str(int(code)), code.help) for code in ExitCode]
+
+
+def test_every_make_target_it_names_is_there() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"`?make ([a-z-]+)", README))
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.mosquitto
+def test_server_device_and_status_as_written(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for number, name in enumerate(("bees", "snails", "worms")):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for picture in range(12):
+            pixels = random.integers(0, 80, (40, 48, 3), np.uint8) + np.uint8(60 * number)
+            Image.fromarray(pixels).save(folder / f"{picture}.jpg")
+
+    def run(words: list[str], changed: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        address = f"{mosquitto_broker.address.host}:{mosquitto_broker.address.port}"
+        text = [
+            word.replace("BROKER:1883", address).replace("/var/lib/splitee", str(tmp_path)) for word in words
+        ]
+        text = [word.replace("~", str(tmp_path)) for word in text]
+        for old, new in changed.items():
+            text = [word.replace(old.replace("_", "-"), new) for word in text]
+        return subprocess.Popen(
+            [sys.executable, "-m", *text],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    server, device, status = commands()[:3]
+    processes = [run(server), run(device), run(device, {"pi-1": "pi-2"})]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    shown = run([*status, "--once"])
+    assert "pi-2" in shown.communicate(timeout=60)[0]
+    assert shown.returncode == 0
