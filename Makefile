@@ -2,16 +2,27 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := core device server export lab
+PACKAGES := core device server export lab broker_config
+COMPOSE ?= docker compose
 
-.PHONY: demo test test-all-networks check fuzz check-wheels format clean
+.PHONY: demo up down test test-all-networks check fuzz check-wheels format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/splitee demo $(DEMO)
 
+# Broker and server in containers; PROFILE=demo adds three devices. Certificates are made on first use.
+up:
+	mkdir -p secrets
+	$(COMPOSE) build certificates
+	$(COMPOSE) run --rm certificates
+	$(COMPOSE) $(if $(PROFILE),--profile $(PROFILE)) up --detach
+
+down:
+	$(COMPOSE) --profile demo down
+
 test: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
-	$(BIN)/pytest $(TESTS)
+	$(BIN)/pytest -n auto $(TESTS)
 
 test-all-networks: $(VENV)/.dev
 	$(BIN)/pytest tests/core/all_networks.py

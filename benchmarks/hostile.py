@@ -36,7 +36,6 @@ from splitee.messages import (
     DeviceStatus,
     ErrorReport,
     Features,
-    InferRequest,
     Plan,
     Profile,
     RoundOpen,
@@ -45,6 +44,7 @@ from splitee.messages import (
     ServerStatus,
     Sync,
 )
+from splitee.model_messages import InferRequest
 from splitee.network import build_network
 from splitee.parts import Assembler
 from splitee.topics import Topics
@@ -206,8 +206,9 @@ class Observer:
 
     def __init__(self, link: Link) -> None:
         self.rejected = dict.fromkeys((*CUTS, "server"), 0)
+        self.finished = False  # all rounds; a process that ends touches pages of libraries once more
         self._link = link
-        link.subscribe(TOPICS.server_status, TOPICS.all_devices("status"))
+        link.subscribe(TOPICS.round, TOPICS.server_status, TOPICS.all_devices("status"))
         link.open(10)
 
     def take(self, timeout: float) -> None:
@@ -217,7 +218,9 @@ class Observer:
             if not isinstance(event, Message):
                 continue
             with suppress(MalformedMessage):
-                if event.topic == TOPICS.server_status:
+                if event.topic == TOPICS.round:
+                    self.finished = RoundOpen.decode(event.payload).phase == "finished"
+                elif event.topic == TOPICS.server_status:
                     self._note("server", ServerStatus.decode(event.payload).rejected)
                 elif found := TOPICS.parse_device(event.topic):
                     self._note(found[0], DeviceStatus.decode(event.payload).rejected)
@@ -267,7 +270,7 @@ class Flooded:
     seconds: float  # that the flood took
 
 
-def flooded_run(directory: Path, settings: Settings, payloads: int, seed: int) -> Flooded:
+def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> Flooded:
     """One fleet to its end; after its first rounds it is flooded."""
     with (
         FaultyFleet(directory, settings.server("sequential"), settings.devices()) as fleet,
@@ -275,26 +278,28 @@ def flooded_run(directory: Path, settings: Settings, payloads: int, seed: int) -
         closing(Link(fleet.broker.address, "vandal")) as vandal,
     ):
         memory = Memory(fleet)
-        with memory.sampling():
-            heard = listen(listener, fleet)
-            listener.close()
-            calm = memory.peaks()
-            spec = RunSpec.decode(heard[TOPICS.run][-1])
-            observer = Observer(vandal)
-            flood = Flood(fleet, vandal, observer)
-            started = time.monotonic()
-            samples = with_rare_ones(heard, spec.run)
-            flood.send(payloads, targets(spec), Payloads(samples, random.Random(seed)))
-            seconds = time.monotonic() - started
-            while not fleet.finished:
-                observer.take(0.5)
-            flooded = memory.peaks()
+        heard = listen(listener, fleet)
+        listener.close()
+        calm = memory.peaks()
+        spec = RunSpec.decode(heard[TOPICS.run][-1])
+        payloads = Payloads(with_rare_ones(heard, spec.run), random.Random(seed))
+        everywhere = targets(spec)
+        observer = Observer(vandal)
+        flood = Flood(fleet, vandal, observer)
+        started = time.monotonic()
+        flood.send(count, everywhere, payloads)
+        seconds = time.monotonic() - started
+        while not observer.finished and not fleet.finished:
+            observer.take(0.5)
+        flooded = memory.peaks()
+        while not fleet.finished:
+            observer.take(0.5)
         observer.take(1)
         report = json.loads((directory / "server" / "report.json").read_text())
         report["unexpected_exits"] = {n: p.unexpected for n, p in fleet.parts.items() if p.unexpected}
     observer.rejected["server"] = report["rejected"]
     growth = {name: max(flooded[name] - calm[name], 0) for name in calm}
-    return Flooded(report, len(targets(spec)), flood.sent, observer.rejected, growth, seconds)
+    return Flooded(report, len(everywhere), flood.sent, observer.rejected, growth, seconds)
 
 
 def compare(calm: dict[str, Any], flooded: Flooded, payloads: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -57,6 +56,14 @@ PREDICTIONS, TIMEOUT = 1000, 1.0  # seconds
 DEVICES, REQUESTS = 8, 200  # requests a device
 FLEET = "benchmark"
 LONG = 60.0  # seconds
+# A process's peak counts what its parent held when it was forked: a small one starts what is measured.
+MEASURE = """
+import json, resource, subprocess, sys, time
+started = time.perf_counter()
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+seconds = time.perf_counter() - started
+print(json.dumps({"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}))
+"""
 
 
 @dataclass(frozen=True)
@@ -92,17 +99,12 @@ def cold_start(exported: Exported, directory: Path) -> dict[str, Any]:
     model = exported.clients[exported.layer2]
     picture = directory / "picture.png"
     Image.fromarray(Samples.read(model).held_out[0].transpose(1, 2, 0)).save(picture)
-    seconds, memory = [], []
-    for _ in range(COLD_STARTS):
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "splitee", "predict", "--model", str(model), str(picture)],
-            stdout=subprocess.DEVNULL,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        assert status == 0
-        seconds.append(time.perf_counter() - started)
-        memory.append(usage.ru_maxrss / 1024)
+    predict = [sys.executable, "-m", "splitee", "predict", "--model", str(model), str(picture)]
+    told = [
+        json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, *predict]))
+        for _ in range(COLD_STARTS)
+    ]
+    seconds, memory = [answer["seconds"] for answer in told], [answer["mb"] for answer in told]
     return {
         "target": f"cold start <= {MAX_START} s and <= {MAX_MEMORY:.0f} MB",
         "met": median(seconds) <= MAX_START and max(memory) <= MAX_MEMORY,
@@ -152,7 +154,7 @@ def adaptive(exported: Exported) -> dict[str, Any]:
         chosen = choose(curve(chosen_on), max_drop=None, max_offload=0.95 * MAX_OFFLOADS)
         rows[device] = {"cut": model.manifest.cut, **_judge(judged_on, chosen.threshold)}
     return {
-        "target": f"adaptive within {MAX_DROP:.0%} of always-trunk at {MAX_OFFLOADS:.0%} of its offloads or fewer",
+        "target": f"adaptive within {MAX_DROP:.0%} of always-trunk at {MAX_OFFLOADS:.0%} offloads or fewer",
         "met": all(
             row["adaptive"] >= row["always_trunk"] - MAX_DROP and row["offload_share"] <= MAX_OFFLOADS
             for row in rows.values()

@@ -10,31 +10,29 @@ one JSON line, and exits with 1 when a figure is not what it must be.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import psutil
 from rich.console import Console
 
 from benchmarks.chaos import CUTS, LONGEST, Settings, run, working_directory
 from benchmarks.faulty_fleet import FaultyFleet
 from splitee.link import Link, Message
-from splitee.messages import Ack, RunSpec
+from splitee.messages import Ack, RoundOpen, RunSpec
 from splitee.network import build_network
 from splitee.topics import Topics
 
-SAMPLE_EVERY = 0.2  # seconds
 SLACK = 64 << 20  # bytes that any process may grow by, beside the window's
-STEPS = 24  # batches a device trains in a round: more than the window holds
+STEPS = 16  # batches a device trains in a round: more than the window holds
 BATCH = 8
 WINDOW = 8
 
@@ -51,60 +49,45 @@ class BigBatches(Settings):
 
 
 class Memory:
-    """Resident bytes of the fleet's processes, sampled on a thread of its own while `sampling`."""
+    """Peaks of the resident memory of the fleet's processes, which Linux keeps (proc(5): VmHWM)."""
 
     def __init__(self, fleet: FaultyFleet) -> None:
         pids = {name: part.process.pid for name, part in fleet.parts.items() if part.process is not None}
         assert fleet.broker.broker is not None
         assert fleet.broker.broker.pid is not None
-        self._processes = {
-            name: psutil.Process(pid) for name, pid in {**pids, "broker": fleet.broker.broker.pid}.items()
-        }
+        self._pids = {**pids, "broker": fleet.broker.broker.pid}
         self._peaks: Bytes = {}
-        self._lock = threading.Lock()
-        self._over = threading.Event()
 
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._run, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
-
-    def sample(self) -> Bytes:
-        """What each process holds now; one that has ended is left out."""
-        now: Bytes = {}
-        for name, process in self._processes.items():
-            with suppress(psutil.NoSuchProcess):
-                now[name] = process.memory_info().rss
-        with self._lock:
-            for name, size in now.items():
-                self._peaks[name] = max(size, self._peaks.get(name, 0))
-        return now
+    def sample(self) -> None:
+        """Remember the peaks so far, of processes that will have ended when they are asked for."""
+        for name, pid in self._pids.items():
+            with suppress(OSError):
+                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+                if found:
+                    self._peaks[name] = int(found[1]) << 10
 
     def peaks(self) -> Bytes:
-        """The most that each process has held since the last call."""
-        with self._lock:
-            peaks, self._peaks = self._peaks, {}
+        """The most that each process has held since the last call, or since it started."""
+        self.sample()
+        for pid in self._pids.values():
+            with suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+        peaks, self._peaks = self._peaks, {}
         return peaks
-
-    def _run(self) -> None:
-        while not self._over.wait(SAMPLE_EVERY):
-            self.sample()
 
 
 class Observer:
-    """Reads along what passes the broker."""
+    """Reads along what passes the broker, and keeps an eye on the memory."""
 
-    def __init__(self, link: Link) -> None:
-        self.trained = 0  # batches of the device that is furthest in round 2
+    def __init__(self, fleet: FaultyFleet, link: Link) -> None:
+        self.memory = Memory(fleet)
+        self.trained = (0, 0)  # round, and batches of the device that is furthest in it
         self.published: Counter[str] = Counter()  # bytes of features, by device
+        self.finished = False  # all rounds; a process that ends touches pages of libraries once more
         self._topics = Topics("chaos")
         self._link = link
-        link.subscribe(self._topics.all_devices("inbox/ack"), self._topics.all_devices("features"))
+        leaves = ("inbox/ack", "features")
+        link.subscribe(self._topics.round, *(self._topics.all_devices(leaf) for leaf in leaves))
         link.open(10)
 
     def until(self, condition: Callable[[], bool]) -> None:
@@ -115,15 +98,18 @@ class Observer:
             event = self._link.receive(0.2)
             if isinstance(event, Message):
                 self._take(event)
+            self.memory.sample()
 
     def _take(self, message: Message) -> None:
         device, leaf = self._topics.parse_device(message.topic) or ("", "")
-        if leaf == "features":
+        if message.topic == self._topics.round:
+            self.finished = RoundOpen.decode(message.payload).phase == "finished"
+        elif leaf == "features":
             self.published[device] += len(message.payload)
         elif leaf == "inbox/ack":
             ack = Ack.decode(message.payload)
-            if (ack.round, ack.phase) == (2, "train"):
-                self.trained = max(self.trained, ack.step)
+            if ack.phase == "train":
+                self.trained = max(self.trained, (ack.round, ack.step))
 
 
 @dataclass(frozen=True)
@@ -141,23 +127,26 @@ def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: flo
         FaultyFleet(directory, settings.server(strategy), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "observer")) as link,
     ):
-        observer, memory = Observer(link), Memory(fleet)
-        with memory.sampling():
-            observer.until(lambda: observer.trained >= STEPS // 4)
-            server = fleet.parts["server"].process
-            assert server is not None
-            server.send_signal(signal.SIGSTOP)
-            at_stop, before = memory.sample(), memory.peaks()
-            observer.published.clear()
-            end = time.monotonic() + seconds
-            observer.until(lambda: time.monotonic() >= end)
-            during, published = memory.peaks(), dict(observer.published)
-            server.send_signal(signal.SIGCONT)
-            observer.until(lambda: fleet.finished)
-            after = memory.peaks()
+        observer = Observer(fleet, link)
+        memory = observer.memory
+        observer.until(lambda: observer.trained >= (1, 1))
+        memory.peaks()
+        observer.until(lambda: observer.trained >= (2, STEPS // 4))
+        server = fleet.parts["server"].process
+        assert server is not None
+        server.send_signal(signal.SIGSTOP)
+        before = memory.peaks()
+        observer.published.clear()
+        end = time.monotonic() + seconds
+        observer.until(lambda: time.monotonic() >= end)
+        during, published = memory.peaks(), dict(observer.published)
+        server.send_signal(signal.SIGCONT)
+        observer.until(lambda: observer.finished)
+        after = memory.peaks()
+        observer.until(lambda: fleet.finished)
         report = json.loads((directory / "server" / "report.json").read_text())
         report["unexpected_exits"] = {n: p.unexpected for n, p in fleet.parts.items() if p.unexpected}
-    growth = {name: max(during[name] - at_stop[name], after[name] - before[name], 0) for name in at_stop}
+    growth = {name: max(during[name], after[name], before[name]) - before[name] for name in before}
     return Stalled(report, growth, published)
 
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from open_files import open_to_all
 
 from splitee.link import BrokerAddress, Connected, Link, Message
 from splitee_lab.brokers import (
@@ -111,6 +112,4 @@ def messages() -> Callable[[Link, int], list[Message]]:
 @pytest.fixture
 def public_path(tmp_path: Path) -> Path:
     """A directory that Mosquitto's own user may enter: pytest's are closed."""
-    for directory in (tmp_path, *tmp_path.parents[:2]):
-        directory.chmod(0o755)
-    return tmp_path
+    return open_to_all(tmp_path)

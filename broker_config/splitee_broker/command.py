@@ -150,7 +150,8 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
             identity = authority.issue(device, Role.DEVICE, days)
             contents = client_files(device, Role.DEVICE, identity, authority)
             written = _hand_out(directory / "bundles", folder, device, contents)
-            click.echo(f"{written}: carry it to {device}, then: device/install.sh --bundle {written.name}")
+            hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
+            click.echo(f"{written}: carry it to {device}{hint}")
             if returns:
                 write_folder(directory / "broker", _rules(authority))
                 click.echo(f"{device} had been revoked; {RELOAD}")

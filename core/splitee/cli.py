@@ -60,11 +60,15 @@ SUMMARIES = {
     "demo": "train a fleet of three devices on this machine, over a real broker",
     "device": "train on this device's own pictures, up to its cut",
     "export": "write what was trained as ONNX graphs, checked against torch",
+    "infer": "classify what comes into a folder or from the camera, and publish it",
     "predict": "classify pictures without torch; ask the server when unsure",
     "plan": "show the cuts by which all devices' rounds end together",
     "profile": "measure which cut suits this device",
+    "release": "send devices their exported models",
+    "rollback": "put the model before into service again",
     "serve": "answer devices from exported trunks, without torch",
     "server": "train the shared trunk from the devices' features",
+    "simulate": "compare strategies and baselines in one process, without a broker",
     "status": "show the fleet live, as the broker knows it",
 }
 

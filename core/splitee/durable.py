@@ -116,10 +116,10 @@ class StateDirectory:
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
     def prune(self, committed: int) -> None:
-        """Drop what is older than the round before `committed`."""
-        for number in self.rounds():
-            if number <= committed - KEEP:
-                self._file(number).unlink(missing_ok=True)
+        """Drop what is older than the round that was kept before `committed`."""
+        older = [number for number in self.rounds() if number < committed]
+        for number in older[KEEP - 1 :]:
+            self._file(number).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self.path / f"round-{number:06d}.state"

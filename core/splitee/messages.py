@@ -25,9 +25,11 @@ ClassNames = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
 ]
 
+Codec = Annotated[str, Meta(pattern=r"^(fp32|fp16|int8)(\+zstd)?\Z")]
 Phase = Literal["train", "evaluate"]
 Strategy = Literal["sequential", "averaging"]
 Order = Literal["step", "device"]
+ClientAveraging = Literal["none", "same-cut", "layerwise"]
 
 
 class DeviceStatus(JsonMessage, frozen=True):
@@ -61,7 +63,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     network: Text
     batch_size: Count
-    codec: Text
+    codec: Codec
     machine: Text  # the model, or the CPU
     cores: NonNegative  # that it may use
     threads: Count
@@ -104,14 +106,15 @@ class RunSpec(JsonMessage, frozen=True):
     seed: Count = 0
     batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
     steps: Count = 0  # batches a round; 0: one pass over the device's own pictures
-    learning_rate: Annotated[float, Meta(gt=0)] = 0.02
+    learning_rate: Annotated[float, Meta(gt=0)] = 0.01
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
-    codec: Text = "fp16"
+    codec: Codec = "fp16"
     window: Annotated[int, Meta(ge=1, le=1024)] = 8  # batches a device may have unacknowledged
     window_bytes: Annotated[int, Meta(ge=1 << 16)] = 16 << 20
     threshold: Fraction = 0.5  # normalised entropy at or below which the exit answers
     class_names: ClassNames = ()  # of the first device that joined
+    client_averaging: ClientAveraging = "none"  # of client networks, after each round
 
 
 class Participant(msgspec.Struct, frozen=True):
@@ -264,24 +267,6 @@ class Stages(PackedMessage, frozen=True):
     run: Annotated[str, Meta(max_length=100)]
     round: Count
     tensors: Annotated[dict[Annotated[str, Meta(max_length=300)], EncodedTensor], Meta(max_length=MAX_ITEMS)]
-
-
-class InferRequest(PackedMessage, frozen=True):
-    """`devices/ID/infer`: features (B, ...) that a device's exit is not sure of; the trunk shall answer."""
-
-    run: Annotated[str, Meta(max_length=100)]
-    cut: Positive
-    features: EncodedTensor
-
-
-class InferAnswer(PackedMessage, frozen=True):
-    """To an InferRequest's response topic: the trunk's logits (B, classes), or why there are none."""
-
-    run: Annotated[str, Meta(max_length=100)]
-    round: Count  # that the trunk is of
-    logits: EncodedTensor | None = None
-    error: Text = ""
-    together: Count = 0  # samples that shared the forward pass
 
 
 def label_type(num_classes: int) -> np.dtype[Any]:

@@ -10,16 +10,18 @@ import threading
 import time
 
 from splitee.codecs import decode_tensor, encode_tensor
-from splitee.errors import BrokerUnreachable, MalformedMessage
+from splitee.errors import BrokerRefused, BrokerUnreachable, MalformedMessage
 from splitee.inference import Array
 from splitee.link import Disconnected, Link, Message
 from splitee.link_options import LinkOptions
 from splitee.manifest import ClientManifest
-from splitee.messages import InferAnswer, InferRequest, ServerStatus
+from splitee.messages import ServerStatus
+from splitee.model_messages import InferAnswer, InferRequest
 from splitee.parts import Assembler, split
 from splitee.topics import Topics
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not answer in time
+MARGIN = 0.02  # seconds set aside for waking up: the exit's answer is due at the time-out, not after it
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class Offload:
         device: str | None = None,
         timeout: float = 2.0,
     ) -> None:
-        """`timeout`: seconds that one picture may wait for its answer. `device`: default the manifest's."""
+        """`timeout`: seconds in which one picture must have an answer. `device`: default the manifest's."""
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
         self._timeout = timeout
@@ -62,14 +64,25 @@ class Offload:
             self._link.open(self._timeout)
         except BrokerUnreachable as error:
             log.warning("%s; answering locally until there is one", error)
-            threading.Thread(target=self._link.open, args=(None,), name="offload", daemon=True).start()
+            threading.Thread(target=self._keep_trying, name="offload", daemon=True).start()
+
+    def _keep_trying(self) -> None:
+        try:
+            self._link.open(None)
+        except BrokerUnreachable:  # closed before there was a broker
+            return
+        except BrokerRefused as error:
+            log.warning("%s; answering locally", error)
 
     def close(self) -> None:
         self._link.close()
 
-    def logits(self, features: Array) -> Array | None:
-        """The trunk's logits (B, classes) for features (B, *feature_shape); None: no answer in time."""
-        deadline = time.monotonic() + self._timeout
+    def logits(self, features: Array, waited: float = 0.0) -> Array | None:
+        """The trunk's logits (B, classes) for features (B, *feature_shape); None: no answer in time.
+
+        `waited`: seconds of the time-out that are over already.
+        """
+        deadline = time.monotonic() + self._timeout - waited - MARGIN
         while self._receive(0, None) is not None:
             pass
         if not self._worth_asking():

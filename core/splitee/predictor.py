@@ -26,8 +26,11 @@ class Prediction:
 class Trunk(Protocol):
     """Whoever may have the trunk's answer."""
 
-    def logits(self, features: Array) -> Array | None:
-        """(1, *feature_shape) -> (1, classes); None when there is no answer in time."""
+    def logits(self, features: Array, waited: float = 0.0) -> Array | None:
+        """(1, *feature_shape) -> (1, classes); None when there is no answer in time.
+
+        `waited`: seconds that the picture has waited so far.
+        """
 
 
 class Predictor:
@@ -48,7 +51,7 @@ class Predictor:
         doubt = float(self._model.doubt(logits)[0])
         source: Source = "exit"
         if doubt > self._threshold and self._trunk is not None:
-            answer = self._trunk.logits(features)
+            answer = self._trunk.logits(features, time.perf_counter() - started)
             logits, source = (logits, "local-fallback") if answer is None else (answer, "trunk")
         probabilities = softmax(logits)[0]
         best = int(probabilities.argmax())

@@ -21,16 +21,24 @@ def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
 
 
 def _load(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    if path is None:
-        return
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **read_settings(context.command, path)}
+
+
+def read_settings(command: click.Command, path: Path) -> dict[str, str]:
+    """The command's parameters that a settings file (TOML) gives, as a flag would.
+
+    Raises:
+        ConfigError: it cannot be read, or a key is none of the command's.
+    """
     try:
         values = tomllib.loads(path.read_text())
     except OSError as error:
         raise ConfigError(f"settings file {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from None
-    parameters = _keys(context.command)
-    files = {parameter.name for parameter in context.command.params if isinstance(parameter.type, click.Path)}
+    parameters = _keys(command)
+    files = {parameter.name for parameter in command.params if isinstance(parameter.type, click.Path)}
     given = {}
     for key, value in values.items():
         parameter = parameters.get(key.replace("-", "_"))
@@ -43,7 +51,7 @@ def _load(context: click.Context, _parameter: click.Parameter, path: Path | None
             )
         # Checked as a flag is: no 1.5 for a whole number. A file's paths start at the file's folder.
         given[parameter] = str(path.parent / str(value)) if parameter in files else str(value)
-    context.default_map = {**(context.default_map or {}), **given}
+    return given
 
 
 def _keys(command: click.Command) -> dict[str, str]:

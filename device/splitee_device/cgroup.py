@@ -70,7 +70,7 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, Limit]]:
         for folder in _groups(root, "memory", version):
             for name in files.limits:
                 value = _number(folder / name)
-                if value is not None and value < NO_LIMIT:
+                if value is not None and 0 <= value < NO_LIMIT:
                     yield version, Limit(value, _inside(root, folder / name))
 
 

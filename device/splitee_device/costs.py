@@ -64,10 +64,11 @@ class CutCosts(JsonMessage, frozen=True):
 
 
 class Failed(JsonMessage, frozen=True):
-    """The answer instead: why there are no costs. `killed`: the process that tried ran out of memory."""
+    """The answer instead: why there are no costs."""
 
     message: str
-    killed: bool = False
+    killed: bool = False  # the process that tried ran out of memory
+    defect: bool = False  # it ended in a way that nobody foresaw
 
 
 class Reply(JsonMessage, frozen=True):

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from itertools import count, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
@@ -32,11 +32,12 @@ import splitee_device.agent  # noqa: F401  # what the agent imports is part of w
 from splitee.codecs import encode_tensor
 from splitee.errors import SpliteeError
 from splitee.messages import Features, RunSpec, encode_labels
-from splitee.network import SplitNetwork, build_for
+from splitee.network import build_for
 from splitee.networks.zoo import first_line
 from splitee.training import EVALUATION_BATCH, pack_state
 from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup, StageFacts
 from splitee_device.data import DeviceData, PictureSet, batch
+from splitee_device.memory_watch import MemoryWatch, memory
 from splitee_device.trainer import ClientTrainer, CutBatch
 
 WARM_UP = 2  # steps that are not timed: the first allocate, and choose kernels
@@ -81,7 +82,9 @@ def _in_a_fork(setup: Setup, work: Callable[[], Reply]) -> bytes:
     if reply:
         return reply
     code = os.waitstatus_to_exitcode(status)
-    return Reply(failed=Failed(message=f"ended with status {code}", killed=code < 0)).encode()
+    if code < 0:
+        return Reply(failed=Failed(message="ran out of memory", killed=True)).encode()
+    return Reply(failed=Failed(message=f"ended with status {code}", defect=True)).encode()
 
 
 def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
@@ -134,18 +137,19 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     started = time.perf_counter()
     before = memory()["RssAnon"]
     spec = setup.spec
-    network = build_for(spec)
     data = _pictures(spec)
-    trainer = ClientTrainer(network, asked.cut, spec, "profile", data)
-    inference = _infer(trainer, data, spec)
-    inference_memory = peak() - before
+    watch = MemoryWatch()
+    with watch:
+        trainer = ClientTrainer(build_for(spec), asked.cut, spec, "profile", data)
+        inference = _infer(trainer, data, spec)
+    inference_memory = watch.peak - before
     initial = copy.deepcopy(trainer.state())  # the agent keeps it to start a run anew
-    times = _train(trainer, spec, asked, started)
-    pack_state(trainer.state())
-    for _ in trainer.evaluate():
-        pass
-    at_peak = peak() - before
-    code = memory()["RssFile"]
+    times = _train(trainer, spec, asked, started, watch)
+    with watch:
+        pack_state(trainer.state())
+        for _ in trainer.evaluate():
+            pass
+    at_peak, code = watch.peak - before, memory()["RssFile"]
     del initial
     gc.collect()
     typical = fmean if setup.bursty else median
@@ -165,7 +169,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         code=code,
         inference=inference,
         inference_memory=inference_memory,
-        stage_cpu=tuple(_stage_cpu(network, asked.cut, trainer.exit, data, spec)) if asked.stages else (),
+        stage_cpu=tuple(_stage_cpu(asked.cut, trainer.exit, data, spec)) if asked.stages else (),
         seconds=time.perf_counter() - started,
     )
 
@@ -220,27 +224,31 @@ class StepClock:
             logits.register_hook(lambda _gradient: self._mark("logits"))  # type: ignore[no-untyped-call]
 
 
-def _train(trainer: ClientTrainer, spec: RunSpec, asked: MeasureCut, started: float) -> Times:
+def _train(
+    trainer: ClientTrainer, spec: RunSpec, asked: MeasureCut, started: float, watch: MemoryWatch
+) -> Times:
     """Steps as the agent does them, with the last payloads kept as its window keeps them."""
     clock, times = StepClock(trainer), Times()
     window: deque[bytes] = deque(maxlen=spec.window)
     batches = trainer.round(1)
-    timed_from = started
-    for number in count(1):
+    with watch:  # which would disturb the steps that are timed
+        for _ in range(WARM_UP):
+            window.append(_encode(spec, next(batches)))
+            if time.perf_counter() - started >= asked.most:
+                break
+    timed_from = time.perf_counter()
+    while True:
         cpu, begun = time.process_time(), time.perf_counter()
         features = next(batches)
         trained = time.perf_counter()
         window.append(_encode(spec, features))
         ended = time.perf_counter()
-        late = ended - started >= asked.most
-        if number <= WARM_UP and not late:
-            timed_from = ended
-            continue
         times.steps.append(trained - begun)
         times.encode.append(ended - trained)
         times.cpu.append(time.process_time() - cpu)
         clock.note(times)
-        if late or (ended - timed_from >= asked.seconds and len(times.steps) >= LEAST_STEPS):
+        enough = ended - timed_from >= asked.seconds and len(times.steps) >= LEAST_STEPS
+        if enough or ended - started >= asked.most:
             break
     times.payload = len(window[-1])
     return times
@@ -272,12 +280,13 @@ def _infer(trainer: ClientTrainer, data: DeviceData, spec: RunSpec) -> float:
 
 
 def _stage_cpu(
-    network: SplitNetwork, cut: int, exit_head: nn.Module, data: DeviceData, spec: RunSpec
+    cut: int, exit_head: nn.Module, data: DeviceData, spec: RunSpec
 ) -> Iterator[tuple[float, float]]:
     """CPU seconds of forward and backward of each stage: how a step's time divides among the stages.
 
     The gradient reaches the boundary between two stages when the backward pass of all behind it is done.
     """
+    network = build_for(spec)
     stages = [network.stage(index).train() for index in range(1, cut + 1)]
     forwards: list[list[float]] = []
     backwards: list[list[float]] = []
@@ -311,19 +320,6 @@ def _pictures(spec: RunSpec) -> DeviceData:
         return PictureSet(images, np.arange(count) % spec.num_classes)
 
     return DeviceData(some(spec.batch_size), some(EVALUATION_BATCH), ("a", "b"), ())
-
-
-def memory() -> dict[str, int]:
-    """Bytes of this process: anonymous, of files, and both at their peak."""
-    fields = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
-    lines = (line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return {name: 1024 * int(value.split()[0]) for name, value in lines if name in fields}
-
-
-def peak() -> int:
-    """Bytes of anonymous memory at the peak so far; pages of files only ever come in."""
-    now = memory()
-    return now["VmHWM"] - now["RssFile"]
 
 
 if __name__ == "__main__":

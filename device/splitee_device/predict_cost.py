@@ -67,9 +67,9 @@ class CutRow:
 def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
     """Bytes that training at a cut takes by count: weights, their copies, what is saved for backward.
 
-    All weights of the network, for it is built whole; the initial ones of the cut once more, their
-    gradients and momentum; then either a step (what it saves, features with their gradient and as bytes)
-    or the state being written (weights and momentum, twice), whichever takes more.
+    First all weights of the network, for it is built whole and cut then. Later those of the cut, once more as
+    the run began with them, their gradients and momentum, and the window's payloads; then either a step (what
+    it saves, features with their gradient) or the state being written (weights and momentum, twice).
     """
     stages = description.stages
     held = FLOAT * sum(stage.parameters for stage in stages[:cut])
@@ -77,7 +77,7 @@ def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
     window = min(spec.window * codec(spec.codec).size(shape), spec.window_bytes)
     step = spec.batch_size * sum(stage.saved_bytes for stage in stages[:cut]) + 2 * FLOAT * prod(shape)
     whole = FLOAT * sum(stage.parameters for stage in stages)
-    return whole + 3 * held + window + max(step, 4 * held)
+    return max(whole, 4 * held + window + max(step, 4 * held))
 
 
 def predicted_memory(spec: RunSpec, description: Description, costs: Mapping[int, CutCosts], cut: int) -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from itertools import accumulate
 from types import TracebackType
 
+from msgspec.structs import replace
+
 from splitee.errors import ChildFailed, ConfigError, NetworkError
 from splitee.messages import RunSpec
 from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup
@@ -20,6 +22,7 @@ from splitee_device.hardware import memory_for_training, usable_cores
 from splitee_device.predict_cost import predicted_memory
 
 LEAST_STEPS = 5  # that the worker times
+ENDLESS = 1_000_000  # rounds and steps: a measurement ends by time
 OTHER_STEPS = 8  # that it takes besides: warm-up, evaluation, the stages one by one
 SECONDS = 1.0  # of timed steps a cut
 BURSTY_SECONDS = 3.0  # 30 periods of the usual quota
@@ -76,11 +79,18 @@ class Probe:
         return reply.description
 
     def measure(self, asked: MeasureCut) -> CutCosts | Failed:
-        """What training at the cut takes, or why it could not be tried. Raises TimeoutError."""
+        """What training at the cut takes, or why it could not be tried.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            ChildFailed: the worker has a defect.
+        """
         reply = self._ask(asked.encode())
         if reply.costs is not None:
             return reply.costs
         assert reply.failed is not None
+        if reply.failed.defect:
+            raise ChildFailed(f"measuring cut {asked.cut}: the worker {reply.failed.message}, see above")
         return reply.failed
 
     def _ask(self, line: bytes) -> Reply:
@@ -91,7 +101,9 @@ class Probe:
             return Reply.decode(self._read_line())
         except (BrokenPipeError, EOFError):
             code = self._worker.wait()
-            return Reply(failed=Failed(message=f"the worker ended with status {code}", killed=code < 0))
+            return Reply(
+                failed=Failed(message=f"ended with status {code}", killed=code < 0, defect=code >= 0)
+            )
 
     def _read_line(self) -> bytes:
         output = self._worker.stdout
@@ -119,8 +131,8 @@ def _no_description(failed: Failed | None) -> Exception:
             "Python with torch does not fit into the memory that this device leaves it: "
             "free memory, raise the limit, or let it only infer (`splitee predict` needs no torch)"
         )
-    if failed.message.startswith("the worker ended"):
-        return ChildFailed(f"{failed.message}; its own words are above")
+    if failed.defect:
+        return ChildFailed(f"measuring: the worker {failed.message}, see above")
     return NetworkError(failed.message)
 
 
@@ -205,6 +217,7 @@ def measure_cuts(
         MemoryTooSmall: not even torch fits.
     """
     started = time.monotonic()
+    spec = replace(spec, rounds=ENDLESS, steps=ENDLESS)
     cores, available = usable_cores(), memory_for_training()
     bursty = cores < threads
     plan = None

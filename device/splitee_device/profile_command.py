@@ -24,9 +24,8 @@ from splitee_device.link_test import Echo, open_echo
 from splitee_device.measured_store import MeasuredStore
 from splitee_device.predict_cost import Work, payload_bytes, predict
 from splitee_device.probe import measure_cuts
-from splitee_device.profile_report import as_json, cuts_table, facts_table, plot, require_matplotlib
+from splitee_device.profile_report import WIDTH, as_json, cuts_table, facts_table, plot, require_matplotlib
 
-ENDLESS = 1_000_000  # rounds and steps: the measurement ends by time
 TYPICAL_PAYLOAD = 256 << 10  # bytes, where there is no torch to say what a batch takes
 MIB = 1 << 20
 FILE = click.Path(path_type=Path)
@@ -85,13 +84,13 @@ def profile(
         run="profile",
         network=network,
         num_classes=num_classes,
-        rounds=ENDLESS,
+        rounds=1,
         stem=stem,  # type: ignore[arg-type]
         batch_size=batch_size,
-        steps=ENDLESS,
         codec=codec,
     )
     console = Console()
+    console.width = max(console.width, WIDTH)  # a narrow terminal wraps the table rather than hides columns
     with ExitStack() as stack:
         echo = stack.enter_context(open_echo(link, check_name(device, "--id"))) if link else None
         facts = hardware.facts()

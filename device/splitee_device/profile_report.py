@@ -19,6 +19,7 @@ from splitee_device.hardware import Fact
 from splitee_device.predict_cost import CutRow, Work
 
 MIB = 1 << 20
+WIDTH = 110  # columns of the table
 
 
 def as_json(
@@ -79,15 +80,15 @@ def cuts_table(measured: Measured, work: Work, rows: Sequence[CutRow], choice: C
             style=style,
         )
     title = (
-        f"{spec.network}, batches of {spec.batch_size}, {spec.codec}, {measured.threads} threads; "
-        f"rounds of {work.steps} batches"
+        f"{spec.network}, batches of {spec.batch_size}, {spec.codec}, "
+        f"{measured.threads} thread{'s' if measured.threads > 1 else ''}; rounds of {work.steps} batches"
     )
     return Group(Text(title, "bold"), table, *_notes(measured, work, rows))
 
 
 _NUMBERS = (
-    "step ms", "forward", "backward", "optim.", "train MiB", "infer MiB", "parameters",
-    "KB/batch", "upload ms", "round s", "CPU",
+    "step ms", "forward + back\n+ optimizer", "train\nMiB", "infer\nMiB", "parameters",
+    "KB a\nbatch", "upload\nms", "round\ns", "CPU",
 )  # fmt: skip
 
 
@@ -95,9 +96,7 @@ def _numbers(row: CutRow) -> tuple[str, ...]:
     mark = "" if row.measured else "~"
     return (
         f"{mark}{1000 * row.step:.4g} ±{1000 * row.spread:.2g}",
-        f"{1000 * row.forward:.3g}",
-        f"{1000 * row.backward:.3g}",
-        f"{1000 * row.optimizer:.2g}",
+        " + ".join(f"{1000 * part:.3g}" for part in (row.forward, row.backward, row.optimizer)),
         f"{mark}{row.memory / MIB:.0f}",
         f"{row.inference_memory / MIB:.0f}",
         f"{row.parameters:,}",

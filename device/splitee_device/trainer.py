@@ -25,7 +25,7 @@ from splitee.training import (
     steps_a_round,
     weights_digest,
 )
-from splitee_device.data import DeviceData, batch
+from splitee_device.data import DeviceData, PictureSet, batch
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ def normalized_entropy(logits: Tensor) -> Tensor:
 
 
 class ClientTrainer:
-    """One client network and its exit, its optimizer, and what they learn in a round."""
+    """One client network and its exit, its optimizer, and what they learn in a round.
+
+    It computes where the network's weights are.
+    """
 
     def __init__(self, network: SplitNetwork, cut: int, spec: RunSpec, device: str, data: DeviceData) -> None:
         network.check_cut(cut)
@@ -60,7 +63,8 @@ class ClientTrainer:
         self._device = device
         self._data = data
         self.client = network.client(cut)
-        self.exit = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut))
+        self._place = next(network.module.parameters()).device
+        self.exit = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut)).to(self._place)
         self._model = nn.ModuleDict({"client": self.client, "exit": self.exit})
         self.optimizer = make_optimizer(self._model.parameters(), spec)
         self.steps = steps_a_round(spec, len(data.train))
@@ -74,7 +78,7 @@ class ClientTrainer:
         losses, correct, seen = 0.0, 0, 0
         batches = epoch_batches(self._spec, self._device, number, len(self._data.train))
         for step, indices in enumerate(batches):
-            pictures, labels = batch(self._data.train, indices, self._spec.mean, self._spec.std)
+            pictures, labels = self._batch(self._data.train, indices)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, self.steps))
             features = self.client(pictures)  # (B, *feature_shape)
@@ -87,7 +91,7 @@ class ClientTrainer:
             correct += int((logits.detach().argmax(dim=1) == labels).sum())
             seen += len(labels)
             self.loss, self.accuracy = losses / (step + 1), correct / seen
-            yield CutBatch(features.detach().numpy(), labels.numpy())
+            yield CutBatch(_array(features.detach()), _array(labels))
 
     def evaluate(self) -> Iterator[ExitBatch]:
         """The held-out pictures at the cut, with the exit's answers."""
@@ -95,12 +99,12 @@ class ClientTrainer:
         everything = np.arange(len(self._data.held_out))
         for start in range(0, len(everything), EVALUATION_BATCH):
             indices = everything[start : start + EVALUATION_BATCH]
-            pictures, labels = batch(self._data.held_out, indices, self._spec.mean, self._spec.std)
+            pictures, labels = self._batch(self._data.held_out, indices)
             with torch.inference_mode():
                 features = self.client(pictures)
                 logits = self.exit(features)
                 entropy = normalized_entropy(logits)
-            yield ExitBatch(features.numpy(), labels.numpy(), logits.argmax(dim=1).numpy(), entropy.numpy())
+            yield ExitBatch(_array(features), _array(labels), _array(logits.argmax(dim=1)), _array(entropy))
 
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""
@@ -116,3 +120,11 @@ class ClientTrainer:
     def load(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+    def _batch(self, pictures: PictureSet, indices: npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+        images, labels = batch(pictures, indices, self._spec.mean, self._spec.std)
+        return images.to(self._place), labels.to(self._place)
+
+
+def _array(tensor: Tensor) -> npt.NDArray[Any]:
+    return tensor.cpu().numpy()

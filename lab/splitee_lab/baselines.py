@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 
 import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from splitee.errors import ChildFailed
 from splitee.messages import RunSpec
-from splitee.network import build_network
+from splitee.network import build_for
 from splitee.training import (
     EVALUATION_BATCH,
     epoch_batches,
@@ -31,6 +23,7 @@ from splitee.training import (
     steps_a_round,
 )
 from splitee_device.data import PictureSet, Shard, batch, open_data
+from splitee_lab.workers import at_work
 
 CENTRALIZED = "centralized"
 REPORT_EVERY = 8  # steps
@@ -50,6 +43,10 @@ class Baseline(msgspec.Struct, frozen=True):
     run: RunSpec
     data: DataSource
     shards: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"baseline {self.name!r}"
 
 
 @dataclass(frozen=True)
@@ -74,21 +71,15 @@ def train_all(
 ) -> dict[str, float]:
     """Held-out accuracy by baseline, trained in `workers` processes at once.
 
-    One thread each: two such processes train more pictures a second on two cores than one with two
-    threads, and the result does not depend on the number of cores.
-
     Raises:
-        ChildFailed: a process ended before its result.
+        ChildFailed: one met an error, or its process ended before its result.
     """
-    waiting = deque(baselines)
     accuracies: dict[str, float] = {}
-    with _Workers(min(workers, len(baselines))) as team:
-        while len(accuracies) < len(baselines):
-            team.give(waiting)
-            for progress in team.receive():
-                show(progress)
-                if progress.accuracy is not None:
-                    accuracies[progress.name] = progress.accuracy
+    with at_work(baselines, _train, workers) as news:
+        for _, progress in news:
+            show(progress)
+            if progress.accuracy is not None:
+                accuracies[progress.name] = progress.accuracy
     return accuracies
 
 
@@ -96,41 +87,63 @@ def train(baseline: Baseline) -> Iterator[Progress]:
     """Trains one baseline in this process, with the seeds, schedule and batch size of the fleet's run."""
     run = baseline.run
     pictures, held_out = _pictures(baseline)
-    network = build_network(
-        run.network,
-        num_classes=run.num_classes,
-        input_shape=run.input_shape,
-        stem=run.stem,
-        seed=run.seed,
-    ).module
-    optimizer = make_optimizer(network.parameters(), run)
-    steps = steps_a_round(run, len(pictures))
+    trainer = WholeTrainer(build_for(run).module, run, baseline.name, pictures)
+    steps = run.rounds * trainer.steps
     for number in range(1, run.rounds + 1):
-        network.train()
-        for step, indices in enumerate(epoch_batches(run, baseline.name, number, len(pictures))):
-            images, labels = batch(pictures, indices, run.mean, run.std)
-            torch.manual_seed(seed_for(run.seed, baseline.name, number, step))
-            set_rate(optimizer, learning_rate(run, number, step, steps))
-            loss = F.cross_entropy(network(images), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            done = (number - 1) * steps + step + 1
+        for step, loss in enumerate(trainer.round(number), start=1):
+            done = (number - 1) * trainer.steps + step
             if done % REPORT_EVERY == 0:
-                yield Progress(baseline.name, done, run.rounds * steps, loss.item())
-    accuracy = evaluate(network, held_out, run)
-    yield Progress(baseline.name, run.rounds * steps, run.rounds * steps, loss.item(), accuracy)
+                yield Progress(baseline.name, done, steps, loss)
+    yield Progress(baseline.name, steps, steps, loss, evaluate(trainer.network, held_out, run))
+
+
+class WholeTrainer:
+    """The whole network in one place, trained as a device trains its part: same batches, seeds, schedule."""
+
+    def __init__(self, network: nn.Module, run: RunSpec, name: str, pictures: PictureSet) -> None:
+        self.network = network
+        self.steps = steps_a_round(run, len(pictures))
+        self._run = run
+        self._name = name
+        self._pictures = pictures
+        self._place = next(network.parameters()).device
+        self.forget_momentum()
+
+    def forget_momentum(self) -> None:
+        self._optimizer = make_optimizer(self.network.parameters(), self._run)
+
+    def round(self, number: int) -> Iterator[float]:
+        """Trains round `number` (from 1), yielding each batch's loss."""
+        run = self._run
+        self.network.train()
+        for step, indices in enumerate(epoch_batches(run, self._name, number, len(self._pictures))):
+            images, labels = (
+                part.to(self._place) for part in batch(self._pictures, indices, run.mean, run.std)
+            )
+            torch.manual_seed(seed_for(run.seed, self._name, number, step))
+            set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
+            loss = F.cross_entropy(self.network(images), labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            yield loss.item()
 
 
 def evaluate(network: nn.Module, pictures: PictureSet, run: RunSpec) -> float:
     """The share of `pictures` that the network gets right."""
     network.eval()
+    place = next(network.parameters()).device
     correct = 0
-    for indices in np.array_split(np.arange(len(pictures)), -(-len(pictures) // EVALUATION_BATCH)):
-        images, labels = batch(pictures, indices, run.mean, run.std)
+    for images, labels in held_out_batches(pictures, run):
         with torch.inference_mode():
-            correct += int((network(images).argmax(dim=1) == labels).sum())
+            correct += int((network(images.to(place)).argmax(dim=1).cpu() == labels).sum())
     return correct / len(pictures)
+
+
+def held_out_batches(pictures: PictureSet, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of `pictures`, normalised (B, C, H, W), with their labels (B,)."""
+    for indices in np.array_split(np.arange(len(pictures)), -(-len(pictures) // EVALUATION_BATCH)):
+        yield batch(pictures, indices, run.mean, run.std)
 
 
 def _pictures(baseline: Baseline) -> tuple[PictureSet, PictureSet]:
@@ -151,81 +164,6 @@ def _pictures(baseline: Baseline) -> tuple[PictureSet, PictureSet]:
     return PictureSet(images, labels), parts[0].held_out
 
 
-class _Workers:
-    """Processes that train one baseline after the other and send their progress; leaving ends them."""
-
-    def __init__(self, count: int) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._processes: dict[Connection, BaseProcess] = {}
-        self._busy: dict[Connection, str] = {}
-        with _one_thread_and_no_interrupt():
-            for _ in range(count):
-                self._start()
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for connection, process in self._processes.items():
-            process.terminate()
-            process.join()
-            connection.close()
-
-    def give(self, waiting: deque[Baseline]) -> None:
-        """Gives every idle process one of what waits."""
-        for connection in self._processes:
-            if waiting and connection not in self._busy:
-                baseline = waiting.popleft()
-                self._busy[connection] = baseline.name
-                connection.send_bytes(msgspec.json.encode(baseline))
-
-    def receive(self) -> Iterator[Progress]:
-        """Waits until at least one process has something to say."""
-        ready = wait(list(self._busy))
-        for connection in [mine for mine in self._busy if mine in ready]:
-            try:
-                progress = msgspec.json.decode(connection.recv_bytes(), type=Progress)
-            except (EOFError, ConnectionResetError):
-                process = self._processes[connection]
-                process.join()
-                raise ChildFailed(
-                    f"the baseline {self._busy[connection]!r} ended with status {process.exitcode} "
-                    "before its result; the others are stopped"
-                ) from None
-            if progress.accuracy is not None:
-                del self._busy[connection]
-            yield progress
-
-    def _start(self) -> None:
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=_work, args=(theirs,), daemon=True)
-        process.start()
-        theirs.close()
-        self._processes[ours] = process
-
-
-@contextmanager
-def _one_thread_and_no_interrupt() -> Iterator[None]:
-    """What a process inherits that is started now: one OpenMP thread, and Ctrl-C left to its parent."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
-
-
-def _work(connection: Connection) -> None:
-    torch.set_num_threads(1)
-    while True:
-        try:
-            baseline = msgspec.json.decode(connection.recv_bytes(), type=Baseline)
-        except EOFError:
-            return
-        for progress in train(baseline):
-            connection.send_bytes(msgspec.json.encode(progress))
+def _train(baseline: Baseline, tell: Callable[[Progress], None]) -> None:
+    for progress in train(baseline):
+        tell(progress)

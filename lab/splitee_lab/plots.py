@@ -60,6 +60,14 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A share over something that grows, `points` as (x, y)."""
+
+    label: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
 class Bar:
     """A named value; `strength` 0..1 is how strongly it is filled, None is grey."""
 
@@ -127,6 +135,28 @@ def over_rounds(
         if share:
             low, high = axes.get_ylim()
             axes.set_ylim(max(low, 0), min(high, 1.005))
+        _label_ends(axes, labels)
+
+    return _svg(key, 3.1, (0.105, 0.15, 0.625, 0.81), draw)
+
+
+def curves(key: str, lines: Sequence[Curve], x_label: str) -> str:
+    """Shares over x, a colour each, with their labels at their ends; a single point is a dot."""
+
+    def draw(axes: Axes) -> None:
+        labels = []
+        for index, line in enumerate(lines):
+            colour = SERIES[index % len(SERIES)]
+            xs, ys = zip(*line.points, strict=True)
+            axes.plot(xs, ys, color=colour, marker="o", linestyle=DASHES[index // len(SERIES) % len(DASHES)])
+            labels.append((ys[-1], line.label, colour))
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, min_n_ticks=1))
+        axes.margins(x=0.03, y=0.08)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0), min(high, 1.005))
         _label_ends(axes, labels)
 
     return _svg(key, 3.1, (0.105, 0.15, 0.625, 0.81), draw)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from splitee.codecs import decode_tensor, encode_tensor
-from splitee.messages import RunSpec
-from splitee.network import build_for
+from splitee.messages import RunSpec, encode_labels
+from splitee.network import SplitNetwork, build_for
 from splitee.training import fleet_digest
 from splitee_device.data import DeviceData
 from splitee_device.trainer import ClientTrainer, CutBatch
+from splitee_lab.client_averaging import average_clients
 from splitee_server.evaluation import Score
 from splitee_server.schedule import Schedule
 from splitee_server.strategy import Strategy, make_strategy
@@ -29,12 +32,13 @@ class SimulatedDevice:
 
 @dataclass(frozen=True)
 class SimulatedRound:
-    """What a round came to; accuracies by device, as `Score.accuracies` names them."""
+    """What a round came to; accuracies by device, as `Score.accuracies` names them, if it was evaluated."""
 
     round: int
     trunk_loss: dict[str, float]
     exit_loss: dict[str, float]
     accuracies: dict[str, dict[str, float]]
+    bytes: int  # that all devices have sent and received in it
 
 
 @dataclass
@@ -43,28 +47,35 @@ class Simulation:
 
     spec: RunSpec
     devices: Mapping[str, SimulatedDevice]
+    evaluate_every: int = 1  # rounds; the last one is always evaluated
+    on_batch: Callable[[], None] = lambda: None
+    place: str = "cpu"  # of torch: where all networks are, as if each had a machine of its own
     _trainers: dict[str, ClientTrainer] = field(init=False)
     _strategy: Strategy = field(init=False)
 
     def __post_init__(self) -> None:
-        self._strategy = make_strategy(build_for(self.spec), self.spec)
+        self._strategy = make_strategy(build_at(self.spec, self.place), self.spec)
         self._trainers = {}
         for name, device in sorted(self.devices.items()):
             self._trainers[name] = ClientTrainer(
-                build_for(self.spec), device.cut, self.spec, name, device.data
+                build_at(self.spec, self.place), device.cut, self.spec, name, device.data
             )
             self._strategy.join(name, device.cut)
 
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train and evaluate round after round."""
+        samples = {name: len(device.data.train) for name, device in self.devices.items()}
+        cuts = {name: device.cut for name, device in self.devices.items()}
         for number in range(1, self.spec.rounds + 1):
-            losses = self._train(number)
-            self._strategy.aggregate({name: len(d.data.train) for name, d in self.devices.items()})
+            losses, sent = self._train(number)
+            self._strategy.aggregate(samples)
+            sent += average_clients(self.spec.client_averaging, self._trainers, self._strategy, cuts, samples)
             yield SimulatedRound(
                 number,
                 losses,
                 {name: trainer.loss for name, trainer in self._trainers.items()},
-                {name: self._score(name) for name in self._trainers},
+                {name: self._score(name) for name in self._trainers} if self._is_evaluated(number) else {},
+                sent,
             )
 
     def digest(self) -> str:
@@ -72,31 +83,37 @@ class Simulation:
         clients = {name: trainer.digest() for name, trainer in self._trainers.items()}
         return fleet_digest(self._strategy.weights(), clients)
 
-    def _train(self, number: int) -> dict[str, float]:
-        """One round; batches reach the trunk in the strategy's order. Mean trunk loss by device."""
+    def _is_evaluated(self, number: int) -> bool:
+        return number % self.evaluate_every == 0 or number == self.spec.rounds
+
+    def _train(self, number: int) -> tuple[dict[str, float], int]:
+        """One round; batches reach the trunk in the strategy's order. Mean trunk loss by device, bytes."""
         steps = {name: trainer.steps for name, trainer in self._trainers.items()}
         order = self._strategy.order
         schedule: Schedule[CutBatch] = Schedule("step" if order == "any" else order, steps, window=1)
         batches = {name: enumerate(trainer.round(number)) for name, trainer in self._trainers.items()}
-        sums = dict.fromkeys(steps, 0.0)
+        sums, sent = dict.fromkeys(steps, 0.0), 0
         while schedule.missing():
             for name in schedule.missing() if order == "device" else list(steps):
                 self._offer(schedule, name, batches[name])
                 while (taken := schedule.take()) is not None:
                     device, step, batch = taken
+                    features, size = across_the_wire(self.spec.codec, batch.features)
                     sums[device] += self._strategy.train(
                         device,
-                        torch.from_numpy(self._across_the_wire(batch.features)),
-                        torch.from_numpy(batch.labels),
+                        features.to(self.place),
+                        torch.from_numpy(batch.labels).to(self.place),
                         round_number=number,
                         step=step,
                         steps=steps[device],
                     )
+                    sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
+                    self.on_batch()
                 if order == "device":
                     break
         for rest in batches.values():
             next(rest, None)  # let the trainer end its round
-        return {name: sums[name] / steps[name] for name in steps}
+        return {name: sums[name] / steps[name] for name in steps}, sent
 
     def _offer(
         self, schedule: Schedule[CutBatch], name: str, batches: Iterator[tuple[int, CutBatch]]
@@ -108,11 +125,22 @@ class Simulation:
     def _score(self, name: str) -> dict[str, float]:
         score = Score()
         for batch in self._trainers[name].evaluate():
-            features = torch.from_numpy(self._across_the_wire(batch.features))
+            features, _ = across_the_wire(self.spec.codec, batch.features)
             entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
-            answers = self._strategy.predict(name, features).numpy()
+            answers = self._strategy.predict(name, features.to(self.place)).cpu().numpy()
             score.add(batch.labels, batch.exit_labels, entropy, answers, self.spec.threshold)
         return score.accuracies()
 
-    def _across_the_wire(self, features: np.ndarray) -> np.ndarray:
-        return decode_tensor(encode_tensor(self.spec.codec, features))
+
+def build_at(spec: RunSpec, place: str) -> SplitNetwork:
+    """The network of a run, its weights at `place`."""
+    network = build_for(spec)
+    network.module.to(place)
+    return network
+
+
+def across_the_wire(codec: str, features: npt.NDArray[np.float32]) -> tuple[Tensor, int]:
+    """Features as the server gets them, and the bytes that they take on the wire."""
+    encoded = encode_tensor(codec, features)
+    array = decode_tensor(encoded)  # of fp32: a view of the message's bytes, which torch must not write
+    return torch.from_numpy(array if array.flags.writeable else array.copy()), len(encoded.data)

@@ -54,8 +54,14 @@ DIRECTORY = click.Path(path_type=Path)
 @setting(
     "--steps", type=int, default=0, help="Batches a device trains in a round; 0: one pass over its data."
 )
-@setting("--learning-rate", type=float, default=0.02, help="Highest rate; warm-up and cosine are built in.")
+@setting("--learning-rate", type=float, default=0.01, help="Highest rate; warm-up and cosine are built in.")
 @setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
+@setting(
+    "--client-averaging",
+    type=click.Choice(["none", "same-cut", "layerwise"]),
+    default="none",
+    help="Of client networks; over MQTT only none, so far.",
+)
 @setting("--window", type=int, default=8, help="Batches a device may have unacknowledged.")
 @setting("--threshold", type=float, default=0.5, help="Normalised entropy up to which the exit answers.")
 @setting(
@@ -112,6 +118,11 @@ def server(
 
 def _run_spec(settings: dict[str, Any]) -> RunSpec:
     """The run's specification from the flags, checked against its bounds."""
+    if settings["client_averaging"] != "none":
+        raise ConfigError(
+            f"--client-averaging {settings['client_averaging']} works in `splitee simulate` only: "
+            "over MQTT client networks stay on their devices; give none"
+        )
     try:
         run = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 0xFFFF:04x}"
         return msgspec.convert({"protocol": PROTOCOL, "run": run, **settings}, RunSpec)

@@ -282,7 +282,7 @@ class Coordinator:
         )
         if announce:
             self._announce.round(opened)
-            self._announce.beat(self._doing(opened), under_way.behind(), self._rejected(), now=True)
+            self._announce.beat(self._doing(opened), under_way.late(), self._rejected(), now=True)
         return under_way
 
     def _serve(self, condition: Callable[[], bool]) -> None:
@@ -335,13 +335,15 @@ class Coordinator:
             else:  # nothing is known of how long a round takes: only who stands still is skipped
                 limit, since = FIRST_DEADLINE * self._policy.floor, phase.progressed
             if now - since > limit:
-                self._skip(phase.behind(), limit)
+                self._skip(phase.late(), limit)
 
     def _skip(self, missing: tuple[str, ...], limit: float) -> None:
         left = len(self._phase.opened.participants) - len(missing)
         if not missing or (self._phase.opened.phase == "train" and left < self._policy.quorum):
             return
         self._phase.go_on_without(missing)
+        for device in missing:
+            self._members[device].online = False  # until it is heard of again
         self._announce.round(self._phase.opened)
         log.warning(
             "%s: going on without %s after %.0f s", self._doing(self._phase.opened), ", ".join(missing), limit
@@ -350,7 +352,7 @@ class Coordinator:
     def _waiting_for(self) -> tuple[str, ...]:
         if self._phase.opened.phase == "gather":
             return tuple(member.device for member in self._members if not member.online)
-        return self._phase.behind()
+        return self._phase.late()
 
     # Words
 
@@ -428,4 +430,5 @@ class Coordinator:
 
     def _report(self) -> dict[str, Any]:
         assert self._metrics is not None
-        return run_report(self._spec, self._metrics, list(self._members), self._weights_sha256, self._rejected())
+        members = list(self._members)
+        return run_report(self._spec, self._metrics, members, self._weights_sha256, self._rejected())

@@ -38,8 +38,16 @@ class PhaseUnderWay:
             behind |= self.opened.participants.keys() - self.done.keys()
         return tuple(sorted(behind))
 
+    def late(self) -> tuple[str, ...]:
+        """Those of them that are waited for: what they must send next is not here.
+
+        The others wait themselves, for their turn.
+        """
+        return tuple(device for device in self.behind() if not self.schedule.has_next(device))
+
     def go_on_without(self, devices: tuple[str, ...]) -> None:
-        """Drop participants that are missing."""
+        """Drop participants that are missing; the others, which may have waited for them, get time anew."""
+        self.started = self.progressed = time.monotonic()
         for device in devices:
             self.schedule.drop(device)
             self.done.pop(device, None)

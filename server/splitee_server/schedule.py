@@ -29,6 +29,10 @@ class Schedule(Generic[Batch]):
         """All of the device's steps below this one have been handed out."""
         return self._next[device]
 
+    def has_next(self, device: str) -> bool:
+        """Whether the device's next batch is here, and waits for its turn."""
+        return self._next[device] in self._held[device]
+
     def __contains__(self, device: str) -> bool:
         return device in self._steps
 

@@ -15,7 +15,7 @@ from splitee.errors import MalformedMessage
 from splitee.inbox import Seldom
 from splitee.inference import Array
 from splitee.link import Link, Message
-from splitee.messages import InferAnswer, InferRequest
+from splitee.model_messages import InferAnswer, InferRequest
 from splitee.parts import Assembler, split
 from splitee.topics import Topics
 from splitee.trunks import Entry

@@ -68,6 +68,7 @@ class ServerStore:
                 f"{self.path} holds run {stored.run} with other settings ({'; '.join(changed)}): "
                 "--fresh starts over, another --state keeps it"
             )
+        self._mend_history()
         return stored
 
     def save(self, committed: Committed) -> None:
@@ -108,6 +109,15 @@ class ServerStore:
         except msgspec.MsgspecError as error:
             log.warning("state: history.jsonl has a line that is torn (%s)", error)
         return found
+
+    def _mend_history(self) -> None:
+        """Drop the half line that a power cut may have left: what follows it could not be read either."""
+        path = self.path / "history.jsonl"
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            log.warning("state: the last line of %s is torn; it is dropped", path)
+            write_atomically(path, whole)
 
     def write_report(self, report: dict[str, Any]) -> None:
         write_atomically(self.path / "report.json", json.dumps(report, indent=2).encode() + b"\n")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from open_files import open_to_all
 
 from splitee.address import BrokerAddress, TlsFiles
 from splitee.link import Connected, Link
@@ -99,9 +100,7 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One fleet a module; the broker runs as its own account where the tests run as root."""
-    root = tmp_path_factory.mktemp("fleet")
-    for parent in (root, *root.parents[:2]):
-        parent.chmod(0o755)
+    root = open_to_all(tmp_path_factory.mktemp("fleet"))
     directory, port = root / "splitee", free_port()
     state = root / "state"
     state.mkdir()

@@ -12,7 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import splitee.messages  # noqa: F401 - declares the subclasses that are looked up
+import splitee.messages
+import splitee.model_messages  # noqa: F401
 from splitee.wire import JsonMessage, PackedMessage
 
 # The same examples in every run; benchmarks/fuzz_messages.py looks for new ones.
@@ -78,7 +79,7 @@ _STRATEGIES: dict[type[Any], Callable[[Any], st.SearchStrategy[Any]]] = {
     msgspec.inspect.IntType: _int,
     msgspec.inspect.FloatType: _float,
     msgspec.inspect.StrType: _str,
-    msgspec.inspect.BytesType: lambda kind: st.binary(max_size=100),
+    msgspec.inspect.BytesType: lambda kind: st.binary(min_size=kind.min_length or 0, max_size=100),
     msgspec.inspect.BoolType: lambda kind: st.booleans(),
     msgspec.inspect.NoneType: lambda kind: st.none(),
     msgspec.inspect.AnyType: lambda kind: PLAIN | st.lists(PLAIN, max_size=3),

@@ -113,6 +113,7 @@ def test_every_topic_has_its_place() -> None:
             exit_accuracy=0.5,
             trunk_accuracy=0.75,
             seen=NOW - 60,
+            train_samples=2000,
         ),
     )
 

@@ -169,7 +169,7 @@ def test_long_msgpack_is_not_read() -> None:
 def test_a_capability_of_too_many_cuts_is_refused() -> None:
     cuts = ",".join(['{"cut":1,"seconds":1,"bytes":1,"memory":1,"fits":true}'] * 1001)
     capability = (
-        f'{{"network":"n","batch_size":2,"codec":"c","machine":"m","cores":1,"threads":1,"cuts":[{cuts}]}}'
+        f'{{"network":"n","batch_size":2,"codec":"fp16","machine":"m","cores":1,"threads":1,"cuts":[{cuts}]}}'
     )
     fields = '"protocol":1,"instance":1,"version":"1","cut":1,"class_names":[],"train_samples":1'
     payload = f'{{{fields},"held_out_samples":0,"capability":{capability}}}'.encode()

@@ -9,24 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call
 from fleets import Fleet, in_one_process
 from PIL import Image
 
-from splitee.cli import main
 from splitee.errors import ExitCode
 from splitee.link import Link, Message
 from splitee.messages import DeviceStatus, ErrorReport, Profile, RunSpec
 from splitee.topics import Topics
 from splitee_lab.brokers import OwnBroker, RunningBroker
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    """Exit code and the one line that a `splitee` command ends with."""
-    with pytest.raises(SystemExit) as leave:
-        main(list(arguments))
-    said = capsys.readouterr().err.strip().splitlines()
-    assert not any("Traceback" in line for line in said)
-    return int(leave.value.code or 0), said[-1] if said else ""
 
 
 def pictures(folder: Path, count: int, *, broken: int = 0) -> None:

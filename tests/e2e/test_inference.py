@@ -25,7 +25,8 @@ from splitee.codecs import decode_tensor, encode_tensor
 from splitee.inference import ClientModel
 from splitee.link import Link, Message
 from splitee.link_options import LinkOptions, resolve
-from splitee.messages import InferAnswer, InferRequest, RoundOpen, RunSpec, ServerStatus
+from splitee.messages import RoundOpen, RunSpec, ServerStatus
+from splitee.model_messages import InferAnswer, InferRequest
 from splitee.offload import Offload
 from splitee.predictor import Prediction, Predictor
 from splitee.samples import Samples
@@ -278,7 +279,10 @@ def test_requests_that_do_not_fit_are_told_why(
     assert "no trunk for stranger" in str(refused(topics, link, request(), stranger, "stranger"))
     for elsewhere in ("elsewhere/x", topics.commit, topics.device("pi-1", "inbox/plan"), None):
         assert refused(topics, link, request(), elsewhere) is None
-    assert refused(topics, link, request(), own) == ""
+    link.publish(topics.device("pi-2", "infer"), request(), response_topic=own, correlation=b"sound")
+    while not (isinstance(event := link.receive(LONG), Message) and event.topic == own):
+        assert event is not None
+    assert event.correlation == b"sound" and InferAnswer.decode(event.payload).error == ""
 
 
 @pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])

@@ -1,0 +1,242 @@
+"""How well `splitee profile` predicts: against every cut trained, unlimited and on parts of a core.
+
+    python benchmarks/profile.py [--network NAME] [--share PERCENT] [--memory] [--json]
+
+Each setting is profiled by the command itself, then every cut is trained for a round in processes of its
+own, over a Mosquitto on loopback: median errors of the step and of peak memory, and how the recommended
+cut's round compares with the best. `--memory` trains the recommended `deepest` cut under memory limits. CPU
+shares and memory limits are control groups, which need root. Let nothing else run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from splitee_lab.brokers import mosquitto
+
+NETWORKS = ("resnet18", "mobilenet_v3_small")
+SHARES = (0, 25, 50, 100)  # percent of a core; 0: unlimited
+STEPS = 20  # of a round
+MAX_STEP_ERROR = 0.10
+MAX_MEMORY_ERROR = 0.15
+MAX_REGRET = 0.05  # of the recommended cut's round against the best
+MIB = 1 << 20
+MEMORY_MARGINS = (0, 10, 25, 50, 100, 200)  # MiB above the smallest limit that fits a cut
+HEADINGS = (
+    "network", "share", "interpolated", "step error", "memory error", "recommended", "best", "regret",
+)  # fmt: skip
+TRUTH = Path(__file__).with_name("profile_truth.py")
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@contextmanager
+def small_device(share: int = 0, memory: int = 0) -> Iterator[list[str]]:
+    """The start of a command line that runs what follows on `share` percent of a core, in `memory` bytes."""
+    if not share and not memory:
+        yield []
+        return
+    limits = (
+        _limits_v2(share, memory) if (CGROUPS / "cgroup.controllers").exists() else _limits_v1(share, memory)
+    )
+    groups = []
+    for group, files in limits.items():
+        group.mkdir()
+        groups.append(group)
+        for name, value in files.items():
+            (group / name).write_text(value)
+    entering = "".join(f"echo $$ > {group}/cgroup.procs; " for group in groups)
+    try:
+        yield ["sh", "-c", f'{entering}exec "$@"', "small-device"]
+    finally:
+        for group in groups:
+            group.rmdir()
+
+
+def _limits_v1(share: int, memory: int) -> dict[Path, dict[str, str]]:
+    limits = {}
+    if share:
+        files = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": str(1000 * share)}
+        limits[_own_group("cpu") / f"profile-{os.getpid()}"] = files
+    if memory:
+        limits[_own_group("memory") / f"profile-{os.getpid()}"] = {"memory.limit_in_bytes": str(memory)}
+    return limits
+
+
+def _limits_v2(share: int, memory: int) -> dict[Path, dict[str, str]]:
+    files = {}
+    if share:
+        files["cpu.max"] = f"{1000 * share} 100000"
+    if memory:
+        files["memory.max"] = str(memory)
+    return {CGROUPS / f"profile-{os.getpid()}": files}
+
+
+def _own_group(controller: str) -> Path:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            return CGROUPS / controller / path.strip("/")
+    raise click.ClickException(f"no control groups for {controller}: --share 0 needs none")
+
+
+def profile(prefix: list[str], network: str, broker: str, *flags: str) -> dict[str, Any]:
+    """What the command says."""
+    command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", network, "--broker", broker]
+    done = subprocess.run(
+        [*prefix, *command, "--steps", str(STEPS), "--samples", "64", *flags],
+        stdout=subprocess.PIPE,
+        check=False,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def truth(prefix: list[str], network: str, broker: str, cut: int, threads: int) -> dict[str, Any] | None:
+    """What a process measures that trains a round at the cut; None: it was killed."""
+    arguments = [network, str(cut), str(threads), str(STEPS), broker]
+    # -P: in this folder, profile.py would hide the standard library's module of that name.
+    done = subprocess.run(
+        [*prefix, sys.executable, "-P", str(TRUTH), *arguments], stdout=subprocess.PIPE, check=False
+    )
+    if done.returncode < 0 or done.returncode == 137:
+        return None
+    measured: dict[str, Any] = json.loads(done.stdout)
+    return measured
+
+
+def compare(network: str, share: int, broker: str, budget: float) -> dict[str, Any]:
+    """One setting: every cut predicted and trained."""
+    with small_device(share) as prefix:
+        found = profile(prefix, network, broker, "--budget", str(budget))
+        rows = []
+        for row in found["cuts"]:
+            real = truth(prefix, network, broker, row["cut"], found["threads"])
+            assert real is not None
+            rows.append(
+                {
+                    "cut": row["cut"],
+                    "interpolated": not row["measured"],
+                    "step": row["step"],
+                    "real_step": real["step"],
+                    "memory": row["memory"],
+                    "real_memory": real["memory"],
+                    "round": row["round"],
+                    "real_round": real["round"],
+                }
+            )
+    real_rounds = {row["cut"]: row["real_round"] for row in rows}
+    chosen = found["recommended"]
+    return {
+        "network": network,
+        "share": share,
+        "interpolated": sum(row["interpolated"] for row in rows),
+        "step_error": median(_error(row["step"], row["real_step"]) for row in rows),
+        "memory_error": median(_error(row["memory"], row["real_memory"]) for row in rows),
+        "recommended": chosen,
+        "best": min(real_rounds, key=lambda cut: real_rounds[cut]),
+        "regret": real_rounds[chosen] / min(real_rounds.values()) - 1,
+        "cuts": rows,
+    }
+
+
+def _error(predicted: float, real: float) -> float:
+    return abs(predicted - real) / real
+
+
+def limits(network: str, broker: str) -> Iterator[dict[str, Any]]:
+    """The recommended deepest cut under memory limits, from the smallest that fits any cut up."""
+    free = profile([], network, broker, "--threads", "1", "--prefer", "deepest")
+    smallest = min(row["needed"] for row in free["cuts"]) + free["reserve"]
+    for margin in MEMORY_MARGINS:
+        limit = smallest + margin * MIB
+        with small_device(memory=limit) as prefix:
+            found = profile(prefix, network, broker, "--threads", "1", "--prefer", "deepest")
+            cut = found["recommended"]
+            trained = None if cut is None else truth(prefix, network, broker, cut, 1) is not None
+            deeper = None
+            if cut is not None and cut < len(found["cuts"]):
+                deeper = truth(prefix, network, broker, cut + 1, 1) is not None
+        yield {
+            "network": network,
+            "limit_mib": limit // MIB,
+            "deepest": cut,
+            "trains": trained,
+            "one_deeper_is": "none" if cut is None else "last" if deeper is None else "refused",
+            "one_deeper_would_train": deeper,
+        }
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    table = Table(header_style="bold")
+    for heading in (
+        "network",
+        "share",
+        "interpolated",
+        "step error",
+        "memory error",
+        "recommended",
+        "best",
+        "regret",
+    ):
+        table.add_column(heading, justify="right")
+    for result in results:
+        table.add_row(
+            result["network"],
+            f"{result['share']} %" if result["share"] else "all",
+            f"{result['interpolated']} of {len(result['cuts'])}",
+            f"{result['step_error']:.1%}",
+            f"{result['memory_error']:.1%}",
+            str(result["recommended"]),
+            str(result["best"]),
+            f"{result['regret']:.1%}",
+        )
+    console = Console(width=110)
+    console.print(table)
+    for target, key, bound in (
+        ("step", "step_error", MAX_STEP_ERROR),
+        ("peak memory", "memory_error", MAX_MEMORY_ERROR),
+        ("recommended cut's round over the best", "regret", MAX_REGRET),
+    ):
+        met = sum(result[key] <= bound for result in results)
+        console.print(f"{target} within {bound:.0%}: in {met} of {len(results)} settings", highlight=False)
+
+
+@click.command()
+@click.option("--network", "networks", multiple=True, default=NETWORKS, show_default=True)
+@click.option("--share", "shares", multiple=True, type=int, default=SHARES, show_default=True, help="0: all.")
+@click.option("--budget", type=float, default=120.0, show_default=True, help="Seconds of each profile.")
+@click.option("--memory", is_flag=True, help="Memory limits instead of CPU shares.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of tables.")
+def main(
+    networks: tuple[str, ...], shares: tuple[int, ...], budget: float, memory: bool, as_json: bool
+) -> None:
+    """Compare predictions with training."""
+    with tempfile.TemporaryDirectory() as directory, mosquitto(Path(directory)) as broker:
+        address = str(broker.address)
+        if memory:
+            for network in networks:
+                for result in limits(network, address):
+                    click.echo(json.dumps(result))
+            return
+        results = [compare(network, share, address, budget) for network in networks for share in shares]
+    if as_json:
+        click.echo(json.dumps({"benchmark": "profile", "settings": results}))
+    else:
+        show(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Trains one round at one cut as a device does, and prints its step, memory and time (see profile.py).
+
+python benchmarks/profile_truth.py NETWORK CUT THREADS STEPS BROKER
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections import deque
+from contextlib import closing
+from itertools import count
+from pathlib import Path
+from statistics import fmean, median
+
+import numpy as np
+import torch
+
+from splitee.address import BrokerAddress
+from splitee.codecs import encode_tensor
+from splitee.link import Link
+from splitee.messages import Features, RunSpec, encode_labels
+from splitee.network import build_for
+from splitee.training import pack_state
+from splitee_device.data import DeviceData, PictureSet
+from splitee_device.hardware import usable_cores
+from splitee_device.memory_watch import MemoryWatch, memory
+from splitee_device.outbox import publish_packed
+from splitee_device.trainer import ClientTrainer, CutBatch
+
+INPUT = (3, 32, 32)
+LEAST_SECONDS = 4.0  # of measured rounds, after one that is not
+
+
+def payload(spec: RunSpec, step: int, batch: CutBatch) -> bytes:
+    return Features(
+        run=spec.run,
+        round=1,
+        attempt=1,
+        phase="train",
+        step=step,
+        features=encode_tensor(spec.codec, batch.features),
+        labels=encode_labels(batch.labels, spec.num_classes),
+    ).encode()
+
+
+def main(network: str, cut: int, threads: int, steps: int, broker: str) -> None:
+    torch.set_num_threads(threads)
+    spec = RunSpec(protocol=1, run="truth", network=network, num_classes=10, rounds=100, steps=steps)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
+    before, watch = memory()["RssAnon"], MemoryWatch()
+    generator = np.random.default_rng(1)
+    train, held_out = (
+        PictureSet(generator.integers(0, 256, (64, *INPUT), np.uint8), generator.integers(0, 10, 64))
+        for _ in range(2)
+    )
+    data = DeviceData(train, held_out, tuple("0123456789"), ())
+    window: deque[bytes] = deque(maxlen=spec.window)
+    seconds: list[float] = []
+    rounds: list[float] = []
+    with closing(Link(BrokerAddress.parse(broker), f"truth-{cut}")) as link:
+        link.open(10)
+
+        def one_round(number: int) -> list[float]:
+            batches = trainer.round(number)
+            times = []
+            for step in range(steps):
+                begun = time.perf_counter()
+                batch = next(batches)
+                times.append(time.perf_counter() - begun)
+                window.append(payload(spec, step, batch))
+                publish_packed(link, "truth/features", window[-1])
+            link.flush(60)
+            return times
+
+        with watch:
+            trainer = ClientTrainer(build_for(spec), cut, spec, "truth", data)
+            initial = copy.deepcopy(trainer.state())
+            one_round(1)
+            pack_state(trainer.state())
+            for _ in trainer.evaluate():
+                pass
+        for number in count(2):
+            started = time.perf_counter()
+            seconds += one_round(number)
+            rounds.append(time.perf_counter() - started)
+            if sum(rounds) >= LEAST_SECONDS:
+                break
+    del initial
+    typical = fmean if usable_cores() < threads else median
+    answer = {"step": typical(seconds), "memory": watch.peak - before, "round": fmean(rounds)}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

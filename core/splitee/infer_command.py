@@ -1,0 +1,95 @@
+"""`splitee infer` and `splitee rollback`: a device's inference as a service, without torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from splitee.errors import ConfigError, ModelError
+from splitee.infer_service import Camera, Folder, InferService, Pictures
+from splitee.link import Link
+from splitee.link_options import LinkOptions, link_options
+from splitee.settings import setting, settings_file
+from splitee.shelf import Shelf
+from splitee.signals import stop_on_signals
+from splitee.topics import Topics, check_name
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command()
+@setting("--id", "device", required=True, metavar="ID", help="This device's name in the fleet.")
+@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where models are kept.")
+@setting("--model", type=DIRECTORY, metavar="DIR", help="An exported model to put into service first.")
+@setting("--watch", type=DIRECTORY, metavar="FOLDER", help="Classify the pictures that come into it.")
+@setting("--camera", is_flag=True, help="Classify what this device's camera sees.")
+@setting(
+    "--every",
+    type=click.FloatRange(min=0, min_open=True),
+    default=10.0,
+    metavar="SECONDS",
+    help="Between two pictures of the camera.",
+)
+@setting(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Doubt up to which the exit answers.  [default: the model's]",
+    show_default=False,
+)
+@setting(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    metavar="SECONDS",
+    help="How long a picture waits for the server; then the exit answers.",
+)
+@setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@link_options
+@settings_file
+def infer(
+    device: str,
+    models: Path,
+    model: Path | None,
+    watch: Path | None,
+    camera: bool,
+    every: float,
+    threshold: float | None,
+    timeout: float,
+    threads: int | None,
+    link: LinkOptions,
+) -> None:
+    """Classify what comes, publish it to devices/ID/predictions, and take the models that are released."""
+    check_name(device, "--id")
+    if (watch is None) != camera:
+        raise ConfigError("give one of --watch FOLDER and --camera")
+    pictures: Pictures = Camera(every) if watch is None else Folder(watch)
+    shelf = Shelf(models)
+    if model is not None:
+        shelf.adopt(model)
+    topics = Topics(link.fleet)
+    connection = Link(link.address, f"splitee-{link.fleet}-{device}-service", tls=link.tls)
+    service = InferService(
+        connection, link, topics, device, shelf, threshold=threshold, timeout=timeout, threads=threads
+    )
+    stop = stop_on_signals()
+    connection.open(link.connect_timeout)
+    try:
+        service.run(pictures, stop.is_set)
+        log.info("stopped after %d pictures", service.answered)
+    finally:
+        service.close()
+        connection.close()
+
+
+@click.command()
+@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where `splitee infer` keeps models.")
+@settings_file
+def rollback(models: Path) -> None:
+    """Put the model before into service again; a running `splitee infer` takes it at once."""
+    if not models.is_dir():
+        raise ModelError(f"{models}: there are no models here; --models names what `splitee infer` uses")
+    click.echo(f"in service: {Shelf(models).roll_back()}")

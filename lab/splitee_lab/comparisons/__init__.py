@@ -1,0 +1,1 @@
+"""What the fleet's strategies are compared with: same pictures, rounds, batches and schedule."""

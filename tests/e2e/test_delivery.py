@@ -1,0 +1,334 @@
+"""Models on their way to a device: fetched in parts, tried, switched, refused, rolled back."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from PIL import Image
+from trained import Trained, train
+
+from splitee.delivery import Delivery
+from splitee.errors import ExitCode, MalformedMessage, ModelError
+from splitee.inference import ClientModel
+from splitee.link import Link, Message
+from splitee.manifest import CLIENT, ClientManifest, read_manifest, write_manifest
+from splitee.model_messages import ModelOffer, ModelPart, ModelReport, ModelWant, PredictionReport
+from splitee.samples import Samples
+from splitee.shelf import Shelf, pack_bundle
+from splitee.topics import Topics
+from splitee_export.models import export_client
+from splitee_export.states import DeviceState, read_state
+from splitee_lab.brokers import RunningBroker
+from splitee_server.releases import Releases
+
+LONG = 60.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """With two models of pi-2, `first` and `second`, and one of pi-1, `other`."""
+    torch.set_num_threads(1)
+    trained = train(tmp_path_factory.mktemp("trained"))
+    for device, name in (("pi-2", "first"), ("pi-1", "other")):
+        state = read_state(trained.path / device)
+        assert isinstance(state, DeviceState)
+        export_client(state, Samples.read(trained.path / device), trained.path / name)
+    changed(trained.path / "first", trained.path / "second", lambda weights: weights * 1.001)
+    return trained
+
+
+def changed(model: Path, to: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    """A model whose first weights differ, with a manifest that says so."""
+    shutil.copytree(model, to)
+    graph = onnx.load(to / CLIENT)
+    first = next(value for value in graph.graph.initializer if len(value.dims) == 4)
+    weights = change(numpy_helper.to_array(first)).astype(np.float32)
+    first.CopyFrom(numpy_helper.from_array(weights, first.name))
+    (to / CLIENT).write_bytes(graph.SerializeToString())
+    digest = hashlib.sha256((to / CLIENT).read_bytes()).hexdigest()
+    write_manifest(to, msgspec.structs.replace(read_manifest(to, ClientManifest), sha256={CLIENT: digest}))
+    return to
+
+
+def sha(model: Path) -> str:
+    return hashlib.sha256(pack_bundle(model)).hexdigest()
+
+
+def in_service(shelf: Shelf) -> str:
+    """What whoever opens the shelf gets: the digest of the graph that answers."""
+    return next(iter(ClientModel(shelf.current).manifest.sha256.values()))
+
+
+@pytest.fixture
+def shelf(trained: Trained, tmp_path: Path) -> Shelf:
+    """With the first model in service."""
+    shelf = Shelf(tmp_path / "models")
+    shelf.adopt(trained.path / "first")
+    return shelf
+
+
+def test_a_sound_model_is_switched_to_and_back(trained: Trained, shelf: Shelf) -> None:
+    first, second = sha(trained.path / "first"), sha(trained.path / "second")
+    assert shelf.release == first
+    assert shelf.install(pack_bundle(trained.path / "second"), "pi-2") == second == shelf.release
+    assert in_service(shelf) == read_manifest(trained.path / "second", ClientManifest).sha256[CLIENT]
+    assert shelf.roll_back() == first == shelf.release
+    assert in_service(shelf) == read_manifest(trained.path / "first", ClientManifest).sha256[CLIENT]
+    assert shelf.roll_back() == second
+    assert {path.name for path in (shelf.path / "releases").iterdir()} == {first, second}
+
+
+def _flip(bundle: bytes) -> bytes:
+    return bundle[: len(bundle) // 2] + bytes([bundle[len(bundle) // 2] ^ 1]) + bundle[len(bundle) // 2 + 1 :]
+
+
+REFUSED: dict[str, Callable[[Trained, Path], bytes]] = {
+    "a flipped bit": lambda trained, _: _flip(pack_bundle(trained.path / "second")),
+    "truncated": lambda trained, _: pack_bundle(trained.path / "second")[:-100],
+    "empty": lambda trained, _: b"",
+    "no bundle": lambda trained, _: msgspec.msgpack.encode({"manifest": 1}),
+    "of another device": lambda trained, _: pack_bundle(trained.path / "other"),
+    "worse": lambda trained, path: pack_bundle(
+        changed(trained.path / "first", path / "worse", lambda weights: -5 * weights)
+    ),
+    "not finite": lambda trained, path: pack_bundle(
+        changed(trained.path / "first", path / "nan", lambda weights: weights * np.nan)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_not_sound_is_refused_and_the_old_one_stays(
+    trained: Trained, shelf: Shelf, tmp_path: Path, kind: str
+) -> None:
+    if kind == "worse":  # than one that is always right
+        samples = Samples.read(shelf.path)
+        labels = ClientModel(shelf.current)(samples.held_out)[1].argmax(axis=1)
+        right = Samples(samples.held_out, labels, samples.training)
+        (shelf.path / "samples.npz").write_bytes(right.encode())
+    with pytest.raises(ModelError):
+        shelf.install(REFUSED[kind](trained, tmp_path), "pi-2")
+    assert shelf.release == sha(trained.path / "first")
+    assert [path.name for path in (shelf.path / "releases").iterdir()] == [shelf.release]
+    ClientModel(shelf.current)
+
+
+def test_a_model_that_no_longer_loads_is_left_for_the_one_before(trained: Trained, shelf: Shelf) -> None:
+    shelf.install(pack_bundle(trained.path / "second"), "pi-2")
+    (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
+    assert shelf.load().manifest.sha256 == read_manifest(trained.path / "first", ClientManifest).sha256
+    assert shelf.release == sha(trained.path / "first")
+
+
+def test_a_damaged_model_in_service_does_not_keep_a_sound_one_out(trained: Trained, shelf: Shelf) -> None:
+    (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
+    assert shelf.install(pack_bundle(trained.path / "second"), "pi-2") == shelf.release
+    ClientModel(shelf.current)
+
+
+def test_neither_side_imports_torch() -> None:
+    modules = "splitee.infer_command, splitee_server.release_command, splitee_server.serve_command"
+    script = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False, timeout=LONG).returncode == 0
+
+
+def test_without_one_before_there_is_nothing_to_go_back_to(shelf: Shelf) -> None:
+    with pytest.raises(ModelError, match="keeps no model"):
+        shelf.roll_back()
+    (shelf.current / CLIENT).unlink()
+    with pytest.raises(ModelError, match="No such file"):
+        shelf.load()
+
+
+class Pair:
+    """A device's side and a server's on a real broker, in this process; `lose` drops parts on their way."""
+
+    def __init__(
+        self, broker: RunningBroker, fleet: str, make_link: Callable[..., Link], shelf: Shelf
+    ) -> None:
+        self.topics = Topics(fleet)
+        self.shelf = shelf
+        self.device_link = make_link(broker.address, f"{fleet}-device", max_packet=4096)
+        self.server_link = make_link(broker.address, f"{fleet}-server", max_packet=4096)
+        self.delivery = Delivery(self.device_link, self.topics, "pi-2", shelf)
+        self.parts: list[ModelPart] = []
+
+    def offer(self, model: Path) -> Releases:
+        releases = Releases(self.server_link, self.topics, [model])
+        releases.offer()
+        return releases
+
+    def run(self, releases: Releases, until: Callable[[], bool], spoil: bool = False) -> None:
+        deadline = time.monotonic() + LONG
+        while not until():
+            assert time.monotonic() < deadline
+            event = self.server_link.receive(0.01)
+            if isinstance(event, Message):
+                releases.handle(event)
+            event = self.device_link.receive(0.01)
+            if isinstance(event, Message):
+                if event.topic.endswith("model-part"):
+                    part = ModelPart.decode(event.payload)
+                    self.parts.append(part)
+                    if spoil:
+                        part = msgspec.structs.replace(part, data=bytes(len(part.data)))
+                    event = Message(event.topic, part.encode())
+                self.delivery.handle(event)
+
+
+@pytest.fixture
+def pair(
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    shelf: Shelf,
+    request: pytest.FixtureRequest,
+) -> Pair:
+    fleet = "".join(character for character in request.node.name if character.isalnum())[:60]
+    return Pair(mosquitto_broker, fleet, make_link, shelf)
+
+
+def test_a_release_is_fetched_in_parts_and_reported(trained: Trained, pair: Pair) -> None:
+    releases = pair.offer(trained.path / "second")
+    pair.run(releases, lambda: not releases.missing)
+    assert releases.reports["pi-2"].state == "in service"
+    assert pair.shelf.release == sha(trained.path / "second")
+    assert len(pair.parts) == -(
+        -len(pack_bundle(trained.path / "second")) // (pair.server_link.max_packet - 256)
+    )
+    assert not list(pair.shelf.path.glob("*.incoming"))
+
+
+def test_a_new_process_goes_on_where_the_last_one_ended(trained: Trained, pair: Pair) -> None:
+    releases = pair.offer(trained.path / "second")
+    pair.run(releases, lambda: len(pair.parts) == 2)
+    fetched = pair.parts[-1].offset + len(pair.parts[-1].data)
+    pair.delivery = Delivery(pair.device_link, pair.topics, "pi-2", Shelf(pair.shelf.path))
+    pair.parts.clear()
+    pair.run(releases, lambda: not releases.missing)
+    assert min(part.offset for part in pair.parts if part.offset) >= fetched
+    assert sum(part.offset == 0 for part in pair.parts) == 0
+    assert pair.shelf.release == sha(trained.path / "second")
+
+
+def test_bytes_that_are_spoilt_twice_are_refused(trained: Trained, pair: Pair) -> None:
+    releases = pair.offer(trained.path / "second")
+    pair.run(releases, lambda: not releases.missing, spoil=True)
+    assert releases.reports["pi-2"].state == "refused"
+    assert sum(part.offset == 0 for part in pair.parts) == 2
+    assert pair.shelf.release == sha(trained.path / "first")
+
+
+def test_what_a_hostile_sender_offers_changes_nothing(trained: Trained, pair: Pair) -> None:
+    release = "a" * 64
+    hostile = [
+        ("inbox/model", b"{"),
+        ("inbox/model", ModelOffer(release=release, size=10).encode().replace(b"aaaa", b"../.")),
+        ("inbox/model", b'{"release":"' + b"a" * 64 + b'","size":99999999999}'),
+        ("inbox/model", ModelOffer(release=release, size=10).encode()),
+        ("inbox/model-part", b"\xc1"),
+        ("inbox/model-part", ModelPart(release=release, offset=0, data=b"x" * 11).encode()),
+        ("inbox/model-part", ModelPart(release="b" * 64, offset=0, data=b"x").encode()),
+        ("inbox/model-part", ModelPart(release=release, offset=5, data=b"x").encode()),
+    ]
+    for leaf, payload in hostile:
+        assert not pair.delivery.handle(Message(pair.topics.device("pi-2", leaf), payload))
+    assert pair.shelf.release == sha(trained.path / "first")
+    assert not [path for path in pair.shelf.path.glob("*.incoming") if path.stat().st_size]
+    releases = pair.offer(trained.path / "second")
+    wants = (
+        ModelWant(release=release, offset=0),
+        ModelWant(release=sha(trained.path / "second"), offset=1 << 20),
+    )
+    for want in wants:
+        with pytest.raises(MalformedMessage, match="not on offer"):
+            releases.handle(Message(pair.topics.device("pi-2", "model-want"), want.encode()))
+
+
+Run = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def splitee(mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Run]:
+    """`splitee(command, ...)`: a process whose log is `tmp_path / COMMAND.log`."""
+    running = []
+
+    def start(command: str, *arguments: object) -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{command}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "splitee", command, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "SPLITEE_BROKER": str(mosquitto_broker.address)},
+            )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def test_a_service_answers_is_released_to_and_rolls_back(
+    trained: Trained,
+    splitee: Run,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    tmp_path: Path,
+) -> None:
+    topics, watched, models = Topics("service"), tmp_path / "watched", tmp_path / "models"
+    watched.mkdir()
+    picture = Image.fromarray(trained.data.held_out.images[0].transpose(1, 2, 0))
+    picture.save(watched / "old.png")
+    predictions, reports = topics.device("pi-2", "predictions"), topics.device("pi-2", "model")
+    link = make_link(mosquitto_broker.address, "watches-service", predictions, reports)
+    flags = ("--fleet", "service", "--id", "pi-2", "--models", models, "--watch", watched)
+    service = splitee("infer", *flags, "--threshold", 1)
+    log = tmp_path / "infer.log"
+
+    def wait_for(topic: str) -> bytes:
+        while True:
+            event = link.receive(LONG)
+            assert event is not None, log.read_text()
+            if isinstance(event, Message) and event.topic == topic and not event.retained:
+                return event.payload
+
+    def predicted(name: str) -> PredictionReport:
+        (watched / "broken.png").write_bytes(b"no picture")
+        picture.save(tmp_path / name)
+        shutil.copy(tmp_path / name, watched / name)
+        return PredictionReport.decode(wait_for(predictions))
+
+    assert splitee("release", trained.path / "first", "--fleet", "service").wait(LONG) == 0
+    assert ModelReport.decode(wait_for(reports)).release == sha(trained.path / "first")
+    answer = predicted("one.png")
+    labels = ClientModel(trained.path / "first")(trained.data.held_out.images[:1])[1].argmax(axis=1)
+    assert (answer.picture, answer.label) == ("one.png", trained.data.class_names[labels[0]])
+    assert splitee("release", trained.path / "second", "--fleet", "service").wait(LONG) == 0
+    assert predicted("two.png").picture == "two.png"
+    worse = changed(trained.path / "first", tmp_path / "nan", lambda weights: weights * np.nan)
+    assert splitee("release", worse, "--fleet", "service").wait(LONG) == ExitCode.MODEL
+    assert Shelf(models).release == sha(trained.path / "second")
+    assert splitee("rollback", "--models", models).wait(LONG) == 0
+    while ModelReport.decode(wait_for(reports)).release != sha(trained.path / "first"):
+        pass
+    assert predicted("three.png").picture == "three.png"
+    service.send_signal(signal.SIGTERM)
+    assert service.wait(LONG) == 0
+    assert "broken.png" in log.read_text() and "Traceback" not in log.read_text()

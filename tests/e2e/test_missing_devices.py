@@ -1,0 +1,194 @@
+"""Devices that die, freeze, come late or come back: what a round waits for, and who counts in it."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fleets import Fleet, in_one_process
+
+from splitee.link import Link, Message
+from splitee.messages import Commit, Plan, RoundOpen, ServerClaim, ServerStatus
+from splitee.topics import Topics
+from splitee_lab.brokers import RunningBroker
+
+LONGEST = 120.0  # seconds to wait for anything
+
+pytestmark = pytest.mark.mosquitto
+
+
+class Watcher:
+    """Reads along what a fleet says, and remembers its commits."""
+
+    def __init__(self, link: Link, topics: Topics) -> None:
+        self.commits: dict[int, set[str]] = {}  # by round: the devices that count in it
+        self._link = link
+        self._topics = topics
+
+    def until(self, condition: Callable[[Message], bool]) -> Message:
+        """The next message that `condition` accepts."""
+        deadline = time.monotonic() + LONGEST
+        while (left := deadline - time.monotonic()) > 0:
+            event = self._link.receive(left)
+            if not isinstance(event, Message):
+                continue
+            if event.topic == self._topics.commit:
+                commit = Commit.decode(event.payload)
+                self.commits[commit.round] = set(commit.digests)
+            if condition(event):
+                return event
+        raise AssertionError(f"did not happen in {LONGEST:.0f} s; commits so far: {self.commits}")
+
+    def until_features(self, device: str, number: int) -> None:
+        """`device` is in the middle of round `number`."""
+        self.until_open(number)
+        features = self._topics.device(device, "features")
+        self.until(lambda message: message.topic == features)
+
+    def until_open(self, number: int) -> RoundOpen:
+        def is_open(message: Message) -> bool:
+            if message.topic != self._topics.round:
+                return False
+            opened = RoundOpen.decode(message.payload)
+            return (opened.phase, opened.round) == ("train", number)
+
+        return RoundOpen.decode(self.until(is_open).payload)
+
+    def until_committed(self, condition: Callable[[set[str]], bool]) -> int:
+        """The next round whose devices `condition` accepts is committed; its number."""
+        known = set(self.commits)
+        self.until(lambda _: any(condition(self.commits[number]) for number in self.commits.keys() - known))
+        return max(self.commits)
+
+    def until_waited_for(self, device: str) -> None:
+        """The server says that it waits for `device` alone."""
+        deadline = time.monotonic() + LONGEST
+        while time.monotonic() < deadline:
+            self._link.publish(self._topics.server_claim, ServerClaim(instance=time.time_ns()).encode())
+            answer = self.until(lambda message: message.topic == self._topics.server_status)
+            if ServerStatus.decode(answer.payload).waiting_for == (device,):
+                return
+        raise AssertionError(f"the server does not say that it waits for {device}")
+
+    def until_joined(self, device: str) -> None:
+        plan = self._topics.device(device, "inbox/plan")
+        self.until(lambda message: message.topic == plan and Plan.decode(message.payload).instance > 0)
+
+    def until_the_end(self) -> None:
+        def is_finished(message: Message) -> bool:
+            return (
+                message.topic == self._topics.round and RoundOpen.decode(message.payload).phase == "finished"
+            )
+
+        self.until(is_finished)
+
+
+@pytest.fixture
+def watched(
+    mosquitto_broker: RunningBroker, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Fleet, Watcher]]:
+    """A fleet of the test's own that is not started yet, and who watches it."""
+    topics = Topics(request.node.name[:64].replace("[", "-").rstrip("]"))
+    link = Link(mosquitto_broker.address, f"watcher-{topics.fleet}")
+    link.subscribe(topics.round, topics.commit, topics.server_status)
+    link.subscribe(topics.all_devices("features"), topics.all_devices("inbox/plan"))
+    link.open(10)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        yield fleet, Watcher(link, topics)
+    link.close()
+
+
+@contextmanager
+def frozen(fleet: Fleet, device: str) -> Iterator[None]:
+    """Alive, connected, and doing nothing."""
+    fleet.processes[device].send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        fleet.processes[device].send_signal(signal.SIGCONT)
+
+
+def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> None:
+    """It delays its round by the deadline, once; the run ends with the others."""
+    fleet, watcher = watched
+    fleet.server("--missing", "skip", "--deadline-floor", "5", "--steps", "100", rounds=3)
+    fleet.three_devices()
+    watcher.until_features("pi-3", 2)
+    fleet.processes["pi-3"].kill()
+    died = time.monotonic()
+    assert watcher.until_committed(lambda devices: "pi-3" not in devices) == 2
+    assert time.monotonic() - died < 5 + 10
+    watcher.until_the_end()
+    assert fleet.wait("server", "pi-1", "pi-2") == [0, 0, 0]
+    everybody, others = {"pi-1", "pi-2", "pi-3"}, {"pi-1", "pi-2"}
+    assert watcher.commits == {1: everybody, 2: others, 3: others}
+    assert fleet.log("server").count("going on without") == 1
+    assert "round 2 of 3: training: going on without pi-3 after 5 s" in fleet.log("server")
+    report = fleet.report()
+    assert [device["batches"] for device in report["devices"]] == [300, 300, 100]
+    assert report["rounds"] == 3
+
+
+def test_wait_says_for_whom_and_goes_on_when_it_is_back(watched: tuple[Fleet, Watcher]) -> None:
+    fleet, watcher = watched
+    fleet.server("--missing", "wait", rounds=6)
+    fleet.three_devices()
+    watcher.until_open(2)
+    fleet.processes["pi-3"].kill()
+    fleet.wait("pi-3")
+    watcher.until_waited_for("pi-3")
+    assert "pi-3 is offline" in fleet.log("server")
+    fleet.device("pi-3", 3, shard="3/3")
+    watcher.until_the_end()
+    assert fleet.wait() == [0, 0, 0, 0]
+    assert all(devices == {"pi-1", "pi-2", "pi-3"} for devices in watcher.commits.values())
+    assert fleet.report()["weights_sha256"] == in_one_process("sequential", "step", rounds=6)
+
+
+def test_a_late_joiner_is_in_the_next_round(watched: tuple[Fleet, Watcher]) -> None:
+    fleet, watcher = watched
+    fleet.server(devices=2, rounds=5)
+    fleet.device("pi-1", 1, shard="1/3")
+    fleet.device("pi-2", 2, shard="2/3")
+    under_way = watcher.until_open(2).round
+    with frozen(fleet, "pi-1"):  # so that the run is not over before the late one has started
+        watcher.until_waited_for("pi-1")
+        under_way = max(under_way, *watcher.commits) + 1 if under_way in watcher.commits else under_way
+        fleet.device("pi-3", 3, shard="3/3")
+        watcher.until_joined("pi-3")
+    opened = watcher.until_open(under_way + 1)
+    assert set(opened.participants) == {"pi-1", "pi-2", "pi-3"}
+    watcher.until_the_end()
+    assert fleet.wait() == [0, 0, 0, 0]
+    late = {number for number, devices in watcher.commits.items() if "pi-3" in devices}
+    assert late == set(range(under_way + 1, 6))
+
+
+def test_a_frozen_device_counts_until_its_deadline_and_again_when_it_is_back(
+    watched: tuple[Fleet, Watcher],
+) -> None:
+    fleet, watcher = watched
+    flags = ("--missing", "skip", "--deadline-floor", "8", "--strategy", "averaging", "--steps", "30")
+    fleet.server(*flags, devices=2, rounds=20)
+    fleet.device("pi-1", 1, shard="1/3")
+    fleet.device("pi-2", 2, shard="2/3")
+    watcher.until_features("pi-2", 2)
+    with frozen(fleet, "pi-2"):
+        watcher.until_waited_for("pi-2")
+    last = watcher.until_committed(lambda _: True)
+    assert all(devices == {"pi-1", "pi-2"} for devices in watcher.commits.values())
+    watcher.until_features("pi-2", last + 2)
+    with frozen(fleet, "pi-2"):
+        missed = watcher.until_committed(lambda devices: "pi-2" not in devices)
+        watcher.until_open(missed + 2)
+    watcher.until_committed(lambda devices: "pi-2" in devices)
+    watcher.until_the_end()
+    assert fleet.wait() == [0, 0, 0]
+    assert fleet.log("server").count("going on without pi-2 after 8 s") == 1
+    assert watcher.commits[20] == {"pi-1", "pi-2"}
+    report = fleet.report()
+    assert report["devices"][0]["batches"] > report["devices"][1]["batches"] > 2 * 30

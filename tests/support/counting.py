@@ -1,0 +1,29 @@
+"""Jobs for worker processes, which import them by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Count:
+    to: int
+
+    @property
+    def title(self) -> str:
+        return f"count to {self.to}"
+
+
+def count(job: Count, tell: Callable[[int], None]) -> None:
+    for number in range(1, job.to + 1):
+        tell(number)
+    if job.to < 0:
+        os._exit(3)
+
+
+def threads(job: Count, tell: Callable[[int], None]) -> None:
+    tell(torch.get_num_threads())

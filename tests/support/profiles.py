@@ -1,0 +1,59 @@
+"""Made-up measurements for tests of prediction and choice: every figure follows from a simple rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from splitee.messages import RunSpec
+from splitee_device.costs import CutCosts, Description, Measured, StageFacts
+from splitee_device.predict_cost import modelled_memory
+
+MIB = 1 << 20
+SPEC = RunSpec(protocol=1, run="profile", network="made-up", num_classes=10, rounds=1, codec="fp16")
+# Cut 1..4 of five stages: wide and cheap first, narrow and heavy last.
+STAGES = tuple(
+    StageFacts(f"stage{n}", (64 >> n, 8, 8), 1000 * 4**n, 1_000_000 * n, 400_000 * n) for n in range(1, 6)
+)
+DESCRIPTION = Description(stages=STAGES, base_memory=300 * MIB)
+BEYOND = 10 * MIB  # that every cut takes beyond what is counted
+
+
+def true_costs(cut: int) -> CutCosts:
+    """A millisecond of forward and two of backward for each million operations of a sample."""
+    work = [stage.macs / 1e6 for stage in STAGES[:cut]]
+    forward, backward = 0.001 * sum(work), 0.002 * sum(work)
+    optimizer = 1e-8 * sum(stage.parameters for stage in STAGES[:cut])
+    step = forward + backward + optimizer + 0.0005
+    size = 2 * SPEC.batch_size * STAGES[cut - 1].feature_shape[0] * 64
+    return CutCosts(
+        cut=cut,
+        steps=10,
+        step=step,
+        forward=forward,
+        backward=backward,
+        optimizer=optimizer,
+        spread=step / 100,
+        encoding=1e-9 * size,
+        cpu=step + 1e-9 * size,
+        payload=size,
+        memory=modelled_memory(SPEC, DESCRIPTION, cut) + BEYOND,
+        code=50 * MIB,
+        inference=forward / 32,
+        inference_memory=5 * MIB,
+        seconds=2.0,
+        stage_cpu=tuple((0.001 * each, 0.002 * each) for each in work),
+    )
+
+
+def measured(cuts: Iterable[int], *, available: int | None = None, cores: float = 1.0) -> Measured:
+    """What a probe would have found that measured these cuts."""
+    return Measured(
+        spec=SPEC,
+        threads=1,
+        cores=cores,
+        available=available,
+        description=DESCRIPTION,
+        costs={cut: true_costs(cut) for cut in cuts},
+        failed={},
+        seconds=10.0,
+    )
