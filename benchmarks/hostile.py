@@ -252,7 +252,9 @@ class Flood:
         deadline = time.monotonic() + PATIENCE
         counted = self._observer.rejected
         while any(sent - counted[name] > BACKLOG for name, sent in self.sent.items()):
-            if self._fleet.finished or time.monotonic() > deadline:
+            if self._fleet.finished:
+                raise click.ClickException("the run was over before the flood: take more --rounds")
+            if time.monotonic() > deadline:
                 raise click.ClickException(f"of {self.sent} only {counted} were counted")
             self._link.publish(TOPICS.server_claim, ServerClaim(instance=time.time_ns()).encode())
             self._observer.take(0.1)
@@ -331,8 +333,8 @@ def compare(calm: dict[str, Any], flooded: Flooded, payloads: int) -> dict[str, 
 @click.command()
 @click.option("--payloads", type=click.IntRange(min=1), default=10_000, show_default=True, help="A topic.")
 @click.option("--seed", default=1, show_default=True, help="Of the payloads; the fleet's own is always 1.")
-@click.option("--rounds", type=click.IntRange(min=CALM_ROUNDS + 1), default=40, show_default=True)
-@click.option("--samples", default=160, show_default=True, help="Training pictures a device.")
+@click.option("--rounds", type=click.IntRange(min=CALM_ROUNDS + 1), default=80, show_default=True)
+@click.option("--samples", default=64, show_default=True, help="Training pictures a device.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
 def main(payloads: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
     """Flood a fleet with malformed messages; compare with an undisturbed run."""

@@ -22,13 +22,12 @@ from splitee.address import BrokerAddress
 from splitee.codecs import encode_tensor
 from splitee.link import Link
 from splitee.messages import Features, RunSpec, encode_labels
-from splitee.network import build_for
 from splitee.training import pack_state
 from splitee_device.data import DeviceData, PictureSet
 from splitee_device.hardware import usable_cores
 from splitee_device.memory_watch import MemoryWatch, memory
 from splitee_device.outbox import publish_packed
-from splitee_device.trainer import ClientTrainer, CutBatch
+from splitee_device.trainer import CutBatch, open_trainer
 
 INPUT = (3, 32, 32)
 LEAST_SECONDS = 4.0  # of measured rounds, after one that is not
@@ -76,7 +75,7 @@ def main(network: str, cut: int, threads: int, steps: int, broker: str) -> None:
             return times
 
         with watch:
-            trainer = ClientTrainer(build_for(spec), cut, spec, "truth", data)
+            trainer = open_trainer(spec, cut, "truth", data)
             initial = copy.deepcopy(trainer.state())
             one_round(1)
             pack_state(trainer.state())

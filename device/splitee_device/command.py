@@ -14,7 +14,6 @@ from splitee.errors import NetworkError
 from splitee.link import Link
 from splitee.link_options import LinkOptions, link_options
 from splitee.messages import RunSpec
-from splitee.network import build_for
 from splitee.notify import notify
 from splitee.settings import setting, settings_file
 from splitee.signals import Stopped, stop_on_signals
@@ -27,7 +26,7 @@ from splitee_device.hardware import usable_threads
 from splitee_device.session import RunChanged, Session, offline
 from splitee_device.sources import open_source
 from splitee_device.store import DeviceStore
-from splitee_device.trainer import ClientTrainer
+from splitee_device.trainer import open_trainer
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ def device(
                 if chosen is None:
                     auto = AutoCut(link, device, len(pictures.train), threads, prefer, budget)
                     chosen, capability = auto.choose(spec, directory, session.drain, fresh=fresh)
-                trainer = ClientTrainer(build_for(spec), chosen, spec, device, pictures)
+                trainer = open_trainer(spec, chosen, device, pictures)
                 store.open(spec, chosen, fresh=fresh)
                 log.info(
                     "%s: run %s, %s cut at %d, %d pictures",

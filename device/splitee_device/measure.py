@@ -38,7 +38,7 @@ from splitee.training import EVALUATION_BATCH, pack_state
 from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup, StageFacts
 from splitee_device.data import DeviceData, PictureSet, batch
 from splitee_device.memory_watch import MemoryWatch, memory
-from splitee_device.trainer import ClientTrainer, CutBatch
+from splitee_device.trainer import ClientTrainer, CutBatch, open_trainer
 
 WARM_UP = 2  # steps that are not timed: the first allocate, and choose kernels
 LEAST_STEPS = 5  # to be timed, as long as there is time
@@ -49,10 +49,10 @@ STAGE_STEPS = 3
 
 
 def main() -> None:
-    with suppress(OSError):  # when memory runs out, this process goes, not the one that asked
-        Path("/proc/self/oom_score_adj").write_text("1000")
+    _offer_to_be_killed(500)
     setup = Setup.decode(sys.stdin.buffer.readline())
     base = memory()["RssAnon"]
+    gc.freeze()  # else each fork's garbage collector would touch, and so copy, all that torch has made
 
     def describe() -> Reply:
         return Reply(description=Description(stages=tuple(describe_stages(setup.spec)), base_memory=base))
@@ -61,6 +61,12 @@ def main() -> None:
     for line in iter(sys.stdin.buffer.readline, b""):
         request = MeasureCut.decode(line)
         _answer(_in_a_fork(setup, lambda asked=request: Reply(costs=measure_cut(setup, asked))))  # type: ignore[misc]
+
+
+def _offer_to_be_killed(score: int) -> None:
+    """When memory runs out, the system takes an attempt first, then the worker, never who asked."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(score))
 
 
 def _answer(reply: bytes) -> None:
@@ -90,6 +96,7 @@ def _in_a_fork(setup: Setup, work: Callable[[], Reply]) -> bytes:
 def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
     """The forked process's life: one reply, and no way back into the worker's loop."""
     code = 1
+    _offer_to_be_killed(1000)
     try:  # whatever happens, this process does not go on as its parent
         torch.set_num_threads(setup.threads)
         try:
@@ -140,7 +147,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     data = _pictures(spec)
     watch = MemoryWatch()
     with watch:
-        trainer = ClientTrainer(build_for(spec), asked.cut, spec, "profile", data)
+        trainer = open_trainer(spec, asked.cut, "profile", data)
         inference = _infer(trainer, data, spec)
     inference_memory = watch.peak - before
     initial = copy.deepcopy(trainer.state())  # the agent keeps it to start a run anew
@@ -151,7 +158,6 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
             pass
     at_peak, code = watch.peak - before, memory()["RssFile"]
     del initial
-    gc.collect()
     typical = fmean if setup.bursty else median
     samples = times.in_blocks(BLOCK) if setup.bursty else times.steps
     return CutCosts(

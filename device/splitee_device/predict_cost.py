@@ -107,15 +107,15 @@ def between(known: Mapping[int, float], cut: int) -> float:
 def along(known: Mapping[int, float], place: Sequence[float], cut: int) -> float:
     """The value at `cut`, where values grow evenly with `place` between the cuts that are known.
 
-    Beyond the last, they grow as between the last two; where only one is known, in proportion to `place`.
+    Beyond the first and the last, they are in proportion to `place`.
     """
     if cut in known:
         return known[cut]
     cuts = sorted(known)
-    if len(cuts) == 1:
-        only = cuts[0]
-        return known[only] * place[cut] / place[only] if place[only] else known[only]
-    low, high = next(((a, b) for a, b in pairwise(cuts) if cut < b), (cuts[-2], cuts[-1]))
+    if not cuts[0] < cut < cuts[-1]:
+        nearest = cuts[0] if cut < cuts[0] else cuts[-1]
+        return known[nearest] * place[cut] / place[nearest] if place[nearest] else known[nearest]
+    low, high = next((a, b) for a, b in pairwise(cuts) if cut < b)
     span = place[high] - place[low]
     part = (place[cut] - place[low]) / span if span else 0.0
     return max(known[low] + part * (known[high] - known[low]), 0.0)

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 from types import TracebackType
 
 from msgspec.structs import replace
 
-from splitee.errors import ChildFailed, ConfigError, NetworkError
+from splitee.errors import ChildFailed, ConfigError, NetworkError, NoCutFits
 from splitee.messages import RunSpec
 from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup
-from splitee_device.hardware import memory_for_training, usable_cores
+from splitee_device.hardware import available_memory, memory_for_training, usable_cores
 from splitee_device.predict_cost import predicted_memory
 
 LEAST_STEPS = 5  # that the worker times
@@ -31,12 +32,12 @@ TICK = 0.5  # seconds
 log = logging.getLogger(__name__)
 
 
-class MemoryTooSmall(ConfigError):
+class MemoryTooSmall(NoCutFits):
     """Not even Python with torch fits."""
 
 
 class Probe:
-    """The worker process: started on entry, ended on exit, asked one thing at a time."""
+    """The worker process: started when it is first asked, and again should it die; ended on exit."""
 
     def __init__(self, setup: Setup, deadline: float, tick: Callable[[], None]) -> None:
         """`deadline`: of all answers, by time.monotonic. `tick` is called twice a second; it may raise."""
@@ -44,26 +45,16 @@ class Probe:
         self._deadline = deadline
         self._tick = tick
         self._buffer = b""
+        self._worker: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Probe:
-        self._worker = subprocess.Popen(
-            [sys.executable, "-m", "splitee_device.measure"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            start_new_session=True,
-        )
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._worker.poll() is None:
-            os.killpg(self._worker.pid, signal.SIGKILL)  # with what it has forked
-        self._worker.wait()
-        for pipe in (self._worker.stdin, self._worker.stdout):
-            assert pipe is not None
-            pipe.close()
+        if self._worker is not None:
+            self._end(self._worker)
 
     def describe(self) -> Description:
         """The network's stages.
@@ -73,7 +64,7 @@ class Probe:
             MemoryTooSmall: the worker was killed before it could answer.
             TimeoutError: the deadline has passed.
         """
-        reply = self._ask(self._setup.encode())
+        reply = self._start()
         if reply.description is None:
             raise _no_description(reply.failed)
         return reply.description
@@ -85,6 +76,8 @@ class Probe:
             TimeoutError: the deadline has passed.
             ChildFailed: the worker has a defect.
         """
+        if self._worker is None:
+            self._start()
         reply = self._ask(asked.encode())
         if reply.costs is not None:
             return reply.costs
@@ -93,21 +86,45 @@ class Probe:
             raise ChildFailed(f"measuring cut {asked.cut}: the worker {reply.failed.message}, see above")
         return reply.failed
 
+    def _start(self) -> Reply:
+        self._worker = subprocess.Popen(
+            [sys.executable, "-m", "splitee_device.measure"],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
+        return self._ask(self._setup.encode())
+
     def _ask(self, line: bytes) -> Reply:
-        assert self._worker.stdin is not None
+        worker = self._worker
+        assert worker is not None and worker.stdin is not None and worker.stdout is not None
         try:
-            self._worker.stdin.write(line + b"\n")
-            self._worker.stdin.flush()
-            return Reply.decode(self._read_line())
+            worker.stdin.write(line + b"\n")
+            return Reply.decode(self._read_line(worker.stdout.fileno()))
         except (BrokenPipeError, EOFError):
-            code = self._worker.wait()
+            code = self._end(worker)
             return Reply(
-                failed=Failed(message=f"ended with status {code}", killed=code < 0, defect=code >= 0)
+                failed=Failed(
+                    message="ran out of memory" if code < 0 else f"ended with status {code}",
+                    killed=code < 0,
+                    defect=code >= 0,
+                )
             )
 
-    def _read_line(self) -> bytes:
-        output = self._worker.stdout
-        assert output is not None
+    def _end(self, worker: subprocess.Popen[bytes]) -> int:
+        """Ends the worker with all that it has forked; its exit status."""
+        self._worker, self._buffer = None, b""
+        code = worker.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        for pipe in (worker.stdin, worker.stdout):
+            assert pipe is not None
+            pipe.close()
+        return worker.wait() if code is None else code
+
+    def _read_line(self, output: int) -> bytes:
         with selectors.DefaultSelector() as selector:
             selector.register(output, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
@@ -115,7 +132,7 @@ class Probe:
                 if left <= 0:
                     raise TimeoutError
                 if selector.select(min(left, TICK)):
-                    data = os.read(output.fileno(), 1 << 16)
+                    data = os.read(output, 1 << 16)
                     if not data:
                         raise EOFError
                     self._buffer += data
@@ -142,7 +159,10 @@ class Plan:
     def __init__(
         self, spec: RunSpec, description: Description, available: int | None, seconds: float, deadline: float
     ) -> None:
-        """`available`: bytes of memory. `seconds`: of timed steps a cut. `deadline`: by time.monotonic."""
+        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps a cut.
+
+        `deadline`: by time.monotonic.
+        """
         self.costs: dict[int, CutCosts] = {}
         self.failed: dict[int, Failed] = {}
         self._spec = spec
@@ -218,7 +238,7 @@ def measure_cuts(
     """
     started = time.monotonic()
     spec = replace(spec, rounds=ENDLESS, steps=ENDLESS)
-    cores, available = usable_cores(), memory_for_training()
+    cores, available, free = usable_cores(), memory_for_training(), available_memory().available
     bursty = cores < threads
     plan = None
     with Probe(Setup(spec=spec, threads=threads, bursty=bursty), started + budget, tick) as probe:
@@ -226,7 +246,7 @@ def measure_cuts(
             progress("importing torch")
             description = probe.describe()
             seconds = BURSTY_SECONDS if bursty else SECONDS
-            plan = Plan(spec, description, available, seconds, started + budget)
+            plan = Plan(spec, description, free, seconds, started + budget)
             while (asked := plan.next()) is not None:
                 progress(f"cut {asked.cut}, {description.stages[asked.cut - 1].name}")
                 plan.take(asked, probe.measure(asked))

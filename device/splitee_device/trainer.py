@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splitee.messages import RunSpec
-from splitee.network import SplitNetwork
+from splitee.network import SplitNetwork, build_for
 from splitee.training import (
     EVALUATION_BATCH,
     epoch_batches,
@@ -49,6 +50,13 @@ def normalized_entropy(logits: Tensor) -> Tensor:
     log_probabilities = F.log_softmax(logits, dim=1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
     return torch.clamp(entropy / math.log(logits.shape[1]), 0, 1)
+
+
+def open_trainer(spec: RunSpec, cut: int, device: str, data: DeviceData) -> ClientTrainer:
+    """The trainer of a device in a run, on a network of its own of which it keeps only its part."""
+    trainer = ClientTrainer(build_for(spec), cut, spec, device, data)
+    gc.collect()  # the trunk's weights hang in reference cycles, and a small device needs their memory
+    return trainer
 
 
 class ClientTrainer:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from click.testing import CliRunner, Result
-from open_files import open_to_all
 
 from splitee.address import BrokerAddress, TlsFiles
 from splitee.link import Connected, Link
@@ -98,21 +98,22 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One fleet a module; the broker runs as its own account where the tests run as root."""
-    root = open_to_all(tmp_path_factory.mktemp("fleet"))
-    directory, port = root / "splitee", free_port()
-    state = root / "state"
-    state.mkdir()
-    state.chmod(0o777)
-    made = run_broker(
-        *("init", "--fleet", FLEET, "--name", HOST, "--port", str(port), "--broker-state", str(state)),
-        directory=directory,
-    )
-    assert made.exception is None, made.exception
-    log = root / "mosquitto.log"
-    with mosquitto(directory, port, log) as pid:
-        yield Fleet(directory, BrokerAddress(HOST, port, tls=True), pid, log)
+def fleet() -> Iterator[Fleet]:
+    """One fleet a module; its broker may run as an account to which pytest's folders are closed."""
+    with TemporaryDirectory(prefix="splitee-broker-") as folder:
+        root, port = Path(folder), free_port()
+        root.chmod(0o755)
+        state = root / "state"
+        state.mkdir()
+        state.chmod(0o777)
+        made = run_broker(
+            *("init", "--fleet", FLEET, "--name", HOST, "--port", str(port), "--broker-state", str(state)),
+            directory=root / "splitee",
+        )
+        assert made.exception is None, made.exception
+        log = root / "mosquitto.log"
+        with mosquitto(root / "splitee", port, log) as pid:
+            yield Fleet(root / "splitee", BrokerAddress(HOST, port, tls=True), pid, log)
 
 
 @pytest.fixture

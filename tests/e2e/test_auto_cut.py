@@ -1,0 +1,48 @@
+"""`--cut auto`: devices measure before they join, keep what they measured, and publish it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from fleets import Fleet
+
+from splitee_lab.brokers import RunningBroker
+
+
+def ask(command: str, broker: RunningBroker, fleet: str) -> Any:
+    arguments = [command, "--broker", str(broker.address), "--fleet", fleet, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "splitee", *arguments], capture_output=True, check=True, timeout=60
+    )
+    return json.loads(done.stdout)
+
+
+def test_devices_choose_their_cuts_and_publish_why(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    auto = ("--cut", "auto", "--budget", "40")
+    with Fleet(str(mosquitto_broker.address), "auto", tmp_path) as fleet:
+        fleet.server(devices=2, rounds=1)
+        fleet.device("pi-1", 1, *auto, "--prefer", "deepest", shard="1/2")
+        fleet.device("pi-2", 1, *auto, "--prefer", "lightest", shard="2/2")
+        assert fleet.wait() == [0, 0, 0], fleet.log("pi-1")
+    found = {device["id"]: device for device in ask("status", mosquitto_broker, "auto")["devices"]}
+    assert found["pi-1"]["cut"] == 3
+    for device in found.values():
+        can = device["capability"]
+        assert [cost["cut"] for cost in can["cuts"]] == [1, 2, 3]
+        assert all(cost["fits"] and cost["seconds"] > 0 for cost in can["cuts"])
+        assert can["reason"].startswith(f"cut {device['cut']} ")
+        assert can["upload"] > 0
+    planned = ask("plan", mosquitto_broker, "auto")
+    assert [row["device"] for row in planned] == ["pi-1", "pi-2"]
+    assert all(row["cut"] in (1, 2, 3) for row in planned)
+
+    # What was measured is used again by a new run, and the cut of a run that is under way stays.
+    with Fleet(str(mosquitto_broker.address), "auto-again", tmp_path) as fleet:
+        fleet.server("--fresh", devices=1, rounds=1, name="server-2")
+        fleet.device("pi-1", 1, *auto, "--prefer", "deepest", shard="1/2")
+        assert fleet.wait() == [0, 0], fleet.log("pi-1")
+        assert fleet.log("pi-1").count("measuring which cut suits this device") == 1
