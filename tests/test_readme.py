@@ -56,7 +56,7 @@ def test_server_device_and_status_as_written(mosquitto_broker: RunningBroker, tm
             word.replace("BROKER:1883", address).replace("/var/lib/splitee", str(tmp_path)) for word in words
         ]
         text = [word.replace("~", str(tmp_path)) for word in text]
-        for old, new in changed.items():
+        for old, new in (here | (changed or {})).items():
             text = [word.replace(old.replace("_", "-"), new) for word in text]
         return subprocess.Popen(
             [sys.executable, "-m", *text],
