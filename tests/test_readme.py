@@ -52,12 +52,10 @@ def test_server_device_and_status_as_written(mosquitto_broker: RunningBroker, tm
 
     def run(words: list[str], changed: dict[str, str] | None = None) -> subprocess.Popen[str]:
         address = f"{mosquitto_broker.address.host}:{mosquitto_broker.address.port}"
-        text = [
-            word.replace("BROKER:1883", address).replace("/var/lib/splitee", str(tmp_path)) for word in words
-        ]
-        text = [word.replace("~", str(tmp_path)) for word in text]
+        here = {"BROKER:1883": address, "/var/lib/splitee": str(tmp_path), "~": str(tmp_path)}
+        text = words
         for old, new in (here | (changed or {})).items():
-            text = [word.replace(old.replace("_", "-"), new) for word in text]
+            text = [word.replace(old, new) for word in text]
         return subprocess.Popen(
             [sys.executable, "-m", *text],
             stdout=subprocess.PIPE,

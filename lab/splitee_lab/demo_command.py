@@ -16,7 +16,7 @@ from splitee_lab.processes import signals_unwind
 from splitee_lab.progress import open_display
 from splitee_lab.report import percent, size, span, table
 
-ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 450
+ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 
 
 @click.command()
