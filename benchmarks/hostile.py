@@ -56,7 +56,7 @@ TOPICS = Topics("chaos")
 VICTIM = "pi-3"  # its features are the smallest
 CALM_ROUNDS = 3  # before the flood: what the processes hold then is what they need
 PATIENCE = 60.0  # seconds without a reader catching up
-BACKLOG = 2000  # payloads that a reader has not counted yet: less than its event queue holds
+BACKLOG = 1000  # payloads that a reader has not counted yet: its queue holds them, and they are no growth
 GROWTH = 16 << 20  # bytes
 KEPT = 20  # messages of the fleet's own, of each topic
 CRAFTED = (
@@ -333,7 +333,7 @@ def compare(calm: dict[str, Any], flooded: Flooded, payloads: int) -> dict[str, 
 @click.command()
 @click.option("--payloads", type=click.IntRange(min=1), default=10_000, show_default=True, help="A topic.")
 @click.option("--seed", default=1, show_default=True, help="Of the payloads; the fleet's own is always 1.")
-@click.option("--rounds", type=click.IntRange(min=CALM_ROUNDS + 1), default=80, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=CALM_ROUNDS + 1), default=100, show_default=True)
 @click.option("--samples", default=64, show_default=True, help="Training pictures a device.")
 @click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
 def main(payloads: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:

@@ -161,7 +161,7 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
     stranger.subscribe(topics.device("old", "inbox/error"), topics.server_status)
     stranger.open(5)
     with Fleet(str(mosquitto_broker.address), "refusals", tmp_path) as fleet:
-        fleet.server(devices=1, rounds=1)
+        fleet.server(devices=2, rounds=1)
         wait_for(stranger, topics.server_status)
         stranger.publish(topics.device("old", "status"), DeviceStatus(state="online", instance=5).encode())
         profile = Profile(
@@ -182,13 +182,17 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
         assert fleet.wait("second") == [ExitCode.ID_IN_USE]
         assert "another server serves fleet 'refusals'" in fleet.log("second")
 
+        stranger.subscribe(topics.device("pi-1", "inbox/plan"))
         fleet.device("pi-1", 2)
+        wait_for(stranger, topics.device("pi-1", "inbox/plan"))  # pi-1 is in: its class names count
         for name in ("cat", "dog"):
             pictures(tmp_path / "others" / name, 20)
-        others = ("--data", str(tmp_path / "others"), "--limit", "30")
-        fleet.device("pi-2", 2, *others)
-        assert fleet.wait("pi-2") in ([ExitCode.REJECTED], [ExitCode.OK])  # OK: it came after the end
-        assert fleet.wait("pi-1", "server") == [0, 0]
+        fleet.device("pi-2", 2, "--data", str(tmp_path / "others"), "--limit", "30")
+        assert fleet.wait("pi-2") == [ExitCode.REJECTED]
+        assert "the classes [cat, dog], the fleet [" in fleet.log("pi-2")
+
+        fleet.device("pi-3", 2)
+        assert fleet.wait("pi-1", "pi-3", "server") == [0, 0, 0]
     stranger.close()
 
 
