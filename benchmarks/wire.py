@@ -1,6 +1,6 @@
 """What each codec makes of real features at every cut: bytes, speed, and its share of the training step.
 
-    python benchmarks/wire.py [--json]
+    python -m benchmarks.wire [--json]
 
 Every cut of resnet18 is trained for a few batches on one thread, as a device does it, on the built-in
 Fashion-MNIST. Each batch's features go through every codec, beside a plain copy in memory.

@@ -39,6 +39,7 @@ class Role(StrEnum):
     SERVER = "server"
     VIEWER = "viewer"
     HEALTH = "health"
+    HOME_ASSISTANT = "homeassistant"
     DEVICE = "device"
 
 

@@ -31,7 +31,7 @@ in_directory = click.option(
     default=Path("/etc/splitee"),
     show_default=True,
     envvar="SPLITEE_BROKER_DIRECTORY",
-    help="Holds authority/, broker/, server/, viewer/ and bundles/.",
+    help="Holds authority/, broker/, server/, viewer/, homeassistant/ and bundles/.",
 )
 valid_for = click.option(
     "--days", type=click.IntRange(1, 7000), default=DAYS, show_default=True, help="Certificates are valid."
@@ -114,12 +114,13 @@ def init(
             "health.key": health.key,
         }
         write_folder(folder, contents | _rules(authority))
-        for role in (Role.SERVER, Role.VIEWER):
+        for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
             write_folder(directory / role.value, client_files(role.value, role, identity, authority))
     click.echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
     click.echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
     click.echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
+    click.echo(f"{directory}/homeassistant: for Home Assistant, see docs/operations.md")
     click.echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
 
 

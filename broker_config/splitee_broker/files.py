@@ -12,12 +12,14 @@ from pathlib import Path
 
 from splitee.durable import write_atomically
 from splitee.errors import StateError
+from splitee.topics import discovery_name
 from splitee_broker.authority import Authority, Identity, Role
 
 SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace
 SHIPPED_STATE = "/var/lib/mosquitto/"
 SHIPPED_PORT = "listener 8883"
 SHIPPED_FLEET = "splitee/v1/default/"
+SHIPPED_DISCOVERY = "homeassistant/device/splitee_default/"
 
 PUBLIC = (".crt", ".pem")
 
@@ -80,7 +82,9 @@ def configuration(folder: Path, port: int, state: Path) -> bytes:
 
 def access_rules(authority: Authority) -> bytes:
     """The shipped acl for the authority's fleet; it denies everything to whom was revoked."""
+    discovery = f"homeassistant/device/splitee_{discovery_name(authority.fleet)}/"
     text = _shipped("acl").replace(SHIPPED_FLEET, f"splitee/v1/{authority.fleet}/")
+    text = text.replace(SHIPPED_DISCOVERY, discovery)
     for name in authority.shut_out():
         text += f"\n# Revoked.\nuser {name}\ntopic deny #\n"
     return text.encode()

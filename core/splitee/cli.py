@@ -20,6 +20,8 @@ EXTRAS = {
     "iotcore": "lab",
     "cryptography": "admin",
     "matplotlib": "lab",
+    "prometheus_client": "server",
+    "tensorboardX": "server",
 }
 
 

@@ -20,12 +20,14 @@ Positive = Annotated[int, Meta(ge=1, le=1 << 62)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
 NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
+TensorName = Annotated[str, Meta(max_length=300)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 ClassNames = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
 ]
 
 Codec = Annotated[str, Meta(pattern=r"^(fp32|fp16|int8)(\+zstd)?\Z")]
+RunCodec = Annotated[str, Meta(pattern=r"^(auto|(fp32|fp16|int8)(\+zstd)?)\Z")]
 Phase = Literal["train", "evaluate"]
 Strategy = Literal["sequential", "averaging"]
 Order = Literal["step", "device"]
@@ -45,6 +47,7 @@ class DeviceStatus(JsonMessage, frozen=True):
     batches: Count = 0
     bytes: Count = 0
     rejected: Count = 0  # malformed messages that this process was sent
+    temperature: float | None = None  # degrees Celsius, of the hottest sensor
     time: float = 0.0  # seconds since the epoch, by the device's clock
 
 
@@ -86,7 +89,9 @@ class Profile(JsonMessage, frozen=True):
     held_out_samples: Count
     run: Text = ""  # the run its committed state belongs to, if any
     committed: Count = 0  # its last committed round in that run
+    next_cut: Count = 0  # that it asks for, after the round under way; 0: it stays
     capability: Capability | None = None  # of a device that was profiled
+    codec: Codec | None = None  # of its features; a run may leave that to the device
 
 
 class RunSpec(JsonMessage, frozen=True):
@@ -109,12 +114,13 @@ class RunSpec(JsonMessage, frozen=True):
     learning_rate: Annotated[float, Meta(gt=0)] = 0.01
     momentum: Fraction = 0.9
     weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
-    codec: Codec = "fp16"
+    codec: RunCodec = "fp16"  # auto: each device takes its own
     window: Annotated[int, Meta(ge=1, le=1024)] = 8  # batches a device may have unacknowledged
     window_bytes: Annotated[int, Meta(ge=1 << 16)] = 16 << 20
     threshold: Fraction = 0.5  # normalised entropy at or below which the exit answers
     class_names: ClassNames = ()  # of the first device that joined
     client_averaging: ClientAveraging = "none"  # of client networks, after each round
+    release: bool = False  # after the last round devices send their client networks, to be exported
 
 
 class Participant(msgspec.Struct, frozen=True):
@@ -123,6 +129,8 @@ class Participant(msgspec.Struct, frozen=True):
     cut: Positive
     steps: Count
     base: Count
+    weights: bool = False  # it sends its client network with its round-done
+    next_cut: Count = 0  # where it is cut after this round; 0: as before
 
 
 class RoundOpen(JsonMessage, frozen=True):
@@ -153,7 +161,9 @@ class Plan(JsonMessage, frozen=True):
     instance: Count  # of the profile this answers
     cut: Positive
     committed: Count = 0
-    digest: Digest | None = None
+    digest: Digest | None = None  # of the client network that the next round starts from
+    trained: Digest | None = None  # of what the device said round-done with
+    held: bool = False  # the server has that client network: the device may ask for it
 
 
 class Ack(JsonMessage, frozen=True):
@@ -169,10 +179,14 @@ class Ack(JsonMessage, frozen=True):
 
 
 class Sync(JsonMessage, frozen=True):
-    """`devices/ID/sync`: a device that has heard nothing for long asks for a fresh acknowledgement."""
+    """`devices/ID/sync`: a device that has heard nothing for long asks for a fresh acknowledgement.
+
+    `weights`: or it asks for these tensors of its client network, which the server holds.
+    """
 
     run: Text
     instance: Count
+    weights: Annotated[tuple[TensorName, ...], Meta(max_length=10_000)] = ()
 
 
 class ErrorReport(JsonMessage, frozen=True):
@@ -262,11 +276,12 @@ class RoundDone(PackedMessage, frozen=True):
 
 
 class Stages(PackedMessage, frozen=True):
-    """`devices/ID/weights` and its inbox: tensors by their name in the network."""
+    """`devices/ID/weights` and its inbox: tensors of a client network and its exit, by their names."""
 
     run: Annotated[str, Meta(max_length=100)]
     round: Count
-    tensors: Annotated[dict[Annotated[str, Meta(max_length=300)], EncodedTensor], Meta(max_length=MAX_ITEMS)]
+    tensors: Annotated[dict[TensorName, EncodedTensor], Meta(max_length=MAX_ITEMS)]
+    attempt: Count = 0
 
 
 def label_type(num_classes: int) -> np.dtype[Any]:

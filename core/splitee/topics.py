@@ -24,6 +24,11 @@ def check_name(value: str, what: str) -> str:
     return value
 
 
+def discovery_name(name: str) -> str:
+    """`name` in the characters that Home Assistant's discovery allows; no two names give the same."""
+    return re.sub(r"[._]", lambda mark: f"_{ord(mark[0]):x}", name)
+
+
 @dataclass(frozen=True)
 class Topics:
     """The topics of one fleet."""
@@ -68,6 +73,10 @@ class Topics:
     def all_devices(self, leaf: str) -> str:
         """The subscription filter for one leaf of every device."""
         return self.device("+", leaf)
+
+    def discovery(self, prefix: str, device: str) -> str:
+        """Where Home Assistant, whose discovery prefix is `prefix`, looks for what a device shows."""
+        return f"{prefix}/device/splitee_{discovery_name(self.fleet)}/{discovery_name(device)}/config"
 
     def parse_device(self, topic: str) -> tuple[str, str] | None:
         """(device, leaf) of a device's topic in this fleet, else None."""

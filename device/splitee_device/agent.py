@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from splitee.messages import (
     Capability,
     Features,
     Phase,
+    Plan,
     Profile,
     RoundDone,
     RoundOpen,
@@ -21,8 +23,9 @@ from splitee.messages import (
     encode_labels,
 )
 from splitee.topics import PROTOCOL
+from splitee.weights import pack_weights
 from splitee_device.data import DeviceData
-from splitee_device.outbox import Outbox
+from splitee_device.outbox import Outbox, publish_packed
 from splitee_device.session import Session, Superseded, phase_key
 from splitee_device.store import DeviceStore
 from splitee_device.trainer import ClientTrainer, CutBatch, ExitBatch
@@ -46,17 +49,17 @@ class Agent:
         session: Session,
         spec: RunSpec,
         cut: int,
-        trainer: ClientTrainer,
+        trainer_at: Callable[[int], ClientTrainer],
         store: DeviceStore,
         capability: Capability | None = None,
     ) -> None:
+        """`trainer_at`: makes the trainer for a cut, with the weights that the run's seed gives."""
         self._session = session
         self._spec = spec
-        self._cut = cut
-        self._trainer = trainer
+        self._trainer_at = trainer_at
         self._store = store
         self._capability = capability
-        self._initial = copy.deepcopy(trainer.state())
+        self._set_cut(cut)
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
         self._sent = Sent()
 
@@ -77,6 +80,7 @@ class Agent:
                 train_samples=len(data.train),
                 held_out_samples=len(data.held_out),
                 capability=self._capability,
+                codec=self._spec.codec,
             )
         )
         done = None
@@ -92,7 +96,8 @@ class Agent:
             except Superseded:
                 log.info("round %d: the server has moved on", opened.round)
             finally:
-                self._session.under_way = self._session.outbox = self._session.round_done = None
+                self._session.under_way = self._session.outbox = self._session.say_done = None
+        self._finish()
         self._store.finish(self._spec, self._cut)
         self._say("finished", opened.round)
 
@@ -113,16 +118,48 @@ class Agent:
         assert session.round is not None
         return session.round
 
-    def _restore(self, opened: RoundOpen) -> None:
-        """Bring the trainer to the committed round that `opened` continues from."""
-        base = opened.participants[self._session.device].base
-        if base == self._position:
-            return
+    def _set_cut(self, cut: int) -> None:
+        self._cut = cut
+        self._trainer = self._trainer_at(cut)
+        self._initial = copy.deepcopy(self._trainer.state())
         self._position = None
+
+    def _restore(self, opened: RoundOpen) -> None:
+        """Bring the trainer to the committed round, and the cut, that `opened` continues from."""
+        mine = opened.participants[self._session.device]
+        if (mine.base, mine.cut) == (self._position, self._cut):
+            return
+
+        def is_told() -> bool:
+            plan = self._session.plan
+            return plan is not None and (plan.attempt, plan.committed) == (opened.attempt, mine.base)
+
+        self._session.wait(is_told, "the server's word on this device")
+        assert self._session.plan is not None
+        self._follow(self._session.plan)
+
+    def _follow(self, plan: Plan) -> None:
+        """Take the cut and the weights that the server's last commit gives this device."""
+        if plan.cut != self._cut:
+            log.info("cut at %d from now on, before at %d", plan.cut, self._cut)
+            self._set_cut(plan.cut)
+            self._session.introduce(cut=plan.cut, next_cut=0)
+        self._position = None
+        if not plan.held:
+            self._store.restore(plan.committed, plan.digest, self._trainer, self._initial)
+        elif not self._store.holds(plan.committed, plan.digest, self._trainer):
+            self._trainer.adopt(self._session.fetch_weights(self._trainer.weights(), plan))
+            self._store.save(self._spec, self._cut, plan.committed, self._trainer)
+            self._store.commit(plan.committed)
+        if self._spec.client_averaging != "none":
+            self._trainer.forget_momentum()
+        self._position = plan.committed
+
+    def _finish(self) -> None:
+        """After the last commit this device may have got other weights."""
         plan = self._session.plan
-        digest = plan.digest if plan is not None and plan.committed == base else None
-        self._store.restore(base, digest, self._trainer, self._initial)
-        self._position = base
+        if plan is not None and plan.run == self._spec.run and plan.held and self._position is None:
+            self._follow(plan)
 
     def _train(self, opened: RoundOpen) -> None:
         """Train a round, save it durably, and wait for its commit."""
@@ -152,11 +189,20 @@ class Agent:
             accuracy=trainer.accuracy,
             seconds=time.monotonic() - started,
         )
-        session.send_round_done(done.encode())
+        sends_weights = opened.participants[session.device].weights
+
+        def say_done() -> None:
+            if sends_weights:
+                for payload in pack_weights(opened.run, number, opened.attempt, trainer.weights()):
+                    publish_packed(session.link, session.topic("weights"), payload)
+            publish_packed(session.link, session.topic("round-done"), done.encode())
+
+        session.finish_round(say_done)
         self._say("waiting", number, trainer.steps, trainer.steps, trainer.loss)
         session.wait(lambda: self._is_committed(opened, digest), f"the commit of round {number}")
         self._store.commit(number)
-        self._position = number
+        if not sends_weights:
+            self._position = number  # else the server may have given it other weights
         log.info("round %d: committed, exit loss %.4f", number, trainer.loss)
 
     def _evaluate(self, opened: RoundOpen) -> None:
@@ -201,7 +247,11 @@ class Agent:
         """
         plan, commit = self._session.plan, self._session.commit
         attempt, mine = (opened.run, opened.attempt), (opened.round, digest)
-        if plan is not None and (plan.run, plan.attempt) == attempt and (plan.committed, plan.digest) == mine:
+        if (
+            plan is not None
+            and (plan.run, plan.attempt) == attempt
+            and (plan.committed, plan.trained) == mine
+        ):
             return True
         if commit is None or (commit.run, commit.attempt) != attempt or commit.round < opened.round:
             return False

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import click
+from msgspec.structs import replace
 
+from splitee.codecs import AUTO, DEFAULT
 from splitee.durable import StateDirectory
 from splitee.errors import NoCutFits, SpliteeError
 from splitee.link_options import LinkOptions
@@ -63,6 +65,8 @@ class AutoCut:
         Raises:
             NoCutFits: with what would help.
         """
+        if spec.codec == AUTO:  # which depends on the cut, and is chosen once that is known
+            spec = replace(spec, codec=DEFAULT)
         store = MeasuredStore(state.path)
         held = None if fresh else _cut_of_run(state, spec)
         measured = store.load(spec, self.threads)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import click
 import torch
+from msgspec.structs import replace
 
+from splitee.codecs import AUTO
 from splitee.durable import StateDirectory
 from splitee.errors import NetworkError
 from splitee.link import Link
@@ -21,6 +24,7 @@ from splitee.topics import Topics, check_name
 from splitee_device.agent import Agent
 from splitee_device.auto_cut import AutoCut, CutType
 from splitee_device.choice import PREFERENCES, Preference
+from splitee_device.codec_choice import AutoCodec
 from splitee_device.data import Shard, open_data
 from splitee_device.hardware import usable_threads
 from splitee_device.session import RunChanged, Session, offline
@@ -123,7 +127,6 @@ def device(
                 if chosen is None:
                     auto = AutoCut(link, device, len(pictures.train), threads, prefer, budget)
                     chosen, capability = auto.choose(spec, directory, session.drain, fresh=fresh)
-                trainer = open_trainer(spec, chosen, device, pictures)
                 store.open(spec, chosen, fresh=fresh)
                 log.info(
                     "%s: run %s, %s cut at %d, %d pictures",
@@ -133,7 +136,12 @@ def device(
                     chosen,
                     len(pictures.train),
                 )
-                Agent(session, spec, chosen, trainer, store, capability).take_part(pictures)
+                trainer_at = partial(open_trainer, spec, device=device, data=pictures)
+                if spec.codec == AUTO:
+                    auto_codec = AutoCodec(link, device)
+                    codec = auto_codec.choose(spec, chosen, directory.path, trainer_at, fresh=fresh)
+                    spec = replace(spec, codec=codec)
+                Agent(session, spec, chosen, trainer_at, store, capability).take_part(pictures)
                 if not stay:
                     break
                 session.wait(lambda: False, "the next run")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+from torch import Tensor
 
 from splitee.errors import BrokerRefused, IdInUse, MalformedMessage, Rejected, Stalled, VersionMismatch
 from splitee.link import Connected, Disconnected, Link, Message
@@ -18,12 +22,16 @@ from splitee.messages import (
     RoundOpen,
     RunSpec,
     ServerStatus,
+    Stages,
     Sync,
 )
 from splitee.notify import notify
+from splitee.parts import Assembler
 from splitee.signals import Stopped
 from splitee.topics import PROTOCOL, Topics
-from splitee_device.outbox import Outbox, publish_packed
+from splitee.weights import Arrival
+from splitee_device.hardware import temperature
+from splitee_device.outbox import Outbox
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +80,9 @@ class Session:
         self.profile: Profile | None = None
         self.outbox: Outbox | None = None
         self.under_way: RoundOpen | None = None
-        self.round_done: bytes | None = None  # sent, and sent again, until its commit
+        self.arrival: Arrival | None = None  # of the client network that the device has asked for
+        self.say_done: Callable[[], None] | None = None  # said, and said again, until the round's commit
+        self._parts = Assembler()
         self._topics = topics
         self._patience = patience
         self._stop = stop
@@ -114,6 +124,12 @@ class Session:
         self.profile = profile
         self._publish_profile()
         self.wait(lambda: self._answered() or self._finished(), "the server to take this device in")
+
+    def introduce(self, **changed: Any) -> None:
+        """Publish the profile again, with these fields changed."""
+        assert self.profile is not None
+        self.profile = replace(self.profile, **changed)
+        self._publish_profile()
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Handle events until `condition`; says now and then what is waited for."""
@@ -189,10 +205,42 @@ class Session:
         if changed or time.monotonic() >= self._status_due:
             self._publish_status()
 
-    def send_round_done(self, payload: bytes) -> None:
-        """Publish round-done, and again whenever the server may have missed it."""
-        self.round_done = payload
-        publish_packed(self.link, self.topic("round-done"), payload)
+    def finish_round(self, say_done: Callable[[], None]) -> None:
+        """Say round-done, and again whenever the server may have missed it."""
+        self.say_done = say_done
+        say_done()
+
+    def fetch_weights(self, like: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
+        """The client network that the server holds for this device, a message at a time.
+
+        Args:
+            like: tensors of the names, shapes and types that it has.
+        """
+        assert plan.digest is not None
+        arrival = self.arrival = Arrival(like)
+        try:
+            while arrival.missing:
+                self._ask_for(tuple(arrival.next_names()), plan.run)
+                try:
+                    if not arrival.missing:
+                        arrival.check(plan.digest)
+                except MalformedMessage as error:
+                    self._reject(self.topic("inbox/weights"), error)
+        finally:
+            self.arrival = None
+        return arrival.tensors
+
+    def _ask_for(self, names: tuple[str, ...], run: str) -> None:
+        """Ask for tensors, and wait for them; what does not come in time is asked for again."""
+        wish = Sync(run=run, instance=self.instance, weights=names)
+        self.link.publish(self.topic("sync"), wish.encode())
+        until = time.monotonic() + SYNC_AFTER
+
+        def is_over() -> bool:
+            assert self.arrival is not None
+            return self.arrival.tensors.keys() >= set(names) or time.monotonic() > until
+
+        self.wait(is_over, "this device's network from the server")
 
     def _check_superseded(self) -> None:
         mine, current = self.under_way, self.round
@@ -200,7 +248,7 @@ class Session:
             return
         if phase_key(current) == phase_key(mine) and self.device in current.participants:
             return
-        if self.round_done is None or current.attempt != mine.attempt:
+        if self.say_done is None or current.attempt != mine.attempt:
             raise Superseded
 
     def _handle(self, message: Message) -> None:
@@ -219,6 +267,8 @@ class Session:
             self._on_ack(Ack.decode(payload))
         elif leaf == "inbox/plan":
             self.plan = Plan.decode(payload)
+        elif leaf == "inbox/weights":
+            self._on_weights(payload)
         elif leaf == "inbox/error":
             self._on_error(ErrorReport.decode(payload))
         elif leaf == "status":
@@ -250,6 +300,18 @@ class Session:
         self.ack = ack
         if self.outbox is not None:
             self.outbox.acknowledge(ack)
+        if ack.resend and self.say_done is not None:
+            self.say_done()
+
+    def _on_weights(self, payload: bytes) -> None:
+        whole = self._parts.add("server", payload)
+        if whole is None:
+            return
+        message, plan = Stages.decode(whole), self.plan
+        if self.arrival is None or plan is None:
+            return
+        if (message.run, message.attempt, message.round) == (plan.run, plan.attempt, plan.committed):
+            self.arrival.add(message)
 
     def _on_error(self, report: ErrorReport) -> None:
         if report.instance not in (0, self.instance):
@@ -282,13 +344,13 @@ class Session:
             return
         sync = Sync(run=self.spec.run, instance=self.instance)
         self.link.publish(self.topic("sync"), sync.encode())
-        if self.round_done is not None:
-            self.send_round_done(self.round_done)
         if not self._answered():
             self._publish_profile()
 
     def _publish_status(self) -> None:
-        self.link.publish(self.topic("status"), self._status.encode(), retain=True)
+        degrees = temperature().value
+        status = replace(self._status, temperature=degrees if isinstance(degrees, float) else None)
+        self.link.publish(self.topic("status"), status.encode(), retain=True)
         self._status_due = time.monotonic() + STATUS_EVERY
         notify(f"STATUS={_in_words(self._status)}")
 

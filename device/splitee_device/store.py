@@ -59,13 +59,20 @@ class DeviceStore:
 
     def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
         """The state after round `number`, durable; it counts once the server commits the round."""
-        if self._directory.facts() is None:
+        facts = self._directory.facts()
+        if facts is None:
             self._save_samples()
+        if facts is None or facts.get("cut") != cut:
             self._directory.save_facts(self._facts(spec, cut, finished=False))
         self._directory.save_round(number, pack_state(trainer.state()))
 
     def commit(self, number: int) -> None:
         self._directory.prune(number)
+
+    def holds(self, number: int, digest: str | None, trainer: ClientTrainer) -> bool:
+        """Whether the state after round `number` is here with these weights; `trainer` has them then."""
+        here = number in self._directory.rounds() and self._load(number, trainer)
+        return here and trainer.digest() == digest
 
     def restore(
         self, number: int, digest: str | None, trainer: ClientTrainer, initial: dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_for
@@ -26,6 +26,7 @@ from splitee.training import (
     steps_a_round,
     weights_digest,
 )
+from splitee.weights import client_model
 from splitee_device.data import DeviceData, PictureSet, batch
 
 
@@ -70,10 +71,9 @@ class ClientTrainer:
         self._spec = spec
         self._device = device
         self._data = data
-        self.client = network.client(cut)
         self._place = next(network.module.parameters()).device
-        self.exit = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut)).to(self._place)
-        self._model = nn.ModuleDict({"client": self.client, "exit": self.exit})
+        self._model = client_model(network, cut, spec).to(self._place)
+        self.client, self.exit = self._model["client"], self._model["exit"]
         self.optimizer = make_optimizer(self._model.parameters(), spec)
         self.steps = steps_a_round(spec, len(data.train))
         self.evaluation_steps = -(-len(data.held_out) // EVALUATION_BATCH)
@@ -124,6 +124,14 @@ class ClientTrainer:
     def state(self) -> dict[str, Any]:
         """Everything the next round depends on."""
         return {"model": self._model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def adopt(self, weights: Mapping[str, Tensor]) -> None:
+        """Go on from other weights; their momentum starts anew."""
+        self._model.load_state_dict(weights)
+        self.forget_momentum()
+
+    def forget_momentum(self) -> None:
+        self.optimizer.state.clear()
 
     def load(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])

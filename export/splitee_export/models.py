@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from msgspec.structs import replace
 
+from splitee.codecs import AUTO, DEFAULT
 from splitee.durable import write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee.inference import Array, ClientModel
@@ -84,7 +85,7 @@ def export_client(
         feature_shape=state.network.stages[state.cut - 1].feature_shape,
         mean=spec.mean,
         std=spec.std,
-        codec=spec.codec,
+        codec=DEFAULT if spec.codec == AUTO else spec.codec,
         measure="entropy",
         threshold=spec.threshold,
         calibration=(),

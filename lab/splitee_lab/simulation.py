@@ -16,7 +16,7 @@ from splitee.network import SplitNetwork, build_for
 from splitee.training import fleet_digest
 from splitee_device.data import DeviceData
 from splitee_device.trainer import ClientTrainer, CutBatch
-from splitee_lab.client_averaging import average_clients
+from splitee_server.client_averaging import average_clients, size_of
 from splitee_server.evaluation import Score
 from splitee_server.schedule import Schedule
 from splitee_server.strategy import Strategy, make_strategy
@@ -69,7 +69,7 @@ class Simulation:
         for number in range(1, self.spec.rounds + 1):
             losses, sent = self._train(number)
             self._strategy.aggregate(samples)
-            sent += average_clients(self.spec.client_averaging, self._trainers, self._strategy, cuts, samples)
+            sent += self._average_clients(cuts, samples)
             yield SimulatedRound(
                 number,
                 losses,
@@ -82,6 +82,16 @@ class Simulation:
         """SHA-256 over all trunk and client weights."""
         clients = {name: trainer.digest() for name, trainer in self._trainers.items()}
         return fleet_digest(self._strategy.weights(), clients)
+
+    def _average_clients(self, cuts: Mapping[str, int], samples: Mapping[str, int]) -> int:
+        """As the setting says; returns the bytes of the weights that devices send and get for it."""
+        if self.spec.client_averaging == "none":
+            return 0
+        clients = {name: trainer.weights() for name, trainer in self._trainers.items()}
+        average_clients(self.spec.client_averaging, clients, self._strategy, cuts, samples)
+        for trainer in self._trainers.values():
+            trainer.forget_momentum()
+        return sum(2 * size_of(weights) for weights in clients.values())
 
     def _is_evaluated(self, number: int) -> bool:
         return number % self.evaluate_every == 0 or number == self.spec.rounds

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
+from collections.abc import Iterable
 
 from splitee.errors import ExitCode, IdInUse, MalformedMessage
 from splitee.link import Link, Message
@@ -18,12 +20,14 @@ from splitee.messages import (
     ServerClaim,
     ServerStatus,
 )
+from splitee.parts import split
 from splitee.topics import Topics
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0  # seconds between two server/status
 CLAIM = 1.0  # seconds a running server has to answer a claim
+_message_numbers = itertools.count(1)
 SILENT = 2.5 * HEARTBEAT  # seconds without a word after which a server that was online counts as gone
 
 
@@ -97,6 +101,11 @@ class Announcer:
 
     def ack(self, device: str, ack: Ack) -> None:
         self._link.publish(self._topics.device(device, "inbox/ack"), ack.encode())
+
+    def weights(self, device: str, payloads: Iterable[bytes]) -> None:
+        for payload in payloads:
+            for part in split(payload, self._link.max_packet, next(_message_numbers)):
+                self._link.publish(self._topics.device(device, "inbox/weights"), part)
 
     def error(
         self, device: str, code: ExitCode, message: str, *, instance: int = 0, fatal: bool = False

@@ -46,7 +46,17 @@ class Averaging(Strategy):
         holders = {device: self._trunks[device].state_dict() for device in samples}
         means = average_by_name(holders, samples)
         for trunk in (*self._trunks.values(), self._network.trunk(1)):
-            _write(trunk, means)
+            self._write(trunk, means)
+
+    def absorb(self, means: Mapping[str, Tensor]) -> None:
+        for trunk in (*self._trunks.values(), self._network.trunk(1)):
+            self._write(trunk, means)
+
+    def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
+        """The device's trunk keeps its stages; their momentum starts anew."""
+        before = self._trunks.pop(device).state_dict()
+        self.join(device, cut)
+        self._write(self._trunks[device], {**own, **before})
 
     def weights(self) -> dict[str, Tensor]:
         return {
@@ -69,10 +79,3 @@ class Averaging(Strategy):
             self.join(device, cut)
             self._trunks[device].load_state_dict(state["trunks"][device])
             self._optimizers[device].load_state_dict(state["optimizers"][device])
-
-
-@torch.no_grad()
-def _write(trunk: nn.Module, means: Mapping[str, Tensor]) -> None:
-    for name, tensor in trunk.state_dict().items():
-        if name in means:
-            tensor.copy_(means[name])

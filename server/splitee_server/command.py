@@ -11,7 +11,7 @@ import click
 import msgspec
 import torch
 
-from splitee.codecs import CODECS
+from splitee.codecs import AUTO, CODECS, DEFAULT
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError
 from splitee.link import Link
@@ -25,6 +25,7 @@ from splitee_server.announcer import claim_fleet, offline
 from splitee_server.coordinator import Policy
 from splitee_server.service import Service
 from splitee_server.store import ServerStore
+from splitee_server.watch_options import Watching, watch_options
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +56,17 @@ DIRECTORY = click.Path(path_type=Path)
     "--steps", type=int, default=0, help="Batches a device trains in a round; 0: one pass over its data."
 )
 @setting("--learning-rate", type=float, default=0.01, help="Highest rate; warm-up and cosine are built in.")
-@setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
+@setting(
+    "--codec",
+    type=click.Choice([*CODECS, AUTO]),
+    default=DEFAULT,
+    help="Of the features on the wire; auto: by each device's CPU and link.",
+)
 @setting(
     "--client-averaging",
     type=click.Choice(["none", "same-cut", "layerwise"]),
     default="none",
-    help="Of client networks; over MQTT only none, so far.",
+    help="Of client networks after each round; they travel for it, both ways.",
 )
 @setting("--window", type=int, default=8, help="Batches a device may have unacknowledged.")
 @setting("--threshold", type=float, default=0.5, help="Normalised entropy up to which the exit answers.")
@@ -75,6 +81,7 @@ DIRECTORY = click.Path(path_type=Path)
     "--memory", type=click.IntRange(min=1), default=1024, help="MiB of features that may wait for training."
 )
 @setting("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's choice.")
+@watch_options
 @settings_file
 def server(
     link: LinkOptions,
@@ -86,6 +93,7 @@ def server(
     deadline_floor: float,
     memory: int,
     threads: int | None,
+    watching: Watching,
     **run: Any,
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
@@ -102,27 +110,33 @@ def server(
     )
     stop = stop_on_signals()
     policy = Policy(devices, min(quorum, devices), missing, deadline_floor, memory << 20)
-    connection.open(link.connect_timeout)
-    farewell = None
-    try:
-        claim_fleet(connection, topics, instance)
-        farewell = offline(topics, instance)
-        log.info("run %s: %s, %s, waiting for %d devices", spec.run, spec.network, spec.strategy, devices)
-        Service(connection, topics, spec, network, store, policy, instance=instance, stop=stop.is_set).run()
-    except Stopped:
-        log.info("stopped; the last committed round is in %s", state)
-    finally:
-        connection.close(farewell)
-        directory.close()
+    with watching.watchers(connection, topics, store) as watchers:
+        connection.open(link.connect_timeout)
+        farewell = None
+        try:
+            claim_fleet(connection, topics, instance)
+            farewell = offline(topics, instance)
+            log.info("run %s: %s, %s, waiting for %d devices", spec.run, spec.network, spec.strategy, devices)
+            Service(
+                connection,
+                topics,
+                spec,
+                network,
+                store,
+                policy,
+                instance=instance,
+                stop=stop.is_set,
+                watchers=watchers,
+            ).run()
+        except Stopped:
+            log.info("stopped; the last committed round is in %s", state)
+        finally:
+            connection.close(farewell)
+            directory.close()
 
 
 def _run_spec(settings: dict[str, Any]) -> RunSpec:
     """The run's specification from the flags, checked against its bounds."""
-    if settings["client_averaging"] != "none":
-        raise ConfigError(
-            f"--client-averaging {settings['client_averaging']} works in `splitee simulate` only: "
-            "over MQTT client networks stay on their devices; give none"
-        )
     try:
         run = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 0xFFFF:04x}"
         return msgspec.convert({"protocol": PROTOCOL, "run": run, **settings}, RunSpec)

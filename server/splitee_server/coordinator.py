@@ -22,13 +22,17 @@ from splitee.messages import (
     RoundDone,
     RoundOpen,
     RunSpec,
+    Stages,
 )
 from splitee.network import SplitNetwork
 from splitee.training import EVALUATION_BATCH, fleet_digest, steps_a_round
+from splitee.weights import pack_weights
 from splitee_server.announcer import Announcer
+from splitee_server.clients import ClientNetworks
 from splitee_server.deadline import AdaptiveDeadline
 from splitee_server.members import Member, Members
 from splitee_server.phase import PhaseUnderWay
+from splitee_server.progress import RunProgress, Standing, Trained
 from splitee_server.reception import Batch
 from splitee_server.report import log_metrics, run_report
 from splitee_server.store import Committed, ServerStore
@@ -74,6 +78,7 @@ class Coordinator:
         attempt: int,
         pump: Callable[[float], bool],
         rejected: Callable[[], int],
+        evaluated: Callable[[Metrics], None],
     ) -> None:
         """`pump`: handle one event of the link, waiting at most so many seconds; False when none came."""
         self._spec = spec
@@ -85,7 +90,9 @@ class Coordinator:
         self._policy = policy
         self._pump = pump
         self._rejected = rejected
+        self._evaluated = evaluated
         self._deadline = AdaptiveDeadline(policy.floor)
+        self._clients = ClientNetworks(spec, network, strategy)
         self._attempt = attempt
         self._phase = self._open("gather", 0, {}, announce=False)
         self._losses: dict[str, tuple[float, float | None]] = {}  # of exit and trunk, in the last round
@@ -93,6 +100,7 @@ class Coordinator:
         self._committed = 0
         self._weights_sha256 = ""
         self._duplicates = 0
+        self._trained = Trained()
         self._seconds = 0.0  # of earlier processes
         self._started = time.monotonic()
         self._reminded = self._started
@@ -120,6 +128,7 @@ class Coordinator:
     def on_admitted(self, member: Member) -> None:
         """A device has joined, or a new process of it."""
         self._strategy.join(member.device, member.cut)
+        self._give_average(member)
         if not self._spec.class_names and self._members.class_names:
             self._spec = replace(self._spec, class_names=self._members.class_names)
             self._announce.run(self._spec)
@@ -130,6 +139,22 @@ class Coordinator:
         """A device asks where the server stands with it."""
         if device in self._phase.schedule:
             self._acknowledge(device, resend=True)
+        elif device in self._members:
+            self._send_plan(self._members[device])
+
+    def on_wish(self, device: str, names: tuple[str, ...]) -> None:
+        """A device asks for tensors of its client network that the server holds."""
+        tensors = self._clients.some(device, names)
+        if tensors:
+            self._announce.weights(
+                device, pack_weights(self._spec.run, self._committed, self._attempt, tensors)
+            )
+
+    def on_weights(self, device: str, message: Stages) -> None:
+        """Tensors of a client network, before its device's round-done."""
+        if device in self._phase.arrivals and self._phase.is_current(message.round, message.attempt, "train"):
+            self._phase.arrivals[device].add(message)
+            self._phase.progressed = time.monotonic()
 
     def on_features(self, device: str, message: Features, batch: Batch) -> None:
         """A batch; one of an older attempt is dropped: its device learns of this one by itself."""
@@ -144,8 +169,15 @@ class Coordinator:
             self._acknowledge(device)
 
     def on_round_done(self, device: str, message: RoundDone) -> None:
+        """Raises MalformedMessage: the device's weights are not those it speaks of."""
         current = self._phase.is_current(message.round, message.attempt, "train")
         if current and device in self._phase.schedule:
+            arrival = self._phase.arrivals.get(device)
+            if arrival is not None and arrival.missing:
+                self._acknowledge(device, resend=True)
+                return
+            if arrival is not None:
+                arrival.check(message.digest)
             self._phase.done[device] = message
         elif device in self._members and message.round <= self._committed:
             self._send_plan(self._members[device])  # it has missed the commit
@@ -161,6 +193,28 @@ class Coordinator:
         for device in self._phase.opened.participants:
             self.on_sync(device)
 
+    def progress(self) -> RunProgress:
+        """Where the run stands now."""
+        phase, waiting_for = self._phase, self._waiting_for()
+        gathering = phase.opened.phase == "gather"
+        missing = self._wanted() - len(self._members.online()) if gathering else len(waiting_for)
+        return RunProgress(
+            spec=self._spec,
+            phase=phase.opened.phase,
+            committed=self._committed,
+            devices=tuple(
+                Standing(member.device, member.cut, member.online, member.totals.batches, member.totals.bytes)
+                for member in self._members
+            ),
+            waiting_for=waiting_for,
+            missing=max(missing, 0),
+            waited=time.monotonic() - phase.progressed if missing > 0 else 0.0,
+            queued=phase.schedule.held(),
+            duplicates=self._duplicates,
+            trained=replace(self._trained),
+            metrics=self._metrics,
+        )
+
     # Rounds
 
     def _resume(self) -> None:
@@ -172,6 +226,7 @@ class Coordinator:
         self._duplicates = stored.duplicates
         self._seconds = stored.seconds
         self._strategy.load(stored.strategy)
+        self._clients.load(stored.clients)
         self._members.restore(stored.members)
         self._members.class_names = stored.class_names
         self._spec = replace(self._spec, class_names=stored.class_names)
@@ -181,6 +236,7 @@ class Coordinator:
         self._metrics = self._store.evaluated(self._committed)
         if self._metrics is not None:
             self._announce.metrics(self._metrics)
+            self._evaluated(self._metrics)
         log.info("resuming run %s after round %d", self._spec.run, self._committed)
 
     def _gather(self) -> None:
@@ -205,23 +261,31 @@ class Coordinator:
         """Open a round, train what comes, commit."""
         if self._policy.missing == "skip":
             self._gather()
-        participants = {
-            member.device: Participant(
-                member.cut, steps_a_round(self._spec, member.train_samples), member.committed
-            )
-            for member in self._taking_part()
-        }
+        participants = {member.device: self._part_in(number, member) for member in self._taking_part()}
         self._phase = self._open("train", number, participants)
         self._serve(lambda: self._phase.is_over)
         if len(self._phase.done) == len(participants):
             self._deadline.note(time.monotonic() - self._phase.started)
         self._commit(number)
 
+    def _part_in(self, number: int, member: Member) -> Participant:
+        return Participant(
+            member.cut,
+            steps_a_round(self._spec, member.train_samples),
+            member.committed,
+            weights=(
+                self._spec.client_averaging != "none"
+                or bool(member.next_cut)
+                or (self._spec.release and number == self._spec.rounds)
+            ),
+            next_cut=member.next_cut,
+        )
+
     def _commit(self, number: int) -> None:
         """Aggregate, save durably, and only then tell the devices."""
         for device, done in self._phase.done.items():
             member = self._members[device]
-            member.committed, member.digest = number, done.digest
+            member.committed, member.digest, member.trained = number, done.digest, done.digest
             member.totals.batches += self._phase.schedule.next_step(device)
             member.totals.published += done.batches
             member.totals.bytes += done.bytes
@@ -229,11 +293,13 @@ class Coordinator:
         taken = [self._members[device] for device in self._phase.done]
         self._strategy.aggregate({member.device: member.train_samples for member in taken})
         self._committed = number
+        self._replace_clients(taken)
         self._weights_sha256 = self._hash_weights()
         self._store.save(
             Committed(
                 round=number,
                 strategy=self._strategy.state(),
+                clients=self._clients.state(),
                 members=[member.durable() for member in self._members],
                 class_names=self._members.class_names,
                 weights_sha256=self._weights_sha256,
@@ -241,10 +307,36 @@ class Coordinator:
                 seconds=self._elapsed(),
             )
         )
-        for member in taken:
-            self._send_plan(member)
+        for member in self._members:
+            if member.committed == number:
+                self._send_plan(member)
         self._announce.commit(self._commit_message())
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(taken))
+
+    def _replace_clients(self, taken: list[Member]) -> None:
+        """Average client networks, move cuts; the devices start their next round from what comes of it."""
+        came = {device: self._phase.arrivals[device].tensors for device in self._phase.arrivals}
+        cuts = {member.device: member.cut for member in self._members}
+        self._clients.end_round(came, cuts, {member.device: member.train_samples for member in taken})
+        for member in taken:
+            new = self._phase.opened.participants[member.device].next_cut
+            if new:
+                self._clients.move(member.device, member.cut, new, cuts)
+                log.info("%s is cut at %d now, before at %d", member.device, new, member.cut)
+                member.move(new)
+                cuts[member.device] = new
+        for member in self._members:
+            self._hold(member)
+
+    def _give_average(self, member: Member) -> None:
+        """A device that comes late starts from the average of its cut, where there is one."""
+        if not member.committed:
+            self._clients.adopt(member.device, member.cut, {m.device: m.cut for m in self._members})
+            self._hold(member)
+
+    def _hold(self, member: Member) -> None:
+        if member.device in self._clients:
+            member.committed, member.digest = self._committed, self._clients.digest(member.device)
 
     def _evaluate(self) -> Metrics:
         """Score the committed round on the devices' held-out pictures."""
@@ -268,6 +360,7 @@ class Coordinator:
         )
         self._store.add_metrics(metrics)
         self._announce.metrics(metrics)
+        self._evaluated(metrics)
         log_metrics(metrics)
         return metrics
 
@@ -277,9 +370,9 @@ class Coordinator:
         opened = RoundOpen(
             run=self._spec.run, round=number, attempt=self._attempt, phase=phase, participants=participants
         )
-        under_way = PhaseUnderWay(
-            opened, self._strategy.order if phase == "train" else "any", self._spec.window
-        )
+        arrivals = {device: self._clients.arrival(p.cut) for device, p in participants.items() if p.weights}
+        order = self._strategy.order if phase == "train" else "any"
+        under_way = PhaseUnderWay(opened, order, self._spec.window, arrivals)
         if announce:
             self._announce.round(opened)
             self._announce.beat(self._doing(opened), under_way.late(), self._rejected(), now=True)
@@ -303,6 +396,7 @@ class Coordinator:
         phase = self._phase
         features = torch.from_numpy(batch.features)
         if phase.opened.phase == "train":
+            started = time.monotonic()
             phase.loss_sums[device] += self._strategy.train(
                 device,
                 features,
@@ -311,6 +405,7 @@ class Coordinator:
                 step=step,
                 steps=phase.opened.participants[device].steps,
             )
+            self._trained.add(len(batch.labels), time.monotonic() - started)
         elif batch.exit_labels is not None and batch.exit_entropy is not None:
             answers = self._strategy.predict(device, features).numpy()
             phase.scores[device].add(
@@ -366,6 +461,8 @@ class Coordinator:
                 cut=member.cut,
                 committed=member.committed,
                 digest=member.digest,
+                trained=member.trained,
+                held=member.device in self._clients,
             ),
         )
 

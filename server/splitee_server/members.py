@@ -31,10 +31,17 @@ class Member:
     held_out_samples: int
     instance: int
     committed: int = 0
-    digest: str | None = None
+    digest: str | None = None  # of the client network that its next round starts from
+    trained: str | None = None  # of what it has trained in its last round
+    next_cut: int = 0  # that it has asked for; 0: it stays
+    previous_cut: int = 0  # that a process may still speak of, if it has missed its move
     totals: Totals = field(default_factory=Totals)
     online: bool = True
     heard: float = field(default_factory=time.monotonic)
+
+    def move(self, cut: int) -> None:
+        """It is cut elsewhere, as it has asked."""
+        self.previous_cut, self.cut, self.next_cut = self.cut, cut, 0
 
     def durable(self) -> dict[str, Any]:
         """What is kept in the server's state."""
@@ -45,6 +52,9 @@ class Member:
             "held_out_samples": self.held_out_samples,
             "committed": self.committed,
             "digest": self.digest,
+            "trained": self.trained,
+            "next_cut": self.next_cut,
+            "previous_cut": self.previous_cut,
             "totals": asdict(self.totals),
         }
 
@@ -106,6 +116,8 @@ class Members:
                 device, profile.cut, profile.train_samples, profile.held_out_samples, profile.instance
             )
         member.train_samples, member.held_out_samples = profile.train_samples, profile.held_out_samples
+        if profile.cut == member.cut:
+            member.next_cut = profile.next_cut if profile.next_cut != member.cut else 0
         member.instance, member.online, member.heard = profile.instance, True, time.monotonic()
         return member
 
@@ -123,12 +135,13 @@ class Members:
                 f"{device} speaks protocol {profile.protocol}, this server {PROTOCOL}: "
                 f"install release {profile.version} on both, or the server's on the device",
             )
-        if not 1 <= profile.cut < self._network.num_layers:
-            raise Refusal(
-                ExitCode.REJECTED,
-                f"{device} is cut at {profile.cut}; {self._network.name} can be cut at "
-                f"1..{self._network.num_layers - 1}",
-            )
+        for cut in (profile.cut, profile.next_cut or profile.cut):
+            if not 1 <= cut < self._network.num_layers:
+                raise Refusal(
+                    ExitCode.REJECTED,
+                    f"{device} is cut at {cut}; {self._network.name} can be cut at "
+                    f"1..{self._network.num_layers - 1}",
+                )
         if len(profile.class_names) > self._spec.num_classes:
             raise Refusal(
                 ExitCode.REJECTED,
@@ -142,7 +155,7 @@ class Members:
                 f"the fleet {_short(self.class_names)}: every device needs the same class folders",
             )
         known = self._by_name.get(device)
-        if known is not None and known.cut != profile.cut:
+        if known is not None and profile.cut not in (known.cut, known.previous_cut):
             raise Refusal(
                 ExitCode.REJECTED,
                 f"{device} is cut at {profile.cut}, in this run it was cut at {known.cut}: "

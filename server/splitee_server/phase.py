@@ -6,6 +6,7 @@ import time
 from typing import Literal
 
 from splitee.messages import RoundDone, RoundOpen
+from splitee.weights import Arrival
 from splitee_server.evaluation import Score
 from splitee_server.reception import Batch
 from splitee_server.schedule import Schedule
@@ -14,8 +15,16 @@ from splitee_server.schedule import Schedule
 class PhaseUnderWay:
     """Gathering, training or evaluating, with its participants' batches and words."""
 
-    def __init__(self, opened: RoundOpen, order: Literal["step", "device", "any"], window: int) -> None:
+    def __init__(
+        self,
+        opened: RoundOpen,
+        order: Literal["step", "device", "any"],
+        window: int,
+        arrivals: dict[str, Arrival],
+    ) -> None:
+        """`arrivals`: for the client networks of those who send theirs."""
         self.opened = opened
+        self.arrivals = arrivals
         steps = {device: participant.steps for device, participant in opened.participants.items()}
         self.schedule: Schedule[Batch] = Schedule(order, steps, window)
         self.done: dict[str, RoundDone] = {}
@@ -51,6 +60,7 @@ class PhaseUnderWay:
         for device in devices:
             self.schedule.drop(device)
             self.done.pop(device, None)
+            self.arrivals.pop(device, None)
         left = {d: p for d, p in self.opened.participants.items() if d not in devices}
         self.opened = RoundOpen(
             run=self.opened.run,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from splitee.codecs import decode_tensor
 from splitee.errors import MalformedMessage
-from splitee.messages import Features, RoundDone, RunSpec, decode_entropy, decode_labels
+from splitee.messages import Features, RoundDone, RunSpec, Stages, decode_entropy, decode_labels
 from splitee.parts import Assembler
 from splitee.training import EVALUATION_BATCH
 from splitee_server.members import Member
@@ -72,6 +72,12 @@ class Reception:
     def round_done(self, payload: bytes) -> RoundDone:
         """Raises MalformedMessage."""
         message = RoundDone.decode(payload)
+        self._check_run(message.run)
+        return message
+
+    def weights(self, payload: bytes) -> Stages:
+        """Raises MalformedMessage."""
+        message = Stages.decode(payload)
         self._check_run(message.run)
         return message
 

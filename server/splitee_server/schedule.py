@@ -33,6 +33,10 @@ class Schedule(Generic[Batch]):
         """Whether the device's next batch is here, and waits for its turn."""
         return self._next[device] in self._held[device]
 
+    def held(self) -> int:
+        """Batches that are here and have not been handed out."""
+        return sum(len(batches) for batches in self._held.values())
+
     def __contains__(self, device: str) -> bool:
         return device in self._steps
 

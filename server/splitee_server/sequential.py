@@ -41,6 +41,16 @@ class Sequential(Strategy):
     def aggregate(self, samples: Mapping[str, int]) -> None:
         """Nothing to do: the trunk is already everybody's."""
 
+    def absorb(self, means: Mapping[str, Tensor]) -> None:
+        self._write(self._whole, means)
+
+    def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
+        """A stage that others train in the trunk already stays as it is there."""
+        shallowest = min(self._cuts.values())
+        coming = set(self._network.stage_keys(cut + 1, shallowest))
+        self._write(self._whole, {name: tensor for name, tensor in own.items() if name in coming})
+        self.join(device, cut)
+
     def weights(self) -> dict[str, Tensor]:
         return self._network.trunk(min(self._cuts.values())).state_dict() if self._cuts else {}
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from splitee.errors import ExitCode, MalformedMessage
 from splitee.link import Connected, Disconnected, Link, Message
-from splitee.messages import DeviceStatus, Profile, RunSpec, ServerClaim, Sync
+from splitee.messages import DeviceStatus, Metrics, Profile, RunSpec, ServerClaim, Sync
 from splitee.network import SplitNetwork
 from splitee.signals import Stopped
 from splitee.topics import Topics
@@ -16,14 +16,16 @@ from splitee_server.announcer import Announcer
 from splitee_server.committed_trunks import CommittedTrunks
 from splitee_server.coordinator import Coordinator, Policy
 from splitee_server.members import Members, Refusal
+from splitee_server.progress import Progress
 from splitee_server.reception import Reception
 from splitee_server.serving import Serving
 from splitee_server.store import ServerStore
 from splitee_server.strategy import make_strategy
+from splitee_server.watchers import Watcher
 
 log = logging.getLogger(__name__)
 
-LEAVES = ("status", "profile", "features", "round-done", "sync", "infer")
+LEAVES = ("status", "profile", "features", "round-done", "weights", "sync", "infer")
 KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
 
 
@@ -41,12 +43,15 @@ class Service:
         *,
         instance: int,
         stop: Callable[[], bool],
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         self._link = link
         self._topics = topics
         self._network = network
         self._stop = stop
         self._instance = instance
+        self._watchers = tuple(watchers)
+        self._received = 0  # bytes
         self._announce = Announcer(link, topics, instance, spec.run)
         self._serving = Serving(link, topics, CommittedTrunks(spec, store))
         self._members = Members(spec, network)
@@ -64,12 +69,14 @@ class Service:
             attempt=instance,
             pump=self._pump,
             rejected=self._rejected,
+            evaluated=self._evaluated,
         )
         self._handlers: dict[str, Callable[[str, bytes], None]] = {
             "status": self._on_status,
             "profile": self._on_profile,
             "features": self._on_features,
             "round-done": self._on_round_done,
+            "weights": self._on_weights,
             "sync": self._on_sync,
         }
 
@@ -79,18 +86,25 @@ class Service:
         Raises:
             Stopped: the process was asked to stop; the last committed round is safe.
         """
-        self._link.subscribe(*(self._topics.all_devices(leaf) for leaf in LEAVES))
+        watched = (topic for watcher in self._watchers for topic in watcher.filters)
+        self._link.subscribe(*(self._topics.all_devices(leaf) for leaf in LEAVES), *watched)
+        for watcher in self._watchers:
+            watcher.start()
         return self._coordinator.run()
 
     def _pump(self, timeout: float) -> bool:
         if self._stop():
             raise Stopped
+        for watcher in self._watchers:
+            watcher.tick(self._progress)
         event = self._link.receive(timeout)
         if event is None:
             self._serving.answer()
             return False
         if isinstance(event, Connected):
             self._coordinator.on_reconnected()
+            for watcher in self._watchers:
+                watcher.on_reconnected()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         elif isinstance(event, Message):
@@ -98,6 +112,10 @@ class Service:
         return True
 
     def _receive(self, message: Message) -> None:
+        self._received += len(message.payload)
+        for watcher in self._watchers:
+            if message.topic in watcher.filters:
+                watcher.on_message(message.payload)
         if message.topic == self._topics.server_claim:
             self._on_claim(message.payload)
             return
@@ -116,6 +134,23 @@ class Service:
 
     def _rejected(self) -> int:
         return self._reception.rejected.total() + self._serving.rejected
+
+    def _evaluated(self, metrics: Metrics) -> None:
+        for watcher in self._watchers:
+            watcher.on_evaluated(metrics)
+
+    def _progress(self) -> Progress:
+        run = self._coordinator.progress()
+        devices = (standing.device for standing in run.devices)
+        return Progress(
+            fleet=self._topics.fleet,
+            run=run,
+            statuses={device: self._statuses[device] for device in devices if device in self._statuses},
+            rejected=self._rejected(),
+            received=self._received,
+            sent=self._link.bytes_published,
+            connected=self._link.connected,
+        )
 
     def _on_claim(self, payload: bytes) -> None:
         try:
@@ -165,6 +200,8 @@ class Service:
             self._reception.forget_parts(device)
             log.info("%s joined: cut %d, %d pictures", device, member.cut, member.train_samples)
         self._coordinator.on_admitted(member)
+        for watcher in self._watchers:
+            watcher.on_admitted(device, profile)
 
     def _on_features(self, device: str, payload: bytes) -> None:
         if device not in self._members:
@@ -181,7 +218,18 @@ class Service:
             raise MalformedMessage("from a device that has not joined")
         self._coordinator.on_round_done(device, self._reception.round_done(payload))
 
+    def _on_weights(self, device: str, payload: bytes) -> None:
+        if device not in self._members:
+            raise MalformedMessage("from a device that has not joined")
+        whole = self._reception.join(device, payload)
+        if whole is not None:
+            self._coordinator.on_weights(device, self._reception.weights(whole))
+
     def _on_sync(self, device: str, payload: bytes) -> None:
-        Sync.decode(payload)
-        if device in self._members:
+        message = Sync.decode(payload)
+        if device not in self._members:
+            return
+        if message.weights:
+            self._coordinator.on_wish(device, message.weights)
+        else:
             self._coordinator.on_sync(device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Committed:
 
     round: int
     strategy: dict[str, Any]
+    clients: dict[str, Any]  # client networks and exits that the round collected, by device
     members: list[dict[str, Any]]
     class_names: tuple[str, ...]
     weights_sha256: str
@@ -96,18 +98,22 @@ class ServerStore:
         except OSError as error:
             raise StateError(f"cannot write {self.path / 'history.jsonl'}: {error.strerror}") from None
 
-    def evaluated(self, number: int) -> Metrics | None:
-        """The metrics of round `number`, when it was evaluated."""
-        found = None
+    def history(self) -> Iterator[Metrics]:
+        """The rounds that were evaluated, as they stand in history.jsonl."""
         try:
             with (self.path / "history.jsonl").open("rb") as file:
                 for line in file:
-                    metrics = msgspec.json.decode(line, type=Metrics)
-                    found = metrics if metrics.round == number else found
+                    yield msgspec.json.decode(line, type=Metrics)
         except FileNotFoundError:
-            return None
+            return
         except msgspec.MsgspecError as error:
             log.warning("state: history.jsonl has a line that is torn (%s)", error)
+
+    def evaluated(self, number: int) -> Metrics | None:
+        """The metrics of round `number`, when it was evaluated."""
+        found = None
+        for metrics in self.history():
+            found = metrics if metrics.round == number else found
         return found
 
     def _mend_history(self) -> None:

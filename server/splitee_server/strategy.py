@@ -44,6 +44,14 @@ class Strategy(ABC):
         """End a round in which the devices named in `samples` have trained on that many samples each."""
 
     @abstractmethod
+    def absorb(self, means: Mapping[str, Tensor]) -> None:
+        """Take over tensors by name, as averaged over client networks and trunks."""
+
+    @abstractmethod
+    def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
+        """Cut `device` elsewhere; stages that come to its trunk have their tensors in `own`, its client's."""
+
+    @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """All trunk weights, by names that do not depend on when devices joined."""
 
@@ -76,6 +84,14 @@ class Strategy(ABC):
         trunk.eval()
         answer: Tensor = trunk(features).argmax(dim=1)
         return answer
+
+    @staticmethod
+    @torch.no_grad()
+    def _write(trunk: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Those of `tensors` that the trunk has."""
+        for name, tensor in trunk.state_dict().items():
+            if name in tensors:
+                tensor.copy_(tensors[name])
 
     def _new_optimizer(self, trunk: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(trunk.parameters(), self._spec)

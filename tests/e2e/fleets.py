@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -56,8 +57,8 @@ class Fleet:
         arguments = ("--id", name, *self._link(), *data, *trusted, *part, "--cut", str(cut), *state, *flags)
         self._start(process or name, "device", *arguments)
 
-    def three_devices(self) -> None:
-        for index, (name, cut) in enumerate(CUTS.items(), start=1):
+    def three_devices(self, cuts: Mapping[str, int] = CUTS) -> None:
+        for index, (name, cut) in enumerate(cuts.items(), start=1):
             self.device(name, cut, shard=f"{index}/3")
 
     def wait(self, *names: str, timeout: float = LONGEST) -> list[int]:
@@ -85,7 +86,9 @@ class Fleet:
             )
 
 
-def in_one_process(strategy: Any, order: Any, rounds: int) -> str:
+def in_one_process(
+    strategy: Any, order: Any, rounds: int, *, averaging: Any = "none", cuts: Mapping[str, int] = CUTS
+) -> str:
     """weights_sha256 of the same run without a broker."""
     torch.set_num_threads(1)
     spec = RunSpec(
@@ -97,6 +100,7 @@ def in_one_process(strategy: Any, order: Any, rounds: int) -> str:
         strategy=strategy,
         order=order,
         seed=1,
+        client_averaging=averaging,
     )
     devices = {
         name: SimulatedDevice(
@@ -105,7 +109,7 @@ def in_one_process(strategy: Any, order: Any, rounds: int) -> str:
                 "builtin:fashion-mnist", input_shape=(3, 32, 32), shard=Shard(index, 3), seed=1, limit=192
             ),
         )
-        for index, (name, cut) in enumerate(CUTS.items(), start=1)
+        for index, (name, cut) in enumerate(cuts.items(), start=1)
     }
     simulation = Simulation(spec, devices)
     for _ in simulation.rounds():

@@ -14,10 +14,10 @@ from splitee.network import build_for
 from splitee.topics import PROTOCOL
 from splitee_device.data import DeviceData, PictureSet, open_data
 from splitee_device.trainer import ClientTrainer
-from splitee_lab.client_averaging import average_clients
 from splitee_lab.experiment import Experiment
 from splitee_lab.methods import BASELINES, METHODS, STRATEGIES, batches_of
 from splitee_lab.simulation import SimulatedDevice, Simulation
+from splitee_server.client_averaging import average_clients
 from splitee_server.strategy import Strategy, make_strategy
 
 CUTS = {"a": 1, "b": 2, "c": 2}
@@ -151,7 +151,7 @@ def test_averaging_of_clients_changes_what_they_learn_and_costs_bytes(
 def test_layerwise_a_stage_is_the_same_wherever_it_is_held(name: Any, data: DeviceData) -> None:
     trainers, strategy, samples = after_a_round(spec(strategy=name), data)
     before = {device: wholly(trainers, strategy, device) for device in CUTS}
-    sent = average_clients("layerwise", trainers, strategy, CUTS, samples)
+    average_clients("layerwise", weights_of(trainers), strategy, CUTS, samples)
     after = {device: wholly(trainers, strategy, device) for device in CUTS}
     for key in after["a"]:
         if key.endswith("num_batches_tracked"):
@@ -161,16 +161,19 @@ def test_layerwise_a_stage_is_the_same_wherever_it_is_held(name: Any, data: Devi
         for device in CUTS:
             torch.testing.assert_close(after[device][key], mean.float())
     assert torch.equal(trainers["b"].weights()["exit.linear.weight"], exit_of(trainers["c"]))
-    assert sent == sum(2 * tensor.nbytes for one in trainers.values() for tensor in one.weights().values())
 
 
 def test_same_cut_leaves_other_cuts_and_trunks_alone(data: DeviceData) -> None:
     trainers, strategy, samples = after_a_round(spec(strategy="averaging"), data)
     single, trunks = trainers["a"].digest(), {name: one.clone() for name, one in strategy.weights().items()}
-    average_clients("same-cut", trainers, strategy, CUTS, samples)
+    average_clients("same-cut", weights_of(trainers), strategy, CUTS, samples)
     assert trainers["a"].digest() == single
     assert all(torch.equal(one, trunks[name]) for name, one in strategy.weights().items())
     assert trainers["b"].digest() == trainers["c"].digest()
+
+
+def weights_of(trainers: dict[str, ClientTrainer]) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: trainer.weights() for name, trainer in trainers.items()}
 
 
 def after_a_round(

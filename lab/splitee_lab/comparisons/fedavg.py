@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from splitee_lab.baselines import evaluate
-from splitee_lab.client_averaging import average, size_of
 from splitee_lab.comparisons.whole import train_round, whole_trainer
 from splitee_lab.experiment import SERVER, Accuracy, Experiment, RoundResult
+from splitee_server.client_averaging import average, size_of
 
 
 def fedavg(experiment: Experiment) -> Iterator[RoundResult]:

@@ -17,9 +17,9 @@ from splitee.messages import encode_labels
 from splitee.training import epoch_batches, learning_rate, make_optimizer, seed_for, set_rate
 from splitee_device.data import batch
 from splitee_lab.baselines import held_out_batches
-from splitee_lab.client_averaging import average, size_of
 from splitee_lab.experiment import SERVER, Accuracy, Experiment, RoundResult
 from splitee_lab.simulation import across_the_wire
+from splitee_server.client_averaging import average, size_of
 from splitee_server.sequential import Sequential
 
 

@@ -1,0 +1,92 @@
+"""The client networks that the server holds: averaged ones, those of moved devices, those to be released."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from splitee.messages import RunSpec
+from splitee.network import SplitNetwork
+from splitee.training import weights_digest
+from splitee.weights import CLIENT, Arrival, client_model, select
+from splitee_server.client_averaging import average_clients
+from splitee_server.strategy import Strategy
+
+Weights = Mapping[str, Tensor]
+
+
+class ClientNetworks:
+    """By device, as of the last commit; they are there when a round has collected them."""
+
+    def __init__(self, spec: RunSpec, network: SplitNetwork, strategy: Strategy) -> None:
+        self._spec = spec
+        self._network = network
+        self._strategy = strategy
+        self._held: dict[str, Weights] = {}
+        self._digests: dict[str, str] = {}
+
+    def __contains__(self, device: str) -> bool:
+        return device in self._held
+
+    def arrival(self, cut: int) -> Arrival:
+        """Takes the messages of a device with this cut."""
+        return Arrival(client_model(self._network, cut, self._spec).state_dict())
+
+    def end_round(
+        self, came: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
+    ) -> None:
+        """Average what came in a round, where the run does; trunks take part as the setting says.
+
+        Args:
+            came: client networks of devices that have finished the round; they are averaged in place.
+            cuts: of all devices. One that was missing takes the average of its cut.
+            samples: of the devices in `came`.
+        """
+        self._held = dict(came)
+        how = self._spec.client_averaging
+        if how != "none":
+            average_clients(how, came, self._strategy, {device: cuts[device] for device in came}, samples)
+            for device, cut in cuts.items():
+                self.adopt(device, cut, cuts)
+        self._digests = {}
+
+    def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
+        """A device without a network here takes over the average of its cut, if there is one."""
+        others = sorted(other for other in self._held if cuts.get(other) == cut)
+        if self._spec.client_averaging != "none" and device not in self._held and others:
+            self._held[device] = self._held[others[0]]
+
+    def move(self, device: str, old: int, new: int, cuts: Mapping[str, int]) -> None:
+        """Cut `device` elsewhere: stages keep their weights, on whichever side they are.
+
+        Its exit is that of the others at that cut, where client networks are averaged, else a new one.
+        """
+        own, trunk = self._held[device], self._strategy.trunk(device).state_dict()
+        mates = [d for d in sorted(self._held) if cuts.get(d) == new and d != device]
+        averaged = self._held[mates[0]] if mates and self._spec.client_averaging != "none" else {}
+        moved: dict[str, Tensor] = {}
+        for name, fresh in client_model(self._network, new, self._spec).state_dict().items():
+            if name.startswith(CLIENT):
+                source = own.get(name, trunk.get(name.removeprefix(CLIENT), fresh))
+            else:
+                source = averaged.get(name, fresh)
+            moved[name] = source.clone()
+        self._strategy.move(device, new, {n.removeprefix(CLIENT): t for n, t in own.items()})
+        self._held[device] = moved
+
+    def digest(self, device: str) -> str:
+        if device not in self._digests:
+            self._digests[device] = weights_digest(self._held[device])
+        return self._digests[device]
+
+    def some(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of a device's tensors that it asks for, no more than a message holds."""
+        return select(self._held.get(device, {}), names)
+
+    def state(self) -> dict[str, Any]:
+        return {device: dict(weights) for device, weights in self._held.items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._held, self._digests = dict(state), {}

@@ -1,0 +1,63 @@
+"""Client networks that are averaged over MQTT: the weights of one process, whatever is lost on the way."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from fleets import CUTS, Fleet, in_one_process
+
+from splitee.link import Link, Message
+from splitee.messages import Commit
+from splitee.topics import Topics
+from splitee_lab.brokers import RunningBroker
+
+PAIR = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
+
+
+@pytest.mark.parametrize(("how", "cuts"), [("layerwise", CUTS), ("same-cut", PAIR)])
+def test_a_fleet_that_averages_gives_what_one_process_gives(
+    mosquitto_broker: RunningBroker, tmp_path: Path, how: str, cuts: dict[str, int]
+) -> None:
+    with Fleet(str(mosquitto_broker.address), f"mean-{how}", tmp_path) as fleet:
+        fleet.server("--strategy", "averaging", "--client-averaging", how)
+        fleet.three_devices(cuts)
+        assert fleet.wait() == [0, 0, 0, 0]
+        report = fleet.report()
+    assert report["weights_sha256"] == in_one_process("averaging", "step", 2, averaging=how, cuts=cuts)
+    assert report["rejected"] == 0
+
+
+def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Sequential; the server is killed and started again, a device comes with an empty card: the same weights."""
+    topics = Topics("mean-lost")
+    watcher = Link(mosquitto_broker.address, "mean-watcher")
+    watcher.subscribe(topics.commit)
+    watcher.open(5)
+    flags = ("--client-averaging", "layerwise")
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*flags, rounds=4)
+        fleet.three_devices()
+        await_commit(watcher, topics, 2)
+        for name in ("pi-2", "server"):
+            fleet.processes[name].kill()
+            fleet.processes[name].wait()
+        shutil.rmtree(tmp_path / "pi-2")
+        fleet.device("pi-2", CUTS["pi-2"], shard="2/3")
+        fleet.server(*flags, rounds=4)
+        assert fleet.wait() == [0, 0, 0, 0]
+        report = fleet.report()
+    watcher.close()
+    assert report["weights_sha256"] == in_one_process("sequential", "step", 4, averaging="layerwise")
+
+
+def await_commit(link: Link, topics: Topics, number: int) -> None:
+    while True:
+        event = link.receive(60)
+        assert event is not None, f"no commit of round {number}"
+        if isinstance(event, Message) and event.topic == topics.commit:
+            if Commit.decode(event.payload).round >= number:
+                return
