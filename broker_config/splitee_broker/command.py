@@ -98,7 +98,7 @@ def init(
     """
     folder = directory.absolute() / "broker"
     with closing(_open(directory, fleet)) as authority:
-        if keep and (directory / "viewer" / "viewer.toml").exists():
+        if keep and (directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml").exists():
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
         authority.serve_at(hosts or default, port or authority.port)

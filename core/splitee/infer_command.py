@@ -8,9 +8,10 @@ from pathlib import Path
 import click
 
 from splitee.errors import ConfigError, ModelError
-from splitee.infer_service import Camera, Folder, InferService, Pictures
+from splitee.infer_service import InferService
 from splitee.link import Link
 from splitee.link_options import LinkOptions, link_options
+from splitee.serving_options import ServingOptions, serving_options
 from splitee.settings import setting, settings_file
 from splitee.shelf import Shelf
 from splitee.signals import stop_on_signals
@@ -25,27 +26,12 @@ DIRECTORY = click.Path(path_type=Path)
 @setting("--id", "device", required=True, metavar="ID", help="This device's name in the fleet.")
 @setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where models are kept.")
 @setting("--model", type=DIRECTORY, metavar="DIR", help="An exported model to put into service first.")
-@setting("--watch", type=DIRECTORY, metavar="FOLDER", help="Classify the pictures that come into it.")
-@setting("--camera", is_flag=True, help="Classify what this device's camera sees.")
-@setting(
-    "--every",
-    type=click.FloatRange(min=0, min_open=True),
-    default=10.0,
-    metavar="SECONDS",
-    help="Between two pictures of the camera.",
-)
+@serving_options
 @setting(
     "--threshold",
     type=click.FloatRange(0, 1),
     help="Doubt up to which the exit answers.  [default: the model's]",
     show_default=False,
-)
-@setting(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    default=2.0,
-    metavar="SECONDS",
-    help="How long a picture waits for the server; then the exit answers.",
 )
 @setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
 @link_options
@@ -54,26 +40,23 @@ def infer(
     device: str,
     models: Path,
     model: Path | None,
-    watch: Path | None,
-    camera: bool,
-    every: float,
+    serving: ServingOptions,
     threshold: float | None,
-    timeout: float,
     threads: int | None,
     link: LinkOptions,
 ) -> None:
     """Classify what comes, publish it to devices/ID/predictions, and take the models that are released."""
     check_name(device, "--id")
-    if (watch is None) != camera:
+    pictures = serving.pictures()
+    if pictures is None:
         raise ConfigError("give one of --watch FOLDER and --camera")
-    pictures: Pictures = Camera(every) if watch is None else Folder(watch)
     shelf = Shelf(models)
     if model is not None:
         shelf.adopt(model)
     topics = Topics(link.fleet)
     connection = Link(link.address, f"splitee-{link.fleet}-{device}-service", tls=link.tls)
     service = InferService(
-        connection, link, topics, device, shelf, threshold=threshold, timeout=timeout, threads=threads
+        connection, link, topics, device, shelf, threshold=threshold, timeout=serving.timeout, threads=threads
     )
     stop = stop_on_signals()
     connection.open(link.connect_timeout)

@@ -29,6 +29,8 @@ ClassNames = Annotated[
 Codec = Annotated[str, Meta(pattern=r"^(fp32|fp16|int8)(\+zstd)?\Z")]
 RunCodec = Annotated[str, Meta(pattern=r"^(auto|(fp32|fp16|int8)(\+zstd)?)\Z")]
 Phase = Literal["train", "evaluate"]
+RunPhase = Literal["gather", "train", "evaluate", "release", "finished"]
+Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
 Strategy = Literal["sequential", "averaging"]
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]
@@ -39,7 +41,7 @@ class DeviceStatus(JsonMessage, frozen=True):
 
     state: Literal["online", "offline"]
     instance: Count
-    doing: Literal["starting", "waiting", "training", "evaluating", "finished"] = "starting"
+    doing: Doing = "starting"
     round: Count = 0
     step: Count = 0
     steps: Count = 0
@@ -139,7 +141,7 @@ class RoundOpen(JsonMessage, frozen=True):
     run: Text
     round: Count
     attempt: Count
-    phase: Literal["gather", "train", "evaluate", "finished"]
+    phase: RunPhase
     participants: dict[Name, Participant] = msgspec.field(default_factory=dict)
 
 

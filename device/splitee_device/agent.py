@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from splitee.topics import PROTOCOL
 from splitee.weights import pack_weights
 from splitee_device.data import DeviceData
 from splitee_device.outbox import Outbox, publish_packed
-from splitee_device.session import Session, Superseded, phase_key
+from splitee_device.session import ENDED, Session, Superseded, phase_key
 from splitee_device.store import DeviceStore
 from splitee_device.trainer import ClientTrainer, CutBatch, ExitBatch
 
@@ -84,7 +85,7 @@ class Agent:
             )
         )
         done = None
-        while (opened := self._next_phase(done)).phase != "finished":
+        while (opened := self._next_phase(done)).phase not in ENDED:
             self._session.under_way = opened
             try:
                 self._restore(opened)
@@ -109,9 +110,7 @@ class Agent:
             current = session.round
             if current is None or current.run != self._spec.run or phase_key(current) == done:
                 return False
-            return current.phase == "finished" or (
-                current.phase != "gather" and session.device in current.participants
-            )
+            return current.phase in ENDED or session.device in current.participants
 
         self._say("waiting", self._position or 0)
         session.wait(is_open, "the next round")
@@ -142,6 +141,8 @@ class Agent:
         """Take the cut and the weights that the server's last commit gives this device."""
         if plan.cut != self._cut:
             log.info("cut at %d from now on, before at %d", plan.cut, self._cut)
+            del self._trainer, self._initial  # a small device has no room for both networks
+            gc.collect()
             self._set_cut(plan.cut)
             self._session.introduce(cut=plan.cut, next_cut=0)
         self._position = None

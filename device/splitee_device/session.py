@@ -39,6 +39,7 @@ STATUS_EVERY = 1.0  # seconds
 SYNC_AFTER = 15.0  # seconds without a word from the server before the device asks
 REMIND_EVERY = 30.0  # seconds between lines that say what is waited for
 EVENTS = 256  # that are handled between two batches, at most: a flood does not keep a device from training
+ENDED = ("release", "finished")  # phases of a run that trains no more
 LOGGED = 10  # malformed messages that are logged; all are counted
 
 
@@ -123,7 +124,7 @@ class Session:
         """
         self.profile = profile
         self._publish_profile()
-        self.wait(lambda: self._answered() or self._finished(), "the server to take this device in")
+        self.wait(lambda: self._answered() or self._is_at(ENDED), "the server to take this device in")
 
     def introduce(self, **changed: Any) -> None:
         """Publish the profile again, with these fields changed."""
@@ -361,12 +362,15 @@ class Session:
     def _answered(self) -> bool:
         return self.plan is not None and self.plan.instance == self.instance
 
-    def _finished(self) -> bool:
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run is over, and its models are released."""
+        return self._is_at(("finished",))
+
+    def _is_at(self, phases: tuple[str, ...]) -> bool:
         current, spec = self.round, self.spec
         return (
-            current is not None
-            and spec is not None
-            and (current.run, current.phase) == (spec.run, "finished")
+            current is not None and spec is not None and current.run == spec.run and current.phase in phases
         )
 
     def _whom(self) -> str:

@@ -23,12 +23,13 @@ from splitee.manifest import (
     CLIENT_INT8,
     MANIFEST,
     ClientManifest,
+    Point,
     Quantization,
     TrunkGraph,
     TrunkManifest,
     write_manifest,
 )
-from splitee.pictures import normalize
+from splitee.pictures import Pixels, normalize
 from splitee.samples import SAMPLES, Samples
 from splitee_export.graphs import OPSET, ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.parity import check_parity
@@ -36,6 +37,7 @@ from splitee_export.quantize import accuracy, time_both, to_int8
 from splitee_export.states import DeviceState, ServerState
 
 RANDOM_FEATURES = 64  # that a trunk is tried on where there are none of pictures
+NOISE = 64  # pictures of noise that a client network is tried on where there are no others
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +54,19 @@ class Int8Policy:
 
 
 def export_client(
-    state: DeviceState, samples: Samples, out: Path, *, int8: Int8Policy | None = None
+    state: DeviceState,
+    samples: Samples | None,
+    out: Path,
+    *,
+    int8: Int8Policy | None = None,
+    calibration: Sequence[Point] = (),
+    threshold: float | None = None,
 ) -> ClientManifest:
     """Writes a device's model directory.
+
+    Args:
+        samples: of the device's pictures; None where there are none, then the graph is tried on noise.
+        threshold: that the exit answers up to; None: the run's. `calibration`: the curve it was chosen from.
 
     Raises:
         ModelError: torch cannot export the network, or the graph does not answer as torch does.
@@ -62,12 +74,14 @@ def export_client(
     spec = state.spec
     graph = client_graph(state.client, state.exit, spec.input_shape)
     run = GraphRunner(graph, CLIENT)
-    pictures = normalize(samples.held_out, spec.mean, spec.std)
+    tried_on = _noise(spec.input_shape) if samples is None else samples.held_out
+    pictures = normalize(tried_on, spec.mean, spec.std)
     torch_run = partial(run_torch, ClientGraph(state.client, state.exit))
-    parity = check_parity(CLIENT, torch_run, run, pictures, "pictures", threshold=spec.threshold)
+    kind: Literal["pictures", "random"] = "random" if samples is None else "pictures"
+    parity = check_parity(CLIENT, torch_run, run, pictures, kind, threshold=spec.threshold)
     graphs = {CLIENT: graph}
     quantization = None
-    if int8 is not None:
+    if int8 is not None and samples is not None:
         smaller = to_int8(graph, normalize(samples.training, spec.mean, spec.std))
         quantization = _judge(graph, smaller, pictures, samples, int8)
         if quantization.kept:
@@ -87,8 +101,8 @@ def export_client(
         std=spec.std,
         codec=DEFAULT if spec.codec == AUTO else spec.codec,
         measure="entropy",
-        threshold=spec.threshold,
-        calibration=(),
+        threshold=spec.threshold if threshold is None else threshold,
+        calibration=tuple(calibration),
         opset=OPSET,
         file=CLIENT_INT8 if CLIENT_INT8 in graphs else CLIENT,
         sha256=_digests(graphs),
@@ -96,7 +110,7 @@ def export_client(
         quantization=quantization,
         versions=_versions(),
     )
-    _write(out, {**graphs, SAMPLES: samples.encode()}, manifest)
+    _write(out, graphs if samples is None else {**graphs, SAMPLES: samples.encode()}, manifest)
     return manifest
 
 
@@ -166,6 +180,10 @@ def _features(state: ServerState, path: Path) -> tuple[str, Array]:
             f"has run {state.spec.run}, with {theirs.device} at cut {state.cuts.get(theirs.device)}"
         )
     return theirs.device, model(samples.held_out)[0]
+
+
+def _noise(shape: Sequence[int]) -> Pixels:
+    return np.random.default_rng(0).integers(0, 256, (NOISE, *shape), dtype=np.uint8)
 
 
 def _random_features(shape: Sequence[int]) -> Array:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from torch import nn
+from torch import Tensor, nn
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
@@ -16,6 +17,7 @@ from splitee.exits import ExitHead
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_for
 from splitee.training import unpack_state
+from splitee.weights import client_model
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,30 @@ def _build(spec: RunSpec) -> SplitNetwork:
 
 def _device(facts: dict[str, Any], number: int, state: dict[str, Any]) -> DeviceState:
     spec = msgspec.convert(facts["spec"], RunSpec)
-    cut = int(facts["cut"])
+    return device_state(spec, number, str(facts["device"]), int(facts["cut"]), state["model"])
+
+
+def device_state(
+    spec: RunSpec, number: int, device: str, cut: int, weights: Mapping[str, Tensor]
+) -> DeviceState:
+    """A device's client network and exit with their `weights` of round `number`."""
     network = _build(spec)
-    model = nn.ModuleDict({"client": network.client(cut), "exit": network.exit_head(cut)})
-    model.load_state_dict(state["model"])
+    model = client_model(network, cut, spec)
+    model.load_state_dict(weights)
     model.eval()
     head = model["exit"]
     assert isinstance(head, ExitHead)
-    return DeviceState(str(facts["device"]), spec, number, cut, network, model["client"], head)
+    return DeviceState(device, spec, number, cut, network, model["client"], head)
 
 
 def _server(facts: dict[str, Any], state: dict[str, Any]) -> ServerState:
     class_names = tuple(state["class_names"])
     spec = msgspec.structs.replace(msgspec.convert(facts, RunSpec), class_names=class_names)
-    strategy: dict[str, Any] = state["strategy"]
+    return server_state(spec, int(state["round"]), state["strategy"])
+
+
+def server_state(spec: RunSpec, number: int, strategy: dict[str, Any]) -> ServerState:
+    """A server's trunks, from the state that its strategy had after round `number`."""
     cuts: dict[str, int] = strategy["cuts"]
     network = _build(spec)
     trunks = {}
@@ -117,4 +129,4 @@ def _server(facts: dict[str, Any], state: dict[str, Any]) -> ServerState:
             own = _build(spec).trunk(cut)
             own.load_state_dict(strategy["trunks"][device])
             trunks[device] = own.eval()
-    return ServerState(spec, int(state["round"]), network, cuts, trunks)
+    return ServerState(spec, number, network, cuts, trunks)

@@ -41,15 +41,17 @@ class ClientNetworks:
 
         Args:
             came: client networks of devices that have finished the round; they are averaged in place.
-            cuts: of all devices. One that was missing takes the average of its cut.
-            samples: of the devices in `came`.
+            cuts: of all devices. One that was missing takes the average of its cut, or keeps what is here.
+            samples: of the devices that have finished the round.
         """
+        missed = {device: weights for device, weights in self._held.items() if device not in samples}
         self._held = dict(came)
         how = self._spec.client_averaging
         if how != "none":
             average_clients(how, came, self._strategy, {device: cuts[device] for device in came}, samples)
             for device, cut in cuts.items():
                 self.adopt(device, cut, cuts)
+        self._held = {**missed, **self._held}
         self._digests = {}
 
     def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
@@ -58,23 +60,35 @@ class ClientNetworks:
         if self._spec.client_averaging != "none" and device not in self._held and others:
             self._held[device] = self._held[others[0]]
 
-    def move(self, device: str, old: int, new: int, cuts: Mapping[str, int]) -> None:
-        """Cut `device` elsewhere: stages keep their weights, on whichever side they are.
+    def move(self, moves: Mapping[str, int], cuts: Mapping[str, int]) -> None:
+        """Cut devices elsewhere: stages keep their weights, on whichever side they are.
 
-        Its exit is that of the others at that cut, where client networks are averaged, else a new one.
+        An exit is that of the others at that cut, where client networks are averaged, else a new one.
+
+        Args:
+            moves: the new cuts, of devices whose networks came in this round.
+            cuts: of all devices until now.
         """
-        own, trunk = self._held[device], self._strategy.trunk(device).state_dict()
-        mates = [d for d in sorted(self._held) if cuts.get(d) == new and d != device]
-        averaged = self._held[mates[0]] if mates and self._spec.client_averaging != "none" else {}
-        moved: dict[str, Tensor] = {}
-        for name, fresh in client_model(self._network, new, self._spec).state_dict().items():
+        before = dict(self._held)
+        for device, cut in sorted(moves.items()):
+            mates = [d for d in sorted(before) if cuts.get(d) == cut]
+            averaged = before[mates[0]] if mates and self._spec.client_averaging != "none" else {}
+            self._held[device] = self._moved(device, cut, before[device], averaged)
+            self._digests.pop(device, None)
+
+    def _moved(self, device: str, cut: int, own: Weights, mate: Weights) -> Weights:
+        """The client network of `device` at its new cut, and its trunk with it. `mate`: has that cut's exit."""
+        trunk = self._strategy.trunk(device).state_dict()
+        moved = {}
+        for name, fresh in client_model(self._network, cut, self._spec).state_dict().items():
             if name.startswith(CLIENT):
                 source = own.get(name, trunk.get(name.removeprefix(CLIENT), fresh))
             else:
-                source = averaged.get(name, fresh)
+                source = mate.get(name, fresh)
             moved[name] = source.clone()
-        self._strategy.move(device, new, {n.removeprefix(CLIENT): t for n, t in own.items()})
-        self._held[device] = moved
+        stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
+        self._strategy.move(device, cut, stages)
+        return moved
 
     def digest(self, device: str) -> str:
         if device not in self._digests:

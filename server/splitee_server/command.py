@@ -68,6 +68,11 @@ DIRECTORY = click.Path(path_type=Path)
     default="none",
     help="Of client networks after each round; they travel for it, both ways.",
 )
+@setting(
+    "--release/--no-release",
+    default=True,
+    help="After the last round, export the models and send each device its own.",
+)
 @setting("--window", type=int, default=8, help="Batches a device may have unacknowledged.")
 @setting("--threshold", type=float, default=0.5, help="Normalised entropy up to which the exit answers.")
 @setting(

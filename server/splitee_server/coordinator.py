@@ -35,6 +35,7 @@ from splitee_server.phase import PhaseUnderWay
 from splitee_server.progress import RunProgress, Standing, Trained
 from splitee_server.reception import Batch
 from splitee_server.report import log_metrics, run_report
+from splitee_server.run_release import RunRelease
 from splitee_server.store import Committed, ServerStore
 from splitee_server.strategy import Strategy
 
@@ -47,6 +48,7 @@ PHASES = {
     "gather": "gathering devices",
     "train": "training",
     "evaluate": "evaluating",
+    "release": "releasing models",
     "finished": "finished",
 }
 
@@ -60,6 +62,7 @@ class Policy:
     missing: Literal["wait", "skip"] = "wait"  # for who has not finished at the deadline
     floor: float = 60.0  # seconds a round may always take
     memory: int = 1 << 30  # bytes of features that may wait to be trained
+    release: float = 600.0  # seconds for the devices to take their models
 
 
 class Coordinator:
@@ -74,6 +77,7 @@ class Coordinator:
         announcer: Announcer,
         store: ServerStore,
         policy: Policy,
+        release: RunRelease,
         *,
         attempt: int,
         pump: Callable[[float], bool],
@@ -88,6 +92,7 @@ class Coordinator:
         self._announce = announcer
         self._store = store
         self._policy = policy
+        self._release = release
         self._pump = pump
         self._rejected = rejected
         self._evaluated = evaluated
@@ -117,6 +122,8 @@ class Coordinator:
             self._metrics = self._evaluate()
         report = self._report()
         self._store.write_report(report)
+        if self._spec.release:
+            self._hand_over()
         self._phase = self._open("finished", self._committed, {})
         log.info(
             "run %s finished: %d rounds, weights %s", self._spec.run, self._committed, self._weights_sha256
@@ -269,16 +276,17 @@ class Coordinator:
         self._commit(number)
 
     def _part_in(self, number: int, member: Member) -> Participant:
+        next_cut = member.next_cut if number < self._spec.rounds else 0  # a new exit would learn nothing more
         return Participant(
             member.cut,
             steps_a_round(self._spec, member.train_samples),
             member.committed,
             weights=(
                 self._spec.client_averaging != "none"
-                or bool(member.next_cut)
+                or bool(next_cut)
                 or (self._spec.release and number == self._spec.rounds)
             ),
-            next_cut=member.next_cut,
+            next_cut=next_cut,
         )
 
     def _commit(self, number: int) -> None:
@@ -318,13 +326,12 @@ class Coordinator:
         came = {device: self._phase.arrivals[device].tensors for device in self._phase.arrivals}
         cuts = {member.device: member.cut for member in self._members}
         self._clients.end_round(came, cuts, {member.device: member.train_samples for member in taken})
-        for member in taken:
-            new = self._phase.opened.participants[member.device].next_cut
-            if new:
-                self._clients.move(member.device, member.cut, new, cuts)
-                log.info("%s is cut at %d now, before at %d", member.device, new, member.cut)
-                member.move(new)
-                cuts[member.device] = new
+        asked = {member.device: self._phase.opened.participants[member.device].next_cut for member in taken}
+        moves = {device: cut for device, cut in sorted(asked.items()) if cut}
+        self._clients.move(moves, cuts)
+        for device, cut in moves.items():
+            log.info("%s is cut at %d now, before at %d", device, cut, cuts[device])
+            self._members[device].move(cut)
         for member in self._members:
             self._hold(member)
 
@@ -363,6 +370,23 @@ class Coordinator:
         self._evaluated(metrics)
         log_metrics(metrics)
         return metrics
+
+    def _hand_over(self) -> None:
+        """Export what was trained, and wait for the devices that are online to take their models."""
+        committed = self._store.load()
+        assert committed is not None
+        scores = self._phase.scores
+        self._phase = self._open("release", self._committed, {})
+        self._release.start(self._spec, committed, scores)
+        self._serve(lambda: self._release.is_exported)
+        self._release.offer()
+        until = time.monotonic() + self._policy.release
+        self._serve(lambda: not self._waiting_for() or time.monotonic() > until)
+        if self._release.missing:
+            log.warning(
+                "no word of their models from %s: `splitee release` brings them later",
+                ", ".join(self._release.missing),
+            )
 
     def _open(
         self, phase: Any, number: int, participants: dict[str, Participant], *, announce: bool = True
@@ -445,6 +469,8 @@ class Coordinator:
         )
 
     def _waiting_for(self) -> tuple[str, ...]:
+        if self._phase.opened.phase == "release":
+            return tuple(d for d in self._release.missing if self._members[d].online)
         if self._phase.opened.phase == "gather":
             return tuple(member.device for member in self._members if not member.online)
         return self._phase.late()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 Labels = npt.NDArray[np.int64]
+Doubt = npt.NDArray[np.float32]
+Right = npt.NDArray[np.bool_]
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Score:
     trunk_right: int = 0
     adaptive_right: int = 0
     offloaded: int = 0
+    answers: list[tuple[Doubt, Right, Right]] = field(default_factory=list)
 
     def add(
         self,
@@ -36,6 +39,12 @@ class Score:
         self.trunk_right += int((trunk_labels == labels).sum())
         self.adaptive_right += int((adaptive == labels).sum())
         self.offloaded += int(offload.sum())
+        self.answers.append((entropy, exit_labels == labels, trunk_labels == labels))
+
+    def held_out(self) -> tuple[Doubt, Right, Right]:
+        """Of all samples, in their order: the exit's entropy, and whether exit and trunk are right."""
+        doubt, exit_right, trunk_right = zip(*self.answers, strict=True)
+        return np.concatenate(doubt), np.concatenate(exit_right), np.concatenate(trunk_right)
 
     def accuracies(self) -> dict[str, float]:
         """Fractions by the report's names; empty when there was nothing to evaluate."""

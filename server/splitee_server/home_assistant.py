@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from splitee import __version__
 from splitee.durable import write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee.link import Link
-from splitee.messages import Profile
+from splitee.messages import Doing, Profile
 from splitee.topics import Topics
 from splitee_server.watchers import Watcher
 
 log = logging.getLogger(__name__)
 
-STATES = ("offline", "starting", "waiting", "training", "evaluating", "finished")
+STATES = (*get_args(Doing), "offline")
 RECORD = Path("home-assistant") / "topics"  # in the server's state; a folder outlives --fresh
 
 

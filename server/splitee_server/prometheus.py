@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -13,14 +14,13 @@ from prometheus_client.registry import Collector
 
 from splitee import __version__
 from splitee.errors import ConfigError
-from splitee.messages import DeviceMetrics
+from splitee.messages import DeviceMetrics, Doing, RunPhase
 from splitee_server.progress import Progress, Standing
 from splitee_server.watchers import Watcher
 
 EVERY = 1.0  # seconds between two looks at the run
 DEVICES = 2000  # that have series of their own, the first by name; the sums count all
-PHASES = ("gather", "train", "evaluate", "finished")
-DOING = ("starting", "waiting", "training", "evaluating", "finished")
+STATES = (*get_args(Doing), "offline")
 
 Sample = tuple[tuple[str, ...], float]  # values of the labels, value
 
@@ -80,11 +80,11 @@ def _info(progress: Progress) -> list[Sample]:
 
 
 def _phases(progress: Progress) -> list[Sample]:
-    return [((phase,), float(phase == progress.run.phase)) for phase in PHASES]
+    return [((phase,), float(phase == progress.run.phase)) for phase in get_args(RunPhase)]
 
 
 def _states(progress: Progress) -> list[Sample]:
-    counts = dict.fromkeys((*DOING, "offline"), 0)
+    counts = dict.fromkeys(STATES, 0)
     for standing in progress.run.devices:
         status = progress.statuses.get(standing.device)
         counts[status.doing if standing.online and status else "offline"] += 1

@@ -49,6 +49,9 @@ class Sequential(Strategy):
         shallowest = min(self._cuts.values())
         coming = set(self._network.stage_keys(cut + 1, shallowest))
         self._write(self._whole, {name: tensor for name, tensor in own.items() if name in coming})
+        for name, parameter in self._whole.named_parameters():
+            if name in coming:
+                self._optimizer.state.pop(parameter, None)  # of an earlier time in the trunk
         self.join(device, cut)
 
     def weights(self) -> dict[str, Tensor]:

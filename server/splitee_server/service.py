@@ -18,6 +18,7 @@ from splitee_server.coordinator import Coordinator, Policy
 from splitee_server.members import Members, Refusal
 from splitee_server.progress import Progress
 from splitee_server.reception import Reception
+from splitee_server.run_release import RunRelease
 from splitee_server.serving import Serving
 from splitee_server.store import ServerStore
 from splitee_server.strategy import make_strategy
@@ -58,6 +59,7 @@ class Service:
         self._reception = Reception(spec)
         self._statuses: dict[str, DeviceStatus] = {}
         self._profiles: dict[str, Profile] = {}  # of devices that have not been heard of as online
+        self._release = RunRelease(link, topics, store.path / "models")
         self._coordinator = Coordinator(
             spec,
             network,
@@ -66,6 +68,7 @@ class Service:
             self._announce,
             store,
             policy,
+            self._release,
             attempt=instance,
             pump=self._pump,
             rejected=self._rejected,
@@ -123,11 +126,14 @@ class Service:
         if found is not None and found[1] == "infer":
             self._serving.add(found[0], message)
             return
-        if found is None or found[1] not in self._handlers:
+        if found is None:
             return
         device, leaf = found
         try:
-            self._handlers[leaf](device, message.payload)
+            if leaf in ("model", "model-want"):
+                self._release.handle(message)
+            elif leaf in self._handlers:
+                self._handlers[leaf](device, message.payload)
         except MalformedMessage as error:
             if self._reception.reject(device, leaf, error):
                 self._announce.error(device, ExitCode.REJECTED, f"{leaf}: {error}")

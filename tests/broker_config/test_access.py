@@ -19,7 +19,18 @@ Messages = Callable[[Link, int], list[Message]]
 FLEET = "barn"
 DEADLINE = 10.0
 TOPICS = Topics(FLEET)
-WRITES = ("status", "profile", "features", "round-done", "sync", "weights", "infer", "predictions")
+WRITES = (
+    "status",
+    "profile",
+    "features",
+    "round-done",
+    "sync",
+    "weights",
+    "infer",
+    "predictions",
+    "model",
+    "model-want",
+)
 INBOX = ("inbox/plan", "inbox/ack", "inbox/weights", "inbox/model", "inbox/error", "inbox/answer")
 SAID_TO_ALL = (TOPICS.run, TOPICS.round, TOPICS.commit, TOPICS.metrics, TOPICS.server_status)
 
@@ -81,10 +92,10 @@ def test_every_topic_that_is_not_the_devices_own_is_refused_and_counted(
     assert not set(arrived) & set(FOREIGN)
 
 
-@pytest.mark.parametrize("reader", ["pi-1", "viewer"])
+@pytest.mark.parametrize("reader", ["pi-1", "viewer", "homeassistant"])
 def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader: str) -> None:
     """Mosquitto grants such a subscription, and then delivers nothing on it."""
-    folder = fleet.directory / reader if reader == "viewer" else fleet.device(reader)
+    folder = fleet.device(reader) if reader == "pi-1" else fleet.directory / reader
     server = connect(fleet.directory / "server")
     other = connect(fleet.device("pi-2"))
     spy = connect(folder, "#", "$SYS/#", f"{TOPICS.base}/devices/+/inbox/#", f"{TOPICS.base}/server/#")
@@ -96,13 +107,13 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     assert other.flush(DEADLINE)
     server.publish(TOPICS.run, b"fence")
     seen = set(received(spy, TOPICS.run)) - set(SAID_TO_ALL) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
-    if reader == "viewer":
-        assert {TOPICS.device("pi-2", "status"), TOPICS.device("pi-2", "profile")} <= seen
-        seen = {topic for topic in seen if not topic.endswith(("/status", "/profile"))}
+    watched = {"viewer": ("status", "profile"), "homeassistant": ("status", "predictions")}.get(reader, ())
+    assert {TOPICS.device("pi-2", leaf) for leaf in watched} <= seen
+    seen = {topic for topic in seen if not topic.endswith(tuple(f"/{leaf}" for leaf in watched))}
     assert seen - {TOPICS.device("pi-1", "status")} == set()
 
 
-@pytest.mark.parametrize("identity", ["viewer", "health"])
+@pytest.mark.parametrize("identity", ["viewer", "health", "homeassistant"])
 def test_who_only_watches_writes_nothing(fleet: Fleet, connect: Connect, identity: str) -> None:
     folder = fleet.directory / identity
     if identity == "health":
@@ -122,6 +133,35 @@ def health_files(broker: Path) -> Path:
     for source, name in (("ca.crt", "ca.crt"), ("health.crt", "client.crt"), ("health.key", "client.key")):
         (folder / name).write_bytes((broker / source).read_bytes())
     return folder
+
+
+def test_the_server_announces_its_devices_to_home_assistant_and_to_no_one_else(
+    fleet: Fleet, connect: Connect, messages: Messages
+) -> None:
+    server = connect(fleet.directory / "server", "homeassistant/status")
+    assistant = connect(fleet.directory / "homeassistant", "homeassistant/#", TOPICS.server_status)
+    others = [
+        connect(fleet.device("pi-1"), "homeassistant/#", TOPICS.run),
+        connect(fleet.directory / "viewer", "#"),
+    ]
+    own = TOPICS.discovery("homeassistant", "pi.1")
+    server.publish(own, b"x")
+    assistant.publish("homeassistant/status", b"online")
+    assert [message.topic for message in messages(server, 1)] == ["homeassistant/status"]
+    assert {message.topic for message in messages(assistant, 2)} == {own, "homeassistant/status"}
+    elsewhere = [
+        Topics("other").discovery("homeassistant", "pi-1"),
+        "homeassistant/light/splitee_barn/pi-1/config",
+        "homeassistant/device/pi-1/config",
+        "homeassistant/status",
+    ]
+    for topic in elsewhere:
+        server.publish(topic, b"x")
+    assert server.flush(DEADLINE)
+    assert server.refused == len(elsewhere)
+    server.publish(TOPICS.run, b"fence")
+    for other in others:
+        assert not [topic for topic in received(other, TOPICS.run) if topic.startswith("homeassistant")]
 
 
 def test_the_server_reads_the_brokers_own_figures(fleet: Fleet, connect: Connect) -> None:

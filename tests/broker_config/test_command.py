@@ -51,7 +51,7 @@ def test_keys_are_their_owners_alone_and_are_never_printed(directory: Path) -> N
             assert mode == 0o700, path
         else:
             assert mode == (0o600 if path.suffix not in (".crt", ".pem") else mode & 0o644), path
-    for folder in ("broker", "server", "viewer", "bundles"):
+    for folder in ("broker", "server", "viewer", "homeassistant", "bundles"):
         for path in (directory / folder).iterdir():
             assert (directory / "authority" / "ca.key").read_bytes() not in path.read_bytes()
 
@@ -92,7 +92,7 @@ def test_an_id_that_topics_or_certificates_forbid(directory: Path, device: str) 
     assert "expected 1 to 64 letters, digits, '_', '.' or '-'" in line
 
 
-@pytest.mark.parametrize("device", ["server", "viewer", "health", "broker"])
+@pytest.mark.parametrize("device", ["server", "viewer", "health", "homeassistant", "broker"])
 def test_a_device_cannot_take_the_name_of_a_role(directory: Path, device: str) -> None:
     assert "expected a device's own name" in refused("add-device", device, directory=directory)
 
@@ -134,11 +134,13 @@ def test_list_says_who_and_until_when(directory: Path) -> None:
     run_broker("add-device", "pi-1", "pi-22", directory=directory)
     run_broker("revoke-device", "pi-22", directory=directory)
     lines = run_broker("list", directory=directory).output.splitlines()
-    assert [line.split()[:2] for line in lines[:4]] == [
-        [role, role] for role in ("broker", "health", "server", "viewer")
+    assert [line.split()[:2] for line in lines[:5]] == [
+        [role, role] for role in ("broker", "health", "homeassistant", "server", "viewer")
     ]
-    assert lines[4].startswith("pi-1    device   valid until 20")
-    assert lines[5].startswith("pi-22   device   revoked 20")
+    assert [line.split()[:3] for line in lines[5:]] == [
+        ["pi-1", "device", "valid"],
+        ["pi-22", "device", "revoked"],
+    ]
 
 
 def test_mistakes(directory: Path, tmp_path: Path) -> None:

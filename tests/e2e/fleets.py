@@ -44,7 +44,10 @@ class Fleet:
                 process.kill()
             process.wait()
 
-    def server(self, *flags: str, name: str = "server", devices: int = 3, rounds: int = 2) -> None:
+    def server(
+        self, *flags: str, name: str = "server", devices: int = 3, rounds: int = 2, release: bool = False
+    ) -> None:
+        flags = (*flags, *(() if release else ("--no-release",)))
         arguments = ("--network", "tiny_networks:tiny", "--devices", str(devices), "--rounds", str(rounds))
         state = ("--state", str(self.directory / name), "--threads", "1")
         self._start(name, "server", *self._link(), *arguments, *state, *flags)

@@ -32,7 +32,7 @@ def test_a_fleet_that_averages_gives_what_one_process_gives(
 def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """Sequential; the server is killed and started again, a device comes with an empty card: the same weights."""
+    """Sequential: the server is killed, a device comes back with an empty card; the weights are the same."""
     topics = Topics("mean-lost")
     watcher = Link(mosquitto_broker.address, "mean-watcher")
     watcher.subscribe(topics.commit)
@@ -58,6 +58,7 @@ def await_commit(link: Link, topics: Topics, number: int) -> None:
     while True:
         event = link.receive(60)
         assert event is not None, f"no commit of round {number}"
-        if isinstance(event, Message) and event.topic == topics.commit:
-            if Commit.decode(event.payload).round >= number:
-                return
+        if not isinstance(event, Message) or event.topic != topics.commit:
+            continue
+        if Commit.decode(event.payload).round >= number:
+            return

@@ -1,0 +1,56 @@
+"""What a codec costs in accuracy: the same runs with each, in one process, on the built-in Fashion-MNIST."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from splitee.messages import RunSpec
+from splitee.topics import PROTOCOL
+from splitee_device.data import Shard, open_data
+from splitee_lab.simulation import SimulatedDevice, Simulation
+
+CODECS = ("fp32", "fp16", "int8+zstd")  # what zstd compresses comes back as it was
+DEVICES = 3  # at cuts 1, 2, 3 of the protocol `small`'s network, each with a third of the 6,000 pictures
+INPUT = (3, 16, 16)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The trunk's mean accuracy over all devices, each on the 1,000 test pictures, after one run."""
+
+    codec: str
+    seed: int
+    trunk: float
+
+
+def measure_accuracy(seeds: Sequence[int], rounds: int) -> Iterator[Accuracy]:
+    """A run for each seed and codec; but for the codec, those of a seed are the same."""
+    for seed in seeds:
+        devices = {
+            f"pi-{index}": SimulatedDevice(
+                index,
+                open_data("builtin:fashion-mnist", input_shape=INPUT, shard=Shard(index, DEVICES), seed=seed),
+            )
+            for index in range(1, DEVICES + 1)
+        }
+        for codec in CODECS:
+            spec = RunSpec(
+                protocol=PROTOCOL,
+                run="accuracy",
+                network="splitee_lab.small_resnet:resnet8",
+                num_classes=10,
+                rounds=rounds,
+                input_shape=INPUT,
+                seed=seed,
+                codec=codec,
+            )
+            *_, last = Simulation(spec, devices, evaluate_every=rounds).rounds()
+            yield Accuracy(codec, seed, fmean(score["trunk_accuracy"] for score in last.accuracies.values()))
+
+
+def points_lost(results: Sequence[Accuracy]) -> dict[str, float]:
+    """Percentage points below fp32, the mean of the seeds, by codec."""
+    means = {codec: fmean(one.trunk for one in results if one.codec == codec) for codec in CODECS}
+    return {codec: 100 * (means["fp32"] - mean) for codec, mean in means.items()}

@@ -1,0 +1,42 @@
+"""How a device takes part in its fleet: the settings of `splitee device`, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from splitee.link_options import LinkOptions
+from splitee.messages import RunSpec
+from splitee.serving_options import ServingOptions
+from splitee_device.choice import Preference
+from splitee_device.data import DeviceData, Shard, open_data
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """How this device takes part, as `splitee device --help` says it."""
+
+    device: str
+    link: LinkOptions
+    data: str
+    shard: Shard | None
+    holdout: float
+    limit: int | None
+    network: str | None
+    cut: int | None  # None: what the profiler recommends
+    prefer: Preference
+    budget: float  # seconds
+    fresh: bool
+    threads: int
+    stay: bool
+    serving: ServingOptions
+
+    def open_data(self, spec: RunSpec) -> DeviceData:
+        """Raises DataError."""
+        return open_data(
+            self.data,
+            input_shape=spec.input_shape,
+            shard=self.shard,
+            holdout=self.holdout,
+            seed=spec.seed,
+            limit=self.limit,
+        )

@@ -1,0 +1,57 @@
+"""The end of a run: devices get their trained models from the server, and go on answering pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fleets import Fleet
+from PIL import Image
+
+from splitee.link import Link, Message
+from splitee.manifest import ClientManifest, read_manifest
+from splitee.messages import DeviceStatus
+from splitee.model_messages import PredictionReport
+from splitee.topics import Topics
+from splitee.trunks import TrunkModels
+from splitee_lab.brokers import RunningBroker
+
+
+def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    """pi-1 takes its model and ends; pi-2 watches a folder and answers what comes into it, until SIGTERM."""
+    topics = Topics("released")
+    watcher = Link(mosquitto_broker.address, "released-watcher")
+    status, predictions = (topics.device("pi-2", leaf) for leaf in ("status", "predictions"))
+    watcher.subscribe(status, predictions)
+    watcher.open(5)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(devices=2, release=True)
+        fleet.device("pi-1", 1, shard="1/2")
+        fleet.device("pi-2", 3, "--watch", str(folder), shard="2/2")
+        assert fleet.wait("server", "pi-1") == [0, 0]
+        while DeviceStatus.decode(await_message(watcher, status)).doing != "serving":
+            pass
+        Image.new("RGB", (32, 32), "white").save(folder / "white.png")
+        answer = PredictionReport.decode(await_message(watcher, predictions))
+        assert (answer.picture, answer.source in ("exit", "local-fallback")) == ("white.png", True)
+        fleet.processes["pi-2"].terminate()
+        assert fleet.wait("pi-2") == [0]
+        run = fleet.report()["run"]
+    watcher.close()
+    trunks = TrunkModels(tmp_path / "server" / "models" / "trunks")
+    for device, cut in (("pi-1", 1), ("pi-2", 3)):
+        manifest = read_manifest(tmp_path / device / "models" / "current", ClientManifest)
+        assert (manifest.run, manifest.round, manifest.device, manifest.cut) == (run, 2, device, cut)
+        assert manifest.calibration[0].offload_share > 0.9  # of the server's evaluation
+        entry = trunks.entry(device)
+        assert entry is not None
+        assert entry.cut == cut
+
+
+def await_message(link: Link, topic: str) -> bytes:
+    while True:
+        event = link.receive(60)
+        assert event is not None, f"nothing came on {topic}"
+        if isinstance(event, Message) and event.topic == topic:
+            return event.payload

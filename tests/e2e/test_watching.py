@@ -1,0 +1,116 @@
+"""A fleet that people watch: Prometheus, Home Assistant and TensorBoard together, through a server's death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from event_files import curves
+from fleets import Fleet
+from prometheus_client.parser import text_string_to_metric_families
+
+from splitee.link import Link, Message
+from splitee.messages import Metrics
+from splitee.topics import Topics
+from splitee_lab.brokers import RunningBroker, free_port
+
+LONG = 120.0  # seconds
+ROUNDS = 6
+PREFIX = "watched-home"
+TOPICS = Topics("watched")
+
+Figures = dict[tuple[str, ...], float]
+
+
+def scrape(port: int) -> Figures:
+    """{(name, values of the labels...): value}; empty while nobody serves."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+    except URLError:
+        return {}
+    found = (sample for family in families for sample in family.samples)
+    return {(sample.name, *sample.labels.values()): sample.value for sample in found}
+
+
+def scrape_until(port: int, condition: Callable[[Figures], bool]) -> Figures:
+    deadline = time.monotonic() + LONG
+    while not condition(figures := scrape(port)):
+        assert time.monotonic() < deadline, figures
+        time.sleep(0.05)
+    return figures
+
+
+@pytest.mark.mosquitto
+def test_a_fleet_that_is_watched(
+    mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
+) -> None:
+    port, folder = free_port(), tmp_path / "curves"
+    flags = ("--metrics-port", str(port), "--tensorboard", str(folder))
+    home = ("--home-assistant", "--home-assistant-prefix", PREFIX)
+    listener = make_link(mosquitto_broker.address, "watches", TOPICS.metrics, f"{PREFIX}/#")
+    announced: dict[str, bytes] = {}
+    evaluated: list[Metrics] = []
+
+    def hear(patience: float) -> bool:
+        event = listener.receive(patience)
+        if isinstance(event, Message) and event.topic == TOPICS.metrics:
+            evaluated.append(Metrics.decode(event.payload))
+        elif isinstance(event, Message):
+            announced[event.topic] = event.payload
+        return event is not None
+
+    with Fleet(str(mosquitto_broker.address), TOPICS.fleet, tmp_path) as fleet:
+        fleet.server(*flags, *home, devices=2, rounds=ROUNDS)
+        fleet.device("pi-1", 1, shard="1/2")
+        fleet.device("pi-2", 3, shard="2/2")
+        while not evaluated:
+            assert hear(LONG), fleet.log("server")
+        os.kill(fleet.processes["pi-2"].pid, signal.SIGSTOP)
+        waits = ("splitee_device_waited_for", "pi-2")
+        figures = scrape_until(port, lambda found: waits in found and found[("splitee_waiting_seconds",)] > 2)
+        while hear(0):
+            pass
+        committed = int(figures[("splitee_rounds_committed",)])
+        assert 1 <= committed < ROUNDS
+        assert (figures[("splitee_rounds",)], figures[("splitee_devices_waited_for",)]) == (ROUNDS, 1)
+        last = evaluated[-1]
+        for device, values in last.devices.items():
+            assert figures[("splitee_device_exit_accuracy_ratio", device)] == values.exit_accuracy
+            assert figures[("splitee_device_trunk_loss", device)] == values.trunk_loss
+            assert figures[("splitee_device_bytes_total", device)] >= values.bytes
+        assert figures[("splitee_trained_batches_total",)] >= last.batches_trained
+        sent = sum(values.bytes for values in last.devices.values())
+        assert figures[("splitee_received_bytes_total",)] > sent > 0
+        assert figures[("splitee_rejected_messages_total",)] == 0
+        assert set(announced) == {TOPICS.discovery(PREFIX, device) for device in ("pi-1", "pi-2")}
+        for payload in announced.values():
+            assert json.loads(payload)["components"]["accuracy"]["state_topic"] == TOPICS.metrics
+
+        fleet.processes["server"].kill()
+        fleet.processes["server"].wait()
+        fleet.server(*flags, devices=2, rounds=ROUNDS)  # without Home Assistant
+        resumed = scrape_until(port, lambda found: ("splitee_rounds_committed",) in found)
+        assert resumed[("splitee_rounds_committed",)] >= committed
+        os.kill(fleet.processes["pi-2"].pid, signal.SIGCONT)
+        assert fleet.wait(timeout=LONG) == [0, 0, 0], fleet.log("server")
+        while hear(0.5):
+            pass
+    assert set(announced.values()) == {b""}, "taken back"
+    assert scrape(port) == {}
+    (run,) = folder.iterdir()
+    found = curves(run)
+    assert sorted(found) == ["cut-1", "cut-1/pi-1", "cut-3", "cut-3/pi-2"]
+    for of_folder in found.values():
+        assert [step for step, _ in of_folder["accuracy/exit"]] == list(range(1, ROUNDS + 1))
+    accuracies = [
+        (e.round, e.devices["pi-2"].exit_accuracy) for e in {e.round: e for e in evaluated}.values()
+    ]
+    assert found["cut-3/pi-2"]["accuracy/exit"] == [(n, pytest.approx(value)) for n, value in accuracies]
