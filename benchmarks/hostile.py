@@ -59,9 +59,7 @@ VICTIM = "pi-3"  # its features are the smallest
 CALM_ROUNDS = 3  # before the flood: what the processes hold then is what they need
 PATIENCE = 60.0  # seconds without a reader catching up
 BACKLOG = 1000  # payloads that a reader has not counted yet: its queue holds them, and they are no growth
-GROWTH = (
-    16 << 20
-)  # bytes: 230,000 payloads took 4 to 11 MB, as many as 300 a topic; a leak would grow with them
+GROWTH = 16 << 20  # bytes; 300 payloads a topic and 10,000 took the same 1 to 11 MB, a leak would take more
 KEPT = 20  # messages of the fleet's own, of each topic
 CRAFTED = (
     b"",

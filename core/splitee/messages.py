@@ -34,6 +34,10 @@ Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "se
 Strategy = Literal["sequential", "averaging"]
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]
+Optimizer = Literal["sgd", "adamw"]
+LearningSchedule = Literal["cosine", "constant"]
+Augmentation = Literal["none", "flip", "flip-crop"]
+Weighting = Literal["samples", "uniform"]
 
 
 class DeviceStatus(JsonMessage, frozen=True):
@@ -113,8 +117,12 @@ class RunSpec(JsonMessage, frozen=True):
     seed: Count = 0
     batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
     steps: Count = 0  # batches a round; 0: one pass over the device's own pictures
-    learning_rate: Annotated[float, Meta(gt=0)] = 0.01
-    momentum: Fraction = 0.9
+    learning_rate: Annotated[float, Meta(gt=0)] = 0.01  # the highest
+    trunk_learning_rate: Annotated[float, Meta(ge=0)] = 0  # 0: as the devices'
+    optimizer: Optimizer = "sgd"
+    schedule: LearningSchedule = "cosine"
+    warm_up: Fraction = 0.02  # share of the run
+    momentum: Annotated[float, Meta(ge=0, le=0.9999)] = 0.9  # of AdamW: its first decay rate
     weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
     codec: RunCodec = "fp16"  # auto: each device takes its own
     window: Annotated[int, Meta(ge=1, le=1024)] = 8  # batches a device may have unacknowledged
@@ -122,6 +130,9 @@ class RunSpec(JsonMessage, frozen=True):
     threshold: Fraction = 0.5  # normalised entropy at or below which the exit answers
     class_names: ClassNames = ()  # of the first device that joined
     client_averaging: ClientAveraging = "none"  # of client networks, after each round
+    aggregation_every: Count = 0  # batches, in which Averaging averages its trunks too; 0: after rounds only
+    weighting: Weighting = "samples"  # of all averages
+    augmentation: Augmentation = "none"  # of training pictures, on the device
     release: bool = False  # after the last round devices send their client networks, to be exported
 
 

@@ -44,6 +44,11 @@ class Predictor:
         self._threshold = model.manifest.threshold if threshold is None else threshold
         self._trunk = trunk
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The labels that there are, in the order of the model's classes."""
+        return self._model.manifest.class_names
+
     def __call__(self, pixels: Pixels) -> Prediction:
         """`pixels`: uint8 (C, H, W), as `load_picture` gives them."""
         started = time.perf_counter()

@@ -16,7 +16,7 @@ from splitee.messages import RunSpec
 
 EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
 FINAL_RATE = 0.02  # of the highest learning rate, at the end of the cosine
-WARM_UP = 0.02  # of the whole run
+FIRST_RATE = 0.1  # of it, in the first batch of the warm-up
 
 
 def seed_for(*parts: str | int) -> int:
@@ -25,21 +25,35 @@ def seed_for(*parts: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
-def learning_rate(spec: RunSpec, round_number: int, step: int, steps: int) -> float:
-    """Linear warm-up, then half a cosine over the run (Loshchilov & Hutter 2017, arXiv 1608.03983).
+def learning_rate(
+    spec: RunSpec, round_number: int, step: int, steps: int, *, highest: float | None = None
+) -> float:
+    """Linear warm-up, then half a cosine over the run (Loshchilov & Hutter 2017, arXiv 1608.03983), or level.
 
     Args:
         round_number: from 1.
         step: from 0, of `steps` in this round.
+        highest: the run's learning rate, if it is not given.
     """
     progress = (round_number - 1 + step / max(steps, 1)) / spec.rounds
-    warm = min(1.0, (progress + 0.1 * WARM_UP) / WARM_UP)
+    rate = spec.learning_rate if highest is None else highest
+    if progress < spec.warm_up:
+        rate *= min(1.0, FIRST_RATE + progress / spec.warm_up)
+    if spec.schedule == "constant":
+        return rate
     cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
-    return spec.learning_rate * warm * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
+    return rate * (FINAL_RATE + (1 - FINAL_RATE) * cosine)
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; parameters that a batch does not reach are left as they are."""
+def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; parameters that a batch does not reach are left as they are."""
+    if spec.optimizer == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=spec.learning_rate,
+            betas=(spec.momentum, 0.999),
+            weight_decay=spec.weight_decay,
+        )
     return torch.optim.SGD(
         parameters,
         lr=spec.learning_rate,

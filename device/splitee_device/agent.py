@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec.structs import replace
+
 from splitee import __version__
 from splitee.codecs import encode_tensor
 from splitee.messages import (
@@ -30,6 +32,7 @@ from splitee_device.outbox import Outbox, publish_packed
 from splitee_device.session import ENDED, Session, Superseded, phase_key
 from splitee_device.store import DeviceStore
 from splitee_device.trainer import ClientTrainer, CutBatch, ExitBatch
+from splitee_device.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class Agent:
         cut: int,
         trainer_at: Callable[[int], ClientTrainer],
         store: DeviceStore,
+        watch: Watch,
         capability: Capability | None = None,
     ) -> None:
         """`trainer_at`: makes the trainer for a cut, with the weights that the run's seed gives."""
@@ -59,6 +63,7 @@ class Agent:
         self._spec = spec
         self._trainer_at = trainer_at
         self._store = store
+        self._watch = watch
         self._capability = capability
         self._set_cut(cut)
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
@@ -169,7 +174,7 @@ class Agent:
         started = time.monotonic()
         self._position = None
         outbox = self._open_outbox(opened, "train")
-        for step, batch in enumerate(trainer.round(number)):
+        for step, batch in enumerate(self._watch.steps(trainer.round(number))):
             session.wait(lambda: not outbox.full, "room in the server's window")
             if outbox.needs(step):
                 outbox.add(step, self._encode(opened, "train", step, batch))
@@ -205,6 +210,15 @@ class Agent:
         if not sends_weights:
             self._position = number  # else the server may have given it other weights
         log.info("round %d: committed, exit loss %.4f", number, trainer.loss)
+        self._reconsider(number)
+
+    def _reconsider(self, number: int) -> None:
+        """Ask for another cut, where the rounds so far call for one."""
+        wish = self._watch.end_round(number, self._cut)
+        if wish is not None:
+            if self._capability is not None:
+                self._capability = replace(self._capability, reason=wish.reason[:1000])
+            self._session.introduce(next_cut=wish.cut, capability=self._capability)
 
     def _evaluate(self, opened: RoundOpen) -> None:
         session, trainer = self._session, self._trainer

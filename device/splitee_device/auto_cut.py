@@ -1,4 +1,4 @@
-"""`splitee device --cut auto`: the answer of `splitee profile`, for the run that the fleet's server opens."""
+"""`splitee device --cut auto` and `--adapt-cut`: what `splitee profile` would say of the fleet's run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from splitee.link_options import LinkOptions
 from splitee.messages import Capability, CutCost, RunSpec
 from splitee.training import steps_a_round
 from splitee_device import hardware
-from splitee_device.choice import Preference, choose
+from splitee_device.choice import Preference
 from splitee_device.costs import Measured
+from splitee_device.forecast import Forecast
 from splitee_device.link_test import open_echo
 from splitee_device.measured_store import MeasuredStore
-from splitee_device.predict_cost import CutRow, LinkSpeed, Work, payload_bytes, predict
+from splitee_device.predict_cost import LinkSpeed, Work, payload_bytes
 from splitee_device.probe import measure_cuts
 
 RESERVE = 64 << 20  # bytes that stay free
@@ -44,8 +45,25 @@ class CutType(click.ParamType[int | None]):
 
 
 @dataclass(frozen=True)
+class ChosenCut:
+    """Where a device begins in a run, and what is known of the other cuts if they were measured."""
+
+    cut: int
+    capability: Capability | None = None
+    forecast: Forecast | None = None
+
+
+@dataclass(frozen=True)
 class AutoCut:
-    """How a device chooses its cut by itself. `budget`: seconds to measure for; `samples`: it trains on."""
+    """How a device chooses its cut by itself.
+
+    Args:
+        samples: pictures it trains on.
+        budget: seconds to measure for.
+        memory: bytes that training may take, if it is less than there are.
+        first: the cut to begin with; None: the one that is chosen.
+        adapts: it may want another cut later, and needs to know what each would cost.
+    """
 
     options: LinkOptions
     device: str
@@ -53,10 +71,13 @@ class AutoCut:
     threads: int
     prefer: Preference
     budget: float
+    memory: int | None = None
+    first: int | None = None
+    adapts: bool = False
 
     def choose(
         self, spec: RunSpec, state: StateDirectory, tick: Callable[[], None], *, fresh: bool
-    ) -> tuple[int, Capability | None]:
+    ) -> ChosenCut:
         """The cut for a run, and what was measured.
 
         A measurement in `state` is used again; an unfinished run in it keeps its cut, unless it is forgotten
@@ -71,22 +92,27 @@ class AutoCut:
         held = None if fresh else _cut_of_run(state, spec)
         measured = store.load(spec, self.threads)
         if measured is None:
-            if held is not None:
-                return held, None
+            if held is not None and not self.adapts:
+                return ChosenCut(held)
             measured = self._measure(spec, store, tick)
+        measured = replace(measured, available=hardware.least(self.memory, measured.available))
         work = Work(self.samples, steps_a_round(spec, self.samples), RESERVE, link=self._link(measured))
-        rows = predict(measured, work)
+        forecast = Forecast(measured, work, self.prefer)
+        choice = forecast.choose()
+        cut, reason = choice.cut, choice.reason
         if held is not None:
-            return held, _capability(measured, rows, work.link, "this run has been trained at it so far")
-        choice = choose(rows, self.prefer, measured, work)
-        if choice.cut is None:
-            raise NoCutFits(choice.reason)
-        log.info("%s", choice.reason)
-        return choice.cut, _capability(measured, rows, work.link, choice.reason)
+            cut, reason = held, "this run has been trained at it so far"
+        elif self.first is not None:
+            cut, reason = self.first, "as --cut says"
+        if cut is None:
+            raise NoCutFits(reason)
+        words = choice.reason if cut == choice.cut else f"cut {cut}: {reason}; now, {choice.reason}"
+        log.info("%s", words)
+        return ChosenCut(cut, _capability(forecast, reason), forecast if measured.costs else None)
 
     def _measure(self, spec: RunSpec, store: MeasuredStore, tick: Callable[[], None]) -> Measured:
         log.info("measuring which cut suits this device, for at most %.0f s", self.budget)
-        measured = measure_cuts(spec, threads=self.threads, budget=self.budget, tick=tick)
+        measured = measure_cuts(spec, threads=self.threads, budget=self.budget, memory=self.memory, tick=tick)
         store.save(measured)
         return measured
 
@@ -106,9 +132,8 @@ def _cut_of_run(state: StateDirectory, spec: RunSpec) -> int | None:
     return cut if same and isinstance(cut, int) else None
 
 
-def _capability(
-    measured: Measured, rows: tuple[CutRow, ...], link: LinkSpeed | None, reason: str
-) -> Capability:
+def _capability(forecast: Forecast, reason: str) -> Capability:
+    measured, link = forecast.measured, forecast.work.link
     facts = hardware.facts(observe=0)
     machine = facts["model"].value or facts["cpu"].value or facts["architecture"].value or "unknown"
     return Capability(
@@ -123,6 +148,7 @@ def _capability(
         round_trip=link.round_trip if link else None,
         reason=reason[:1000],
         cuts=tuple(
-            CutCost(row.cut, row.step + row.encoding, row.payload, row.needed, row.fits) for row in rows
+            CutCost(row.cut, row.step + row.encoding, row.payload, row.needed, row.fits)
+            for row in forecast.rows()
         ),
     )

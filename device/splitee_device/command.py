@@ -26,6 +26,7 @@ from splitee_device.hardware import usable_threads
 from splitee_device.runs import take_part
 from splitee_device.session import Session, offline
 from splitee_device.sources import open_source
+from splitee_device.watch import ROUNDS
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,22 @@ log = logging.getLogger(__name__)
     help="Last stage on this device, see `splitee cuts`; auto: what `splitee profile` recommends.",
 )
 @setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What auto chooses.")
+@setting(
+    "--memory",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="What training may take, for auto; default: what the system leaves it.",
+)
+@setting(
+    "--adapt-cut", is_flag=True, help="Ask for another cut when rounds no longer take what was measured."
+)
+@setting(
+    "--adapt-after",
+    type=click.IntRange(min=1),
+    default=ROUNDS,
+    metavar="ROUNDS",
+    help="That must depart from it in a row.",
+)
 @setting(
     "--budget", type=click.FloatRange(min=1), default=60.0, metavar="SECONDS", help="To measure for auto."
 )

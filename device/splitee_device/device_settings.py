@@ -24,11 +24,19 @@ class DeviceSettings:
     network: str | None
     cut: int | None  # None: what the profiler recommends
     prefer: Preference
+    memory: int | None  # MiB that training may take; None: what there is
+    adapt_cut: bool
+    adapt_after: int  # rounds
     budget: float  # seconds
     fresh: bool
     threads: int
     stay: bool
     serving: ServingOptions
+
+    @property
+    def most_memory(self) -> int | None:
+        """Bytes."""
+        return None if self.memory is None else self.memory << 20
 
     def open_data(self, spec: RunSpec) -> DeviceData:
         """Raises DataError."""

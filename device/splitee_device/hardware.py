@@ -117,6 +117,11 @@ def memory_for_training(root: Path = ROOT) -> int | None:
     return available if available is None or not own else available + 1024 * int(own.split()[0])
 
 
+def least(*amounts: int | None) -> int | None:
+    """The smallest of those that are known."""
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
 def temperature(root: Path = ROOT) -> Fact:
     """Degrees Celsius of the hottest thermal zone."""
     zones = []
@@ -148,14 +153,30 @@ def throttled(root: Path = ROOT, ask: Callable[[], str | None] | None = None) ->
     return Fact((*now, *before) or ("none",), source)
 
 
+def throttled_now(value: Value | None) -> tuple[str, ...]:
+    """Of what `throttled` says, what is held back at this moment."""
+    said = value if isinstance(value, tuple) else ()
+    return tuple(name for name in said if name in THROTTLED.values())
+
+
+class Load:
+    """The load of the machine from when this is made."""
+
+    def __init__(self) -> None:
+        self._busy, self._started = _busy(psutil.cpu_times()), time.monotonic()
+        self._own = time.process_time()
+
+    def of_others(self) -> float:
+        """Cores that other processes have kept busy."""
+        busy = _busy(psutil.cpu_times()) - self._busy - (time.process_time() - self._own)
+        return max(busy, 0.0) / max(time.monotonic() - self._started, 1e-3)
+
+
 def load_of_others(seconds: float) -> Fact:
     """Cores that other processes keep busy, over `seconds` in which this one sleeps."""
-    before, started = psutil.cpu_times(), time.monotonic()
-    own = time.process_time()
+    load = Load()
     time.sleep(seconds)
-    after, elapsed = psutil.cpu_times(), time.monotonic() - started
-    busy = _busy(after) - _busy(before) - (time.process_time() - own)
-    return Fact(round(max(busy, 0) / max(elapsed, 1e-3), 2), "/proc/stat")
+    return Fact(round(load.of_others(), 2), "/proc/stat")
 
 
 def _busy(times: object) -> float:

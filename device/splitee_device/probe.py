@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from splitee.errors import ChildFailed, ConfigError, NetworkError, NoCutFits
 from splitee.messages import RunSpec
 from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup
-from splitee_device.hardware import available_memory, memory_for_training, usable_cores
+from splitee_device.hardware import available_memory, least, memory_for_training, usable_cores
 from splitee_device.predict_cost import predicted_memory
 
 LEAST_STEPS = 5  # that the worker times
@@ -222,12 +222,14 @@ def measure_cuts(
     *,
     threads: int,
     budget: float,
+    memory: int | None = None,
     progress: Callable[[str], None] = lambda _: None,
     tick: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Measure as many cuts as `budget` seconds allow.
 
     Args:
+        memory: bytes that training may take; cuts that need more are not tried. None: what there is.
         progress: is told what is being done.
         tick: is called twice a second; what it raises ends the measurement.
 
@@ -238,7 +240,11 @@ def measure_cuts(
     """
     started = time.monotonic()
     spec = replace(spec, rounds=ENDLESS, steps=ENDLESS)
-    cores, available, free = usable_cores(), memory_for_training(), available_memory().available
+    cores, available, free = (
+        usable_cores(),
+        memory_for_training(),
+        least(memory, available_memory().available),
+    )
     bursty = cores < threads
     plan = None
     with Probe(Setup(spec=spec, threads=threads, bursty=bursty), started + budget, tick) as probe:

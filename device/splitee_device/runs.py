@@ -13,13 +13,15 @@ from splitee.errors import NetworkError
 from splitee.messages import RunSpec
 from splitee.topics import Topics
 from splitee_device.agent import Agent
-from splitee_device.auto_cut import AutoCut
+from splitee_device.auto_cut import AutoCut, ChosenCut
 from splitee_device.codec_choice import AutoCodec
 from splitee_device.device_settings import DeviceSettings
+from splitee_device.meter import Meter
 from splitee_device.serving import serve
 from splitee_device.session import RunChanged, Session
 from splitee_device.store import DeviceStore
 from splitee_device.trainer import open_trainer
+from splitee_device.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -41,27 +43,54 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
 
 def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings) -> RunSpec:
     """Take part until the run trains no more; returns what the device made of the run's settings."""
-    device, cut, capability = settings.device, settings.cut, None
+    device = settings.device
     pictures = settings.open_data(spec)
     _check_code(spec, settings.network)
     store = DeviceStore(directory, device, pictures)
-    if cut is None:
-        auto = AutoCut(
-            settings.link, device, len(pictures.train), settings.threads, settings.prefer, settings.budget
-        )
-        cut, capability = auto.choose(spec, directory, session.drain, fresh=settings.fresh)
-    store.open(spec, cut, fresh=settings.fresh)
+    chosen = _choose_cut(session, spec, directory, settings, len(pictures.train))
+    store.open(spec, chosen.cut, fresh=settings.fresh)
     log.info(
-        "%s: run %s, %s cut at %d, %d pictures", device, spec.run, spec.network, cut, len(pictures.train)
+        "%s: run %s, %s cut at %d, %d pictures",
+        device,
+        spec.run,
+        spec.network,
+        chosen.cut,
+        len(pictures.train),
     )
     trainer_at = partial(open_trainer, spec, device=device, data=pictures)
     if spec.codec == AUTO:
         auto_codec = AutoCodec(settings.link, device)
         spec = replace(
-            spec, codec=auto_codec.choose(spec, cut, directory.path, trainer_at, fresh=settings.fresh)
+            spec, codec=auto_codec.choose(spec, chosen.cut, directory.path, trainer_at, fresh=settings.fresh)
         )
-    Agent(session, spec, cut, trainer_at, store, capability).take_part(pictures)
+    watch = Watch(
+        Meter(settings.threads, settings.most_memory),
+        rounds=settings.adapt_after,
+        forecast=chosen.forecast,
+        adapts=settings.adapt_cut,
+    )
+    Agent(session, spec, chosen.cut, trainer_at, store, watch, chosen.capability).take_part(pictures)
     return spec
+
+
+def _choose_cut(
+    session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings, samples: int
+) -> ChosenCut:
+    """The cut to begin with. A device that may ask for another one later knows what each would cost."""
+    if settings.cut is not None and not settings.adapt_cut:
+        return ChosenCut(settings.cut)
+    auto = AutoCut(
+        settings.link,
+        settings.device,
+        samples,
+        settings.threads,
+        settings.prefer,
+        settings.budget,
+        memory=settings.most_memory,
+        first=settings.cut,
+        adapts=settings.adapt_cut,
+    )
+    return auto.choose(spec, directory, session.drain, fresh=settings.fresh)
 
 
 def _check_code(spec: RunSpec, allowed: str | None) -> None:

@@ -47,10 +47,11 @@ class DeviceStore:
             if held.get("run") != spec.run:
                 self._directory.clear()
         elif any(held.get(key) != mine[key] for key in IDENTITY):
+            moved = "" if held.get("run") != spec.run else f"--cut {held.get('cut')} or --adapt-cut goes on, "
             raise StateError(
                 f"{self._directory.path} holds run {held.get('run')} ({held.get('network')}, "
                 f"cut {held.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
-                "--fresh starts over, another --state keeps it"
+                f"{moved}--fresh starts over, another --state keeps it"
             )
 
     def finish(self, spec: RunSpec, cut: int) -> None:
@@ -80,7 +81,7 @@ class DeviceStore:
         """Bring `trainer` to its committed round `number`.
 
         A round whose file is missing or torn is trained again from the one before, which gives the same
-        weights: nothing that the server does enters a client network.
+        weights, as long as nothing that the server does has entered the client network.
         """
         found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), 0)
         if found == 0:

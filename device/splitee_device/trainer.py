@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splitee.augmentation import augment
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_for
 from splitee.training import (
@@ -89,7 +90,7 @@ class ClientTrainer:
             pictures, labels = self._batch(self._data.train, indices)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, self.steps))
-            features = self.client(pictures)  # (B, *feature_shape)
+            features = self.client(augment(pictures, self._spec.augmentation))  # (B, *feature_shape)
             logits = self.exit(features)  # (B, num_classes)
             loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad(set_to_none=True)

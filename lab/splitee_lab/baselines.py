@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from splitee.augmentation import augment
 from splitee.messages import RunSpec
 from splitee.network import build_for
 from splitee.training import (
@@ -122,7 +123,7 @@ class WholeTrainer:
             )
             torch.manual_seed(seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
-            loss = F.cross_entropy(self.network(images), labels)
+            loss = F.cross_entropy(self.network(augment(images, run.augmentation)), labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()

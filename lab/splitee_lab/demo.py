@@ -13,15 +13,18 @@ from pathlib import Path
 from splitee.errors import NetworkError, StateError
 from splitee.fleet_view import FleetSnapshot, FleetView
 from splitee.link import Link, Message
+from splitee.link_options import LinkOptions
 from splitee.messages import RunSpec
 from splitee.network import build_network
 from splitee.topics import Topics
 from splitee_device.sources import open_source
 from splitee_lab.baselines import DataSource, baselines_of, train_all
 from splitee_lab.brokers import RunningBroker, open_broker
+from splitee_lab.demo_inference import infer_on
 from splitee_lab.processes import Children
 from splitee_lab.progress import Display
 from splitee_lab.report import Report, complete, read_history, write
+from splitee_server.run_release import TRUNKS
 
 DATA = "builtin:fashion-mnist"
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
@@ -99,6 +102,11 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
             for device in devices:
                 children.start(device.id, _device(demo, device))
             snapshot = _follow(link, view, broker, children, display)
+            children.start("serve", ["serve", "--model", str(demo.out / "server" / "models" / TRUNKS)])
+            _await_serving(link, view, broker, children)
+            options = LinkOptions(broker.address, fleet, CONNECT, None)
+            answers = [infer_on(device.id, demo.out / device.id, options) for device in devices]
+            children.stop()
             if broker.process is None:
                 _tidy(link, fleet, devices)
     accuracies = None
@@ -110,6 +118,7 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         data=DATA,
         broker=broker.kind,
         baselines=accuracies,
+        inference=answers,
     )
     return write(demo.out, report, read_history(demo.out / "server" / "history.jsonl"))
 
@@ -176,12 +185,25 @@ def _follow(
     return view.snapshot()
 
 
+def _await_serving(link: Link, view: FleetView, broker: RunningBroker, children: Children) -> None:
+    """Until `splitee serve` answers for the fleet."""
+    while (server := view.snapshot().server) is None or not server.doing.startswith("serving"):
+        broker.check()
+        children.check()
+        event = link.receive(TICK)
+        if isinstance(event, Message):
+            view.take(event.topic, event.payload, event.retained, time.time())
+
+
 def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
     """Clears what the fleet has retained at a broker that is not ours."""
     topics = Topics(fleet)
     retained = [topics.server_status, topics.run, topics.round, topics.commit, topics.metrics]
     for device in devices:
-        retained += [topics.device(device.id, leaf) for leaf in ("status", "profile", "inbox/plan")]
+        retained += [
+            topics.device(device.id, leaf)
+            for leaf in ("status", "profile", "inbox/plan", "inbox/model", "model")
+        ]
     for topic in retained:
         link.publish(topic, b"", retain=True)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from splitee.codecs import CODECS
 from splitee.settings import setting, settings_file
 from splitee_lab.demo import Demo, run
+from splitee_lab.demo_inference import inference_table
 from splitee_lab.processes import signals_unwind
 from splitee_lab.progress import open_display
 from splitee_lab.report import percent, size, span, table
@@ -92,6 +93,9 @@ def demo(
         report = run(wanted, display, lambda line: console.print(line, markup=False, soft_wrap=True))
     console.print()
     console.print(table(report))
+    console.print()
+    console.print(inference_table(report.inference))
+    console.print()
     if report.baselines is not None:
         console.print(f"centralized {percent(report.baselines.centralized_accuracy)}", highlight=False)
     console.print(

@@ -73,10 +73,7 @@ class Children:
         Raises:
             ChildFailed: one has not, or one has ended and others have not followed in LEAVING seconds.
         """
-        codes = {child: child.process.poll() for child in self._children}
-        for child, code in codes.items():
-            if code:
-                raise ChildFailed(_last_words(child, code))
+        codes = self.check()
         running = [child.name for child, code in codes.items() if code is None]
         if len(running) == len(codes):
             return False
@@ -88,6 +85,14 @@ class Children:
                 f"see the logs in {self._logs}"
             )
         return not running
+
+    def check(self) -> dict[Child, int | None]:
+        """The exit codes so far; None of those that run. Raises ChildFailed: one has not ended well."""
+        codes = {child: child.process.poll() for child in self._children}
+        for child, code in codes.items():
+            if code:
+                raise ChildFailed(_last_words(child, code))
+        return codes
 
     def stop(self) -> None:
         """SIGTERM to all that run, GRACE seconds for all together, then SIGKILL."""

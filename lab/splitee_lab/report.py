@@ -17,6 +17,7 @@ from rich.text import Text
 from splitee import __version__
 from splitee.errors import StateError
 from splitee.messages import DeviceMetrics, Metrics
+from splitee_lab.demo_inference import DeviceInference, rows
 from splitee_lab.plots import Bar, Colours, Group, Line, bars, over_rounds
 
 
@@ -63,10 +64,17 @@ class Report(msgspec.Struct, frozen=True):
     data: str
     broker: str
     baselines: BaselineResult | None = None
+    inference: list[DeviceInference] = []
 
 
 def complete(
-    server_report: Path, *, network: str, data: str, broker: str, baselines: Mapping[str, float] | None
+    server_report: Path,
+    *,
+    network: str,
+    data: str,
+    broker: str,
+    baselines: Mapping[str, float] | None,
+    inference: Sequence[DeviceInference] = (),
 ) -> dict[str, Any]:
     """The server's report with what only the demo knows. `baselines`: "centralized" and by device id.
 
@@ -78,6 +86,7 @@ def complete(
     except (OSError, msgspec.MsgspecError) as error:
         raise StateError(f"expected the server's report at {server_report}: {error}") from None
     report |= {"network": network, "data": data, "broker": broker}
+    report["inference"] = msgspec.to_builtins(list(inference))
     if baselines is not None:
         alone = {name: value for name, value in baselines.items() if name != "centralized"}
         report["baselines"] = {"centralized_accuracy": baselines["centralized"], "alone_accuracy": alone}
@@ -121,6 +130,7 @@ def page(report: Report, history: Sequence[Metrics]) -> str:
         offload=_range(device.offload_share for device in report.devices),
         alone=_range(report.baselines.alone_accuracy.values() if report.baselines else ()),
         plots={name: Markup(svg) for name, svg in _plots(report, history).items()},  # noqa: S704
+        answers=list(rows(report.inference)),
         version=__version__,
     )
 

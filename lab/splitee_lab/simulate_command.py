@@ -33,6 +33,7 @@ from splitee_lab.protocols import protocol_option
 from splitee_lab.report import percent, span
 from splitee_lab.results import summarize
 from splitee_lab.simulate import Job, News, PartStore, PictureChoice, check_partition, open_pictures, run_all
+from splitee_server.training_settings import training_settings
 
 RUN = {field.name: field.default for field in msgspec.structs.fields(RunSpec)}
 
@@ -105,15 +106,7 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @setting("--batch-size", type=int, default=RUN["batch_size"], help="Samples a batch.")
 @setting("--steps", type=int, default=0, help="Batches a client trains in a round; 0: one pass.")
 @setting("--order", type=click.Choice(["step", "device"]), default="step", help="Of batches, for sequential.")
-@setting(
-    "--client-averaging",
-    type=click.Choice(["none", "same-cut", "layerwise"]),
-    default="none",
-    help="Of client networks after a round: layerwise with the trunks.",
-)
-@setting("--learning-rate", type=float, default=RUN["learning_rate"], help="Highest; warm-up and cosine.")
-@setting("--momentum", type=float, default=RUN["momentum"])
-@setting("--weight-decay", type=float, default=RUN["weight_decay"])
+@training_settings
 @setting("--codec", type=click.Choice(CODECS), default=RUN["codec"], help="Of the features on the wire.")
 @setting("--threshold", type=float, default=RUN["threshold"], help="Entropy up to which the exit answers.")
 @setting("--evaluate-every", type=click.IntRange(min=1), default=1, help="Rounds; the last one always is.")

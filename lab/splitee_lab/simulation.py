@@ -16,6 +16,7 @@ from splitee.network import SplitNetwork, build_for
 from splitee.training import fleet_digest
 from splitee_device.data import DeviceData
 from splitee_device.trainer import ClientTrainer, CutBatch
+from splitee_server.aggregation import weigh
 from splitee_server.client_averaging import average_clients, size_of
 from splitee_server.evaluation import Score
 from splitee_server.schedule import Schedule
@@ -88,7 +89,8 @@ class Simulation:
         if self.spec.client_averaging == "none":
             return 0
         clients = {name: trainer.weights() for name, trainer in self._trainers.items()}
-        average_clients(self.spec.client_averaging, clients, self._strategy, cuts, samples)
+        weights = weigh(samples, self.spec.weighting)
+        average_clients(self.spec.client_averaging, clients, self._strategy, cuts, weights)
         for trainer in self._trainers.values():
             trainer.forget_momentum()
         return sum(2 * size_of(weights) for weights in clients.values())

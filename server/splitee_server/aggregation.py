@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from splitee.messages import Weighting
+
 KEPT = "num_batches_tracked"  # a counter of each holder's own; averaging it has no meaning
 
 
@@ -37,3 +39,8 @@ def average_by_name(
             mean.add_(holders[device][name], alpha=weights[device] / total)
         means[name] = mean.to(first.dtype)
     return means
+
+
+def weigh(samples: Mapping[str, int], how: Weighting) -> dict[str, int]:
+    """What each device counts in an average: its samples, or the same for all."""
+    return {device: count if how == "samples" else 1 for device, count in samples.items()}

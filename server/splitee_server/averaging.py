@@ -1,4 +1,4 @@
-"""Averaging: a trunk per device, trained by its own batches, averaged layer by layer after each round."""
+"""Averaging: a trunk per device, trained by its own batches, averaged layer by layer every so often."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork
-from splitee_server.aggregation import average_by_name
+from splitee_server.aggregation import average_by_name, weigh
 from splitee_server.strategy import Strategy
 
 
@@ -23,10 +23,13 @@ class Averaging(Strategy):
         self._cuts: dict[str, int] = {}
         self._trunks: dict[str, nn.Module] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._period = 0  # of the round, from 0
+        self._trained: dict[str, int] = {}  # samples by device, in this period
 
     @property
     def order(self) -> Literal["step", "device", "any"]:
-        return "any"
+        """Averages within a round need all devices at the same step."""
+        return "step" if self._spec.aggregation_every else "any"
 
     def join(self, device: str, cut: int) -> None:
         if device in self._trunks:
@@ -41,12 +44,24 @@ class Averaging(Strategy):
     def optimizer(self, device: str) -> torch.optim.Optimizer:
         return self._optimizers[device]
 
+    def train(
+        self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
+    ) -> float:
+        every = self._spec.aggregation_every
+        if every and step // every > self._period:
+            self._average(self._trained)
+            self._period, self._trained = step // every, {}
+        self._trained[device] = self._trained.get(device, 0) + len(labels)
+        return super().train(device, features, labels, round_number=round_number, step=step, steps=steps)
+
     def aggregate(self, samples: Mapping[str, int]) -> None:
         """Average each stage over the devices that trained it, and write it back to all that hold it."""
+        self._average(samples)
+        self._period, self._trained = 0, {}
+
+    def _average(self, samples: Mapping[str, int]) -> None:
         holders = {device: self._trunks[device].state_dict() for device in samples}
-        means = average_by_name(holders, samples)
-        for trunk in (*self._trunks.values(), self._network.trunk(1)):
-            self._write(trunk, means)
+        self.absorb(average_by_name(holders, weigh(samples, self._spec.weighting)))
 
     def absorb(self, means: Mapping[str, Tensor]) -> None:
         for trunk in (*self._trunks.values(), self._network.trunk(1)):

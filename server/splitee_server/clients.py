@@ -11,6 +11,7 @@ from splitee.messages import RunSpec
 from splitee.network import SplitNetwork
 from splitee.training import weights_digest
 from splitee.weights import CLIENT, Arrival, client_model, select
+from splitee_server.aggregation import weigh
 from splitee_server.client_averaging import average_clients
 from splitee_server.strategy import Strategy
 
@@ -48,7 +49,8 @@ class ClientNetworks:
         self._held = dict(came)
         how = self._spec.client_averaging
         if how != "none":
-            average_clients(how, came, self._strategy, {device: cuts[device] for device in came}, samples)
+            weights = weigh(samples, self._spec.weighting)
+            average_clients(how, came, self._strategy, {device: cuts[device] for device in came}, weights)
             for device, cut in cuts.items():
                 self.adopt(device, cut, cuts)
         self._held = {**missed, **self._held}
@@ -77,7 +79,7 @@ class ClientNetworks:
             self._digests.pop(device, None)
 
     def _moved(self, device: str, cut: int, own: Weights, mate: Weights) -> Weights:
-        """The client network of `device` at its new cut, and its trunk with it. `mate`: has that cut's exit."""
+        """The client network of `device` at its new cut, its trunk moved with it. `mate`: has the exit."""
         trunk = self._strategy.trunk(device).state_dict()
         moved = {}
         for name, fresh in client_model(self._network, cut, self._spec).state_dict().items():

@@ -25,6 +25,7 @@ from splitee_server.announcer import claim_fleet, offline
 from splitee_server.coordinator import Policy
 from splitee_server.service import Service
 from splitee_server.store import ServerStore
+from splitee_server.training_settings import training_settings
 from splitee_server.watch_options import Watching, watch_options
 
 log = logging.getLogger(__name__)
@@ -55,18 +56,12 @@ DIRECTORY = click.Path(path_type=Path)
 @setting(
     "--steps", type=int, default=0, help="Batches a device trains in a round; 0: one pass over its data."
 )
-@setting("--learning-rate", type=float, default=0.01, help="Highest rate; warm-up and cosine are built in.")
+@training_settings
 @setting(
     "--codec",
     type=click.Choice([*CODECS, AUTO]),
     default=DEFAULT,
     help="Of the features on the wire; auto: by each device's CPU and link.",
-)
-@setting(
-    "--client-averaging",
-    type=click.Choice(["none", "same-cut", "layerwise"]),
-    default="none",
-    help="Of client networks after each round; they travel for it, both ways.",
 )
 @setting(
     "--release/--no-release",

@@ -70,7 +70,8 @@ class Strategy(ABC):
         trunk, optimizer = self.trunk(device), self.optimizer(device)
         trunk.train()
         torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
-        set_rate(optimizer, learning_rate(self._spec, round_number, step, steps))
+        highest = self._spec.trunk_learning_rate or self._spec.learning_rate
+        set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         loss = F.cross_entropy(trunk(features), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

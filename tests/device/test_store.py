@@ -138,6 +138,7 @@ def test_the_state_of_another_run_is_refused_with_both_named(
         words = str(refusal.value)
         assert f"holds run run-a (tiny_networks:tiny, cut {CUT}), unfinished" in words
         assert f"this is run {spec.run} ({spec.network}, cut {cut})" in words
+        assert ("--cut 2 or --adapt-cut goes on" in words) == (spec is SPEC)
         assert "--fresh starts over" in words
     assert files(directory)
     store.open(OTHER, CUT, fresh=True)

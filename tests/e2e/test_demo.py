@@ -81,8 +81,20 @@ def test_demo_on_mosquitto_and_again_on_the_embedded_broker(
             assert 0 <= device[name] <= 1
     assert 0 <= first["baselines"]["centralized_accuracy"] <= 1
     assert set(first["baselines"]["alone_accuracy"]) == set(IDS)
+    for answers in first["inference"]:
+        assert answers["local"]["offload_share"] == answers["local"]["bytes"] == 0
+        assert answers["offload"]["offload_share"] == 1
+        assert answers["offload"]["bytes"] >= answers["adaptive"]["bytes"]
+    assert [answers["cut"] for answers in first["inference"]] == [3, 5, 7]
     assert "<svg" in (tmp_path / "first" / "report.html").read_text()
-    for said in ("round 1 of 2", "round 2 of 2", "baseline centralized", "layer3.1", "report.html"):
+    for said in (
+        "round 1 of 2",
+        "round 2 of 2",
+        "baseline centralized",
+        "layer3.1",
+        "trunk always",
+        "report.html",
+    ):
         assert said in shown
 
     again, _ = demo(tmp_path / "again", "--broker", "embedded", "--no-baselines")

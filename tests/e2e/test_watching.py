@@ -1,4 +1,4 @@
-"""A fleet that people watch: Prometheus, Home Assistant and TensorBoard together, through a server's death."""
+"""A fleet that people watch by Prometheus, Home Assistant and TensorBoard, through a death of the server."""
 
 from __future__ import annotations
 

@@ -133,6 +133,7 @@ def test_report_has_the_servers_fields_the_broker_and_the_baselines(tmp_path: Pa
         "network": "resnet18",
         "data": "builtin:x",
         "broker": "mosquitto",
+        "inference": [],
         "baselines": {"centralized_accuracy": 0.9, "alone_accuracy": {"pi-1": 0.71, "pi-2": 0.72}},
     }
 

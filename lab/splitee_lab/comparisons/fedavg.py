@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from splitee_lab.baselines import evaluate
 from splitee_lab.comparisons.whole import train_round, whole_trainer
 from splitee_lab.experiment import SERVER, Accuracy, Experiment, RoundResult
+from splitee_server.aggregation import weigh
 from splitee_server.client_averaging import average, size_of
 
 
@@ -25,7 +26,7 @@ def fedavg(experiment: Experiment) -> Iterator[RoundResult]:
             trainer.forget_momentum()
             train_round(experiment, trainer, number)
         weights = {name: trainer.network.state_dict() for name, trainer in trainers.items()}
-        average(weights, experiment.samples)
+        average(weights, weigh(experiment.samples, experiment.spec.weighting))
         found = {}
         if experiment.is_evaluated(number):
             network = next(iter(trainers.values())).network

@@ -13,12 +13,14 @@ from statistics import median_low
 import torch
 from torch import Tensor, nn
 
+from splitee.augmentation import augment
 from splitee.messages import encode_labels
 from splitee.training import epoch_batches, learning_rate, make_optimizer, seed_for, set_rate
 from splitee_device.data import batch
 from splitee_lab.baselines import held_out_batches
 from splitee_lab.experiment import SERVER, Accuracy, Experiment, RoundResult
 from splitee_lab.simulation import across_the_wire
+from splitee_server.aggregation import weigh
 from splitee_server.client_averaging import average, size_of
 from splitee_server.sequential import Sequential
 
@@ -37,7 +39,7 @@ def splitfed(experiment: Experiment) -> Iterator[RoundResult]:
             under_way = [steps for steps, size in zip(under_way, sizes, strict=True) if size is not None]
             sent += sum(size for size in sizes if size is not None)
         weights = {name: client.network.state_dict() for name, client in clients.items()}
-        average(weights, experiment.samples)
+        average(weights, weigh(experiment.samples, experiment.spec.weighting))
         sent += sum(2 * size_of(of_client) for of_client in weights.values())
         found = {}
         if experiment.is_evaluated(number):
@@ -67,7 +69,7 @@ class _Client:
             place = self._experiment.place
             torch.manual_seed(seed_for(spec.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(spec, number, step, steps))
-            features = self.network(images.to(place))  # (B, *feature_shape)
+            features = self.network(augment(images.to(place), spec.augmentation))  # (B, *feature_shape)
             at_server, size = self._send(features)
             at_server.requires_grad_()
             self._server.train(

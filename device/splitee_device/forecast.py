@@ -1,0 +1,51 @@
+"""What every cut is expected to cost this device, as it was measured or as the device has changed since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from splitee_device.choice import Choice, Preference, choose
+from splitee_device.costs import CutCosts, Measured
+from splitee_device.predict_cost import CutRow, Work, predict
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A measurement that has tried at least one cut, the work of a round, and what a cut is chosen for."""
+
+    measured: Measured
+    work: Work
+    prefer: Preference
+
+    def rows(self) -> tuple[CutRow, ...]:
+        return predict(self.measured, self.work)
+
+    def choose(self) -> Choice:
+        """The cut to take, None where none fits."""
+        return choose(self.rows(), self.prefer, self.measured, self.work)
+
+    def now(self, slowdown: float, more_memory: int, available: int | None) -> Forecast:
+        """The same device when all it computes takes `slowdown` times as long.
+
+        Args:
+            more_memory: bytes that training takes beyond what was measured, at any cut.
+            available: bytes that training may take in all; None: not known.
+        """
+        costs = {cut: _changed(found, slowdown, more_memory) for cut, found in self.measured.costs.items()}
+        return Forecast(replace(self.measured, costs=costs, available=available), self.work, self.prefer)
+
+
+def _changed(costs: CutCosts, slowdown: float, more_memory: int) -> CutCosts:
+    return replace(
+        costs,
+        step=slowdown * costs.step,
+        forward=slowdown * costs.forward,
+        backward=slowdown * costs.backward,
+        optimizer=slowdown * costs.optimizer,
+        spread=slowdown * costs.spread,
+        encoding=slowdown * costs.encoding,
+        cpu=slowdown * costs.cpu,
+        memory=costs.memory + more_memory,
+    )
