@@ -181,7 +181,8 @@ class FaultyFleet:
         }
         listeners = [f"listener {port} {network.host}\n" for network in self.networks.values() if namespaces]
         self.broker = OwnBroker("mosquitto", directory, MOSQUITTO_SETTINGS + "".join(listeners), port)
-        self.parts = {"server": Part(self._command("server", str(self.broker.address), server))}
+        serving = ("--no-release", *server)
+        self.parts = {"server": Part(self._command("server", str(self.broker.address), serving))}
         for device, flags in devices.items():
             network = self.networks[device]
             command = self._command("device", network.address, ("--id", device, *flags), state=device)

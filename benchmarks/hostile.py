@@ -44,6 +44,7 @@ from splitee.messages import (
     RunSpec,
     ServerClaim,
     ServerStatus,
+    Stages,
     Sync,
 )
 from splitee.model_messages import InferRequest
@@ -53,6 +54,7 @@ from splitee.topics import Topics
 from splitee.wire import JsonMessage, PackedMessage
 from splitee_server.members import Member
 from splitee_server.reception import Reception
+from splitee_server.releases import WORDS
 
 TOPICS = Topics("chaos")
 VICTIM = "pi-3"  # its features are the smallest
@@ -97,12 +99,15 @@ def targets(spec: RunSpec) -> list[Target]:
         "features": _features_check(spec),
         "round-done": reception.round_done,
         "sync": Sync.decode,
+        "weights": reception.weights,
+        **WORDS,
         "infer": _check_question,
     }
     to_device: dict[str, Check] = {
         "inbox/ack": Ack.decode,
         "inbox/plan": Plan.decode,
         "inbox/error": ErrorReport.decode,
+        "inbox/weights": Stages.decode,
     }
     return [
         *(Target(TOPICS.device(VICTIM, leaf), check, ("server",)) for leaf, check in to_server.items()),

@@ -1,24 +1,31 @@
 """What does being a fleet cost? CPU seconds of a fleet, over those of the same batches in one process.
 
-    python -m benchmarks.overhead [--repetitions 5] [--codec fp16]
+    python -m benchmarks.overhead [--repetitions 3] [--codec fp16]
 
 A real fleet of resnet18 at 32 pixels on a real Mosquitto, beside the simulation, which trains the same
 batches with the same trainers and codec in one process, and ends with the same bits. Counted are user and
 system time of all processes, the broker among them, over the rounds from the second to the last but one, from
-opening to opening, so training, saving, committing and evaluating, but neither imports nor a first batch. One
-thread a process, and all on one core: on two, the processes of a fleet would take caches and execution units
-from each other, which one process alone is spared. Fleet and process take turns, and the median of the ratios
-counts: a CPU second is worth more or less while others work on the machine.
+opening to opening, so training, saving, committing and evaluating, but neither imports nor a first batch.
+
+A CPU second is worth more or less, by a third here, while others work on the machine. So both run at once,
+one thread a process and all on one core, in turns of half a second in which the other side is stopped: what
+disturbs one disturbs the other as much. The median of the repetitions counts.
 Prints one JSON line, and exits with 1 when the ratio is not what it must be.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -37,6 +44,7 @@ from splitee_device.data import Shard, open_data
 from splitee_lab.simulation import SimulatedDevice, Simulation
 
 MOST = 1.15  # CPU seconds of the fleet over those of one process
+TURN = 0.5  # seconds that a side runs for
 TOPICS = Topics("chaos")
 
 Seconds = dict[str, float]  # of CPU, by process
@@ -64,38 +72,90 @@ class Run:
         return sum(self.seconds.values())
 
 
-def in_fleet(directory: Path, strategy: str, settings: Settings) -> tuple[Run, RunSpec]:
-    """A fleet's run, and its specification."""
+class Turns:
+    """Lets two sides run by turns, until the context is left: stops one while the other goes on."""
+
+    def __init__(self, *sides: list[int]) -> None:
+        """`sides`: the processes of each."""
+        self._sides = sides
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._take, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _take(self) -> None:
+        for turn in itertools.count():
+            mine, others = self._sides[turn % 2], self._sides[(turn + 1) % 2]
+            _send(signal.SIGSTOP, others)
+            _send(signal.SIGCONT, mine)
+            if self._over.wait(TURN):
+                break
+        _send(signal.SIGCONT, itertools.chain(*self._sides))
+
+
+def _send(number: signal.Signals, pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def measure(directory: Path, strategy: str, settings: Settings) -> tuple[Run, Run]:
+    """A fleet's run, and the same in one process."""
     with (
         FaultyFleet(directory, settings.server(strategy), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "observer")) as link,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
     ):
         link.subscribe(TOPICS.run, TOPICS.round)
         link.open(10)
-        at_opening: dict[int, Seconds] = {}
-        spec = None
-        deadline = time.monotonic() + LONGEST
-        while not fleet.finished:
-            if time.monotonic() > deadline:
-                raise click.ClickException(f"not finished after {LONGEST:.0f} s")
-            event = link.receive(0.5)
-            if not isinstance(event, Message):
-                continue
-            if event.topic == TOPICS.run:
-                spec = RunSpec.decode(event.payload)
-            else:
-                opened = RoundOpen.decode(event.payload)
-                if opened.phase == "train":
-                    at_opening[opened.round] = _cpu_seconds(fleet)
-        if any(part.unexpected for part in fleet.parts.values()) or spec is None:
+        spec = _hear_of_run(link)
+        alone = pool.submit(in_one_process, spec, settings.samples)
+        with Turns(list(_pids(fleet).values()), list(_children())):
+            seconds = _watch(fleet, link, settings.rounds)
+        single = alone.result()
+        if any(part.unexpected for part in fleet.parts.values()):
             raise click.ClickException("the fleet did not run undisturbed")
         report = json.loads((directory / "server" / "report.json").read_text())
-    first, last = at_opening[2], at_opening[settings.rounds]
-    return Run({name: last[name] - first[name] for name in first}, report["weights_sha256"]), spec
+    return Run(seconds, report["weights_sha256"]), single
+
+
+def _children() -> Iterator[int]:
+    return (child.pid for child in multiprocessing.active_children() if child.pid is not None)
+
+
+def _hear_of_run(link: Link) -> RunSpec:
+    while True:
+        event = link.receive(LONGEST)
+        if event is None:
+            raise click.ClickException("no server has opened a run")
+        if isinstance(event, Message) and event.topic == TOPICS.run:
+            return RunSpec.decode(event.payload)
+
+
+def _watch(fleet: FaultyFleet, link: Link, rounds: int) -> Seconds:
+    """CPU seconds of the fleet from the opening of round 2 to that of the last, once it has ended."""
+    at_opening: dict[int, Seconds] = {}
+    deadline = time.monotonic() + LONGEST
+    while not fleet.finished:
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"not finished after {LONGEST:.0f} s")
+        event = link.receive(0.2)
+        if isinstance(event, Message) and event.topic == TOPICS.round:
+            opened = RoundOpen.decode(event.payload)
+            if opened.phase == "train":
+                at_opening[opened.round] = _cpu_seconds(fleet)
+    first, last = at_opening[2], at_opening[rounds]
+    return {name: last[name] - first[name] for name in first}
 
 
 def in_one_process(spec: RunSpec, samples: int) -> Run:
-    """The same run in this process."""
+    """The run of `spec` in this process."""
+    torch.set_num_threads(1)
     simulation = Simulation(
         spec,
         {
@@ -116,15 +176,17 @@ def in_one_process(spec: RunSpec, samples: int) -> Run:
     return Run({"one process": after[spec.rounds - 1] - after[1]}, simulation.digest())
 
 
-def _cpu_seconds(fleet: FaultyFleet) -> Seconds:
-    """User and system time of every process so far."""
-    pids = {name: part.process.pid for name, part in fleet.parts.items() if part.process is not None}
+def _pids(fleet: FaultyFleet) -> dict[str, int]:
+    """Every process of the fleet."""
     assert fleet.broker.broker is not None
     assert fleet.broker.broker.pid is not None
-    times = {
-        name: psutil.Process(pid).cpu_times()
-        for name, pid in {**pids, "broker": fleet.broker.broker.pid}.items()
-    }
+    pids = {name: part.process.pid for name, part in fleet.parts.items() if part.process is not None}
+    return {**pids, "broker": fleet.broker.broker.pid}
+
+
+def _cpu_seconds(fleet: FaultyFleet) -> Seconds:
+    """User and system time of every process so far."""
+    times = {name: psutil.Process(pid).cpu_times() for name, pid in _pids(fleet).items()}
     return {name: used.user + used.system for name, used in times.items()}
 
 
@@ -154,7 +216,7 @@ def compare(fleets: list[Run], singles: list[Run], settings: Usual, strategy: st
 @click.command()
 @click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
 @click.option("--codec", default="fp16", show_default=True)
-@click.option("--repetitions", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
 @click.option("--samples", default=1536, show_default=True, help="Training pictures a device.")
 @click.option("--core", type=int, help="That everything runs on.  [default: the last]")
@@ -169,16 +231,14 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure what a fleet costs beside the training itself."""
-    torch.set_num_threads(1)
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if core is None else core})
     settings = Usual(rounds, samples, codec)
     fleets: list[Run] = []
     singles: list[Run] = []
     with working_directory(out) as directory:
         for repetition in range(1, repetitions + 1):
-            fleet, spec = in_fleet(directory / str(repetition), strategy, settings)
+            fleet, single = measure(directory / str(repetition), strategy, settings)
             fleets.append(fleet)
-            single = in_one_process(spec, samples)
             singles.append(single)
             click.echo(f"{repetition}: fleet {fleet.total:.2f} s, one process {single.total:.2f} s", err=True)
     result = compare(fleets, singles, settings, strategy)

@@ -46,6 +46,7 @@ class DeviceView:
     trunk_accuracy: float | None
     seen: float | None  # seconds since the epoch
     train_samples: int | None = None
+    next_cut: int | None = None  # that it has asked for, and gets when a round is committed
     capability: Capability | None = None  # as its profiler measured it
 
     @property
@@ -196,6 +197,7 @@ class FleetView:
             trunk_accuracy=measured.trunk_accuracy if measured else None,
             seen=heard.seen or None,
             train_samples=profile.train_samples if profile else None,
+            next_cut=profile.next_cut if profile and profile.next_cut not in (0, cut) else None,
             capability=profile.capability if profile else None,
         )
 

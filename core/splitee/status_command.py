@@ -133,6 +133,7 @@ def _server_line(snapshot: FleetSnapshot) -> Text:
 def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     state = Text(device.doing or "?", "green") if device.online else Text("offline", "red")
     cut = "" if device.cut is None else f"{device.cut} {printable(device.stage or '')}".rstrip()
+    cut += "" if device.next_cut is None else f", next {device.next_cut}"
     step = f"{device.step}/{device.steps}" if device.steps else ""
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
@@ -142,7 +143,7 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
 
 
 def capability_in_words(device: DeviceView) -> tuple[Text, ...]:
-    """What the device's profiler found out, in short; nothing for a device without a profile."""
+    """What the device's profiler found out, and recommends; nothing for a device without a profile."""
     can = device.capability
     if can is None:
         return ()
@@ -150,7 +151,8 @@ def capability_in_words(device: DeviceView) -> tuple[Text, ...]:
     words += [f"{1000 * cost.seconds:.3g} ms a batch" for cost in can.cuts if cost.cut == device.cut]
     if can.upload is not None:
         words.append(f"{8 * can.upload / 1e6:.3g} Mbit/s")
-    return (Text(", ".join(words), "dim"),)
+    recommended = printable(can.reason).partition(";")[0]
+    return (Text("; ".join(filter(None, (", ".join(words), recommended))), "dim"),)
 
 
 def percent(fraction: float | None) -> str:

@@ -144,7 +144,8 @@ class Agent:
 
     def _follow(self, plan: Plan) -> None:
         """Take the cut and the weights that the server's last commit gives this device."""
-        if plan.cut != self._cut:
+        moves = plan.cut != self._cut
+        if moves:
             log.info("cut at %d from now on, before at %d", plan.cut, self._cut)
             del self._trainer, self._initial  # a small device has no room for both networks
             gc.collect()
@@ -153,7 +154,7 @@ class Agent:
         self._position = None
         if not plan.held:
             self._store.restore(plan.committed, plan.digest, self._trainer, self._initial)
-        elif not self._store.holds(plan.committed, plan.digest, self._trainer):
+        elif moves or not self._store.holds(plan.committed, plan.digest, self._trainer):
             self._trainer.adopt(self._session.fetch_weights(self._trainer.weights(), plan))
             self._store.save(self._spec, self._cut, plan.committed, self._trainer)
             self._store.commit(plan.committed)

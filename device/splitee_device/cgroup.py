@@ -33,6 +33,11 @@ _MEMORY = {
 }
 
 
+def folders(controller: str, version: int, root: Path = Path("/")) -> list[Path]:
+    """This process's group and all above it, as far as they can be seen from here."""
+    return list(_groups(root, controller, version))
+
+
 def memory_limit(root: Path = Path("/")) -> Limit | None:
     """The least of the groups' limits in bytes, None where nothing limits. `root`: of /proc and /sys."""
     limits = [limit for _, limit in _memory_limits(root)]

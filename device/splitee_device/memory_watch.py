@@ -17,6 +17,12 @@ def memory() -> dict[str, int]:
     return {name: 1024 * int(value.split()[0]) for name, value in lines if name in fields}
 
 
+def peak() -> int:
+    """Bytes of anonymous memory at its peak, as far as the kernel's own mark shows it."""
+    now = memory()
+    return max(now["RssAnon"], now["VmHWM"] - now["RssFile"])
+
+
 class MemoryWatch:
     """Looks often while it is entered, and knows the peak afterwards.
 
@@ -45,8 +51,7 @@ class MemoryWatch:
     @property
     def peak(self) -> int:
         """Bytes of anonymous memory at its peak in this process's life."""
-        now = memory()
-        return max(self._seen, now["RssAnon"], now["VmHWM"] - now["RssFile"])
+        return max(self._seen, peak())
 
     def _look(self) -> None:
         while not self._stop.wait(EVERY):

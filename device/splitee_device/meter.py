@@ -12,7 +12,7 @@ from statistics import fmean, median
 from typing import TypeVar
 
 from splitee_device import hardware
-from splitee_device.memory_watch import memory
+from splitee_device.memory_watch import peak
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 FORGET_PEAK = "5"  # written there, it lets VmHWM begin anew (man 5 proc)
@@ -56,7 +56,7 @@ class Round:
     """What training took in one round. `available`: bytes that it might have taken; None: not known."""
 
     step: float  # seconds
-    memory: int  # bytes at the peak
+    memory: int  # bytes at the peak, without the pages of files
     available: int | None
     conditions: Conditions
 
@@ -93,7 +93,7 @@ class Meter:
         degrees, throttled = hardware.temperature().value, hardware.throttled().value
         return Round(
             step=typical(self._seconds),
-            memory=memory()["VmHWM"],
+            memory=peak(),
             available=hardware.least(self._memory, hardware.memory_for_training()),
             conditions=Conditions(
                 cores=cores,

@@ -50,6 +50,7 @@ class CutRow:
     encoding: float
     memory: int
     needed: int  # of memory in all: torch, training, pictures
+    code: int  # of that, pages of files
     inference: float
     inference_memory: int
     parameters: int
@@ -130,6 +131,7 @@ class _Model:
         self._stages = measured.description.stages
         self._costs = measured.costs
         self._forward, self._backward = self._stage_times()
+        self._code = max(costs.code for costs in self._costs.values())
         self._parameters = list(accumulate((stage.parameters for stage in self._stages), initial=0))
 
     def row(self, cut: int) -> CutRow:
@@ -162,6 +164,7 @@ class _Model:
             encoding=encoding,
             memory=memory,
             needed=needed,
+            code=self._code,
             inference=self._along(lambda costs: costs.inference, self._forward, cut),
             inference_memory=round(self._between(lambda costs: costs.inference_memory, cut)),
             parameters=self._parameters[cut],
@@ -183,9 +186,8 @@ class _Model:
     def _needed(self, memory: int, cut: int) -> int:
         """Bytes with torch, its code and the pictures; what was not measured gets MARGIN on top."""
         margin = 1.0 if cut in self._costs else MARGIN
-        code = max(costs.code for costs in self._costs.values())
         pictures = self._work.samples * prod(self._measured.spec.input_shape)
-        return self._measured.description.base_memory + code + pictures + round(margin * memory)
+        return self._measured.description.base_memory + self._code + pictures + round(margin * memory)
 
     def _stage_times(self) -> tuple[list[float], list[float]]:
         """Seconds from the start to each cut, forward and backward; unmeasured stages by their operations."""

@@ -102,7 +102,8 @@ class DeviceStore:
         try:
             trainer.load(unpack_state(data))
         except (RuntimeError, KeyError, ValueError) as error:
-            log.warning("state: round %d does not fit this network (%s)", number, error)
+            reason = str(error).partition("\n")[0]
+            log.warning("state: round %d does not fit this network (%s)", number, reason)
             return False
         return True
 

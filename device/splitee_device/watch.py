@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Expected:
-    """One cut: seconds a step, bytes at the peak, bytes that must be there (0: not known)."""
+    """One cut: seconds a step, bytes at the peak, bytes there must be in all (0: not known)."""
 
     step: float
     memory: int
@@ -118,17 +118,18 @@ class Judge:
         return "faster" if TOLERANCE * took.step < expected.step else None
 
     def _take_for_granted(self, kind: Kind, slowdown: float, more_memory: int) -> None:
-        self.slowdown = slowdown
         if kind == "memory":
             self.more_memory = more_memory
-        self._known_short = kind == "short"
+        elif kind == "short":
+            self._known_short = True
+        else:
+            self.slowdown = slowdown
         self._resting, self._seen, self._kind = self._rounds, [], None
 
     def _reference(self, cut: int) -> Expected | None:
         if cut not in self._references and self._forecast is not None:
-            row = self._forecast.rows()[cut - 1]
-            reserve = self._forecast.work.reserve
-            self._references[cut] = Expected(row.step, row.needed, row.needed + reserve)
+            row, reserve = self._forecast.rows()[cut - 1], self._forecast.work.reserve
+            self._references[cut] = Expected(row.step, row.needed - row.code, row.needed + reserve)
         return self._references.get(cut)
 
     def _learn(self, cut: int, took: Round) -> None:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitee.errors import NetworkError, StateError
@@ -21,24 +21,27 @@ from splitee_device.sources import open_source
 from splitee_lab.baselines import DataSource, baselines_of, train_all
 from splitee_lab.brokers import RunningBroker, open_broker
 from splitee_lab.demo_inference import infer_on
+from splitee_lab.limits import CpuShares, Limits, kinds_of_devices
 from splitee_lab.processes import Children
 from splitee_lab.progress import Display
-from splitee_lab.report import Report, complete, read_history, write
+from splitee_lab.report import DeviceChoice, Report, complete, read_history, write
 from splitee_server.run_release import TRUNKS
 
 DATA = "builtin:fashion-mnist"
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
 CONNECT = 30.0  # seconds
+BUDGET = 40  # seconds in which a device with limits measures what cuts cost it
 TICK = 0.25  # seconds between looks at the processes while no message comes
 
 
 @dataclass(frozen=True)
 class DemoDevice:
-    """One device of a demo: it trains on part K/N of the pictures."""
+    """One device of a demo: it trains on part K/N of the pictures. With `limits` it chooses its cut."""
 
     id: str
     cut: int
     shard: str
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Demo:
     samples: int | None
     baselines: bool
     out: Path
+    profile: bool = False  # devices have limits, and the profiler chooses their cuts
 
 
 def spread_cuts(num_layers: int) -> list[int]:
@@ -87,6 +91,9 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
     """
     num_classes = len(open_source(DATA).class_names)
     devices = plan(demo.network, num_classes, demo.devices)
+    if demo.profile:
+        kinds = kinds_of_devices(demo.devices)
+        devices = [replace(device, limits=kind) for device, kind in zip(devices, kinds, strict=True)]
     _make_empty(demo.out)
     fleet = f"demo-{secrets.token_hex(4)}"
     with open_broker(demo.broker, demo.out) as broker:
@@ -94,13 +101,17 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         view = FleetView(fleet)
         with (
             closing(Link(broker.address, f"splitee-{fleet}-view")) as link,
+            CpuShares() as shares,
             Children(demo.out, _settings(demo, broker, fleet)) as children,
         ):
             link.subscribe(*view.filters)
             link.open(CONNECT)
             children.start("server", _server(demo, num_classes))
             for device in devices:
-                children.start(device.id, _device(demo, device))
+                child = children.start(device.id, _device(demo, device))
+                if device.limits is not None:
+                    cpu = shares.limit(child.process.pid, device.limits.cpu)
+                    say(f"{device.id}: {cpu}, {device.limits.memory} MiB; it measures which cut suits it")
             snapshot = _follow(link, view, broker, children, display)
             children.start("serve", ["serve", "--model", str(demo.out / "server" / "models" / TRUNKS)])
             _await_serving(link, view, broker, children)
@@ -119,8 +130,22 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         broker=broker.kind,
         baselines=accuracies,
         inference=answers,
+        choices=choices_of(devices, snapshot),
     )
     return write(demo.out, report, read_history(demo.out / "server" / "history.jsonl"))
+
+
+def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[DeviceChoice]:
+    """What the devices with limits have chosen, and why, as their profiles tell it."""
+    known = {device.id: device for device in snapshot.devices}
+    return [
+        DeviceChoice(device.id, device.limits.cpu, device.limits.memory, view.cut, view.capability.reason)
+        for device in devices
+        if device.limits is not None
+        and (view := known.get(device.id)) is not None
+        and view.cut is not None
+        and view.capability is not None
+    ]
 
 
 def _make_empty(out: Path) -> None:
@@ -160,6 +185,11 @@ def _device(demo: Demo, device: DemoDevice) -> list[str]:
         "--cut": device.cut,
         "--state": demo.out / device.id,
     }
+    if device.limits is not None:
+        memory = device.limits.memory
+        flags |= {"--cut": "auto", "--prefer": "deepest", "--memory": memory, "--budget": BUDGET}
+    if ":" in demo.network:
+        flags["--network"] = demo.network
     if demo.samples is not None:
         flags["--limit"] = demo.samples
     return ["device", *(str(part) for flag in flags.items() for part in flag)]

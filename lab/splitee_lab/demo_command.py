@@ -15,7 +15,7 @@ from splitee_lab.demo import Demo, run
 from splitee_lab.demo_inference import inference_table
 from splitee_lab.processes import signals_unwind
 from splitee_lab.progress import open_display
-from splitee_lab.report import percent, size, span, table
+from splitee_lab.report import choices_table, percent, size, span, table
 
 ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 
@@ -56,6 +56,9 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 )
 @click.option("--quick", is_flag=True, help="Fewer pictures and rounds: under 90 s on two cores.")
 @click.option("--no-baselines", is_flag=True, help="Do not train the whole network for comparison.")
+@click.option(
+    "--profile", is_flag=True, help="Devices with limits (CPU, memory), whose cuts the profiler chooses."
+)
 def demo(
     strategy: str,
     rounds: int | None,
@@ -68,6 +71,7 @@ def demo(
     out: Path | None,
     quick: bool,
     no_baselines: bool,
+    profile: bool,
 ) -> None:
     """Train a fleet on this machine: broker, server and devices as processes, on real pictures.
 
@@ -86,6 +90,7 @@ def demo(
         codec=codec,
         samples=samples or (QUICK_SAMPLES if quick else None),
         baselines=not no_baselines,
+        profile=profile,
         out=out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"),
     )
     console = Console()
@@ -94,6 +99,9 @@ def demo(
     console.print()
     console.print(table(report))
     console.print()
+    if report.choices:
+        console.print(choices_table(report.choices))
+        console.print()
     console.print(inference_table(report.inference))
     console.print()
     if report.baselines is not None:

@@ -50,7 +50,7 @@ class Children:
         with _undisturbed():
             self.stop()
 
-    def start(self, name: str, arguments: Sequence[str]) -> None:
+    def start(self, name: str, arguments: Sequence[str]) -> Child:
         """Runs `splitee ARGUMENTS`; its output goes to NAME.log.
 
         It is in a session of its own, so that a Ctrl-C reaches it once, as this side's SIGTERM.
@@ -65,7 +65,9 @@ class Children:
                 env=self._environment,
                 start_new_session=True,
             )
-        self._children.append(Child(name, process, path))
+        child = Child(name, process, path)
+        self._children.append(child)
+        return child
 
     def all_done(self) -> bool:
         """Whether every child has ended well.

@@ -43,6 +43,16 @@ class BaselineResult(msgspec.Struct, frozen=True):
     alone_accuracy: dict[str, float]
 
 
+class DeviceChoice(msgspec.Struct, frozen=True):
+    """A device with limits (cores; MiB to train) and the cut that its profiler chose."""
+
+    id: str
+    cpu: float
+    memory: int
+    cut: int
+    reason: str
+
+
 class Report(msgspec.Struct, frozen=True):
     """What report.json holds: the server's report, where it ran, and what it is compared with."""
 
@@ -65,6 +75,7 @@ class Report(msgspec.Struct, frozen=True):
     broker: str
     baselines: BaselineResult | None = None
     inference: list[DeviceInference] = []
+    choices: list[DeviceChoice] = []
 
 
 def complete(
@@ -75,6 +86,7 @@ def complete(
     broker: str,
     baselines: Mapping[str, float] | None,
     inference: Sequence[DeviceInference] = (),
+    choices: Sequence[DeviceChoice] = (),
 ) -> dict[str, Any]:
     """The server's report with what only the demo knows. `baselines`: "centralized" and by device id.
 
@@ -87,6 +99,7 @@ def complete(
         raise StateError(f"expected the server's report at {server_report}: {error}") from None
     report |= {"network": network, "data": data, "broker": broker}
     report["inference"] = msgspec.to_builtins(list(inference))
+    report["choices"] = msgspec.to_builtins(list(choices))
     if baselines is not None:
         alone = {name: value for name, value in baselines.items() if name != "centralized"}
         report["baselines"] = {"centralized_accuracy": baselines["centralized"], "alone_accuracy": alone}
@@ -156,6 +169,19 @@ def table(report: Report) -> Table:
             *((percent(alone.get(device.id)),) if alone else ()),
             f"{device.bytes / 1e6:.1f}",
         )
+        shown.add_row(*map(Text, cells))
+    return shown
+
+
+def choices_table(choices: Sequence[DeviceChoice]) -> Table:
+    """Limits and the cuts that the profiler chose, with its reasons."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    shown.add_column("device", overflow="fold")
+    for name in ("core", "MiB", "cut"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("why", overflow="fold")
+    for choice in choices:
+        cells = (choice.id, f"{choice.cpu:.0%}", f"{choice.memory}", f"{choice.cut}", choice.reason)
         shown.add_row(*map(Text, cells))
     return shown
 

@@ -32,7 +32,17 @@ from splitee_lab.processes import signals_unwind
 from splitee_lab.protocols import protocol_option
 from splitee_lab.report import percent, span
 from splitee_lab.results import summarize
-from splitee_lab.simulate import Job, News, PartStore, PictureChoice, check_partition, open_pictures, run_all
+from splitee_lab.simulate import (
+    Job,
+    News,
+    PartStore,
+    PictureChoice,
+    Pictures,
+    check_partition,
+    open_pictures,
+    run_all,
+)
+from splitee_lab.targets import targets_of
 from splitee_server.training_settings import training_settings
 
 RUN = {field.name: field.default for field in msgspec.structs.fields(RunSpec)}
@@ -55,6 +65,13 @@ def _numbers(_context: click.Context, _parameter: click.Parameter, value: str) -
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*(,\s*[0-9]{1,9}\s*)*", value):
         raise click.BadParameter(f"expected whole numbers with commas, such as 1,2,3; got {value!r}")
     return tuple(map(int, value.split(",")))
+
+
+def _partitions(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    texts = tuple(dict.fromkeys(text.strip() for text in value.split(",")))
+    for text in texts:
+        Partition.parse(text)
+    return texts
 
 
 def _cuts(context: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...] | None:
@@ -83,7 +100,14 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @setting(
     "--cuts", default="auto", metavar="LIST", callback=_cuts, help="The clients' in turn, such as 3,5,7."
 )
-@setting("--partition", default="iid", metavar="HOW", help="iid, dirichlet:ALPHA, or shards:K.")
+@setting(
+    "--partition",
+    "partitions",
+    default="iid",
+    metavar="LIST",
+    callback=_partitions,
+    help="Of iid, dirichlet:ALPHA, shards:K; each of several has a folder of its own in --out.",
+)
 @setting(
     "--strategy",
     default="sequential,averaging",
@@ -130,7 +154,7 @@ def simulate(
     test_samples: int | None,
     clients: int,
     cuts: tuple[int, ...] | None,
-    partition: str,
+    partitions: tuple[str, ...],
     strategy: tuple[str, ...],
     baselines: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -146,7 +170,6 @@ def simulate(
     over the seeds. Started again with the same --out, it runs only what is missing.
     """
     logging.getLogger("splitee_device").setLevel(logging.WARNING)
-    Partition.parse(partition)
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: torch finds no GPU here; give --device cpu")
     if workers is None:
@@ -157,38 +180,47 @@ def simulate(
     spec = _run_spec(run, len(open_source(data).class_names))
     cuts = _checked_cuts(spec, cuts)
     choice = PictureChoice(data, test, samples, test_samples)
-    jobs = [
-        Job(
-            method,
-            msgspec.structs.replace(spec, strategy=method, seed=seed)
-            if method in STRATEGIES
-            else msgspec.structs.replace(spec, seed=seed),
-            choice,
-            clients,
-            cuts,
-            partition,
-            evaluate_every,
-            device,
-        )
-        for seed in dict.fromkeys(seeds)
-        for method in methods
-    ]
     console = Console()
     directory = StateDirectory(out)
     try:
         pictures = open_pictures(choice, spec.input_shape)
-        for line in check_partition(jobs, pictures):
-            console.print(f"warning: {line}", markup=False, soft_wrap=True)
-        with signals_unwind(), _Bars(console) as bars:
-            parts = run_all(jobs, pictures, PartStore(out), workers, bars.show)
-        results = summarize(parts)
-        simulate_report.write(out, jobs[0], results)
+        for partition in partitions:
+            jobs = [
+                Job(
+                    method,
+                    msgspec.structs.replace(spec, seed=seed)
+                    if method in BASELINES
+                    else msgspec.structs.replace(spec, strategy=method, seed=seed),
+                    choice,
+                    clients,
+                    cuts,
+                    partition,
+                    evaluate_every,
+                    device,
+                )
+                for seed in dict.fromkeys(seeds)
+                for method in methods
+            ]
+            folder = out / partition.replace(":", "-") if len(partitions) > 1 else out
+            folder.mkdir(exist_ok=True)
+            _compare(jobs, pictures, folder, workers, console)
     finally:
         directory.close()
-    for table in simulate_report.tables(results):
+
+
+def _compare(jobs: Sequence[Job], pictures: Pictures, out: Path, workers: int, console: Console) -> None:
+    """Run what is missing of one partition's jobs; write and print what they came to."""
+    for line in check_partition(jobs, pictures):
+        console.print(f"warning: {line}", markup=False, soft_wrap=True)
+    with signals_unwind(), _Bars(console) as bars:
+        parts = run_all(jobs, pictures, PartStore(out), workers, bars.show)
+    results = summarize(parts)
+    targets = targets_of(results, jobs[0].partition)
+    simulate_report.write(out, jobs[0], results, targets)
+    for table in simulate_report.tables(results, targets):
         console.print(table)
         console.print()
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print(f"{jobs[0].partition}: report: {out / 'report.html'}", soft_wrap=True, highlight=False)
 
 
 def _run_spec(settings: dict[str, Any], num_classes: int) -> RunSpec:

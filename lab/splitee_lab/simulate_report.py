@@ -1,4 +1,4 @@
-"""A comparison's tables, results.json, and its page, report.html."""
+"""A comparison's tables, results.json, table.md, and its page, report.html."""
 
 from __future__ import annotations
 
@@ -15,25 +15,29 @@ from splitee import __version__
 from splitee.durable import write_atomically
 from splitee_lab.plots import Bar, Colours, Curve, Group, bars, curves
 from splitee_lab.report import percent, size
-from splitee_lab.results import Figure, MethodResult, Point
+from splitee_lab.results import CutResult, Figure, MethodResult, Point
 from splitee_lab.simulate import Job
+from splitee_lab.targets import Target
 
 COLUMNS = ("method", "accuracy %", "exit %", "adaptive %", "bytes", "compute", "of whole")
+LEFT = ("cut", "method", "target", "bound")
+TARGET_COLUMNS = ("method", "target", "is", "bound", "met")
 
 
-def write(out: Path, job: Job, results: Sequence[MethodResult]) -> None:
-    """OUT/results.json and OUT/report.html. `job`: any of them, for the settings that all share.
+def write(out: Path, job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> None:
+    """OUT/results.json, table.md and report.html. `job`: any of them, for the settings that all share.
 
     Raises:
         StateError: they cannot be written.
     """
-    facts = {"settings": job, "methods": results}
+    facts = {"settings": job, "methods": results, "targets": targets}
     write_atomically(out / "results.json", msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+    write_atomically(out / "table.md", markdown(job, results, targets).encode())
     write_atomically(out / "report.html", page(job, results).encode())
 
 
-def tables(results: Sequence[MethodResult]) -> list[Table]:
-    """The methods, and the methods by cut, for a terminal."""
+def tables(results: Sequence[MethodResult], targets: Sequence[Target]) -> list[Table]:
+    """The methods, the methods by cut, and the strategies beside their targets, for a terminal."""
     methods = _table(COLUMNS, _rows(results))
     by_cut = [
         (f"{found.cut}", result.method, _share(found.accuracy), _share(found.exit_accuracy))
@@ -41,7 +45,56 @@ def tables(results: Sequence[MethodResult]) -> list[Table]:
         for found in result.by_cut
     ]
     by_cut.sort(key=lambda row: int(row[0]))
-    return [methods, *([_table(("cut", "method", "accuracy %", "exit %"), by_cut)] if by_cut else [])]
+    found = [methods]
+    if by_cut:
+        found.append(_table(("cut", "method", "accuracy %", "exit %"), by_cut))
+    if targets:
+        found.append(_table(TARGET_COLUMNS, _target_rows(targets)))
+    return found
+
+
+def markdown(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> str:
+    """The same for a document: every cut in a column of its own."""
+    cuts = sorted({found.cut for result in results for found in result.by_cut})
+    columns = [
+        job.partition,
+        "accuracy %",
+        *(f"cut {cut}" for cut in cuts),
+        "exit %",
+        *(f"cut {cut}" for cut in cuts),
+        *COLUMNS[-3:],
+    ]
+    rows = [
+        [
+            result.method,
+            _share(result.accuracy),
+            *(_of_cut(result, cut, lambda found: found.accuracy) for cut in cuts),
+            _share(result.exit_accuracy),
+            *(_of_cut(result, cut, lambda found: found.exit_accuracy) for cut in cuts),
+            *_costs(result),
+        ]
+        for result in results
+    ]
+    lines = _markdown_table(columns, rows)
+    if targets:
+        lines += ["", *_markdown_table(TARGET_COLUMNS, _target_rows(targets))]
+    return "\n".join(lines) + "\n"
+
+
+def _of_cut(result: MethodResult, cut: int, pick: Callable[[CutResult], Figure | None]) -> str:
+    figures = [pick(found) for found in result.by_cut if found.cut == cut]
+    return _share(figures[0] if figures else None)
+
+
+def _target_rows(targets: Sequence[Target]) -> list[tuple[str, ...]]:
+    return [
+        (one.method, one.what, f"{100 * one.value:.1f} %", one.bound, "yes" if one.met else "no")
+        for one in targets
+    ]
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def page(job: Job, results: Sequence[MethodResult]) -> str:
@@ -71,12 +124,14 @@ def _rows(results: Sequence[MethodResult]) -> list[tuple[str, ...]]:
             _share(result.accuracy),
             _share(result.exit_accuracy),
             _share(result.adaptive_accuracy),
-            size(result.bytes.mean),
-            _macs(result.macs.mean),
-            percent(result.compute_share.mean),
+            *_costs(result),
         )
         for result in results
     ]
+
+
+def _costs(result: MethodResult) -> tuple[str, str, str]:
+    return size(result.bytes.mean), _macs(result.macs.mean), percent(result.compute_share.mean)
 
 
 def _share(figure: Figure | None) -> str:
@@ -97,7 +152,7 @@ def _macs(count: float) -> str:
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        shown.add_column(column, justify="left" if column in ("cut", "method") else "right", no_wrap=True)
+        shown.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
     for row in rows:
         shown.add_row(*map(Text, row))
     return shown

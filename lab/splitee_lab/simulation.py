@@ -18,6 +18,7 @@ from splitee_device.data import DeviceData
 from splitee_device.trainer import ClientTrainer, CutBatch
 from splitee_server.aggregation import weigh
 from splitee_server.client_averaging import average_clients, size_of
+from splitee_server.clients import ClientNetworks
 from splitee_server.evaluation import Score
 from splitee_server.schedule import Schedule
 from splitee_server.strategy import Strategy, make_strategy
@@ -51,10 +52,12 @@ class Simulation:
     evaluate_every: int = 1  # rounds; the last one is always evaluated
     on_batch: Callable[[], None] = lambda: None
     place: str = "cpu"  # of torch: where all networks are, as if each had a machine of its own
+    _cuts: dict[str, int] = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
     _strategy: Strategy = field(init=False)
 
     def __post_init__(self) -> None:
+        self._cuts = {name: device.cut for name, device in self.devices.items()}
         self._strategy = make_strategy(build_at(self.spec, self.place), self.spec)
         self._trainers = {}
         for name, device in sorted(self.devices.items()):
@@ -66,11 +69,10 @@ class Simulation:
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train and evaluate round after round."""
         samples = {name: len(device.data.train) for name, device in self.devices.items()}
-        cuts = {name: device.cut for name, device in self.devices.items()}
         for number in range(1, self.spec.rounds + 1):
             losses, sent = self._train(number)
             self._strategy.aggregate(samples)
-            sent += self._average_clients(cuts, samples)
+            sent += self._average_clients(self._cuts, samples)
             yield SimulatedRound(
                 number,
                 losses,
@@ -78,6 +80,17 @@ class Simulation:
                 {name: self._score(name) for name in self._trainers} if self._is_evaluated(number) else {},
                 sent,
             )
+
+    def move(self, moves: Mapping[str, int]) -> None:
+        """Cut devices elsewhere after a round, as a fleet's server does it at its commit."""
+        clients = ClientNetworks(self.spec, build_at(self.spec, self.place), self._strategy)
+        clients.load({name: trainer.weights() for name, trainer in self._trainers.items()})
+        clients.move(moves, self._cuts)
+        self._cuts.update(moves)
+        for name, cut in moves.items():
+            network, data = build_at(self.spec, self.place), self.devices[name].data
+            self._trainers[name] = ClientTrainer(network, cut, self.spec, name, data)
+            self._trainers[name].adopt(clients.state()[name])
 
     def digest(self) -> str:
         """SHA-256 over all trunk and client weights."""

@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from splitee.errors import ExitCode, IdInUse, MalformedMessage
 from splitee.link import Link, Message
@@ -22,6 +23,9 @@ from splitee.messages import (
 )
 from splitee.parts import split
 from splitee.topics import Topics
+
+if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
+    from splitee_server.members import Member
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +79,13 @@ class Announcer:
     """Publishes; remembers what is retained, to publish it again when a broker has lost it."""
 
     def __init__(self, link: Link, topics: Topics, instance: int, run: str) -> None:
+        """`instance`: of the server; it is also the attempt at which its rounds are opened."""
         self._link = link
         self._topics = topics
         self._instance = instance
         self._run = run
         self._retained: dict[str, bytes] = {}
-        self._plans: dict[str, bytes] = {}
+        self._plans: dict[str, bytes] = {}  # by topic
         self._beat_due = 0.0
 
     def run(self, spec: RunSpec) -> None:
@@ -89,17 +94,47 @@ class Announcer:
     def round(self, opened: RoundOpen) -> None:
         self._retain(self._topics.round, opened.encode())
 
-    def commit(self, commit: Commit) -> None:
+    def commit(self, number: int, digests: dict[str, str], weights_sha256: str) -> None:
+        """Round `number` is final; `digests` of the client networks that count in it."""
+        commit = Commit(
+            run=self._run,
+            round=number,
+            attempt=self._instance,
+            digests=digests,
+            weights_sha256=weights_sha256,
+        )
         self._retain(self._topics.commit, commit.encode())
 
     def metrics(self, metrics: Metrics) -> None:
         self._retain(self._topics.metrics, metrics.encode())
 
-    def plan(self, device: str, plan: Plan) -> None:
-        self._plans[device] = plan.encode()
-        self._link.publish(self._topics.device(device, "inbox/plan"), self._plans[device], retain=True)
+    def plan(self, member: Member, *, held: bool) -> None:
+        """Where a device stands; `held`: the server has its client network."""
+        plan = Plan(
+            run=self._run,
+            attempt=self._instance,
+            instance=member.instance,
+            cut=member.cut,
+            committed=member.committed,
+            digest=member.digest,
+            trained=member.trained,
+            held=held,
+        )
+        topic = self._topics.device(member.device, "inbox/plan")
+        self._plans[topic] = plan.encode()
+        self._link.publish(topic, self._plans[topic], retain=True)
 
-    def ack(self, device: str, ack: Ack) -> None:
+    def ack(self, device: str, opened: RoundOpen, step: int, room: int, *, resend: bool) -> None:
+        """Everything below `step` is trained, and `room` batches may be under way."""
+        ack = Ack(
+            run=self._run,
+            round=opened.round,
+            attempt=opened.attempt,
+            phase="train" if opened.phase == "train" else "evaluate",
+            step=step,
+            room=room,
+            resend=resend,
+        )
         self._link.publish(self._topics.device(device, "inbox/ack"), ack.encode())
 
     def weights(self, device: str, payloads: Iterable[bytes]) -> None:
@@ -133,8 +168,8 @@ class Announcer:
         """The broker may have lost what was retained."""
         for topic, payload in self._retained.items():
             self._link.publish(topic, payload, retain=True)
-        for device, payload in self._plans.items():
-            self._link.publish(self._topics.device(device, "inbox/plan"), payload, retain=True)
+        for topic, payload in self._plans.items():
+            self._link.publish(topic, payload, retain=True)
 
     def _retain(self, topic: str, payload: bytes) -> None:
         self._retained[topic] = payload

@@ -22,7 +22,7 @@ from splitee.settings import setting, settings_file
 from splitee.signals import Stopped, stop_on_signals
 from splitee.topics import PROTOCOL, Topics
 from splitee_server.announcer import claim_fleet, offline
-from splitee_server.coordinator import Policy
+from splitee_server.policy import Policy
 from splitee_server.service import Service
 from splitee_server.store import ServerStore
 from splitee_server.training_settings import training_settings

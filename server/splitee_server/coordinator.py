@@ -5,20 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from msgspec.structs import replace
 
 from splitee.messages import (
-    Ack,
-    Commit,
     DeviceMetrics,
     Features,
     Metrics,
     Participant,
-    Plan,
     RoundDone,
     RoundOpen,
     RunSpec,
@@ -32,9 +28,10 @@ from splitee_server.clients import ClientNetworks
 from splitee_server.deadline import AdaptiveDeadline
 from splitee_server.members import Member, Members
 from splitee_server.phase import PhaseUnderWay
+from splitee_server.policy import Policy
 from splitee_server.progress import RunProgress, Standing, Trained
 from splitee_server.reception import Batch
-from splitee_server.report import log_metrics, run_report
+from splitee_server.report import device_metrics, log_metrics, run_report
 from splitee_server.run_release import RunRelease
 from splitee_server.store import Committed, ServerStore
 from splitee_server.strategy import Strategy
@@ -51,18 +48,6 @@ PHASES = {
     "release": "releasing models",
     "finished": "finished",
 }
-
-
-@dataclass(frozen=True)
-class Policy:
-    """How the server deals with devices that are missing."""
-
-    devices: int  # that must have joined before the first round
-    quorum: int  # that a round needs at least
-    missing: Literal["wait", "skip"] = "wait"  # for who has not finished at the deadline
-    floor: float = 60.0  # seconds a round may always take
-    memory: int = 1 << 30  # bytes of features that may wait to be trained
-    release: float = 600.0  # seconds for the devices to take their models
 
 
 class Coordinator:
@@ -239,7 +224,7 @@ class Coordinator:
         self._spec = replace(self._spec, class_names=stored.class_names)
         for member in self._members:
             self._send_plan(member)
-        self._announce.commit(self._commit_message())
+        self._announce_commit()
         self._metrics = self._store.evaluated(self._committed)
         if self._metrics is not None:
             self._announce.metrics(self._metrics)
@@ -302,7 +287,7 @@ class Coordinator:
         self._strategy.aggregate({member.device: member.train_samples for member in taken})
         self._committed = number
         self._replace_clients(taken)
-        self._weights_sha256 = self._hash_weights()
+        self._weights_sha256 = fleet_digest(self._strategy.weights(), self._members.digests())
         self._store.save(
             Committed(
                 round=number,
@@ -318,7 +303,7 @@ class Coordinator:
         for member in self._members:
             if member.committed == number:
                 self._send_plan(member)
-        self._announce.commit(self._commit_message())
+        self._announce_commit()
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(taken))
 
     def _replace_clients(self, taken: list[Member]) -> None:
@@ -361,7 +346,7 @@ class Coordinator:
             round=self._committed,
             rounds=self._spec.rounds,
             seconds=self._elapsed(),
-            devices={member.device: self._device_metrics(member) for member in self._members},
+            devices={member.device: self._figures(member) for member in self._members},
             batches_trained=sum(member.totals.batches for member in self._members),
             duplicates_dropped=self._duplicates,
         )
@@ -478,34 +463,15 @@ class Coordinator:
     # Words
 
     def _send_plan(self, member: Member) -> None:
-        self._announce.plan(
-            member.device,
-            Plan(
-                run=self._spec.run,
-                attempt=self._attempt,
-                instance=member.instance,
-                cut=member.cut,
-                committed=member.committed,
-                digest=member.digest,
-                trained=member.trained,
-                held=member.device in self._clients,
-            ),
-        )
+        self._announce.plan(member, held=member.device in self._clients)
 
     def _acknowledge(self, device: str, *, resend: bool = False) -> None:
-        opened = self._phase.opened
-        self._announce.ack(
-            device,
-            Ack(
-                run=self._spec.run,
-                round=opened.round,
-                attempt=opened.attempt,
-                phase="train" if opened.phase == "train" else "evaluate",
-                step=self._phase.schedule.next_step(device),
-                room=self._room(device),
-                resend=resend,
-            ),
-        )
+        step, room = self._phase.schedule.next_step(device), self._room(device)
+        self._announce.ack(device, self._phase.opened, step, room, resend=resend)
+
+    def _announce_commit(self) -> None:
+        digests = self._members.digests(self._committed)
+        self._announce.commit(self._committed, digests, self._weights_sha256)
 
     def _room(self, device: str) -> int:
         """Batches the device may have unacknowledged: its share of the memory for waiting features."""
@@ -513,20 +479,6 @@ class Coordinator:
         batch_bytes = 4 * self._spec.batch_size * torch.Size(shape).numel()
         share = self._policy.memory // (batch_bytes * max(len(self._phase.opened.participants), 1))
         return max(1, min(self._spec.window, share))
-
-    def _commit_message(self) -> Commit:
-        digests = {m.device: m.digest for m in self._members if m.committed == self._committed and m.digest}
-        return Commit(
-            run=self._spec.run,
-            round=self._committed,
-            attempt=self._attempt,
-            digests=digests,
-            weights_sha256=self._weights_sha256,
-        )
-
-    def _hash_weights(self) -> str:
-        digests = {member.device: member.digest for member in self._members if member.digest}
-        return fleet_digest(self._strategy.weights(), digests)
 
     def _doing(self, opened: RoundOpen) -> str:
         return f"round {opened.round} of {self._spec.rounds}: {PHASES[opened.phase]}"
@@ -537,19 +489,10 @@ class Coordinator:
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._started
 
-    def _device_metrics(self, member: Member) -> DeviceMetrics:
-        exit_loss, trunk_loss = self._losses.get(member.device, (None, None))
-        score = self._phase.scores.get(member.device)
-        return DeviceMetrics(
-            cut=member.cut,
-            stage=self._network.stages[member.cut - 1].name,
-            train_samples=member.train_samples,
-            batches=member.totals.batches,
-            bytes=member.totals.bytes,
-            exit_loss=exit_loss,
-            trunk_loss=trunk_loss,
-            **(score.accuracies() if score else {}),
-        )
+    def _figures(self, member: Member) -> DeviceMetrics:
+        stage = self._network.stages[member.cut - 1].name
+        losses, score = self._losses.get(member.device), self._phase.scores.get(member.device)
+        return device_metrics(member, stage, losses, score)
 
     def _report(self) -> dict[str, Any]:
         assert self._metrics is not None

@@ -96,6 +96,14 @@ class Members:
     def online(self) -> list[Member]:
         return [member for member in self if member.online]
 
+    def digests(self, committed: int | None = None) -> dict[str, str]:
+        """Of the client networks, by device; only where the last commit is `committed`, if it is given."""
+        return {
+            member.device: member.digest
+            for member in self
+            if member.digest and committed in (None, member.committed)
+        }
+
     def restore(self, states: list[dict[str, Any]]) -> None:
         for state in states:
             member = Member.restored(state)

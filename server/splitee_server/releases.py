@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from splitee.errors import MalformedMessage
@@ -14,6 +15,11 @@ from splitee.shelf import pack_bundle
 from splitee.topics import Topics
 
 PART = 256 << 10  # bytes; a part that is lost is asked for again
+
+WORDS: dict[str, Callable[[bytes], ModelWant | ModelReport]] = {  # what a device says, by its topic's leaf
+    "model-want": ModelWant.decode,
+    "model": ModelReport.decode,
+}
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +53,16 @@ class Releases:
     def handle(self, message: Message) -> None:
         """A device's wish, or its report. Raises MalformedMessage."""
         found = self._topics.parse_device(message.topic)
-        if found is None or found[0] not in self._offers:
+        if found is None or found[1] not in WORDS:
             return
-        device, leaf = found
-        if leaf == "model-want":
-            self._send(device, ModelWant.decode(message.payload))
-        elif leaf == "model":
-            report = ModelReport.decode(message.payload)
-            if report.release == self._offers[device].release:
-                self.reports[device] = report
-                log.info("%s: model %s %s %s", device, report.release[:12], report.state, report.reason)
+        device, word = found[0], WORDS[found[1]](message.payload)
+        if device not in self._offers:
+            return
+        if isinstance(word, ModelWant):
+            self._send(device, word)
+        elif word.release == self._offers[device].release:
+            self.reports[device] = word
+            log.info("%s: model %s %s %s", device, word.release[:12], word.state, word.reason)
 
     def _send(self, device: str, want: ModelWant) -> None:
         bundle = self._bundles[device]

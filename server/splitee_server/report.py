@@ -6,9 +6,32 @@ import logging
 from typing import Any
 
 from splitee.messages import DeviceMetrics, Metrics, RunSpec
+from splitee_server.evaluation import Score
 from splitee_server.members import Member
 
 log = logging.getLogger(__name__)
+
+
+def device_metrics(
+    member: Member, stage: str, losses: tuple[float, float | None] | None, score: Score | None
+) -> DeviceMetrics:
+    """One device in the round that was committed last.
+
+    Args:
+        losses: means over the round's batches, of exit and trunk.
+        score: on its held-out pictures.
+    """
+    exit_loss, trunk_loss = losses or (None, None)
+    return DeviceMetrics(
+        cut=member.cut,
+        stage=stage,
+        train_samples=member.train_samples,
+        batches=member.totals.batches,
+        bytes=member.totals.bytes,
+        exit_loss=exit_loss,
+        trunk_loss=trunk_loss,
+        **(score.accuracies() if score else {}),
+    )
 
 
 def log_metrics(metrics: Metrics) -> None:

@@ -37,7 +37,7 @@ class RunRelease:
         self._models = models
         self._worker = ThreadPoolExecutor(1, "export")
         self._exported: Future[list[Path]] | None = None
-        self._releases: Releases | None = None
+        self._releases = Releases(link, topics, [])
 
     def start(self, spec: RunSpec, committed: Committed, scores: Mapping[str, Score]) -> None:
         """Export the `committed` round; `scores`: of its evaluation, to choose each exit's threshold."""
@@ -61,12 +61,11 @@ class RunRelease:
     @property
     def missing(self) -> list[str]:
         """Devices that have not said what became of their model."""
-        return [] if self._releases is None else self._releases.missing
+        return self._releases.missing
 
     def handle(self, message: Message) -> None:
         """What devices say of their models. Raises MalformedMessage."""
-        if self._releases is not None:
-            self._releases.handle(message)
+        self._releases.handle(message)
 
 
 def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score], models: Path) -> list[Path]:

@@ -14,10 +14,12 @@ from splitee.signals import Stopped
 from splitee.topics import Topics
 from splitee_server.announcer import Announcer
 from splitee_server.committed_trunks import CommittedTrunks
-from splitee_server.coordinator import Coordinator, Policy
+from splitee_server.coordinator import Coordinator
 from splitee_server.members import Members, Refusal
+from splitee_server.policy import Policy
 from splitee_server.progress import Progress
 from splitee_server.reception import Reception
+from splitee_server.releases import WORDS
 from splitee_server.run_release import RunRelease
 from splitee_server.serving import Serving
 from splitee_server.store import ServerStore
@@ -130,7 +132,7 @@ class Service:
             return
         device, leaf = found
         try:
-            if leaf in ("model", "model-want"):
+            if leaf in WORDS:
                 self._release.handle(message)
             elif leaf in self._handlers:
                 self._handlers[leaf](device, message.payload)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
+from rich.console import Console
 
 from splitee.cli import main
 from splitee.errors import ExitCode
 from splitee.fleet_view import MAX_DEVICES, DeviceView, FleetView
 from splitee.link import Link
 from splitee.messages import (
+    Capability,
     Commit,
+    CutCost,
     DeviceMetrics,
     DeviceStatus,
     Metrics,
@@ -23,7 +28,7 @@ from splitee.messages import (
     RunSpec,
     ServerStatus,
 )
-from splitee.status_command import ago, printable
+from splitee.status_command import ago, printable, render
 from splitee.topics import Topics
 from splitee.wire import JsonMessage
 from splitee_lab.brokers import RunningBroker
@@ -152,6 +157,36 @@ def test_a_malformed_message_is_counted_and_changes_nothing(topic: str, payload:
         before.phase,
         before.server,
     )
+
+
+def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
+    view = view_of(RETAINED)
+    assert device_of(view).next_cut is None
+    view.take(TOPICS.device("pi-1", "profile"), replace(PROFILE, next_cut=1).encode(), True, NOW)
+    assert (device_of(view).cut, device_of(view).next_cut) == (3, 1)
+    assert "3 layer1.1, next 1" in printed(view)
+    moved = replace(ROUND, participants={"pi-1": Participant(cut=1, steps=62, base=2)})
+    view.take(TOPICS.round, moved.encode(), True, NOW)
+    assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
+
+
+def test_what_the_profiler_recommends_is_shown() -> None:
+    can = Capability(
+        network="resnet18", batch_size=32, codec="fp16", machine="Raspberry Pi 4", cores=4, threads=4,
+        upload=1e6, reason="cut 3 (layer1.1): the fastest round, 12 s; training sets its pace",
+        cuts=(CutCost(cut=3, seconds=0.2, bytes=1000, memory=1000, fits=True),),
+    )  # fmt: skip
+    view = view_of({**RETAINED, TOPICS.device("pi-1", "profile"): replace(PROFILE, capability=can)})
+    assert (
+        "Raspberry Pi 4, 4 cores, 200 ms a batch, 8 Mbit/s; cut 3 (layer1.1): the fastest round, 12 s"
+    ) in printed(view)
+
+
+def printed(view: FleetView) -> str:
+    console = Console(width=250, file=io.StringIO())
+    console.print(render(view.snapshot(), NOW))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_topics_of_other_fleets_are_ignored() -> None:

@@ -29,7 +29,7 @@ def forecast(prefer: Preference = "fastest", available: int | None = None) -> Fo
 
 def took(cut: int, slowdown: float = 1.0, *, memory: float = 1.0, available: int | None = None) -> Round:
     row = forecast().rows()[cut - 1]
-    return Round(slowdown * row.step, int(memory * row.needed), available, CALM)
+    return Round(slowdown * row.step, int(memory * (row.needed - row.code)), available, CALM)
 
 
 def notes(judge: Judge, cut: int, rounds: list[Round]) -> list[str]:
@@ -62,8 +62,7 @@ def test_what_is_known_at_one_cut_is_expected_at_the_next() -> None:
 def test_memory_beyond_the_prediction_is_told() -> None:
     judge = Judge(3, forecast())
     assert notes(judge, 1, [took(1, memory=1.2)] * 5 + [took(1, memory=1.5)] * 3) == [*[""] * 7, "memory"]
-    needed = forecast().rows()[0].needed
-    assert judge.more_memory == pytest.approx(0.5 * needed, rel=1e-6)
+    assert judge.more_memory == pytest.approx(0.5 * took(1).memory, rel=1e-6)
     assert notes(judge, 1, [took(1, memory=1.5)] * 10) == [""] * 10
 
 

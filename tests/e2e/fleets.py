@@ -90,9 +90,15 @@ class Fleet:
 
 
 def in_one_process(
-    strategy: Any, order: Any, rounds: int, *, averaging: Any = "none", cuts: Mapping[str, int] = CUTS
+    strategy: Any,
+    order: Any,
+    rounds: int,
+    *,
+    averaging: Any = "none",
+    cuts: Mapping[str, int] = CUTS,
+    moves: Mapping[str, int] | None = None,
 ) -> str:
-    """weights_sha256 of the same run without a broker."""
+    """weights_sha256 of the same run without a broker. `moves`: to other cuts, after the first round."""
     torch.set_num_threads(1)
     spec = RunSpec(
         protocol=1,
@@ -115,6 +121,7 @@ def in_one_process(
         for index, (name, cut) in enumerate(cuts.items(), start=1)
     }
     simulation = Simulation(spec, devices)
-    for _ in simulation.rounds():
-        pass
+    for done in simulation.rounds():
+        if done.round == 1 and moves:
+            simulation.move(moves)
     return simulation.digest()

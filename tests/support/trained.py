@@ -50,6 +50,6 @@ def train(path: Path, strategy: Strategy = "sequential", network: str = "tiny_ne
     directory = StateDirectory(path / "server")
     server = ServerStore(directory)
     server.open(spec, fresh=True)
-    server.save(Committed(1, trunks.state(), [], data.class_names, "0" * 64, 0, 0.0))
+    server.save(Committed(1, trunks.state(), {}, [], data.class_names, "0" * 64, 0, 0.0))
     directory.close()
     return Trained(path, spec, data)

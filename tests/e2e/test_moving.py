@@ -1,0 +1,69 @@
+"""Devices that move to other cuts in mid-run: the weights of one process, though one is killed just then."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from fleets import CUTS, Fleet, in_one_process
+from msgspec.structs import replace
+
+from splitee.link import Link, Message
+from splitee.messages import Plan, Profile, RoundOpen
+from splitee.topics import Topics
+from splitee_lab.brokers import RunningBroker
+
+ROUNDS = 3
+MOVES = {"pi-1": 3, "pi-3": 1}
+
+
+def await_message(link: Link, topic: str, wanted: Callable[[bytes], bool] = lambda _: True) -> bytes:
+    while True:
+        event = link.receive(60)
+        assert event is not None, f"nothing on {topic}"
+        if isinstance(event, Message) and event.topic == topic and wanted(event.payload):
+            return event.payload
+
+
+def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """The test asks in the devices' names before the first round, so all move at its commit."""
+    topics = Topics("moving")
+    watcher = Link(mosquitto_broker.address, "moving-watcher")
+    watcher.subscribe(
+        topics.round,
+        *(topics.all_devices(leaf) for leaf in ("profile", "inbox/plan", "features", "round-done")),
+    )
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(rounds=ROUNDS)
+        for name, cut in MOVES.items():
+            fleet.device(name, CUTS[name], shard=f"{name[-1]}/3")
+            profile = Profile.decode(await_message(watcher, topics.device(name, "profile")))
+            await_message(watcher, topics.device(name, "inbox/plan"))  # it is in
+            wish = replace(profile, next_cut=cut)
+            watcher.publish(topics.device(name, "profile"), wish.encode(), retain=True)
+        fleet.device("pi-2", CUTS["pi-2"], shard="2/3")
+
+        opened = RoundOpen.decode(await_message(watcher, topics.round, lambda payload: b'"train"' in payload))
+        assert {name: part.next_cut for name, part in opened.participants.items()} == {**MOVES, "pi-2": 0}
+        await_message(watcher, topics.device("pi-2", "features"))
+        fleet.processes["pi-2"].send_signal(signal.SIGSTOP)  # no commit without it
+        await_message(watcher, topics.device("pi-1", "round-done"))
+        fleet.processes["pi-1"].kill()
+        fleet.processes["pi-1"].wait()
+        assert "cut at 3 from now on" not in fleet.log("pi-1")
+        fleet.processes["pi-2"].send_signal(signal.SIGCONT)
+        await_message(
+            watcher, topics.device("pi-1", "inbox/plan"), lambda payload: Plan.decode(payload).cut == 3
+        )
+        fleet.device("pi-1", CUTS["pi-1"], shard="1/3")
+        assert fleet.wait() == [0, 0, 0, 0]
+        report = fleet.report()
+    watcher.close()
+    assert [device["cut"] for device in report["devices"]] == [3, 2, 1]
+    assert report["rejected"] == 0
+    assert "cut at 3 from now on, before at 1" in fleet.log("pi-1")
+    assert report["weights_sha256"] == in_one_process("sequential", "step", ROUNDS, moves=MOVES)
