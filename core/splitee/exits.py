@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 
 class ExitHead(nn.Module):
-    """Averages the features over all axes but the channels, then one linear layer.
+    """Averages the features over all axes but the channels, normalises each over the batch, one linear layer.
 
+    Without the normalisation the averages, all positive and nearly equal, make the linear layer learn slowly.
     Takes features (B, *feature_shape) and gives logits (B, num_classes). `channel_axis` counts within
     feature_shape: 0 for image maps (C, H, W) and flat features (C,), 1 for token sequences (T, C), 2 for
     channels-last maps (H, W, C); `Stage.channel_axis` has it.
@@ -17,11 +18,12 @@ class ExitHead(nn.Module):
     def __init__(self, feature_shape: tuple[int, ...], num_classes: int, *, channel_axis: int = 0) -> None:
         super().__init__()
         self.pooled = tuple(1 + axis for axis in range(len(feature_shape)) if axis != channel_axis)
+        self.norm = nn.BatchNorm1d(feature_shape[channel_axis], affine=False)
         self.linear = nn.Linear(feature_shape[channel_axis], num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
         pooled = features.mean(self.pooled) if self.pooled else features  # (B, C)
-        return self.linear(pooled)  # type: ignore[no-any-return]
+        return self.linear(self.norm(pooled))  # type: ignore[no-any-return]
 
 
 def exit_head(

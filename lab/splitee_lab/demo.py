@@ -25,7 +25,7 @@ from splitee_lab.limits import CpuShares, Limits, kinds_of_devices
 from splitee_lab.processes import Children
 from splitee_lab.progress import Display
 from splitee_lab.report import DeviceChoice, Report, complete, read_history, write
-from splitee_server.run_release import TRUNKS
+from splitee_server.exporting import TRUNKS
 
 DATA = "builtin:fashion-mnist"
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
@@ -107,11 +107,9 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
             link.subscribe(*view.filters)
             link.open(CONNECT)
             children.start("server", _server(demo, num_classes))
-            for device in devices:
-                child = children.start(device.id, _device(demo, device))
-                if device.limits is not None:
-                    cpu = shares.limit(child.process.pid, device.limits.cpu)
-                    say(f"{device.id}: {cpu}, {device.limits.memory} MiB; it measures which cut suits it")
+            devices = [_start(demo, device, children, shares) for device in devices]
+            if demo.profile:
+                say(_limits_in_words(devices, shares))
             snapshot = _follow(link, view, broker, children, display)
             children.start("serve", ["serve", "--model", str(demo.out / "server" / "models" / TRUNKS)])
             _await_serving(link, view, broker, children)
@@ -133,6 +131,26 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         choices=choices_of(devices, snapshot),
     )
     return write(demo.out, report, read_history(demo.out / "server" / "history.jsonl"))
+
+
+def _start(demo: Demo, device: DemoDevice, children: Children, shares: CpuShares) -> DemoDevice:
+    """Starts a device's process; returns it with the limits that it got."""
+    child = children.start(device.id, _device(demo, device))
+    if device.limits is None:
+        return device
+    return replace(
+        device, limits=replace(device.limits, cpu=shares.limit(child.process.pid, device.limits.cpu))
+    )
+
+
+def _limits_in_words(devices: list[DemoDevice], shares: CpuShares) -> str:
+    each = ", ".join(
+        f"{device.id} {device.limits.cpu:.0%} of a core and {device.limits.memory} MiB"
+        for device in devices
+        if device.limits is not None
+    )
+    why = " (smaller shares need root: a control group for each)" if shares.pinned else ""
+    return f"{each}{why}; they measure which cut suits them, for {BUDGET} s"
 
 
 def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[DeviceChoice]:

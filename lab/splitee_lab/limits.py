@@ -1,8 +1,8 @@
 """Small devices on one machine: a share of a core for each process, and the memory that it shall respect.
 
-A share needs a control group (v1 or v2) that this process may make: root may, most users may not. Without one,
-devices are pinned to a core each, in turn, and the demo says so. Memory is a setting of the device's own: its
-choice respects it, nothing enforces it.
+A share needs a control group (v1 or v2) that this process may make: root may, most users may not. Without one
+devices are pinned to a core each, in turn. Memory is a setting of the device's own: its choice of a cut
+respects it, nothing enforces it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from splitee_device import cgroup
 from splitee_device.memory_watch import memory
 
 PERIOD = 100_000  # microseconds
-KINDS = ((0.3, 190), (0.6, 260), (1.0, 480))  # share of a core, MiB beyond what torch takes; in turn
+KINDS = ((0.3, 130), (0.6, 200), (1.0, 420))  # share of a core, MiB beyond what this process takes; in turn
 STEP = 10  # MiB
 
 
@@ -31,10 +31,10 @@ class Limits:
 
 
 def kinds_of_devices(count: int) -> list[Limits]:
-    """Limits of `count` devices: memory is what Python with torch takes in this process, and some more."""
-    torch = memory()["RssAnon"] >> 20
+    """Limits of `count` devices: memory is what Python with torch takes here, and some more."""
+    here = memory()["RssAnon"] >> 20
     return [
-        Limits(cpu, -(-(torch + more) // STEP) * STEP)
+        Limits(cpu, -(-(here + more) // STEP) * STEP)
         for cpu, more in (KINDS[index % len(KINDS)] for index in range(count))
     ]
 
@@ -46,7 +46,7 @@ class CpuShares:
         self._root = root
         self._name = f"splitee-demo-{secrets.token_hex(4)}"
         self._groups: list[Path] = []
-        self._pinned = 0
+        self.pinned = 0  # processes that have a core instead of a share
 
     def __enter__(self) -> CpuShares:
         return self
@@ -58,13 +58,16 @@ class CpuShares:
             with suppress(OSError):
                 group.rmdir()
 
-    def limit(self, process: int, share: float) -> str:
-        """Limits a process that has just started, with all that it will start; says how."""
+    def limit(self, process: int, share: float) -> float:
+        """Limits a process that has just started, with all that it will start; returns what share it got."""
         for version, parent in self._parents():
             with suppress(OSError):
                 self._make_group(parent, version, process, share)
-                return f"{share:.0%} of a core"
-        return self._pin(process)
+                return share
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(process, {cores[self.pinned % len(cores)]})
+        self.pinned += 1
+        return 1.0
 
     def _parents(self) -> list[tuple[int, Path]]:
         """Where a group may be: below this process's own in v1; in v2, where that has members, at the top."""
@@ -84,10 +87,3 @@ class CpuShares:
         else:
             (group / "cpu.max").write_text(f"{quota} {PERIOD}")
         (group / "cgroup.procs").write_text(str(process))
-
-    def _pin(self, process: int) -> str:
-        cores = sorted(os.sched_getaffinity(0))
-        core = cores[self._pinned % len(cores)]
-        self._pinned += 1
-        os.sched_setaffinity(process, {core})
-        return f"core {core} (a share of it needs root)"

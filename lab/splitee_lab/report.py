@@ -99,7 +99,8 @@ def complete(
         raise StateError(f"expected the server's report at {server_report}: {error}") from None
     report |= {"network": network, "data": data, "broker": broker}
     report["inference"] = msgspec.to_builtins(list(inference))
-    report["choices"] = msgspec.to_builtins(list(choices))
+    if choices:
+        report["choices"] = msgspec.to_builtins(list(choices))
     if baselines is not None:
         alone = {name: value for name, value in baselines.items() if name != "centralized"}
         report["baselines"] = {"centralized_accuracy": baselines["centralized"], "alone_accuracy": alone}

@@ -395,13 +395,14 @@ def test_the_seed_alone_decides_the_weights() -> None:
     ("shape", "channel_axis", "pooled"),
     [((6, 4, 5), 0, (2, 3)), ((4, 5, 6), 2, (1, 2)), ((7, 6), 1, (1,)), ((6, 9), 0, (2,)), ((6,), 0, ())],
 )
-def test_an_exit_averages_over_all_axes_but_the_channels(
+def test_an_exit_averages_over_all_axes_but_the_channels_and_normalises(
     shape: tuple[int, ...], channel_axis: int, pooled: tuple[int, ...]
 ) -> None:
     head = exit_head(shape, 3, seed=0, channel_axis=channel_axis)
     features = torch.randn(2, *shape)
     means = torch.from_numpy(features.numpy().mean(pooled)) if pooled else features
-    expected = means @ head.linear.weight.T + head.linear.bias
+    normal = (means - means.mean(0)) / torch.sqrt(means.var(0, unbiased=False) + head.norm.eps)
+    expected = normal @ head.linear.weight.T + head.linear.bias
     torch.testing.assert_close(head(features), expected)
 
 

@@ -19,17 +19,19 @@ from splitee_lab.brokers import RunningBroker
 
 LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
 IDS = ("pi-1", "pi-2", "pi-3")
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def start(out: Path, *flags: str) -> subprocess.Popen[str]:
     """A demo of two rounds on 40 pictures a device."""
     small = ("--rounds", "2", "--samples", "40", "--out", str(out))
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
     return subprocess.Popen(
         [sys.executable, "-m", "splitee", "demo", *small, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")},
+        env={**inherited, "PYTHONPATH": str(SUPPORT)},
     )
 
 
@@ -135,3 +137,14 @@ def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals, code:
     child(process, "pi-3")
     process.send_signal(number)
     finish(process, code)
+
+
+def test_a_device_with_limits_lets_the_profiler_choose_its_cut(tmp_path: Path) -> None:
+    flags = ("--profile", "--devices", "1", "--network", "tiny_networks:tiny", "--rounds", "1")
+    report, shown = demo(tmp_path / "out", "--broker", "embedded", "--no-baselines", *flags)
+    (choice,) = report["choices"]
+    assert choice["cut"] == report["devices"][0]["cut"] == 3
+    assert choice["memory"] > 100
+    assert choice["reason"].startswith("cut 3 (hidden.3): the deepest that fits")
+    assert f"pi-1 {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
+    assert "the deepest that fits" in shown
