@@ -47,7 +47,7 @@ from splitee.messages import (
     Stages,
     Sync,
 )
-from splitee.model_messages import InferRequest
+from splitee.model_messages import InferRequest, ModelReport, ModelWant
 from splitee.network import build_network
 from splitee.parts import Assembler
 from splitee.topics import Topics
@@ -162,10 +162,15 @@ def listen(link: Link, fleet: FaultyFleet) -> dict[str, list[bytes]]:
 def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[bytes]]:
     """`heard`, and what a fleet says seldom."""
     features = heard[TOPICS.device(VICTIM, "features")][0]
-    question = InferRequest(run=run, cut=CUTS[VICTIM], features=Features.decode(features).features)
+    tensor = Features.decode(features).features
+    weights = Stages(run=run, round=1, tensors={"client.layer": tensor})
     rare: dict[str, JsonMessage | PackedMessage] = {
         TOPICS.device(VICTIM, "sync"): Sync(run=run, instance=1),
-        TOPICS.device(VICTIM, "infer"): question,
+        TOPICS.device(VICTIM, "infer"): InferRequest(run=run, cut=CUTS[VICTIM], features=tensor),
+        TOPICS.device(VICTIM, "weights"): weights,
+        TOPICS.device(VICTIM, "inbox/weights"): weights,
+        TOPICS.device(VICTIM, "model-want"): ModelWant(release="0" * 64, offset=1),
+        TOPICS.device(VICTIM, "model"): ModelReport(release="0" * 64, state="refused", reason="parity"),
         TOPICS.device(VICTIM, "inbox/error"): ErrorReport(code=ExitCode.REJECTED, message="features: ..."),
         TOPICS.server_claim: ServerClaim(instance=1),
     }

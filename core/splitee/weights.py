@@ -40,6 +40,11 @@ def pack_weights(run: str, round_number: int, attempt: int, tensors: Mapping[str
         yield Stages(run=run, round=round_number, attempt=attempt, tensors=encoded).encode()
 
 
+def check_messages(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError: one of `tensors` is larger than a message may be."""
+    list(in_messages({name: tensor.nbytes for name, tensor in tensors.items()}))
+
+
 def in_messages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
     """Names in their order, as many together as MESSAGE bytes hold.
 
@@ -52,7 +57,7 @@ def in_messages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
         if sizes[name] > MAX_PACKED // 2:
             raise ConfigError(
                 f"{name} takes {sizes[name] >> 20} MiB, more than a message may: choose a cut below it, or "
-                "--client-averaging none and --no-release"
+                "start the server with --client-averaging none --no-release"
             )
         if together and size + sizes[name] > MESSAGE:
             yield together

@@ -26,7 +26,7 @@ from splitee.messages import (
     encode_labels,
 )
 from splitee.topics import PROTOCOL
-from splitee.weights import pack_weights
+from splitee.weights import check_messages, pack_weights
 from splitee_device.data import DeviceData
 from splitee_device.outbox import Outbox, publish_packed
 from splitee_device.session import ENDED, Session, Superseded, phase_key
@@ -125,6 +125,8 @@ class Agent:
     def _set_cut(self, cut: int) -> None:
         self._cut = cut
         self._trainer = self._trainer_at(cut)
+        if self._spec.release or self._spec.client_averaging != "none":
+            check_messages(self._trainer.weights())  # now, not when the training is over
         self._initial = copy.deepcopy(self._trainer.state())
         self._position = None
 

@@ -275,6 +275,7 @@ def _encode(spec: RunSpec, features: CutBatch) -> bytes:
 def _infer(trainer: ClientTrainer, data: DeviceData, spec: RunSpec) -> float:
     """Seconds to classify one picture by the exit."""
     trainer.client.eval()
+    trainer.exit.eval()
     picture, _ = batch(data.held_out, np.arange(1), spec.mean, spec.std)
     seconds = []
     for _ in range(INFERENCES):

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import msgspec
 
+from splitee.exits import exit_inputs
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_for
 from splitee.training import steps_a_round
@@ -81,6 +82,6 @@ class Experiment:
         stages = self.network.stages[:cut]
         each = sum(stage.macs for stage in stages)
         if with_exit:
-            each += stages[-1].feature_shape[stages[-1].channel_axis] * self.spec.num_classes
+            each += exit_inputs(stages[-1].feature_shape, stages[-1].channel_axis) * self.spec.num_classes
         samples = self.samples[name]
         return TRAINING_PASSES * each * self.batches(samples) * min(self.spec.batch_size, samples)

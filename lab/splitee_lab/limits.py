@@ -18,7 +18,7 @@ from splitee_device import cgroup
 from splitee_device.memory_watch import memory
 
 PERIOD = 100_000  # microseconds
-KINDS = ((0.3, 130), (0.6, 200), (1.0, 420))  # share of a core, MiB beyond what this process takes; in turn
+KINDS = ((1.0, 420), (0.6, 200), (0.3, 130))  # share of a core, MiB beyond what this process takes; in turn
 STEP = 10  # MiB
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -392,32 +394,39 @@ def test_the_seed_alone_decides_the_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "channel_axis", "pooled"),
-    [((6, 4, 5), 0, (2, 3)), ((4, 5, 6), 2, (1, 2)), ((7, 6), 1, (1,)), ((6, 9), 0, (2,)), ((6,), 0, ())],
+    ("shape", "channel_axis", "cells"),
+    [
+        ((6, 4, 5), 0, [np.s_[:, :, h, w] for h in (np.s_[:2], np.s_[2:]) for w in (np.s_[:3], np.s_[3:])]),
+        ((4, 2, 6), 2, [np.s_[:, h, w] for h in (np.s_[:2], np.s_[2:]) for w in (np.s_[:1], np.s_[1:])]),
+        ((7, 6), 1, [np.s_[:, :4], np.s_[:, 4:]]),
+        ((6, 1, 2), 0, [np.s_[:, :, :, :1], np.s_[:, :, :, 1:]]),
+        ((6,), 0, [np.s_[:]]),
+    ],
 )
-def test_an_exit_averages_over_all_axes_but_the_channels_and_normalises(
-    shape: tuple[int, ...], channel_axis: int, pooled: tuple[int, ...]
+def test_an_exit_averages_over_halves_of_all_axes_but_the_channels_and_normalises(
+    shape: tuple[int, ...], channel_axis: int, cells: list[Any]
 ) -> None:
     head = exit_head(shape, 3, seed=0, channel_axis=channel_axis)
-    features = torch.randn(2, *shape)
-    means = torch.from_numpy(features.numpy().mean(pooled)) if pooled else features
+    features = torch.randn(5, *shape)
+    rest = tuple(1 + axis for axis in range(len(shape)) if axis != channel_axis)
+    means = torch.from_numpy(np.concatenate([features.numpy()[cell].mean(rest) for cell in cells], axis=1))
     normal = (means - means.mean(0)) / torch.sqrt(means.var(0, unbiased=False) + head.norm.eps)
     expected = normal @ head.linear.weight.T + head.linear.bias
     torch.testing.assert_close(head(features), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "cut", "channels"),
+    ("name", "cut", "channels", "cells"),
     [
-        ("resnet18", 3, 64),
-        ("swin_t", 3, 96),
-        ("vit_b_32", 5, 768),
-        ("convnext_tiny", 2, 96),
-        ("maxvit_t", 3, 64),
+        ("resnet18", 3, 64, 4),
+        ("swin_t", 3, 96, 4),
+        ("vit_b_32", 5, 768, 2),
+        ("convnext_tiny", 2, 96, 4),
+        ("maxvit_t", 3, 64, 4),
     ],
 )
-def test_an_exit_finds_the_channels_of_every_layout(name: str, cut: int, channels: int) -> None:
+def test_an_exit_finds_the_channels_of_every_layout(name: str, cut: int, channels: int, cells: int) -> None:
     split = build_network(name, num_classes=10, input_shape=(3, 224, 224), device="meta")
     stage = split.stages[cut - 1]
     assert stage.feature_shape[stage.channel_axis] == channels
-    assert split.exit_head(cut).linear.in_features == channels
+    assert split.exit_head(cut).linear.in_features == cells * channels

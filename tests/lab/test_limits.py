@@ -53,7 +53,7 @@ def test_without_control_groups_each_process_has_a_core(tmp_path: Path, sleeper:
 
 def test_no_two_of_three_devices_are_alike_and_a_fourth_is_like_the_first() -> None:
     kinds = kinds_of_devices(4)
-    assert [kind.cpu for kind in kinds] == [0.3, 0.6, 1.0, 0.3]
-    assert sorted(kind.memory for kind in kinds[:3]) == [kind.memory for kind in kinds[:3]]
+    assert [kind.cpu for kind in kinds] == [1.0, 0.6, 0.3, 1.0]
+    assert sorted((kind.memory for kind in kinds[:3]), reverse=True) == [kind.memory for kind in kinds[:3]]
     assert len({kind.memory for kind in kinds}) == 3
     assert all(kind.memory % STEP == 0 for kind in kinds)

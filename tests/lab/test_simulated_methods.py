@@ -100,7 +100,7 @@ def test_bytes_and_device_compute_are_those_of_the_method(
     if method == "splitfed":  # features there, gradients back, labels
         sent = (sent or 0) + 3 * SAMPLES * (2 * 4 * FEATURES[2] + 1)
     each = {
-        "client": sum(MACS[cut] + channels * 10 for cut, channels in ((1, 4), (2, 72), (2, 72))),
+        "client": sum(MACS[cut] + inputs * 10 for cut, inputs in ((1, 16), (2, 72), (2, 72))),
         "none": 0,
         "whole": 3 * WHOLE,
         "equal": 3 * MACS[2],

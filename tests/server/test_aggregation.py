@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_network
 from splitee.training import pack_state, unpack_state
-from splitee_server.aggregation import average_by_name
+from splitee_server.aggregation import average_by_name, weigh
 from splitee_server.strategy import make_strategy
 
 CUTS = {"a": 1, "b": 2, "c": 3, "d": 1}
@@ -120,4 +121,52 @@ def test_a_restored_strategy_goes_on_as_if_it_had_not_stopped(kind: str) -> None
         one.train("b", features, labels, round_number=2, step=0, steps=1)  # type: ignore[attr-defined]
     ours, theirs = strategy.weights(), restored.weights()  # type: ignore[attr-defined]
     assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_uniform_weights_count_every_device_alike() -> None:
+    assert weigh(SAMPLES, "samples") == SAMPLES
+    assert weigh(SAMPLES, "uniform") == dict.fromkeys(SAMPLES, 1)
+
+
+def test_averaging_within_a_round_starts_every_period_from_the_mean() -> None:
+    """Two devices with one cut, averaged every 2 of 5 batches: they differ in between only."""
+    run = msgspec.structs.replace(spec("averaging"), aggregation_every=2)
+    made = make_strategy(network(), run)
+    assert made.order == "step"
+    shape = network().stages[0].feature_shape
+    alike = []
+    for device in ("a", "d"):
+        made.join(device, 1)
+    torch.manual_seed(0)
+    for step in range(5):
+        for device in ("a", "d"):
+            features, labels = torch.randn(8, *shape), torch.randint(0, 5, (8,))
+            if device == "a":
+                before = copies({"d": made.trunk("d")})["d"]
+            made.train(device, features, labels, round_number=1, step=step, steps=5)
+            if device == "a":
+                after = copies({"d": made.trunk("d")})["d"]
+                alike.append(all(torch.equal(before[name], after[name]) for name in before))
+    assert alike == [True, True, False, True, False]  # its trunk changes while another trains: averaged
+
+
+def test_the_mean_within_a_round_is_that_of_what_each_has_trained_since() -> None:
+    """One averaged after every batch is one averaged after rounds of one batch."""
+    shape = network().stages[0].feature_shape
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, *shape), torch.randint(0, 5, (8,))) for _ in range(6)]
+    often = make_strategy(network(), msgspec.structs.replace(spec("averaging"), aggregation_every=1))
+    by_round = make_strategy(network(), spec("averaging"))
+    for made in (often, by_round):
+        made.join("a", 1)
+        made.join("d", 1)
+        for index, (features, labels) in enumerate(batches):
+            device, step = "ad"[index % 2], index // 2
+            torch.manual_seed(index)
+            made.train(device, features, labels, round_number=1, step=step, steps=3)
+            if made is by_round and device == "d":
+                made.aggregate({"a": 8, "d": 8})
+    often.aggregate({"a": 8, "d": 8})
+    ours, theirs = often.weights(), by_round.weights()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
