@@ -288,8 +288,8 @@ def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> F
     """One fleet to its end; after its first rounds it is flooded, with a `count` of 0 only watched."""
     with (
         FaultyFleet(directory, settings.server("sequential"), settings.devices()) as fleet,
-        closing(Link(fleet.broker.address, "listener")) as listener,
-        closing(Link(fleet.broker.address, "vandal")) as vandal,
+        closing(Link(fleet.broker.address, "vandal")) as listener,
+        closing(Link(fleet.broker.address, "vandal")) as vandal,  # of one name: the other's session ends
     ):
         memory = Memory(fleet)
         heard = listen(listener, fleet)

@@ -231,6 +231,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure what a fleet costs beside the training itself."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else a fleet stays behind, half of it stopped
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if core is None else core})
     settings = Usual(rounds, samples, codec)
     fleets: list[Run] = []

@@ -95,11 +95,10 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     table.add_column("cut")
     for name in ("round", "step", "loss", "exit", "trunk", "MB sent", "seen ago"):
         table.add_column(name, justify="right")
-    if any(device.capability for device in snapshot.devices):
-        table.add_column("profile", overflow="fold")
     for device in snapshot.devices:
         table.add_row(*_cells(device, now))
-    return Group(*lines, "", table)
+    profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
+    return Group(*lines, "", table, *([Text(), *profiles] if profiles else []))
 
 
 def _run_line(snapshot: FleetSnapshot) -> Text:
@@ -138,21 +137,21 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
     plain = (cut, str(device.round), step, loss, *map(percent, (device.exit_accuracy, device.trunk_accuracy)))
-    words = capability_in_words(device)
-    return (Text(device.id), state, *map(Text, plain), Text(f"{device.bytes / 1e6:.1f}"), Text(seen), *words)
+    return Text(device.id), state, *map(Text, plain), Text(f"{device.bytes / 1e6:.1f}"), Text(seen)
 
 
-def capability_in_words(device: DeviceView) -> tuple[Text, ...]:
-    """What the device's profiler found out, and recommends; nothing for a device without a profile."""
+def capability_in_words(device: DeviceView) -> Text | None:
+    """What the device's profiler found out, and recommends; None for a device without a profile."""
     can = device.capability
     if can is None:
-        return ()
+        return None
     words = [printable(can.machine), f"{can.cores:g} cores"]
     words += [f"{1000 * cost.seconds:.3g} ms a batch" for cost in can.cuts if cost.cut == device.cut]
     if can.upload is not None:
         words.append(f"{8 * can.upload / 1e6:.3g} Mbit/s")
     recommended = printable(can.reason).partition(";")[0]
-    return (Text("; ".join(filter(None, (", ".join(words), recommended))), "dim"),)
+    found = "; ".join(filter(None, (", ".join(words), recommended)))
+    return Text.assemble(device.id, (f"  {found}", "dim"))
 
 
 def percent(fraction: float | None) -> str:

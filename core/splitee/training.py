@@ -68,6 +68,11 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def precision_at(place: torch.device) -> torch.autocast:
+    """Mixed precision on a GPU; a CPU computes in float32, so that its results stay the same everywhere."""
+    return torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda")
+
+
 def steps_a_round(spec: RunSpec, samples: int) -> int:
     """Batches a device trains in a round: what the run asks for, or one pass without the incomplete batch."""
     return spec.steps or max(1, samples // spec.batch_size)

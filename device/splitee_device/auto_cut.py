@@ -106,7 +106,7 @@ class AutoCut:
             cut, reason = self.first, "as --cut says"
         if cut is None:
             raise NoCutFits(reason)
-        words = choice.reason if cut == choice.cut else f"cut {cut}: {reason}; now, {choice.reason}"
+        words = choice.reason if cut == choice.cut else f"cut {cut}: {reason}; measured: {choice.reason}"
         log.info("%s", words)
         return ChosenCut(cut, _capability(forecast, reason), forecast if measured.costs else None)
 

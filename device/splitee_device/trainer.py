@@ -22,13 +22,15 @@ from splitee.training import (
     epoch_batches,
     learning_rate,
     make_optimizer,
+    precision_at,
     seed_for,
     set_rate,
     steps_a_round,
     weights_digest,
 )
 from splitee.weights import client_model
-from splitee_device.data import DeviceData, PictureSet, batch
+from splitee_device.batches import batches_at
+from splitee_device.data import DeviceData
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class ClientTrainer:
         self._model = client_model(network, cut, spec).to(self._place)
         self.client, self.exit = self._model["client"], self._model["exit"]
         self.optimizer = make_optimizer(self._model.parameters(), spec)
+        self._train_batch = batches_at(self._place, data.train, spec)
+        self._held_out_batch = batches_at(self._place, data.held_out, spec)
         self.steps = steps_a_round(spec, len(data.train))
         self.evaluation_steps = -(-len(data.held_out) // EVALUATION_BATCH)
         self.loss = 0.0  # mean exit loss of the round so far
@@ -87,12 +91,13 @@ class ClientTrainer:
         losses, correct, seen = 0.0, 0, 0
         batches = epoch_batches(self._spec, self._device, number, len(self._data.train))
         for step, indices in enumerate(batches):
-            pictures, labels = self._batch(self._data.train, indices)
+            pictures, labels = self._train_batch(indices)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, self.steps))
-            features = self.client(augment(pictures, self._spec.augmentation))  # (B, *feature_shape)
-            logits = self.exit(features)  # (B, num_classes)
-            loss = F.cross_entropy(logits, labels)
+            with precision_at(self._place):
+                features = self.client(augment(pictures, self._spec.augmentation))  # (B, *feature_shape)
+                logits = self.exit(features)  # (B, num_classes)
+                loss = F.cross_entropy(logits, labels)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -100,7 +105,7 @@ class ClientTrainer:
             correct += int((logits.detach().argmax(dim=1) == labels).sum())
             seen += len(labels)
             self.loss, self.accuracy = losses / (step + 1), correct / seen
-            yield CutBatch(_array(features.detach()), _array(labels))
+            yield CutBatch(_array(features.detach().float()), _array(labels))
 
     def evaluate(self) -> Iterator[ExitBatch]:
         """The held-out pictures at the cut, with the exit's answers."""
@@ -108,12 +113,13 @@ class ClientTrainer:
         everything = np.arange(len(self._data.held_out))
         for start in range(0, len(everything), EVALUATION_BATCH):
             indices = everything[start : start + EVALUATION_BATCH]
-            pictures, labels = self._batch(self._data.held_out, indices)
-            with torch.inference_mode():
+            pictures, labels = self._held_out_batch(indices)
+            with torch.inference_mode(), precision_at(self._place):
                 features = self.client(pictures)
                 logits = self.exit(features)
                 entropy = normalized_entropy(logits)
-            yield ExitBatch(_array(features), _array(labels), _array(logits.argmax(dim=1)), _array(entropy))
+            answers = logits.argmax(dim=1)
+            yield ExitBatch(_array(features.float()), _array(labels), _array(answers), _array(entropy))
 
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""
@@ -137,10 +143,6 @@ class ClientTrainer:
     def load(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-    def _batch(self, pictures: PictureSet, indices: npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-        images, labels = batch(pictures, indices, self._spec.mean, self._spec.std)
-        return images.to(self._place), labels.to(self._place)
 
 
 def _array(tensor: Tensor) -> npt.NDArray[Any]:

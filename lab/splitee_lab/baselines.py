@@ -19,10 +19,12 @@ from splitee.training import (
     epoch_batches,
     learning_rate,
     make_optimizer,
+    precision_at,
     seed_for,
     set_rate,
     steps_a_round,
 )
+from splitee_device.batches import batches_at
 from splitee_device.data import PictureSet, Shard, batch, open_data
 from splitee_lab.workers import at_work
 
@@ -108,6 +110,7 @@ class WholeTrainer:
         self._name = name
         self._pictures = pictures
         self._place = next(network.parameters()).device
+        self._batch = batches_at(self._place, pictures, run)
         self.forget_momentum()
 
     def forget_momentum(self) -> None:
@@ -118,12 +121,11 @@ class WholeTrainer:
         run = self._run
         self.network.train()
         for step, indices in enumerate(epoch_batches(run, self._name, number, len(self._pictures))):
-            images, labels = (
-                part.to(self._place) for part in batch(self._pictures, indices, run.mean, run.std)
-            )
+            images, labels = self._batch(indices)
             torch.manual_seed(seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
-            loss = F.cross_entropy(self.network(augment(images, run.augmentation)), labels)
+            with precision_at(self._place):
+                loss = F.cross_entropy(self.network(augment(images, run.augmentation)), labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
@@ -136,7 +138,7 @@ def evaluate(network: nn.Module, pictures: PictureSet, run: RunSpec) -> float:
     place = next(network.parameters()).device
     correct = 0
     for images, labels in held_out_batches(pictures, run):
-        with torch.inference_mode():
+        with torch.inference_mode(), precision_at(place):
             correct += int((network(images.to(place)).argmax(dim=1).cpu() == labels).sum())
     return correct / len(pictures)
 

@@ -160,7 +160,10 @@ class Simulation:
 def build_at(spec: RunSpec, place: str) -> SplitNetwork:
     """The network of a run, its weights at `place`."""
     network = build_for(spec)
+    if place == "cpu":
+        return network
     network.module.to(place)
+    network.module.to(memory_format=torch.channels_last)
     return network
 
 

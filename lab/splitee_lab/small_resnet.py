@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-WIDTH = 32  # channels of the first block; twice as many in each further one
-
 
 class Block(nn.Module):
     """Two 3x3 convolutions around a shortcut (He et al. 2016, arXiv 1512.03385)."""
@@ -29,20 +27,22 @@ class Block(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Stem, three groups of blocks at full, half and quarter resolution, and the classifier."""
+    """Stem, three groups of blocks at full, half and quarter resolution, and the classifier.
 
-    def __init__(self, num_classes: int, blocks: int) -> None:
+    `width`: channels of the first group; each further one has twice as many.
+    """
+
+    def __init__(self, num_classes: int, blocks: int, width: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(3, WIDTH, 3, padding=1, bias=False), nn.BatchNorm2d(WIDTH), nn.ReLU()
+            nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
         )
-        groups, channels = [], WIDTH
+        groups, channels = [], width
         for group in range(3):
-            width = WIDTH << group
             for index in range(blocks):
                 stride = 2 if group and not index else 1
-                groups.append(Block(channels, width, stride))
-                channels = width
+                groups.append(Block(channels, width << group, stride))
+                channels = width << group
         self.blocks = nn.Sequential(*groups)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
@@ -55,10 +55,10 @@ class SmallResNet(nn.Module):
 
 
 def resnet8(num_classes: int) -> nn.Module:
-    """Seven 3x3 convolutions and the classifier: 5 stages."""
-    return SmallResNet(num_classes, 1)
+    """Seven 3x3 convolutions, from 32 channels, and the classifier: 5 stages."""
+    return SmallResNet(num_classes, 1, 32)
 
 
 def resnet14(num_classes: int) -> nn.Module:
-    """Thirteen 3x3 convolutions and the classifier: 8 stages."""
-    return SmallResNet(num_classes, 2)
+    """Thirteen 3x3 convolutions, from 16 channels, and the classifier: 8 stages."""
+    return SmallResNet(num_classes, 2, 16)

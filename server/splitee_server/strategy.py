@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork
-from splitee.training import learning_rate, make_optimizer, seed_for, set_rate
+from splitee.training import learning_rate, make_optimizer, precision_at, seed_for, set_rate
 
 
 class Strategy(ABC):
@@ -72,7 +72,8 @@ class Strategy(ABC):
         torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
-        loss = F.cross_entropy(trunk(features), labels)
+        with precision_at(features.device):
+            loss = F.cross_entropy(trunk(features), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -83,7 +84,8 @@ class Strategy(ABC):
         """Labels (B,) that the trunk gives features (B, ...) of `device`."""
         trunk = self.trunk(device)
         trunk.eval()
-        answer: Tensor = trunk(features).argmax(dim=1)
+        with precision_at(features.device):
+            answer: Tensor = trunk(features).argmax(dim=1)
         return answer
 
     @staticmethod

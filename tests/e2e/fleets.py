@@ -97,6 +97,7 @@ def in_one_process(
     averaging: Any = "none",
     cuts: Mapping[str, int] = CUTS,
     moves: Mapping[str, int] | None = None,
+    **settings: Any,
 ) -> str:
     """weights_sha256 of the same run without a broker. `moves`: to other cuts, after the first round."""
     torch.set_num_threads(1)
@@ -110,6 +111,7 @@ def in_one_process(
         order=order,
         seed=1,
         client_averaging=averaging,
+        **settings,
     )
     devices = {
         name: SimulatedDevice(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -39,6 +40,32 @@ def test_a_fleet_gives_what_one_process_gives(
     for device in report["devices"]:
         assert 0 <= device["offload_share"] <= 1
         assert device["bytes"] > 0
+
+
+@pytest.mark.mosquitto
+def test_how_a_run_learns_is_the_same_in_a_fleet_and_in_one_process(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {
+        "aggregation_every": 2,
+        "weighting": "uniform",
+        "augmentation": "flip-crop",
+        "optimizer": "adamw",
+        "schedule": "constant",
+        "warm_up": 0.2,
+        "learning_rate": 0.003,
+        "trunk_learning_rate": 0.001,
+        "momentum": 0.8,
+        "weight_decay": 0.01,
+    }
+    flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    with Fleet(str(mosquitto_broker.address), "same-settings", tmp_path) as fleet:
+        fleet.server("--strategy", "averaging", "--client-averaging", "layerwise", *flags)
+        fleet.three_devices()
+        assert fleet.wait() == [0, 0, 0, 0]
+        report = fleet.report()
+    expected = in_one_process("averaging", "step", rounds=2, averaging="layerwise", **settings)
+    assert report["weights_sha256"] == expected
 
 
 def test_the_servers_memory_does_not_grow_with_rounds(

@@ -108,10 +108,26 @@ def test_a_poor_hand_is_a_warning_and_training_goes_on(tmp_path: Path) -> None:
     assert sum(client["samples"] for client in part["clients"].values()) >= 240 - 8
 
 
+def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_path: Path) -> None:
+    flags = ("--partition", "iid,shards:2", "--baselines", "fedavg,alone-exit,centralized")
+    printed = simulate(*SMALL, *flags, "--strategy", "averaging", "--out", str(tmp_path))
+    for name, folder in (("iid", tmp_path / "iid"), ("shards:2", tmp_path / "shards-2")):
+        assert f"{name}: report: {folder / 'report.html'}" in printed
+        lines = (folder / "table.md").read_text().splitlines()
+        heads = [line for line in lines if line.startswith((f"| {name} |", "| method |"))]
+        assert len(heads) == 2
+        assert sum(line.startswith("| averaging | trunk ") for line in lines) == 2
+        targets = json.loads((folder / "results.json").read_text())["targets"]
+        assert {target["method"] for target in targets} == {"averaging"}
+        assert len(targets) == 5
+    assert not (tmp_path / "parts").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "line"),
     [
         (("--partition", "dirichlet:0"), ConfigError, "expected ALPHA above 0"),
+        (("--partition", "iid,"), ConfigError, "expected a partition as iid, "),
         (("--partition", "even"), ConfigError, "expected a partition as iid, "),
         (("--clients", "241"), DataError, "240 training pictures cannot be dealt to 241 clients"),
         (("--cuts", "1,4"), NetworkError, "cut 4 is out of range"),

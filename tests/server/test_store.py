@@ -29,7 +29,9 @@ def store(tmp_path: Path) -> Iterator[ServerStore]:
 def committed(number: int) -> Committed:
     member = {"device": "pi-1", "cut": 2, "committed": number}
     strategy = {"trunk": {"weight": torch.full((3,), float(number))}}
-    return Committed(number, strategy, {}, [member], ("cat", "dog"), f"{number:064x}", duplicates=7, seconds=1.5)
+    return Committed(
+        number, strategy, {}, [member], ("cat", "dog"), f"{number:064x}", duplicates=7, seconds=1.5
+    )
 
 
 def metrics(number: int, seconds: float = 1.0) -> Metrics:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from splitee.augmentation import augment
 from splitee.messages import encode_labels
-from splitee.training import epoch_batches, learning_rate, make_optimizer, seed_for, set_rate
-from splitee_device.data import batch
+from splitee.training import epoch_batches, learning_rate, make_optimizer, precision_at, seed_for, set_rate
+from splitee_device.batches import batches_at
 from splitee_lab.baselines import held_out_batches
 from splitee_lab.experiment import SERVER, Accuracy, Experiment, RoundResult
 from splitee_lab.simulation import across_the_wire
@@ -55,43 +55,43 @@ class _Client:
         self._experiment = experiment
         self._spec = experiment.spec
         self._name = name
+        self._place = torch.device(experiment.place)
+        self._batch = batches_at(self._place, experiment.devices[name].data.train, experiment.spec)
         self._server = server
         self._optimizer = make_optimizer(self.network.parameters(), self._spec)
         server.join(name, cut)
 
     def round(self, number: int) -> Iterator[int]:
         """Trains round `number`, yielding the bytes of each batch."""
-        spec, pictures = self._spec, self._experiment.devices[self._name].data.train
-        steps = self._experiment.batches(len(pictures))
+        spec, samples = self._spec, self._experiment.samples[self._name]
+        steps = self._experiment.batches(samples)
         self.network.train()
-        for step, indices in enumerate(epoch_batches(spec, self._name, number, len(pictures))):
-            images, labels = batch(pictures, indices, spec.mean, spec.std)
-            place = self._experiment.place
+        for step, indices in enumerate(epoch_batches(spec, self._name, number, samples)):
+            images, labels = self._batch(indices)
             torch.manual_seed(seed_for(spec.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(spec, number, step, steps))
-            features = self.network(augment(images.to(place), spec.augmentation))  # (B, *feature_shape)
+            with precision_at(self._place):
+                features = self.network(augment(images, spec.augmentation)).float()  # (B, *feature_shape)
             at_server, size = self._send(features)
             at_server.requires_grad_()
-            self._server.train(
-                self._name, at_server, labels.to(place), round_number=number, step=step, steps=steps
-            )
+            self._server.train(self._name, at_server, labels, round_number=number, step=step, steps=steps)
             self._optimizer.zero_grad(set_to_none=True)
             features.backward(at_server.grad)
             self._optimizer.step()
             self._experiment.on_batch()
-            yield size + at_server.nbytes + len(encode_labels(labels.numpy(), spec.num_classes))
+            yield size + at_server.nbytes + len(encode_labels(labels.cpu().numpy(), spec.num_classes))
 
     def accuracy(self) -> float:
         """Of client network and trunk together, on the held-out pictures."""
         self.network.eval()
         right = 0
         for images, labels in held_out_batches(self._experiment.held_out, self._spec):
-            with torch.inference_mode():
-                features, _ = self._send(self.network(images.to(self._experiment.place)))
+            with torch.inference_mode(), precision_at(self._place):
+                features, _ = self._send(self.network(images.to(self._place)).float())
                 right += int((self._server.predict(self._name, features).cpu() == labels).sum())
         return right / len(self._experiment.held_out)
 
     def _send(self, features: Tensor) -> tuple[Tensor, int]:
         """Features as the server gets them, and their bytes."""
         received, size = across_the_wire(self._spec.codec, features.detach().cpu().numpy())
-        return received.to(self._experiment.place), size
+        return received.to(self._place), size
