@@ -179,9 +179,10 @@ def _report(spec: str, data: DeviceData) -> None:
         log.warning(
             "%s: skipped %d unreadable of %d pictures: %s", spec, skipped, train + held_out + skipped, named
         )
-    if not train or not held_out:
+    if train < 2 or not held_out:  # normalisation needs two in a batch
         raise DataError(
-            f"{spec}: expected pictures to train on and to hold out, got {train} and {held_out}; add pictures"
+            f"{spec}: expected two pictures or more to train on and one to hold out, got {train} and "
+            f"{held_out}; add pictures"
         )
     log.info(
         "%s: %d training and %d held-out pictures of %d classes", spec, train, held_out, len(data.class_names)
