@@ -129,10 +129,11 @@ class RunSpec(JsonMessage, frozen=True):
     window_bytes: Annotated[int, Meta(ge=1 << 16)] = 16 << 20
     threshold: Fraction = 0.5  # normalised entropy at or below which the exit answers
     class_names: ClassNames = ()  # of the first device that joined
-    client_averaging: ClientAveraging = "none"  # of client networks, after each round
+    client_averaging: ClientAveraging = "layerwise"  # of client networks, after each round
     aggregation_every: Count = 0  # batches, in which Averaging averages its trunks too; 0: after rounds only
     weighting: Weighting = "samples"  # of all averages
     augmentation: Augmentation = "none"  # of training pictures, on the device
+    balanced_loss: bool = False  # the device's loss allows for its own mix of classes
     release: bool = False  # after the last round devices send their client networks, to be exported
 
 

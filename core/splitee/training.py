@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from splitee.messages import RunSpec
 EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
 FINAL_RATE = 0.02  # of the highest learning rate, at the end of the cosine
 FIRST_RATE = 0.1  # of it, in the first batch of the warm-up
+MISSING_SHARE = 1e-3
 
 
 def seed_for(*parts: str | int) -> int:
@@ -71,6 +73,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def precision_at(place: torch.device) -> torch.autocast:
     """Mixed precision on a GPU; a CPU computes in float32, so that its results stay the same everywhere."""
     return torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda")
+
+
+def class_offsets(spec: RunSpec, labels: npt.NDArray[np.int64]) -> Tensor:
+    """What a device's loss adds to its logits: (num_classes,), zeros where the run does not ask for it.
+
+    The logarithm of the shares that the classes have in its `labels`: then the logits need not learn how
+    often a class is met here (balanced softmax, Ren et al. 2020, arXiv 2007.10740), and average better with
+    those of other devices. MISSING_SHARE keeps it finite for classes that the device does not have.
+    """
+    if not spec.balanced_loss:
+        return torch.zeros(spec.num_classes)
+    shares = np.bincount(labels, minlength=spec.num_classes) / len(labels)
+    return torch.from_numpy(np.log(shares + MISSING_SHARE)).float()
 
 
 def steps_a_round(spec: RunSpec, samples: int) -> int:

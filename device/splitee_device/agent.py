@@ -6,7 +6,7 @@ import copy
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,8 +184,9 @@ class Agent:
             self._say("training", number, step + 1, trainer.steps, trainer.loss)
             session.drain()
         self._store.save(self._spec, self._cut, number, trainer)
+        sent = outbox.published + sum(map(len, self._packed_weights(opened)))
         self._sent.batches += trainer.steps
-        self._sent.bytes += outbox.published
+        self._sent.bytes += sent
         digest = trainer.digest()
         done = RoundDone(
             run=opened.run,
@@ -193,27 +194,31 @@ class Agent:
             attempt=opened.attempt,
             digest=digest,
             batches=trainer.steps,
-            bytes=outbox.published,
+            bytes=sent,
             loss=trainer.loss,
             accuracy=trainer.accuracy,
             seconds=time.monotonic() - started,
         )
-        sends_weights = opened.participants[session.device].weights
 
         def say_done() -> None:
-            if sends_weights:
-                for payload in pack_weights(opened.run, number, opened.attempt, trainer.weights()):
-                    publish_packed(session.link, session.topic("weights"), payload)
+            for payload in self._packed_weights(opened):
+                publish_packed(session.link, session.topic("weights"), payload)
             publish_packed(session.link, session.topic("round-done"), done.encode())
 
         session.finish_round(say_done)
         self._say("waiting", number, trainer.steps, trainer.steps, trainer.loss)
         session.wait(lambda: self._is_committed(opened, digest), f"the commit of round {number}")
         self._store.commit(number)
-        if not sends_weights:
+        if not opened.participants[session.device].weights:
             self._position = number  # else the server may have given it other weights
         log.info("round %d: committed, exit loss %.4f", number, trainer.loss)
         self._reconsider(number)
+
+    def _packed_weights(self, opened: RoundOpen) -> Iterator[bytes]:
+        """The client network as messages, where the server has asked for it."""
+        if not opened.participants[self._session.device].weights:
+            return iter(())
+        return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.weights())
 
     def _reconsider(self, number: int) -> None:
         """Ask for another cut, where the rounds so far call for one."""

@@ -19,6 +19,7 @@ from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_for
 from splitee.training import (
     EVALUATION_BATCH,
+    class_offsets,
     epoch_batches,
     learning_rate,
     make_optimizer,
@@ -78,6 +79,7 @@ class ClientTrainer:
         self._model = client_model(network, cut, spec).to(self._place)
         self.client, self.exit = self._model["client"], self._model["exit"]
         self.optimizer = make_optimizer(self._model.parameters(), spec)
+        self._offsets = class_offsets(spec, data.train.labels).to(self._place)
         self._train_batch = batches_at(self._place, data.train, spec)
         self._held_out_batch = batches_at(self._place, data.held_out, spec)
         self.steps = steps_a_round(spec, len(data.train))
@@ -97,7 +99,7 @@ class ClientTrainer:
             with precision_at(self._place):
                 features = self.client(augment(pictures, self._spec.augmentation))  # (B, *feature_shape)
                 logits = self.exit(features)  # (B, num_classes)
-                loss = F.cross_entropy(logits, labels)
+                loss = F.cross_entropy(logits + self._offsets, labels)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

@@ -16,6 +16,7 @@ from splitee.messages import RunSpec
 from splitee.network import build_for
 from splitee.training import (
     EVALUATION_BATCH,
+    class_offsets,
     epoch_batches,
     learning_rate,
     make_optimizer,
@@ -110,6 +111,7 @@ class WholeTrainer:
         self._name = name
         self._pictures = pictures
         self._place = next(network.parameters()).device
+        self._offsets = class_offsets(run, pictures.labels).to(self._place)
         self._batch = batches_at(self._place, pictures, run)
         self.forget_momentum()
 
@@ -125,7 +127,8 @@ class WholeTrainer:
             torch.manual_seed(seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
             with precision_at(self._place):
-                loss = F.cross_entropy(self.network(augment(images, run.augmentation)), labels)
+                logits = self.network(augment(images, run.augmentation))
+                loss = F.cross_entropy(logits + self._offsets, labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()

@@ -33,7 +33,7 @@ def write(out: Path, job: Job, results: Sequence[MethodResult], targets: Sequenc
     facts = {"settings": job, "methods": results, "targets": targets}
     write_atomically(out / "results.json", msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
     write_atomically(out / "table.md", markdown(job, results, targets).encode())
-    write_atomically(out / "report.html", page(job, results).encode())
+    write_atomically(out / "report.html", page(job, results, targets).encode())
 
 
 def tables(results: Sequence[MethodResult], targets: Sequence[Target]) -> list[Table]:
@@ -97,7 +97,7 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> li
     return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
-def page(job: Job, results: Sequence[MethodResult]) -> str:
+def page(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> str:
     """One page that needs nothing else: no script, no font, no other host."""
     environment = Environment(
         loader=PackageLoader("splitee_lab"),
@@ -111,6 +111,8 @@ def page(job: Job, results: Sequence[MethodResult]) -> str:
         results=results,
         columns=COLUMNS,
         rows=_rows(results),
+        target_columns=TARGET_COLUMNS,
+        targets=_target_rows(targets),
         spread=any(len(result.seeds) > 1 for result in results),
         plots={name: Markup(svg) for name, svg in _plots(results).items()},  # noqa: S704
         version=__version__,

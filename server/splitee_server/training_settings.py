@@ -33,6 +33,11 @@ _SETTINGS = (
     _field("--momentum", float, "For adamw its first decay rate."),
     _field("--weight-decay", float, ""),
     _field("--augmentation", _one_of(Augmentation), "Of training pictures, on the device."),
+    setting(
+        "--balanced-loss/--no-balanced-loss",
+        default=DEFAULTS["balanced_loss"],
+        help="Devices' losses allow for their own mix of classes: for devices that have unlike ones.",
+    ),
     _field(
         "--client-averaging",
         _one_of(ClientAveraging),

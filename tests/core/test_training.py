@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from splitee.messages import RunSpec
 from splitee.topics import PROTOCOL
-from splitee.training import learning_rate, make_optimizer, pack_state, unpack_state
+from splitee.training import class_offsets, learning_rate, make_optimizer, pack_state, unpack_state
 
 
 def spec(**settings: Any) -> RunSpec:
@@ -62,6 +64,19 @@ def test_an_optimizer_goes_on_from_its_stored_state(settings: dict[str, Any]) ->
     step(one, optimizer)
     step(other, restored)
     assert torch.equal(one.weight, other.weight)
+
+
+def test_a_balanced_loss_is_least_at_the_odds_that_an_even_mix_would_have() -> None:
+    """Nothing but the mix of classes is to be learnt: a balanced loss leaves the logits where they are."""
+    labels = np.repeat([0, 1, 2], [70, 20, 10])
+    run = spec(num_classes=4, balanced_loss=True)
+    offsets = class_offsets(run, labels)
+    logits = torch.zeros(100, 4, requires_grad=True)
+    F.cross_entropy(logits + offsets, torch.from_numpy(labels)).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.sum(0), torch.zeros(4), atol=2e-3, rtol=0)
+    assert offsets.isfinite().all()
+    assert torch.equal(class_offsets(spec(num_classes=4), labels), torch.zeros(4))
 
 
 def step(layer: nn.Linear, optimizer: torch.optim.Optimizer) -> None:

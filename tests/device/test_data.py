@@ -355,7 +355,11 @@ def test_unreadable_pictures_only_are_an_error(tmp_path: Path) -> None:
 
 def test_one_picture_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 1, "b": 1})
-    assert "to train on and to hold out, got 2 and 0" in refusal(tmp_path)
+    assert "to train on and one to hold out, got 2 and 0" in refusal(tmp_path)
+
+
+def test_one_picture_to_train_on_is_too_few(source: str) -> None:
+    assert "expected two pictures or more to train on" in refusal(source, limit=1)
 
 
 def test_fewer_pictures_than_shards(source: str) -> None:

@@ -47,7 +47,8 @@ class Fleet:
     def server(
         self, *flags: str, name: str = "server", devices: int = 3, rounds: int = 2, release: bool = False
     ) -> None:
-        flags = (*flags, *(() if release else ("--no-release",)))
+        alone = ("--client-averaging", "none")  # unless `flags` say otherwise
+        flags = (*alone, *flags, *(() if release else ("--no-release",)))
         arguments = ("--network", "tiny_networks:tiny", "--devices", str(devices), "--rounds", str(rounds))
         state = ("--state", str(self.directory / name), "--threads", "1")
         self._start(name, "server", *self._link(), *arguments, *state, *flags)

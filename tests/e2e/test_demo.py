@@ -18,6 +18,7 @@ from splitee.errors import ExitCode
 from splitee_lab.brokers import RunningBroker
 
 LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
+TINY = ("--network", "tiny_networks:tiny")
 IDS = ("pi-1", "pi-2", "pi-3")
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -106,7 +107,7 @@ def test_demo_on_mosquitto_and_again_on_the_embedded_broker(
 
 @pytest.mark.mosquitto
 def test_averaging_on_a_broker_that_runs_already(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
-    flags = ("--strategy", "averaging", "--no-baselines", "--devices", "2", "--codec", "int8+zstd")
+    flags = ("--strategy", "averaging", "--no-baselines", "--devices", "2", "--codec", "int8+zstd", *TINY)
     report, _ = demo(tmp_path / "out", "--broker", str(mosquitto_broker.address), *flags)
     assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
     assert report["batches_trained"] == report["batches_published"] == 2 * 2 * 1

@@ -60,11 +60,12 @@ def test_how_a_run_learns_is_the_same_in_a_fleet_and_in_one_process(
     }
     flags = [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     with Fleet(str(mosquitto_broker.address), "same-settings", tmp_path) as fleet:
-        fleet.server("--strategy", "averaging", "--client-averaging", "layerwise", *flags)
+        fleet.server("--strategy", "averaging", "--client-averaging", "layerwise", "--balanced-loss", *flags)
         fleet.three_devices()
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
-    expected = in_one_process("averaging", "step", rounds=2, averaging="layerwise", **settings)
+    settings |= {"averaging": "layerwise", "balanced_loss": True}
+    expected = in_one_process("averaging", "step", rounds=2, **settings)
     assert report["weights_sha256"] == expected
 
 

@@ -47,6 +47,7 @@ def spec(**settings: Any) -> RunSpec:
         "seed": 1,
         "batch_size": BATCH,
         "codec": "fp32",
+        "client_averaging": "none",
     }
     return RunSpec(**{**known, **settings})
 

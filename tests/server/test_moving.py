@@ -21,6 +21,7 @@ STRATEGIES = ("sequential", "averaging")
 
 
 def spec(strategy: str, **settings: Any) -> RunSpec:
+    settings.setdefault("client_averaging", "none")
     return RunSpec(
         protocol=PROTOCOL,
         run="r",
