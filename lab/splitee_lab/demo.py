@@ -55,6 +55,7 @@ class Demo:
     seed: int
     broker: str
     codec: str
+    averaging: str  # of client networks
     samples: int | None
     baselines: bool
     out: Path
@@ -190,6 +191,7 @@ def _server(demo: Demo, num_classes: int) -> list[str]:
         "--strategy": demo.strategy,
         "--seed": demo.seed,
         "--codec": demo.codec,
+        "--client-averaging": demo.averaging,
         "--state": demo.out / "server",
     }
     return ["server", *(str(part) for flag in flags.items() for part in flag)]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import get_args
 
 import click
 from rich.console import Console
 
 from splitee.codecs import CODECS
+from splitee.messages import ClientAveraging
 from splitee.settings import setting, settings_file
 from splitee_lab.demo import Demo, run
 from splitee_lab.demo_inference import inference_table
@@ -44,6 +46,11 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 )
 @setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
 @setting(
+    "--client-averaging",
+    type=click.Choice(get_args(ClientAveraging)),
+    help="Of client networks.  [default: layerwise; with --quick, too short for it, none]",
+)
+@setting(
     "--samples",
     type=click.IntRange(min=10),
     help=f"Training pictures a device, at most.  [default: all; with --quick {QUICK_SAMPLES}]",
@@ -67,6 +74,7 @@ def demo(
     seed: int,
     broker: str,
     codec: str,
+    client_averaging: str | None,
     samples: int | None,
     out: Path | None,
     quick: bool,
@@ -88,6 +96,7 @@ def demo(
         seed=seed,
         broker=broker,
         codec=codec,
+        averaging=client_averaging or ("none" if quick else "layerwise"),
         samples=samples or (QUICK_SAMPLES if quick else None),
         baselines=not no_baselines,
         profile=profile,

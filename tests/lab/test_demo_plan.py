@@ -33,7 +33,7 @@ def test_cuts_are_in_range_and_distinct(stages: int) -> None:
 
 
 def demo(out: Path, network: str = "resnet18", broker: str = "embedded") -> Demo:
-    return Demo(network, "sequential", 1, 3, 1, broker, "fp16", 20, False, out)
+    return Demo(network, "sequential", 1, 3, 1, broker, "fp16", "none", 20, False, out)
 
 
 def run_it(wanted: Demo) -> None:
