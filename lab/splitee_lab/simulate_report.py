@@ -88,7 +88,7 @@ def _of_cut(result: MethodResult, cut: int, pick: Callable[[CutResult], Figure |
 
 def _target_rows(targets: Sequence[Target]) -> list[tuple[str, ...]]:
     return [
-        (one.method, one.what, f"{100 * one.value:.1f} %", one.bound, "yes" if one.met else "no")
+        (one.method, one.what, f"{100 * one.value:z.2f} %", one.bound, "yes" if one.met else "no")
         for one in targets
     ]
 
