@@ -56,7 +56,7 @@ class Children:
         It is in a session of its own, so that a Ctrl-C reaches it once, as this side's SIGTERM.
         """
         path = self._logs / f"{name}.log"
-        with path.open("wb") as log:
+        with _deferred(), path.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "splitee", *arguments],
                 stdin=subprocess.DEVNULL,
@@ -65,8 +65,8 @@ class Children:
                 env=self._environment,
                 start_new_session=True,
             )
-        child = Child(name, process, path)
-        self._children.append(child)
+            child = Child(name, process, path)
+            self._children.append(child)
         return child
 
     def all_done(self) -> bool:
@@ -119,6 +119,20 @@ def signals_unwind() -> Iterator[None]:
 
     with _handling(leave, signal.SIGTERM, signal.SIGHUP):
         yield
+
+
+@contextlib.contextmanager
+def _deferred() -> Iterator[None]:
+    """Signals wait until it is over: a child that has started must be known before anything unwinds."""
+    came: list[int] = []
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+
+    with _handling(note, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        yield
+    for number in came:
+        signal.raise_signal(number)
 
 
 def _undisturbed() -> contextlib.AbstractContextManager[None]:

@@ -25,6 +25,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 
 def start(out: Path, *flags: str) -> subprocess.Popen[str]:
     """A demo of two rounds on 40 pictures a device."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what a background job starts ignores it
     small = ("--rounds", "2", "--samples", "40", "--out", str(out))
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
     return subprocess.Popen(
