@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import secrets
@@ -17,15 +16,13 @@ from splitee.link_options import LinkOptions
 from splitee.manifest import ClientManifest
 from splitee.messages import ServerStatus
 from splitee.model_messages import InferAnswer, InferRequest
-from splitee.parts import Assembler, split
+from splitee.parts import Assembler, message_numbers, split
 from splitee.topics import Topics
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not answer in time
 MARGIN = 0.02  # seconds set aside for waking up: the exit's answer is due at the time-out, not after it
 
 log = logging.getLogger(__name__)
-
-_message_numbers = itertools.count(1)
 
 
 class Offload:
@@ -111,7 +108,7 @@ class Offload:
         payload = InferRequest(
             run=manifest.run, cut=manifest.cut, features=encode_tensor(manifest.codec, features)
         ).encode()
-        for part in split(payload, self._link.max_packet, next(_message_numbers)):
+        for part in split(payload, self._link.max_packet, next(message_numbers)):
             # publish() would wait for as long as the broker is silent.
             left = deadline - time.monotonic()
             if left <= 0 or not self._link.flush(left):

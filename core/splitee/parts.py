@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ PART_OVERHEAD = 64  # bytes a part's header takes at most
 MAX_PARTS = 1 << 14  # of one message: 16 KiB each are enough for the largest
 MAX_OPEN = 4  # unfinished messages kept per sender
 MAX_FINISHED = 4096  # messages remembered so that a part that comes twice does not open one anew
+message_numbers = itertools.count(1)  # for `split`: no two messages of a process share one
 _FIRST = secrets.randbits(61)  # so that no two processes of one sender number their messages alike
 
 

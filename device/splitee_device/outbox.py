@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 
 from splitee.link import Link
 from splitee.messages import Ack, Phase, RoundOpen, RunSpec
-from splitee.parts import split
-
-_message_numbers = itertools.count(1)
+from splitee.parts import message_numbers, split
 
 
 def publish_packed(link: Link, topic: str, payload: bytes) -> bool:
     """Publish `payload`, in parts when the broker does not take it whole; False when not connected."""
-    number = next(_message_numbers)
+    number = next(message_numbers)
     return all(link.publish(topic, part) for part in split(payload, link.max_packet, number))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ from splitee.messages import (
     ServerClaim,
     ServerStatus,
 )
-from splitee.parts import split
+from splitee.parts import message_numbers, split
 from splitee.topics import Topics
 
 if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0  # seconds between two server/status
 CLAIM = 1.0  # seconds a running server has to answer a claim
-_message_numbers = itertools.count(1)
 SILENT = 2.5 * HEARTBEAT  # seconds without a word after which a server that was online counts as gone
 
 
@@ -139,7 +137,7 @@ class Announcer:
 
     def weights(self, device: str, payloads: Iterable[bytes]) -> None:
         for payload in payloads:
-            for part in split(payload, self._link.max_packet, next(_message_numbers)):
+            for part in split(payload, self._link.max_packet, next(message_numbers)):
                 self._link.publish(self._topics.device(device, "inbox/weights"), part)
 
     def error(

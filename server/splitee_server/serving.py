@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from splitee.inbox import Seldom
 from splitee.inference import Array
 from splitee.link import Link, Message
 from splitee.model_messages import InferAnswer, InferRequest
-from splitee.parts import Assembler, split
+from splitee.parts import Assembler, message_numbers, split
 from splitee.topics import Topics
 from splitee.trunks import Entry
 
@@ -25,8 +24,6 @@ MAX_REQUEST = 64 << 20  # bytes
 MAX_WAITING = 256  # requests; more are answered before the next is taken
 
 log = logging.getLogger(__name__)
-
-_message_numbers = itertools.count(1)
 
 
 class Trunks(Protocol):
@@ -151,7 +148,7 @@ class Serving:
             self._reply(reply_to, message.correlation, answer)
 
     def _reply(self, topic: str, correlation: bytes, answer: InferAnswer) -> None:
-        for part in split(answer.encode(), self._link.max_packet, next(_message_numbers)):
+        for part in split(answer.encode(), self._link.max_packet, next(message_numbers)):
             self._link.publish(topic, part, correlation=correlation)
 
 
