@@ -10,6 +10,9 @@ import click
 
 from splitee import __version__
 from splitee.errors import ExitCode, ExtraMissing, SpliteeError
+from splitee.postponed_compiler import postpone_compiler
+
+postpone_compiler()  # here and not in main(): processes that multiprocessing spawns import this too
 
 EXTRAS = {
     "torch": "train",

@@ -1,7 +1,6 @@
-"""The profiler's worker process: trains at a cut as the agent does, and says what it took.
+"""The profiler's worker process (see worker.py): trains at a cut as the agent does, and says what it took.
 
-    python -m splitee_device.measure   (requests and replies are lines of JSON, see costs.py)
-
+Requests and replies are lines of JSON, see costs.py.
 Each cut is measured in a process forked from this one, which has imported torch and done nothing with it: so
 a cut's memory is its own, and where the system kills for want of memory, it kills only the attempt.
 """
@@ -327,7 +326,3 @@ def _pictures(spec: RunSpec) -> DeviceData:
         return PictureSet(images, np.arange(count) % spec.num_classes)
 
     return DeviceData(some(spec.batch_size), some(EVALUATION_BATCH), ("a", "b"), ())
-
-
-if __name__ == "__main__":
-    main()
