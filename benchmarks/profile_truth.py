@@ -18,6 +18,7 @@ from statistics import fmean, median
 import numpy as np
 import torch
 
+import splitee.cli  # noqa: F401  # as a device's process begins: without torch's compiler
 from splitee.address import BrokerAddress
 from splitee.codecs import encode_tensor
 from splitee.link import Link

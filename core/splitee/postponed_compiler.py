@@ -65,6 +65,11 @@ class PostponingLoader(Loader):
         vars(module).update(ANSWERS[module.__name__])
         module.__class__ = PostponedModule
 
+    def load(self, module: ModuleType) -> None:
+        """Make the real one of it."""
+        module.__class__ = ModuleType
+        self.real.exec_module(module)
+
 
 class LoadedAlready(Loader):
     """Gives back the module that is there."""
@@ -95,8 +100,6 @@ def become_real(module: ModuleType) -> None:
         package = sys.modules.get(module.__name__.rpartition(".")[0])
         if isinstance(package, PostponedModule):
             become_real(package)
-        if isinstance(module, PostponedModule):
-            module.__class__ = ModuleType
-            loader = module.__spec__.loader if module.__spec__ else None
-            assert isinstance(loader, PostponingLoader)
-            loader.real.exec_module(module)
+        loader = module.__spec__.loader if module.__spec__ else None
+        if isinstance(module, PostponedModule) and isinstance(loader, PostponingLoader):
+            loader.load(module)
