@@ -22,7 +22,7 @@ down:
 
 test: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
-	$(BIN)/pytest -n auto $(TESTS)
+	$(BIN)/pytest -n auto --dist loadgroup $(TESTS)
 
 test-all-networks: $(VENV)/.dev
 	$(BIN)/pytest tests/core/all_networks.py

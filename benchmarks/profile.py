@@ -181,16 +181,7 @@ def limits(network: str, broker: str) -> Iterator[dict[str, Any]]:
 
 def show(results: list[dict[str, Any]]) -> None:
     table = Table(header_style="bold")
-    for heading in (
-        "network",
-        "share",
-        "interpolated",
-        "step error",
-        "memory error",
-        "recommended",
-        "best",
-        "regret",
-    ):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right")
     for result in results:
         table.add_row(
@@ -231,7 +222,11 @@ def main(
                 for result in limits(network, address):
                     click.echo(json.dumps(result))
             return
-        results = [compare(network, share, address, budget) for network in networks for share in shares]
+        results = []
+        for network in networks:
+            for share in shares:
+                results.append(compare(network, share, address, budget))
+                click.echo(json.dumps(results[-1]), err=True)
     if as_json:
         click.echo(json.dumps({"benchmark": "profile", "settings": results}))
     else:

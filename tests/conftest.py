@@ -20,8 +20,19 @@ from splitee_lab.brokers import (
     mosquitto,
 )
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is here: tests run side by side, a core each
+
 DEADLINE = 10.0  # seconds
+SHARED = ("trained", "everything", "fleet")  # fixtures of a module that take long to make
 BOTH = [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a costly fixture run in one process, so that it is made once."""
+    for item in items:
+        if any(name in SHARED for name in getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 def require_mosquitto() -> None:

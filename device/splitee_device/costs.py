@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from statistics import fmean
+
 import msgspec
+from msgspec.structs import replace
 
 from splitee.messages import RunSpec
 from splitee.wire import JsonMessage
@@ -61,6 +65,25 @@ class CutCosts(JsonMessage, frozen=True):
     inference_memory: int
     seconds: float  # that the measurement took in all
     stage_cpu: tuple[tuple[float, float], ...] = ()  # CPU seconds of forward and backward of stages 1..cut
+
+
+def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
+    """What looks at one cut at several moments come to: the means of times, the most of memory."""
+    first = looks[0]
+    if len(looks) == 1:
+        return first
+    values = {name: [getattr(look, name) for look in looks] for name in first.__struct_fields__}
+    means = ("step", "forward", "backward", "optimizer", "encoding", "cpu", "inference")
+    most = ("memory", "code", "inference_memory")
+    between = (max(values["step"]) - min(values["step"])) / 2
+    return replace(
+        first,
+        **{name: fmean(values[name]) for name in means},
+        **{name: max(values[name]) for name in most},
+        steps=sum(values["steps"]),
+        seconds=sum(values["seconds"]),
+        spread=max(*values["spread"], between),
+    )
 
 
 class Failed(JsonMessage, frozen=True):

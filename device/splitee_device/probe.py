@@ -18,14 +18,14 @@ from msgspec.structs import replace
 
 from splitee.errors import ChildFailed, ConfigError, NetworkError, NoCutFits
 from splitee.messages import RunSpec
-from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup
+from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup, mean_costs
 from splitee_device.hardware import available_memory, least, memory_for_training, usable_cores
 from splitee_device.predict_cost import predicted_memory
 
 LEAST_STEPS = 5  # that the worker times
 ENDLESS = 1_000_000  # rounds and steps: a measurement ends by time
 OTHER_STEPS = 8  # that it takes besides: warm-up, evaluation, the stages one by one
-SECONDS = 1.0  # of timed steps a cut
+SECONDS = 1.0  # of timed steps a look
 BURSTY_SECONDS = 3.0  # 30 periods of the usual quota
 TICK = 0.5  # seconds
 
@@ -154,64 +154,79 @@ def _no_description(failed: Failed | None) -> Exception:
 
 
 class Plan:
-    """Which cut to measure next: the first, the deepest that may fit, then the middle of the widest gap."""
+    """Which cut to measure next: the first, the deepest that may fit, then the middle of the widest gap.
+
+    When all are measured, each is once more, as long as half of the time lasts: what else a device does comes
+    and goes, and two moments tell more than one.
+    """
 
     def __init__(
         self, spec: RunSpec, description: Description, available: int | None, seconds: float, deadline: float
     ) -> None:
-        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps a cut.
+        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps a look.
 
         `deadline`: by time.monotonic.
         """
-        self.costs: dict[int, CutCosts] = {}
         self.failed: dict[int, Failed] = {}
+        self._looks: dict[int, list[CutCosts]] = {}
         self._spec = spec
         self.description = description
         self._available = available
         self._seconds = seconds
         self._deadline = deadline
+        self._half_time = (time.monotonic() + deadline) / 2
         self._work = list(accumulate((stage.macs for stage in description.stages), initial=0))
+
+    @property
+    def costs(self) -> dict[int, CutCosts]:
+        """By cut, of those that were measured."""
+        return {cut: mean_costs(looks) for cut, looks in self._looks.items()}
 
     def next(self) -> MeasureCut | None:
         """None when all are measured, or none is left that fits the time."""
         left = self._deadline - time.monotonic()
         for cut in self._candidates():
-            if not self.costs or self._expected(cut) < left:
-                deepest = bool(self.costs) and cut > max(self.costs)
+            if not self._looks or self._expected(cut) < left:
+                deepest = bool(self._looks) and cut > max(self._looks)
                 return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2, stages=deepest)
+        for cut, looks in self._looks.items():
+            if len(looks) == 1 and self._expected(cut) < self._half_time - time.monotonic():
+                return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2)
         return None
 
     def take(self, asked: MeasureCut, answer: CutCosts | Failed) -> None:
         if isinstance(answer, CutCosts):
-            self.costs[asked.cut] = answer
+            self._looks.setdefault(asked.cut, []).append(answer)
         else:
             self.failed[asked.cut] = answer
+            self._looks.pop(asked.cut, None)
 
     def _candidates(self) -> list[int]:
         """Cuts by how much they would tell."""
         killed = [cut for cut, failed in self.failed.items() if failed.killed]
         last = min([len(self.description.stages), *killed]) - 1
-        open_cuts = [cut for cut in range(1, last + 1) if cut not in self.costs and cut not in self.failed]
-        if not self.costs:
+        open_cuts = [cut for cut in range(1, last + 1) if cut not in self._looks and cut not in self.failed]
+        if not self._looks:
             return open_cuts[:1]
-        beyond = [cut for cut in open_cuts if cut > max(self.costs) and self._may_fit(cut)]
-        between = [cut for cut in open_cuts if cut < max(self.costs)]
+        beyond = [cut for cut in open_cuts if cut > max(self._looks) and self._may_fit(cut)]
+        between = [cut for cut in open_cuts if cut < max(self._looks)]
         return [*reversed(beyond), *sorted(between, key=self._distance, reverse=True)]
 
     def _distance(self, cut: int) -> int:
         """Multiply-accumulates to the nearest cut that is measured."""
-        return min(abs(self._work[cut] - self._work[known]) for known in self.costs)
+        return min(abs(self._work[cut] - self._work[known]) for known in self._looks)
 
     def _may_fit(self, cut: int) -> bool:
         if self._available is None:
             return True
-        needed = predicted_memory(self._spec, self.description, self.costs, cut)
-        code = max(costs.code for costs in self.costs.values())
+        known = self.costs
+        needed = predicted_memory(self._spec, self.description, known, cut)
+        code = max(costs.code for costs in known.values())
         return self.description.base_memory + needed + code <= self._available
 
     def _expected(self, cut: int) -> float:
         """Seconds that a measurement will take, from the nearest one: its steps grow with the work."""
-        nearest = self.costs[min(self.costs, key=lambda known: abs(known - cut))]
+        nearest = self._looks[min(self._looks, key=lambda known: abs(known - cut))][0]
         step = nearest.step * max(self._work[cut] / max(self._work[nearest.cut], 1), 0.1)
         rest = max(nearest.seconds - (nearest.steps + OTHER_STEPS) * nearest.step, 0)
         return rest + OTHER_STEPS * step + max(self._seconds, LEAST_STEPS * step)

@@ -41,7 +41,6 @@ LONG = 60.0  # seconds
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """With the exported model of pi-2 in `model`."""
-    torch.set_num_threads(1)
     trained = train(tmp_path_factory.mktemp("trained"))
     export_client(_state(trained), Samples.read(trained.path / "pi-2"), trained.path / "model")
     return trained

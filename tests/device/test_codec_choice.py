@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from msgspec.structs import replace
 
 from splitee.address import BrokerAddress
@@ -33,7 +32,6 @@ COSTS = (
 
 @pytest.fixture(scope="module")
 def data() -> DeviceData:
-    torch.set_num_threads(1)
     return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=192)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
@@ -27,7 +26,6 @@ OTHER = RunSpec(protocol=1, run="run-b", network="resnet18", num_classes=10, rou
 
 @pytest.fixture(scope="module")
 def data() -> DeviceData:
-    torch.set_num_threads(1)
     return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=128)
 
 

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
+from splitee.link import Link, Message
 from splitee.messages import RunSpec
 from splitee_device.data import Shard, open_data
 from splitee_lab.simulation import SimulatedDevice, Simulation
@@ -90,6 +89,15 @@ class Fleet:
             )
 
 
+def await_message(link: Link, topic: str, wanted: Callable[[bytes], bool] = lambda _: True) -> bytes:
+    """The payload of the next message on `topic` that is `wanted`; others are passed over."""
+    while True:
+        event = link.receive(60)
+        assert event is not None, f"nothing came on {topic}"
+        if isinstance(event, Message) and event.topic == topic and wanted(event.payload):
+            return event.payload
+
+
 def in_one_process(
     strategy: Any,
     order: Any,
@@ -101,7 +109,6 @@ def in_one_process(
     **settings: Any,
 ) -> str:
     """weights_sha256 of the same run without a broker. `moves`: to other cuts, after the first round."""
-    torch.set_num_threads(1)
     spec = RunSpec(
         protocol=1,
         run="simulated",

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import call
-from fleets import Fleet, in_one_process
+from fleets import Fleet, await_message, in_one_process
 from PIL import Image
 
 from splitee.errors import ExitCode
-from splitee.link import Link, Message
+from splitee.link import Link
 from splitee.messages import DeviceStatus, ErrorReport, Profile, RunSpec
 from splitee.topics import Topics
 from splitee_lab.brokers import OwnBroker, RunningBroker
@@ -162,7 +162,7 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
     stranger.open(5)
     with Fleet(str(mosquitto_broker.address), "refusals", tmp_path) as fleet:
         fleet.server(devices=2, rounds=1)
-        wait_for(stranger, topics.server_status)
+        await_message(stranger, topics.server_status)
         stranger.publish(topics.device("old", "status"), DeviceStatus(state="online", instance=5).encode())
         profile = Profile(
             protocol=99,
@@ -174,7 +174,7 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
             held_out_samples=2,
         )
         stranger.publish(topics.device("old", "profile"), profile.encode())
-        report = ErrorReport.decode(wait_for(stranger, topics.device("old", "inbox/error")).payload)
+        report = ErrorReport.decode(await_message(stranger, topics.device("old", "inbox/error")))
         assert (report.code, report.fatal, report.instance) == (ExitCode.VERSION, True, 5)
         assert "protocol 99" in report.message
 
@@ -184,7 +184,7 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
 
         stranger.subscribe(topics.device("pi-1", "inbox/plan"))
         fleet.device("pi-1", 2)
-        wait_for(stranger, topics.device("pi-1", "inbox/plan"))  # pi-1 is in: its class names count
+        await_message(stranger, topics.device("pi-1", "inbox/plan"))  # pi-1 is in: its class names count
         for name in ("cat", "dog"):
             pictures(tmp_path / "others" / name, 20)
         fleet.device("pi-2", 2, "--data", str(tmp_path / "others"), "--limit", "30")
@@ -196,14 +196,6 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
     stranger.close()
 
 
-def wait_for(link: Link, topic: str) -> Message:
-    while True:
-        event = link.receive(60)
-        assert event is not None, f"nothing came on {topic}"
-        if isinstance(event, Message) and event.topic == topic:
-            return event
-
-
 def test_two_devices_with_one_id_the_older_ends(broker: RunningBroker, tmp_path: Path) -> None:
     topics = Topics("one-id")
     watcher = Link(broker.address, "watcher")
@@ -212,7 +204,7 @@ def test_two_devices_with_one_id_the_older_ends(broker: RunningBroker, tmp_path:
     with Fleet(str(broker.address), "one-id", tmp_path) as fleet:
         fleet.server(devices=2, rounds=1)
         fleet.device("twin", 2, process="first")
-        wait_for(watcher, topics.device("twin", "profile"))
+        await_message(watcher, topics.device("twin", "profile"))
         fleet.device("twin", 2, process="second")
         assert fleet.wait("first", timeout=60) == [ExitCode.ID_IN_USE]
         assert "another process has started with the id 'twin'" in fleet.log("first")
@@ -238,7 +230,7 @@ def disturb(broker: RunningBroker, topics: Topics) -> None:
     link = Link(broker.address, "vandal")
     link.subscribe(topics.device("pi-1", "features"))
     link.open(5)
-    sample = wait_for(link, topics.device("pi-1", "features")).payload
+    sample = await_message(link, topics.device("pi-1", "features"))
     foreign = sample.replace(b"\xa3run\xb4", b"\xa3run\xb4x", 1)
     bad = [
         b"",

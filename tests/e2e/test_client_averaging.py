@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fleets import CUTS, Fleet, in_one_process
+from fleets import CUTS, Fleet, await_message, in_one_process
 
-from splitee.link import Link, Message
+from splitee.link import Link
 from splitee.messages import Commit
 from splitee.topics import Topics
 from splitee_lab.brokers import RunningBroker
@@ -41,7 +41,7 @@ def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*flags, rounds=4)
         fleet.three_devices()
-        await_commit(watcher, topics, 2)
+        await_message(watcher, topics.commit, lambda payload: Commit.decode(payload).round >= 2)
         for name in ("pi-2", "server"):
             fleet.processes[name].kill()
             fleet.processes[name].wait()
@@ -52,13 +52,3 @@ def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
         report = fleet.report()
     watcher.close()
     assert report["weights_sha256"] == in_one_process("sequential", "step", 4, averaging="layerwise")
-
-
-def await_commit(link: Link, topics: Topics, number: int) -> None:
-    while True:
-        event = link.receive(60)
-        assert event is not None, f"no commit of round {number}"
-        if not isinstance(event, Message) or event.topic != topics.commit:
-            continue
-        if Commit.decode(event.payload).round >= number:
-            return

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 from PIL import Image
 from trained import Trained, train
@@ -41,7 +40,6 @@ LONG = 60.0  # seconds
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """With two models of pi-2, `first` and `second`, and one of pi-1, `other`."""
-    torch.set_num_threads(1)
     trained = train(tmp_path_factory.mktemp("trained"))
     for device, name in (("pi-2", "first"), ("pi-1", "other")):
         state = read_state(trained.path / device)

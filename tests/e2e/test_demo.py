@@ -65,9 +65,7 @@ def demo(out: Path, *flags: str) -> tuple[dict[str, Any], str]:
 
 
 @pytest.mark.mosquitto
-def test_demo_on_mosquitto_and_again_on_the_embedded_broker(
-    tmp_path: Path, mosquitto_broker: RunningBroker
-) -> None:
+def test_demo(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
     first, shown = demo(tmp_path / "first", "--broker", "mosquitto")
     assert first["strategy"] == "sequential"
     assert (first["seed"], first["rounds"], first["broker"], first["codec"]) == (1, 2, "mosquitto", "fp16")
@@ -101,17 +99,18 @@ def test_demo_on_mosquitto_and_again_on_the_embedded_broker(
     ):
         assert said in shown
 
-    again, _ = demo(tmp_path / "again", "--broker", "embedded", "--no-baselines")
-    assert again["weights_sha256"] == first["weights_sha256"]
-    assert (again["broker"], "baselines" in again) == ("embedded", False)
-
 
 @pytest.mark.mosquitto
-def test_averaging_on_a_broker_that_runs_already(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
+def test_averaging_on_a_broker_that_runs_already_and_again_on_the_embedded_one(
+    tmp_path: Path, mosquitto_broker: RunningBroker
+) -> None:
     flags = ("--strategy", "averaging", "--no-baselines", "--devices", "2", "--codec", "int8+zstd", *TINY)
-    report, _ = demo(tmp_path / "out", "--broker", str(mosquitto_broker.address), *flags)
-    assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
-    assert report["batches_trained"] == report["batches_published"] == 2 * 2 * 1
+    first, _ = demo(tmp_path / "first", "--broker", str(mosquitto_broker.address), *flags)
+    assert (first["strategy"], first["broker"], first["codec"]) == ("averaging", "external", "int8+zstd")
+    assert first["batches_trained"] == first["batches_published"] == 2 * 2 * 1
+    again, _ = demo(tmp_path / "again", "--broker", "embedded", *flags)
+    assert again["weights_sha256"] == first["weights_sha256"]
+    assert (again["broker"], "baselines" in again) == ("embedded", False)
 
 
 def child(process: subprocess.Popen[str], name: str) -> psutil.Process:

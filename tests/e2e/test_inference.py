@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from fleets import Fleet
 from PIL import Image
 from trained import CUTS, Trained, train
@@ -51,7 +50,6 @@ finally:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """With the models of the devices in `model/ID`, and of the server in `model/server`."""
-    torch.set_num_threads(1)
     trained = train(tmp_path_factory.mktemp("trained"))
     for device in CUTS:
         state = read_state(trained.path / device)

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from pathlib import Path
 
-from fleets import CUTS, Fleet, in_one_process
+from fleets import CUTS, Fleet, await_message, in_one_process
 from msgspec.structs import replace
 
-from splitee.link import Link, Message
+from splitee.link import Link
 from splitee.messages import Plan, Profile, RoundOpen
 from splitee.topics import Topics
 from splitee_lab.brokers import RunningBroker
 
 ROUNDS = 3
 MOVES = {"pi-1": 3, "pi-3": 1}
-
-
-def await_message(link: Link, topic: str, wanted: Callable[[bytes], bool] = lambda _: True) -> bytes:
-    while True:
-        event = link.receive(60)
-        assert event is not None, f"nothing on {topic}"
-        if isinstance(event, Message) and event.topic == topic and wanted(event.payload):
-            return event.payload
 
 
 def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(

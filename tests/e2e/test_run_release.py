@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fleets import Fleet
+from fleets import Fleet, await_message
 from PIL import Image
 
-from splitee.link import Link, Message
+from splitee.link import Link
 from splitee.manifest import ClientManifest, read_manifest
 from splitee.messages import DeviceStatus
 from splitee.model_messages import PredictionReport
@@ -47,11 +47,3 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         entry = trunks.entry(device)
         assert entry is not None
         assert entry.cut == cut
-
-
-def await_message(link: Link, topic: str) -> bytes:
-    while True:
-        event = link.receive(60)
-        assert event is not None, f"nothing came on {topic}"
-        if isinstance(event, Message) and event.topic == topic:
-            return event.payload

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,7 +69,6 @@ def test_exactly_one_bound_is_taken() -> None:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """With the models beside the states: `client` of pi-2, and `trunks`."""
-    torch.set_num_threads(1)
     trained = train(tmp_path_factory.mktemp("trained"))
     device, server = read_state(trained.path / "pi-2"), read_state(trained.path / "server")
     assert isinstance(device, DeviceState) and isinstance(server, ServerState)

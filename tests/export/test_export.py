@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from trained import Trained, train
 
@@ -28,7 +27,6 @@ from splitee_export.states import DeviceState, ServerState, read_state
 
 @pytest.fixture(scope="module", params=["sequential", "averaging"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    torch.set_num_threads(1)
     return train(tmp_path_factory.mktemp("trained"), request.param)
 
 
@@ -82,7 +80,6 @@ def test_each_device_enters_its_own_trunk(trained: Trained, tmp_path: Path) -> N
 
 
 def test_a_network_with_dropout_and_pooled_branches_exports_with_a_free_batch() -> None:
-    torch.set_num_threads(1)
     network = build_network("mobilenet_v3_small", num_classes=7, input_shape=(3, 64, 64))
     network.module.eval()
     client, head, trunk = network.client(2).eval(), network.exit_head(2).eval(), network.trunk(2).eval()

@@ -6,7 +6,6 @@ import itertools
 import multiprocessing
 
 import pytest
-import torch
 
 from splitee.errors import ChildFailed
 from splitee.messages import RunSpec
@@ -25,11 +24,6 @@ RUN = RunSpec(
 )
 DATA = DataSource("builtin:fashion-mnist", limit=32)
 SHARDS = {"pi-1": "1/2", "pi-2": "2/2"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_centralized_has_all_shards_and_each_device_its_own() -> None:

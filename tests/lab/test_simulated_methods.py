@@ -27,11 +27,6 @@ MACS = {1: 4 * 27 * 64, 2: 4 * 27 * 64 + 8 * 36 * 9}  # stages 1..cut: outputs x
 WHOLE = MACS[2] + 72 * 16 + 16 * 10
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def data() -> DeviceData:
     return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=3 * SAMPLES)

@@ -38,7 +38,6 @@ class Fleet:
     """Devices whose trunks and client networks have learnt, so that no two tensors are alike."""
 
     def __init__(self, cuts: dict[str, int], run: RunSpec) -> None:
-        torch.set_num_threads(1)
         torch.manual_seed(7)
         self.run = run
         self.cuts = dict(cuts)
