@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from splitee.address import BrokerAddress
 from splitee.link import Link, Message
 from splitee.messages import RunSpec
+from splitee.topics import Topics
 from splitee_device.data import Shard, open_data
 from splitee_lab.simulation import SimulatedDevice, Simulation
 
@@ -87,6 +89,14 @@ class Fleet:
                 stderr=log,
                 env={**os.environ, "PYTHONPATH": str(SUPPORT)},
             )
+
+
+def offer(broker: BrokerAddress, topics: Topics, spec: RunSpec) -> None:
+    """A run, as a server offers it."""
+    publisher = Link(broker, f"server-of-{topics.fleet}")
+    publisher.open(5)
+    publisher.publish(topics.run, spec.encode(), retain=True)
+    publisher.close()
 
 
 def await_message(link: Link, topic: str, wanted: Callable[[bytes], bool] = lambda _: True) -> bytes:

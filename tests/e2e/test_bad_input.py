@@ -6,11 +6,13 @@ import io
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from commands import call
-from fleets import Fleet, await_message, in_one_process
+from fleets import Fleet, await_message, in_one_process, offer
+from msgspec.structs import replace
 from PIL import Image
 
 from splitee.errors import ExitCode
@@ -18,6 +20,8 @@ from splitee.link import Link
 from splitee.messages import DeviceStatus, ErrorReport, Profile, RunSpec
 from splitee.topics import Topics
 from splitee_lab.brokers import OwnBroker, RunningBroker
+
+SPEC = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
 
 
 def pictures(folder: Path, count: int, *, broken: int = 0) -> None:
@@ -98,60 +102,39 @@ def test_data_that_is_no_use(
     folder = tmp_path / "pictures"
     make(folder)
     topics = Topics(f"data-{tmp_path.name}".replace("[", "-").replace("]", ""))
-    spec = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
-    publisher = Link(broker.address, "publisher")
-    publisher.open(5)
-    publisher.publish(topics.run, spec.encode(), retain=True)
-    publisher.close()
+    offer(broker.address, topics, SPEC)
     flags = (*device_flags, "--data", str(folder), "--broker", str(broker.address), "--fleet", topics.fleet)
     code, line = call(capsys, *flags)
     assert code == ExitCode.DATA
     assert words in line.lower()
 
 
-def test_a_cut_out_of_range_names_the_range(
-    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker
+@pytest.mark.parametrize(
+    ("offered", "flags", "expected", "words"),
+    [
+        pytest.param({}, ("--cut", "10"), ExitCode.NETWORK, "1..9", id="a-cut-out-of-range"),
+        pytest.param(
+            {"network": "os:abort"}, (), ExitCode.NETWORK, "--network os:abort", id="code-on-the-wire"
+        ),
+        pytest.param({"protocol": 2}, (), ExitCode.VERSION, "protocol 2", id="another-version"),
+    ],
+)
+def test_a_run_that_a_device_refuses(
+    capsys: pytest.CaptureFixture[str],
+    device_flags: tuple[str, ...],
+    broker: RunningBroker,
+    request: pytest.FixtureRequest,
+    offered: dict[str, Any],
+    flags: tuple[str, ...],
+    expected: ExitCode,
+    words: str,
 ) -> None:
-    topics = Topics("cut-out-of-range")
-    spec = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
-    publisher = Link(broker.address, "publisher")
-    publisher.open(5)
-    publisher.publish(topics.run, spec.encode(), retain=True)
-    flags = (*device_flags, "--data", "builtin:fashion-mnist", "--cut", "10", "--fleet", topics.fleet)
-    code, line = call(capsys, *flags, "--broker", str(broker.address))
-    publisher.close()
-    assert code == ExitCode.NETWORK
-    assert "1..9" in line
-
-
-def test_the_wire_cannot_choose_code_to_run(
-    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker
-) -> None:
-    topics = Topics("code-on-the-wire")
-    spec = RunSpec(protocol=1, run="r", network="os:abort", num_classes=10, rounds=1)
-    publisher = Link(broker.address, "publisher")
-    publisher.open(5)
-    publisher.publish(topics.run, spec.encode(), retain=True)
-    flags = (*device_flags, "--data", "builtin:fashion-mnist", "--fleet", topics.fleet)
-    code, line = call(capsys, *flags, "--broker", str(broker.address))
-    publisher.close()
-    assert code == ExitCode.NETWORK
-    assert "--network os:abort" in line
-
-
-def test_a_server_of_another_protocol_version(
-    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker
-) -> None:
-    topics = Topics("another-version")
-    spec = RunSpec(protocol=2, run="r", network="resnet18", num_classes=10, rounds=1)
-    publisher = Link(broker.address, "publisher")
-    publisher.open(5)
-    publisher.publish(topics.run, spec.encode(), retain=True)
-    flags = (*device_flags, "--data", "builtin:fashion-mnist", "--fleet", topics.fleet)
-    code, line = call(capsys, *flags, "--broker", str(broker.address))
-    publisher.close()
-    assert code == ExitCode.VERSION
-    assert "protocol 2" in line
+    topics = Topics(request.node.callspec.id)
+    offer(broker.address, topics, replace(SPEC, **offered))
+    where = ("--broker", str(broker.address), "--fleet", topics.fleet)
+    code, line = call(capsys, *device_flags, "--data", "builtin:fashion-mnist", *where, *flags)
+    assert code == expected
+    assert words in line
 
 
 def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 from commands import call
-from fleets import Fleet
+from fleets import Fleet, offer
 
-from splitee.address import BrokerAddress
 from splitee.durable import StateDirectory
 from splitee.errors import ExitCode
-from splitee.link import Link
 from splitee.messages import RunSpec
 from splitee.topics import Topics
 from splitee_lab.brokers import RunningBroker, free_port
@@ -77,7 +75,7 @@ def test_a_device_refuses_the_state_of_another_run(
     capsys: pytest.CaptureFixture[str], mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
     topics = Topics("state-of-another-run")
-    offer(mosquitto_broker.address, topics)
+    offer(mosquitto_broker.address, topics, SPEC)
     held = {"run": "run-before", "network": "resnet18", "cut": 3, "finished": False}
     with state(tmp_path, held):
         pass
@@ -88,14 +86,6 @@ def test_a_device_refuses_the_state_of_another_run(
     assert "holds run run-before (resnet18, cut 3), unfinished" in line
     assert "this is run run-a (tiny_networks:tiny, cut 2)" in line
     assert "--fresh starts over" in line
-
-
-def offer(broker: BrokerAddress, topics: Topics) -> None:
-    """A run, as a server offers it."""
-    publisher = Link(broker, f"server-of-{topics.fleet}")
-    publisher.open(5)
-    publisher.publish(topics.run, SPEC.encode(), retain=True)
-    publisher.close()
 
 
 def test_a_finished_run_started_again_says_so(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
