@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := core device server export lab broker_config
 COMPOSE ?= docker compose
+# Test processes: one more than cores, for many tests wait for what others do.
+WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
 .PHONY: demo up down test test-all-networks check fuzz check-wheels format clean
 
@@ -22,7 +24,7 @@ down:
 
 test: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
-	$(BIN)/pytest -n auto --dist loadgroup $(TESTS)
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 test-all-networks: $(VENV)/.dev
 	$(BIN)/pytest tests/core/all_networks.py

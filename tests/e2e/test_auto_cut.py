@@ -22,7 +22,7 @@ def ask(command: str, broker: RunningBroker, fleet: str) -> Any:
 
 
 def test_devices_choose_their_cuts_and_publish_why(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
-    auto = ("--cut", "auto", "--budget", "40")
+    auto = ("--cut", "auto", "--budget", "20")
     with Fleet(str(mosquitto_broker.address), "auto", tmp_path) as fleet:
         fleet.server(devices=2, rounds=1)
         fleet.device("pi-1", 1, *auto, "--prefer", "deepest", shard="1/2")
