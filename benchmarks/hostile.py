@@ -216,10 +216,13 @@ class Payloads:
 class Observer:
     """Counts what the fleet's processes say they have refused."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, rounds: int) -> None:
         self.rejected = dict.fromkeys((*CUTS, "server"), 0)
-        self.finished = False  # all rounds; a process that ends touches pages of libraries once more
+        self.ending = (
+            False  # the last round is open; a process that ends touches pages of libraries once more
+        )
         self._link = link
+        self._rounds = rounds
         link.subscribe(TOPICS.round, TOPICS.server_status, TOPICS.all_devices("status"))
         link.open(10)
 
@@ -231,7 +234,7 @@ class Observer:
                 continue
             with suppress(MalformedMessage):
                 if event.topic == TOPICS.round:
-                    self.finished = RoundOpen.decode(event.payload).phase == "finished"
+                    self.ending = RoundOpen.decode(event.payload).round >= self._rounds
                 elif event.topic == TOPICS.server_status:
                     self._note("server", ServerStatus.decode(event.payload).rejected)
                 elif found := TOPICS.parse_device(event.topic):
@@ -298,12 +301,12 @@ def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> F
         spec = RunSpec.decode(heard[TOPICS.run][-1])
         payloads = Payloads(with_rare_ones(heard, spec.run), random.Random(seed))
         everywhere = targets(spec)
-        observer = Observer(vandal)
+        observer = Observer(vandal, spec.rounds)
         flood = Flood(fleet, vandal, observer)
         started = time.monotonic()
         flood.send(count, everywhere, payloads)
         seconds = time.monotonic() - started
-        while not observer.finished and not fleet.finished:
+        while not observer.ending and not fleet.finished:
             observer.take(0.5)
         flooded = memory.peaks()
         while not fleet.finished:
