@@ -218,9 +218,7 @@ class Observer:
 
     def __init__(self, link: Link, rounds: int) -> None:
         self.rejected = dict.fromkeys((*CUTS, "server"), 0)
-        self.ending = (
-            False  # the last round is open; a process that ends touches pages of libraries once more
-        )
+        self.ending = False  # the last round is open; what ends touches pages of libraries once more
         self._link = link
         self._rounds = rounds
         link.subscribe(TOPICS.round, TOPICS.server_status, TOPICS.all_devices("status"))
