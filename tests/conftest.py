@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 from open_files import open_to_all
 
 from splitee.link import BrokerAddress, Connected, Link, Message
@@ -20,7 +21,7 @@ from splitee_lab.brokers import (
     mosquitto,
 )
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is here: tests run side by side, a core each
+os.environ["OMP_NUM_THREADS"] = "1"  # of all processes that tests start: they run side by side
 
 DEADLINE = 10.0  # seconds
 SHARED = ("trained", "everything", "fleet")  # fixtures of a module that take long to make
@@ -42,6 +43,12 @@ def require_mosquitto() -> None:
     if os.environ.get("CI") == "true":
         pytest.fail("no mosquitto on PATH, and CI=true: install it (apt install mosquitto)")
     pytest.skip("no mosquitto on PATH (apt install mosquitto)")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Commands that a test calls in this process set their own number; weights depend on it."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

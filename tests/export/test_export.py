@@ -25,9 +25,19 @@ from splitee_export.parity import check_parity
 from splitee_export.states import DeviceState, ServerState, read_state
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    return train(tmp_path_factory.mktemp("trained"), "sequential")
+
+
 @pytest.fixture(scope="module", params=["sequential", "averaging"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("trained"), request.param)
+def by_strategy(
+    request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """Servers' states differ by strategy, devices' do not."""
+    if request.param == "sequential":
+        return trained
+    return train(tmp_path_factory.mktemp("averaging"), "averaging")
 
 
 def device_state(trained: Trained, device: str = "pi-2") -> DeviceState:
@@ -59,9 +69,9 @@ def test_a_device_model_answers_as_torch_does(trained: Trained, tmp_path: Path) 
     np.testing.assert_array_equal(Samples.read(tmp_path).held_out, samples.held_out)
 
 
-def test_each_device_enters_its_own_trunk(trained: Trained, tmp_path: Path) -> None:
-    export_client(device_state(trained), Samples.read(trained.path / "pi-2"), tmp_path / "pi-2")
-    state = server_state(trained)
+def test_each_device_enters_its_own_trunk(by_strategy: Trained, tmp_path: Path) -> None:
+    export_client(device_state(by_strategy), Samples.read(by_strategy.path / "pi-2"), tmp_path / "pi-2")
+    state = server_state(by_strategy)
     manifest = export_trunks(state, tmp_path / "server", [tmp_path / "pi-2"])
     trunks = TrunkModels(tmp_path / "server", threads=1)
     for device, cut in state.cuts.items():
@@ -70,11 +80,11 @@ def test_each_device_enters_its_own_trunk(trained: Trained, tmp_path: Path) -> N
         features = np.abs(np.random.default_rng(cut).standard_normal((5, *entry.feature_shape))).astype("f4")
         expected = run_torch(state.trunks[device], features)[0]
         np.testing.assert_allclose(trunks.logits(entry.trunk, features), expected, atol=1e-5, rtol=1e-4)
-    own = {"sequential": "trunk-cut-2.onnx", "averaging": "trunk-pi-2.onnx"}[trained.spec.strategy]
+    own = {"sequential": "trunk-cut-2.onnx", "averaging": "trunk-pi-2.onnx"}[by_strategy.spec.strategy]
     assert manifest.devices["pi-2"] == own
     assert manifest.trunks[own].parity.inputs == "features"
     assert manifest.trunks[manifest.devices["pi-1"]].parity.inputs == "random"
-    assert len(manifest.trunks) == {"sequential": 2, "averaging": 3}[trained.spec.strategy]
+    assert len(manifest.trunks) == {"sequential": 2, "averaging": 3}[by_strategy.spec.strategy]
     assert manifest == read_manifest(tmp_path / "server", TrunkManifest)
     assert trunks.entry("stranger") is None
 
@@ -138,7 +148,7 @@ def test_the_benchmark_puts_the_faster_graph_in_service(trained: Trained, tmp_pa
 
 
 def test_a_client_of_another_run_cannot_try_a_trunk(trained: Trained, tmp_path: Path) -> None:
-    other = train(tmp_path / "other", "averaging" if trained.spec.strategy == "sequential" else "sequential")
+    other = train(tmp_path / "other", "averaging")
     export_client(device_state(other), Samples.read(other.path / "pi-2"), tmp_path / "client")
     with pytest.raises(ConfigError, match="in run"):
         export_trunks(server_state(trained), tmp_path / "out", [tmp_path / "client"])
