@@ -94,13 +94,13 @@ SPLITEE_CONFIG='' "$splitee" server --config "$work/fleet/server/server.toml" --
 server=$!
 
 say "boot, and install"
-cp "$work/fleet/bundles/splitee-pi-1.tar" "$root/root/"
+cp "$work/fleet/bundles/splitee-pi-1.tar" "$root/srv/"
 boot
 if [ -n "${LEND:-}" ]; then
     in_container python3 -m venv /opt/splitee
     in_container sh -c 'for d in /opt/splitee/lib/python3*/site-packages; do echo /lent > $d/lent.pth; done'
 fi
-in_container /source/device/install.sh --bundle /root/splitee-pi-1.tar --data builtin:fashion-mnist 2>&1 | grep -v '^WARNING'
+in_container /source/device/install.sh --bundle /srv/splitee-pi-1.tar --data builtin:fashion-mnist 2>&1 | grep -v '^WARNING'
 in_container sh -c 'printf "cut = 3\nlimit = 200\nthreads = 1\n" >> /etc/splitee/device.toml'
 # So that the freeze below does not take three minutes to be seen.
 in_container sh -c 'mkdir -p /etc/systemd/system/splitee-device.service.d &&
