@@ -3,8 +3,8 @@
 torchvision's operators and torch's optimizers import `torch._dynamo` to ask or tell it something, also where
 nothing is ever compiled. A command's process gets a module in its place that answers these questions as a
 process without the compiler would, and that becomes the real one as soon as anything else is wanted of it.
-Only programs install it (`splitee.cli`, the profiler's worker): they may decide so for their own process, a
-library may not.
+Only `splitee.cli`, the beginning of every program, installs it: a program may decide so for its own process,
+a library may not.
 """
 
 from __future__ import annotations

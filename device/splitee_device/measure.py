@@ -1,6 +1,7 @@
-"""The profiler's worker process (see worker.py): trains at a cut as the agent does, and says what it took.
+"""The profiler's worker process: trains at a cut as the agent does, and says what it took.
 
-Requests and replies are lines of JSON, see costs.py.
+    python -m splitee_device.measure   (requests and replies are lines of JSON, see costs.py)
+
 Each cut is measured in a process forked from this one, which has imported torch and done nothing with it: so
 a cut's memory is its own, and where the system kills for want of memory, it kills only the attempt.
 """
@@ -27,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+import splitee.cli  # noqa: F401  # a device's process begins with it, and so without torch's compiler
 import splitee_device.agent  # noqa: F401  # what the agent imports is part of what it takes
 from splitee.codecs import encode_tensor
 from splitee.errors import SpliteeError
@@ -326,3 +328,7 @@ def _pictures(spec: RunSpec) -> DeviceData:
         return PictureSet(images, np.arange(count) % spec.num_classes)
 
     return DeviceData(some(spec.batch_size), some(EVALUATION_BATCH), ("a", "b"), ())
+
+
+if __name__ == "__main__":
+    main()

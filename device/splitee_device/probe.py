@@ -88,7 +88,7 @@ class Probe:
 
     def _start(self) -> Reply:
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "splitee_device.worker"],
+            [sys.executable, "-m", "splitee_device.measure"],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
