@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["splitee"]):
 
     from splitee.codecs import CODECS, EncodedTensor, codec, decode_tensor
     from splitee.errors import MalformedMessage
-    from splitee.messages import Features, Stages, decode_entropy, decode_labels
+    from splitee.messages import Features, SoftLabelRows, Stages, decode_entropy, decode_labels
     from splitee.parts import Assembler
     from splitee.topics import Topics
 
@@ -58,6 +58,8 @@ def as_message(attempt: tuple[type[Any], bytes]) -> None:
         elif isinstance(message, Stages):
             for tensor in message.tensors.values():
                 checked(tensor)
+        elif isinstance(message, SoftLabelRows):
+            checked(message.rows)
 
 
 @given(st.sampled_from(CODECS), SHAPES, st.binary())

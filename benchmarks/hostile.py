@@ -44,6 +44,7 @@ from splitee.messages import (
     RunSpec,
     ServerClaim,
     ServerStatus,
+    SoftLabelRows,
     Stages,
     Sync,
 )
@@ -108,6 +109,7 @@ def targets(spec: RunSpec) -> list[Target]:
         "inbox/plan": Plan.decode,
         "inbox/error": ErrorReport.decode,
         "inbox/weights": Stages.decode,
+        "inbox/soft-labels": SoftLabelRows.decode,
     }
     return [
         *(Target(TOPICS.device(VICTIM, leaf), check, ("server",)) for leaf, check in to_server.items()),
@@ -169,6 +171,9 @@ def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[by
         TOPICS.device(VICTIM, "infer"): InferRequest(run=run, cut=CUTS[VICTIM], features=tensor),
         TOPICS.device(VICTIM, "weights"): weights,
         TOPICS.device(VICTIM, "inbox/weights"): weights,
+        TOPICS.device(VICTIM, "inbox/soft-labels"): SoftLabelRows(
+            run=run, round=1, attempt=1, first=0, rows=tensor
+        ),
         TOPICS.device(VICTIM, "model-want"): ModelWant(release="0" * 64, offset=1),
         TOPICS.device(VICTIM, "model"): ModelReport(release="0" * 64, state="refused", reason="parity"),
         TOPICS.device(VICTIM, "inbox/error"): ErrorReport(code=ExitCode.REJECTED, message="features: ..."),

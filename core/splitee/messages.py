@@ -134,10 +134,11 @@ class RunSpec(JsonMessage, frozen=True):
     weighting: Weighting = "samples"  # of all averages
     augmentation: Augmentation = "none"  # of training pictures, on the device
     balanced_loss: bool = False  # the device's loss allows for its own mix of classes
+    soft_labels: NonNegative = 1.0  # weight of the trunk's answers in the exits' loss; 0: devices get none
     release: bool = False  # after the last round devices send their client networks, to be exported
 
 
-class Participant(msgspec.Struct, frozen=True):
+class Participant(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one device does in a phase of a round, and the committed round it continues from."""
 
     cut: Positive
@@ -145,6 +146,7 @@ class Participant(msgspec.Struct, frozen=True):
     base: Count
     weights: bool = False  # it sends its client network with its round-done
     next_cut: Count = 0  # where it is cut after this round; 0: as before
+    soft_labels: Count = 0  # the round of which the server has soft labels for it; 0: none
 
 
 class RoundOpen(JsonMessage, frozen=True):
@@ -195,12 +197,14 @@ class Ack(JsonMessage, frozen=True):
 class Sync(JsonMessage, frozen=True):
     """`devices/ID/sync`: a device that has heard nothing for long asks for a fresh acknowledgement.
 
-    `weights`: or it asks for these tensors of its client network, which the server holds.
+    `weights`: or it asks for these tensors of its client network, which the server holds; `soft_labels`: for
+    its soft labels from this row on.
     """
 
     run: Text
     instance: Count
     weights: Annotated[tuple[TensorName, ...], Meta(max_length=10_000)] = ()
+    soft_labels: Count | None = None
 
 
 class ErrorReport(JsonMessage, frozen=True):
@@ -296,6 +300,19 @@ class Stages(PackedMessage, frozen=True):
     round: Count
     tensors: Annotated[dict[TensorName, EncodedTensor], Meta(max_length=MAX_ITEMS)]
     attempt: Count = 0
+
+
+class SoftLabelRows(PackedMessage, frozen=True):
+    """`devices/ID/inbox/soft-labels`: probabilities (B, classes) of a device's pictures, from row `first` on.
+
+    Rows are in the order in which the device sent its batches in round `round`.
+    """
+
+    run: Annotated[str, Meta(max_length=100)]
+    round: Count
+    attempt: Count
+    first: Count
+    rows: EncodedTensor
 
 
 def label_type(num_classes: int) -> np.dtype[Any]:

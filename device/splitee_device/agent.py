@@ -25,6 +25,7 @@ from splitee.messages import (
     RunSpec,
     encode_labels,
 )
+from splitee.soft_labels import SoftArrival, SoftLabels, rows_a_round
 from splitee.topics import PROTOCOL
 from splitee.weights import check_messages, pack_weights
 from splitee_device.data import DeviceData
@@ -176,8 +177,9 @@ class Agent:
         log.info("round %d: training %d batches", number, trainer.steps)
         started = time.monotonic()
         self._position = None
+        soft_labels = self._soft_labels(opened)
         outbox = self._open_outbox(opened, "train")
-        for step, batch in enumerate(self._watch.steps(trainer.round(number))):
+        for step, batch in enumerate(self._watch.steps(trainer.round(number, soft_labels))):
             session.wait(lambda: not outbox.full, "room in the server's window")
             if outbox.needs(step):
                 outbox.add(step, self._encode(opened, "train", step, batch))
@@ -213,6 +215,16 @@ class Agent:
             self._position = number  # else the server may have given it other weights
         log.info("round %d: committed, exit loss %.4f", number, trainer.loss)
         self._reconsider(number)
+
+    def _soft_labels(self, opened: RoundOpen) -> SoftLabels | None:
+        """What the trunk answered to this device's pictures of an earlier round, where the server has it."""
+        number = opened.participants[self._session.device].soft_labels
+        if not number:
+            return None
+        rows = rows_a_round(self._spec, self._trainer.samples)
+        return self._session.fetch_soft_labels(
+            SoftArrival(opened.run, opened.attempt, number, rows, self._spec.num_classes)
+        )
 
     def _packed_weights(self, opened: RoundOpen) -> Iterator[bytes]:
         """The client network as messages, where the server has asked for it."""

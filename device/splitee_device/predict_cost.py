@@ -186,7 +186,11 @@ class _Model:
     def _needed(self, memory: int, cut: int) -> int:
         """Bytes with torch, its code and the pictures; what was not measured gets MARGIN on top."""
         margin = 1.0 if cut in self._costs else MARGIN
-        pictures = self._work.samples * prod(self._measured.spec.input_shape)
+        spec = self._measured.spec
+        picture = prod(spec.input_shape) + (
+            2 * spec.num_classes if spec.soft_labels else 0
+        )  # with its soft label
+        pictures = self._work.samples * picture
         return self._measured.description.base_memory + self._code + pictures + round(margin * memory)
 
     def _stage_times(self) -> tuple[list[float], list[float]]:

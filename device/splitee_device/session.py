@@ -22,12 +22,14 @@ from splitee.messages import (
     RoundOpen,
     RunSpec,
     ServerStatus,
+    SoftLabelRows,
     Stages,
     Sync,
 )
 from splitee.notify import notify
 from splitee.parts import Assembler
 from splitee.signals import Stopped
+from splitee.soft_labels import SoftArrival, SoftLabels
 from splitee.topics import PROTOCOL, Topics
 from splitee.weights import Arrival
 from splitee_device.hardware import temperature
@@ -82,6 +84,7 @@ class Session:
         self.outbox: Outbox | None = None
         self.under_way: RoundOpen | None = None
         self.arrival: Arrival | None = None  # of the client network that the device has asked for
+        self.soft_arrival: SoftArrival | None = None
         self.say_done: Callable[[], None] | None = None  # said, and said again, until the round's commit
         self._parts = Assembler()
         self._topics = topics
@@ -221,7 +224,12 @@ class Session:
         arrival = self.arrival = Arrival(like)
         try:
             while arrival.missing:
-                self._ask_for(tuple(arrival.next_names()), plan.run)
+                names = tuple(arrival.next_names())
+                self._ask_for(
+                    Sync(run=plan.run, instance=self.instance, weights=names),
+                    lambda names=names: arrival.tensors.keys() >= set(names),  # type: ignore[misc]
+                    "this device's network from the server",
+                )
                 try:
                     if not arrival.missing:
                         arrival.check(plan.digest)
@@ -231,17 +239,26 @@ class Session:
             self.arrival = None
         return arrival.tensors
 
-    def _ask_for(self, names: tuple[str, ...], run: str) -> None:
-        """Ask for tensors, and wait for them; what does not come in time is asked for again."""
-        wish = Sync(run=run, instance=self.instance, weights=names)
+    def fetch_soft_labels(self, arrival: SoftArrival) -> SoftLabels:
+        """The soft labels that the server holds for this device, a message at a time."""
+        self.soft_arrival = arrival
+        try:
+            while not arrival.is_whole:
+                row = arrival.next_row
+                self._ask_for(
+                    Sync(run=arrival.run, instance=self.instance, soft_labels=row),
+                    lambda row=row: arrival.next_row > row,  # type: ignore[misc]
+                    "this device's soft labels from the server",
+                )
+        finally:
+            self.soft_arrival = None
+        return arrival.labels()
+
+    def _ask_for(self, wish: Sync, has_come: Callable[[], bool], what: str) -> None:
+        """Ask for something, and wait for it as long as an answer may take."""
         self.link.publish(self.topic("sync"), wish.encode())
         until = time.monotonic() + SYNC_AFTER
-
-        def is_over() -> bool:
-            assert self.arrival is not None
-            return self.arrival.tensors.keys() >= set(names) or time.monotonic() > until
-
-        self.wait(is_over, "this device's network from the server")
+        self.wait(lambda: has_come() or time.monotonic() > until, what)
 
     def _check_superseded(self) -> None:
         mine, current = self.under_way, self.round
@@ -270,6 +287,8 @@ class Session:
             self.plan = Plan.decode(payload)
         elif leaf == "inbox/weights":
             self._on_weights(payload)
+        elif leaf == "inbox/soft-labels":
+            self._on_soft_labels(payload)
         elif leaf == "inbox/error":
             self._on_error(ErrorReport.decode(payload))
         elif leaf == "status":
@@ -313,6 +332,11 @@ class Session:
             return
         if (message.run, message.attempt, message.round) == (plan.run, plan.attempt, plan.committed):
             self.arrival.add(message)
+
+    def _on_soft_labels(self, payload: bytes) -> None:
+        whole = self._parts.add("server", payload)
+        if whole is not None and self.soft_arrival is not None:
+            self.soft_arrival.add(SoftLabelRows.decode(whole))
 
     def _on_error(self, report: ErrorReport) -> None:
         if report.instance not in (0, self.instance):

@@ -17,6 +17,7 @@ from torch import Tensor
 from splitee.augmentation import augment
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_for
+from splitee.soft_labels import SoftLabels
 from splitee.training import (
     EVALUATION_BATCH,
     class_offsets,
@@ -32,6 +33,7 @@ from splitee.training import (
 from splitee.weights import client_model
 from splitee_device.batches import batches_at
 from splitee_device.data import DeviceData
+from splitee_device.distillation import Teacher
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,22 @@ class ClientTrainer:
         self._offsets = class_offsets(spec, data.train.labels).to(self._place)
         self._train_batch = batches_at(self._place, data.train, spec)
         self._held_out_batch = batches_at(self._place, data.held_out, spec)
-        self.steps = steps_a_round(spec, len(data.train))
+        self.samples = len(data.train)
+        self.steps = steps_a_round(spec, self.samples)
         self.evaluation_steps = -(-len(data.held_out) // EVALUATION_BATCH)
-        self.loss = 0.0  # mean exit loss of the round so far
+        self.loss = 0.0  # mean exit loss on the labels, of the round so far
         self.accuracy = 0.0  # share of the round's training samples that the exit got right
 
-    def round(self, number: int) -> Iterator[CutBatch]:
-        """Train round `number` (from 1), yielding each batch's features as it goes."""
+    def round(self, number: int, soft_labels: SoftLabels | None = None) -> Iterator[CutBatch]:
+        """Train round `number` (from 1), yielding each batch's features as it goes.
+
+        Args:
+            soft_labels: of an earlier round; the exit learns from them beside the labels.
+        """
         self._model.train()
+        teacher = Teacher(self._spec, self._device, self.samples, soft_labels)
         losses, correct, seen = 0.0, 0, 0
-        batches = epoch_batches(self._spec, self._device, number, len(self._data.train))
+        batches = epoch_batches(self._spec, self._device, number, self.samples)
         for step, indices in enumerate(batches):
             pictures, labels = self._train_batch(indices)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
@@ -101,7 +109,7 @@ class ClientTrainer:
                 logits = self.exit(features)  # (B, num_classes)
                 loss = F.cross_entropy(logits + self._offsets, labels)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss + teacher.loss(indices, logits)).backward()
             self.optimizer.step()
             losses += loss.item()
             correct += int((logits.detach().argmax(dim=1) == labels).sum())

@@ -21,6 +21,7 @@ from splitee_server.client_averaging import average_clients, size_of
 from splitee_server.clients import ClientNetworks
 from splitee_server.evaluation import Score
 from splitee_server.schedule import Schedule
+from splitee_server.soft_labels import SoftLabelStore
 from splitee_server.strategy import Strategy, make_strategy
 
 
@@ -55,10 +56,12 @@ class Simulation:
     _cuts: dict[str, int] = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
     _strategy: Strategy = field(init=False)
+    _soft_labels: SoftLabelStore = field(init=False)
 
     def __post_init__(self) -> None:
         self._cuts = {name: device.cut for name, device in self.devices.items()}
         self._strategy = make_strategy(build_at(self.spec, self.place), self.spec)
+        self._soft_labels = SoftLabelStore(self.spec)
         self._trainers = {}
         for name, device in sorted(self.devices.items()):
             self._trainers[name] = ClientTrainer(
@@ -71,6 +74,7 @@ class Simulation:
         samples = {name: len(device.data.train) for name, device in self.devices.items()}
         for number in range(1, self.spec.rounds + 1):
             losses, sent = self._train(number)
+            self._soft_labels.end_round(number, self._trainers)
             self._strategy.aggregate(samples)
             sent += self._average_clients(self._cuts, samples)
             yield SimulatedRound(
@@ -116,15 +120,18 @@ class Simulation:
         steps = {name: trainer.steps for name, trainer in self._trainers.items()}
         order = self._strategy.order
         schedule: Schedule[CutBatch] = Schedule("step" if order == "any" else order, steps, window=1)
-        batches = {name: enumerate(trainer.round(number)) for name, trainer in self._trainers.items()}
-        sums, sent = dict.fromkeys(steps, 0.0), 0
+        batches, sums, sent = {}, dict.fromkeys(steps, 0.0), 0
+        for name, trainer in self._trainers.items():
+            soft_labels = self._soft_labels.of(name, trainer.samples)
+            sent += soft_labels.probabilities.nbytes if soft_labels else 0
+            batches[name] = enumerate(trainer.round(number, soft_labels))
         while schedule.missing():
             for name in schedule.missing() if order == "device" else list(steps):
                 self._offer(schedule, name, batches[name])
                 while (taken := schedule.take()) is not None:
                     device, step, batch = taken
                     features, size = across_the_wire(self.spec.codec, batch.features)
-                    sums[device] += self._strategy.train(
+                    loss, logits = self._strategy.train(
                         device,
                         features.to(self.place),
                         torch.from_numpy(batch.labels).to(self.place),
@@ -132,6 +139,8 @@ class Simulation:
                         step=step,
                         steps=steps[device],
                     )
+                    sums[device] += loss
+                    self._soft_labels.add(device, number, logits)
                     sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
                     self.on_batch()
                 if order == "device":

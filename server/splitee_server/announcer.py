@@ -135,10 +135,11 @@ class Announcer:
         )
         self._link.publish(self._topics.device(device, "inbox/ack"), ack.encode())
 
-    def weights(self, device: str, payloads: Iterable[bytes]) -> None:
+    def deliver(self, device: str, leaf: str, payloads: Iterable[bytes]) -> None:
+        """What a device has asked for, in parts where the broker needs them."""
         for payload in payloads:
             for part in split(payload, self._link.max_packet, next(message_numbers)):
-                self._link.publish(self._topics.device(device, "inbox/weights"), part)
+                self._link.publish(self._topics.device(device, leaf), part)
 
     def error(
         self, device: str, code: ExitCode, message: str, *, instance: int = 0, fatal: bool = False

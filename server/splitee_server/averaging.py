@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork
 from splitee_server.aggregation import average_by_name, weigh
-from splitee_server.strategy import Strategy
+from splitee_server.strategy import Strategy, TrunkStep
 
 
 class Averaging(Strategy):
@@ -46,7 +46,7 @@ class Averaging(Strategy):
 
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
-    ) -> float:
+    ) -> TrunkStep:
         every = self._spec.aggregation_every
         if every and step // every > self._period:
             self._average(self._trained)

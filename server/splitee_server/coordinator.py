@@ -19,8 +19,10 @@ from splitee.messages import (
     RoundOpen,
     RunSpec,
     Stages,
+    Sync,
 )
 from splitee.network import SplitNetwork
+from splitee.soft_labels import pack_rows
 from splitee.training import EVALUATION_BATCH, fleet_digest, steps_a_round
 from splitee.weights import pack_weights
 from splitee_server.announcer import Announcer
@@ -33,6 +35,7 @@ from splitee_server.progress import RunProgress, Standing, Trained
 from splitee_server.reception import Batch
 from splitee_server.report import device_metrics, log_metrics, run_report
 from splitee_server.run_release import RunRelease
+from splitee_server.soft_labels import SoftLabelStore
 from splitee_server.store import Committed, ServerStore
 from splitee_server.strategy import Strategy
 
@@ -41,13 +44,6 @@ log = logging.getLogger(__name__)
 EVENTS = 256  # that are handled between two batches, at most: a flood does not keep the trunk from training
 FIRST_DEADLINE = 10  # times the floor: for a first round, of which nothing is known yet
 REMIND_EVERY = 30.0  # seconds between lines that say who is waited for
-PHASES = {
-    "gather": "gathering devices",
-    "train": "training",
-    "evaluate": "evaluating",
-    "release": "releasing models",
-    "finished": "finished",
-}
 
 
 class Coordinator:
@@ -83,6 +79,7 @@ class Coordinator:
         self._evaluated = evaluated
         self._deadline = AdaptiveDeadline(policy.floor)
         self._clients = ClientNetworks(spec, network, strategy)
+        self._soft_labels = SoftLabelStore(spec)
         self._attempt = attempt
         self._phase = self._open("gather", 0, {}, announce=False)
         self._losses: dict[str, tuple[float, float | None]] = {}  # of exit and trunk, in the last round
@@ -134,13 +131,16 @@ class Coordinator:
         elif device in self._members:
             self._send_plan(self._members[device])
 
-    def on_wish(self, device: str, names: tuple[str, ...]) -> None:
-        """A device asks for tensors of its client network that the server holds."""
-        tensors = self._clients.some(device, names)
-        if tensors:
-            self._announce.weights(
-                device, pack_weights(self._spec.run, self._committed, self._attempt, tensors)
-            )
+    def on_wish(self, device: str, wish: Sync) -> None:
+        """A device asks for what the server holds for it: tensors of its client network, or soft labels."""
+        run, attempt = self._spec.run, self._attempt
+        if tensors := self._clients.some(device, wish.weights):
+            weights = pack_weights(run, self._committed, attempt, tensors)
+            self._announce.deliver(device, "inbox/weights", weights)
+        labels = self._soft_labels.of(device, self._members[device].train_samples)
+        if wish.soft_labels is not None and labels is not None:
+            rows = pack_rows(run, attempt, labels, wish.soft_labels)
+            self._announce.deliver(device, "inbox/soft-labels", rows)
 
     def on_weights(self, device: str, message: Stages) -> None:
         """Tensors of a client network, before its device's round-done."""
@@ -219,6 +219,7 @@ class Coordinator:
         self._seconds = stored.seconds
         self._strategy.load(stored.strategy)
         self._clients.load(stored.clients)
+        self._soft_labels.load(stored.soft_labels)
         self._members.restore(stored.members)
         self._members.class_names = stored.class_names
         self._spec = replace(self._spec, class_names=stored.class_names)
@@ -262,6 +263,7 @@ class Coordinator:
 
     def _part_in(self, number: int, member: Member) -> Participant:
         next_cut = member.next_cut if number < self._spec.rounds else 0  # a new exit would learn nothing more
+        soft_labels = self._soft_labels.of(member.device, member.train_samples)
         return Participant(
             member.cut,
             steps_a_round(self._spec, member.train_samples),
@@ -272,18 +274,16 @@ class Coordinator:
                 or (self._spec.release and number == self._spec.rounds)
             ),
             next_cut=next_cut,
+            soft_labels=soft_labels.round if soft_labels else 0,
         )
 
     def _commit(self, number: int) -> None:
         """Aggregate, save durably, and only then tell the devices."""
         for device, done in self._phase.done.items():
-            member = self._members[device]
-            member.committed, member.digest, member.trained = number, done.digest, done.digest
-            member.totals.batches += self._phase.schedule.next_step(device)
-            member.totals.published += done.batches
-            member.totals.bytes += done.bytes
+            self._members[device].end_round(done, self._phase.schedule.next_step(device))
             self._losses[device] = done.loss, self._phase.trunk_loss(device)
         taken = [self._members[device] for device in self._phase.done]
+        self._soft_labels.end_round(number, self._phase.done)
         self._strategy.aggregate({member.device: member.train_samples for member in taken})
         self._committed = number
         self._replace_clients(taken)
@@ -298,6 +298,7 @@ class Coordinator:
                 weights_sha256=self._weights_sha256,
                 duplicates=self._duplicates,
                 seconds=self._elapsed(),
+                soft_labels=self._soft_labels.state(),
             )
         )
         for member in self._members:
@@ -381,10 +382,10 @@ class Coordinator:
         )
         arrivals = {device: self._clients.arrival(p.cut) for device, p in participants.items() if p.weights}
         order = self._strategy.order if phase == "train" else "any"
-        under_way = PhaseUnderWay(opened, order, self._spec.window, arrivals)
+        under_way = PhaseUnderWay(opened, self._spec.rounds, order, self._spec.window, arrivals)
         if announce:
             self._announce.round(opened)
-            self._announce.beat(self._doing(opened), under_way.late(), self._rejected(), now=True)
+            self._announce.beat(under_way.doing, under_way.late(), self._rejected(), now=True)
         return under_way
 
     def _serve(self, condition: Callable[[], bool]) -> None:
@@ -405,15 +406,17 @@ class Coordinator:
         phase = self._phase
         features = torch.from_numpy(batch.features)
         if phase.opened.phase == "train":
-            started = time.monotonic()
-            phase.loss_sums[device] += self._strategy.train(
+            started, number = time.monotonic(), phase.opened.round
+            loss, logits = self._strategy.train(
                 device,
                 features,
                 torch.from_numpy(batch.labels),
-                round_number=phase.opened.round,
+                round_number=number,
                 step=step,
                 steps=phase.opened.participants[device].steps,
             )
+            phase.loss_sums[device] += loss
+            self._soft_labels.add(device, number, logits)
             self._trained.add(len(batch.labels), time.monotonic() - started)
         elif batch.exit_labels is not None and batch.exit_entropy is not None:
             answers = self._strategy.predict(device, features).numpy()
@@ -432,7 +435,7 @@ class Coordinator:
             self._reminded = now
             online = len(self._members.online())
             whom = ", ".join(self._waiting_for()) or f"{self._wanted() - online} more devices"
-            log.info("%s: waiting for %s (%d online)", self._doing(phase.opened), whom, online)
+            log.info("%s: waiting for %s (%d online)", phase.doing, whom, online)
         if self._policy.missing == "skip" and phase.opened.phase in ("train", "evaluate"):
             if self._committed:
                 limit, since = self._deadline.seconds(), phase.started
@@ -449,9 +452,7 @@ class Coordinator:
         for device in missing:
             self._members[device].online = False  # until it is heard of again
         self._announce.round(self._phase.opened)
-        log.warning(
-            "%s: going on without %s after %.0f s", self._doing(self._phase.opened), ", ".join(missing), limit
-        )
+        log.warning("%s: going on without %s after %.0f s", self._phase.doing, ", ".join(missing), limit)
 
     def _waiting_for(self) -> tuple[str, ...]:
         if self._phase.opened.phase == "release":
@@ -480,11 +481,8 @@ class Coordinator:
         share = self._policy.memory // (batch_bytes * max(len(self._phase.opened.participants), 1))
         return max(1, min(self._spec.window, share))
 
-    def _doing(self, opened: RoundOpen) -> str:
-        return f"round {opened.round} of {self._spec.rounds}: {PHASES[opened.phase]}"
-
     def _beat(self, *, now: bool = False) -> None:
-        self._announce.beat(self._doing(self._phase.opened), self._waiting_for(), self._rejected(), now=now)
+        self._announce.beat(self._phase.doing, self._waiting_for(), self._rejected(), now=now)
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._started

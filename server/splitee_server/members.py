@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from splitee.errors import ExitCode
-from splitee.messages import DeviceStatus, Profile, RunSpec
+from splitee.messages import DeviceStatus, Profile, RoundDone, RunSpec
 from splitee.network import SplitNetwork
 from splitee.topics import PROTOCOL
 
@@ -38,6 +38,13 @@ class Member:
     totals: Totals = field(default_factory=Totals)
     online: bool = True
     heard: float = field(default_factory=time.monotonic)
+
+    def end_round(self, done: RoundDone, trained: int) -> None:
+        """It has taken part in a round with so many batches that the trunk was trained on."""
+        self.committed, self.digest, self.trained = done.round, done.digest, done.digest
+        self.totals.batches += trained
+        self.totals.published += done.batches
+        self.totals.bytes += done.bytes
 
     def move(self, cut: int) -> None:
         """It is cut elsewhere, as it has asked."""

@@ -11,6 +11,14 @@ from splitee_server.evaluation import Score
 from splitee_server.reception import Batch
 from splitee_server.schedule import Schedule
 
+PHASES = {
+    "gather": "gathering devices",
+    "train": "training",
+    "evaluate": "evaluating",
+    "release": "releasing models",
+    "finished": "finished",
+}
+
 
 class PhaseUnderWay:
     """Gathering, training or evaluating, with its participants' batches and words."""
@@ -18,12 +26,14 @@ class PhaseUnderWay:
     def __init__(
         self,
         opened: RoundOpen,
+        rounds: int,
         order: Literal["step", "device", "any"],
         window: int,
         arrivals: dict[str, Arrival],
     ) -> None:
-        """`arrivals`: for the client networks of those who send theirs."""
+        """`rounds`: of the run. `arrivals`: for the client networks of those who send theirs."""
         self.opened = opened
+        self._rounds = rounds
         self.arrivals = arrivals
         steps = {device: participant.steps for device, participant in opened.participants.items()}
         self.schedule: Schedule[Batch] = Schedule(order, steps, window)
@@ -31,6 +41,11 @@ class PhaseUnderWay:
         self.loss_sums = dict.fromkeys(opened.participants, 0.0)
         self.scores = {device: Score() for device in opened.participants}
         self.started = self.progressed = time.monotonic()
+
+    @property
+    def doing(self) -> str:
+        """In words."""
+        return f"round {self.opened.round} of {self._rounds}: {PHASES[self.opened.phase]}"
 
     @property
     def is_over(self) -> bool:

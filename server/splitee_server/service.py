@@ -237,7 +237,7 @@ class Service:
         message = Sync.decode(payload)
         if device not in self._members:
             return
-        if message.weights:
-            self._coordinator.on_wish(device, message.weights)
+        if message.weights or message.soft_labels is not None:
+            self._coordinator.on_wish(device, message)
         else:
             self._coordinator.on_sync(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Committed:
     weights_sha256: str
     duplicates: int
     seconds: float
+    soft_labels: dict[str, Any] = field(default_factory=dict)  # that devices learn from next, by device
 
 
 class ServerStore:

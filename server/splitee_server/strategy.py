@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork
 from splitee.training import learning_rate, make_optimizer, precision_at, seed_for, set_rate
+
+
+class TrunkStep(NamedTuple):
+    """What one step of a trunk came to: its loss, and `logits` (B, classes) as they were before the step."""
+
+    loss: float
+    logits: Tensor
 
 
 class Strategy(ABC):
@@ -65,19 +72,20 @@ class Strategy(ABC):
 
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
-    ) -> float:
-        """One step of the trunk on features (B, ...) and labels (B,); returns the loss."""
+    ) -> TrunkStep:
+        """One step of the trunk on features (B, ...) and labels (B,)."""
         trunk, optimizer = self.trunk(device), self.optimizer(device)
         trunk.train()
         torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         with precision_at(features.device):
-            loss = F.cross_entropy(trunk(features), labels)
+            logits = trunk(features)
+            loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return loss.item()
+        return TrunkStep(loss.item(), logits.detach())
 
     @torch.inference_mode()
     def predict(self, device: str, features: Tensor) -> Tensor:

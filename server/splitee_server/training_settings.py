@@ -39,6 +39,11 @@ _SETTINGS = (
         help="Devices' losses allow for their own mix of classes: for devices that have unlike ones.",
     ),
     _field(
+        "--soft-labels",
+        float,
+        "Weight of the trunk's answers, of the round before, in what exits learn from; 0: none are sent.",
+    ),
+    _field(
         "--client-averaging",
         _one_of(ClientAveraging),
         "Of client networks after each round, for which they travel both ways; layerwise: with the trunks.",

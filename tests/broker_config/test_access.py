@@ -31,7 +31,15 @@ WRITES = (
     "model",
     "model-want",
 )
-INBOX = ("inbox/plan", "inbox/ack", "inbox/weights", "inbox/model", "inbox/error", "inbox/answer")
+INBOX = (
+    "inbox/plan",
+    "inbox/ack",
+    "inbox/weights",
+    "inbox/soft-labels",
+    "inbox/model",
+    "inbox/error",
+    "inbox/answer",
+)
 SAID_TO_ALL = (TOPICS.run, TOPICS.round, TOPICS.commit, TOPICS.metrics, TOPICS.server_status)
 
 

@@ -24,6 +24,7 @@ from splitee.messages import (
     RoundDone,
     RoundOpen,
     RunSpec,
+    SoftLabelRows,
     Stages,
     decode_entropy,
     decode_labels,
@@ -77,7 +78,7 @@ def round_done(**changes: Any) -> bytes:
 
 def test_there_are_messages_of_both_kinds() -> None:
     assert len(JSON) >= 9
-    assert {Features, RoundDone, Stages} <= set(PACKED)
+    assert {Features, RoundDone, SoftLabelRows, Stages} <= set(PACKED)
 
 
 @EVERY_MESSAGE

@@ -43,6 +43,7 @@ def spec(**settings: Any) -> RunSpec:
         "batch_size": BATCH,
         "codec": "fp32",
         "client_averaging": "none",
+        "soft_labels": 0.0,
     }
     return RunSpec(**{**known, **settings})
 
@@ -195,6 +196,18 @@ def wholly(trainers: dict[str, ClientTrainer], strategy: Strategy, device: str) 
 
 def exit_of(trainer: ClientTrainer) -> torch.Tensor:
     return trainer.weights()["exit.linear.weight"]
+
+
+def test_soft_labels_are_bytes_from_the_second_round_on(data: DeviceData) -> None:
+    """Two for each class and picture; exits learn from them, and only in the end not."""
+    none, some = (
+        list(METHODS["sequential"](experiment(spec(rounds=3, soft_labels=weight), data)))
+        for weight in (0.0, 1.0)
+    )
+    more = [with_them.bytes - without.bytes for with_them, without in zip(some, none, strict=True)]
+    assert more == [0, 3 * SAMPLES * 20, 3 * SAMPLES * 20]
+    changed = [one.accuracies != other.accuracies for one, other in zip(some, none, strict=True)]
+    assert changed == [False, True, True]
 
 
 def test_a_simulation_names_the_bytes_that_its_codec_makes(data: DeviceData) -> None:
