@@ -2,10 +2,12 @@
 
     python benchmarks/profile.py [--network NAME] [--share PERCENT] [--memory] [--json]
 
-Each setting is profiled by the command itself, then every cut is trained for a round in processes of its
-own, over a Mosquitto on loopback: median errors of the step and of peak memory, and how the recommended
-cut's round compares with the best. `--memory` trains the recommended `deepest` cut under memory limits. CPU
-shares and memory limits are control groups, which need root. Let nothing else run.
+Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
+Mosquitto on loopback, all of them one after the other and then once more, for the machine's own speed comes
+and goes: median errors of the step and of peak memory. Cuts whose rounds are close to the best are trained by
+turns a few times more: how the recommended cut's round compares with the best. `--memory` trains the
+recommended `deepest` cut under memory limits. CPU shares and memory limits are control groups, which need
+root. Let nothing else run.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import click
@@ -33,8 +35,12 @@ STEPS = 20  # of a round
 MAX_STEP_ERROR = 0.10
 MAX_MEMORY_ERROR = 0.15
 MAX_REGRET = 0.05  # of the recommended cut's round against the best
+PASSES = 2  # over all cuts
+CLOSE = 1.25  # times the best round: with the recommended one, these cuts are trained again
+FINAL_PASSES = 4
 MIB = 1 << 20
 MEMORY_MARGINS = (0, 10, 25, 50, 100, 200)  # MiB above the smallest limit that fits a cut
+COMPARED = ("step", "memory", "round")
 HEADINGS = (
     "network", "share", "interpolated", "step error", "memory error", "recommended", "best", "regret",
 )  # fmt: skip
@@ -104,41 +110,40 @@ def profile(prefix: list[str], network: str, broker: str, *flags: str) -> dict[s
     return found
 
 
-def truth(prefix: list[str], network: str, broker: str, cut: int, threads: int) -> dict[str, Any] | None:
-    """What a process measures that trains a round at the cut; None: it was killed."""
-    arguments = [network, str(cut), str(threads), str(STEPS), broker]
+def truth(
+    prefix: list[str], network: str, broker: str, threads: int, *cuts: int
+) -> list[dict[str, Any]] | None:
+    """What processes measure that train at the cuts, in their order; None: a single one was killed."""
+    arguments = [network, str(threads), str(STEPS), broker, *map(str, cuts)]
     # -P: in this folder, profile.py would hide the standard library's module of that name.
     done = subprocess.run(
         [*prefix, sys.executable, "-P", str(TRUTH), *arguments], stdout=subprocess.PIPE, check=False
     )
     if done.returncode < 0 or done.returncode == 137:
         return None
-    measured: dict[str, Any] = json.loads(done.stdout)
-    return measured
+    done.check_returncode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def compare(network: str, share: int, broker: str, budget: float) -> dict[str, Any]:
     """One setting: every cut predicted and trained."""
     with small_device(share) as prefix:
         found = profile(prefix, network, broker, "--budget", str(budget))
-        rows = []
-        for row in found["cuts"]:
-            real = truth(prefix, network, broker, row["cut"], found["threads"])
-            assert real is not None
-            rows.append(
-                {
-                    "cut": row["cut"],
-                    "interpolated": not row["measured"],
-                    "step": row["step"],
-                    "real_step": real["step"],
-                    "memory": row["memory"],
-                    "real_memory": real["memory"],
-                    "round": row["round"],
-                    "real_round": real["round"],
-                }
-            )
+        chosen = found["recommended"]
+        reals = real_costs(
+            prefix, network, broker, found["threads"], [row["cut"] for row in found["cuts"]], chosen
+        )
+    rows = [
+        {
+            "cut": row["cut"],
+            "interpolated": not row["measured"],
+            **{name: row[name] for name in COMPARED},
+            **{f"real_{name}": fmean(real[name] for real in reals[row["cut"]]) for name in COMPARED},
+            "passes": len(reals[row["cut"]]),
+        }
+        for row in found["cuts"]
+    ]
     real_rounds = {row["cut"]: row["real_round"] for row in rows}
-    chosen = found["recommended"]
     return {
         "network": network,
         "share": share,
@@ -150,6 +155,25 @@ def compare(network: str, share: int, broker: str, budget: float) -> dict[str, A
         "regret": real_rounds[chosen] / min(real_rounds.values()) - 1,
         "cuts": rows,
     }
+
+
+def real_costs(
+    prefix: list[str], network: str, broker: str, threads: int, cuts: list[int], chosen: int
+) -> dict[int, list[dict[str, Any]]]:
+    """What training takes at each cut, in several passes; more of them for `chosen` and its rivals."""
+    found: dict[int, list[dict[str, Any]]] = {cut: [] for cut in cuts}
+
+    def train(again: list[int], passes: int) -> None:
+        for _ in range(passes):
+            for real in truth(prefix, network, broker, threads, *again) or []:
+                found[real["cut"]].append(real)
+
+    train(cuts, PASSES)
+    rounds = {cut: fmean(real["round"] for real in reals) for cut, reals in found.items()}
+    rivals = [cut for cut in cuts if rounds[cut] <= CLOSE * min(rounds.values())]
+    if rivals != [chosen]:
+        train(sorted({chosen, *rivals}), FINAL_PASSES)
+    return found
 
 
 def _error(predicted: float, real: float) -> float:
@@ -165,10 +189,10 @@ def limits(network: str, broker: str) -> Iterator[dict[str, Any]]:
         with small_device(memory=limit) as prefix:
             found = profile(prefix, network, broker, "--threads", "1", "--prefer", "deepest")
             cut = found["recommended"]
-            trained = None if cut is None else truth(prefix, network, broker, cut, 1) is not None
+            trained = None if cut is None else truth(prefix, network, broker, 1, cut) is not None
             deeper = None
             if cut is not None and cut < len(found["cuts"]):
-                deeper = truth(prefix, network, broker, cut + 1, 1) is not None
+                deeper = truth(prefix, network, broker, 1, cut + 1) is not None
         yield {
             "network": network,
             "limit_mib": limit // MIB,

@@ -1,12 +1,16 @@
-"""Trains one round at one cut as a device does, and prints its step, memory and time (see profile.py).
+"""Trains rounds at each cut as a device does, and prints its step, memory and time (see profile.py).
 
-python benchmarks/profile_truth.py NETWORK CUT THREADS STEPS BROKER
+python benchmarks/profile_truth.py NETWORK THREADS STEPS BROKER CUT...
+
+Several cuts are trained in processes forked from this one, which has imported torch and done nothing with it.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -46,7 +50,23 @@ def payload(spec: RunSpec, step: int, batch: CutBatch) -> bytes:
     ).encode()
 
 
-def main(network: str, cut: int, threads: int, steps: int, broker: str) -> None:
+def main(network: str, threads: int, steps: int, broker: str, cuts: list[int]) -> None:
+    if len(cuts) == 1:
+        measure(network, cuts[0], threads, steps, broker)
+        return
+    gc.freeze()  # else each fork's garbage collector would touch, and so copy, all that torch has made
+    for cut in cuts:
+        child = os.fork()
+        if child == 0:
+            measure(network, cut, threads, steps, broker)
+            sys.exit()
+        _, status = os.waitpid(child, 0)
+        if status:
+            raise SystemExit(f"cut {cut}: its process ended with status {status}")
+
+
+def measure(network: str, cut: int, threads: int, steps: int, broker: str) -> None:
+    """Train at the cut, in a process that has not yet; prints a line of JSON."""
     torch.set_num_threads(threads)
     spec = RunSpec(protocol=1, run="truth", network=network, num_classes=10, rounds=100, steps=steps)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
@@ -96,9 +116,9 @@ def main(network: str, cut: int, threads: int, steps: int, broker: str) -> None:
     step = median(seconds)
     if usable_cores() < threads:  # the process waits for its quota at any system call: shared out by CPU time
         step = sum(rounds) * (sum(cpu) / sum(rounds_cpu)) / len(seconds)
-    answer = {"step": step, "memory": watch.peak - before, "round": fmean(rounds)}
-    print(json.dumps(answer))
+    answer = {"cut": cut, "step": step, "memory": watch.peak - before, "round": fmean(rounds)}
+    print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], [int(cut) for cut in sys.argv[5:]])

@@ -81,7 +81,7 @@ class DeviceStore:
         """Bring `trainer` to its committed round `number`.
 
         A round whose file is missing or torn is trained again from the one before, which gives the same
-        weights, as long as nothing that the server does has entered the client network: averages, soft labels.
+        weights, as long as nothing of the server's has entered them: no average, no soft labels.
         """
         found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), 0)
         if found == 0:

@@ -109,7 +109,7 @@ class ClientTrainer:
                 logits = self.exit(features)  # (B, num_classes)
                 loss = F.cross_entropy(logits + self._offsets, labels)
             self.optimizer.zero_grad(set_to_none=True)
-            (loss + teacher.loss(indices, logits)).backward()
+            (loss + teacher.loss(indices, logits)).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             losses += loss.item()
             correct += int((logits.detach().argmax(dim=1) == labels).sum())
