@@ -335,8 +335,11 @@ class Session:
 
     def _on_soft_labels(self, payload: bytes) -> None:
         whole = self._parts.add("server", payload)
-        if whole is not None and self.soft_arrival is not None:
-            self.soft_arrival.add(SoftLabelRows.decode(whole))
+        if whole is None:
+            return
+        message = SoftLabelRows.decode(whole)
+        if self.soft_arrival is not None:
+            self.soft_arrival.add(message)
 
     def _on_error(self, report: ErrorReport) -> None:
         if report.instance not in (0, self.instance):
