@@ -4,8 +4,9 @@
 
 Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
 Mosquitto on loopback, all of them one after the other and then once more, for the machine's own speed comes
-and goes: median errors of the step and of peak memory. Cuts whose rounds are close to the best are trained by
-turns a few times more: how the recommended cut's round compares with the best. `--memory` trains the
+and goes: median errors of the step and of peak memory, beside how much the same step differs from one time
+to the other (noise), below which no prediction can come. Cuts whose rounds are close to the best are trained
+by turns a few times more: how the recommended cut's round compares with the best. `--memory` trains the
 recommended `deepest` cut under memory limits. CPU shares and memory limits are control groups, which need
 root. Let nothing else run.
 """
@@ -42,7 +43,8 @@ MIB = 1 << 20
 MEMORY_MARGINS = (0, 10, 25, 50, 100, 200)  # MiB above the smallest limit that fits a cut
 COMPARED = ("step", "memory", "round")
 HEADINGS = (
-    "network", "share", "interpolated", "step error", "memory error", "recommended", "best", "regret",
+    "network", "share", "interpolated", "step error", "noise", "memory error", "recommended", "best",
+    "regret",
 )  # fmt: skip
 TRUTH = Path(__file__).with_name("profile_truth.py")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -149,6 +151,7 @@ def compare(network: str, share: int, broker: str, budget: float) -> dict[str, A
         "share": share,
         "interpolated": sum(row["interpolated"] for row in rows),
         "step_error": median(_error(row["step"], row["real_step"]) for row in rows),
+        "noise": median(_error(first["step"], second["step"]) for first, second, *_ in reals.values()),
         "memory_error": median(_error(row["memory"], row["real_memory"]) for row in rows),
         "recommended": chosen,
         "best": min(real_rounds, key=lambda cut: real_rounds[cut]),
@@ -213,6 +216,7 @@ def show(results: list[dict[str, Any]]) -> None:
             f"{result['share']} %" if result["share"] else "all",
             f"{result['interpolated']} of {len(result['cuts'])}",
             f"{result['step_error']:.1%}",
+            f"{result['noise']:.1%}",
             f"{result['memory_error']:.1%}",
             str(result["recommended"]),
             str(result["best"]),
