@@ -46,7 +46,7 @@ def test_nothing_measured_predicts_nothing() -> None:
 
 def test_memory_is_counted_with_torch_its_code_and_the_pictures_and_with_a_margin_if_unmeasured() -> None:
     rows = predict(measured([1, 4]), WORK)
-    pictures = 320 * 3 * 32 * 32
+    pictures = 320 * (3 * 32 * 32 + 2 * 10)  # with their soft labels, of ten classes
     assert rows[0].needed == (300 + 50) * MIB + pictures + rows[0].memory
     assert rows[1].needed == (300 + 50) * MIB + pictures + round(1.15 * rows[1].memory)
 

@@ -19,7 +19,8 @@ from splitee_lab.protocols import NAMES
 
 SUPPORT = Path(__file__).parents[1] / "support"
 TINY = ("--network", "tiny_networks:tiny", "--samples", "240", "--test-samples", "60", "--workers", "2")
-SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", "--client-averaging", "none")
+APART = ("--client-averaging", "none", "--soft-labels", "0")  # then exits learn as they would alone
+SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", *APART)
 
 
 def simulate(*arguments: str) -> str:
