@@ -134,7 +134,7 @@ class RunSpec(JsonMessage, frozen=True):
     weighting: Weighting = "samples"  # of all averages
     augmentation: Augmentation = "none"  # of training pictures, on the device
     balanced_loss: bool = False  # the device's loss allows for its own mix of classes
-    soft_labels: NonNegative = 1.0  # weight of the trunk's answers in the exits' loss; 0: devices get none
+    soft_labels: NonNegative = 0.0  # weight of the trunk's answers in the exits' loss; 0: devices get none
     release: bool = False  # after the last round devices send their client networks, to be exported
 
 

@@ -41,7 +41,8 @@ _SETTINGS = (
     _field(
         "--soft-labels",
         float,
-        "Weight of the trunk's answers, of the round before, in what exits learn from; 0: none are sent.",
+        "Weight of the trunk's answers, of the round before, in what exits learn from: for long runs on few "
+        "pictures; 0: none are sent.",
     ),
     _field(
         "--client-averaging",

@@ -15,7 +15,15 @@ from splitee_device.data import DeviceData, open_data
 from splitee_device.trainer import ClientTrainer
 
 SPEC = RunSpec(
-    protocol=1, run="r", network="tiny_networks:tiny", num_classes=10, rounds=3, seed=1, momentum=0.0, steps=1
+    protocol=1,
+    run="r",
+    network="tiny_networks:tiny",
+    num_classes=10,
+    rounds=3,
+    seed=1,
+    momentum=0.0,
+    steps=1,
+    soft_labels=1.0,
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from profiles import MIB, SPEC, measured, true_costs
 
 from splitee.round_time import round_seconds
@@ -46,9 +47,12 @@ def test_nothing_measured_predicts_nothing() -> None:
 
 def test_memory_is_counted_with_torch_its_code_and_the_pictures_and_with_a_margin_if_unmeasured() -> None:
     rows = predict(measured([1, 4]), WORK)
-    pictures = 320 * (3 * 32 * 32 + 2 * 10)  # with their soft labels, of ten classes
+    pictures = 320 * 3 * 32 * 32
     assert rows[0].needed == (300 + 50) * MIB + pictures + rows[0].memory
     assert rows[1].needed == (300 + 50) * MIB + pictures + round(1.15 * rows[1].memory)
+    known = measured([1, 4])
+    taught = predict(replace(known, spec=replace(known.spec, soft_labels=1.0)), WORK)
+    assert taught[0].needed - rows[0].needed == 320 * 2 * 10  # a float16 for each class
 
 
 def test_the_reserve_decides_whether_a_cut_fits() -> None:

@@ -32,12 +32,15 @@ def test_a_fleet_that_averages_gives_what_one_process_gives(
 def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """Sequential: the server is killed, a device comes back with an empty card; the weights are the same."""
+    """Sequential: the server is killed, a device comes back with an empty card; the weights are the same.
+
+    The soft labels that it learns from next come from the server too.
+    """
     topics = Topics("mean-lost")
     watcher = Link(mosquitto_broker.address, "mean-watcher")
     watcher.subscribe(topics.commit)
     watcher.open(5)
-    flags = ("--client-averaging", "layerwise")
+    flags = ("--client-averaging", "layerwise", "--soft-labels", "1")
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*flags, rounds=4)
         fleet.three_devices()
@@ -51,4 +54,5 @@ def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
     watcher.close()
-    assert report["weights_sha256"] == in_one_process("sequential", "step", 4, averaging="layerwise")
+    expected = in_one_process("sequential", "step", 4, averaging="layerwise", soft_labels=1.0)
+    assert report["weights_sha256"] == expected

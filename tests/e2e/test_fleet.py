@@ -48,6 +48,7 @@ def test_how_a_run_learns_is_the_same_in_a_fleet_and_in_one_process(
 ) -> None:
     settings: dict[str, Any] = {
         "aggregation_every": 2,
+        "soft_labels": 0.5,
         "weighting": "uniform",
         "augmentation": "flip-crop",
         "optimizer": "adamw",

@@ -19,8 +19,7 @@ from splitee_lab.protocols import NAMES
 
 SUPPORT = Path(__file__).parents[1] / "support"
 TINY = ("--network", "tiny_networks:tiny", "--samples", "240", "--test-samples", "60", "--workers", "2")
-APART = ("--client-averaging", "none", "--soft-labels", "0")  # then exits learn as they would alone
-SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", *APART)
+SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", "--client-averaging", "none")
 
 
 def simulate(*arguments: str) -> str:
