@@ -61,8 +61,6 @@ def test_this_sides_variables_are_not_the_childrens(tmp_path: Path, monkeypatch:
 
 def test_a_killed_child_is_named_by_its_signal(tmp_path: Path) -> None:
     with Children(tmp_path, {}) as children:
-        children.start("status", ["status", "--broker", ADDRESS])
-        (process,) = running()
-        process.kill()
+        children.start("status", ["status", "--broker", ADDRESS]).process.kill()
         with pytest.raises(ChildFailed, match="status was ended by SIGKILL"):
             wait_until_all_done(children)
