@@ -43,7 +43,6 @@ def spec(**settings: Any) -> RunSpec:
         "batch_size": BATCH,
         "codec": "fp32",
         "client_averaging": "none",
-        "soft_labels": 0.0,
     }
     return RunSpec(**{**known, **settings})
 
