@@ -19,6 +19,7 @@ EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
 FINAL_RATE = 0.02  # of the highest learning rate, at the end of the cosine
 FIRST_RATE = 0.1  # of it, in the first batch of the warm-up
 MISSING_SHARE = 1e-3
+COUNTER = "num_batches_tracked"  # of BatchNorm: each holder's own, not averaged, without use in answering
 
 
 def seed_for(*parts: str | int) -> int:
@@ -93,12 +94,18 @@ def steps_a_round(spec: RunSpec, samples: int) -> int:
     return spec.steps or max(1, samples // spec.batch_size)
 
 
-def epoch_batches(spec: RunSpec, device: str, round_number: int, samples: int) -> Iterable[np.ndarray]:
-    """The indices of each batch of a round, in an order that (seed, device, round) fixes."""
+def epoch_batches(
+    spec: RunSpec, device: str, round_number: int, samples: int, steps: int | None = None
+) -> Iterable[np.ndarray]:
+    """The indices of each batch of a round, in an order that (seed, device, round) fixes.
+
+    Args:
+        steps: batches, where they are not as many as `steps_a_round` says.
+    """
     generator = np.random.default_rng(seed_for(spec.seed, device, round_number))
     size = min(spec.batch_size, samples)
     order = np.empty(0, dtype=np.int64)
-    for _ in range(steps_a_round(spec, samples)):
+    for _ in range(steps_a_round(spec, samples) if steps is None else steps):
         if len(order) < size:
             order = np.concatenate([order, generator.permutation(samples)])
         yield order[:size]
@@ -113,6 +120,11 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.numpy().data)
     return digest.hexdigest()
+
+
+def answers_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the `weights` that decide a network's answers: all but BatchNorm's counters."""
+    return weights_digest({name: tensor for name, tensor in weights.items() if not name.endswith(COUNTER)})
 
 
 def fleet_digest(trunk: Mapping[str, Tensor], clients: Mapping[str, str]) -> str:

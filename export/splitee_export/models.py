@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ from splitee.manifest import (
     Quantization,
     TrunkGraph,
     TrunkManifest,
+    read_graph,
+    read_manifest,
     write_manifest,
 )
 from splitee.pictures import Pixels, normalize
@@ -114,8 +117,23 @@ def export_client(
     return manifest
 
 
+def export_same(
+    model: Path, device: str, out: Path, *, calibration: Sequence[Point], threshold: float
+) -> ClientManifest:
+    """Writes the model directory of a device whose network has the weights of the one exported to `model`.
+
+    Raises:
+        ModelError: that one is damaged.
+    """
+    theirs = read_manifest(model, ClientManifest)
+    graphs = {CLIENT: read_graph(model, CLIENT, theirs.sha256)}
+    manifest = replace(theirs, device=device, calibration=tuple(calibration), threshold=threshold)
+    _write(out, graphs, manifest)
+    return manifest
+
+
 def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -> TrunkManifest:
-    """Writes a server's model directory: one graph a trunk.
+    """Writes a server's model directory: one graph a trunk, which devices that share it share.
 
     Args:
         clients: exported models of devices; each trunk is tried on the features of its device's pictures.
@@ -126,8 +144,7 @@ def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -
         ConfigError: a client is of another run or cut.
     """
     inputs = dict(_features(state, path) for path in clients)
-    shared = state.spec.strategy == "sequential"
-    devices = {d: f"trunk-cut-{cut}.onnx" if shared else f"trunk-{d}.onnx" for d, cut in state.cuts.items()}
+    devices = _trunk_files(state)
     graphs: dict[str, bytes] = {}
     trunks: dict[str, TrunkGraph] = {}
     for name in sorted(set(devices.values())):
@@ -158,6 +175,19 @@ def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -
     )
     _write(out, graphs, manifest)
     return manifest
+
+
+def _trunk_files(state: ServerState) -> dict[str, str]:
+    """Each device's trunk: named by the cut, and by its first device where a cut has several."""
+    first: dict[int, str] = {}  # by trunk
+    for device in sorted(state.cuts):
+        first.setdefault(id(state.trunks[device]), device)
+    trunks_at = Counter(state.cuts[device] for device in first.values())
+    files = {}
+    for device, cut in state.cuts.items():
+        own = "" if trunks_at[cut] == 1 else f"-{first[id(state.trunks[device])]}"
+        files[device] = f"trunk-cut-{cut}{own}.onnx"
+    return files
 
 
 def _judge(fp32: bytes, int8: bytes, pictures: Array, samples: Samples, policy: Int8Policy) -> Quantization:

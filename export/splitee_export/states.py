@@ -16,7 +16,7 @@ from splitee.errors import StateError
 from splitee.exits import ExitHead
 from splitee.messages import RunSpec
 from splitee.network import SplitNetwork, build_for
-from splitee.training import unpack_state
+from splitee.training import answers_digest, unpack_state
 from splitee.weights import client_model
 
 
@@ -125,8 +125,12 @@ def server_state(spec: RunSpec, number: int, strategy: dict[str, Any]) -> Server
         by_cut = {cut: network.trunk(cut).eval() for cut in set(cuts.values())}
         trunks = {device: by_cut[cut] for device, cut in cuts.items()}
     else:
+        by_weights: dict[tuple[int, str], nn.Module] = {}  # after averaging, all of one cut are the same
         for device, cut in cuts.items():
-            own = _build(spec).trunk(cut)
-            own.load_state_dict(strategy["trunks"][device])
-            trunks[device] = own.eval()
+            weights = strategy["trunks"][device]
+            key = cut, answers_digest(weights)
+            if key not in by_weights:
+                by_weights[key] = _build(spec).trunk(cut).eval()
+                by_weights[key].load_state_dict(weights)
+            trunks[device] = by_weights[key]
     return ServerState(spec, number, network, cuts, trunks)

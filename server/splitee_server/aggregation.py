@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from splitee.messages import Weighting
-
-KEPT = "num_batches_tracked"  # a counter of each holder's own; averaging it has no meaning
+from splitee.training import COUNTER
 
 
 def average_by_name(
@@ -26,7 +25,7 @@ def average_by_name(
     Returns:
         Tensors by name, in float64 while they are summed, of the holders' type at the end.
     """
-    names = sorted({name for tensors in holders.values() for name in tensors if not name.endswith(KEPT)})
+    names = sorted({name for tensors in holders.values() for name in tensors if not name.endswith(COUNTER)})
     means: dict[str, Tensor] = {}
     for name in names:
         having = [device for device in sorted(holders) if name in holders[device]]

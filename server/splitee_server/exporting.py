@@ -10,8 +10,9 @@ from typing import Any
 from splitee.errors import ModelError
 from splitee.manifest import TrunkManifest, read_manifest
 from splitee.messages import RunSpec
+from splitee.training import answers_digest
 from splitee_export.calibration import HeldOut, choose, curve
-from splitee_export.models import export_client, export_trunks
+from splitee_export.models import export_client, export_same, export_trunks
 from splitee_export.states import device_state, server_state
 from splitee_server.evaluation import Score
 from splitee_server.store import Committed
@@ -34,8 +35,16 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
     """
     folders = {device: models / DEVICES / device for device in sorted(committed.clients)}
     if not _is_there(models / TRUNKS, spec, committed):
+        exported: dict[tuple[int, str], Path] = {}  # averaged networks of one cut are the same
         for device, folder in folders.items():
-            _export_device(spec, committed, device, scores.get(device), folder)
+            cut, weights = committed.strategy["cuts"][device], committed.clients[device]
+            key, chosen = (cut, answers_digest(weights)), _calibration(spec, scores.get(device))
+            if key in exported:
+                export_same(exported[key], device, folder, **chosen)
+            else:
+                state = device_state(spec, committed.round, device, cut, weights)
+                export_client(state, None, folder, **chosen)
+                exported[key] = folder
         export_trunks(server_state(spec, committed.round, committed.strategy), models / TRUNKS)
         log.info("exported %d devices' models and the trunks to %s", len(folders), models)
     return list(folders.values())
@@ -50,11 +59,12 @@ def _is_there(trunks: Path, spec: RunSpec, committed: Committed) -> bool:
     return (manifest.run, manifest.round) == (spec.run, committed.round)
 
 
-def _export_device(spec: RunSpec, committed: Committed, device: str, score: Score | None, out: Path) -> None:
-    chosen: dict[str, Any] = {}
-    if score is not None and score.samples:
-        points = curve(HeldOut(*score.held_out()))
-        chosen["calibration"] = points
-        chosen["threshold"] = choose(points, max_drop=MAX_DROP, max_offload=None).threshold
-    cut, weights = committed.strategy["cuts"][device], committed.clients[device]
-    export_client(device_state(spec, committed.round, device, cut, weights), None, out, **chosen)
+def _calibration(spec: RunSpec, score: Score | None) -> dict[str, Any]:
+    """When the device answers by itself: as the run says where it has not been scored."""
+    if score is None or not score.samples:
+        return {"calibration": (), "threshold": spec.threshold}
+    points = curve(HeldOut(*score.held_out()))
+    return {
+        "calibration": points,
+        "threshold": choose(points, max_drop=MAX_DROP, max_offload=None).threshold,
+    }
