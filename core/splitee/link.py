@@ -104,6 +104,13 @@ class Link:
         return self._max_packet - ENVELOPE
 
     @property
+    def cpu(self) -> float:
+        """CPU seconds that the network thread has taken; 0 where the system does not tell."""
+        if self._thread is None or self._thread.ident is None or not hasattr(time, "pthread_getcpuclockid"):
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+
+    @property
     def dropped(self) -> int:
         """Events lost because nobody received them in time."""
         return self._inbox.dropped

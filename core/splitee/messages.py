@@ -58,7 +58,7 @@ class DeviceStatus(JsonMessage, frozen=True):
 
 
 class CutCost(msgspec.Struct, frozen=True):
-    """What one cut costs a device: seconds to train and encode a batch, its bytes on the wire, memory."""
+    """What one cut costs a device: seconds to train, encode and send a batch, bytes on the wire, memory."""
 
     cut: Positive
     seconds: NonNegative
@@ -144,6 +144,7 @@ class Participant(msgspec.Struct, frozen=True, omit_defaults=True):
     cut: Positive
     steps: Count
     base: Count
+    samples: Count = 0  # pictures that it had when the phase opened, from which `steps` follow
     weights: bool = False  # it sends its client network with its round-done
     next_cut: Count = 0  # where it is cut after this round; 0: as before
     soft_labels: Count = 0  # the round of which the server has soft labels for it; 0: none

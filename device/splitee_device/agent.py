@@ -174,20 +174,21 @@ class Agent:
     def _train(self, opened: RoundOpen) -> None:
         """Train a round, save it durably, and wait for its commit."""
         session, trainer, number = self._session, self._trainer, opened.round
-        log.info("round %d: training %d batches", number, trainer.steps)
+        steps = self._steps(opened, trainer.samples)
+        log.info("round %d: training %d batches", number, steps)
         started = time.monotonic()
         self._position = None
         soft_labels = self._soft_labels(opened)
         outbox = self._open_outbox(opened, "train")
-        for step, batch in enumerate(self._watch.steps(trainer.round(number, soft_labels))):
+        for step, batch in enumerate(self._watch.steps(trainer.round(number, soft_labels, steps))):
             session.wait(lambda: not outbox.full, "room in the server's window")
             if outbox.needs(step):
                 outbox.add(step, self._encode(opened, "train", step, batch))
-            self._say("training", number, step + 1, trainer.steps, trainer.loss)
+            self._say("training", number, step + 1, steps, trainer.loss)
             session.drain()
         self._store.save(self._spec, self._cut, number, trainer)
         sent = outbox.published + sum(map(len, self._packed_weights(opened)))
-        self._sent.batches += trainer.steps
+        self._sent.batches += steps
         self._sent.bytes += sent
         digest = trainer.digest()
         done = RoundDone(
@@ -195,7 +196,7 @@ class Agent:
             round=number,
             attempt=opened.attempt,
             digest=digest,
-            batches=trainer.steps,
+            batches=steps,
             bytes=sent,
             loss=trainer.loss,
             accuracy=trainer.accuracy,
@@ -208,7 +209,7 @@ class Agent:
             publish_packed(session.link, session.topic("round-done"), done.encode())
 
         session.finish_round(say_done)
-        self._say("waiting", number, trainer.steps, trainer.steps, trainer.loss)
+        self._say("waiting", number, steps, steps, trainer.loss)
         session.wait(lambda: self._is_committed(opened, digest), f"the commit of round {number}")
         self._store.commit(number)
         if not opened.participants[session.device].weights:
@@ -216,10 +217,21 @@ class Agent:
         log.info("round %d: committed, exit loss %.4f", number, trainer.loss)
         self._reconsider(number)
 
+    def _steps(self, opened: RoundOpen, samples: int) -> int:
+        """Batches of a phase: as many as the server expects, if this device has other pictures by now."""
+        mine = opened.participants[self._session.device]
+        if mine.samples != samples:
+            log.warning(
+                "round %d began when this device had %d pictures; with %d it goes on for the same %d batches",
+                opened.round, mine.samples, samples, mine.steps,
+            )  # fmt: skip
+        return mine.steps
+
     def _soft_labels(self, opened: RoundOpen) -> SoftLabels | None:
         """What the trunk answered to this device's pictures of an earlier round, where the server has it."""
-        number = opened.participants[self._session.device].soft_labels
-        if not number:
+        mine = opened.participants[self._session.device]
+        number = mine.soft_labels
+        if not number or mine.samples != self._trainer.samples:
             return None
         rows = rows_a_round(self._spec, self._trainer.samples)
         return self._session.fetch_soft_labels(
@@ -243,11 +255,12 @@ class Agent:
     def _evaluate(self, opened: RoundOpen) -> None:
         session, trainer = self._session, self._trainer
         outbox = self._open_outbox(opened, "evaluate")
-        for step, batch in enumerate(trainer.evaluate()):
+        steps = self._steps(opened, trainer.held_out)
+        for step, batch in enumerate(trainer.evaluate(steps)):
             session.wait(lambda: not outbox.full, "room in the server's window")
             if outbox.needs(step):
                 outbox.add(step, self._encode(opened, "evaluate", step, batch))
-            self._say("evaluating", opened.round, step + 1, trainer.evaluation_steps, trainer.loss)
+            self._say("evaluating", opened.round, step + 1, steps, trainer.loss)
             session.drain()
         session.wait(lambda: outbox.empty, "the server to evaluate")
 

@@ -86,24 +86,29 @@ class ClientTrainer:
         self._held_out_batch = batches_at(self._place, data.held_out, spec)
         self.samples = len(data.train)
         self.steps = steps_a_round(spec, self.samples)
-        self.evaluation_steps = -(-len(data.held_out) // EVALUATION_BATCH)
+        self.held_out = len(data.held_out)
+        self._evaluation_steps = -(-self.held_out // EVALUATION_BATCH)
         self.loss = 0.0  # mean exit loss on the labels, of the round so far
         self.accuracy = 0.0  # share of the round's training samples that the exit got right
 
-    def round(self, number: int, soft_labels: SoftLabels | None = None) -> Iterator[CutBatch]:
+    def round(
+        self, number: int, soft_labels: SoftLabels | None = None, steps: int | None = None
+    ) -> Iterator[CutBatch]:
         """Train round `number` (from 1), yielding each batch's features as it goes.
 
         Args:
             soft_labels: of an earlier round; the exit learns from them beside the labels.
+            steps: batches, where they are not as many as these pictures make.
         """
         self._model.train()
+        steps = self.steps if steps is None else steps
         teacher = Teacher(self._spec, self._device, self.samples, soft_labels)
         losses, correct, seen = 0.0, 0, 0
-        batches = epoch_batches(self._spec, self._device, number, self.samples)
+        batches = epoch_batches(self._spec, self._device, number, self.samples, steps)
         for step, indices in enumerate(batches):
             pictures, labels = self._train_batch(indices)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
-            set_rate(self.optimizer, learning_rate(self._spec, number, step, self.steps))
+            set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
             with precision_at(self._place):
                 features = self.client(augment(pictures, self._spec.augmentation))  # (B, *feature_shape)
                 logits = self.exit(features)  # (B, num_classes)
@@ -117,11 +122,16 @@ class ClientTrainer:
             self.loss, self.accuracy = losses / (step + 1), correct / seen
             yield CutBatch(_array(features.detach().float()), _array(labels))
 
-    def evaluate(self) -> Iterator[ExitBatch]:
-        """The held-out pictures at the cut, with the exit's answers."""
+    def evaluate(self, steps: int | None = None) -> Iterator[ExitBatch]:
+        """The held-out pictures at the cut, with the exit's answers.
+
+        Args:
+            steps: batches, where they are not as many as these pictures make: fewer, or some once more.
+        """
         self._model.eval()
-        everything = np.arange(len(self._data.held_out))
-        for start in range(0, len(everything), EVALUATION_BATCH):
+        everything = np.arange(self.held_out)
+        for step in range(self._evaluation_steps if steps is None else steps):
+            start = step % self._evaluation_steps * EVALUATION_BATCH
             indices = everything[start : start + EVALUATION_BATCH]
             pictures, labels = self._held_out_batch(indices)
             with torch.inference_mode(), precision_at(self._place):

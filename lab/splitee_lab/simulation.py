@@ -68,6 +68,7 @@ class Simulation:
                 build_at(self.spec, self.place), device.cut, self.spec, name, device.data
             )
             self._strategy.join(name, device.cut)
+            self._soft_labels.count(name, len(device.data.train))
 
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train and evaluate round after round."""
@@ -122,7 +123,7 @@ class Simulation:
         schedule: Schedule[CutBatch] = Schedule("step" if order == "any" else order, steps, window=1)
         batches, sums, sent = {}, dict.fromkeys(steps, 0.0), 0
         for name, trainer in self._trainers.items():
-            soft_labels = self._soft_labels.of(name, trainer.samples)
+            soft_labels = self._soft_labels.of(name)
             sent += soft_labels.probabilities.nbytes if soft_labels else 0
             batches[name] = enumerate(trainer.round(number, soft_labels))
         while schedule.missing():

@@ -23,7 +23,7 @@ from splitee.messages import (
 )
 from splitee.network import SplitNetwork
 from splitee.soft_labels import pack_rows
-from splitee.training import EVALUATION_BATCH, fleet_digest, steps_a_round
+from splitee.training import fleet_digest, steps_a_round
 from splitee.weights import pack_weights
 from splitee_server.announcer import Announcer
 from splitee_server.clients import ClientNetworks
@@ -117,6 +117,7 @@ class Coordinator:
     def on_admitted(self, member: Member) -> None:
         """A device has joined, or a new process of it."""
         self._strategy.join(member.device, member.cut)
+        self._soft_labels.count(member.device, member.train_samples)
         self._give_average(member)
         if not self._spec.class_names and self._members.class_names:
             self._spec = replace(self._spec, class_names=self._members.class_names)
@@ -137,7 +138,7 @@ class Coordinator:
         if tensors := self._clients.some(device, wish.weights):
             weights = pack_weights(run, self._committed, attempt, tensors)
             self._announce.deliver(device, "inbox/weights", weights)
-        labels = self._soft_labels.of(device, self._members[device].train_samples)
+        labels = self._soft_labels.of(device)
         if wish.soft_labels is not None and labels is not None:
             rows = pack_rows(run, attempt, labels, wish.soft_labels)
             self._announce.deliver(device, "inbox/soft-labels", rows)
@@ -224,6 +225,7 @@ class Coordinator:
         self._members.class_names = stored.class_names
         self._spec = replace(self._spec, class_names=stored.class_names)
         for member in self._members:
+            self._soft_labels.count(member.device, member.train_samples)
             self._send_plan(member)
         self._announce_commit()
         self._metrics = self._store.evaluated(self._committed)
@@ -263,11 +265,12 @@ class Coordinator:
 
     def _part_in(self, number: int, member: Member) -> Participant:
         next_cut = member.next_cut if number < self._spec.rounds else 0  # a new exit would learn nothing more
-        soft_labels = self._soft_labels.of(member.device, member.train_samples)
+        soft_labels = self._soft_labels.of(member.device)
         return Participant(
             member.cut,
             steps_a_round(self._spec, member.train_samples),
             member.committed,
+            member.train_samples,
             weights=(
                 self._spec.client_averaging != "none"
                 or bool(next_cut)
@@ -334,9 +337,7 @@ class Coordinator:
     def _evaluate(self) -> Metrics:
         """Score the committed round on the devices' held-out pictures."""
         participants = {
-            member.device: Participant(
-                member.cut, -(-member.held_out_samples // EVALUATION_BATCH), member.committed
-            )
+            member.device: member.in_evaluation()
             for member in self._taking_part()
             if member.committed == self._committed and member.held_out_samples
         }

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from splitee.errors import ExitCode
-from splitee.messages import DeviceStatus, Profile, RoundDone, RunSpec
+from splitee.messages import DeviceStatus, Participant, Profile, RoundDone, RunSpec
 from splitee.network import SplitNetwork
 from splitee.topics import PROTOCOL
+from splitee.training import EVALUATION_BATCH
 
 
 @dataclass
@@ -45,6 +46,11 @@ class Member:
         self.totals.batches += trained
         self.totals.published += done.batches
         self.totals.bytes += done.bytes
+
+    def in_evaluation(self) -> Participant:
+        """Its part when the committed round is evaluated."""
+        steps = -(-self.held_out_samples // EVALUATION_BATCH)
+        return Participant(self.cut, steps, self.committed, self.held_out_samples)
 
     def move(self, cut: int) -> None:
         """It is cut elsewhere, as it has asked."""

@@ -17,8 +17,16 @@ class SoftLabelStore:
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
+        self._samples: dict[str, int] = {}
         self._held: dict[str, SoftLabels] = {}
         self._coming: dict[str, list[Tensor]] = {}
+
+    def count(self, device: str, samples: int) -> None:
+        """The device has so many training pictures; if it had another number, it has other pictures now."""
+        if self._samples.get(device, samples) != samples:
+            self._held.pop(device, None)
+            self._coming.pop(device, None)
+        self._samples[device] = samples
 
     def add(self, device: str, round_number: int, logits: Tensor) -> None:
         """What the trunk answered to the device's next batch; nobody learns from the last round's."""
@@ -28,15 +36,14 @@ class SoftLabelStore:
     def end_round(self, number: int, devices: Iterable[str]) -> None:
         """Round `number` is over, with these devices in it; others keep what they have."""
         for device in devices:
-            if device in self._coming:
-                self._held[device] = SoftLabels(number, torch.cat(self._coming[device]))
+            rows = torch.cat(self._coming.get(device, [torch.empty(0)]))
+            if len(rows) == rows_a_round(self._spec, self._samples[device]):
+                self._held[device] = SoftLabels(number, rows)
         self._coming = {}
 
-    def of(self, device: str, samples: int) -> SoftLabels | None:
-        """The device's, as long as it has `samples` training pictures as it had then."""
-        labels = self._held.get(device)
-        fits = labels is not None and len(labels.probabilities) == rows_a_round(self._spec, samples)
-        return labels if fits else None
+    def of(self, device: str) -> SoftLabels | None:
+        """What is held for the device's training pictures."""
+        return self._held.get(device)
 
     def state(self) -> dict[str, Any]:
         return {device: vars(labels) for device, labels in self._held.items()}

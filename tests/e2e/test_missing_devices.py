@@ -149,6 +149,25 @@ def test_wait_says_for_whom_and_goes_on_when_it_is_back(watched: tuple[Fleet, Wa
     assert fleet.report()["weights_sha256"] == in_one_process("sequential", "step", rounds=6)
 
 
+@pytest.mark.parametrize("pictures", [96, 384], ids=["fewer", "more"])
+def test_a_device_may_come_back_with_other_pictures(watched: tuple[Fleet, Watcher], pictures: int) -> None:
+    """It ends the round that was under way with as many batches as the server expects of it."""
+    fleet, watcher = watched
+    fleet.server("--missing", "wait", "--soft-labels", "1", rounds=5)
+    fleet.three_devices()
+    watcher.until_open(2)
+    fleet.processes["pi-3"].kill()
+    fleet.wait("pi-3")
+    watcher.until_waited_for("pi-3")
+    fleet.device("pi-3", 3, "--limit", str(pictures), shard="3/3")
+    watcher.until_the_end()
+    assert fleet.wait() == [0, 0, 0, 0]
+    assert all(devices == {"pi-1", "pi-2", "pi-3"} for devices in watcher.commits.values())
+    assert "it goes on for the same 6 batches" in fleet.log("pi-3")
+    trained = {facts["id"]: facts["train_samples"] for facts in fleet.report()["devices"]}
+    assert trained["pi-3"] * 2 == trained["pi-1"] * (1 if pictures == 96 else 4)
+
+
 def test_a_late_joiner_is_in_the_next_round(watched: tuple[Fleet, Watcher]) -> None:
     fleet, watcher = watched
     fleet.server(devices=2, rounds=5)
