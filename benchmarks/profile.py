@@ -3,12 +3,13 @@
     python benchmarks/profile.py [--network NAME] [--share PERCENT] [--memory] [--json]
 
 Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
-Mosquitto on loopback, all of them one after the other and then once more, for the machine's own speed comes
-and goes: median errors of the step and of peak memory, beside how much the same step differs from one time
-to the other (noise), below which no prediction can come. Cuts whose rounds are close to the best are trained
-by turns a few times more: how the recommended cut's round compares with the best. `--memory` trains the
-recommended `deepest` cut under memory limits. CPU shares and memory limits are control groups, which need
-root. Let nothing else run.
+Mosquitto on loopback, all of them one after the other and then once more: median errors of the step and of
+peak memory. The machine's own speed comes and goes, so both sides time the same reference between their steps
+(splitee_device/reference.py), and what was trained is told at the speed that the profile was told at: "as
+timed" is the error without that, "noise" how much the same step differs from one pass to the other. Cuts
+whose rounds are close to the best are trained by turns a few times more: how the recommended cut's round
+compares with the best. `--memory` trains the recommended `deepest` cut under memory limits. CPU shares and
+memory limits are control groups, which need root. Let nothing else run.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ MIB = 1 << 20
 MEMORY_MARGINS = (0, 10, 25, 50, 100, 200)  # MiB above the smallest limit that fits a cut
 COMPARED = ("step", "memory", "round")
 HEADINGS = (
-    "network", "share", "interpolated", "step error", "noise", "memory error", "recommended", "best",
-    "regret",
+    "network", "share", "interpolated", "step error", "as timed", "noise", "memory error", "recommended",
+    "best", "regret",
 )  # fmt: skip
 TRUTH = Path(__file__).with_name("profile_truth.py")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -132,15 +133,14 @@ def compare(network: str, share: int, broker: str, budget: float) -> dict[str, A
     with small_device(share) as prefix:
         found = profile(prefix, network, broker, "--budget", str(budget))
         chosen = found["recommended"]
-        reals = real_costs(
-            prefix, network, broker, found["threads"], [row["cut"] for row in found["cuts"]], chosen
-        )
+        reals = real_costs(prefix, network, broker, found)
     rows = [
         {
             "cut": row["cut"],
             "interpolated": not row["measured"],
             **{name: row[name] for name in COMPARED},
             **{f"real_{name}": fmean(real[name] for real in reals[row["cut"]]) for name in COMPARED},
+            "timed_step": fmean(real["timed_step"] for real in reals[row["cut"]]),
             "passes": len(reals[row["cut"]]),
         }
         for row in found["cuts"]
@@ -151,6 +151,7 @@ def compare(network: str, share: int, broker: str, budget: float) -> dict[str, A
         "share": share,
         "interpolated": sum(row["interpolated"] for row in rows),
         "step_error": median(_error(row["step"], row["real_step"]) for row in rows),
+        "error_as_timed": median(_error(row["step"], row["timed_step"]) for row in rows),
         "noise": median(_error(first["step"], second["step"]) for first, second, *_ in reals.values()),
         "memory_error": median(_error(row["memory"], row["real_memory"]) for row in rows),
         "recommended": chosen,
@@ -161,22 +162,33 @@ def compare(network: str, share: int, broker: str, budget: float) -> dict[str, A
 
 
 def real_costs(
-    prefix: list[str], network: str, broker: str, threads: int, cuts: list[int], chosen: int
+    prefix: list[str], network: str, broker: str, profiled: dict[str, Any]
 ) -> dict[int, list[dict[str, Any]]]:
-    """What training takes at each cut, in several passes; more of them for `chosen` and its rivals."""
-    found: dict[int, list[dict[str, Any]]] = {cut: [] for cut in cuts}
+    """What training takes at each cut, in several passes; more of them for the recommended and its rivals."""
+    reals: dict[int, list[dict[str, Any]]] = {row["cut"]: [] for row in profiled["cuts"]}
 
-    def train(again: list[int], passes: int) -> None:
+    def train(cuts: list[int], passes: int) -> None:
         for _ in range(passes):
-            for real in truth(prefix, network, broker, threads, *again) or []:
-                found[real["cut"]].append(real)
+            for real in truth(prefix, network, broker, profiled["threads"], *cuts) or []:
+                reals[real["cut"]].append(_at_speed(profiled["reference"], real))
 
-    train(cuts, PASSES)
-    rounds = {cut: fmean(real["round"] for real in reals) for cut, reals in found.items()}
-    rivals = [cut for cut in cuts if rounds[cut] <= CLOSE * min(rounds.values())]
-    if rivals != [chosen]:
-        train(sorted({chosen, *rivals}), FINAL_PASSES)
-    return found
+    train(list(reals), PASSES)
+    rounds = {cut: fmean(real["round"] for real in passes) for cut, passes in reals.items()}
+    rivals = [cut for cut in reals if rounds[cut] <= CLOSE * min(rounds.values())]
+    if rivals != [profiled["recommended"]]:
+        train(sorted({profiled["recommended"], *rivals}), FINAL_PASSES)
+    return reals
+
+
+def _at_speed(reference: float, real: dict[str, Any]) -> dict[str, Any]:
+    """What it would have taken where the reference takes `reference` seconds."""
+    slower = reference / real["reference"]
+    return {
+        **real,
+        "step": slower * real["step"],
+        "round": slower * real["round"],
+        "timed_step": real["step"],
+    }
 
 
 def _error(predicted: float, real: float) -> float:
@@ -216,6 +228,7 @@ def show(results: list[dict[str, Any]]) -> None:
             f"{result['share']} %" if result["share"] else "all",
             f"{result['interpolated']} of {len(result['cuts'])}",
             f"{result['step_error']:.1%}",
+            f"{result['error_as_timed']:.1%}",
             f"{result['noise']:.1%}",
             f"{result['memory_error']:.1%}",
             str(result["recommended"]),

@@ -32,7 +32,8 @@ from splitee_device.data import DeviceData, PictureSet
 from splitee_device.hardware import usable_cores
 from splitee_device.memory_watch import MemoryWatch, memory
 from splitee_device.outbox import publish_packed
-from splitee_device.trainer import CutBatch, open_trainer
+from splitee_device.reference import Reference
+from splitee_device.trainer import ClientTrainer, CutBatch, open_trainer
 
 INPUT = (3, 32, 32)
 LEAST_SECONDS = 4.0  # of measured rounds, after one that is not
@@ -65,6 +66,52 @@ def main(network: str, threads: int, steps: int, broker: str, cuts: list[int]) -
             raise SystemExit(f"cut {cut}: its process ended with status {status}")
 
 
+class Training:
+    """Rounds as a device trains and sends them, timed."""
+
+    def __init__(self, trainer: ClientTrainer, spec: RunSpec, link: Link) -> None:
+        self._trainer = trainer
+        self._spec = spec
+        self._link = link
+        self._window: deque[bytes] = deque(maxlen=spec.window)
+        self.steps: list[float] = []
+        self.step_cpu: list[float] = []  # of all threads, but for the link's
+        self.walls: list[float] = []  # of rounds
+        self.cpu: list[float] = []  # of rounds, all threads
+
+    def round(self, number: int, reference: Reference | None) -> None:
+        """One round; the reference runs between its steps and is no part of its time."""
+        started, started_cpu = self._now(reference)
+        batches = self._trainer.round(number)
+        for step in range(self._spec.steps):
+            begun, begun_cpu = time.perf_counter(), time.process_time() - self._link.cpu
+            batch = next(batches)
+            self.step_cpu.append(time.process_time() - self._link.cpu - begun_cpu)
+            self.steps.append(time.perf_counter() - begun)
+            self._window.append(payload(self._spec, step, batch))
+            publish_packed(self._link, "truth/features", self._window[-1])
+            if reference is not None:
+                reference.keep_up(sum(self.step_cpu))
+        self._link.flush(60)
+        ended, ended_cpu = self._now(reference)
+        self.walls.append(ended - started)
+        self.cpu.append(ended_cpu - started_cpu)
+
+    def times(self, reference: Reference, *, bursty: bool) -> dict[str, float]:
+        """Seconds of a step and of a round. Where a quota makes the process wait, at whichever system call
+        is next, the wait is shared out by CPU time."""
+        if not bursty:
+            return {"step": median(self.steps), "round": fmean(self.walls)}
+        stretch = (sum(self.walls) + reference.wall) / (sum(self.cpu) + reference.cpu)
+        return {"step": stretch * fmean(self.step_cpu), "round": stretch * fmean(self.cpu)}
+
+    @staticmethod
+    def _now(reference: Reference | None) -> tuple[float, float]:
+        """Wall and CPU seconds without the reference's."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        return (wall - reference.wall, cpu - reference.cpu) if reference is not None else (wall, cpu)
+
+
 def measure(network: str, cut: int, threads: int, steps: int, broker: str) -> None:
     """Train at the cut, in a process that has not yet; prints a line of JSON."""
     torch.set_num_threads(threads)
@@ -77,46 +124,28 @@ def measure(network: str, cut: int, threads: int, steps: int, broker: str) -> No
         for _ in range(2)
     )
     data = DeviceData(train, held_out, tuple("0123456789"), ())
-    window: deque[bytes] = deque(maxlen=spec.window)
-    seconds: list[float] = []  # of training steps
-    cpu: list[float] = []  # theirs, of all threads
-    rounds: list[float] = []
-    rounds_cpu: list[float] = []
     with closing(Link(BrokerAddress.parse(broker), f"truth-{cut}")) as link:
         link.open(10)
-
-        def one_round(number: int) -> None:
-            started, started_cpu = time.perf_counter(), time.process_time()
-            batches = trainer.round(number)
-            for step in range(steps):
-                begun, begun_cpu = time.perf_counter(), time.process_time()
-                batch = next(batches)
-                seconds.append(time.perf_counter() - begun)
-                cpu.append(time.process_time() - begun_cpu)
-                window.append(payload(spec, step, batch))
-                publish_packed(link, "truth/features", window[-1])
-            link.flush(60)
-            rounds.append(time.perf_counter() - started)
-            rounds_cpu.append(time.process_time() - started_cpu)
-
         with watch:
             trainer = open_trainer(spec, cut, "truth", data)
             initial = copy.deepcopy(trainer.state())
-            one_round(1)
+            Training(trainer, spec, link).round(1, None)
             pack_state(trainer.state())
             for _ in trainer.evaluate():
                 pass
-        for known in (seconds, cpu, rounds, rounds_cpu):
-            known.clear()
+        training, reference = Training(trainer, spec, link), Reference()
         for number in count(2):
-            one_round(number)
-            if sum(rounds) >= LEAST_SECONDS:
+            training.round(number, reference)
+            if sum(training.walls) >= LEAST_SECONDS:
                 break
     del initial
-    step = median(seconds)
-    if usable_cores() < threads:  # the process waits for its quota at any system call: shared out by CPU time
-        step = sum(rounds) * (sum(cpu) / sum(rounds_cpu)) / len(seconds)
-    answer = {"cut": cut, "step": step, "memory": watch.peak - before, "round": fmean(rounds)}
+    bursty = usable_cores() < threads
+    answer = {
+        "cut": cut,
+        "memory": watch.peak - before,
+        "reference": reference.seconds(bursty=bursty),
+        **training.times(reference, bursty=bursty),
+    }
     print(json.dumps(answer), flush=True)
 
 

@@ -148,7 +148,6 @@ def _capability(forecast: Forecast, reason: str) -> Capability:
         round_trip=link.round_trip if link else None,
         reason=reason[:1000],
         cuts=tuple(
-            CutCost(row.cut, row.step + row.encoding, row.payload, row.needed, row.fits)
-            for row in forecast.rows()
+            CutCost(row.cut, row.compute, row.payload, row.needed, row.fits) for row in forecast.rows()
         ),
     )

@@ -62,7 +62,7 @@ def _of_those(fitting: Sequence[CutRow], rows: Sequence[CutRow]) -> str:
 def _pace(row: CutRow) -> str:
     if row.upload is None:
         return "without a measured link that is training alone (give --broker)"
-    compute = row.step + row.encoding
+    compute = row.compute
     slower = "training" if compute >= row.upload else "the link"
     train, send = f"{1000 * compute:.3g} ms to train a batch", f"{1000 * row.upload:.3g} ms to send it"
     return f"{slower} sets its pace: {train}, {send}"

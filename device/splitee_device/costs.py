@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import msgspec
@@ -63,8 +63,25 @@ class CutCosts(JsonMessage, frozen=True):
     code: int  # pages of libraries and of the program that training touches; no growth, but needed as well
     inference: float  # seconds a picture
     inference_memory: int
+    reference: float  # seconds of the reference between the steps: the device's speed at that moment
     seconds: float  # that the measurement took in all
     stage_cpu: tuple[tuple[float, float], ...] = ()  # CPU seconds of forward and backward of stages 1..cut
+
+    def slower(self, times: float) -> CutCosts:
+        """What it would be if all that the device computes took `times` as long."""
+        return replace(self, **{name: times * getattr(self, name) for name in COMPUTED})
+
+
+COMPUTED = ("step", "forward", "backward", "optimizer", "spread", "encoding", "cpu", "inference", "reference")
+
+
+def at_one_speed(looks: Mapping[int, Sequence[CutCosts]]) -> dict[int, CutCosts]:
+    """By cut, what its looks come to at the device's mean speed over all looks, by the references in them."""
+    mean = fmean(look.reference for at_cut in looks.values() for look in at_cut)
+    return {
+        cut: mean_costs([look.slower(mean / look.reference) for look in at_cut])
+        for cut, at_cut in looks.items()
+    }
 
 
 def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
@@ -73,7 +90,7 @@ def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
     if len(looks) == 1:
         return first
     values = {name: [getattr(look, name) for look in looks] for name in first.__struct_fields__}
-    means = ("step", "forward", "backward", "optimizer", "encoding", "cpu", "inference")
+    means = [name for name in COMPUTED if name != "spread"]
     most = ("memory", "code", "inference_memory")
     between = (max(values["step"]) - min(values["step"])) / 2
     return replace(
@@ -103,7 +120,7 @@ class Reply(JsonMessage, frozen=True):
 
 
 class Measured(JsonMessage, frozen=True):
-    """What was found out within a budget; the device keeps it in its state directory."""
+    """What was found out within a budget, at one speed; the device keeps it in its state directory."""
 
     spec: RunSpec
     threads: int
@@ -113,3 +130,8 @@ class Measured(JsonMessage, frozen=True):
     costs: dict[int, CutCosts]  # of the cuts that were measured
     failed: dict[int, str]  # cuts that could not be trained, and why
     seconds: float
+
+    @property
+    def reference(self) -> float | None:
+        """Seconds of the reference at the speed that all costs are told at; None: nothing was measured."""
+        return next((costs.reference for costs in self.costs.values()), None)

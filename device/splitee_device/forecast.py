@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from splitee_device.choice import Choice, Preference, choose
-from splitee_device.costs import CutCosts, Measured
+from splitee_device.costs import Measured
 from splitee_device.predict_cost import CutRow, Work, predict
 
 
@@ -33,19 +33,8 @@ class Forecast:
             more_memory: bytes that training takes beyond what was measured, at any cut.
             available: bytes that training may take in all; None: not known.
         """
-        costs = {cut: _changed(found, slowdown, more_memory) for cut, found in self.measured.costs.items()}
+        costs = {
+            cut: replace(found.slower(slowdown), memory=found.memory + more_memory)
+            for cut, found in self.measured.costs.items()
+        }
         return Forecast(replace(self.measured, costs=costs, available=available), self.work, self.prefer)
-
-
-def _changed(costs: CutCosts, slowdown: float, more_memory: int) -> CutCosts:
-    return replace(
-        costs,
-        step=slowdown * costs.step,
-        forward=slowdown * costs.forward,
-        backward=slowdown * costs.backward,
-        optimizer=slowdown * costs.optimizer,
-        spread=slowdown * costs.spread,
-        encoding=slowdown * costs.encoding,
-        cpu=slowdown * costs.cpu,
-        memory=costs.memory + more_memory,
-    )

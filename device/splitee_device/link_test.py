@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from statistics import median
+from typing import NamedTuple
 
 from splitee.errors import BrokerRefused
 from splitee.link import Link, Message
@@ -32,6 +33,18 @@ class EchoLost(Exception):
     """What was sent did not come back."""
 
 
+class Sent(NamedTuple):
+    """One message's seconds until the broker has it and until it is back, and CPU seconds to send it."""
+
+    accepted: float
+    returned: float
+    cpu: float
+
+    def beyond(self, ping: Sent) -> float:
+        """Seconds for the bytes alone: a `ping` takes what any message takes."""
+        return max(self.accepted - ping.accepted, self.accepted / 10)
+
+
 class Echo:
     """Two connections: one publishes, the other reads the same topic.
 
@@ -47,28 +60,30 @@ class Echo:
     def speed(self, size: int) -> LinkSpeed | None:
         """The link's speed with payloads of `size` bytes, as many as LONGEST allows; None: no echo came."""
         try:
-            pings = [self._send(PING_BYTES) for _ in range(PINGS)]
-            accepted, returned = (median(times) for times in zip(*pings, strict=True))
+            ping = self._typical(PING_BYTES, PINGS)
             first = min(size, FIRST_BYTES)
-            rate = first / self._seconds(first, accepted)
+            rate = first / self._typical(first, 1).beyond(ping)
             fitting = max(first, min(size, int(rate * LONGEST)))
-            seconds = [self._seconds(fitting, accepted) for _ in range(PAYLOADS)]
+            payload = self._typical(fitting, PAYLOADS)
         except (EchoLost, BrokerRefused) as lost:
             log.warning("link not measured: %s", lost)
             return None
-        return LinkSpeed(upload=fitting / median(seconds), round_trip=returned)
+        return LinkSpeed(
+            upload=fitting / payload.beyond(ping),
+            round_trip=ping.returned,
+            message_cpu=ping.cpu,
+            byte_cpu=max(payload.cpu - ping.cpu, 0.0) / fitting,
+        )
 
-    def _seconds(self, size: int, overhead: float) -> float:
-        """Seconds for the bytes alone: `overhead` is what the smallest message takes."""
-        accepted, _ = self._send(size)
-        return max(accepted - overhead, accepted / 10)
+    def _typical(self, size: int, times: int) -> Sent:
+        sent = [self._send(size) for _ in range(times)]
+        return Sent(*(median(values) for values in zip(*sent, strict=True)))
 
-    def _send(self, size: int) -> tuple[float, float]:
-        """Seconds until the broker has all `size` bytes, and until all of them are back."""
+    def _send(self, size: int) -> Sent:
         parts = list(split(os.urandom(size), self._out.max_packet, next(self._numbers)))
-        started = time.monotonic()
+        started, cpu = time.monotonic(), time.thread_time() + self._out.cpu
         taken = all(self._out.publish(self._topic, part) for part in parts) and self._out.flush(PATIENCE)
-        accepted = time.monotonic() - started
+        accepted, cpu = time.monotonic() - started, time.thread_time() + self._out.cpu - cpu
         if not taken or self._out.refused:
             raise EchoLost(
                 f"the broker does not take {size} bytes on {self._topic}; "
@@ -81,7 +96,7 @@ class Echo:
                 raise EchoLost(f"the broker took {size} bytes on {self._topic}, but does not return them")
             if isinstance(event, Message):
                 missing.discard(event.payload)
-        return accepted, time.monotonic() - started
+        return Sent(accepted, time.monotonic() - started, cpu)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from splitee.training import EVALUATION_BATCH, pack_state
 from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup, StageFacts
 from splitee_device.data import DeviceData, PictureSet, batch
 from splitee_device.memory_watch import MemoryWatch, memory
+from splitee_device.reference import Reference
 from splitee_device.trainer import ClientTrainer, CutBatch, open_trainer
 
 WARM_UP = 2  # steps that are not timed: the first allocate, and choose kernels
@@ -178,6 +179,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         inference=inference,
         inference_memory=inference_memory,
         stage_cpu=tuple(_stage_cpu(asked.cut, trainer.exit, data, spec)) if asked.stages else (),
+        reference=times.reference.seconds(bursty=setup.bursty),
         seconds=time.perf_counter() - started,
     )
 
@@ -185,7 +187,9 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
 class Times:
     """Seconds of every step, and of its parts."""
 
-    def __init__(self) -> None:
+    def __init__(self, reference: Reference) -> None:
+        self.reference = reference  # runs between the steps
+        self.wall = 0.0  # of everything
         self.steps: list[float] = []
         self.forward: list[float] = []
         self.backward: list[float] = []
@@ -200,9 +204,9 @@ class Times:
         the wait itself comes at whichever system call is next."""
         if not bursty:
             return median(self.steps), median(self.encode)
-        both = fmean(self.steps) + fmean(self.encode)
-        step = both * sum(self.step_cpu) / sum(self.cpu)
-        return step, both - step
+        stretch = self.wall / (sum(self.cpu) + self.reference.cpu)  # seconds for one of the CPU
+        step = stretch * fmean(self.step_cpu)
+        return step, stretch * fmean(self.cpu) - step
 
     def in_blocks(self, length: float) -> list[float]:
         """The mean step of each run of steps that takes `length` seconds."""
@@ -246,7 +250,7 @@ def _train(
     trainer: ClientTrainer, spec: RunSpec, asked: MeasureCut, started: float, watch: MemoryWatch
 ) -> Times:
     """Steps as the agent does them, with the last payloads kept as its window keeps them."""
-    clock, times = StepClock(trainer), Times()
+    clock, times = StepClock(trainer), Times(Reference())
     window: deque[bytes] = deque(maxlen=spec.window)
     batches = trainer.round(1)
     with watch:  # which would disturb the steps that are timed
@@ -254,10 +258,9 @@ def _train(
             window.append(_encode(spec, next(batches)))
             if time.perf_counter() - started >= asked.most:
                 break
-    timed_from = ended = time.perf_counter()
-    cpu = time.process_time()
+    timed_from = time.perf_counter()
     while True:
-        begun, cpu_begun = ended, cpu  # no gap, for that is where a CPU quota may make the process wait
+        begun, cpu_begun = time.perf_counter(), time.process_time()
         features = next(batches)
         trained, cpu_trained = time.perf_counter(), time.process_time()
         window.append(_encode(spec, features))
@@ -267,9 +270,11 @@ def _train(
         times.step_cpu.append(cpu_trained - cpu_begun)
         times.cpu.append(cpu - cpu_begun)
         clock.note(times)
+        times.reference.keep_up(sum(times.cpu))
         enough = ended - timed_from >= asked.seconds and len(times.steps) >= LEAST_STEPS
         if enough or ended - started >= asked.most:
             break
+    times.wall = time.perf_counter() - timed_from
     times.payload = len(window[-1])
     return times
 

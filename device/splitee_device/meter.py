@@ -84,15 +84,12 @@ class Meter:
             yield batch
 
     def round(self) -> Round:
-        """The round whose steps have been handed on.
-
-        A step is the median, or the mean where a CPU quota lets training run in bursts.
-        """
+        """The round whose steps have been handed on."""
         cores = hardware.usable_cores()
-        typical = fmean if cores < self._threads else median
+        step = self._step(cores)
         degrees, throttled = hardware.temperature().value, hardware.throttled().value
         return Round(
-            step=typical(self._seconds),
+            step=step,
             memory=peak(),
             available=hardware.least(self._memory, hardware.memory_for_training()),
             conditions=Conditions(
@@ -100,11 +97,21 @@ class Meter:
                 threads=self._threads,
                 machine_cores=os.cpu_count() or 1,
                 others=self._load.of_others(),
-                cpu=self._cpu / (sum(self._seconds) * self._threads),
+                cpu=self._cpu / (len(self._seconds) * step * self._threads),
                 temperature=degrees if isinstance(degrees, float) else None,
                 throttled=hardware.throttled_now(throttled),
             ),
         )
+
+    def _step(self, cores: float) -> float:
+        """Seconds: the median; with a CPU quota, which lets training run in bursts, the mean.
+
+        A quota makes the process wait at any system call, between the steps as well; but in the long run no
+        step takes less than its CPU time over what is allowed.
+        """
+        if cores >= self._threads:
+            return median(self._seconds)
+        return max(fmean(self._seconds), self._cpu / len(self._seconds) / cores)
 
     def _begin(self) -> None:
         self._seconds: list[float] = []

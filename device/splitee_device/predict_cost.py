@@ -18,10 +18,16 @@ MARGIN = 1.15  # on memory that was not measured at its cut
 
 @dataclass(frozen=True)
 class LinkSpeed:
-    """What the link to the broker gives: bytes a second upwards, seconds there and back."""
+    """What the link to the broker gives and takes: bytes a second upwards, seconds there and back, CPU."""
 
     upload: float
     round_trip: float
+    message_cpu: float = 0.0  # CPU seconds to send any message
+    byte_cpu: float = 0.0  # and for each of its bytes
+
+    def cpu(self, payload: int) -> float:
+        """CPU seconds to send `payload` bytes."""
+        return self.message_cpu + self.byte_cpu * payload
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class CutRow:
     optimizer: float
     spread: float
     encoding: float
+    sending: float  # that it takes from training, where training keeps all cores busy
     memory: int
     needed: int  # of memory in all: torch, training, pictures
     code: int  # of that, pages of files
@@ -59,6 +66,11 @@ class CutRow:
     round: float
     cpu_share: float
     obstacle: str  # why it does not fit; empty: it does
+
+    @property
+    def compute(self) -> float:
+        """Seconds a batch that training, encoding and sending keep the CPU busy."""
+        return self.step + self.encoding + self.sending
 
     @property
     def fits(self) -> bool:
@@ -146,9 +158,12 @@ class _Model:
         encoding = size * self._between(lambda c: c.encoding / self._size(c.cut), cut)
         payload = known.payload if known else round(size * self._between(self._shrinking, cut))
         upload = payload / work.link.upload if work.link else None
-        timing = (step + encoding, upload or 0.0, work.link.round_trip if work.link else 0.0)
+        sending_cpu = work.link.cpu(payload) if work.link else 0.0
+        sending = sending_cpu / measured.cores if measured.threads >= measured.cores else 0.0
+        compute = step + encoding + sending
+        timing = (compute, upload or 0.0, work.link.round_trip if work.link else 0.0)
         window = measured.spec.window
-        cpu = (step + encoding) * self._between(lambda c: c.cpu / (c.step + c.encoding), cut)
+        cpu = (step + encoding) * self._between(lambda c: c.cpu / (c.step + c.encoding), cut) + sending_cpu
         share = cpu / pace(*timing, window) / measured.cores
         memory = predicted_memory(measured.spec, measured.description, self._costs, cut)
         needed = self._needed(memory, cut)
@@ -162,6 +177,7 @@ class _Model:
             optimizer=optimizer,
             spread=self._between(lambda costs: costs.spread / costs.step, cut) * step,
             encoding=encoding,
+            sending=sending,
             memory=memory,
             needed=needed,
             code=self._code,

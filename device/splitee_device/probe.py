@@ -18,7 +18,16 @@ from msgspec.structs import replace
 
 from splitee.errors import ChildFailed, ConfigError, NetworkError, NoCutFits
 from splitee.messages import RunSpec
-from splitee_device.costs import CutCosts, Description, Failed, MeasureCut, Measured, Reply, Setup, mean_costs
+from splitee_device.costs import (
+    CutCosts,
+    Description,
+    Failed,
+    MeasureCut,
+    Measured,
+    Reply,
+    Setup,
+    at_one_speed,
+)
 from splitee_device.hardware import available_memory, least, memory_for_training, usable_cores
 from splitee_device.predict_cost import predicted_memory
 
@@ -180,7 +189,7 @@ class Plan:
     @property
     def costs(self) -> dict[int, CutCosts]:
         """By cut, of those that were measured."""
-        return {cut: mean_costs(looks) for cut, looks in self._looks.items()}
+        return at_one_speed(self._looks) if self._looks else {}
 
     def next(self) -> MeasureCut | None:
         """None when all are measured, or none is left that fits the time."""

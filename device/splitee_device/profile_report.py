@@ -41,6 +41,7 @@ def as_json(
         "batch_size": measured.spec.batch_size if measured else None,
         "codec": measured.spec.codec if measured else None,
         "threads": measured.threads if measured else None,
+        "reference": measured.reference if measured else None,
         "memory_of_torch": measured.description.base_memory if measured else None,
         "seconds": round(measured.seconds, 1) if measured else None,
         "cuts": [{**asdict(row), "fits": row.fits} for row in rows],
@@ -149,7 +150,7 @@ def plot(path: Path, measured: Measured, rows: Sequence[CutRow], choice: Choice)
     above, below = figure.subplots(2, 1, sharex=True)
     cuts = [row.cut for row in rows]
     bottom = [0.0] * len(rows)
-    for part in ("forward", "backward", "optimizer", "encoding"):
+    for part in ("forward", "backward", "optimizer", "encoding", "sending"):
         heights = [1000 * getattr(row, part) for row in rows]
         bars = above.bar(cuts, heights, bottom=bottom, label=part)
         for bar, row in zip(bars, rows, strict=True):

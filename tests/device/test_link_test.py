@@ -24,6 +24,7 @@ def test_the_speed_of_a_real_link(broker: RunningBroker, size: int) -> None:
     assert speed is not None
     assert 1e4 < speed.upload < 1e11  # bytes a second over loopback
     assert 0 < speed.round_trip < 5
+    assert 0 < speed.message_cpu <= speed.cpu(size) < 5
 
 
 @pytest.mark.mosquitto

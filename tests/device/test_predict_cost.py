@@ -72,6 +72,17 @@ def test_the_link_gives_upload_round_and_cpu_share() -> None:
     assert row.cpu_share == pytest.approx(compute / upload / 2)
 
 
+@pytest.mark.parametrize(("cores", "sending"), [(0.5, 0.012), (1.0, 0.006), (2.0, 0.0)])
+def test_sending_takes_cpu_from_training_unless_a_core_is_free(cores: float, sending: float) -> None:
+    link = LinkSpeed(upload=1e9, round_trip=0.0, message_cpu=0.004, byte_cpu=0.002 / true_costs(1).payload)
+    known = measured([1, 2, 3, 4], cores=cores)
+    assert known.threads == 1
+    row = predict(known, Work(320, 10, 0, link=link))[0]
+    assert row.sending == pytest.approx(sending)
+    assert row.compute == pytest.approx(row.step + row.encoding + sending)
+    assert row.round == pytest.approx(10 * row.compute + row.payload / 1e9)
+
+
 def test_a_wanted_share_of_the_cpu_excludes_what_keeps_it_busier() -> None:
     rows = predict(measured([1, 2, 3, 4], cores=2.0), Work(320, 10, 0, cpu_share=0.4))
     assert {row.obstacle for row in rows} == {"CPU share"}

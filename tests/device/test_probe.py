@@ -6,7 +6,7 @@ import time
 
 import pytest
 from msgspec.structs import replace
-from profiles import DESCRIPTION, SPEC, true_costs
+from profiles import DESCRIPTION, REFERENCE, SPEC, true_costs
 
 from splitee_device.costs import CutCosts, Failed, MeasureCut
 from splitee_device.probe import Plan
@@ -41,6 +41,20 @@ def test_each_cut_is_measured_again_at_another_moment_and_both_count() -> None:
         assert costs.spread == pytest.approx(truth.step)  # each is so far from the mean
         assert (costs.memory, costs.steps) == (3 * truth.memory, 2 * truth.steps)
         assert costs.forward == pytest.approx(truth.forward)
+
+
+def test_looks_while_the_device_was_slower_are_told_at_its_mean_speed() -> None:
+    planned = plan()
+    slowness = iter([1.0, 2.0, 3.0, 2.0] * 2)  # 2.0 in the mean
+    while (wanted := planned.next()) is not None:
+        planned.take(wanted, true_costs(wanted.cut).slower(next(slowness)))
+    assert set(planned.costs) == {1, 2, 3, 4}
+    for cut, costs in planned.costs.items():
+        truth = true_costs(cut)
+        assert costs.step == pytest.approx(2 * truth.step)
+        assert (costs.encoding, costs.cpu) == pytest.approx((2 * truth.encoding, 2 * truth.cpu))
+        assert costs.reference == pytest.approx(2 * REFERENCE)
+        assert costs.memory == truth.memory
 
 
 def test_no_second_look_takes_more_than_half_of_the_time() -> None:

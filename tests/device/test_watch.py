@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from profiles import MIB, measured
 
+from splitee_device import hardware
 from splitee_device.choice import Preference
 from splitee_device.forecast import Forecast
 from splitee_device.hardware import throttled_now
@@ -203,3 +204,21 @@ def test_a_meter_counts_the_steps_and_not_what_is_done_between_them() -> None:
     assert found.available == 1
     assert found.memory > 1 * MIB
     assert 0 < found.conditions.cpu <= 1.1
+
+
+def test_with_a_quota_a_step_takes_no_less_than_its_cpu_time_over_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def batches() -> Iterator[int]:
+        for number in range(3):
+            until = time.process_time() + 0.02
+            while time.process_time() < until:
+                pass
+            yield number
+
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 0.25)
+    meter = Meter(threads=1)
+    assert list(meter.steps(batches())) == [0, 1, 2]
+    found = meter.round()
+    assert 0.08 <= found.step < 0.8
+    assert found.conditions.cpu <= 0.25 + 1e-9

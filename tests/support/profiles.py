@@ -15,6 +15,7 @@ STAGES = tuple(
     StageFacts(f"stage{n}", (64 >> n, 8, 8), 1000 * 4**n, 1_000_000 * n, 400_000 * n) for n in range(1, 6)
 )
 DESCRIPTION = Description(stages=STAGES, base_memory=300 * MIB)
+REFERENCE = 0.005  # seconds
 BEYOND = 10 * MIB  # that every cut takes beyond what is counted
 
 
@@ -40,6 +41,7 @@ def true_costs(cut: int) -> CutCosts:
         code=50 * MIB,
         inference=forward / 32,
         inference_memory=5 * MIB,
+        reference=REFERENCE,
         seconds=2.0,
         stage_cpu=tuple((0.001 * each, 0.002 * each) for each in work),
     )
