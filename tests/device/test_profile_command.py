@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from splitee.cli import main
 from splitee.errors import ExitCode
 from splitee_lab.brokers import RunningBroker
 
+PAGE = Path(__file__).parents[2] / "docs" / "profile.md"
 TINY = ("--network", "tiny_networks:tiny", "--batch", "8", "--threads", "1", "--samples", "64")
 
 
@@ -71,8 +74,17 @@ def test_the_table_marks_the_recommended_cut_and_says_why(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_budget_too_short_for_all_cuts_interpolates_some(capsys: pytest.CaptureFixture[str]) -> None:
-    found = run_json(capsys, "--network", "mobilenet_v3_small", "--threads", "1", "--budget", "15")
+def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broker: RunningBroker
+) -> None:
+    block = re.search(r"```sh\nsplitee profile (.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block is not None
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(block[1].replace("mqtt://BROKER:1883", str(broker.address)))
+    found = run_json(capsys, *words, "--threads", "1", "--budget", "15")
+    assert Path("cuts.png").stat().st_size > 0
+    assert found["link"]["message_cpu"] > 0
+    assert found["reference"] > 0
     flags = [row["measured"] for row in found["cuts"]]
     assert flags[0] and not all(flags)
     assert found["seconds"] <= 17
