@@ -31,6 +31,7 @@ from splitee.in_flight import IN_FLIGHT
 CONNECT_LIMIT = 5.0  # seconds for one try
 SESSION_EXPIRY = 3600  # seconds that the broker keeps our subscriptions and their queue while we are away
 LARGEST_INCOMING = 16 << 20  # bytes of a packet
+LINGER = 2.0  # seconds that the broker has to read the last word
 LOOP = 1.0  # seconds; paho wakes up earlier when there is something to do
 TEMPORARY = {"Server unavailable", "Server busy", "Quota exceeded", "Connection rate exceeded"}
 
@@ -77,6 +78,7 @@ class Connection:
         errors.addHandler(self._trouble)
         client.enable_logger(errors)
         client.on_socket_open = quietly(_send_at_once)
+        client.on_socket_close = quietly(self._let_broker_read)
         # Without this, paho lets publishers write to the socket as well as the network thread: packets tear.
         client.on_socket_register_write = lambda *_: None
         client.on_connect = quietly(self._note_answer)
@@ -150,6 +152,21 @@ class Connection:
         reason = ReasonCode(PacketTypes.DISCONNECT, words)
         properties = packet_properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0)
         self.client.disconnect(reason, properties)
+
+    def _let_broker_read(self, _client: Client, _data: Any, closed: socket.socket) -> None:
+        """Wait until the broker has read DISCONNECT and hung up.
+
+        To close while there is something to read resets a connection: what was sent last may be lost with it,
+        and the session would stay at the broker, with all that is queued for it, until it expires.
+        """
+        if not self._closing.is_set():
+            return
+        until = time.monotonic() + LINGER
+        with contextlib.suppress(OSError):
+            closed.settimeout(LINGER)
+            closed.shutdown(socket.SHUT_WR)
+            while closed.recv(1 << 16) and time.monotonic() < until:
+                pass
 
     def _hang_up(self) -> None:
         self._on_lost()

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.errors import ConfigError
 from splitee.link import BrokerAddress, Link, Message
@@ -195,3 +197,37 @@ def test_events_that_nobody_receives_are_bounded_and_counted(
     assert [message.payload[0] for message in messages(reader, 10)] == list(range(10))
     assert reader.receive(0) is None
     assert caplog.text.count("event queue full") == 1
+
+
+@pytest.mark.mosquitto
+def test_closing_on_unread_messages_leaves_no_session_behind(
+    mosquitto_broker: RunningBroker, make_link: MakeLink
+) -> None:
+    """Of a session that stays, the broker goes on to keep all that is published to it."""
+    address = mosquitto_broker.address
+    writer = make_link(address, "writer")
+    for attempt in range(10):  # without care about one in four stays
+        name = f"unread-{attempt}"
+        reader = Link(address, name)
+        reader.subscribe(name)
+        reader.open(DEADLINE)
+        for _ in range(40):
+            assert writer.publish(name, bytes(500_000))
+        reader.close()
+        assert not session_of(address, name), attempt
+
+
+def session_of(address: BrokerAddress, name: str) -> bool:
+    """Whether the broker has kept the client's session; it has not afterwards."""
+    present: list[bool] = []
+    client = Client(CallbackAPIVersion.VERSION2, client_id=name, protocol=MQTTProtocolVersion.MQTTv5)
+    client.on_connect = lambda _client, _data, flags, _reason, _properties: present.append(
+        flags.session_present
+    )
+    client.connect(address.host, address.port, clean_start=False)
+    deadline = time.monotonic() + DEADLINE
+    while not present and time.monotonic() < deadline:
+        client.loop(0.1)
+    client.disconnect()
+    client.loop(0.1)
+    return present[0]
