@@ -153,7 +153,8 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         inference = _infer(trainer, data, spec)
     inference_memory = watch.peak - before
     initial = copy.deepcopy(trainer.state())  # the agent keeps it to start a run anew
-    times = _train(trainer, spec, asked, started, watch)
+    times = Times(bursty=setup.bursty)
+    _train(trainer, spec, asked, times, started, watch)
     with watch:
         pack_state(trainer.state())
         for _ in trainer.evaluate():
@@ -161,7 +162,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     at_peak, code = watch.peak - before, memory()["RssFile"]
     del initial
     typical = fmean if setup.bursty else median
-    step, encoding = times.typical(bursty=setup.bursty)
+    step, encoding = times.typical()
     samples = times.in_blocks(BLOCK) if setup.bursty else times.steps
     return CutCosts(
         cut=asked.cut,
@@ -179,7 +180,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         inference=inference,
         inference_memory=inference_memory,
         stage_cpu=tuple(_stage_cpu(asked.cut, trainer.exit, data, spec)) if asked.stages else (),
-        reference=times.reference.seconds(bursty=setup.bursty),
+        reference=times.reference,
         seconds=time.perf_counter() - started,
     )
 
@@ -187,9 +188,11 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
 class Times:
     """Seconds of every step, and of its parts."""
 
-    def __init__(self, reference: Reference) -> None:
-        self.reference = reference  # runs between the steps
-        self.wall = 0.0  # of everything
+    def __init__(self, *, bursty: bool) -> None:
+        """`bursty`: a CPU quota makes the process wait now and then."""
+        self.bursty = bursty
+        self.stretch = 1.0  # seconds that a CPU second took, over all
+        self.reference = 0.0  # that ran between the steps
         self.steps: list[float] = []
         self.forward: list[float] = []
         self.backward: list[float] = []
@@ -199,14 +202,13 @@ class Times:
         self.cpu: list[float] = []  # with encoding
         self.payload = 0
 
-    def typical(self, *, bursty: bool) -> tuple[float, float]:
+    def typical(self) -> tuple[float, float]:
         """A step and its encoding. Where a quota makes the process wait, each has its share by CPU time:
         the wait itself comes at whichever system call is next."""
-        if not bursty:
+        if not self.bursty:
             return median(self.steps), median(self.encode)
-        stretch = self.wall / (sum(self.cpu) + self.reference.cpu)  # seconds for one of the CPU
-        step = stretch * fmean(self.step_cpu)
-        return step, stretch * fmean(self.cpu) - step
+        step = self.stretch * fmean(self.step_cpu)
+        return step, self.stretch * fmean(self.cpu) - step
 
     def in_blocks(self, length: float) -> list[float]:
         """The mean step of each run of steps that takes `length` seconds."""
@@ -247,10 +249,10 @@ class StepClock:
 
 
 def _train(
-    trainer: ClientTrainer, spec: RunSpec, asked: MeasureCut, started: float, watch: MemoryWatch
-) -> Times:
+    trainer: ClientTrainer, spec: RunSpec, asked: MeasureCut, times: Times, started: float, watch: MemoryWatch
+) -> None:
     """Steps as the agent does them, with the last payloads kept as its window keeps them."""
-    clock, times = StepClock(trainer), Times(Reference())
+    clock = StepClock(trainer)
     window: deque[bytes] = deque(maxlen=spec.window)
     batches = trainer.round(1)
     with watch:  # which would disturb the steps that are timed
@@ -258,6 +260,7 @@ def _train(
             window.append(_encode(spec, next(batches)))
             if time.perf_counter() - started >= asked.most:
                 break
+    reference = Reference()  # only now: its memory is not training's
     timed_from = time.perf_counter()
     while True:
         begun, cpu_begun = time.perf_counter(), time.process_time()
@@ -270,13 +273,13 @@ def _train(
         times.step_cpu.append(cpu_trained - cpu_begun)
         times.cpu.append(cpu - cpu_begun)
         clock.note(times)
-        times.reference.keep_up(sum(times.cpu))
+        reference.keep_up(sum(times.cpu))
         enough = ended - timed_from >= asked.seconds and len(times.steps) >= LEAST_STEPS
         if enough or ended - started >= asked.most:
             break
-    times.wall = time.perf_counter() - timed_from
+    times.stretch = (time.perf_counter() - timed_from) / (sum(times.cpu) + reference.cpu)
+    times.reference = reference.seconds(bursty=times.bursty)
     times.payload = len(window[-1])
-    return times
 
 
 def _encode(spec: RunSpec, features: CutBatch) -> bytes:
