@@ -105,8 +105,9 @@ class Link:
 
     @property
     def cpu(self) -> float:
-        """CPU seconds that the network thread has taken; 0 where the system does not tell."""
-        if self._thread is None or self._thread.ident is None or not hasattr(time, "pthread_getcpuclockid"):
+        """CPU seconds that the network thread, while it runs, has taken; 0 where the system does not tell."""
+        known = self.alive and hasattr(time, "pthread_getcpuclockid")
+        if not known or self._thread is None or self._thread.ident is None:
             return 0.0
         return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
 
