@@ -94,6 +94,11 @@ def steps_a_round(spec: RunSpec, samples: int) -> int:
     return spec.steps or max(1, samples // spec.batch_size)
 
 
+def evaluation_steps(held_out: int) -> int:
+    """Batches that so many held-out samples make."""
+    return -(-held_out // EVALUATION_BATCH)
+
+
 def epoch_batches(
     spec: RunSpec, device: str, round_number: int, samples: int, steps: int | None = None
 ) -> Iterable[np.ndarray]:

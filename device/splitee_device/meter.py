@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import TypeVar
 
 from splitee_device import hardware
@@ -84,12 +84,17 @@ class Meter:
             yield batch
 
     def round(self) -> Round:
-        """The round whose steps have been handed on."""
+        """The round whose steps have been handed on.
+
+        A step is the median, or the mean where a CPU quota lets training run in bursts.
+        """
         cores = hardware.usable_cores()
-        step = self._step(cores)
+        # A quota makes the process wait at any system call, so between the steps as well; but in the long run
+        # they take no less than their CPU time over what is allowed.
+        wall = max(sum(self._seconds), self._cpu / cores)
         degrees, throttled = hardware.temperature().value, hardware.throttled().value
         return Round(
-            step=step,
+            step=median(self._seconds) if cores >= self._threads else wall / len(self._seconds),
             memory=peak(),
             available=hardware.least(self._memory, hardware.memory_for_training()),
             conditions=Conditions(
@@ -97,21 +102,11 @@ class Meter:
                 threads=self._threads,
                 machine_cores=os.cpu_count() or 1,
                 others=self._load.of_others(),
-                cpu=self._cpu / (len(self._seconds) * step * self._threads),
+                cpu=self._cpu / (wall * self._threads),
                 temperature=degrees if isinstance(degrees, float) else None,
                 throttled=hardware.throttled_now(throttled),
             ),
         )
-
-    def _step(self, cores: float) -> float:
-        """Seconds: the median; with a CPU quota, which lets training run in bursts, the mean.
-
-        A quota makes the process wait at any system call, between the steps as well; but in the long run no
-        step takes less than its CPU time over what is allowed.
-        """
-        if cores >= self._threads:
-            return median(self._seconds)
-        return max(fmean(self._seconds), self._cpu / len(self._seconds) / cores)
 
     def _begin(self) -> None:
         self._seconds: list[float] = []

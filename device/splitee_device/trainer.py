@@ -22,6 +22,7 @@ from splitee.training import (
     EVALUATION_BATCH,
     class_offsets,
     epoch_batches,
+    evaluation_steps,
     learning_rate,
     make_optimizer,
     precision_at,
@@ -87,7 +88,7 @@ class ClientTrainer:
         self.samples = len(data.train)
         self.steps = steps_a_round(spec, self.samples)
         self.held_out = len(data.held_out)
-        self._evaluation_steps = -(-self.held_out // EVALUATION_BATCH)
+        self._evaluation_steps = evaluation_steps(self.held_out)
         self.loss = 0.0  # mean exit loss on the labels, of the round so far
         self.accuracy = 0.0  # share of the round's training samples that the exit got right
 

@@ -10,7 +10,7 @@ from splitee.errors import ExitCode
 from splitee.messages import DeviceStatus, Participant, Profile, RoundDone, RunSpec
 from splitee.network import SplitNetwork
 from splitee.topics import PROTOCOL
-from splitee.training import EVALUATION_BATCH
+from splitee.training import evaluation_steps
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Member:
 
     def in_evaluation(self) -> Participant:
         """Its part when the committed round is evaluated."""
-        steps = -(-self.held_out_samples // EVALUATION_BATCH)
+        steps = evaluation_steps(self.held_out_samples)
         return Participant(self.cut, steps, self.committed, self.held_out_samples)
 
     def move(self, cut: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -188,16 +188,18 @@ def test_only_what_the_firmware_holds_back_now_counts() -> None:
     assert throttled_now(("none",)) == throttled_now(None) == ()
 
 
-def test_a_meter_counts_the_steps_and_not_what_is_done_between_them() -> None:
-    def batches() -> Iterator[int]:
-        for number in range(3):
-            until = time.perf_counter() + 0.02
-            while time.perf_counter() < until:
-                pass
-            yield number
+def busy(clock: Callable[[], float]) -> Iterator[int]:
+    """Three batches that take 20 ms each, by `clock`."""
+    for number in range(3):
+        until = clock() + 0.02
+        while clock() < until:
+            pass
+        yield number
 
+
+def test_a_meter_counts_the_steps_and_not_what_is_done_between_them() -> None:
     meter = Meter(threads=1, memory=1)
-    for _ in meter.steps(batches()):
+    for _ in meter.steps(busy(time.perf_counter)):
         time.sleep(0.2)
     found = meter.round()
     assert 0.02 <= found.step < 0.2
@@ -209,16 +211,9 @@ def test_a_meter_counts_the_steps_and_not_what_is_done_between_them() -> None:
 def test_with_a_quota_a_step_takes_no_less_than_its_cpu_time_over_what_is_allowed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def batches() -> Iterator[int]:
-        for number in range(3):
-            until = time.process_time() + 0.02
-            while time.process_time() < until:
-                pass
-            yield number
-
     monkeypatch.setattr(hardware, "usable_cores", lambda: 0.25)
     meter = Meter(threads=1)
-    assert list(meter.steps(batches())) == [0, 1, 2]
+    assert list(meter.steps(busy(time.process_time))) == [0, 1, 2]
     found = meter.round()
     assert 0.08 <= found.step < 0.8
     assert found.conditions.cpu <= 0.25 + 1e-9
