@@ -27,7 +27,7 @@ test: $(VENV)/.dev
 	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
 
 test-all-networks: $(VENV)/.dev
-	$(BIN)/pytest tests/core/all_networks.py
+	$(BIN)/pytest tests/core/networks/all_networks.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

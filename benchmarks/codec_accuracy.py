@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from splitee.messages import RunSpec
-from splitee.topics import PROTOCOL
-from splitee_device.data import Shard, open_data
-from splitee_lab.simulation import SimulatedDevice, Simulation
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee_device.data.images import Shard, open_data
+from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
 
 CODECS = ("fp32", "fp16", "int8+zstd")  # what zstd compresses comes back as it was
 DEVICES = 3  # at cuts 1, 2, 3 of the protocol `small`'s network, each with a third of the 6,000 pictures

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from splitee_lab.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
 
 CHUNK = 1 << 16
 

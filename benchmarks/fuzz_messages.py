@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 with atheris.instrument_imports(include=["splitee"]):
     from tests.core.strategies import MESSAGES, damaged, messages
 
-    from splitee.codecs import CODECS, EncodedTensor, codec, decode_tensor
     from splitee.errors import MalformedMessage
-    from splitee.messages import Features, SoftLabelRows, Stages, decode_entropy, decode_labels
-    from splitee.parts import Assembler
-    from splitee.topics import Topics
+    from splitee.protocol.codecs import CODECS, EncodedTensor, codec, decode_tensor
+    from splitee.protocol.labels import decode_entropy, decode_labels
+    from splitee.protocol.parts import Assembler
+    from splitee.protocol.rounds import Features, SoftLabelRows, Weights
+    from splitee.protocol.topics import Topics
 
 CLASSES = 300
 TOPICS = Topics("home")
@@ -55,7 +56,7 @@ def as_message(attempt: tuple[type[Any], bytes]) -> None:
             count = len(checked(message.features))
             decode_labels(message.labels, count, CLASSES)
             decode_entropy(message.exit_entropy, count)
-        elif isinstance(message, Stages):
+        elif isinstance(message, Weights):
             for tensor in message.tensors.values():
                 checked(tensor)
         elif isinstance(message, SoftLabelRows):

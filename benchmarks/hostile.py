@@ -31,31 +31,19 @@ from benchmarks.chaos import CUTS, LONGEST, Settings, working_directory
 from benchmarks.faulty_fleet import FaultyFleet
 from benchmarks.stall import Bytes, Memory, megabytes
 from splitee.errors import ExitCode, MalformedMessage
-from splitee.link import Link, Message
-from splitee.messages import (
-    Ack,
-    Commit,
-    DeviceStatus,
-    ErrorReport,
-    Features,
-    Plan,
-    Profile,
-    RoundOpen,
-    RunSpec,
-    ServerClaim,
-    ServerStatus,
-    SoftLabelRows,
-    Stages,
-    Sync,
-)
-from splitee.model_messages import InferRequest, ModelReport, ModelWant
-from splitee.network import build_network
-from splitee.parts import Assembler
-from splitee.topics import Topics
-from splitee.wire import JsonMessage, PackedMessage
-from splitee_server.members import Member
-from splitee_server.reception import Reception
-from splitee_server.releases import WORDS
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.networks.split import build_network
+from splitee.protocol.encoding import JsonMessage, PackedMessage
+from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile, ServerClaim, ServerStatus
+from splitee.protocol.inference import InferRequest, ModelReport, ModelWant
+from splitee.protocol.parts import Assembler
+from splitee.protocol.rounds import Ack, Assignment, Commit, Features, RoundOpen, SoftLabelRows, Sync, Weights
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_server.members.members import Member
+from splitee_server.members.reception import Reception
+from splitee_server.release.offers import WORDS
 
 TOPICS = Topics("chaos")
 VICTIM = "pi-3"  # its features are the smallest
@@ -106,9 +94,9 @@ def targets(spec: RunSpec) -> list[Target]:
     }
     to_device: dict[str, Check] = {
         "inbox/ack": Ack.decode,
-        "inbox/plan": Plan.decode,
+        "inbox/plan": Assignment.decode,
         "inbox/error": ErrorReport.decode,
-        "inbox/weights": Stages.decode,
+        "inbox/weights": Weights.decode,
         "inbox/soft-labels": SoftLabelRows.decode,
     }
     return [
@@ -165,7 +153,7 @@ def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[by
     """`heard`, and what a fleet says seldom."""
     features = heard[TOPICS.device(VICTIM, "features")][0]
     tensor = Features.decode(features).features
-    weights = Stages(run=run, round=1, tensors={"client.layer": tensor})
+    weights = Weights(run=run, round=1, tensors={"client.layer": tensor})
     rare: dict[str, JsonMessage | PackedMessage] = {
         TOPICS.device(VICTIM, "sync"): Sync(run=run, instance=1),
         TOPICS.device(VICTIM, "infer"): InferRequest(run=run, cut=CUTS[VICTIM], features=tensor),

@@ -30,23 +30,25 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
-from splitee.inference import Array, ClientModel
-from splitee.link import Link, Message
-from splitee.link_options import LinkOptions, resolve
-from splitee.manifest import CLIENT, TrunkManifest, read_manifest, write_manifest
-from splitee.messages import ServerStatus
-from splitee.offload import Offload
-from splitee.pictures import normalize
-from splitee.predictor import Predictor
-from splitee.samples import Samples
-from splitee.topics import Topics
-from splitee.trunks import TrunkModels
-from splitee_export.calibrate_command import evaluate
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import CLIENT, TrunkManifest, read_manifest, write_manifest
+from splitee.inference.offload import Offload
+from splitee.inference.predictor import Predictor
+from splitee.inference.trunks import TrunkModels
+from splitee.inference.uncertainty import Array
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, resolve
+from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.topics import Topics
+from splitee.samples.images import normalize
+from splitee.samples.kept import Samples
 from splitee_export.calibration import HeldOut, choose, curve
+from splitee_export.commands.calibrate import evaluate
 from splitee_export.graphs import ClientGraph, GraphRunner
 from splitee_export.models import export_client, export_trunks
 from splitee_export.states import DeviceState, ServerState, read_state
-from splitee_lab.brokers import open_broker
+from splitee_lab.local.brokers import open_broker
 
 COLD_STARTS = 9
 MAX_START, MAX_MEMORY = 1.0, 120.0  # seconds, MB

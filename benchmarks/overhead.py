@@ -37,11 +37,13 @@ import torch
 
 from benchmarks.chaos import CUTS, LONGEST, Settings, working_directory
 from benchmarks.faulty_fleet import FaultyFleet
-from splitee.link import Link, Message
-from splitee.messages import RoundOpen, RunSpec
-from splitee.topics import Topics
-from splitee_device.data import Shard, open_data
-from splitee_lab.simulation import SimulatedDevice, Simulation
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_device.data.images import Shard, open_data
+from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
 
 MOST = 1.15  # CPU seconds of the fleet over those of one process
 TURN = 0.5  # seconds that a side runs for

@@ -5,7 +5,7 @@
 Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
 Mosquitto on loopback, all of them one after the other and then once more: median errors of the step and of
 peak memory. The machine's own speed comes and goes, so both sides time the same reference between their steps
-(splitee_device/reference.py), and what was trained is told at the speed that the profile was told at: "as
+(profiler/reference.py), and what was trained is told at the speed that the profile was told at: "as
 timed" is the error without that, "noise" how much the same step differs from one pass to the other. Cuts
 whose rounds are close to the best are trained by turns a few times more: how the recommended cut's round
 compares with the best. `--memory` trains the recommended `deepest` cut under memory limits. CPU shares and
@@ -29,7 +29,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from splitee_lab.brokers import mosquitto
+from splitee_lab.local.brokers import mosquitto
 
 NETWORKS = ("resnet18", "mobilenet_v3_small")
 SHARES = (0, 25, 50, 100)  # percent of a core; 0: unlimited

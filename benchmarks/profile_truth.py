@@ -22,18 +22,20 @@ from statistics import fmean, median
 import numpy as np
 import torch
 
-import splitee.cli  # noqa: F401  # as a device's process begins: without torch's compiler
-from splitee.address import BrokerAddress
-from splitee.codecs import encode_tensor
-from splitee.link import Link
-from splitee.messages import Features, RunSpec, encode_labels
-from splitee.training import pack_state
-from splitee_device.data import DeviceData, PictureSet
-from splitee_device.hardware import usable_cores
-from splitee_device.memory_watch import MemoryWatch, memory
-from splitee_device.outbox import publish_packed
-from splitee_device.reference import Reference
-from splitee_device.trainer import ClientTrainer, CutBatch, open_trainer
+import splitee.cli.main  # noqa: F401  # as a device's process begins: without torch's compiler
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.link import Link
+from splitee.protocol.codecs import encode_tensor
+from splitee.protocol.labels import encode_labels
+from splitee.protocol.rounds import Features
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import pack_state
+from splitee_device.agent.outbox import publish_packed
+from splitee_device.data.images import DeviceData, PictureSet
+from splitee_device.machine.hardware import usable_cores
+from splitee_device.machine.memory import MemoryWatch, memory
+from splitee_device.profiler.reference import Reference
+from splitee_device.training.trainer import ClientTrainer, CutBatch, open_trainer
 
 INPUT = (3, 32, 32)
 LEAST_SECONDS = 4.0  # of measured rounds, after one that is not

@@ -26,10 +26,12 @@ from rich.console import Console
 
 from benchmarks.chaos import CUTS, LONGEST, Settings, run, working_directory
 from benchmarks.faulty_fleet import FaultyFleet
-from splitee.link import Link, Message
-from splitee.messages import Ack, RunSpec
-from splitee.network import build_network
-from splitee.topics import Topics
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.networks.split import build_network
+from splitee.protocol.rounds import Ack
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
 
 SLACK = 64 << 20  # bytes that any process may grow by, beside the window's
 STEPS = 16  # batches a device trains in a round: more than the window holds

@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.codec_accuracy import Accuracy, measure_accuracy, points_lost
-from splitee.codecs import AUTO, CODECS, decode_tensor, encode_tensor
-from splitee.messages import RunSpec
-from splitee.network import SplitNetwork, build_network
-from splitee.topics import PROTOCOL
-from splitee_device.codec_choice import CANDIDATES, CodecCost, choose_codec
-from splitee_device.data import DeviceData, open_data
-from splitee_device.predict_cost import LinkSpeed
-from splitee_device.trainer import ClientTrainer
+from splitee.networks.split import SplitNetwork, build_network
+from splitee.protocol.codecs import AUTO, CODECS, decode_tensor, encode_tensor
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee_device.data.images import DeviceData, open_data
+from splitee_device.profiler.auto_codec import CANDIDATES, CodecCost, choose_codec
+from splitee_device.profiler.cost_model import LinkSpeed
+from splitee_device.training.trainer import ClientTrainer
 
 INPUT = (3, 32, 32)
 WARM_UP = 3  # batches that are trained, but not measured

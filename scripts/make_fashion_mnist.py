@@ -12,7 +12,7 @@ import numpy.typing as npt
 Bytes = npt.NDArray[np.uint8]
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"
-SHIPPED = "device/splitee_device/builtin/fashion-mnist.npz"
+SHIPPED = "device/splitee_device/data/builtin/fashion-mnist.npz"
 CLASS_NAMES = (
     "T-shirt/top",
     "trouser",

@@ -12,10 +12,10 @@ from contextlib import closing
 
 import click
 
-from splitee.fleet_view import FleetView
-from splitee.link import Link
-from splitee.link_options import LinkOptions, link_options
-from splitee.status_command import gather
+from splitee.commands.status import gather
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, link_options
+from splitee.protocol.fleet_view import FleetView
 
 SILENT = 60.0  # seconds without a word of the server; it speaks every 5
 

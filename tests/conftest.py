@@ -11,8 +11,10 @@ import pytest
 import torch
 from open_files import open_to_all
 
-from splitee.link import BrokerAddress, Connected, Link, Message
-from splitee_lab.brokers import (
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.events import Connected, Message
+from splitee.mqtt.link import Link
+from splitee_lab.local.brokers import (
     MOSQUITTO_SETTINGS,
     OwnBroker,
     RunningBroker,

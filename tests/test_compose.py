@@ -14,8 +14,8 @@ import jsonschema
 import pytest
 import yaml
 
-from splitee_device.command import device as device_command
-from splitee_server.command import server as server_command
+from splitee_device.commands.device import device as device_command
+from splitee_server.commands.server import server as server_command
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from splitee.errors import ExitCode
-from splitee_lab.brokers import RunningBroker
+from splitee_lab.local.brokers import RunningBroker
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

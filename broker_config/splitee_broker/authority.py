@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import ConfigError, StateError
-from splitee.topics import check_name
+from splitee.protocol.topics import check_name
 
 BACKDATED = timedelta(days=1)  # clocks differ
 AUTHORITY_DAYS = (

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from splitee.durable import write_atomically
 from splitee.errors import StateError
-from splitee.topics import discovery_name
+from splitee.protocol.topics import discovery_name
 from splitee_broker.authority import Authority, Identity, Role
 
 SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from splitee.errors import ConfigError
-from splitee.inference import Array
-from splitee.manifest import Point
+from splitee.inference.manifest import Point
+from splitee.inference.uncertainty import Array
 
 POINTS = 101
 

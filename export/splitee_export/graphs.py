@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from splitee.errors import ModelError
-from splitee.exits import ExitHead
-from splitee.inference import FEATURES, LOGITS, Array, open_session
+from splitee.inference.graphs import FEATURES, LOGITS, open_session
+from splitee.inference.uncertainty import Array
+from splitee.networks.exits import ExitHead
 
 OPSET = 20
 EXAMPLES = 2  # a batch of one would be taken for a constant

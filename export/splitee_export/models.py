@@ -15,11 +15,10 @@ from typing import Literal
 import numpy as np
 from msgspec.structs import replace
 
-from splitee.codecs import AUTO, DEFAULT
 from splitee.durable import write_atomically
 from splitee.errors import ConfigError, StateError
-from splitee.inference import Array, ClientModel
-from splitee.manifest import (
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import (
     CLIENT,
     CLIENT_INT8,
     MANIFEST,
@@ -32,8 +31,10 @@ from splitee.manifest import (
     read_manifest,
     write_manifest,
 )
-from splitee.pictures import Pixels, normalize
-from splitee.samples import SAMPLES, Samples
+from splitee.inference.uncertainty import Array
+from splitee.protocol.codecs import AUTO, DEFAULT
+from splitee.samples.images import Pixels, normalize
+from splitee.samples.kept import SAMPLES, Samples
 from splitee_export.graphs import OPSET, ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.parity import check_parity
 from splitee_export.quantize import accuracy, time_both, to_int8

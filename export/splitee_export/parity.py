@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 
 from splitee.errors import ModelError
-from splitee.inference import Array, doubt
-from splitee.manifest import Measure, Parity
+from splitee.inference.manifest import Measure, Parity
+from splitee.inference.uncertainty import Array, doubt
 
 MAX_ERROR = 1e-4  # of the largest value; fp32 on both sides gives about 1e-6
 MIN_AGREEMENT = 0.99  # of labels and decisions: what lies on an edge may fall to either side

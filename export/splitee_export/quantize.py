@@ -18,7 +18,7 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from splitee.inference import Array
+from splitee.inference.uncertainty import Array
 from splitee_export.graphs import GraphRunner
 
 BATCH = 16

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
-from splitee.exits import ExitHead
-from splitee.messages import RunSpec
-from splitee.network import SplitNetwork, build_for
-from splitee.training import answers_digest, unpack_state
-from splitee.weights import client_model
+from splitee.networks.exits import ExitHead
+from splitee.networks.split import SplitNetwork, build_for
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import answers_digest, unpack_state
+from splitee.training.weights import client_model
 
 
 @dataclass(frozen=True)

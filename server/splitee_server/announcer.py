@@ -8,23 +8,16 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from splitee.errors import ExitCode, IdInUse, MalformedMessage
-from splitee.link import Link, Message
-from splitee.messages import (
-    Ack,
-    Commit,
-    ErrorReport,
-    Metrics,
-    Plan,
-    RoundOpen,
-    RunSpec,
-    ServerClaim,
-    ServerStatus,
-)
-from splitee.parts import message_numbers, split
-from splitee.topics import Topics
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import ErrorReport, Metrics, ServerClaim, ServerStatus
+from splitee.protocol.parts import message_numbers, split
+from splitee.protocol.rounds import Ack, Assignment, Commit, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
 
 if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
-    from splitee_server.members import Member
+    from splitee_server.members.members import Member
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +101,7 @@ class Announcer:
 
     def plan(self, member: Member, *, held: bool) -> None:
         """Where a device stands; `held`: the server has its client network."""
-        plan = Plan(
+        plan = Assignment(
             run=self._run,
             attempt=self._instance,
             instance=member.instance,

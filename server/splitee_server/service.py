@@ -6,25 +6,28 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from splitee.cli.signals import Stopped
 from splitee.errors import ExitCode, MalformedMessage
-from splitee.link import Connected, Disconnected, Link, Message
-from splitee.messages import DeviceStatus, Metrics, Profile, RunSpec, ServerClaim, Sync
-from splitee.network import SplitNetwork
-from splitee.signals import Stopped
-from splitee.topics import Topics
+from splitee.mqtt.events import Connected, Disconnected, Message
+from splitee.mqtt.link import Link
+from splitee.networks.split import SplitNetwork
+from splitee.protocol.fleet import DeviceStatus, Metrics, Profile, ServerClaim
+from splitee.protocol.rounds import Sync
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer
-from splitee_server.committed_trunks import CommittedTrunks
-from splitee_server.coordinator import Coordinator
-from splitee_server.members import Members, Refusal
-from splitee_server.policy import Policy
-from splitee_server.progress import Progress
-from splitee_server.reception import Reception
-from splitee_server.releases import WORDS
-from splitee_server.run_release import RunRelease
-from splitee_server.serving import Serving
-from splitee_server.store import ServerStore
-from splitee_server.strategy import make_strategy
-from splitee_server.watchers import Watcher
+from splitee_server.learning.strategies.base import make_strategy
+from splitee_server.members.members import Members, Refusal
+from splitee_server.members.reception import Reception
+from splitee_server.monitoring.observer import Observer
+from splitee_server.offload.predictions import Predictions
+from splitee_server.offload.trunks import CommittedTrunks
+from splitee_server.release.end_of_run import EndOfRun
+from splitee_server.release.offers import WORDS
+from splitee_server.rounds.checkpoints import Checkpoints
+from splitee_server.rounds.coordinator import Coordinator
+from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +44,12 @@ class Service:
         topics: Topics,
         spec: RunSpec,
         network: SplitNetwork,
-        store: ServerStore,
+        store: Checkpoints,
         policy: Policy,
         *,
         instance: int,
         stop: Callable[[], bool],
-        watchers: Sequence[Watcher] = (),
+        watchers: Sequence[Observer] = (),
     ) -> None:
         self._link = link
         self._topics = topics
@@ -56,12 +59,12 @@ class Service:
         self._watchers = tuple(watchers)
         self._received = 0  # bytes
         self._announce = Announcer(link, topics, instance, spec.run)
-        self._serving = Serving(link, topics, CommittedTrunks(spec, store))
+        self._serving = Predictions(link, topics, CommittedTrunks(spec, store))
         self._members = Members(spec, network)
         self._reception = Reception(spec)
         self._statuses: dict[str, DeviceStatus] = {}
         self._profiles: dict[str, Profile] = {}  # of devices that have not been heard of as online
-        self._release = RunRelease(link, topics, store.path / "models")
+        self._release = EndOfRun(link, topics, store.path / "models")
         self._coordinator = Coordinator(
             spec,
             network,

@@ -17,12 +17,13 @@ from tempfile import TemporaryDirectory
 import pytest
 from click.testing import CliRunner, Result
 
-from splitee.address import BrokerAddress, TlsFiles
-from splitee.link import Connected, Link
+from splitee.mqtt.address import BrokerAddress, TlsFiles
+from splitee.mqtt.events import Connected
+from splitee.mqtt.link import Link
 from splitee_broker.authority import Authority, Role
-from splitee_broker.command import broker
+from splitee_broker.commands.broker import broker
 from splitee_broker.files import client_files, write_folder
-from splitee_lab.brokers import find_mosquitto
+from splitee_lab.local.brokers import find_mosquitto
 
 HOST = "127.0.0.1"
 DEADLINE = 10.0  # seconds

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from splitee.link import Link, Message
-from splitee.topics import Topics
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.topics import Topics
 
 from .conftest import Fleet
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from splitee.address import TlsFiles
 from splitee.errors import ConfigError, ExitCode, SpliteeError, StateError
+from splitee.mqtt.address import TlsFiles
 from splitee_broker.files import SHIPPED_DIRECTORY, SHIPPED_FLEET, SHIPPED_PORT, SHIPPED_STATE, _shipped
 
 from .conftest import run_broker

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from splitee.errors import CertificateRevoked, ExitCode
-from splitee.link import Link
-from splitee.topics import Topics
+from splitee.mqtt.link import Link
+from splitee.protocol.topics import Topics
 
 from .conftest import DEADLINE, HOST, Fleet, files, run_broker, splitee_device
 

@@ -12,9 +12,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import splitee.messages
-import splitee.model_messages  # noqa: F401
-from splitee.wire import JsonMessage, PackedMessage
+import splitee.protocol.fleet
+import splitee.protocol.inference
+import splitee.protocol.rounds
+import splitee.protocol.run_spec  # noqa: F401
+from splitee.protocol.encoding import JsonMessage, PackedMessage
 
 # The same examples in every run; benchmarks/fuzz_messages.py looks for new ones.
 settings.register_profile("splitee", derandomize=True, deadline=None, max_examples=40)

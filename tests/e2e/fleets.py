@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from splitee.address import BrokerAddress
-from splitee.link import Link, Message
-from splitee.messages import RunSpec
-from splitee.topics import Topics
-from splitee_device.data import Shard, open_data
-from splitee_lab.simulation import SimulatedDevice, Simulation
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_device.data.images import Shard, open_data
+from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from fleets import Fleet
 
-from splitee.link import Link, Message
-from splitee.messages import Profile
-from splitee.topics import Topics
-from splitee_device.codec_choice import CANDIDATES
-from splitee_lab.brokers import RunningBroker
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import Profile
+from splitee.protocol.topics import Topics
+from splitee_device.profiler.auto_codec import CANDIDATES
+from splitee_lab.local.brokers import RunningBroker
 
 
 def test_devices_choose_their_codecs(

@@ -10,7 +10,7 @@ from typing import Any
 
 from fleets import Fleet
 
-from splitee_lab.brokers import RunningBroker
+from splitee_lab.local.brokers import RunningBroker
 
 
 def ask(command: str, broker: RunningBroker, fleet: str) -> Any:

@@ -16,10 +16,11 @@ from msgspec.structs import replace
 from PIL import Image
 
 from splitee.errors import ExitCode
-from splitee.link import Link
-from splitee.messages import DeviceStatus, ErrorReport, Profile, RunSpec
-from splitee.topics import Topics
-from splitee_lab.brokers import OwnBroker, RunningBroker
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import OwnBroker, RunningBroker
 
 SPEC = RunSpec(protocol=1, run="r", network="resnet18", num_classes=10, rounds=1)
 

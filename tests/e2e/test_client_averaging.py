@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from fleets import CUTS, Fleet, await_message, in_one_process
 
-from splitee.link import Link
-from splitee.messages import Commit
-from splitee.topics import Topics
-from splitee_lab.brokers import RunningBroker
+from splitee.mqtt.link import Link
+from splitee.protocol.rounds import Commit
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
 
 PAIR = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 

@@ -20,19 +20,21 @@ from onnx import numpy_helper
 from PIL import Image
 from trained import Trained, train
 
-from splitee.delivery import Delivery
 from splitee.errors import ExitCode, MalformedMessage, ModelError
-from splitee.inference import ClientModel
-from splitee.link import Link, Message
-from splitee.manifest import CLIENT, ClientManifest, read_manifest, write_manifest
-from splitee.model_messages import ModelOffer, ModelPart, ModelReport, ModelWant, PredictionReport
-from splitee.samples import Samples
-from splitee.shelf import Shelf, pack_bundle
-from splitee.topics import Topics
+from splitee.inference.bundle import pack_bundle
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import CLIENT, ClientManifest, read_manifest, write_manifest
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant, PredictionReport
+from splitee.protocol.topics import Topics
+from splitee.samples.kept import Samples
+from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.model_store import ModelStore
 from splitee_export.models import export_client
 from splitee_export.states import DeviceState, read_state
-from splitee_lab.brokers import RunningBroker
-from splitee_server.releases import Releases
+from splitee_lab.local.brokers import RunningBroker
+from splitee_server.release.offers import Offers
 
 LONG = 60.0  # seconds
 
@@ -66,20 +68,20 @@ def sha(model: Path) -> str:
     return hashlib.sha256(pack_bundle(model)).hexdigest()
 
 
-def in_service(shelf: Shelf) -> str:
+def in_service(shelf: ModelStore) -> str:
     """What whoever opens the shelf gets: the digest of the graph that answers."""
     return next(iter(ClientModel(shelf.current).manifest.sha256.values()))
 
 
 @pytest.fixture
-def shelf(trained: Trained, tmp_path: Path) -> Shelf:
+def shelf(trained: Trained, tmp_path: Path) -> ModelStore:
     """With the first model in service."""
-    shelf = Shelf(tmp_path / "models")
+    shelf = ModelStore(tmp_path / "models")
     shelf.adopt(trained.path / "first")
     return shelf
 
 
-def test_a_sound_model_is_switched_to_and_back(trained: Trained, shelf: Shelf) -> None:
+def test_a_sound_model_is_switched_to_and_back(trained: Trained, shelf: ModelStore) -> None:
     first, second = sha(trained.path / "first"), sha(trained.path / "second")
     assert shelf.release == first
     assert shelf.install(pack_bundle(trained.path / "second"), "pi-2") == second == shelf.release
@@ -111,7 +113,7 @@ REFUSED: dict[str, Callable[[Trained, Path], bytes]] = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_not_sound_is_refused_and_the_old_one_stays(
-    trained: Trained, shelf: Shelf, tmp_path: Path, kind: str
+    trained: Trained, shelf: ModelStore, tmp_path: Path, kind: str
 ) -> None:
     if kind == "worse":  # than one that is always right
         samples = Samples.read(shelf.path)
@@ -125,26 +127,28 @@ def test_what_is_not_sound_is_refused_and_the_old_one_stays(
     ClientModel(shelf.current)
 
 
-def test_a_model_that_no_longer_loads_is_left_for_the_one_before(trained: Trained, shelf: Shelf) -> None:
+def test_a_model_that_no_longer_loads_is_left_for_the_one_before(trained: Trained, shelf: ModelStore) -> None:
     shelf.install(pack_bundle(trained.path / "second"), "pi-2")
     (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
     assert shelf.load().manifest.sha256 == read_manifest(trained.path / "first", ClientManifest).sha256
     assert shelf.release == sha(trained.path / "first")
 
 
-def test_a_damaged_model_in_service_does_not_keep_a_sound_one_out(trained: Trained, shelf: Shelf) -> None:
+def test_a_damaged_model_in_service_does_not_keep_a_sound_one_out(
+    trained: Trained, shelf: ModelStore
+) -> None:
     (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
     assert shelf.install(pack_bundle(trained.path / "second"), "pi-2") == shelf.release
     ClientModel(shelf.current)
 
 
 def test_neither_side_imports_torch() -> None:
-    modules = "splitee.infer_command, splitee_server.release_command, splitee_server.serve_command"
+    modules = "splitee_device.commands.infer, splitee_server.commands.release, splitee_server.commands.serve"
     script = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False, timeout=LONG).returncode == 0
 
 
-def test_without_one_before_there_is_nothing_to_go_back_to(shelf: Shelf) -> None:
+def test_without_one_before_there_is_nothing_to_go_back_to(shelf: ModelStore) -> None:
     with pytest.raises(ModelError, match="keeps no model"):
         shelf.roll_back()
     (shelf.current / CLIENT).unlink()
@@ -156,7 +160,7 @@ class Pair:
     """A device's side and a server's on a real broker, in this process; `lose` drops parts on their way."""
 
     def __init__(
-        self, broker: RunningBroker, fleet: str, make_link: Callable[..., Link], shelf: Shelf
+        self, broker: RunningBroker, fleet: str, make_link: Callable[..., Link], shelf: ModelStore
     ) -> None:
         self.topics = Topics(fleet)
         self.shelf = shelf
@@ -165,12 +169,12 @@ class Pair:
         self.delivery = Delivery(self.device_link, self.topics, "pi-2", shelf)
         self.parts: list[ModelPart] = []
 
-    def offer(self, model: Path) -> Releases:
-        releases = Releases(self.server_link, self.topics, [model])
+    def offer(self, model: Path) -> Offers:
+        releases = Offers(self.server_link, self.topics, [model])
         releases.offer()
         return releases
 
-    def run(self, releases: Releases, until: Callable[[], bool], spoil: bool = False) -> None:
+    def run(self, releases: Offers, until: Callable[[], bool], spoil: bool = False) -> None:
         deadline = time.monotonic() + LONG
         while not until():
             assert time.monotonic() < deadline
@@ -192,7 +196,7 @@ class Pair:
 def pair(
     mosquitto_broker: RunningBroker,
     make_link: Callable[..., Link],
-    shelf: Shelf,
+    shelf: ModelStore,
     request: pytest.FixtureRequest,
 ) -> Pair:
     fleet = "".join(character for character in request.node.name if character.isalnum())[:60]
@@ -214,7 +218,7 @@ def test_a_new_process_goes_on_where_the_last_one_ended(trained: Trained, pair: 
     releases = pair.offer(trained.path / "second")
     pair.run(releases, lambda: len(pair.parts) == 2)
     fetched = pair.parts[-1].offset + len(pair.parts[-1].data)
-    pair.delivery = Delivery(pair.device_link, pair.topics, "pi-2", Shelf(pair.shelf.path))
+    pair.delivery = Delivery(pair.device_link, pair.topics, "pi-2", ModelStore(pair.shelf.path))
     pair.parts.clear()
     pair.run(releases, lambda: not releases.missing)
     assert min(part.offset for part in pair.parts if part.offset) >= fetched
@@ -322,7 +326,7 @@ def test_a_service_answers_is_released_to_and_rolls_back(
     assert predicted("two.png").picture == "two.png"
     worse = changed(trained.path / "first", tmp_path / "nan", lambda weights: weights * np.nan)
     assert splitee("release", worse, "--fleet", "service").wait(LONG) == ExitCode.MODEL
-    assert Shelf(models).release == sha(trained.path / "second")
+    assert ModelStore(models).release == sha(trained.path / "second")
     assert splitee("rollback", "--models", models).wait(LONG) == 0
     while ModelReport.decode(wait_for(reports)).release != sha(trained.path / "first"):
         pass

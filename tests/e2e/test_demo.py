@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from splitee.errors import ExitCode
-from splitee_lab.brokers import RunningBroker
+from splitee_lab.local.brokers import RunningBroker
 
 LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
 TINY = ("--network", "tiny_networks:tiny")

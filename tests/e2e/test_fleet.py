@@ -9,10 +9,11 @@ import psutil
 import pytest
 from fleets import Fleet, in_one_process
 
-from splitee.link import Link, Message
-from splitee.messages import Metrics
-from splitee.topics import Topics
-from splitee_lab.brokers import RunningBroker
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import Metrics
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
 
 
 @pytest.mark.parametrize(

@@ -20,26 +20,29 @@ from fleets import Fleet
 from PIL import Image
 from trained import CUTS, Trained, train
 
-from splitee.codecs import decode_tensor, encode_tensor
-from splitee.inference import ClientModel
-from splitee.link import Link, Message
-from splitee.link_options import LinkOptions, resolve
-from splitee.messages import RoundOpen, RunSpec, ServerStatus
-from splitee.model_messages import InferAnswer, InferRequest
-from splitee.offload import Offload
-from splitee.predictor import Prediction, Predictor
-from splitee.samples import Samples
-from splitee.topics import Topics
-from splitee.trunks import TrunkModels
+from splitee.inference.graphs import ClientModel
+from splitee.inference.offload import Offload
+from splitee.inference.predictor import Prediction, Predictor
+from splitee.inference.trunks import TrunkModels
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, resolve
+from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.inference import InferAnswer, InferRequest
+from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee.samples.kept import Samples
 from splitee_export.models import export_client, export_trunks
 from splitee_export.states import DeviceState, ServerState, read_state
-from splitee_lab.brokers import OwnBroker, RunningBroker
+from splitee_lab.local.brokers import OwnBroker, RunningBroker
 
 LONG = 60.0  # seconds
 # Not on the path of `splitee serve`, and so proven absent from its process.
 SERVE = """
 import sys
-from splitee.cli import main
+from splitee.cli.main import main
 try:
     main(["serve", *sys.argv[1:]])
 finally:

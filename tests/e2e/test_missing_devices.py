@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from fleets import Fleet, in_one_process
 
-from splitee.link import Link, Message
-from splitee.messages import Commit, Plan, RoundOpen, ServerClaim, ServerStatus
-from splitee.topics import Topics
-from splitee_lab.brokers import RunningBroker
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import ServerClaim, ServerStatus
+from splitee.protocol.rounds import Assignment, Commit, RoundOpen
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
 
 LONGEST = 120.0  # seconds to wait for anything
 
@@ -76,7 +78,7 @@ class Watcher:
 
     def until_joined(self, device: str) -> None:
         plan = self._topics.device(device, "inbox/plan")
-        self.until(lambda message: message.topic == plan and Plan.decode(message.payload).instance > 0)
+        self.until(lambda message: message.topic == plan and Assignment.decode(message.payload).instance > 0)
 
     def until_the_end(self) -> None:
         def is_finished(message: Message) -> bool:

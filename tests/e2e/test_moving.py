@@ -8,10 +8,11 @@ from pathlib import Path
 from fleets import CUTS, Fleet, await_message, in_one_process
 from msgspec.structs import replace
 
-from splitee.link import Link
-from splitee.messages import Plan, Profile, RoundOpen
-from splitee.topics import Topics
-from splitee_lab.brokers import RunningBroker
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import Profile
+from splitee.protocol.rounds import Assignment, RoundOpen
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
 
 ROUNDS = 3
 MOVES = {"pi-1": 3, "pi-3": 1}
@@ -48,7 +49,7 @@ def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
         assert "cut at 3 from now on" not in fleet.log("pi-1")
         fleet.processes["pi-2"].send_signal(signal.SIGCONT)
         await_message(
-            watcher, topics.device("pi-1", "inbox/plan"), lambda payload: Plan.decode(payload).cut == 3
+            watcher, topics.device("pi-1", "inbox/plan"), lambda payload: Assignment.decode(payload).cut == 3
         )
         fleet.device("pi-1", CUTS["pi-1"], shard="1/3")
         assert fleet.wait() == [0, 0, 0, 0]

@@ -7,13 +7,13 @@ from pathlib import Path
 from fleets import Fleet, await_message
 from PIL import Image
 
-from splitee.link import Link
-from splitee.manifest import ClientManifest, read_manifest
-from splitee.messages import DeviceStatus
-from splitee.model_messages import PredictionReport
-from splitee.topics import Topics
-from splitee.trunks import TrunkModels
-from splitee_lab.brokers import RunningBroker
+from splitee.inference.manifest import ClientManifest, read_manifest
+from splitee.inference.trunks import TrunkModels
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.inference import PredictionReport
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
 
 
 def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from fleets import Fleet, offer
 
 from splitee.durable import StateDirectory
 from splitee.errors import ExitCode
-from splitee.messages import RunSpec
-from splitee.topics import Topics
-from splitee_lab.brokers import RunningBroker, free_port
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker, free_port
 
 SPEC = RunSpec(protocol=1, run="run-a", network="tiny_networks:tiny", num_classes=10, rounds=1)
 

@@ -16,10 +16,11 @@ from event_files import curves
 from fleets import Fleet
 from prometheus_client.parser import text_string_to_metric_families
 
-from splitee.link import Link, Message
-from splitee.messages import Metrics
-from splitee.topics import Topics
-from splitee_lab.brokers import RunningBroker, free_port
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import Metrics
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker, free_port
 
 LONG = 120.0  # seconds
 ROUNDS = 6

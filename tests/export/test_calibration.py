@@ -13,12 +13,12 @@ from PIL import Image
 from trained import Trained, train
 
 from splitee.errors import ConfigError, DataError, SpliteeError
-from splitee.inference import ClientModel
-from splitee.manifest import ClientManifest, Point, read_manifest
-from splitee.samples import Samples
-from splitee.trunks import TrunkModels
-from splitee_export.calibrate_command import calibrate
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import ClientManifest, Point, read_manifest
+from splitee.inference.trunks import TrunkModels
+from splitee.samples.kept import Samples
 from splitee_export.calibration import HeldOut, choose, curve
+from splitee_export.commands.calibrate import calibrate
 from splitee_export.models import export_client, export_trunks
 from splitee_export.states import DeviceState, ServerState, read_state
 

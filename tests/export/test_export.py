@@ -12,13 +12,14 @@ from trained import Trained, train
 
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError, ModelError, SpliteeError, StateError
-from splitee.inference import Array, ClientModel
-from splitee.manifest import CLIENT, CLIENT_INT8, ClientManifest, TrunkManifest, read_manifest
-from splitee.network import build_network
-from splitee.pictures import normalize
-from splitee.samples import Samples
-from splitee.trunks import TrunkModels
-from splitee_export.export_command import export
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import CLIENT, CLIENT_INT8, ClientManifest, TrunkManifest, read_manifest
+from splitee.inference.trunks import TrunkModels
+from splitee.inference.uncertainty import Array
+from splitee.networks.split import build_network
+from splitee.samples.images import normalize
+from splitee.samples.kept import Samples
+from splitee_export.commands.export import export
 from splitee_export.graphs import ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.models import Int8Policy, export_client, export_trunks
 from splitee_export.parity import check_parity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from splitee.cli import main
+from splitee.cli.main import main
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from splitee.messages import RunSpec
-from splitee_device.costs import CutCosts, Description, Measured, StageFacts
-from splitee_device.predict_cost import modelled_memory
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.profiler.cost_model import modelled_memory
+from splitee_device.profiler.costs import CutCosts, Description, Measured, StageFacts
 
 MIB = 1 << 20
 SPEC = RunSpec(protocol=1, run="profile", network="made-up", num_classes=10, rounds=1, codec="fp16")

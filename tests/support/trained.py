@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from splitee.durable import StateDirectory
-from splitee.messages import RunSpec, Strategy
-from splitee.network import build_for
-from splitee_device.data import DeviceData, open_data
-from splitee_device.store import DeviceStore
-from splitee_device.trainer import ClientTrainer
-from splitee_server.store import Committed, ServerStore
-from splitee_server.strategy import make_strategy
+from splitee.networks.split import build_for
+from splitee.protocol.fields import Strategy
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.data.images import DeviceData, open_data
+from splitee_device.training.store import DeviceStore
+from splitee_device.training.trainer import ClientTrainer
+from splitee_server.learning.strategies.base import make_strategy
+from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 
@@ -48,7 +49,7 @@ def train(path: Path, strategy: Strategy = "sequential", network: str = "tiny_ne
         directory.close()
     trunks.aggregate(dict.fromkeys(CUTS, len(data.train)))
     directory = StateDirectory(path / "server")
-    server = ServerStore(directory)
+    server = Checkpoints(directory)
     server.open(spec, fresh=True)
     server.save(Committed(1, trunks.state(), {}, [], data.class_names, "0" * 64, 0, 0.0))
     directory.close()

@@ -1,0 +1,1 @@
+"""The command line: how commands are found, what their settings are, and what their process needs."""

@@ -1,0 +1,124 @@
+"""The `splitee` command: finds the packages' commands and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from importlib.metadata import EntryPoint, entry_points
+
+import click
+
+from splitee import __version__
+from splitee.cli.postponed_compiler import postpone_compiler
+from splitee.errors import ExitCode, ExtraMissing, SpliteeError
+
+postpone_compiler()  # here and not in main(): processes that multiprocessing spawns import this too
+
+EXTRAS = {
+    "torch": "train",
+    "torchvision": "train",
+    "pyarrow": "train",
+    "onnx": "train",
+    "onnxscript": "train",
+    "iotcore": "lab",
+    "cryptography": "admin",
+    "matplotlib": "lab",
+    "prometheus_client": "server",
+    "tensorboardX": "server",
+}
+
+
+class Commands(click.Group):
+    """Loads a command's module only when it is called, so that none pays for another's imports."""
+
+    def _found(self) -> dict[str, EntryPoint]:
+        return {entry.name: entry for entry in entry_points(group="splitee.commands")}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self._found())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = self._found().get(cmd_name)
+        if entry is None:
+            return None
+        try:
+            command = entry.load()
+        except ModuleNotFoundError as error:
+            if ctx.resilient_parsing or not cmd_name:
+                raise
+            raise missing_extra(error, cmd_name) from None
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.value} is no click command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands by their packages' own summaries without importing torch for each."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
+
+
+SUMMARIES = {
+    "broker": "set up a fleet's broker: its configuration and certificates",
+    "calibrate": "choose when a device answers by itself, on held-out pictures",
+    "config": "print the settings that are in force, and where each comes from",
+    "cuts": "list the places where a network can be cut",
+    "demo": "train a fleet of three devices on this machine, over a real broker",
+    "device": "train on this device's own pictures, up to its cut",
+    "export": "write what was trained as ONNX graphs, checked against torch",
+    "infer": "classify what comes into a folder or from the camera, and publish it",
+    "predict": "classify pictures without torch; ask the server when unsure",
+    "plan": "show the cuts by which all devices' rounds end together",
+    "profile": "measure which cut suits this device",
+    "release": "send devices their exported models",
+    "rollback": "put the model before into service again",
+    "serve": "answer devices from exported trunks, without torch",
+    "server": "train the shared trunk from the devices' features",
+    "simulate": "compare strategies and baselines in one process, without a broker",
+    "status": "show the fleet live, as the broker knows it",
+}
+
+
+def missing_extra(error: ModuleNotFoundError, command: str) -> SpliteeError:
+    """The line for a command whose extra is not installed; any other missing module is a defect."""
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRAS:
+        raise error
+    extra = EXTRAS[package]
+    return ExtraMissing(
+        f"`splitee {command}` needs {package}, which is not installed: pip install 'hetero-splitee[{extra}]'"
+    )
+
+
+@click.command(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="splitee")
+def splitee() -> None:
+    """Collaborative training for fleets of unequal small devices, over MQTT."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: runs the command line and exits with a documented code."""
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    try:
+        code = splitee(arguments, standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        code = leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = ExitCode.CONFIG
+    except click.Abort:
+        code = 130
+    except SpliteeError as error:
+        click.echo(f"splitee: {error}", err=True)
+        code = error.exit_code
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error, " ".join(sys.argv[1:2]))
+        click.echo(f"splitee: {missing}", err=True)
+        code = missing.exit_code
+    sys.exit(code if isinstance(code, int) else ExitCode.OK)

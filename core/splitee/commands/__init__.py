@@ -1,0 +1,1 @@
+"""The commands that need neither device nor server: `splitee config`, `status`, `cuts`. One each."""

@@ -1,0 +1,149 @@
+"""`splitee cuts`: lists the places where a network can be cut, and what each leaves on the device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import NetworkError
+from splitee.networks.split import SplitNetwork, build_network
+from splitee.networks.zoo import STEMS, by, classifiers
+
+ONE_INPUT = (3, 32, 32)
+ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
+
+
+def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    sizes = value.lower().split("x")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"expected sizes such as 3x32x32, got {value!r}")
+    return tuple(map(int, sizes))
+
+
+@click.command()
+@settings_file
+@click.argument("network", required=False)
+@setting("--stem", type=click.Choice(STEMS), default="imagenet", help="small: the resnets' 32-pixel variant.")
+@setting("--num-classes", type=click.IntRange(min=2), default=10, help="Outputs of the classifier.")
+@setting(
+    "--input",
+    metavar="CxHxW",
+    callback=_shape,
+    show_default="3x32x32, with --all 3x224x224",
+    help="Shape of a sample.",
+)
+@click.option("--all", "every", is_flag=True, help="One line for each of torchvision's classifiers.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def cuts(
+    network: str | None,
+    stem: str,
+    num_classes: int,
+    input: tuple[int, ...] | None,
+    every: bool,
+    as_json: bool,
+) -> None:
+    """List the places where NETWORK can be cut.
+
+    NETWORK is a torchvision classifier, such as resnet18, or module:factory. With a cut, the device holds all
+    stages up to it. Parameters and MMACs (million multiply-accumulates a sample) are those of the device,
+    without its exit.
+    """
+    if every == (network is not None):
+        raise click.UsageError("give the name of a NETWORK, or --all")
+    if network is None:
+        _print_all(stem, num_classes, input or ALL_INPUT, as_json)
+        return
+    # On the meta device a network has a description but no weights.
+    split = build_network(
+        network, num_classes=num_classes, input_shape=input or ONE_INPUT, stem=stem, device="meta"
+    )
+    if as_json:
+        click.echo(json.dumps({**_summary(split), "stem": stem, "cuts": list(_rows(split))}, indent=2))
+    else:
+        Console().print(_table(split))
+
+
+def _rows(split: SplitNetwork) -> Iterator[dict[str, Any]]:
+    parameters = accumulate(stage.parameters for stage in split.stages)
+    macs = accumulate(stage.macs for stage in split.stages)
+    for stage, held, work in zip(split.stages[:-1], parameters, macs, strict=False):
+        yield {
+            "cut": stage.index,
+            "stage": stage.name,
+            "feature_shape": list(stage.feature_shape),
+            "kb_per_sample": prod(stage.feature_shape) * 4 / 1000,
+            "device_parameters": held,
+            "device_mmacs": work / 1e6,
+        }
+
+
+def _summary(split: SplitNetwork) -> dict[str, Any]:
+    return {
+        "network": split.name,
+        "num_classes": split.num_classes,
+        "input_shape": list(split.input_shape),
+        "num_layers": split.num_layers,
+        "parameters": sum(stage.parameters for stage in split.stages),
+        "mmacs": sum(stage.macs for stage in split.stages) / 1e6,
+    }
+
+
+def _table(split: SplitNetwork) -> Table:
+    whole = _summary(split)
+    table = Table(
+        title=f"{split.name}, {by(split.input_shape)}, {split.num_classes} classes: "
+        f"cuts 1..{split.num_layers - 1} of {split.num_layers} stages",
+        caption=f"The whole network: {whole['parameters']:,} parameters, {whole['mmacs']:,.2f} MMACs",
+    )
+    table.add_column("cut", justify="right", no_wrap=True)
+    table.add_column("stage", overflow="fold")
+    for heading in ("features", "KB a sample\n(fp32)", "parameters\non the device", "MMACs\non the device"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in _rows(split):
+        table.add_row(
+            str(row["cut"]),
+            row["stage"],
+            by(row["feature_shape"]),
+            f"{row['kb_per_sample']:,.1f}",
+            f"{row['device_parameters']:,}",
+            f"{row['device_mmacs']:,.2f}",
+        )
+    return table
+
+
+def _print_all(stem: str, num_classes: int, input_shape: tuple[int, ...], as_json: bool) -> None:
+    names = classifiers()
+    cut = 0
+    for name in names:
+        found = _try(name, stem, num_classes, input_shape)
+        cut += "reason" not in found
+        if as_json:
+            click.echo(json.dumps(found))
+        elif "reason" in found:
+            click.echo(f"{name:20} cannot be cut: {found['reason']}")
+        else:
+            click.echo(
+                f"{name:20} {found['num_layers'] - 1:4} cuts {found['parameters'] / 1e6:8.1f} M parameters "
+                f"{found['mmacs']:11,.0f} MMACs"
+            )
+    if not as_json:
+        click.echo(f"{cut} of {len(names)} networks can be cut, at {by(input_shape)}")
+
+
+def _try(name: str, stem: str, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
+    try:
+        return _summary(
+            build_network(name, num_classes=num_classes, input_shape=input_shape, stem=stem, device="meta")
+        )
+    except NetworkError as error:
+        return {"network": name, "reason": str(error)}

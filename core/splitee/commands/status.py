@@ -1,0 +1,172 @@
+"""`splitee status`: the fleet as the broker knows it, live or once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import time
+from contextlib import closing
+
+import click
+import msgspec
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from splitee.cli.settings import settings_file
+from splitee.errors import ConfigError
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, link_options
+from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+
+FIRST = 2.0  # seconds to wait for the first retained message, and at most for all
+QUIET = 0.3  # seconds of silence after which all retained messages have come
+REFRESH = 0.5  # seconds
+
+
+@click.command()
+@settings_file
+@link_options
+@click.option("--once", is_flag=True, help="Print the fleet as it is now and exit; so does a pipe.")
+@click.option("--json", "as_json", is_flag=True, help="Print it once, as JSON.")
+def status(link: LinkOptions, once: bool, as_json: bool) -> None:
+    """Show the fleet live: its devices, what the server does, and who it waits for."""
+    logging.getLogger("splitee").setLevel(logging.WARNING)
+    console = Console()
+    view = FleetView(link.fleet)
+    identity = f"splitee-status-{os.getpid()}-{secrets.token_hex(4)}"
+    with closing(Link(link.address, identity, tls=link.tls)) as connection:
+        connection.subscribe(*view.filters)
+        connection.open(link.connect_timeout)
+        gather(connection, view)
+        if as_json or once or not console.is_terminal:
+            _print_once(console, link, view.snapshot(), as_json)
+        else:
+            _follow(console, connection, view)
+
+
+def gather(connection: Link, view: FleetView) -> None:
+    """Takes the messages that the broker retains; they come in one burst after the subscription."""
+    deadline = time.monotonic() + FIRST
+    patience = FIRST
+    while (left := deadline - time.monotonic()) > 0:
+        event = connection.receive(min(patience, left))
+        if event is None:
+            return
+        if isinstance(event, Message):
+            view.take(event.topic, event.payload, event.retained, time.time())
+            patience = QUIET
+
+
+def _print_once(console: Console, link: LinkOptions, snapshot: FleetSnapshot, as_json: bool) -> None:
+    if snapshot.empty:
+        raise ConfigError(
+            f"no fleet {link.fleet!r} at {link.address}: no server or device of it has spoken; check --fleet"
+        )
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(snapshot), indent=2))
+    else:
+        console.print(render(snapshot, time.time()))
+
+
+def _follow(console: Console, connection: Link, view: FleetView) -> None:
+    with Live(console=console, refresh_per_second=1 / REFRESH, auto_refresh=False) as live:
+        while True:
+            live.update(render(view.snapshot(), time.time()), refresh=True)
+            drawn = time.monotonic()
+            while (left := drawn + REFRESH - time.monotonic()) > 0:
+                event = connection.receive(left)
+                if isinstance(event, Message):
+                    view.take(event.topic, event.payload, event.retained, time.time())
+
+
+def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
+    """The fleet as a table under two lines on the run and the server. `now`: seconds since the epoch."""
+    lines = [_run_line(snapshot), _server_line(snapshot)]
+    if snapshot.malformed:
+        lines.append(Text(f"{snapshot.malformed} malformed messages ignored", "yellow"))
+    if not snapshot.devices:
+        return Group(*lines, Text("no device has spoken yet", "dim"))
+    table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
+    table.add_column("device", overflow="fold")
+    table.add_column("state", no_wrap=True)
+    table.add_column("cut")
+    for name in ("round", "step", "loss", "exit", "trunk", "MB sent", "seen ago"):
+        table.add_column(name, justify="right")
+    for device in snapshot.devices:
+        table.add_row(*_cells(device, now))
+    profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
+    return Group(*lines, "", table, *([Text(), *profiles] if profiles else []))
+
+
+def _run_line(snapshot: FleetSnapshot) -> Text:
+    line = Text.assemble((printable(snapshot.fleet), "bold"))
+    run, phase = snapshot.run, snapshot.phase
+    if run is None:
+        return line.append("  no run yet", "dim")
+    line.append(
+        f"  {printable(run.network)}, {run.strategy}, {run.num_classes} classes, {printable(run.codec)}"
+    )
+    if phase is not None and phase.phase == "finished":
+        return line.append(f"  finished after {snapshot.committed} rounds", "green")
+    at = f"  round {phase.round} of {run.rounds}: {phase.phase}" if phase else "  no round yet"
+    return line.append(at).append(f", {snapshot.committed} committed", "dim")
+
+
+def _server_line(snapshot: FleetSnapshot) -> Text:
+    server = snapshot.server
+    if server is None:
+        return Text("server has not spoken", "yellow")
+    line = Text.assemble("server ", (server.state, "green" if server.state == "online" else "red"))
+    if server.doing:
+        line.append(f", {printable(server.doing)}")
+    if server.waiting_for:
+        line.append(f", waits for {', '.join(server.waiting_for)}", "yellow")
+    if server.rejected:
+        line.append(f", {server.rejected} messages rejected", "yellow")
+    return line
+
+
+def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
+    state = Text(device.doing or "?", "green") if device.online else Text("offline", "red")
+    cut = "" if device.cut is None else f"{device.cut} {printable(device.stage or '')}".rstrip()
+    cut += "" if device.next_cut is None else f", next {device.next_cut}"
+    step = f"{device.step}/{device.steps}" if device.steps else ""
+    loss = "" if device.loss is None else f"{device.loss:.3f}"
+    seen = "" if device.seen is None else ago(now - device.seen)
+    plain = (cut, str(device.round), step, loss, *map(percent, (device.exit_accuracy, device.trunk_accuracy)))
+    return Text(device.id), state, *map(Text, plain), Text(f"{device.bytes / 1e6:.1f}"), Text(seen)
+
+
+def capability_in_words(device: DeviceView) -> Text | None:
+    """What the device's profiler found out, and recommends; None for a device without a profile."""
+    can = device.capability
+    if can is None:
+        return None
+    words = [printable(can.machine), f"{can.cores:g} cores"]
+    words += [f"{1000 * cost.seconds:.3g} ms a batch" for cost in can.cuts if cost.cut == device.cut]
+    if can.upload is not None:
+        words.append(f"{8 * can.upload / 1e6:.3g} Mbit/s")
+    recommended = printable(can.reason).partition(";")[0]
+    found = "; ".join(filter(None, (", ".join(words), recommended)))
+    return Text.assemble(device.id, (f"  {found}", "dim"))
+
+
+def percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def ago(seconds: float) -> str:
+    """How long ago, for people: 3 s, 5 min, 2 h, 4 d; clocks that differ never give a negative one."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def printable(text: str) -> str:
+    """Text from the wire without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)

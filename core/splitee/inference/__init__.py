@@ -1,0 +1,1 @@
+"""Exported models: graphs on ONNX Runtime, manifests, adaptive prediction. Free of torch."""

@@ -1,0 +1,25 @@
+"""A device's model as it travels: manifest and graph as one piece of bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from splitee.inference.manifest import MANIFEST, ClientManifest, read_graph, read_manifest
+from splitee.protocol.encoding import MAX_PACKED
+
+
+class Bundle(msgspec.Struct, frozen=True):
+    """A device's model as it travels: the manifest, and the graph that it puts into service."""
+
+    manifest: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
+    graph: Annotated[bytes, msgspec.Meta(max_length=MAX_PACKED)]
+
+
+def pack_bundle(directory: Path) -> bytes:
+    """An exported model as a bundle. Raises ModelError: it is missing or damaged."""
+    manifest = read_manifest(directory, ClientManifest)
+    graph = read_graph(directory, manifest.file, manifest.sha256)
+    return msgspec.msgpack.encode(Bundle((directory / MANIFEST).read_bytes(), graph))

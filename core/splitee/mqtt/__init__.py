@@ -1,0 +1,1 @@
+"""The link to the broker. Knows MQTT, not what the messages say."""

@@ -1,0 +1,33 @@
+"""What a link delivers, and the bounded queue between the network thread and who reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Message:
+    """One publication that matched a subscription."""
+
+    topic: str
+    payload: bytes
+    retained: bool = False
+    response_topic: str | None = None
+    correlation: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Connected:
+    """The link is up. `fresh`: the broker kept no session, so messages in flight may be lost."""
+
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Disconnected:
+    """The link is down; it comes back by itself, with a `Connected`."""
+
+    reason: str
+
+
+Event = Message | Connected | Disconnected

@@ -1,0 +1,330 @@
+"""The link to the broker: MQTT v5 at QoS 1, reconnecting for ever, bounded in both directions."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from splitee.errors import BrokerRefused, BrokerUnreachable, ConfigError
+from splitee.mqtt.address import BrokerAddress, TlsFiles
+from splitee.mqtt.backoff import delays, tries
+from splitee.mqtt.connection import CONNECT_LIMIT, Connection, TryFailed, packet_properties, quietly
+from splitee.mqtt.event_queue import EventQueue
+from splitee.mqtt.events import Connected, Disconnected, Event, Message
+from splitee.mqtt.in_flight import IN_FLIGHT, InFlight
+from splitee.mqtt.rate_limiter import RateLimiter
+
+__all__ = ["BrokerAddress", "Connected", "Disconnected", "Event", "Link", "Message", "TlsFiles"]
+
+ENVELOPE = 1024  # bytes of a packet set aside for its header, topics and properties
+INBOX_BYTES = 256 << 20
+STABLE = 30.0  # seconds that a connection lasts before its loss counts as a first one again
+TAKEOVER_PAUSE = 5.0  # seconds, at least, before we take an id back from who took it
+FRUITLESS = 3  # connections in a row without one acknowledgement before what is in flight counts as poison
+
+log = logging.getLogger(__name__)
+
+
+class Link:
+    """One client of the broker; `publish` may be called from any thread, `receive` from one.
+
+    The broker's acknowledgement proves nothing about a reader: a message counts as received when its reader
+    says so in a message of its own. After a `Connected`, send again what has no such word yet. It comes when
+    the subscriptions are in force, and before any message of the new connection.
+    """
+
+    def __init__(
+        self,
+        address: BrokerAddress,
+        client_id: str,
+        *,
+        will: tuple[str, bytes] | None = None,
+        tls: TlsFiles | None = None,
+        keepalive: int = 60,
+        max_packet: int = 1 << 20,
+        capacity: int = 4096,
+    ) -> None:
+        """`will`: topic and payload that the broker retains when this side vanishes. `keepalive`: seconds.
+
+        `max_packet`: bytes of the largest packet to send. `capacity`: events to hold for `receive`.
+        """
+        if not client_id or set(client_id) & set("/+#$"):
+            # MQTT allows them, but rumqttd 0.20 stops serving everybody when it meets one.
+            raise ConfigError(f"client id {client_id!r}: expected a name without / + # $")
+        self.address = address
+        self._client_id = client_id
+        self._limit = self._max_packet = max_packet
+        self._filters: dict[str, None] = {}
+        self._subscribing: dict[int, tuple[str, ...]] = {}
+        self._subscriptions = threading.Condition()
+        self._sending = threading.Lock()
+        self._in_flight = InFlight()
+        self._inbox = EventQueue(capacity, INBOX_BYTES)
+        self._fresh = True
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pauses = delays()
+        self._log_refused = RateLimiter()
+        self._refused_topic = ""
+        self.refused = 0
+        self.bytes_published = 0
+        self._connection = Connection(
+            address, client_id, keepalive, self._closing, self._accepted, self._in_flight.stop
+        )
+        self._client = self._connection.client
+        self._client.on_message = quietly(self._on_message)
+        self._client.on_publish = quietly(self._on_publish)
+        self._client.on_subscribe = quietly(self._on_subscribe)
+        if will is not None:
+            self._client.will_set(will[0], will[1], qos=1, retain=True)
+        if address.tls:
+            self._client.tls_set_context((tls or TlsFiles()).context())
+        elif tls is not None and tls != TlsFiles():
+            raise ConfigError(f"TLS files are given, but {address} is a plain connection: use mqtts://")
+
+    @property
+    def connected(self) -> bool:
+        return self._in_flight.up
+
+    @property
+    def alive(self) -> bool:
+        """Whether the network thread runs, connected or trying to be."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def max_packet(self) -> int:
+        """Bytes of the largest payload that our limit and the broker's let through."""
+        return self._max_packet - ENVELOPE
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds that the network thread, while it runs, has taken; 0 where the system does not tell."""
+        known = self.alive and hasattr(time, "pthread_getcpuclockid")
+        if not known or self._thread is None or self._thread.ident is None:
+            return 0.0
+        return time.clock_gettime(time.pthread_getcpuclockid(self._thread.ident))
+
+    @property
+    def dropped(self) -> int:
+        """Events lost because nobody received them in time."""
+        return self._inbox.dropped
+
+    def open(self, timeout: float | None) -> None:
+        """Connects and subscribes, trying for `timeout` seconds (None: for ever).
+
+        BrokerUnreachable: nothing answered in time. BrokerRefused: the broker, or TLS, said no.
+        """
+        started = time.monotonic()
+        reason = "closed"
+        for pause in tries(timeout, delays(), wait=self._closing.wait):
+            if self._closing.is_set():
+                break
+            left = CONNECT_LIMIT if timeout is None else started + timeout - time.monotonic()
+            try:
+                self._connection.connect(min(CONNECT_LIMIT, max(1.0, left)))
+            except TryFailed as failure:
+                reason = str(failure)
+                if pause > 0:
+                    log.warning(
+                        "broker %s not reachable (%s); next try in %.1f s", self.address, reason, pause
+                    )
+                continue
+            log.info("connected to broker %s as %s", self.address, self._client_id)
+            self._thread = threading.Thread(target=self._serve, name=f"link {self._client_id}", daemon=True)
+            self._thread.start()
+            with self._subscriptions:
+                self._subscriptions.wait_for(lambda: not self._subscribing, CONNECT_LIMIT)
+            return
+        raise BrokerUnreachable(
+            f"no broker at {self.address} within {time.monotonic() - started:.0f} s ({reason}): "
+            "start it, or correct the address"
+        )
+
+    def close(self, farewell: tuple[str, bytes] | None = None) -> None:
+        """Publishes the farewell retained, waits for the broker's word on all, and disconnects for good.
+
+        When the broker gives no word within seconds, the last will speaks instead.
+        """
+        said = self.connected and self.flush(CONNECT_LIMIT)
+        if said and farewell is not None:
+            said = self.publish(*farewell, retain=True) and self.flush(CONNECT_LIMIT)
+        if self.connected and not said:
+            log.warning(
+                "broker %s: closing with %d messages unacknowledged", self.address, len(self._in_flight)
+            )
+        self._closing.set()
+        self._connection.say_goodbye(with_will=not said)
+        if self._thread is not None:
+            self._thread.join(CONNECT_LIMIT)
+        self._in_flight.stop()
+
+    def subscribe(self, *filters: str) -> None:
+        """Asks for topics now and on every connect. A filter that the broker denies: see `receive`."""
+        self._filters.update(dict.fromkeys(filters))
+        if self.connected:
+            self._ask_for(filters)
+
+    def receive(self, timeout: float | None) -> Event | None:
+        """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
+        return self._inbox.get(timeout)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes | memoryview | bytearray,
+        *,
+        retain: bool = False,
+        expiry: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> bool:
+        """Sends at QoS 1; waits while 20 (or the broker's Receive Maximum) are unacknowledged.
+
+        `expiry`: seconds after which the broker may forget it. False: not connected, nothing was kept.
+        ValueError: larger than `max_packet`; such a message would end every connection from here on.
+        """
+        body = bytes(payload)
+        envelope = sum(len(part.encode()) for part in (topic, response_topic or "")) + len(correlation or b"")
+        if len(body) > self.max_packet or envelope > ENVELOPE - 64:
+            raise ValueError(
+                f"message on {topic[:200]}: expected at most {self.max_packet} bytes, with topics and "
+                f"correlation of at most {ENVELOPE - 64}, but it has {len(body)} and {envelope}"
+            )
+        properties = packet_properties(
+            PacketTypes.PUBLISH,
+            MessageExpiryInterval=expiry,
+            ResponseTopic=response_topic,
+            CorrelationData=correlation,
+        )
+        with self._sending:
+            if not self._in_flight.wait_for_room(topic):
+                return False
+            sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
+            if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
+                return False
+            self._in_flight.sent(sent.mid, topic)
+            self.bytes_published += len(body)
+        return True
+
+    def flush(self, timeout: float | None) -> bool:
+        """Waits until the broker has acknowledged all that was published; False after `timeout` seconds."""
+        return self._in_flight.wait_until_empty(timeout)
+
+    # What follows runs on the network thread, and during `open` on the caller's.
+
+    def _serve(self) -> None:
+        """Runs the connection, and makes it again whenever it is lost, until `close`."""
+        fruitless = 0
+        while True:
+            started, before = time.monotonic(), self._in_flight.acknowledged
+            reason = self._connection.run()
+            self._in_flight.stop()
+            if self._closing.is_set():
+                return
+            if time.monotonic() - started > STABLE:
+                self._pauses = delays()
+            if not self._inbox.release():
+                self._inbox.put(Disconnected(reason))
+            stuck = len(self._in_flight) > 0 and before == self._in_flight.acknowledged
+            fruitless = fruitless + 1 if stuck else 0
+            if reason == "packet too large" or fruitless >= FRUITLESS:
+                self._forget("the broker may hang up because of one of them")
+                fruitless = 0
+            if not self._reconnect(reason):
+                return
+
+    def _reconnect(self, reason: str) -> bool:
+        """Tries until it is connected; False when `close` came first.
+
+        Pauses go on growing over short-lived connections: two clients with one id throw each other out, and
+        not every broker tells them so (Mosquitto 2.0.11 does not).
+        """
+        for jitter in self._pauses:
+            pause = jitter + (TAKEOVER_PAUSE if reason == "session taken over" else 0.0)
+            log.warning("broker %s: %s; next try in %.1f s", self.address, reason, pause)
+            if self._closing.wait(pause):
+                break
+            try:
+                self._connection.connect(CONNECT_LIMIT)
+            except (TryFailed, BrokerRefused) as failure:
+                reason = str(failure)
+                continue
+            log.info("connected to broker %s again", self.address)
+            return True
+        return False
+
+    def _forget(self, why: str) -> None:
+        """Drops what is in flight; the layer above sends again what its peer has not confirmed."""
+        with self._sending:
+            dropped = self._client.drop_out_messages()
+            if dropped:
+                topics = ", ".join(sorted({message.topic for message in dropped}))
+                log.warning("dropped %d unacknowledged messages (%s): %s", len(dropped), topics, why)
+            self._in_flight.clear()
+
+    def _accepted(self, session_present: bool, properties: Properties) -> None:
+        packet = min(self._limit, getattr(properties, "MaximumPacketSize", self._limit))
+        window = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
+        if packet < self._max_packet or window < len(self._in_flight):
+            self._forget("the broker's limits are lower than before")
+        self._max_packet = packet
+        self._inbox.hold()
+        self._fresh = not session_present
+        self._subscribing.clear()
+        if self._filters:
+            self._ask_for(tuple(self._filters))
+        else:
+            self._inbox.release(Connected(self._fresh))
+        self._in_flight.start(window)
+
+    def _ask_for(self, filters: tuple[str, ...]) -> None:
+        with self._subscriptions:
+            options = SubscribeOptions(qos=1)
+            _, number = self._client.subscribe([(topic, options) for topic in filters])
+            if number is not None:
+                self._subscribing[number] = filters
+
+    def _on_subscribe(
+        self, _client: Client, _data: Any, number: int, reasons: list[ReasonCode], _properties: Properties
+    ) -> None:
+        with self._subscriptions:
+            filters = self._subscribing.pop(number, ())
+            if not self._subscribing:
+                self._inbox.release(Connected(self._fresh))
+            self._subscriptions.notify_all()
+        for topic, reason in zip(filters, reasons, strict=False):
+            if reason.is_failure:
+                words = reason.getName().lower()
+                self._inbox.put(BrokerRefused(f"broker {self.address} denies reading {topic}: {words}"))
+
+    def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        properties = message.properties
+        self._inbox.put(
+            Message(
+                topic=message.topic,
+                payload=bytes(message.payload),
+                retained=message.retain,
+                response_topic=getattr(properties, "ResponseTopic", None),
+                correlation=getattr(properties, "CorrelationData", None),
+            )
+        )
+
+    def _on_publish(
+        self, _client: Client, _data: Any, number: int, reason: ReasonCode, _properties: Properties
+    ) -> None:
+        topic = self._in_flight.acknowledge(number)
+        if not reason.is_failure:
+            return
+        self.refused += 1
+        if self._log_refused.due() or topic != self._refused_topic:
+            self._refused_topic = topic
+            log.warning("broker refuses what is published on %s: %s", topic, reason.getName().lower())

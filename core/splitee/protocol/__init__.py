@@ -1,0 +1,1 @@
+"""What travels, and where: topics, messages, codecs, and the checks on what others send."""

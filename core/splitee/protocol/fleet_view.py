@@ -1,0 +1,199 @@
+"""A fleet as its retained topics tell it: fold messages in, take a snapshot out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import msgspec
+
+from splitee.errors import MalformedMessage
+from splitee.protocol.encoding import JsonMessage
+from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile, ServerStatus
+from splitee.protocol.rounds import Commit, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+
+MAX_DEVICES = 10_000  # ids come from topics that anyone may write
+
+M = TypeVar("M", bound=JsonMessage)
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """One device as last heard; what it has not said yet is None. Accuracies are fractions."""
+
+    id: str
+    online: bool
+    doing: str
+    cut: int | None
+    stage: str | None
+    round: int
+    step: int
+    steps: int
+    loss: float | None
+    batches: int
+    bytes: int
+    exit_accuracy: float | None
+    trunk_accuracy: float | None
+    seen: float | None  # seconds since the epoch
+    train_samples: int | None = None
+    next_cut: int | None = None  # that it has asked for, and gets when a round is committed
+    capability: Capability | None = None  # as its profiler measured it
+
+    @property
+    def done(self) -> float:
+        """Rounds behind it, with the part of the present one; 1.5 is half of the second round."""
+        if self.doing != "training" or not self.steps:
+            return float(self.round)
+        return max(self.round - 1, 0) + min(self.step / self.steps, 1.0)
+
+
+@dataclass(frozen=True)
+class FleetSnapshot:
+    """The fleet at one moment. `run`, `phase` and `metrics` are of the present run, or None."""
+
+    fleet: str
+    server: ServerStatus | None
+    run: RunSpec | None
+    phase: RoundOpen | None
+    committed: int
+    metrics: Metrics | None
+    devices: tuple[DeviceView, ...]
+    malformed: int  # messages that were no message of their topic
+
+    @property
+    def empty(self) -> bool:
+        """Nothing at this broker says that there is such a fleet."""
+        return self.server is None and self.run is None and not self.devices
+
+    @property
+    def finished(self) -> bool:
+        return self.phase is not None and self.phase.phase == "finished"
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What one device has said."""
+
+    status: DeviceStatus | None = None
+    profile: Profile | None = None
+    seen: float = 0.0
+
+    def with_status(self, status: DeviceStatus | None, retained: bool, now: float) -> _Heard:
+        if status is None:
+            return _Heard(profile=self.profile)
+        seen = status.time if retained else now
+        if status.state == "offline" and self.status is not None:
+            # A last will knows nothing but that; what the device said before still holds.
+            status = msgspec.structs.replace(self.status, state="offline")
+        return replace(self, status=status, seen=seen)
+
+
+class FleetView:
+    """Keeps the last message of each topic of one fleet, and never more than MAX_DEVICES devices."""
+
+    def __init__(self, fleet: str) -> None:
+        self._topics = Topics(fleet)
+        self._server: ServerStatus | None = None
+        self._run: RunSpec | None = None
+        self._round: RoundOpen | None = None
+        self._commit: Commit | None = None
+        self._metrics: Metrics | None = None
+        self._devices: dict[str, _Heard] = {}
+        self._malformed = 0
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """What to subscribe to."""
+        topics = self._topics
+        singles = (topics.server_status, topics.run, topics.round, topics.commit, topics.metrics)
+        return (*singles, topics.all_devices("status"), topics.all_devices("profile"))
+
+    def take(self, topic: str, payload: bytes, retained: bool, now: float) -> None:
+        """Folds one message in; one that is malformed is counted and changes nothing.
+
+        Args:
+            retained: it was stored at the broker, so its arrival says nothing about when it was sent.
+            now: seconds since the epoch, by this machine's clock.
+        """
+        try:
+            self._take(topic, payload, retained, now)
+        except MalformedMessage:
+            self._malformed += 1
+
+    def snapshot(self) -> FleetSnapshot:
+        run = self._run
+        return FleetSnapshot(
+            fleet=self._topics.fleet,
+            server=self._server,
+            run=run,
+            phase=self._round if run and self._round and self._round.run == run.run else None,
+            committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
+            metrics=self._present_metrics(),
+            devices=tuple(self._device(device, self._devices[device]) for device in sorted(self._devices)),
+            malformed=self._malformed,
+        )
+
+    def _take(self, topic: str, payload: bytes, retained: bool, now: float) -> None:
+        topics = self._topics
+        if topic == topics.server_status:
+            self._server = _decode(ServerStatus, payload)
+        elif topic == topics.run:
+            self._run = _decode(RunSpec, payload)
+        elif topic == topics.round:
+            self._round = _decode(RoundOpen, payload)
+        elif topic == topics.commit:
+            self._commit = _decode(Commit, payload)
+        elif topic == topics.metrics:
+            self._metrics = _decode(Metrics, payload)
+        elif (of_device := topics.parse_device(topic)) is not None:
+            self._take_device(*of_device, payload, retained, now)
+
+    def _take_device(self, device: str, leaf: str, payload: bytes, retained: bool, now: float) -> None:
+        heard = self._devices.get(device, _Heard())
+        if leaf == "status":
+            heard = heard.with_status(_decode(DeviceStatus, payload), retained, now)
+        elif leaf == "profile":
+            heard = replace(heard, profile=_decode(Profile, payload))
+        if heard == _Heard():
+            self._devices.pop(device, None)
+        elif device in self._devices or len(self._devices) < MAX_DEVICES:
+            self._devices[device] = heard
+        else:
+            raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
+
+    def _present_metrics(self) -> Metrics | None:
+        run, metrics = self._run, self._metrics
+        return metrics if run and metrics and metrics.run == run.run else None
+
+    def _device(self, device: str, heard: _Heard) -> DeviceView:
+        status, profile = heard.status, heard.profile
+        metrics = self._present_metrics()
+        measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
+        part = self._round.participants.get(device) if self._round else None
+        cut = part.cut if part else profile.cut if profile else None
+        return DeviceView(
+            id=device,
+            online=status is not None and status.state == "online",
+            doing=status.doing if status else "",
+            cut=cut,
+            stage=measured.stage if measured and measured.cut == cut else None,
+            round=status.round if status else 0,
+            step=status.step if status else 0,
+            steps=status.steps if status else 0,
+            loss=status.loss if status else None,
+            batches=status.batches if status else 0,
+            bytes=status.bytes if status else 0,
+            exit_accuracy=measured.exit_accuracy if measured else None,
+            trunk_accuracy=measured.trunk_accuracy if measured else None,
+            seen=heard.seen or None,
+            train_samples=profile.train_samples if profile else None,
+            next_cut=profile.next_cut if profile and profile.next_cut not in (0, cut) else None,
+            capability=profile.capability if profile else None,
+        )
+
+
+def _decode(kind: type[M], payload: bytes) -> M | None:
+    """The message, or None for the empty payload by which a retained topic is cleared."""
+    return kind.decode(payload) if payload else None

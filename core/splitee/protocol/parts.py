@@ -1,0 +1,146 @@
+"""Messages larger than the broker takes: cut into numbered parts, and put together under bounds."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgpack
+import msgspec
+
+from splitee.errors import MalformedMessage
+from splitee.protocol.encoding import MAX_PACKED, unpack
+
+PART_OVERHEAD = 64  # bytes a part's header takes at most
+MAX_PARTS = 1 << 14  # of one message: 16 KiB each are enough for the largest
+MAX_OPEN = 4  # unfinished messages kept per sender
+MAX_FINISHED = 4096  # messages remembered so that a part that comes twice does not open one anew
+message_numbers = itertools.count(1)  # for `split`: no two messages of a process share one
+_FIRST = secrets.randbits(61)  # so that no two processes of one sender number their messages alike
+
+
+class Part(msgspec.Struct, frozen=True, array_like=True):
+    """One numbered piece; an array on the wire, so it never looks like a message, which is a map."""
+
+    message: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+    index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTS)]
+    count: Annotated[int, msgspec.Meta(ge=2, le=MAX_PARTS)]
+    size: Annotated[int, msgspec.Meta(ge=2, le=MAX_PACKED)]
+    data: Annotated[bytes, msgspec.Meta(min_length=1)]
+
+
+def split(payload: bytes, limit: int, message: int) -> Iterator[bytes]:
+    """`payload` itself when it fits `limit` bytes, else its parts, each at most `limit` bytes.
+
+    Args:
+        message: a number below 2^61 that no other message of this process has.
+
+    Raises:
+        ValueError: the payload is too large, or the limit too small for it.
+    """
+    if len(payload) <= limit:
+        yield payload
+        return
+    if len(payload) > MAX_PACKED:
+        raise ValueError(f"a message of {len(payload)} bytes: at most {MAX_PACKED} are taken")
+    room = limit - PART_OVERHEAD
+    if room < 1 or len(payload) > room * MAX_PARTS:
+        raise ValueError(f"a limit of {limit} bytes: {len(payload)} bytes would need over {MAX_PARTS} parts")
+    view = memoryview(payload)
+    count = -(-len(payload) // room)
+    for index in range(count):
+        chunk = view[index * room : (index + 1) * room]
+        part: bytes = msgpack.packb((_FIRST + message, index, count, len(payload), chunk))
+        yield part
+
+
+class _Open:
+    """A message whose parts are still arriving: the arrays grow only with what has arrived."""
+
+    def __init__(self, part: Part) -> None:
+        self.count = part.count
+        self.size = part.size
+        self.pieces: dict[int, bytes] = {}
+        self.received = 0
+
+    def add(self, part: Part) -> bytes | None:
+        if (part.count, part.size) != (self.count, self.size) or part.index >= self.count:
+            raise MalformedMessage(f"Part {part.index} of {part.count}, {part.size} B, is not of its message")
+        if part.index not in self.pieces:
+            self.received += len(part.data)
+            if self.received > self.size:
+                raise MalformedMessage(f"Part: more data than the {self.size} B that were announced")
+            self.pieces[part.index] = part.data
+        if len(self.pieces) < self.count:
+            return None
+        if self.received != self.size:
+            raise MalformedMessage(f"Part: {self.received} B came of {self.size} B that were announced")
+        return b"".join(self.pieces[index] for index in range(self.count))
+
+
+class Assembler:
+    """Joins the parts of many senders, who hold a bounded number of bytes each and together."""
+
+    def __init__(self, limit: int = MAX_PACKED, total: int = 4 * MAX_PACKED) -> None:
+        """`limit`, `total`: bytes of unfinished messages that one sender and all of them may hold."""
+        self._limit = limit
+        self._total = total
+        self._open: dict[tuple[str, int], _Open] = {}  # by sender and message, the oldest first
+        self._finished: dict[tuple[str, int], None] = {}
+
+    def add(self, sender: str, payload: bytes) -> bytes | None:
+        """The whole message when `payload` completes one, or is one by itself; else None.
+
+        Raises:
+            MalformedMessage: the part is broken, or does not fit the others of its message.
+        """
+        if not payload or payload[0] & 0xF0 != 0x90:  # not a msgpack array of under 16 entries
+            return payload
+        part = unpack(payload, Part)
+        if part.size > self._limit:
+            raise MalformedMessage(f"Part: of a message of {part.size} B, at most {self._limit} B are taken")
+        key = sender, part.message
+        if key in self._finished:
+            return None
+        entry = self._open.setdefault(key, _Open(part))
+        try:
+            whole = entry.add(part)
+        except MalformedMessage:
+            del self._open[key]
+            raise
+        if whole is not None:
+            del self._open[key]
+            self._finish(key)
+        else:
+            self._evict(sender)
+        return whole
+
+    def forget(self, sender: str) -> None:
+        """Drop what is unfinished, when a sender starts anew."""
+        for key in self._of(sender):
+            del self._open[key]
+
+    def _of(self, sender: str) -> list[tuple[str, int]]:
+        return [key for key in self._open if key[0] == sender]
+
+    def _finish(self, key: tuple[str, int]) -> None:
+        self._finished[key] = None
+        if len(self._finished) > MAX_FINISHED:
+            del self._finished[next(iter(self._finished))]
+
+    def _evict(self, sender: str) -> None:
+        """Drop the oldest of `sender` while it holds too much, then of whoever holds most."""
+        mine = self._of(sender)
+        while len(mine) > MAX_OPEN or sum(self._open[key].received for key in mine) > self._limit:
+            del self._open[mine.pop(0)]
+        while (held := self._held()).total() > self._total:
+            del self._open[self._of(held.most_common(1)[0][0])[0]]
+
+    def _held(self) -> Counter[str]:
+        held: Counter[str] = Counter()
+        for (sender, _), entry in self._open.items():
+            held[sender] += entry.received
+        return held

@@ -1,0 +1,1 @@
+"""Images as networks see them, and those that a device keeps beside its model."""

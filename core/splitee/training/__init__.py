@@ -1,0 +1,1 @@
+"""What every trainer of a fleet shares. Imports torch."""

@@ -1,0 +1,40 @@
+"""Which of a device's samples make which batch of a round, and how many batches there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.seeds import seed_for
+
+EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
+
+
+def steps_a_round(spec: RunSpec, samples: int) -> int:
+    """Batches a device trains in a round: what the run asks for, or one pass without the incomplete batch."""
+    return spec.steps or max(1, samples // spec.batch_size)
+
+
+def evaluation_steps(held_out: int) -> int:
+    """Batches that so many held-out samples make."""
+    return -(-held_out // EVALUATION_BATCH)
+
+
+def epoch_batches(
+    spec: RunSpec, device: str, round_number: int, samples: int, steps: int | None = None
+) -> Iterable[np.ndarray]:
+    """The indices of each batch of a round, in an order that (seed, device, round) fixes.
+
+    Args:
+        steps: batches, where they are not as many as `steps_a_round` says.
+    """
+    generator = np.random.default_rng(seed_for(spec.seed, device, round_number))
+    size = min(spec.batch_size, samples)
+    order = np.empty(0, dtype=np.int64)
+    for _ in range(steps_a_round(spec, samples) if steps is None else steps):
+        if len(order) < size:
+            order = np.concatenate([order, generator.permutation(samples)])
+        yield order[:size]
+        order = order[size:]

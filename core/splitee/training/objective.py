@@ -1,0 +1,25 @@
+"""What a device's loss allows for: its own mix of classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from splitee.protocol.run_spec import RunSpec
+
+MISSING_SHARE = 1e-3
+
+
+def class_offsets(spec: RunSpec, labels: npt.NDArray[np.int64]) -> Tensor:
+    """What a device's loss adds to its logits: (num_classes,), zeros where the run does not ask for it.
+
+    The logarithm of the shares that the classes have in its `labels`: then the logits need not learn how
+    often a class is met here (balanced softmax, Ren et al. 2020, arXiv 2007.10740), and average better with
+    those of other devices. MISSING_SHARE keeps it finite for classes that the device does not have.
+    """
+    if not spec.balanced_loss:
+        return torch.zeros(spec.num_classes)
+    shares = np.bincount(labels, minlength=spec.num_classes) / len(labels)
+    return torch.from_numpy(np.log(shares + MISSING_SHARE)).float()

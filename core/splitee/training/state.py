@@ -1,0 +1,47 @@
+"""What every trainer of a fleet shares: seeds, learning rate, optimizer, digests of weights."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COUNTER = "num_batches_tracked"  # of BatchNorm: each holder's own, not averaged, without use in answering
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of `weights`, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        array = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+        digest.update(array.numpy().data)
+    return digest.hexdigest()
+
+
+def answers_digest(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the `weights` that decide a network's answers: all but BatchNorm's counters."""
+    return weights_digest({name: tensor for name, tensor in weights.items() if not name.endswith(COUNTER)})
+
+
+def fleet_digest(trunk: Mapping[str, Tensor], clients: Mapping[str, str]) -> str:
+    """SHA-256 over the trunk's digest and those of the clients, in the order of the devices' names."""
+    lines = [weights_digest(trunk), *(f"{device} {clients[device]}" for device in sorted(clients))]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def pack_state(state: Mapping[str, Any]) -> bytes:
+    """Tensors and plain values as bytes, for a state file."""
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    return buffer.getvalue()
+
+
+def unpack_state(data: bytes) -> dict[str, Any]:
+    """What `pack_state` made; nothing but tensors and plain values is ever unpickled."""
+    state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+    return state

@@ -1,0 +1,111 @@
+"""Client networks on their way between a device and the server: tensors by name, checked against a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from splitee.errors import ConfigError, MalformedMessage
+from splitee.networks.split import SplitNetwork
+from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol.encoding import MAX_PACKED
+from splitee.protocol.rounds import Weights
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.seeds import seed_for
+from splitee.training.state import weights_digest
+
+CLIENT = "client."  # prefix of a client network's tensors
+EXIT = "exit."  # prefix of its exit's
+MESSAGE = 4 << 20  # bytes of tensors that share a message
+
+
+def client_model(network: SplitNetwork, cut: int, spec: RunSpec) -> nn.ModuleDict:
+    """`client`: stages 1..cut of `network`, whose layers it shares; `exit`: a new exit, by the run's seed."""
+    head = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut))
+    return nn.ModuleDict({"client": network.client(cut), "exit": head})
+
+
+def pack_weights(run: str, round_number: int, attempt: int, tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+    """`tensors` as Weights messages, in the order of their names and exact to the bit.
+
+    Raises:
+        ConfigError: one is larger than a message may be.
+    """
+    for names in in_messages({name: tensor.nbytes for name, tensor in tensors.items()}):
+        encoded = {
+            name: encode_tensor("fp32", np.atleast_1d(tensors[name].detach().cpu().float().numpy()))
+            for name in names
+        }
+        yield Weights(run=run, round=round_number, attempt=attempt, tensors=encoded).encode()
+
+
+def check_messages(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ConfigError: one of `tensors` is larger than a message may be."""
+    list(in_messages({name: tensor.nbytes for name, tensor in tensors.items()}))
+
+
+def in_messages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in their order, as many together as MESSAGE bytes hold.
+
+    Raises:
+        ConfigError: a tensor is larger than a message may be.
+    """
+    together: list[str] = []
+    size = 0
+    for name in sorted(sizes):
+        if sizes[name] > MAX_PACKED // 2:
+            raise ConfigError(
+                f"{name} takes {sizes[name] >> 20} MiB, more than a message may: choose a cut below it, or "
+                "start the server with --client-averaging none --no-release"
+            )
+        if together and size + sizes[name] > MESSAGE:
+            yield together
+            together, size = [], 0
+        together.append(name)
+        size += sizes[name]
+    if together:
+        yield together
+
+
+class WeightsAssembler:
+    """One client network while its messages come in."""
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        """`like`: tensors of the names, shapes and types that are expected."""
+        self._like = like
+        self.tensors: dict[str, Tensor] = {}
+
+    @property
+    def missing(self) -> list[str]:
+        return sorted(self._like.keys() - self.tensors.keys())
+
+    def add(self, message: Weights) -> None:
+        """Raises MalformedMessage: a tensor is none of this network's."""
+        for name, encoded in message.tensors.items():
+            if name not in self._like:
+                raise MalformedMessage(f"Stages: {name[:80]!r} is not in this device's network")
+            like = self._like[name]
+            shape = tuple(like.shape) or (1,)
+            if tuple(encoded.shape) != shape:
+                raise MalformedMessage(f"Stages: {name} has shape {tuple(encoded.shape)}, expected {shape}")
+            array = decode_tensor(encoded, shape[1:])
+            self.tensors[name] = torch.tensor(array).reshape(like.shape).to(like.dtype)
+
+    def next_names(self) -> list[str]:
+        """What to ask for next: as much of what is missing as fits a message."""
+        return next(in_messages({name: self._like[name].nbytes for name in self.missing}), [])
+
+    def check(self, digest: str) -> None:
+        """Raises MalformedMessage, and starts anew: what came is not what was announced."""
+        if not self.missing and (found := weights_digest(self.tensors)) != digest:
+            self.tensors = {}
+            raise MalformedMessage(f"Stages: SHA-256 of the weights is {found[:12]}, expected {digest[:12]}")
+
+
+def select(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Those of `names` that there are, no more than fit a message."""
+    there = {name: tensors[name].nbytes for name in names if name in tensors}
+    return {name: tensors[name] for name in next(in_messages(there), [])}

@@ -1,0 +1,77 @@
+"""After the training: the device takes the model that is released to it, and answers with it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from splitee.durable import write_atomically
+from splitee.errors import ModelError
+from splitee.inference.manifest import ClientManifest, read_manifest
+from splitee.mqtt.link import Link
+from splitee.protocol.topics import Topics
+from splitee.samples.kept import SAMPLES
+from splitee_device.agent.session import RunChanged, Session
+from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.service import InferenceService
+from splitee_device.settings import DeviceSettings
+
+log = logging.getLogger(__name__)
+
+MODELS = "models"  # the folder of the device's state directory in which released models are kept
+
+
+class _Nothing:
+    def new(self) -> list[tuple[str, Path | bytes]]:
+        return []
+
+
+def serve(session: Session, settings: DeviceSettings, topics: Topics, state: Path) -> None:
+    """Take the run's model, and answer pictures with it where there are some.
+
+    Returns when the model is here, or is not to come, and there is nothing to answer.
+
+    Raises:
+        RunChanged: the fleet trains again, and this device shall stay with it.
+    """
+    link, pictures = settings.link, settings.serving.pictures()
+    models = ModelStore(state / MODELS)
+    if (state / SAMPLES).exists():
+        write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())
+    connection = Link(link.address, f"splitee-{link.fleet}-{session.device}-service", tls=link.tls)
+    service = InferenceService(
+        connection,
+        link,
+        topics,
+        session.device,
+        models,
+        timeout=settings.serving.timeout,
+        threads=settings.threads,
+    )
+
+    def is_over() -> bool:
+        try:
+            session.drain()
+        except RunChanged:
+            if settings.stay:
+                raise
+        session.say("serving", session.round.round if session.round is not None else 0)
+        return pictures is None and (session.is_finished or _is_of(models, session))
+
+    connection.open(link.connect_timeout)
+    try:
+        service.run(pictures or _Nothing(), is_over)
+    finally:
+        service.close()
+        connection.close()
+    if not _is_of(models, session):
+        log.warning("no model of this run came: `splitee release` can bring it to `splitee infer`")
+
+
+def _is_of(models: ModelStore, session: Session) -> bool:
+    """Whether the model in service is of the session's run."""
+    try:
+        manifest = read_manifest(models.current, ClientManifest)
+    except ModelError:
+        return False
+    return session.spec is not None and manifest.run == session.spec.run

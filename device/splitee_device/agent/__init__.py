@@ -1,0 +1,1 @@
+"""A device in a run: what it hears, what it says, and the rounds that it trains."""

@@ -1,0 +1,74 @@
+"""The window: batches that were published and that the server has not acknowledged yet."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from splitee.mqtt.link import Link
+from splitee.protocol.fields import Phase
+from splitee.protocol.parts import message_numbers, split
+from splitee.protocol.rounds import Ack, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+
+
+def publish_packed(link: Link, topic: str, payload: bytes) -> bool:
+    """Publish `payload`, in parts when the broker does not take it whole; False when not connected."""
+    number = next(message_numbers)
+    return all(link.publish(topic, part) for part in split(payload, link.max_packet, number))
+
+
+class Outbox:
+    """Keeps at most the window's batches and bytes, and sends them again when the server asks."""
+
+    def __init__(self, link: Link, topic: str, spec: RunSpec, opened: RoundOpen, phase: Phase) -> None:
+        self._link = link
+        self._topic = topic
+        self._spec = spec
+        self._opened = opened
+        self._phase = phase
+        self._room = spec.window
+        self._acknowledged = 0
+        self._waiting: deque[tuple[int, bytes]] = deque()
+        self._waiting_bytes = 0
+        self.published = 0  # bytes, each batch counted once
+
+    @property
+    def empty(self) -> bool:
+        return not self._waiting
+
+    @property
+    def full(self) -> bool:
+        return bool(self._waiting) and (
+            len(self._waiting) >= min(self._spec.window, self._room)
+            or self._waiting_bytes >= self._spec.window_bytes
+        )
+
+    def needs(self, step: int) -> bool:
+        """False when the server already has this batch, from before this process started."""
+        return step >= self._acknowledged
+
+    def add(self, step: int, payload: bytes) -> None:
+        """Publish a batch; it is kept until it is acknowledged."""
+        self._waiting.append((step, payload))
+        self._waiting_bytes += len(payload)
+        self.published += len(payload)
+        publish_packed(self._link, self._topic, payload)
+
+    def acknowledge(self, ack: Ack) -> bool:
+        """Make room, and send again what the server may have lost; False when the ack is of another phase."""
+        opened = self._opened
+        if (ack.run, ack.round, ack.attempt, ack.phase) != (
+            opened.run,
+            opened.round,
+            opened.attempt,
+            self._phase,
+        ):
+            return False
+        self._room = ack.room
+        self._acknowledged = max(self._acknowledged, ack.step)
+        while self._waiting and self._waiting[0][0] < self._acknowledged:
+            self._waiting_bytes -= len(self._waiting.popleft()[1])
+        if ack.resend:
+            for _, payload in self._waiting:
+                publish_packed(self._link, self._topic, payload)
+        return True

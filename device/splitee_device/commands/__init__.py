@@ -1,0 +1,1 @@
+"""A device's commands, one file each."""

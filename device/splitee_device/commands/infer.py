@@ -1,0 +1,69 @@
+"""`splitee infer` and `splitee rollback`: a device's inference as a service, without torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from splitee.cli.settings import setting, settings_file
+from splitee.cli.signals import stop_on_signals
+from splitee.errors import ConfigError
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, link_options
+from splitee.protocol.topics import Topics, check_name
+from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.options import ServingOptions, serving_options
+from splitee_device.inference.service import InferenceService
+
+log = logging.getLogger(__name__)
+
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command()
+@setting("--id", "device", required=True, metavar="ID", help="This device's name in the fleet.")
+@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where models are kept.")
+@setting("--model", type=DIRECTORY, metavar="DIR", help="An exported model to put into service first.")
+@serving_options
+@setting(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Doubt up to which the exit answers.  [default: the model's]",
+    show_default=False,
+)
+@setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@link_options
+@settings_file
+def infer(
+    device: str,
+    models: Path,
+    model: Path | None,
+    serving: ServingOptions,
+    threshold: float | None,
+    threads: int | None,
+    link: LinkOptions,
+) -> None:
+    """Classify what comes, publish it to devices/ID/predictions, and take the models that are released."""
+    check_name(device, "--id")
+    pictures = serving.pictures()
+    if pictures is None:
+        raise ConfigError("give one of --watch FOLDER and --camera")
+    shelf = ModelStore(models)
+    if model is not None:
+        shelf.adopt(model)
+    topics = Topics(link.fleet)
+    connection = Link(link.address, f"splitee-{link.fleet}-{device}-service", tls=link.tls)
+    service = InferenceService(
+        connection, link, topics, device, shelf, threshold=threshold, timeout=serving.timeout, threads=threads
+    )
+    stop = stop_on_signals()
+    connection.open(link.connect_timeout)
+    try:
+        service.run(pictures, stop.is_set)
+        log.info("stopped after %d pictures", service.answered)
+    finally:
+        service.close()
+        connection.close()

@@ -1,0 +1,124 @@
+"""`splitee predict`: classify pictures with an exported model, without torch; ask the server when unsure."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ConfigError, DataError
+from splitee.inference.graphs import ClientModel
+from splitee.inference.predictor import Prediction, Predictor
+from splitee.mqtt.options import LinkOptions, optional_link_options
+from splitee.samples.images import PICTURE_SUFFIXES, Pixels, Shape, UnreadablePicture, load_picture
+
+if TYPE_CHECKING:
+    from splitee.inference.offload import Offload
+
+log = logging.getLogger(__name__)
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("pictures", nargs=-1, type=PATH)
+@setting("--model", type=PATH, required=True, metavar="DIR", help="What `splitee export` wrote for a device.")
+@setting("--camera", is_flag=True, help="Take one picture with this device's camera.")
+@setting("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@setting(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Doubt up to which the exit answers.  [default: the model's]",
+    show_default=False,
+)
+@setting(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=2.0,
+    metavar="SECONDS",
+    help="How long a picture waits for the server; then the exit answers.",
+)
+@setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
+@setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@optional_link_options
+@settings_file
+def predict(
+    pictures: tuple[Path, ...],
+    model: Path,
+    camera: bool,
+    as_json: bool,
+    threshold: float | None,
+    timeout: float,
+    device: str | None,
+    threads: int | None,
+    link: LinkOptions | None,
+) -> None:
+    """Classify PICTURES: files and folders. With --broker, the server answers where the exit doubts."""
+    if not pictures and not camera:
+        raise ConfigError("nothing to classify: name pictures or folders, or give --camera")
+    files = [file for path in pictures for file in find_pictures(path)]
+    loaded = ClientModel(model, threads=threads)
+    with ExitStack() as stack:
+        trunk = None
+        if link is not None:
+            trunk = _open_offload(link, loaded, device, timeout)
+            stack.callback(trunk.close)
+        predictor = Predictor(loaded, threshold=threshold, trunk=trunk)
+        answered = 0
+        for name, pixels in _load(files, camera, loaded.manifest.input_shape):
+            _show(name, predictor(pixels), as_json)
+            answered += 1
+    if not answered:
+        raise DataError(f"none of the {len(files)} pictures could be read")
+
+
+def find_pictures(path: Path) -> list[Path]:
+    """The picture itself, or all in a folder and its folders. Raises DataError: there is none."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+    if not found:
+        raise DataError(f"{path}: the folder holds no pictures (*.jpg, *.png, ...)")
+    return found
+
+
+def _open_offload(link: LinkOptions, model: ClientModel, device: str | None, timeout: float) -> Offload:
+    from splitee.inference.offload import Offload
+
+    offload = Offload(link, model.manifest, device=device, timeout=timeout)
+    offload.open()
+    return offload
+
+
+def _load(files: list[Path], camera: bool, input_shape: tuple[int, ...]) -> Iterator[tuple[str, Pixels]]:
+    """Decoded pictures; one that cannot be read is named in the log, and alone it is an error."""
+    channels, height, width = input_shape
+    shape: Shape = (channels, height, width)
+    if camera:
+        from splitee_device.inference.camera import take_picture
+
+        yield "camera", load_picture(take_picture(), shape, name="camera")
+    for file in files:
+        try:
+            yield str(file), load_picture(file, shape)
+        except UnreadablePicture as error:
+            if len(files) == 1:
+                raise
+            log.warning("skipped: %s", error)
+
+
+def _show(name: str, answer: Prediction, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"picture": name, **asdict(answer)}))
+    else:
+        click.echo(
+            f"{name}: {answer.label} {answer.probability:.1%}, entropy {answer.entropy:.3f}, "
+            f"{answer.source}, {answer.milliseconds:.1f} ms"
+        )

@@ -1,0 +1,141 @@
+"""`splitee profile`: which cut suits this device. Measured here, and told with its reasons; needs no root."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ExtraMissing, NoCutFits
+from splitee.mqtt.options import LinkOptions, optional_link_options
+from splitee.protocol.codecs import CODECS
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL, check_name
+from splitee_device.machine import hardware
+from splitee_device.profiler.choice import PREFERENCES, Preference, choose
+from splitee_device.profiler.cost_model import Work, payload_bytes, predict
+from splitee_device.profiler.link_speed import Echo, open_echo
+from splitee_device.profiler.probe import measure_cuts
+from splitee_device.profiler.report import WIDTH, as_json, cuts_table, facts_table, plot, require_matplotlib
+from splitee_device.profiler.store import MeasuredStore
+
+TYPICAL_PAYLOAD = 256 << 10  # bytes, where there is no torch to say what a batch takes
+MIB = 1 << 20
+FILE = click.Path(path_type=Path)
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@settings_file
+@optional_link_options
+@setting("--network", default="resnet18", help="A torchvision classifier, or module:factory.")
+@setting("--stem", type=click.Choice(["imagenet", "small"]), default="imagenet", help="small: for 32 pixels.")
+@setting("--num-classes", type=click.IntRange(min=2), default=10)
+@setting("--batch-size", "--batch", "batch_size", type=click.IntRange(2, 4096), default=32)
+@setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
+@setting("--samples", type=click.IntRange(min=1), default=2000, help="Training pictures of this device.")
+@setting("--steps", type=click.IntRange(min=0), default=0, help="Batches a round; 0: one pass.")
+@setting("--threads", type=click.IntRange(min=1), help="CPU threads; default: the cores it may use.")
+@setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What the choice is for.")
+@setting("--reserve", type=click.IntRange(min=0), default=64, metavar="MIB", help="Memory to stay free.")
+@setting("--cpu-share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the usable cores.")
+@setting("--budget", type=click.FloatRange(min=1), default=120.0, metavar="SECONDS", help="To measure for.")
+@setting("--id", "device", default="profile", metavar="ID", help="The device's name, for its echo topic.")
+@setting("--state", type=FILE, metavar="DIR", help="Keep what is measured for `splitee device`.")
+@click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
+@click.option("--plot", "picture", type=FILE, metavar="FILE.png", help="Draw it, too.")
+def profile(
+    link: LinkOptions | None,
+    network: str,
+    stem: str,
+    num_classes: int,
+    batch_size: int,
+    codec: str,
+    samples: int,
+    steps: int,
+    threads: int | None,
+    prefer: Preference,
+    reserve: int,
+    cpu_share: float,
+    budget: float,
+    device: str,
+    state: Path | None,
+    as_json_: bool,
+    picture: Path | None,
+) -> None:
+    """Measure which cut suits this device.
+
+    Trains at as many cuts as the budget allows, each in a process of its own, and interpolates the others. A
+    round's time is that of training and upload, which overlap. With --broker the link is measured by an echo.
+    """
+    if picture is not None:
+        require_matplotlib()  # before the measurement, not after it
+    work = Work(samples, steps or max(1, samples // batch_size), reserve * MIB, cpu_share)
+    spec = RunSpec(
+        protocol=PROTOCOL,
+        run="profile",
+        network=network,
+        num_classes=num_classes,
+        rounds=1,
+        stem=stem,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        codec=codec,
+    )
+    console = Console()
+    console.width = max(console.width, WIDTH)  # a narrow terminal wraps the table rather than hides columns
+    with ExitStack() as stack:
+        echo = stack.enter_context(open_echo(link, check_name(device, "--id"))) if link else None
+        facts = hardware.facts()
+        if not as_json_:
+            console.print(facts_table(facts))
+        if find_spec("torch") is None:
+            work = _with_link(work, echo, TYPICAL_PAYLOAD)
+            if as_json_:
+                click.echo(json.dumps(as_json(facts, None, work, (), None), indent=2))
+            raise ExtraMissing(
+                "training is not measured, it needs torch: pip install 'hetero-splitee[train]'"
+            )
+        with _progress() as say:
+            measured = measure_cuts(
+                spec, threads=threads or hardware.usable_threads(), budget=budget, progress=say
+            )
+            say("link to the broker" if echo else "choosing")
+            work = _with_link(work, echo, payload_bytes(measured))
+    if state is not None:
+        MeasuredStore(state).save(measured)
+    rows = predict(measured, work)
+    choice = choose(rows, prefer, measured, work)
+    if picture is not None:
+        plot(picture, measured, rows, choice)
+    if as_json_:
+        click.echo(json.dumps(as_json(facts, measured, work, rows, choice), indent=2))
+    else:
+        console.print("", cuts_table(measured, work, rows, choice), "")
+    if choice.cut is None:
+        raise NoCutFits(choice.reason)
+    if not as_json_:
+        console.print(f"recommended: {choice.reason}", highlight=False)
+
+
+def _with_link(work: Work, echo: Echo | None, payload: int) -> Work:
+    speed = echo.speed(payload) if echo else None
+    return Work(work.samples, work.steps, work.reserve, work.cpu_share, speed)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line that says what is being measured: in place on a terminal, in the log elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: log.info("profile: %s", text)
+        return
+    with console.status("profile") as status:
+        yield lambda text: status.update(f"measuring: {text}")

@@ -1,0 +1,22 @@
+"""`splitee rollback`: put the model before into service again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ModelError
+from splitee_device.commands.infer import DIRECTORY
+from splitee_device.inference.model_store import ModelStore
+
+
+@click.command()
+@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where `splitee infer` keeps models.")
+@settings_file
+def rollback(models: Path) -> None:
+    """Put the model before into service again; a running `splitee infer` takes it at once."""
+    if not models.is_dir():
+        raise ModelError(f"{models}: there are no models here; --models names what `splitee infer` uses")
+    click.echo(f"in service: {ModelStore(models).roll_back()}")

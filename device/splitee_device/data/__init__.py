@@ -1,0 +1,1 @@
+"""Where a device's images come from, and batches of them."""

@@ -1,0 +1,38 @@
+"""Batches of a picture set where the network is: on a GPU, the pictures lie there from the start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.data.images import PictureSet, batch
+
+Batches = Callable[[npt.NDArray[np.integer]], tuple[Tensor, Tensor]]
+"""Indices (B,) to normalised pictures float32 (B, C, H, W) and labels int64 (B,)."""
+
+
+def batches_at(place: torch.device, pictures: PictureSet, spec: RunSpec) -> Batches:
+    """Of `pictures`, for a network at `place`."""
+    if place.type == "cpu":
+        return lambda indices: batch(pictures, indices, spec.mean, spec.std)
+    return ResidentPictures(place, pictures, spec)
+
+
+class ResidentPictures:
+    """All pictures as uint8 at `place`, where they are also normalised."""
+
+    def __init__(self, place: torch.device, pictures: PictureSet, spec: RunSpec) -> None:
+        self._images = torch.from_numpy(pictures.images).to(place)
+        self._labels = torch.from_numpy(pictures.labels).to(place)
+        self._mean, self._std = (
+            torch.tensor(values, device=place).reshape(-1, 1, 1) for values in (spec.mean, spec.std)
+        )
+
+    def __call__(self, indices: npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+        chosen = torch.from_numpy(indices).to(self._images.device)
+        return (self._images[chosen] / 255 - self._mean) / self._std, self._labels[chosen]

@@ -1,0 +1,189 @@
+"""A device's pictures in memory: which of a source are its own, which are held out, and batches of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from splitee.errors import ConfigError, DataError
+from splitee.samples.images import Pixels, Shape, UnreadablePicture, normalize
+from splitee_device.data.sources import Indices, Labels, Source, Split, open_source
+
+log = logging.getLogger(__name__)
+
+_NAMED_IN_LOG = 5
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `index` (from 1) of `count` equal parts of the training pictures."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """A shard written K/N, such as 2/3. Raises ConfigError."""
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"expected a shard as K/N with K from 1 to N, such as 2/3; got {text!r}")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Pictures in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+
+    images: Pixels
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class DeviceData:
+    """What a device trains on and is evaluated on; `skipped` names the pictures that could not be read."""
+
+    train: PictureSet
+    held_out: PictureSet
+    class_names: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+def open_data(
+    spec: str,
+    *,
+    input_shape: Shape,
+    shard: Shard | None = None,
+    holdout: float = 0.1,
+    seed: int = 0,
+    limit: int | None = None,
+    max_bytes: int = 1 << 30,
+) -> DeviceData:
+    """The pictures that `spec` names, as uint8 of `input_shape` (C, H, W).
+
+    `spec` is DIR (with DIR/CLASS/*.jpg and the like), FILE.parquet, torchvision:NAME:ROOT (nothing is
+    downloaded) or builtin:NAME. A source's own test split is held out; where it has none, `holdout` (a share
+    of each class) is taken first, from the whole. Shards then divide the training pictures: each balanced
+    over the classes, none in two, all in one. So devices with the same source, `seed` and `holdout` hold out
+    the same pictures and share none for training. `limit` keeps at most so many training pictures of the
+    shard, and at most so many held-out ones, in proportion to the classes.
+
+    Raises DataError for a source that is missing, empty, of one class, or more than `max_bytes` decoded.
+    """
+    _check_settings(holdout, limit)
+    source = open_source(spec)
+    train, (held_out_split, held_out) = _divide(spec, source, shard, holdout, seed)
+    train, held_out = _at_most(limit, train), _at_most(limit, held_out)
+    _check_size(spec, len(train) + len(held_out), input_shape, max_bytes)
+    skipped: list[str] = []
+    data = DeviceData(
+        _decode(source.train, train, input_shape, skipped),
+        _decode(held_out_split, held_out, input_shape, skipped),
+        source.class_names,
+        tuple(skipped),
+    )
+    _report(spec, data)
+    return data
+
+
+def batch(
+    pictures: PictureSet, indices: npt.NDArray[np.integer], mean: Sequence[float], std: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pictures at `indices`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
+    images = normalize(pictures.images[indices], mean, std)
+    return torch.from_numpy(images), torch.from_numpy(pictures.labels[indices])
+
+
+def _check_settings(holdout: float, limit: int | None) -> None:
+    if not 0 < holdout < 1:
+        raise ConfigError(f"expected a held-out share between 0 and 1, such as 0.1; got {holdout}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"expected a limit of at least 1 picture; got {limit}")
+
+
+def _divide(
+    spec: str, source: Source, shard: Shard | None, holdout: float, seed: int
+) -> tuple[Indices, tuple[Split, Indices]]:
+    """Which training pictures are this shard's, and the held-out ones with the split that they are in."""
+    train = _by_class(source.train.labels, seed)
+    if source.test is not None:
+        held_out = (source.test, np.concatenate(_by_class(source.test.labels, seed)))
+    else:
+        counts = [min(max(round(holdout * len(own)), 1), len(own) - 1) for own in train]
+        held_out = (source.train, np.concatenate([own[:n] for own, n in zip(train, counts, strict=True)]))
+        train = [own[n:] for own, n in zip(train, counts, strict=True)]
+    mine = np.concatenate(train)
+    if shard is not None:
+        if len(mine) < shard.count:
+            raise DataError(
+                f"{spec}: {len(mine)} training pictures cannot be shared by {shard.count} shards; "
+                "give more pictures or fewer shards"
+            )
+        mine = mine[shard.index - 1 :: shard.count]
+    return mine, held_out
+
+
+def _by_class(labels: Labels, seed: int) -> list[Indices]:
+    """The places of each class's pictures, shuffled; dealt out in this order, every hand is balanced."""
+    generator = np.random.default_rng(seed)
+    return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+
+
+def _at_most(limit: int | None, indices: Indices) -> Indices:
+    """`limit` of `indices`, evenly spread, so that each class keeps its share."""
+    if limit is None or limit >= len(indices):
+        return indices
+    return indices[np.arange(limit) * len(indices) // limit]
+
+
+def _check_size(spec: str, count: int, shape: Shape, max_bytes: int) -> None:
+    each = int(np.prod(shape))
+    if count * each > max_bytes:
+        raise DataError(
+            f"{spec}: {count} pictures of {' x '.join(map(str, shape))} need {count * each / 2**20:.1f} MiB, "
+            f"more than {max_bytes / 2**20:.1f}; give --limit {max_bytes // each // 2} or --shard"
+        )
+
+
+def _decode(split: Split, indices: Indices, shape: Shape, skipped: list[str]) -> PictureSet:
+    """The pictures at `indices` in the source's order; the names of unreadable ones go to `skipped`."""
+    indices = np.sort(indices)
+    images = np.empty((len(indices), *shape), np.uint8)
+    labels = np.empty(len(indices), np.int64)
+    kept = 0
+    for index, picture in zip(indices, split.pictures(indices), strict=True):
+        try:
+            images[kept] = picture(shape)
+        except UnreadablePicture as error:
+            skipped.append(error.name)
+            continue
+        labels[kept] = split.labels[index]
+        kept += 1
+    return PictureSet(images[:kept], labels[:kept])
+
+
+def _report(spec: str, data: DeviceData) -> None:
+    train, held_out, skipped = len(data.train), len(data.held_out), len(data.skipped)
+    if skipped:
+        named = ", ".join(data.skipped[:_NAMED_IN_LOG]) + (", ..." if skipped > _NAMED_IN_LOG else "")
+        if not train + held_out:
+            raise DataError(f"{spec}: none of its {skipped} pictures can be read: {named}")
+        log.warning(
+            "%s: skipped %d unreadable of %d pictures: %s", spec, skipped, train + held_out + skipped, named
+        )
+    if train < 2 or not held_out:  # normalisation needs two in a batch
+        raise DataError(
+            f"{spec}: expected two pictures or more to train on and one to hold out, got {train} and "
+            f"{held_out}; add pictures"
+        )
+    log.info(
+        "%s: %d training and %d held-out pictures of %d classes", spec, train, held_out, len(data.class_names)
+    )

@@ -1,0 +1,1 @@
+"""A device that predicts: its models, their delivery, its camera or folder. Free of torch."""

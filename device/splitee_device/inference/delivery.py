@@ -1,0 +1,134 @@
+"""Fetches the model that a server offers: goes on where it left off, and checks it before it serves."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from pathlib import Path
+
+from splitee.errors import MalformedMessage, ModelError, StateError
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
+from splitee.protocol.topics import Topics
+from splitee_device.inference.model_store import ModelStore
+
+ASK_AGAIN = 5.0  # seconds without a part before the device asks again
+
+log = logging.getLogger(__name__)
+
+
+class Delivery:
+    """One device's side. What has come is on disk, so that a new process goes on where the last one ended."""
+
+    def __init__(self, link: Link, topics: Topics, device: str, shelf: ModelStore) -> None:
+        self._link = link
+        self._device = device
+        self._shelf = shelf
+        self._offers = topics.device(device, "inbox/model")
+        self._parts = topics.device(device, "inbox/model-part")
+        self._wants = topics.device(device, "model-want")
+        self._reports = topics.device(device, "model")
+        self._offer: ModelOffer | None = None
+        self._refused: set[str] = set()
+        self._torn: set[str] = set()
+        self._have = 0
+        self._due = 0.0
+        link.subscribe(self._offers, self._parts)
+
+    def handle(self, message: Message) -> bool:
+        """Takes a message of a delivery; True when another model is in service now.
+
+        A malformed one is logged and changes nothing.
+        """
+        try:
+            if message.topic == self._offers and message.payload:
+                return self._on_offer(ModelOffer.decode(message.payload))
+            if message.topic == self._parts:
+                return self._on_part(ModelPart.decode(message.payload))
+        except MalformedMessage as error:
+            log.warning("%s: ignored: %s", message.topic, error)
+        return False
+
+    def tick(self) -> None:
+        """Asks again when nothing has come for a while."""
+        if self._offer is not None and time.monotonic() >= self._due:
+            self._ask()
+
+    def report(self, release: str, state: str, reason: str = "") -> None:
+        """Tells the fleet what became of a release."""
+        report = ModelReport(release=release, state=state, reason=reason[:1000])  # type: ignore[arg-type]
+        self._link.publish(self._reports, report.encode(), retain=True)
+
+    def _on_offer(self, offer: ModelOffer) -> bool:
+        if offer.release == self._shelf.release:
+            self.report(offer.release, "in service")
+            return False
+        if offer.release in self._refused or offer == self._offer:
+            return False
+        for stale in self._shelf.path.glob("*.incoming"):
+            if stale != self._file(offer.release):
+                stale.unlink(missing_ok=True)
+        path = self._file(offer.release)
+        self._have = path.stat().st_size if path.exists() else 0
+        if self._have > offer.size:
+            path.unlink()
+            self._have = 0
+        self._offer = offer
+        log.info("model %s: %d of %d bytes are here", offer.release[:12], self._have, offer.size)
+        if self._have == offer.size:
+            return self._finish(offer)
+        self._ask()
+        return False
+
+    def _on_part(self, part: ModelPart) -> bool:
+        offer = self._offer
+        if offer is None or part.release != offer.release or part.offset != self._have:
+            return False  # of another release, or one that came twice
+        if self._have + len(part.data) > offer.size:
+            raise MalformedMessage(f"ModelPart: more than the {offer.size} bytes of the release")
+        try:
+            with self._file(offer.release).open("ab") as file:
+                file.write(part.data)
+        except OSError as error:
+            raise StateError(f"cannot write {self._file(offer.release)}: {error.strerror}") from None
+        self._have += len(part.data)
+        if self._have == offer.size:
+            return self._finish(offer)
+        self._ask()
+        return False
+
+    def _finish(self, offer: ModelOffer) -> bool:
+        self._offer = None
+        path = self._file(offer.release)
+        bundle = path.read_bytes()
+        path.unlink()
+        try:
+            if hashlib.sha256(bundle).hexdigest() != offer.release:
+                return self._again(offer)
+            self._shelf.install(bundle, self._device)
+        except ModelError as error:
+            log.warning("%s", error)
+            self._refused.add(offer.release)
+            self.report(offer.release, "refused", str(error))
+            return False
+        self.report(offer.release, "in service")
+        return True
+
+    def _again(self, offer: ModelOffer) -> bool:
+        """What a power cut has torn is fetched anew, once."""
+        if offer.release in self._torn:
+            raise ModelError("the delivered model is refused: its bytes are not those of the offer")
+        log.warning("model %s: what has come is damaged; fetching it anew", offer.release[:12])
+        self._torn.add(offer.release)
+        return self._on_offer(offer)
+
+    def _ask(self) -> None:
+        assert self._offer is not None
+        want = ModelWant(release=self._offer.release, offset=self._have)
+        self._link.publish(self._wants, want.encode())
+        self._due = time.monotonic() + ASK_AGAIN
+
+    def _file(self, release: str) -> Path:
+        return self._shelf.path / f"{release}.incoming"

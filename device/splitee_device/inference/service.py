@@ -1,0 +1,164 @@
+"""The device as an inference service: pictures come, answers are published, models are switched."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol
+
+from splitee.errors import DataError
+from splitee.inference.offload import Offload
+from splitee.inference.predictor import Predictor
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions
+from splitee.protocol.inference import PredictionReport
+from splitee.protocol.topics import Topics
+from splitee.samples.images import PICTURE_SUFFIXES, Shape, load_picture
+from splitee_device.inference.camera import take_picture
+from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.model_store import ModelStore
+
+TICK = 0.2  # seconds between two looks at the folder, the clock and the model in service
+
+log = logging.getLogger(__name__)
+
+
+class Pictures(Protocol):
+    def new(self) -> list[tuple[str, Path | bytes]]:
+        """What has come since the last call: each picture's name, and its file or encoded bytes."""
+
+
+class Folder:
+    """The pictures that come into a folder; those that are there at the start are not new.
+
+    A file is taken when its size has stayed the same between two looks: it may still be being written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError: there is no such folder."""
+        if not path.is_dir():
+            raise DataError(f"--watch {path}: there is no such folder")
+        self._path = path
+        self._done = set(self._sizes())
+        self._sizes_before: dict[Path, int] = {}
+
+    def new(self) -> list[tuple[str, Path | bytes]]:
+        sizes = self._sizes()
+        self._done &= sizes.keys()  # what is gone may come again under its name
+        fresh = {path: size for path, size in sizes.items() if path not in self._done and size}
+        ready = sorted(path for path, size in fresh.items() if self._sizes_before.get(path) == size)
+        self._sizes_before = fresh
+        self._done.update(ready)
+        return [(path.name, path) for path in ready]
+
+    def _sizes(self) -> dict[Path, int]:
+        found = {}
+        for path in self._path.iterdir():
+            if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
+                try:
+                    found[path] = path.stat().st_size
+                except OSError:  # it is gone again
+                    continue
+        return found
+
+
+class Camera:
+    """A picture every so many seconds."""
+
+    def __init__(self, every: float) -> None:
+        self._every = every
+        self._due = time.monotonic()
+
+    def new(self) -> list[tuple[str, Path | bytes]]:
+        if time.monotonic() < self._due:
+            return []
+        self._due = time.monotonic() + self._every
+        return [("camera", take_picture())]
+
+
+class InferenceService:
+    """Predicts with the model in service, publishes, and takes releases; all on the caller's thread."""
+
+    def __init__(
+        self,
+        link: Link,
+        options: LinkOptions,
+        topics: Topics,
+        device: str,
+        shelf: ModelStore,
+        *,
+        threshold: float | None = None,
+        timeout: float = 2.0,
+        threads: int | None = None,
+    ) -> None:
+        """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`."""
+        self._link = link
+        self._options = options
+        self._topic = topics.device(device, "predictions")
+        self._device = device
+        self._shelf = shelf
+        self._threshold = threshold
+        self._timeout = timeout
+        self._threads = threads
+        self._delivery = Delivery(link, topics, device, shelf)
+        self._release: str | None = None
+        self._offload: Offload | None = None
+        self._predictor: Predictor | None = None
+        self._shape: Shape = (3, 1, 1)
+        self.answered = 0
+
+    def run(self, pictures: Pictures, stop: Callable[[], bool]) -> None:
+        """Serves until `stop`. Without a model it waits for one to be released."""
+        if self._shelf.release is None:
+            log.info("no model yet: waiting for one to be released to %s", self._device)
+        while not stop():
+            event = self._link.receive(TICK)
+            if isinstance(event, Message):
+                self._delivery.handle(event)
+            self._delivery.tick()
+            if self._shelf.release != self._release:
+                self._switch()
+            if self._predictor is not None and not isinstance(event, Message):
+                self._answer(pictures, self._predictor)
+
+    def close(self) -> None:
+        if self._offload is not None:
+            self._offload.close()
+
+    def _switch(self) -> None:
+        """Loads what is in service now: delivered, rolled back by hand, or put back as it did not load."""
+        wanted, rolled_back = self._shelf.release, self._release is not None
+        model = self._shelf.load(self._threads)
+        self._release = self._shelf.release
+        if wanted is not None and self._release != wanted:
+            self._delivery.report(wanted, "rolled back", "it does not load")
+        elif wanted is not None and rolled_back:
+            self._delivery.report(wanted, "in service")
+        self.close()
+        self._offload = Offload(self._options, model.manifest, device=self._device, timeout=self._timeout)
+        self._offload.open()
+        self._predictor = Predictor(model, threshold=self._threshold, trunk=self._offload)
+        channels, height, width = model.manifest.input_shape
+        self._shape = (channels, height, width)
+        log.info("in service: round %d of run %s", model.manifest.round, model.manifest.run)
+
+    def _answer(self, pictures: Pictures, predictor: Predictor) -> None:
+        try:
+            new = pictures.new()
+        except DataError as error:
+            log.warning("%s", error)
+            return
+        for name, source in new:
+            try:
+                pixels = load_picture(source, self._shape, name=name)
+            except DataError as error:
+                log.warning("skipped: %s", error)
+                continue
+            answer = asdict(predictor(pixels))
+            report = PredictionReport(picture=name[:1000], time=time.time(), **answer)
+            self._link.publish(self._topic, report.encode())
+            self.answered += 1

@@ -1,0 +1,102 @@
+"""What a device does in its fleet: run after run, it trains its part and then answers with what it learnt."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+from msgspec.structs import replace
+
+from splitee.durable import StateDirectory
+from splitee.errors import NetworkError
+from splitee.protocol.codecs import AUTO
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_device.after_training import serve
+from splitee_device.agent.agent import Agent
+from splitee_device.agent.session import RunChanged, Session
+from splitee_device.profiler.auto_codec import AutoCodec
+from splitee_device.profiler.auto_cut import AutoCut, ChosenCut
+from splitee_device.profiler.drift import DriftMonitor
+from splitee_device.profiler.meter import Meter
+from splitee_device.settings import DeviceSettings
+from splitee_device.training.store import DeviceStore
+from splitee_device.training.trainer import open_trainer
+
+log = logging.getLogger(__name__)
+
+
+def take_part(session: Session, topics: Topics, directory: StateDirectory, settings: DeviceSettings) -> None:
+    """Train and answer in the fleet's run; and in those after it, where the device shall stay."""
+    while True:
+        spec = session.await_run()
+        try:
+            spec = _train(session, spec, directory, settings)
+            if spec.release or settings.serving.pictures() is not None:
+                serve(session, settings, topics, directory.path)
+            if not settings.stay:
+                return
+            session.wait(lambda: False, "the next run")
+        except RunChanged:
+            log.info("the server has opened another run")
+
+
+def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings) -> RunSpec:
+    """Take part until the run trains no more; returns what the device made of the run's settings."""
+    device = settings.device
+    pictures = settings.open_data(spec)
+    _check_code(spec, settings.network)
+    store = DeviceStore(directory, device, pictures)
+    chosen = _choose_cut(session, spec, directory, settings, len(pictures.train))
+    store.open(spec, chosen.cut, fresh=settings.fresh)
+    log.info(
+        "%s: run %s, %s cut at %d, %d pictures",
+        device,
+        spec.run,
+        spec.network,
+        chosen.cut,
+        len(pictures.train),
+    )
+    trainer_at = partial(open_trainer, spec, device=device, data=pictures)
+    if spec.codec == AUTO:
+        auto_codec = AutoCodec(settings.link, device)
+        spec = replace(
+            spec, codec=auto_codec.choose(spec, chosen.cut, directory.path, trainer_at, fresh=settings.fresh)
+        )
+    watch = DriftMonitor(
+        Meter(settings.threads, settings.most_memory),
+        rounds=settings.adapt_after,
+        forecast=chosen.forecast,
+        adapts=settings.adapt_cut,
+    )
+    Agent(session, spec, chosen.cut, trainer_at, store, watch, chosen.capability).take_part(pictures)
+    return spec
+
+
+def _choose_cut(
+    session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings, samples: int
+) -> ChosenCut:
+    """The cut to begin with. A device that may ask for another one later knows what each would cost."""
+    if settings.cut is not None and not settings.adapt_cut:
+        return ChosenCut(settings.cut)
+    auto = AutoCut(
+        settings.link,
+        settings.device,
+        samples,
+        settings.threads,
+        settings.prefer,
+        settings.budget,
+        memory=settings.most_memory,
+        first=settings.cut,
+        adapts=settings.adapt_cut,
+    )
+    return auto.choose(spec, directory, session.drain, fresh=settings.fresh)
+
+
+def _check_code(spec: RunSpec, allowed: str | None) -> None:
+    """A factory is code of this machine's choice, never of the wire's."""
+    if ":" in spec.network and spec.network != allowed:
+        raise NetworkError(
+            f"the run's network is the factory {spec.network!r}, code that would run here: "
+            f"start the device with --network {spec.network} if that is meant"
+        )

@@ -1,0 +1,137 @@
+"""`splitee server --codec auto`: each device takes the codec that suits its CPU, its cut and its link."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from splitee.durable import write_atomically
+from splitee.errors import SpliteeError, StateError
+from splitee.mqtt.options import LinkOptions
+from splitee.protocol.codecs import CODECS, DEFAULT, encode_tensor
+from splitee.protocol.run_spec import RunSpec
+from splitee.round_time import pace
+from splitee_device.profiler.cost_model import LinkSpeed
+from splitee_device.profiler.link_speed import open_echo
+from splitee_device.profiler.store import FOLDER
+from splitee_device.training.trainer import ClientTrainer
+
+CANDIDATES = ("fp16", "int8", "int8+zstd")  # each other codec takes longer than one of these, for more bytes
+STEPS = 4  # batches that are trained to measure; the first, which allocates, does not count
+TIE = 1.02  # paces closer than this cannot be told apart by measurement
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CodecCost:
+    """What a codec takes for one batch: seconds to encode it, bytes on the wire."""
+
+    codec: str
+    encoding: float
+    payload: int
+
+
+def choose_codec(
+    costs: Sequence[CodecCost], step: float, link: LinkSpeed | None, window: int
+) -> tuple[str, str]:
+    """The codec with the fastest pace, of those within 2 % the one with the fewest bytes; and why, in words.
+
+    Args:
+        step: seconds to train a batch.
+        link: None: not known, which is no reason to spend time or accuracy on fewer bytes.
+    """
+    if link is None:
+        return DEFAULT, "the link is not measured"
+
+    def seconds(cost: CodecCost) -> float:
+        return pace(step + cost.encoding, cost.payload / link.upload, link.round_trip, window)
+
+    fastest = min(map(seconds, costs))
+    best = min((cost for cost in costs if seconds(cost) <= TIE * fastest), key=lambda cost: cost.payload)
+    each = ", ".join(f"{cost.codec} {1000 * seconds(cost):.3g} ms" for cost in costs)
+    return best.codec, f"a batch every {each}; {best.payload} bytes a batch, {link.upload / 1e6:.3g} MB/s"
+
+
+def measure_codecs(trainer: ClientTrainer) -> tuple[float, list[CodecCost]]:
+    """Seconds of a training step, and every candidate's cost, from the first batches of a round.
+
+    The trainer is none the worse for other use, but has trained: take one that is not the run's.
+    """
+    steps: list[float] = []
+    encoding: dict[str, list[float]] = {codec: [] for codec in CANDIDATES}
+    payload: dict[str, int] = {}
+    batches = trainer.round(1)
+    for _ in range(min(STEPS, trainer.steps)):
+        begun = time.perf_counter()
+        features = next(batches).features
+        steps.append(time.perf_counter() - begun)
+        for codec in CANDIDATES:
+            begun = time.perf_counter()
+            payload[codec] = len(encode_tensor(codec, features).data)
+            encoding[codec].append(time.perf_counter() - begun)
+    costs = [CodecCost(codec, _typical(encoding[codec]), payload[codec]) for codec in CANDIDATES]
+    return _typical(steps), costs
+
+
+def _typical(seconds: list[float]) -> float:
+    return median(seconds[1:] or seconds)
+
+
+@dataclass(frozen=True)
+class AutoCodec:
+    """How a device chooses its codec by itself."""
+
+    options: LinkOptions
+    device: str
+
+    def choose(
+        self, spec: RunSpec, cut: int, state: Path, trainer_at: Callable[[int], ClientTrainer], *, fresh: bool
+    ) -> str:
+        """The codec for a run; the run's own choice in `state` stays, unless it is forgotten (`fresh`).
+
+        It is kept before the first batch is sent: a run goes on with the same bits after any restart.
+
+        Raises:
+            StateError: the choice cannot be kept.
+        """
+        path = state / FOLDER / "codec.json"
+        held = None if fresh else _held(path, spec.run)
+        if held is not None:
+            return held
+        step, costs = measure_codecs(trainer_at(cut))
+        gc.collect()  # that trainer is in reference cycles, and the run's own needs its memory
+        codec, reason = choose_codec(
+            costs, step, self._link(max(cost.payload for cost in costs)), spec.window
+        )
+        log.info("codec %s at cut %d: %s", codec, cut, reason)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"state directory {path.parent}: {error.strerror}; choose another") from None
+        write_atomically(path, json.dumps({"run": spec.run, "codec": codec}).encode())
+        return codec
+
+    def _link(self, payload: int) -> LinkSpeed | None:
+        try:
+            with open_echo(self.options, self.device) as echo:
+                return echo.speed(payload)
+        except SpliteeError as error:
+            log.warning("link not measured: %s", error)
+            return None
+
+
+def _held(path: Path, run: str) -> str | None:
+    """What was chosen for `run`; None when there is nothing, or nothing readable."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        kept = json.loads(path.read_bytes())
+        if kept["run"] == run and kept["codec"] in CODECS:
+            return str(kept["codec"])
+    return None

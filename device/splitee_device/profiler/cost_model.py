@@ -1,0 +1,239 @@
+"""What every cut costs, from the cuts that were measured: the others lie between them, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import prod
+
+from splitee.protocol.codecs import codec
+from splitee.protocol.run_spec import RunSpec
+from splitee.round_time import pace, round_seconds
+from splitee_device.profiler.costs import CutCosts, Description, Measured
+
+FLOAT = 4  # bytes
+MARGIN = 1.15  # on memory that was not measured at its cut
+
+
+@dataclass(frozen=True)
+class LinkSpeed:
+    """What the link to the broker gives and takes: bytes a second upwards, seconds there and back, CPU."""
+
+    upload: float
+    round_trip: float
+    message_cpu: float = 0.0  # CPU seconds to send any message
+    byte_cpu: float = 0.0  # and for each of its bytes
+
+    def cpu(self, payload: int) -> float:
+        """CPU seconds to send `payload` bytes."""
+        return self.message_cpu + self.byte_cpu * payload
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a device does in a round, and what its choice must respect."""
+
+    samples: int  # training pictures, all held in memory
+    steps: int  # batches a round
+    reserve: int  # bytes that must stay free
+    cpu_share: float = 1.0  # of the usable cores, that training may keep busy
+    link: LinkSpeed | None = None
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """One cut. Times in seconds, memory in bytes; `inference` is one picture's. None: not known."""
+
+    cut: int
+    stage: str
+    measured: bool  # False: interpolated
+    step: float
+    forward: float
+    backward: float
+    optimizer: float
+    spread: float
+    encoding: float
+    sending: float  # that it takes from training, where training keeps all cores busy
+    memory: int
+    needed: int  # of memory in all: torch, training, pictures
+    code: int  # of that, pages of files
+    inference: float
+    inference_memory: int
+    parameters: int
+    payload: int  # bytes a batch on the wire
+    upload: float | None
+    round: float
+    cpu_share: float
+    obstacle: str  # why it does not fit; empty: it does
+
+    @property
+    def compute(self) -> float:
+        """Seconds a batch that training, encoding and sending keep the CPU busy."""
+        return self.step + self.encoding + self.sending
+
+    @property
+    def fits(self) -> bool:
+        return not self.obstacle
+
+
+def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
+    """Bytes that training at a cut takes by count: weights, their copies, what is saved for backward.
+
+    First all weights of the network, for it is built whole and cut then. Later those of the cut, once more as
+    the run began with them, their gradients and momentum, and the window's payloads; then either a step (what
+    it saves, features with their gradient) or the state being written (weights and momentum, twice).
+    """
+    stages = description.stages
+    held = FLOAT * sum(stage.parameters for stage in stages[:cut])
+    shape = (spec.batch_size, *stages[cut - 1].feature_shape)
+    window = min(spec.window * codec(spec.codec).size(shape), spec.window_bytes)
+    step = spec.batch_size * sum(stage.saved_bytes for stage in stages[:cut]) + 2 * FLOAT * prod(shape)
+    whole = FLOAT * sum(stage.parameters for stage in stages)
+    return max(whole, 4 * held + window + max(step, 4 * held))
+
+
+def predicted_memory(spec: RunSpec, description: Description, costs: Mapping[int, CutCosts], cut: int) -> int:
+    """Bytes at the peak of training: what is counted, and what measured neighbours took beyond that."""
+    beyond = {known: c.memory - modelled_memory(spec, description, known) for known, c in costs.items()}
+    return round(modelled_memory(spec, description, cut) + between(beyond, cut))
+
+
+def predict(measured: Measured, work: Work) -> tuple[CutRow, ...]:
+    """All cuts, in order; empty where none could be measured."""
+    if not measured.costs:
+        return ()
+    model = _Model(measured, work)
+    return tuple(model.row(cut) for cut in range(1, len(measured.description.stages)))
+
+
+def payload_bytes(measured: Measured) -> int:
+    """Bytes of the largest batch that training at any measured cut sends."""
+    return max((costs.payload for costs in measured.costs.values()), default=0)
+
+
+def between(known: Mapping[int, float], cut: int) -> float:
+    """The value at `cut` on the line between its neighbours that are known, or the nearest one's."""
+    return along(known, range(max(*known, cut) + 1), min(max(cut, min(known)), max(known)))
+
+
+def along(known: Mapping[int, float], place: Sequence[float], cut: int) -> float:
+    """The value at `cut`, where values grow evenly with `place` between the cuts that are known.
+
+    Beyond the first and the last, they are in proportion to `place`.
+    """
+    if cut in known:
+        return known[cut]
+    cuts = sorted(known)
+    if not cuts[0] < cut < cuts[-1]:
+        nearest = cuts[0] if cut < cuts[0] else cuts[-1]
+        return known[nearest] * place[cut] / place[nearest] if place[nearest] else known[nearest]
+    low, high = next((a, b) for a, b in pairwise(cuts) if cut < b)
+    span = place[high] - place[low]
+    part = (place[cut] - place[low]) / span if span else 0.0
+    return max(known[low] + part * (known[high] - known[low]), 0.0)
+
+
+class _Model:
+    """The measured costs of one network, ready to be asked for any cut."""
+
+    def __init__(self, measured: Measured, work: Work) -> None:
+        self._measured = measured
+        self._work = work
+        self._stages = measured.description.stages
+        self._costs = measured.costs
+        self._forward, self._backward = self._stage_times()
+        self._code = max(costs.code for costs in self._costs.values())
+        self._parameters = list(accumulate((stage.parameters for stage in self._stages), initial=0))
+
+    def row(self, cut: int) -> CutRow:
+        measured, work = self._measured, self._work
+        known = self._costs.get(cut)
+        forward = self._along(lambda costs: costs.forward, self._forward, cut)
+        backward = self._along(lambda costs: costs.backward, self._backward, cut)
+        optimizer = self._along(lambda costs: costs.optimizer, self._parameters, cut)
+        rest = self._between(lambda c: c.step - c.forward - c.backward - c.optimizer, cut)
+        step = known.step if known else forward + backward + optimizer + rest
+        size = codec(measured.spec.codec).size(self._shape(cut))
+        encoding = size * self._between(lambda c: c.encoding / self._size(c.cut), cut)
+        payload = known.payload if known else round(size * self._between(self._shrinking, cut))
+        upload = payload / work.link.upload if work.link else None
+        sending_cpu = work.link.cpu(payload) if work.link else 0.0
+        sending = sending_cpu / measured.cores if measured.threads >= measured.cores else 0.0
+        compute = step + encoding + sending
+        timing = (compute, upload or 0.0, work.link.round_trip if work.link else 0.0)
+        window = measured.spec.window
+        cpu = (step + encoding) * self._between(lambda c: c.cpu / (c.step + c.encoding), cut) + sending_cpu
+        share = cpu / pace(*timing, window) / measured.cores
+        memory = predicted_memory(measured.spec, measured.description, self._costs, cut)
+        needed = self._needed(memory, cut)
+        return CutRow(
+            cut=cut,
+            stage=self._stages[cut - 1].name,
+            measured=known is not None,
+            step=step,
+            forward=forward,
+            backward=backward,
+            optimizer=optimizer,
+            spread=self._between(lambda costs: costs.spread / costs.step, cut) * step,
+            encoding=encoding,
+            sending=sending,
+            memory=memory,
+            needed=needed,
+            code=self._code,
+            inference=self._along(lambda costs: costs.inference, self._forward, cut),
+            inference_memory=round(self._between(lambda costs: costs.inference_memory, cut)),
+            parameters=self._parameters[cut],
+            payload=payload,
+            upload=upload,
+            round=round_seconds(work.steps, *timing, window),
+            cpu_share=min(share, 1.0),
+            obstacle=self._obstacle(cut, needed, min(share, 1.0)),
+        )
+
+    def _obstacle(self, cut: int, needed: int, share: float) -> str:
+        failed, available = self._measured.failed, self._measured.available
+        if cut in failed:
+            return failed[cut]
+        if available is not None and needed + self._work.reserve > available:
+            return "memory"
+        return "CPU share" if share > self._work.cpu_share + 1e-9 else ""
+
+    def _needed(self, memory: int, cut: int) -> int:
+        """Bytes with torch, its code and the pictures; what was not measured gets MARGIN on top."""
+        margin = 1.0 if cut in self._costs else MARGIN
+        spec = self._measured.spec
+        picture = prod(spec.input_shape) + (
+            2 * spec.num_classes if spec.soft_labels else 0
+        )  # with its soft label
+        pictures = self._work.samples * picture
+        return self._measured.description.base_memory + self._code + pictures + round(margin * memory)
+
+    def _stage_times(self) -> tuple[list[float], list[float]]:
+        """Seconds from the start to each cut, forward and backward; unmeasured stages by their operations."""
+        deepest = max((costs.stage_cpu for costs in self._costs.values()), key=len, default=())
+        macs = [float(stage.macs) for stage in self._stages]
+        if not deepest:
+            both = list(accumulate(macs, initial=0.0))
+            return both, both
+        rates = [sum(times) / max(sum(macs[: len(deepest)]), 1.0) for times in zip(*deepest, strict=True)]
+        series = []
+        for rate, times in zip(rates, zip(*deepest, strict=True), strict=True):
+            rest = [rate * count for count in macs[len(deepest) :]]
+            series.append(list(accumulate([*times, *rest], initial=0.0)))
+        return series[0], series[1]
+
+    def _along(self, of: Callable[[CutCosts], float], place: Sequence[float], cut: int) -> float:
+        return along({known: of(costs) for known, costs in self._costs.items()}, place, cut)
+
+    def _between(self, of: Callable[[CutCosts], float], cut: int) -> float:
+        return between({known: of(costs) for known, costs in self._costs.items()}, cut)
+
+    def _shrinking(self, costs: CutCosts) -> float:
+        return costs.payload / self._size(costs.cut)
+
+    def _size(self, cut: int) -> int:
+        return codec(self._measured.spec.codec).size(self._shape(cut))
+
+    def _shape(self, cut: int) -> tuple[int, ...]:
+        return self._measured.spec.batch_size, *self._stages[cut - 1].feature_shape

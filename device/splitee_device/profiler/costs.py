@@ -1,0 +1,137 @@
+"""What the profiler asks its worker process, and what comes back: a line of JSON each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import msgspec
+from msgspec.structs import replace
+
+from splitee.protocol.encoding import JsonMessage
+from splitee.protocol.run_spec import RunSpec
+
+
+class Setup(JsonMessage, frozen=True):
+    """The first line: what would be trained, and how it is timed."""
+
+    spec: RunSpec
+    threads: int
+    bursty: bool  # a CPU quota lets training run in bursts: only the mean over many periods counts
+
+
+class StageFacts(msgspec.Struct, frozen=True):
+    """One stage; what a batch of it costs follows from these."""
+
+    name: str
+    feature_shape: tuple[int, ...]
+    parameters: int
+    macs: int  # a sample
+    saved_bytes: int  # a sample, kept from the forward for the backward pass
+
+
+class Description(JsonMessage, frozen=True):
+    """The answer to Setup: the network, and what Python with torch takes before any of it is built."""
+
+    stages: tuple[StageFacts, ...]  # all L of them
+    base_memory: int  # bytes, anonymous: torch and all that the agent imports
+
+
+class MeasureCut(JsonMessage, frozen=True):
+    """Train at one cut for `seconds`; begin no step later than `most` seconds after the request."""
+
+    cut: int
+    seconds: float
+    most: float
+    stages: bool = False  # say how the time divides among the stages, too
+
+
+class CutCosts(JsonMessage, frozen=True):
+    """What training at one cut took. Times are seconds a batch, memory is bytes beyond `base_memory`."""
+
+    cut: int
+    steps: int  # that were timed
+    step: float  # forward, backward, optimizer, and making the batch
+    forward: float
+    backward: float
+    optimizer: float
+    spread: float  # median absolute deviation of step
+    encoding: float  # features to bytes by the codec
+    cpu: float  # CPU seconds of all threads, for step and encoding
+    payload: int  # bytes a batch on the wire
+    memory: int  # anonymous, at its peak
+    code: int  # pages of libraries and of the program that training touches; no growth, but needed as well
+    inference: float  # seconds a picture
+    inference_memory: int
+    reference: float  # seconds of the reference between the steps: the device's speed at that moment
+    seconds: float  # that the measurement took in all
+    stage_cpu: tuple[tuple[float, float], ...] = ()  # CPU seconds of forward and backward of stages 1..cut
+
+    def slower(self, times: float) -> CutCosts:
+        """What it would be if all that the device computes took `times` as long."""
+        return replace(self, **{name: times * getattr(self, name) for name in COMPUTED})
+
+
+COMPUTED = ("step", "forward", "backward", "optimizer", "spread", "encoding", "cpu", "inference", "reference")
+
+
+def at_one_speed(looks: Mapping[int, Sequence[CutCosts]]) -> dict[int, CutCosts]:
+    """By cut, what its looks come to at the device's mean speed over all looks, by the references in them."""
+    mean = fmean(look.reference for at_cut in looks.values() for look in at_cut)
+    return {
+        cut: mean_costs([look.slower(mean / look.reference) for look in at_cut])
+        for cut, at_cut in looks.items()
+    }
+
+
+def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
+    """What looks at one cut at several moments come to: the means of times, the most of memory."""
+    first = looks[0]
+    if len(looks) == 1:
+        return first
+    values = {name: [getattr(look, name) for look in looks] for name in first.__struct_fields__}
+    means = [name for name in COMPUTED if name != "spread"]
+    most = ("memory", "code", "inference_memory")
+    between = (max(values["step"]) - min(values["step"])) / 2
+    return replace(
+        first,
+        **{name: fmean(values[name]) for name in means},
+        **{name: max(values[name]) for name in most},
+        steps=sum(values["steps"]),
+        seconds=sum(values["seconds"]),
+        spread=max(*values["spread"], between),
+    )
+
+
+class Failed(JsonMessage, frozen=True):
+    """The answer instead: why there are no costs."""
+
+    message: str
+    killed: bool = False  # the process that tried ran out of memory
+    defect: bool = False  # it ended in a way that nobody foresaw
+
+
+class Reply(JsonMessage, frozen=True):
+    """One line from the worker: exactly one of them."""
+
+    description: Description | None = None
+    costs: CutCosts | None = None
+    failed: Failed | None = None
+
+
+class Measured(JsonMessage, frozen=True):
+    """What was found out within a budget, at one speed; the device keeps it in its state directory."""
+
+    spec: RunSpec
+    threads: int
+    cores: float  # that this process may use
+    available: int | None  # bytes of memory, with those that this process holds by now
+    description: Description
+    costs: dict[int, CutCosts]  # of the cuts that were measured
+    failed: dict[int, str]  # cuts that could not be trained, and why
+    seconds: float
+
+    @property
+    def reference(self) -> float | None:
+        """Seconds of the reference at the speed that all costs are told at; None: nothing was measured."""
+        return next((costs.reference for costs in self.costs.values()), None)

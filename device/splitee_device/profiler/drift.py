@@ -1,0 +1,192 @@
+"""Watches whether training takes what was expected; where it does not for several rounds, says so and why.
+
+What is expected at a cut is the profiler's prediction, or what the first rounds took where there is none. A
+round departs from it when its step takes 30 % more or less, its memory 30 % more, or when less memory is left
+than the cut needs. After ROUNDS such rounds in a row the new figures are what is expected from then on: a
+device that stays slow is not told of again, one that recovers is. The ROUNDS rounds after that do not count,
+so that a device that has moved comes to rest before it may move again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Literal, TypeVar
+
+from splitee_device.profiler.forecast import Forecast
+from splitee_device.profiler.meter import Meter, Round
+
+ROUNDS = 3
+TOLERANCE = 1.3  # times what is expected, or that part of it
+MIB = 1 << 20
+
+Kind = Literal["slower", "faster", "memory", "short"]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One cut: seconds a step, bytes at the peak, bytes there must be in all (0: not known)."""
+
+    step: float
+    memory: int
+    needed: int = 0
+
+
+@dataclass(frozen=True)
+class Departure:
+    """Rounds in a row that were not as expected. `step` and `memory`: their medians."""
+
+    kind: Kind
+    rounds: int
+    expected: Expected
+    step: float
+    memory: int
+    last: Round
+
+    def in_words(self, cores_then: float | None) -> str:
+        """What was found, with figures and causes. `cores_then`: that it might use when it was measured."""
+        before = f"for {self.rounds} rounds"
+        if self.kind == "memory":
+            return f"{before} {_mib(self.memory)} at the peak, {_mib(self.expected.memory)} were expected"
+        if self.kind == "short":
+            return f"{before} {_mib(self.last.available or 0)} available, {_mib(self.expected.needed)} needed"
+        change = self.step / self.expected.step
+        words = (
+            f"{before} {1000 * self.step:.3g} ms a step, {1000 * self.expected.step:.3g} ms were expected "
+            f"({change:.2g} times)"
+        )
+        if self.kind == "faster":
+            return words
+        return f"{words}: {self.last.conditions.causes(cores_then)}"
+
+
+class Judge:
+    """Knows what is expected at each cut, and when enough rounds have departed from it."""
+
+    def __init__(self, rounds: int, forecast: Forecast | None = None) -> None:
+        """`rounds`: in a row; without a forecast the first ones at a cut are the reference."""
+        self._rounds = rounds
+        self._forecast = forecast
+        self._references: dict[int, Expected] = {}
+        self._seen: list[Round] = []
+        self._kind: Kind | None = None
+        self._cut = 0
+        self._resting = 0
+        self.slowdown = 1.0  # against the reference, as it is taken for granted by now
+        self.more_memory = 0  # bytes, likewise
+        self._known_short = False
+
+    def note(self, cut: int, took: Round) -> Departure | None:
+        """A round at `cut` is over."""
+        if cut != self._cut:
+            self._cut, self._seen, self._kind = cut, [], None
+        if self._resting:
+            self._resting -= 1
+            return None
+        reference = self._reference(cut)
+        if reference is None:
+            self._learn(cut, took)
+            return None
+        expected = replace(
+            reference, step=reference.step * self.slowdown, memory=reference.memory + self.more_memory
+        )
+        kind = self._kind_of(took, expected)
+        self._seen = [*self._seen, took] if kind == self._kind else [took]
+        self._kind = kind
+        if kind is None or len(self._seen) < self._rounds:
+            return None
+        step = median(round_.step for round_ in self._seen)
+        memory = int(median(round_.memory for round_ in self._seen))
+        self._take_for_granted(kind, step / reference.step, memory - reference.memory)
+        return Departure(kind, self._rounds, expected, step, memory, took)
+
+    def _kind_of(self, took: Round, expected: Expected) -> Kind | None:
+        short = took.available is not None and took.available < expected.needed
+        if not short:
+            self._known_short = False
+        elif not self._known_short:
+            return "short"
+        if took.memory > TOLERANCE * expected.memory:
+            return "memory"
+        if took.step > TOLERANCE * expected.step:
+            return "slower"
+        return "faster" if TOLERANCE * took.step < expected.step else None
+
+    def _take_for_granted(self, kind: Kind, slowdown: float, more_memory: int) -> None:
+        if kind == "memory":
+            self.more_memory = more_memory
+        elif kind == "short":
+            self._known_short = True
+        else:
+            self.slowdown = slowdown
+        self._resting, self._seen, self._kind = self._rounds, [], None
+
+    def _reference(self, cut: int) -> Expected | None:
+        if cut not in self._references and self._forecast is not None:
+            row, reserve = self._forecast.rows()[cut - 1], self._forecast.work.reserve
+            self._references[cut] = Expected(row.step, row.needed - row.code, row.needed + reserve)
+        return self._references.get(cut)
+
+    def _learn(self, cut: int, took: Round) -> None:
+        self._seen.append(took)
+        if len(self._seen) == self._rounds:
+            step = median(round_.step for round_ in self._seen)
+            self._references[cut] = Expected(step, max(round_.memory for round_ in self._seen))
+            self._seen = []
+
+
+@dataclass(frozen=True)
+class CutWish:
+    """The cut that the device would rather have, and why."""
+
+    cut: int
+    reason: str
+
+
+class DriftMonitor:
+    """Watches one device in one run."""
+
+    def __init__(
+        self, meter: Meter, *, rounds: int = ROUNDS, forecast: Forecast | None = None, adapts: bool = False
+    ) -> None:
+        """`adapts`: it may ask for another cut, for which there must be a forecast."""
+        self._meter = meter
+        self._judge = Judge(rounds, forecast)
+        self._forecast = forecast
+        self._adapts = adapts
+
+    def steps(self, batches: Iterator[T]) -> Iterator[T]:
+        """Hands on the batches of a training round as they come."""
+        return self._meter.steps(batches)
+
+    def end_round(self, number: int, cut: int) -> CutWish | None:
+        """The round whose `steps` were handed on counts; the wish for another cut, where it calls for one."""
+        found = self._judge.note(cut, self._meter.round())
+        if found is None:
+            return None
+        words = found.in_words(self._forecast.measured.cores if self._forecast else None)
+        wish, advice = self._advise(cut, found)
+        log.warning("round %d: %s%s", number, words, advice)
+        return wish
+
+    def _advise(self, cut: int, found: Departure) -> tuple[CutWish | None, str]:
+        if self._forecast is None:
+            return None, ""
+        now = self._forecast.now(self._judge.slowdown, self._judge.more_memory, found.last.available)
+        choice = now.choose()
+        if choice.cut is None:
+            return None, f"; {choice.reason}"
+        if choice.cut == cut:
+            return None, f"; cut {cut} still suits it best"
+        if not self._adapts:
+            return None, f"; --adapt-cut would ask for {choice.reason}"
+        return CutWish(choice.cut, choice.reason), f"; asking for {choice.reason}"
+
+
+def _mib(count: int) -> str:
+    return f"{count / MIB:,.0f} MiB"

@@ -1,0 +1,40 @@
+"""What every cut is expected to cost this device, as it was measured or as the device has changed since."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from splitee_device.profiler.choice import Choice, Preference, choose
+from splitee_device.profiler.cost_model import CutRow, Work, predict
+from splitee_device.profiler.costs import Measured
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A measurement that has tried at least one cut, the work of a round, and what a cut is chosen for."""
+
+    measured: Measured
+    work: Work
+    prefer: Preference
+
+    def rows(self) -> tuple[CutRow, ...]:
+        return predict(self.measured, self.work)
+
+    def choose(self) -> Choice:
+        """The cut to take, None where none fits."""
+        return choose(self.rows(), self.prefer, self.measured, self.work)
+
+    def now(self, slowdown: float, more_memory: int, available: int | None) -> Forecast:
+        """The same device when all it computes takes `slowdown` times as long.
+
+        Args:
+            more_memory: bytes that training takes beyond what was measured, at any cut.
+            available: bytes that training may take in all; None: not known.
+        """
+        costs = {
+            cut: replace(found.slower(slowdown), memory=found.memory + more_memory)
+            for cut, found in self.measured.costs.items()
+        }
+        return Forecast(replace(self.measured, costs=costs, available=available), self.work, self.prefer)

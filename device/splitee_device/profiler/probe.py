@@ -1,0 +1,298 @@
+"""Measures cuts within a budget of time: which ones, in which order, through the worker of measure.py."""
+
+from __future__ import annotations
+
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import accumulate
+from types import TracebackType
+
+from msgspec.structs import replace
+
+from splitee.errors import ChildFailed, ConfigError, NetworkError, NoCutFits
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.machine.hardware import available_memory, least, memory_for_training, usable_cores
+from splitee_device.profiler.cost_model import predicted_memory
+from splitee_device.profiler.costs import (
+    CutCosts,
+    Description,
+    Failed,
+    MeasureCut,
+    Measured,
+    Reply,
+    Setup,
+    at_one_speed,
+)
+
+LEAST_STEPS = 5  # that the worker times
+ENDLESS = 1_000_000  # rounds and steps: a measurement ends by time
+OTHER_STEPS = 8  # that it takes besides: warm-up, evaluation, the stages one by one
+SECONDS = 1.0  # of timed steps a look
+BURSTY_SECONDS = 3.0  # 30 periods of the usual quota
+TICK = 0.5  # seconds
+
+log = logging.getLogger(__name__)
+
+
+class MemoryTooSmall(NoCutFits):
+    """Not even Python with torch fits."""
+
+
+class Probe:
+    """The worker process: started when it is first asked, and again should it die; ended on exit."""
+
+    def __init__(self, setup: Setup, deadline: float, tick: Callable[[], None]) -> None:
+        """`deadline`: of all answers, by time.monotonic. `tick` is called twice a second; it may raise."""
+        self._setup = setup
+        self._deadline = deadline
+        self._tick = tick
+        self._buffer = b""
+        self._worker: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Probe:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._worker is not None:
+            self._end(self._worker)
+
+    def describe(self) -> Description:
+        """The network's stages.
+
+        Raises:
+            NetworkError: there is no such network, or it does not fit its input.
+            MemoryTooSmall: the worker was killed before it could answer.
+            TimeoutError: the deadline has passed.
+        """
+        reply = self._start()
+        if reply.description is None:
+            raise _no_description(reply.failed)
+        return reply.description
+
+    def measure(self, asked: MeasureCut) -> CutCosts | Failed:
+        """What training at the cut takes, or why it could not be tried.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+            ChildFailed: the worker has a defect.
+        """
+        if self._worker is None:
+            self._start()
+        reply = self._ask(asked.encode())
+        if reply.costs is not None:
+            return reply.costs
+        assert reply.failed is not None
+        if reply.failed.defect:
+            raise ChildFailed(f"measuring cut {asked.cut}: the worker {reply.failed.message}, see above")
+        return reply.failed
+
+    def _start(self) -> Reply:
+        self._worker = subprocess.Popen(
+            [sys.executable, "-m", "splitee_device.profiler.worker"],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )
+        return self._ask(self._setup.encode())
+
+    def _ask(self, line: bytes) -> Reply:
+        worker = self._worker
+        assert worker is not None and worker.stdin is not None and worker.stdout is not None
+        try:
+            worker.stdin.write(line + b"\n")
+            return Reply.decode(self._read_line(worker.stdout.fileno()))
+        except (BrokenPipeError, EOFError):
+            code = self._end(worker)
+            return Reply(
+                failed=Failed(
+                    message="ran out of memory" if code < 0 else f"ended with status {code}",
+                    killed=code < 0,
+                    defect=code >= 0,
+                )
+            )
+
+    def _end(self, worker: subprocess.Popen[bytes]) -> int:
+        """Ends the worker with all that it has forked; its exit status."""
+        self._worker, self._buffer = None, b""
+        code = worker.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        for pipe in (worker.stdin, worker.stdout):
+            assert pipe is not None
+            pipe.close()
+        return worker.wait() if code is None else code
+
+    def _read_line(self, output: int) -> bytes:
+        with selectors.DefaultSelector() as selector:
+            selector.register(output, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                if selector.select(min(left, TICK)):
+                    data = os.read(output, 1 << 16)
+                    if not data:
+                        raise EOFError
+                    self._buffer += data
+                self._tick()
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+def _no_description(failed: Failed | None) -> Exception:
+    assert failed is not None
+    if failed.killed:
+        return MemoryTooSmall(
+            "Python with torch does not fit into the memory that this device leaves it: "
+            "free memory, raise the limit, or let it only infer (`splitee predict` needs no torch)"
+        )
+    if failed.defect:
+        return ChildFailed(f"measuring: the worker {failed.message}, see above")
+    return NetworkError(failed.message)
+
+
+class Plan:
+    """Which cut to measure next: the first, the deepest that may fit, then the middle of the widest gap.
+
+    When all are measured, each is once more, as long as half of the time lasts: what else a device does comes
+    and goes, and two moments tell more than one.
+    """
+
+    def __init__(
+        self, spec: RunSpec, description: Description, available: int | None, seconds: float, deadline: float
+    ) -> None:
+        """`available`: bytes of memory now, beside this process. `seconds`: of timed steps a look.
+
+        `deadline`: by time.monotonic.
+        """
+        self.failed: dict[int, Failed] = {}
+        self._looks: dict[int, list[CutCosts]] = {}
+        self._spec = spec
+        self.description = description
+        self._available = available
+        self._seconds = seconds
+        self._deadline = deadline
+        self._half_time = (time.monotonic() + deadline) / 2
+        self._work = list(accumulate((stage.macs for stage in description.stages), initial=0))
+
+    @property
+    def costs(self) -> dict[int, CutCosts]:
+        """By cut, of those that were measured."""
+        return at_one_speed(self._looks) if self._looks else {}
+
+    def next(self) -> MeasureCut | None:
+        """None when all are measured, or none is left that fits the time."""
+        left = self._deadline - time.monotonic()
+        for cut in self._candidates():
+            if not self._looks or self._expected(cut) < left:
+                deepest = bool(self._looks) and cut > max(self._looks)
+                return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2, stages=deepest)
+        for cut, looks in self._looks.items():
+            if len(looks) == 1 and self._expected(cut) < self._half_time - time.monotonic():
+                return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2)
+        return None
+
+    def take(self, asked: MeasureCut, answer: CutCosts | Failed) -> None:
+        if isinstance(answer, CutCosts):
+            self._looks.setdefault(asked.cut, []).append(answer)
+        else:
+            self.failed[asked.cut] = answer
+            self._looks.pop(asked.cut, None)
+
+    def _candidates(self) -> list[int]:
+        """Cuts by how much they would tell."""
+        killed = [cut for cut, failed in self.failed.items() if failed.killed]
+        last = min([len(self.description.stages), *killed]) - 1
+        open_cuts = [cut for cut in range(1, last + 1) if cut not in self._looks and cut not in self.failed]
+        if not self._looks:
+            return open_cuts[:1]
+        beyond = [cut for cut in open_cuts if cut > max(self._looks) and self._may_fit(cut)]
+        between = [cut for cut in open_cuts if cut < max(self._looks)]
+        return [*reversed(beyond), *sorted(between, key=self._distance, reverse=True)]
+
+    def _distance(self, cut: int) -> int:
+        """Multiply-accumulates to the nearest cut that is measured."""
+        return min(abs(self._work[cut] - self._work[known]) for known in self._looks)
+
+    def _may_fit(self, cut: int) -> bool:
+        if self._available is None:
+            return True
+        known = self.costs
+        needed = predicted_memory(self._spec, self.description, known, cut)
+        code = max(costs.code for costs in known.values())
+        return self.description.base_memory + needed + code <= self._available
+
+    def _expected(self, cut: int) -> float:
+        """Seconds that a measurement will take, from the nearest one: its steps grow with the work."""
+        nearest = self._looks[min(self._looks, key=lambda known: abs(known - cut))][0]
+        step = nearest.step * max(self._work[cut] / max(self._work[nearest.cut], 1), 0.1)
+        rest = max(nearest.seconds - (nearest.steps + OTHER_STEPS) * nearest.step, 0)
+        return rest + OTHER_STEPS * step + max(self._seconds, LEAST_STEPS * step)
+
+
+def measure_cuts(
+    spec: RunSpec,
+    *,
+    threads: int,
+    budget: float,
+    memory: int | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+    tick: Callable[[], None] = lambda: None,
+) -> Measured:
+    """Measure as many cuts as `budget` seconds allow.
+
+    Args:
+        memory: bytes that training may take; cuts that need more are not tried. None: what there is.
+        progress: is told what is being done.
+        tick: is called twice a second; what it raises ends the measurement.
+
+    Raises:
+        ConfigError: the budget is too short for one measurement.
+        NetworkError: there is no such network, or it does not fit its input.
+        MemoryTooSmall: not even torch fits.
+    """
+    started = time.monotonic()
+    spec = replace(spec, rounds=ENDLESS, steps=ENDLESS)
+    cores, available, free = (
+        usable_cores(),
+        memory_for_training(),
+        least(memory, available_memory().available),
+    )
+    bursty = cores < threads
+    plan = None
+    with Probe(Setup(spec=spec, threads=threads, bursty=bursty), started + budget, tick) as probe:
+        try:
+            progress("importing torch")
+            description = probe.describe()
+            seconds = BURSTY_SECONDS if bursty else SECONDS
+            plan = Plan(spec, description, free, seconds, started + budget)
+            while (asked := plan.next()) is not None:
+                progress(f"cut {asked.cut}, {description.stages[asked.cut - 1].name}")
+                plan.take(asked, probe.measure(asked))
+        except TimeoutError:
+            log.debug("the budget of %.0f s is spent", budget)
+    if plan is None or not (plan.costs or plan.failed):
+        raise ConfigError(
+            f"--budget {budget:g} seconds are too short for one measurement: give several times as much"
+        )
+    return Measured(
+        spec=spec,
+        threads=threads,
+        cores=cores,
+        available=available,
+        description=plan.description,
+        costs=dict(sorted(plan.costs.items())),
+        failed={cut: failed.message for cut, failed in sorted(plan.failed.items())},
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,61 @@
+"""Keeps what was measured in the device's state directory, for as long as nothing that matters changes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from splitee.durable import write_atomically
+from splitee.errors import MalformedMessage, StateError
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.machine import hardware
+from splitee_device.profiler.costs import Measured
+
+FOLDER = "profile"
+
+log = logging.getLogger(__name__)
+
+
+class MeasuredStore:
+    """Measurements in DIR/profile, each by what it depends on: the network, the batch, this machine."""
+
+    def __init__(self, state: Path) -> None:
+        self._folder = state / FOLDER
+
+    def save(self, measured: Measured) -> None:
+        """A measurement in which a cut has failed is not kept: what was short then may not be now.
+
+        Raises:
+            StateError: the directory cannot be written.
+        """
+        if measured.failed:
+            return
+        path = self._path(measured.spec, measured.threads)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"state directory {path.parent}: {error.strerror}; choose another") from None
+        write_atomically(path, measured.encode())
+
+    def load(self, spec: RunSpec, threads: int) -> Measured | None:
+        """The measurement for this run on this machine, if there is one, with the memory there is now."""
+        path = self._path(spec, threads)
+        try:
+            measured = Measured.decode(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, MalformedMessage) as error:
+            log.warning("%s is unreadable (%s): measuring again", path, error)
+            return None
+        return msgspec.structs.replace(measured, available=hardware.memory_for_training())
+
+    def _path(self, spec: RunSpec, threads: int) -> Path:
+        parts = (
+            spec.network, spec.stem, spec.num_classes, spec.input_shape, spec.batch_size, spec.codec,
+            spec.window, threads, hardware.identity(), version("torch"),
+        )  # fmt: skip
+        return self._folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"

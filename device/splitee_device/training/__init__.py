@@ -1,0 +1,1 @@
+"""The device's share of the training, and its durable state. Imports torch."""

@@ -1,0 +1,130 @@
+"""The device's durable state: its last committed rounds, and the round that waits for its commit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from msgspec.structs import replace
+
+from splitee.durable import StateDirectory, write_atomically
+from splitee.errors import StateError
+from splitee.protocol.run_spec import RunSpec
+from splitee.samples.kept import SAMPLES, Samples, some_of
+from splitee.training.state import pack_state, unpack_state
+from splitee_device.data.images import DeviceData
+from splitee_device.training.trainer import ClientTrainer
+
+log = logging.getLogger(__name__)
+
+
+IDENTITY = ("run", "network", "cut")  # the facts by which a state is told from another
+CALIBRATION_PICTURES = 128
+HELD_OUT_PICTURES = 1000
+
+
+class DeviceStore:
+    """States of one run in a state directory, and the pictures that an exported model is tried on."""
+
+    def __init__(self, directory: StateDirectory, device: str, data: DeviceData) -> None:
+        self._directory = directory
+        self._device = device
+        self._data = data
+
+    def open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
+        """Use the directory for this run.
+
+        Raises:
+            StateError: it holds another run that has not finished, or this one at another cut.
+        """
+        held = self._directory.facts()
+        if held is None or fresh:
+            self._directory.clear()
+            return
+        mine = self._facts(spec, cut, finished=False)
+        if held.get("finished", False):
+            if held.get("run") != spec.run:
+                self._directory.clear()
+        elif any(held.get(key) != mine[key] for key in IDENTITY):
+            moved = "" if held.get("run") != spec.run else f"--cut {held.get('cut')} or --adapt-cut goes on, "
+            raise StateError(
+                f"{self._directory.path} holds run {held.get('run')} ({held.get('network')}, "
+                f"cut {held.get('cut')}), unfinished; this is run {spec.run} ({spec.network}, cut {cut}): "
+                f"{moved}--fresh starts over, another --state keeps it"
+            )
+
+    def finish(self, spec: RunSpec, cut: int) -> None:
+        """The run is over; another run may use the directory."""
+        self._directory.save_facts(self._facts(spec, cut, finished=True))
+
+    def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
+        """The state after round `number`, durable; it counts once the server commits the round."""
+        facts = self._directory.facts()
+        if facts is None:
+            self._save_samples()
+        if facts is None or facts.get("cut") != cut:
+            self._directory.save_facts(self._facts(spec, cut, finished=False))
+        self._directory.save_round(number, pack_state(trainer.state()))
+
+    def commit(self, number: int) -> None:
+        self._directory.prune(number)
+
+    def holds(self, number: int, digest: str | None, trainer: ClientTrainer) -> bool:
+        """Whether the state after round `number` is here with these weights; `trainer` has them then."""
+        here = number in self._directory.rounds() and self._load(number, trainer)
+        return here and trainer.digest() == digest
+
+    def restore(
+        self, number: int, digest: str | None, trainer: ClientTrainer, initial: dict[str, Any]
+    ) -> None:
+        """Bring `trainer` to its committed round `number`.
+
+        A round whose file is missing or torn is trained again from the one before, which gives the same
+        weights, as long as nothing of the server's has entered them: no average, no soft labels.
+        """
+        found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), 0)
+        if found == 0:
+            trainer.load(initial)
+        if found < number:
+            log.warning("state: training round %d to %d again, the files are missing", found + 1, number)
+        for missing in range(found + 1, number + 1):
+            for _ in trainer.round(missing):
+                pass
+            self._directory.save_round(missing, pack_state(trainer.state()))
+        if digest is not None and trainer.digest() != digest:
+            log.warning("state: round %d differs from what was committed; going on with it", number)
+
+    def _load(self, number: int, trainer: ClientTrainer) -> bool:
+        data = self._directory.load_round(number)
+        if data is None:
+            return False
+        try:
+            trainer.load(unpack_state(data))
+        except (RuntimeError, KeyError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            log.warning("state: round %d does not fit this network (%s)", number, reason)
+            return False
+        return True
+
+    def _facts(self, spec: RunSpec, cut: int, *, finished: bool) -> dict[str, Any]:
+        known = replace(spec, class_names=self._data.class_names)
+        return {
+            "run": spec.run,
+            "network": spec.network,
+            "cut": cut,
+            "finished": finished,
+            "device": self._device,
+            "spec": json.loads(known.encode()),
+        }
+
+    def _save_samples(self) -> None:
+        """Some of the device's pictures, for what is done with the model once the data may be gone."""
+        train, held_out = self._data.train, self._data.held_out
+        chosen = some_of(len(held_out), HELD_OUT_PICTURES, held_out.images[0].nbytes)
+        samples = Samples(
+            held_out.images[chosen],
+            held_out.labels[chosen],
+            train.images[some_of(len(train), CALIBRATION_PICTURES, train.images[0].nbytes)],
+        )
+        write_atomically(self._directory.path / SAMPLES, samples.encode())

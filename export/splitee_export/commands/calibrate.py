@@ -1,0 +1,179 @@
+"""`splitee calibrate`: choose the threshold of a device's model on held-out pictures."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ConfigError, DataError, Stalled
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import Measure, Point, write_manifest
+from splitee.inference.offload import Offload
+from splitee.inference.trunks import TrunkModels
+from splitee.inference.uncertainty import Array
+from splitee.mqtt.options import LinkOptions, optional_link_options
+from splitee.samples.images import PICTURE_SUFFIXES, Pixels, load_picture
+from splitee.samples.kept import Samples
+from splitee_export.calibration import HeldOut, choose, curve
+
+BATCH = 16
+SHOWN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # shares of offloads in the table
+DIRECTORY = click.Path(path_type=Path)
+
+Labels = npt.NDArray[np.int64]
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@setting("--model", type=DIRECTORY, required=True, metavar="DIR", help="A device's exported model.")
+@setting("--trunk", type=DIRECTORY, metavar="DIR", help="The server's exported model; or give --broker.")
+@setting(
+    "--data",
+    type=DIRECTORY,
+    metavar="DIR",
+    help="Held-out pictures as DIR/CLASS/*.jpg.  [default: those that the device kept]",
+)
+@setting(
+    "--max-drop", type=click.FloatRange(0, 1), help="Below the trunk's accuracy at most.  [default: 0.01]"
+)
+@setting("--max-offload", type=click.FloatRange(0, 1), help="Share of pictures that may go to the server.")
+@setting(
+    "--measure",
+    type=click.Choice(["entropy", "confidence"]),
+    default="entropy",
+    help="Of doubt: normalised entropy, or 1 - the largest probability.",
+)
+@setting("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curve (png, svg or pdf).")
+@setting("--timeout", type=float, default=10.0, metavar="SECONDS", help="For a batch, with --broker.")
+@setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
+@optional_link_options
+@settings_file
+def calibrate(
+    model: Path,
+    trunk: Path | None,
+    data: Path | None,
+    max_drop: float | None,
+    max_offload: float | None,
+    measure: Measure,
+    plot: Path | None,
+    timeout: float,
+    device: str | None,
+    link: LinkOptions | None,
+) -> None:
+    """Find the threshold for a wanted accuracy or offload share, and store it in the model's manifest."""
+    if (trunk is None) == (link is None):
+        raise ConfigError("the trunk's answers are needed: give one of --trunk DIR and --broker URL")
+    if max_drop is None and max_offload is None:
+        max_drop = 0.01
+    client = ClientModel(model)
+    client.manifest = replace(client.manifest, measure=measure)
+    pictures, labels = _held_out(model, client, data)
+    if trunk is not None:
+        held_out = evaluate(client, _local(client, trunk), pictures, labels)
+    else:
+        assert link is not None
+        offload = Offload(link, client.manifest, device=device, timeout=timeout)
+        offload.open()
+        try:
+            held_out = evaluate(client, _remote(offload), pictures, labels)
+        finally:
+            offload.close()
+    points = curve(held_out)
+    chosen = choose(points, max_drop=max_drop, max_offload=max_offload)
+    write_manifest(model, replace(client.manifest, threshold=chosen.threshold, calibration=points))
+    _report(points, chosen, len(labels))
+    if plot is not None:
+        draw(points, chosen, measure, plot)
+
+
+def evaluate(
+    client: ClientModel, trunk: Callable[[Array], Array], pictures: Pixels, labels: Labels
+) -> HeldOut:
+    """What exit and trunk make of held-out pictures, uint8 (N, C, H, W) with labels (N,)."""
+    doubt, exits, trunks = [], [], []
+    for start in range(0, len(labels), BATCH):
+        features, logits = client(pictures[start : start + BATCH])
+        doubt.append(client.doubt(logits))
+        exits.append(logits.argmax(axis=1))
+        trunks.append(trunk(features).argmax(axis=1))
+    return HeldOut(np.concatenate(doubt), np.concatenate(exits) == labels, np.concatenate(trunks) == labels)
+
+
+def draw(points: tuple[Point, ...], chosen: Point, measure: str, path: Path) -> None:
+    """Accuracy over the share of offloads, as a file of the kind that its name says."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    shares = [100 * point.offload_share for point in points]
+    axes.plot(shares, [100 * point.accuracy for point in points])
+    axes.plot(
+        100 * chosen.offload_share, 100 * chosen.accuracy, "o", label=f"threshold {chosen.threshold:.3f}"
+    )
+    axes.set(xlabel="pictures sent to the server, %", ylabel="accuracy, %", title=f"Adaptive by {measure}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plot {path}: {error}") from None
+
+
+def _held_out(model: Path, client: ClientModel, data: Path | None) -> tuple[Pixels, Labels]:
+    if data is None:
+        samples = Samples.read(model)
+        return samples.held_out, samples.labels
+    names = client.manifest.class_names
+    files = [
+        (file, label)
+        for label, name in enumerate(names)
+        if (data / name).is_dir()
+        for file in sorted((data / name).iterdir())
+        if file.suffix.lower() in PICTURE_SUFFIXES
+    ]
+    if not files:
+        raise DataError(f"{data}: expected pictures in folders named as the classes: {', '.join(names[:10])}")
+    channels, height, width = client.manifest.input_shape
+    pictures = np.stack([load_picture(file, (channels, height, width)) for file, _ in files])
+    return pictures, np.array([label for _, label in files])
+
+
+def _local(client: ClientModel, directory: Path) -> Callable[[Array], Array]:
+    trunks, manifest = TrunkModels(directory), client.manifest
+    entry = trunks.entry(manifest.device)
+    if entry is None or (trunks.run, entry.cut) != (manifest.run, manifest.cut):
+        raise ConfigError(
+            f"--trunk {directory} has no trunk for {manifest.device} at cut {manifest.cut} of run "
+            f"{manifest.run}; it is of run {trunks.run}"
+        )
+    return lambda features: trunks.logits(entry.trunk, features)
+
+
+def _remote(offload: Offload) -> Callable[[Array], Array]:
+    def ask(features: Array) -> Array:
+        logits = offload.logits(features)
+        if logits is None:
+            raise Stalled("the server gave no answer: is `splitee serve` running, for this fleet and run?")
+        return logits
+
+    return ask
+
+
+def _report(points: tuple[Point, ...], chosen: Point, count: int) -> None:
+    click.echo(f"{count} held-out pictures")
+    click.echo("threshold  offloads  accuracy")
+    for share in SHOWN:
+        point = min(points, key=lambda point: abs(point.offload_share - share))
+        click.echo(f"{point.threshold:9.4f}  {point.offload_share:8.1%}  {point.accuracy:8.1%}")
+    click.echo(
+        f"chosen: threshold {chosen.threshold:.4f}, {chosen.offload_share:.1%} offloads, "
+        f"accuracy {chosen.accuracy:.1%}"
+    )

@@ -1,0 +1,91 @@
+"""`splitee export`: a device's or a server's state as ONNX graphs, checked against torch."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ConfigError
+from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
+from splitee.samples.kept import Samples
+from splitee_export.models import Int8Policy, export_client, export_trunks
+from splitee_export.states import DeviceState, read_state
+
+log = logging.getLogger(__name__)
+
+DIRECTORY = click.Path(path_type=Path)
+
+
+@click.command()
+@setting(
+    "--state",
+    type=DIRECTORY,
+    required=True,
+    metavar="DIR",
+    help="State of a device (--state of `splitee device`) or of a server.",
+)
+@setting("--out", type=DIRECTORY, required=True, metavar="DIR", help="Where the model goes.")
+@setting(
+    "--client",
+    "clients",
+    type=DIRECTORY,
+    multiple=True,
+    metavar="DIR",
+    help="For a server's state: a device's exported model, whose pictures' features try its trunk.",
+)
+@setting("--int8", is_flag=True, help="For a device's state: quantize, calibrated on its own pictures.")
+@setting(
+    "--max-int8-drop",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    help="Accuracy that the exit may lose by int8; beyond, fp32 stays in service.",
+)
+@setting(
+    "--benchmark", is_flag=True, help="Time fp32 and int8 on this machine, and put the faster in service."
+)
+@settings_file
+def export(
+    state: Path, out: Path, clients: tuple[Path, ...], int8: bool, max_int8_drop: float, benchmark: bool
+) -> None:
+    """Write the last committed round as ONNX: client.onnx of a device, a trunk for each cut of a server."""
+    if out.resolve() == state.resolve():
+        raise ConfigError("--out is the --state directory: give the model a directory of its own")
+    held = read_state(state)
+    if isinstance(held, DeviceState):
+        if clients:
+            raise ConfigError(f"--client is for a server's state; {state} is of device {held.device}")
+        policy = Int8Policy(max_int8_drop, benchmark) if int8 or benchmark else None
+        _report_client(out, export_client(held, Samples.read(state), out, int8=policy))
+    else:
+        if int8 or benchmark:
+            raise ConfigError(f"--int8 and --benchmark are for a device's state; {state} is of a server")
+        _report_trunks(out, export_trunks(held, out, clients))
+
+
+def _report_client(out: Path, manifest: ClientManifest) -> None:
+    parity, quantization = manifest.parity, manifest.quantization
+    click.echo(
+        f"{out / manifest.file}: {manifest.network} up to {manifest.stage} (cut {manifest.cut}), round "
+        f"{manifest.round}; off by {parity.max_error:.1e} on {parity.samples} {parity.inputs}"
+    )
+    if quantization is not None:
+        timed = ""
+        if quantization.fp32_ms is not None:
+            timed = f"; {quantization.fp32_ms:.2f} ms -> {quantization.int8_ms:.2f} ms a picture"
+        click.echo(
+            f"int8 {'in service' if quantization.kept else 'not kept'}: exit accuracy "
+            f"{quantization.accuracy_fp32:.1%} -> {quantization.accuracy_int8:.1%}{timed}"
+        )
+
+
+def _report_trunks(out: Path, manifest: TrunkManifest) -> None:
+    for name, graph in manifest.trunks.items():
+        users = ", ".join(device for device, file in manifest.devices.items() if file == name)
+        click.echo(
+            f"{out / name}: for {users}, round {manifest.round}; "
+            f"off by {graph.parity.max_error:.1e} on {graph.parity.samples} {graph.parity.inputs} inputs"
+        )
+    click.echo(f"{out / MANIFEST}: {len(manifest.trunks)} trunks for {len(manifest.devices)} devices")

@@ -1,0 +1,124 @@
+"""`splitee demo`: the main job on one machine, in one command."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import get_args
+
+import click
+from rich.console import Console
+
+from splitee.cli.settings import setting, settings_file
+from splitee.protocol.codecs import CODECS
+from splitee.protocol.fields import ClientAveraging
+from splitee_lab.demo.fleet import Demo, run
+from splitee_lab.demo.inference import inference_table
+from splitee_lab.demo.progress import open_display
+from splitee_lab.local.processes import signals_unwind
+from splitee_lab.report.demo_page import choices_table, percent, size, span, table
+
+ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
+
+
+@click.command()
+@settings_file
+@setting(
+    "--strategy",
+    type=click.Choice(["sequential", "averaging"]),
+    default="sequential",
+    help="How the devices' batches train the trunk.",
+)
+@setting(
+    "--rounds",
+    type=click.IntRange(min=1),
+    help=f"Passes over the pictures.  [default: {ROUNDS}; with --quick {QUICK_ROUNDS}]",
+)
+@setting("--devices", type=click.IntRange(1, 100), default=3, help="Device processes.")
+@setting("--network", default="resnet18", help="A torchvision classifier, or module:factory.")
+@setting("--seed", type=click.IntRange(min=0), default=1, help="The same seed gives the same weights.")
+@setting(
+    "--broker",
+    default="auto",
+    metavar="auto|mosquitto|embedded|URL",
+    help="auto: mosquitto if installed, else embedded; or one that runs, as mqtt://HOST:PORT.",
+)
+@setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
+@setting(
+    "--client-averaging",
+    type=click.Choice(get_args(ClientAveraging)),
+    help="Of client networks.  [default: layerwise; with --quick, too short for it, none]",
+)
+@setting(
+    "--samples",
+    type=click.IntRange(min=10),
+    help=f"Training pictures a device, at most.  [default: all; with --quick {QUICK_SAMPLES}]",
+)
+@setting(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="For the report, states and logs.  [default: runs/demo-DATE-TIME]",
+)
+@click.option("--quick", is_flag=True, help="Fewer pictures and rounds: under 90 s on two cores.")
+@click.option("--no-baselines", is_flag=True, help="Do not train the whole network for comparison.")
+@click.option(
+    "--profile", is_flag=True, help="Devices with limits (CPU, memory), whose cuts the profiler chooses."
+)
+def demo(
+    strategy: str,
+    rounds: int | None,
+    devices: int,
+    network: str,
+    seed: int,
+    broker: str,
+    codec: str,
+    client_averaging: str | None,
+    samples: int | None,
+    out: Path | None,
+    quick: bool,
+    no_baselines: bool,
+    profile: bool,
+) -> None:
+    """Train a fleet on this machine: broker, server and devices as processes, on real pictures.
+
+    Ends with a table, report.json and report.html.
+    """
+    logging.getLogger("splitee").setLevel(logging.WARNING)
+    logging.getLogger("splitee_device").setLevel(logging.WARNING)
+    started = time.monotonic()
+    wanted = Demo(
+        network=network,
+        strategy=strategy,
+        rounds=rounds or (QUICK_ROUNDS if quick else ROUNDS),
+        devices=devices,
+        seed=seed,
+        broker=broker,
+        codec=codec,
+        averaging=client_averaging or ("none" if quick else "layerwise"),
+        samples=samples or (QUICK_SAMPLES if quick else None),
+        baselines=not no_baselines,
+        profile=profile,
+        out=out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"),
+    )
+    console = Console()
+    with signals_unwind(), open_display(console) as display:
+        report = run(wanted, display, lambda line: console.print(line, markup=False, soft_wrap=True))
+    console.print()
+    console.print(table(report))
+    console.print()
+    if report.choices:
+        console.print(choices_table(report.choices))
+        console.print()
+    console.print(inference_table(report.inference))
+    console.print()
+    if report.baselines is not None:
+        console.print(f"centralized {percent(report.baselines.centralized_accuracy)}", highlight=False)
+    console.print(
+        f"{report.batches_trained} of {report.batches_published} batches trained, "
+        f"{size(report.bytes_published)} sent, fleet {span(report.seconds)}, "
+        f"all {span(time.monotonic() - started)}",
+        highlight=False,
+    )
+    console.print(f"report: {wanted.out / 'report.html'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,1 @@
+"""Processes, brokers and limits on this machine."""

@@ -1,0 +1,1 @@
+"""What a fleet is compared with, one file a method."""

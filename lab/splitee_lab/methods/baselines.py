@@ -1,0 +1,169 @@
+"""What a fleet is compared with: the whole network on all pictures in one place, and on each device alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splitee.networks.split import build_for
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.augmentation import augment
+from splitee.training.epochs import EVALUATION_BATCH, epoch_batches, steps_a_round
+from splitee.training.learning_rate import learning_rate, set_rate
+from splitee.training.objective import class_offsets
+from splitee.training.optimizer import make_optimizer, precision_at
+from splitee.training.seeds import seed_for
+from splitee_device.data.batches import batches_at
+from splitee_device.data.images import PictureSet, Shard, batch, open_data
+from splitee_lab.local.workers import at_work
+
+CENTRALIZED = "centralized"
+REPORT_EVERY = 8  # steps
+
+
+class DataSource(msgspec.Struct, frozen=True):
+    """Which pictures the fleet's devices have: `spec` and `limit` as `splitee device` takes them."""
+
+    spec: str
+    limit: int | None = None
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """One network to train, on the pictures of all `shards` ("K/N") together, with the fleet's settings."""
+
+    name: str
+    run: RunSpec
+    data: DataSource
+    shards: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        return f"baseline {self.name!r}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where one baseline stands: `accuracy` (a fraction, on the held-out pictures) when it is done."""
+
+    name: str
+    step: int
+    steps: int
+    loss: float
+    accuracy: float | None = None
+
+
+def baselines_of(run: RunSpec, data: DataSource, shards: dict[str, str]) -> list[Baseline]:
+    """Centralized first, for it takes longest, then each device alone. `shards`: by device id."""
+    everything = Baseline(CENTRALIZED, run, data, tuple(shards.values()))
+    return [everything, *(Baseline(device, run, data, (shard,)) for device, shard in shards.items())]
+
+
+def train_all(
+    baselines: Sequence[Baseline], workers: int, show: Callable[[Progress], None]
+) -> dict[str, float]:
+    """Held-out accuracy by baseline, trained in `workers` processes at once.
+
+    Raises:
+        ChildFailed: one met an error, or its process ended before its result.
+    """
+    accuracies: dict[str, float] = {}
+    with at_work(baselines, _train, workers) as news:
+        for _, progress in news:
+            show(progress)
+            if progress.accuracy is not None:
+                accuracies[progress.name] = progress.accuracy
+    return accuracies
+
+
+def train(baseline: Baseline) -> Iterator[Progress]:
+    """Trains one baseline in this process, with the seeds, schedule and batch size of the fleet's run."""
+    run = baseline.run
+    pictures, held_out = _pictures(baseline)
+    trainer = WholeTrainer(build_for(run).module, run, baseline.name, pictures)
+    steps = run.rounds * trainer.steps
+    for number in range(1, run.rounds + 1):
+        for step, loss in enumerate(trainer.round(number), start=1):
+            done = (number - 1) * trainer.steps + step
+            if done % REPORT_EVERY == 0:
+                yield Progress(baseline.name, done, steps, loss)
+    yield Progress(baseline.name, steps, steps, loss, evaluate(trainer.network, held_out, run))
+
+
+class WholeTrainer:
+    """The whole network in one place, trained as a device trains its part: same batches, seeds, schedule."""
+
+    def __init__(self, network: nn.Module, run: RunSpec, name: str, pictures: PictureSet) -> None:
+        self.network = network
+        self.steps = steps_a_round(run, len(pictures))
+        self._run = run
+        self._name = name
+        self._pictures = pictures
+        self._place = next(network.parameters()).device
+        self._offsets = class_offsets(run, pictures.labels).to(self._place)
+        self._batch = batches_at(self._place, pictures, run)
+        self.forget_momentum()
+
+    def forget_momentum(self) -> None:
+        self._optimizer = make_optimizer(self.network.parameters(), self._run)
+
+    def round(self, number: int) -> Iterator[float]:
+        """Trains round `number` (from 1), yielding each batch's loss."""
+        run = self._run
+        self.network.train()
+        for step, indices in enumerate(epoch_batches(run, self._name, number, len(self._pictures))):
+            images, labels = self._batch(indices)
+            torch.manual_seed(seed_for(run.seed, self._name, number, step))
+            set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
+            with precision_at(self._place):
+                logits = self.network(augment(images, run.augmentation))
+                loss = F.cross_entropy(logits + self._offsets, labels)
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            yield loss.item()
+
+
+def evaluate(network: nn.Module, pictures: PictureSet, run: RunSpec) -> float:
+    """The share of `pictures` that the network gets right."""
+    network.eval()
+    place = next(network.parameters()).device
+    correct = 0
+    for images, labels in held_out_batches(pictures, run):
+        with torch.inference_mode(), precision_at(place):
+            correct += int((network(images.to(place)).argmax(dim=1).cpu() == labels).sum())
+    return correct / len(pictures)
+
+
+def held_out_batches(pictures: PictureSet, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of `pictures`, normalised (B, C, H, W), with their labels (B,)."""
+    for indices in np.array_split(np.arange(len(pictures)), -(-len(pictures) // EVALUATION_BATCH)):
+        yield batch(pictures, indices, run.mean, run.std)
+
+
+def _pictures(baseline: Baseline) -> tuple[PictureSet, PictureSet]:
+    """(training, held-out); the devices of one source hold out the same pictures."""
+    run, data = baseline.run, baseline.data
+    parts = [
+        open_data(
+            data.spec,
+            input_shape=run.input_shape,
+            shard=Shard.parse(shard),
+            seed=run.seed,
+            limit=data.limit,
+        )
+        for shard in baseline.shards
+    ]
+    images = np.concatenate([part.train.images for part in parts])
+    labels = np.concatenate([part.train.labels for part in parts])
+    return PictureSet(images, labels), parts[0].held_out
+
+
+def _train(baseline: Baseline, tell: Callable[[Progress], None]) -> None:
+    for progress in train(baseline):
+        tell(progress)

@@ -1,0 +1,87 @@
+"""What every method of a comparison is given, and what it says of each round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import msgspec
+
+from splitee.networks.exits import exit_inputs
+from splitee.networks.split import SplitNetwork, build_for
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.epochs import steps_a_round
+from splitee_device.data.images import PictureSet
+from splitee_lab.simulate.simulation import SimulatedDevice, build_at
+
+SERVER = "server"  # in `accuracies`: of the one network that all clients share
+TRAINING_PASSES = 3  # forward, gradient to the weights, gradient to the input: each the same multiplications
+
+
+class Accuracy(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Shares of the held-out pictures, for one client; `accuracy`: of its trunk, or of the whole network."""
+
+    accuracy: float | None = None  # None: it has an exit only
+    exit_accuracy: float | None = None
+    adaptive_accuracy: float | None = None
+    offload_share: float | None = None
+
+
+class RoundResult(msgspec.Struct, frozen=True):
+    """One round of a method. `accuracies`: by client, empty if the round was not evaluated."""
+
+    round: int
+    accuracies: dict[str, Accuracy]
+    bytes: int  # that all devices have sent and received in it
+    macs: int  # multiply-accumulates of all devices in it, for training
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The clients with their cuts and pictures, and the run's settings; `on_batch`: called after each."""
+
+    spec: RunSpec
+    devices: Mapping[str, SimulatedDevice]
+    evaluate_every: int = 1  # rounds; the last one is always evaluated
+    on_batch: Callable[[], None] = lambda: None
+    place: str = "cpu"  # of torch: where the networks are
+
+    @cached_property
+    def network(self) -> SplitNetwork:
+        """For its description; each method builds its own to train."""
+        return build_for(self.spec)
+
+    @cached_property
+    def samples(self) -> dict[str, int]:
+        """Training pictures by client, in the order of the names."""
+        return {name: len(self.devices[name].data.train) for name in sorted(self.devices)}
+
+    @property
+    def held_out(self) -> PictureSet:
+        """The clients of one experiment hold out the same pictures."""
+        return next(iter(self.devices.values())).data.held_out
+
+    def build(self) -> SplitNetwork:
+        """A network to train, with the weights that the seed gives."""
+        return build_at(self.spec, self.place)
+
+    def is_evaluated(self, number: int) -> bool:
+        return number % self.evaluate_every == 0 or number == self.spec.rounds
+
+    def batches(self, samples: int) -> int:
+        """Batches of a round on so many pictures."""
+        return steps_a_round(self.spec, samples)
+
+    def macs(self, name: str, cut: int | None, *, with_exit: bool = False) -> int:
+        """Of client `name` in one round, for training stages 1..cut; None: the whole network.
+
+        A training step counts as TRAINING_PASSES forward passes; the optimizer, and what the first layer
+        saves because nobody asks for the gradient to the pictures, are left out.
+        """
+        stages = self.network.stages[:cut]
+        each = sum(stage.macs for stage in stages)
+        if with_exit:
+            each += exit_inputs(stages[-1].feature_shape, stages[-1].channel_axis) * self.spec.num_classes
+        samples = self.samples[name]
+        return TRAINING_PASSES * each * self.batches(samples) * min(self.spec.batch_size, samples)

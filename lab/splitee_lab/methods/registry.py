@@ -1,0 +1,58 @@
+"""All methods that can be simulated, by name: the fleet's strategies, and what they are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import get_args
+
+from splitee.protocol.fields import Strategy
+from splitee_lab.methods.alone_exit import alone_exit
+from splitee_lab.methods.baselines import CENTRALIZED
+from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
+from splitee_lab.methods.fedavg import fedavg
+from splitee_lab.methods.splitfed import splitfed
+from splitee_lab.methods.whole import alone, centralized
+from splitee_lab.simulate.simulation import Simulation
+
+Method = Callable[[Experiment], Iterator[RoundResult]]
+
+
+def fleet(experiment: Experiment) -> Iterator[RoundResult]:
+    """The fleet's own method, by the strategy of its run."""
+    simulation = Simulation(
+        experiment.spec, experiment.devices, experiment.evaluate_every, experiment.on_batch, experiment.place
+    )
+    macs = sum(
+        experiment.macs(name, experiment.devices[name].cut, with_exit=True) for name in experiment.samples
+    )
+    for done in simulation.rounds():
+        found = {name: _accuracy(figures) for name, figures in done.accuracies.items() if figures}
+        yield RoundResult(done.round, found, done.bytes, macs)
+
+
+def _accuracy(figures: Mapping[str, float]) -> Accuracy:
+    return Accuracy(
+        figures["trunk_accuracy"],
+        figures["exit_accuracy"],
+        figures["adaptive_accuracy"],
+        figures["offload_share"],
+    )
+
+
+STRATEGIES: dict[str, Method] = dict.fromkeys(get_args(Strategy), fleet)
+BASELINES: dict[str, Method] = {
+    CENTRALIZED: centralized,
+    "alone": alone,
+    "alone-exit": alone_exit,
+    "fedavg": fedavg,
+    "splitfed": splitfed,
+}
+METHODS = STRATEGIES | BASELINES
+
+
+def batches_of(method: str, experiment: Experiment) -> int:
+    """How often the method will call `on_batch`."""
+    samples = experiment.samples.values()
+    if method == CENTRALIZED:
+        return experiment.spec.rounds * experiment.batches(sum(samples))
+    return experiment.spec.rounds * sum(map(experiment.batches, samples))

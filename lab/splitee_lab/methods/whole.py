@@ -1,0 +1,50 @@
+"""The whole network in one place, on all pictures; or at each client, on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from splitee_device.data.images import PictureSet
+from splitee_lab.methods.baselines import CENTRALIZED, WholeTrainer, evaluate
+from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
+
+
+def centralized(experiment: Experiment) -> Iterator[RoundResult]:
+    """One network, all pictures. Devices compute nothing, and send their pictures once, as uint8."""
+    own = [experiment.devices[name].data.train for name in experiment.samples]
+    images, labels = (np.concatenate([getattr(one, part) for one in own]) for part in ("images", "labels"))
+    trainer = whole_trainer(experiment, CENTRALIZED, PictureSet(images, labels))
+    for number in range(1, experiment.spec.rounds + 1):
+        train_round(experiment, trainer, number)
+        found = {}
+        if experiment.is_evaluated(number):
+            found[CENTRALIZED] = Accuracy(evaluate(trainer.network, experiment.held_out, experiment.spec))
+        yield RoundResult(number, found, images.nbytes if number == 1 else 0, 0)
+
+
+def alone(experiment: Experiment) -> Iterator[RoundResult]:
+    """A network for each client, which sends nothing and sees its own pictures only."""
+    trainers = {
+        name: whole_trainer(experiment, name, experiment.devices[name].data.train)
+        for name in experiment.samples
+    }
+    macs = sum(experiment.macs(name, None) for name in trainers)
+    for number in range(1, experiment.spec.rounds + 1):
+        for trainer in trainers.values():
+            train_round(experiment, trainer, number)
+        found = {}
+        if experiment.is_evaluated(number):
+            for name, trainer in trainers.items():
+                found[name] = Accuracy(evaluate(trainer.network, experiment.held_out, experiment.spec))
+        yield RoundResult(number, found, 0, macs)
+
+
+def whole_trainer(experiment: Experiment, name: str, pictures: PictureSet) -> WholeTrainer:
+    return WholeTrainer(experiment.build().module, experiment.spec, name, pictures)
+
+
+def train_round(experiment: Experiment, trainer: WholeTrainer, number: int) -> None:
+    for _ in trainer.round(number):
+        experiment.on_batch()

@@ -1,0 +1,197 @@
+"""A comparison's tables, results.json, table.md, and its page, report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
+
+from splitee import __version__
+from splitee.durable import write_atomically
+from splitee_lab.report.demo_page import percent, size
+from splitee_lab.report.plots import Bar, Colours, Curve, Group, bars, curves
+from splitee_lab.simulate.jobs import Job
+from splitee_lab.simulate.results import CutResult, Figure, MethodResult, Point
+from splitee_lab.simulate.targets import Target
+
+COLUMNS = ("method", "accuracy %", "exit %", "adaptive %", "bytes", "compute", "of whole")
+LEFT = ("cut", "method", "target", "bound")
+TARGET_COLUMNS = ("method", "target", "is", "bound", "met")
+
+
+def write(out: Path, job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> None:
+    """OUT/results.json, table.md and report.html. `job`: any of them, for the settings that all share.
+
+    Raises:
+        StateError: they cannot be written.
+    """
+    facts = {"settings": job, "methods": results, "targets": targets}
+    write_atomically(out / "results.json", msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+    write_atomically(out / "table.md", markdown(job, results, targets).encode())
+    write_atomically(out / "report.html", page(job, results, targets).encode())
+
+
+def tables(results: Sequence[MethodResult], targets: Sequence[Target]) -> list[Table]:
+    """The methods, the methods by cut, and the strategies beside their targets, for a terminal."""
+    methods = _table(COLUMNS, _rows(results))
+    by_cut = [
+        (f"{found.cut}", result.method, _share(found.accuracy), _share(found.exit_accuracy))
+        for result in results
+        for found in result.by_cut
+    ]
+    by_cut.sort(key=lambda row: int(row[0]))
+    found = [methods]
+    if by_cut:
+        found.append(_table(("cut", "method", "accuracy %", "exit %"), by_cut))
+    if targets:
+        found.append(_table(TARGET_COLUMNS, _target_rows(targets)))
+    return found
+
+
+def markdown(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> str:
+    """The same for a document: every cut in a column of its own."""
+    cuts = sorted({found.cut for result in results for found in result.by_cut})
+    columns = [
+        job.partition,
+        "accuracy %",
+        *(f"cut {cut}" for cut in cuts),
+        "exit %",
+        *(f"cut {cut}" for cut in cuts),
+        *COLUMNS[-3:],
+    ]
+    rows = [
+        [
+            result.method,
+            _share(result.accuracy),
+            *(_of_cut(result, cut, lambda found: found.accuracy) for cut in cuts),
+            _share(result.exit_accuracy),
+            *(_of_cut(result, cut, lambda found: found.exit_accuracy) for cut in cuts),
+            *_costs(result),
+        ]
+        for result in results
+    ]
+    lines = _markdown_table(columns, rows)
+    if targets:
+        lines += ["", *_markdown_table(TARGET_COLUMNS, _target_rows(targets))]
+    return "\n".join(lines) + "\n"
+
+
+def _of_cut(result: MethodResult, cut: int, pick: Callable[[CutResult], Figure | None]) -> str:
+    figures = [pick(found) for found in result.by_cut if found.cut == cut]
+    return _share(figures[0] if figures else None)
+
+
+def _target_rows(targets: Sequence[Target]) -> list[tuple[str, ...]]:
+    return [
+        (one.method, one.what, f"{100 * one.value:z.2f} %", one.bound, "yes" if one.met else "no")
+        for one in targets
+    ]
+
+
+def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
+
+
+def page(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> str:
+    """One page that needs nothing else: no script, no font, no other host."""
+    environment = Environment(
+        loader=PackageLoader("splitee_lab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("simulation.html.j2").render(
+        job=job,
+        results=results,
+        columns=COLUMNS,
+        rows=_rows(results),
+        target_columns=TARGET_COLUMNS,
+        targets=_target_rows(targets),
+        spread=any(len(result.seeds) > 1 for result in results),
+        plots={name: Markup(svg) for name, svg in _plots(results).items()},  # noqa: S704
+        version=__version__,
+    )
+
+
+def _rows(results: Sequence[MethodResult]) -> list[tuple[str, ...]]:
+    return [
+        (
+            result.method,
+            _share(result.accuracy),
+            _share(result.exit_accuracy),
+            _share(result.adaptive_accuracy),
+            *_costs(result),
+        )
+        for result in results
+    ]
+
+
+def _costs(result: MethodResult) -> tuple[str, str, str]:
+    return size(result.bytes.mean), _macs(result.macs.mean), percent(result.compute_share.mean)
+
+
+def _share(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    spread = "" if figure.spread is None else f" ± {100 * figure.spread:.1f}"
+    return f"{100 * figure.mean:.1f}{spread}"
+
+
+def _macs(count: float) -> str:
+    """Multiply-accumulates for people."""
+    for unit, length in (("PMAC", 1e15), ("TMAC", 1e12), ("GMAC", 1e9)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return f"{count / 1e6:.1f} MMAC"
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        shown.add_column(column, justify="left" if column in LEFT else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*map(Text, row))
+    return shown
+
+
+def _plots(results: Sequence[MethodResult]) -> dict[str, str]:
+    wanted: dict[str, tuple[Callable[[Point], float], Callable[[Point], float | None], str]] = {
+        "over_rounds": (lambda at: at.round, lambda at: at.accuracy, "round"),
+        "exit_over_rounds": (lambda at: at.round, lambda at: at.exit_accuracy, "round"),
+        "over_bytes": (lambda at: at.bytes / 1e6, lambda at: at.accuracy, "MB"),
+        "over_macs": (lambda at: at.macs / 1e9, lambda at: at.accuracy, "GMAC"),
+    }
+    plots = {}
+    for name, (x, y, label) in wanted.items():
+        lines = [
+            Curve(result.method, [(x(at), value) for at in result.course if (value := y(at)) is not None])
+            for result in results
+        ]
+        drawn = [line for line in lines if line.points]
+        if drawn:
+            plots[name] = curves(name, drawn, label)
+    cuts = sorted({found.cut for result in results for found in result.by_cut})
+    if cuts:
+        groups = [Group(f"Cut {cut}", cut, _bars(results, cut)) for cut in cuts]
+        plots["by_cut"] = bars("by_cut", groups, Colours(cuts), percent, top=1.0)
+    return plots
+
+
+def _bars(results: Sequence[MethodResult], cut: int) -> list[Bar]:
+    return [
+        Bar(label, figure.mean, strength)
+        for result in results
+        for found in result.by_cut
+        if found.cut == cut
+        for label, figure, strength in (
+            (result.method, found.accuracy, 1.0),
+            (f"{result.method}, exit", found.exit_accuracy, 0.5),
+        )
+        if figure is not None
+    ]

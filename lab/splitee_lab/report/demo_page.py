@@ -1,0 +1,283 @@
+"""A demo's report: the server's figures with the baselines, as report.json and as a page, report.html."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import msgspec
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from rich.table import Table
+from rich.text import Text
+
+from splitee import __version__
+from splitee.errors import StateError
+from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee_lab.demo.inference import DeviceInference, rows
+from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, over_rounds
+
+
+class DeviceResult(msgspec.Struct, frozen=True):
+    """One device at the end of the run; accuracies and shares are fractions."""
+
+    id: str
+    cut: int
+    stage: str
+    train_samples: int
+    exit_accuracy: float | None
+    trunk_accuracy: float | None
+    adaptive_accuracy: float | None
+    offload_share: float | None
+    batches: int
+    bytes: int
+
+
+class BaselineResult(msgspec.Struct, frozen=True):
+    """Held-out accuracies of the whole network: trained on all pictures, and on each device's own."""
+
+    centralized_accuracy: float
+    alone_accuracy: dict[str, float]
+
+
+class DeviceChoice(msgspec.Struct, frozen=True):
+    """A device with limits (cores; MiB to train) and the cut that its profiler chose."""
+
+    id: str
+    cpu: float
+    memory: int
+    cut: int
+    reason: str
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What report.json holds: the server's report, where it ran, and what it is compared with."""
+
+    strategy: str
+    order: str
+    seed: int
+    rounds: int
+    seconds: float
+    codec: str
+    threshold: float
+    weights_sha256: str
+    batches_published: int
+    batches_trained: int
+    duplicates_dropped: int
+    bytes_published: int
+    rejected: int
+    devices: list[DeviceResult]
+    network: str
+    data: str
+    broker: str
+    baselines: BaselineResult | None = None
+    inference: list[DeviceInference] = []
+    choices: list[DeviceChoice] = []
+
+
+def complete(
+    server_report: Path,
+    *,
+    network: str,
+    data: str,
+    broker: str,
+    baselines: Mapping[str, float] | None,
+    inference: Sequence[DeviceInference] = (),
+    choices: Sequence[DeviceChoice] = (),
+) -> dict[str, Any]:
+    """The server's report with what only the demo knows. `baselines`: "centralized" and by device id.
+
+    Raises:
+        StateError: the server has left no report, or one that lacks a field.
+    """
+    try:
+        report = msgspec.json.decode(server_report.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StateError(f"expected the server's report at {server_report}: {error}") from None
+    report |= {"network": network, "data": data, "broker": broker}
+    report["inference"] = msgspec.to_builtins(list(inference))
+    if choices:
+        report["choices"] = msgspec.to_builtins(list(choices))
+    if baselines is not None:
+        alone = {name: value for name, value in baselines.items() if name != "centralized"}
+        report["baselines"] = {"centralized_accuracy": baselines["centralized"], "alone_accuracy": alone}
+    _typed(report, server_report)
+    return report
+
+
+def read_history(path: Path) -> list[Metrics]:
+    """The evaluated rounds in order; a round that was evaluated again counts with its last line."""
+    rounds = {}
+    for line in path.read_bytes().splitlines():
+        metrics = Metrics.decode(line)
+        rounds[metrics.round] = metrics
+    return [rounds[number] for number in sorted(rounds)]
+
+
+def write(directory: Path, report: dict[str, Any], history: Sequence[Metrics]) -> Report:
+    """Writes report.json and report.html to `directory`."""
+    typed = _typed(report, directory / "report.json")
+    (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (directory / "report.html").write_text(page(typed, history))
+    return typed
+
+
+def page(report: Report, history: Sequence[Metrics]) -> str:
+    """The report as one HTML page that needs nothing else: no script, no font, no other host."""
+    environment = Environment(
+        loader=PackageLoader("splitee_lab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=percent, size=size, span=span)
+    template = environment.get_template("report.html.j2")
+    return template.render(
+        report=report,
+        trunk=_range(device.trunk_accuracy for device in report.devices),
+        exits=_range(device.exit_accuracy for device in report.devices),
+        adaptive=_range(device.adaptive_accuracy for device in report.devices),
+        offload=_range(device.offload_share for device in report.devices),
+        alone=_range(report.baselines.alone_accuracy.values() if report.baselines else ()),
+        plots={name: Markup(svg) for name, svg in _plots(report, history).items()},  # noqa: S704
+        answers=list(rows(report.inference)),
+        version=__version__,
+    )
+
+
+def table(report: Report) -> Table:
+    """The devices at the end, for a terminal."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    alone = report.baselines.alone_accuracy if report.baselines else {}
+    shown.add_column("device", overflow="fold")
+    shown.add_column("cut", overflow="fold")
+    names = ("pictures", "exit", "trunk", "adaptive", "offload", *(("alone",) if alone else ()), "MB")
+    for name in names:
+        shown.add_column(name, justify="right")
+    for device in report.devices:
+        cells = (
+            device.id,
+            f"{device.cut} {device.stage}",
+            f"{device.train_samples:,}",
+            percent(device.exit_accuracy),
+            percent(device.trunk_accuracy),
+            percent(device.adaptive_accuracy),
+            percent(device.offload_share),
+            *((percent(alone.get(device.id)),) if alone else ()),
+            f"{device.bytes / 1e6:.1f}",
+        )
+        shown.add_row(*map(Text, cells))
+    return shown
+
+
+def choices_table(choices: Sequence[DeviceChoice]) -> Table:
+    """Limits and the cuts that the profiler chose, with its reasons."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    shown.add_column("device", overflow="fold")
+    for name in ("core", "MiB", "cut"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    shown.add_column("why", overflow="fold")
+    for choice in choices:
+        cells = (choice.id, f"{choice.cpu:.0%}", f"{choice.memory}", f"{choice.cut}", choice.reason)
+        shown.add_row(*map(Text, cells))
+    return shown
+
+
+def percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit, length in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= length:
+            return f"{count / length:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def span(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class Range(msgspec.Struct, frozen=True):
+    """A figure over the devices."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def _range(values: Any) -> Range | None:
+    known = [value for value in values if value is not None]
+    return Range(mean(known), min(known), max(known)) if known else None
+
+
+def _typed(report: dict[str, Any], path: Path) -> Report:
+    try:
+        return msgspec.convert(report, Report)
+    except msgspec.ValidationError as error:
+        raise StateError(f"{path} is no report of a run: {error}") from None
+
+
+def _plots(report: Report, history: Sequence[Metrics]) -> dict[str, str]:
+    colours = Colours([device.cut for device in report.devices])
+    references = {}
+    if report.baselines:
+        references["centralized"] = report.baselines.centralized_accuracy
+        references["alone (mean)"] = mean(report.baselines.alone_accuracy.values())
+    plots = {}
+    for name, share in (
+        ("exit_loss", False),
+        ("trunk_loss", False),
+        ("exit_accuracy", True),
+        ("trunk_accuracy", True),
+    ):
+        lines = _lines(report, history, name)
+        if lines:
+            plots[name] = over_rounds(name, lines, references if share else {}, colours, share=share)
+    plots["by_cut"] = bars("by_cut", _accuracy_groups(report), colours, percent, top=1.0)
+    sent = [Group("", device.cut, [Bar(device.id, device.bytes)]) for device in report.devices]
+    most = max(device.bytes for device in report.devices)
+    plots["sent"] = bars("sent", sent, colours, size, top=max(most, 1))
+    return plots
+
+
+def _lines(report: Report, history: Sequence[Metrics], figure: str) -> list[Line]:
+    lines = []
+    for device in report.devices:
+        values = {}
+        for metrics in history:
+            measured: DeviceMetrics | None = metrics.devices.get(device.id)
+            value = getattr(measured, figure, None)
+            if value is not None:
+                values[metrics.round] = value
+        if values:
+            lines.append(Line(device.id, device.cut, values))
+    return lines
+
+
+def _accuracy_groups(report: Report) -> list[Group]:
+    alone = report.baselines.alone_accuracy if report.baselines else {}
+    groups = []
+    for cut in sorted({device.cut for device in report.devices}):
+        devices = [device for device in report.devices if device.cut == cut]
+        figures = (
+            ("trunk", _range(device.trunk_accuracy for device in devices), 1.0),
+            ("adaptive", _range(device.adaptive_accuracy for device in devices), 0.75),
+            ("exit", _range(device.exit_accuracy for device in devices), 0.5),
+            ("alone", _range(alone.get(device.id) for device in devices), None),
+        )
+        who = devices[0].id if len(devices) == 1 else f"mean of {len(devices)} devices"
+        groups.append(
+            Group(
+                f"Cut {cut}, after {devices[0].stage}: {who}",
+                cut,
+                [Bar(name, found.mean, strength) for name, found, strength in figures if found],
+            )
+        )
+    return groups

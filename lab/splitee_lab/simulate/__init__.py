@@ -1,0 +1,1 @@
+"""Comparisons in one process, without a broker."""

@@ -1,0 +1,258 @@
+"""A comparison: methods x seeds on the same pictures, each a job of its own that is not run twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from splitee.durable import write_atomically
+from splitee.errors import DataError, StateError
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.data.images import DeviceData, PictureSet, open_data
+from splitee_lab.local.workers import at_work
+from splitee_lab.methods.experiment import Experiment, RoundResult
+from splitee_lab.methods.registry import METHODS, batches_of
+from splitee_lab.simulate.partition import Partition, deal, warnings_of
+from splitee_lab.simulate.simulation import SimulatedDevice
+
+DATA_SEED = 0  # which pictures are held out, and which are left out by a limit, is the same for all seeds
+TELL_EVERY = 0.5  # seconds
+
+
+class PictureChoice(msgspec.Struct, frozen=True):
+    """Which pictures: `data` as `splitee device` takes it, at most `samples` to train on.
+
+    `test`: another source, all of which is held out instead of a part of `data`; at most `test_samples` are.
+    Without `test`, no more are held out than there are to train on.
+    """
+
+    data: str
+    test: str | None = None
+    samples: int | None = None
+    test_samples: int | None = None
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One method with one seed, and all that its result depends on; client i has cuts[i % len(cuts)]."""
+
+    method: str
+    run: RunSpec
+    pictures: PictureChoice
+    clients: int
+    cuts: tuple[int, ...]
+    partition: str
+    evaluate_every: int
+    place: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-seed{self.run.seed}"
+
+    @property
+    def title(self) -> str:
+        return f"run {self.name}"
+
+
+class ClientFacts(msgspec.Struct, frozen=True):
+    """A client that takes part: its cut, its training pictures, and how many classes they are of."""
+
+    cut: int
+    samples: int
+    classes: int
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A finished job, as it is stored. `whole_macs`: what all clients would compute for the whole network."""
+
+    job: Job
+    whole_macs: int
+    clients: dict[str, ClientFacts]
+    rounds: list[RoundResult]
+    seconds: float
+
+
+class News(msgspec.Struct, frozen=True):
+    """How far a job is; `part` when it is done."""
+
+    done: int
+    batches: int
+    accuracy: float | None = None  # mean over the clients, when last evaluated
+    part: Part | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What all jobs share."""
+
+    train: PictureSet
+    held_out: PictureSet
+    class_names: tuple[str, ...]
+
+
+def open_pictures(choice: PictureChoice, input_shape: tuple[int, int, int]) -> Pictures:
+    """Decodes the pictures, each class in proportion where there is a limit.
+
+    Raises:
+        DataError: a source that is missing, empty or of one class; or the two are of different classes.
+    """
+    data = open_data(choice.data, input_shape=input_shape, seed=DATA_SEED, limit=choice.samples)
+    held_out = data.held_out
+    if choice.test is not None:
+        other = open_data(choice.test, input_shape=input_shape, seed=DATA_SEED)
+        if other.class_names != data.class_names:
+            raise DataError(f"{choice.test}: expected the classes of {choice.data}; they differ")
+        held_out = PictureSet(
+            np.concatenate([other.train.images, other.held_out.images]),
+            np.concatenate([other.train.labels, other.held_out.labels]),
+        )
+    return Pictures(data.train, _at_most(choice.test_samples, held_out), data.class_names)
+
+
+def _at_most(limit: int | None, pictures: PictureSet) -> PictureSet:
+    if limit is None or limit >= len(pictures):
+        return pictures
+    by_class = np.argsort(pictures.labels, kind="stable")
+    kept = np.sort(by_class[np.arange(limit) * len(by_class) // limit])
+    return PictureSet(pictures.images[kept], pictures.labels[kept])
+
+
+def client_names(count: int) -> list[str]:
+    """Names whose order is that of their numbers."""
+    width = len(str(count))
+    return [f"client-{number:0{width}}" for number in range(1, count + 1)]
+
+
+def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
+    """A line for each client that a seed leaves without pictures, or with one class only.
+
+    Raises:
+        DataError: fewer pictures than clients, or no client with two pictures.
+    """
+    lines = []
+    for job in {job.run.seed: job for job in jobs}.values():
+        hands = deal(pictures.train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
+        names = client_names(job.clients)
+        if max(map(len, hands)) < 2:
+            raise DataError(
+                f"{job.clients} clients have a picture each: give more pictures, or fewer clients"
+            )
+        found = warnings_of([pictures.train.labels[mine] for mine in hands], names, pictures.class_names)
+        lines += [f"seed {job.run.seed}, {job.partition}: {line}" for line in found]
+    return lines
+
+
+def experiment_of(job: Job, pictures: Pictures, on_batch: Callable[[], None]) -> Experiment:
+    """The job's clients with their pictures; who has fewer than two is left out."""
+    train = pictures.train
+    hands = deal(train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
+    devices = {}
+    for index, (name, mine) in enumerate(zip(client_names(job.clients), hands, strict=True)):
+        if len(mine) >= 2:
+            own = PictureSet(train.images[mine], train.labels[mine])
+            data = DeviceData(own, pictures.held_out, pictures.class_names, ())
+            devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data)
+    return Experiment(job.run, devices, job.evaluate_every, on_batch, job.place)
+
+
+def run_job(pictures: Pictures, job: Job, tell: Callable[[News], None]) -> None:
+    """Runs a job, telling how far it is a few times a second, and its result at the end."""
+    started = told = time.monotonic()
+    done = total = 0
+    accuracy = None
+
+    def on_batch() -> None:
+        nonlocal done, told
+        done += 1
+        if time.monotonic() > told + TELL_EVERY:
+            tell(News(done, total, accuracy))
+            told = time.monotonic()
+
+    experiment = experiment_of(job, pictures, on_batch)
+    total = batches_of(job.method, experiment)
+    rounds = []
+    for result in METHODS[job.method](experiment):
+        rounds.append(result)
+        accuracy = mean_accuracy(result) if result.accuracies else accuracy
+    clients = {
+        name: ClientFacts(device.cut, len(device.data.train), len(np.unique(device.data.train.labels)))
+        for name, device in experiment.devices.items()
+    }
+    whole_macs = job.run.rounds * sum(experiment.macs(name, None) for name in clients)
+    part = Part(job, whole_macs, clients, rounds, time.monotonic() - started)
+    tell(News(total, total, accuracy, part))
+
+
+def mean_accuracy(result: RoundResult) -> float:
+    """Over the clients; of the exits where there is nothing else."""
+    found = [
+        one.accuracy if one.accuracy is not None else one.exit_accuracy for one in result.accuracies.values()
+    ]
+    return float(np.mean([value for value in found if value is not None]))
+
+
+class PartStore:
+    """Results of jobs as files, OUT/parts/METHOD-seedN.json."""
+
+    def __init__(self, out: Path) -> None:
+        self._folder = out / "parts"
+
+    def save(self, part: Part) -> None:
+        """Durable when this returns. Raises StateError."""
+        self._folder.mkdir(exist_ok=True)
+        write_atomically(self._path(part.job), msgspec.json.format(msgspec.json.encode(part), indent=1))
+
+    def load(self, job: Job) -> Part | None:
+        """The job's result, if it has been run.
+
+        Raises:
+            StateError: what is there is of other settings, or unreadable.
+        """
+        path = self._path(job)
+        try:
+            part = msgspec.json.decode(path.read_bytes(), type=Part)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            raise StateError(f"{path} is unreadable ({error}): remove it, and its job is run again") from None
+        if part.job != job:
+            changed = "; ".join(_differences(part.job, job))
+            raise StateError(f"{path} is of other settings ({changed}): name another --out, or remove it")
+        return part
+
+    def _path(self, job: Job) -> Path:
+        return self._folder / f"{job.name}.json"
+
+
+def _differences(there: msgspec.Struct, here: msgspec.Struct) -> Iterator[str]:
+    for name in here.__struct_fields__:
+        before, now = getattr(there, name), getattr(here, name)
+        if isinstance(before, msgspec.Struct) and isinstance(now, msgspec.Struct):
+            yield from _differences(before, now)
+        elif before != now:
+            yield f"{name} {before!r} there, {now!r} here"
+
+
+def run_all(
+    jobs: Sequence[Job], pictures: Pictures, store: PartStore, workers: int, show: Callable[[Job, News], None]
+) -> list[Part]:
+    """The results of all jobs, in their order; those that are stored are not run again.
+
+    Raises:
+        ChildFailed: a job met an error, or its process ended before its result; what is done is stored.
+    """
+    parts = {job.name: part for job in jobs if (part := store.load(job)) is not None}
+    missing = [job for job in jobs if job.name not in parts]
+    if missing:
+        with at_work(missing, partial(run_job, pictures), workers) as news:
+            for job, said in news:
+                if said.part is not None:
+                    store.save(said.part)
+                    parts[job.name] = said.part
+                show(job, said)
+    return [parts[job.name] for job in jobs]

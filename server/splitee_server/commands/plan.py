@@ -1,0 +1,87 @@
+"""`splitee plan`: the cuts by which the rounds of a whole fleet would end together, from its profiles."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from splitee.cli.settings import setting, settings_file
+from splitee.commands.status import gather, printable
+from splitee.errors import ConfigError
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, link_options
+from splitee.protocol.fleet_view import FleetSnapshot, FleetView
+from splitee_server.planning import Candidate, Planned, candidates, plan_fleet
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@settings_file
+@link_options
+@setting("--steps", type=click.IntRange(min=0), default=0, help="Batches a round; 0: the run's, or one pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
+    """Show the cuts that would let all devices' rounds end together.
+
+    Reads the profiles that devices have published (`splitee device --cut auto`). No device can end before its
+    fastest cut lets it; the slowest of these sets the fleet's time. Every other device takes the deepest cut
+    that keeps within it, which leaves the server the least to train.
+    """
+    logging.getLogger("splitee").setLevel(logging.WARNING)
+    view = FleetView(link.fleet)
+    identity = f"splitee-plan-{os.getpid()}-{secrets.token_hex(4)}"
+    with closing(Link(link.address, identity, tls=link.tls)) as connection:
+        connection.subscribe(*view.filters)
+        connection.open(link.connect_timeout)
+        gather(connection, view)
+    snapshot = view.snapshot()
+    by_device = _candidates(snapshot, steps)
+    if not by_device:
+        raise ConfigError(
+            f"no device of fleet {link.fleet!r} at {link.address} has published a profile: "
+            "start devices with --cut auto, or run `splitee profile` on them"
+        )
+    planned = plan_fleet(by_device)
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode([asdict(row) for row in planned]), indent=2))
+    else:
+        Console().print(_table(planned))
+
+
+def _candidates(snapshot: FleetSnapshot, steps: int) -> dict[str, list[Candidate]]:
+    run = snapshot.run
+    window = run.window if run else 8
+    found = {}
+    for device in snapshot.devices:
+        if device.capability is None or not device.train_samples:
+            continue
+        own = device.train_samples // max(device.capability.batch_size, 1)
+        count = steps or (run.steps if run else 0) or max(1, own)
+        found[device.id] = candidates(device.capability, count, window)
+    return found
+
+
+def _table(planned: Sequence[Planned]) -> Table:
+    fitting = [row for row in planned if row.cut is not None]
+    slowest = max((row.seconds for row in fitting if row.seconds is not None), default=0.0)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.title = f"The fleet's round: {slowest:.3g} s"
+    table.title_justify = "left"
+    for heading in ("device", "cut", "round s", "idle", "why"):
+        table.add_column(heading, justify="left" if heading in ("device", "why") else "right")
+    for row in planned:
+        idle = "" if row.seconds is None else f"{1 - row.seconds / slowest:.0%}"
+        seconds = "" if row.seconds is None else f"{row.seconds:.3g}"
+        cut = "-" if row.cut is None else str(row.cut)
+        table.add_row(printable(row.device), cut, seconds, idle, row.reason)
+    return table

@@ -1,0 +1,68 @@
+"""`splitee release`: send devices their exported models, and wait for their word."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import click
+
+from splitee.cli.settings import setting, settings_file
+from splitee.cli.signals import stop_on_signals
+from splitee.errors import ConfigError, MalformedMessage, ModelError, Stalled
+from splitee.mqtt.events import Connected, Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, link_options
+from splitee.protocol.topics import Topics
+from splitee_server.release.offers import Offers
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@link_options
+@setting(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=600.0,
+    metavar="SECONDS",
+    help="For the devices to fetch and try their models.",
+)
+@settings_file
+def release(models: tuple[Path, ...], link: LinkOptions, wait: float) -> None:
+    """Send MODELS, which `splitee export` wrote for devices, each to its device.
+
+    The device checks what it got, tries it on its own pictures, and switches over only then.
+    """
+    if not models:
+        raise ConfigError("nothing to release: name the model directories that `splitee export` wrote")
+    topics = Topics(link.fleet)
+    connection = Link(link.address, f"splitee-{link.fleet}-release-{time.time_ns()}", tls=link.tls)
+    releases = Offers(connection, topics, list(models))
+    stop = stop_on_signals()
+    connection.open(link.connect_timeout)
+    deadline = time.monotonic() + wait
+    try:
+        while releases.missing and not stop.is_set():
+            if time.monotonic() > deadline:
+                raise Stalled(
+                    f"no word from {', '.join(releases.missing)} within {wait:.0f} s: is `splitee infer` "
+                    "running there? The offer stays, but bytes are sent only while this command runs"
+                )
+            event = connection.receive(0.5)
+            if isinstance(event, Connected):
+                releases.offer()
+            elif isinstance(event, Message):
+                try:
+                    releases.handle(event)
+                except MalformedMessage as error:
+                    log.warning("%s: ignored: %s", event.topic, error)
+    finally:
+        connection.close()
+    refused = {device: report for device, report in releases.reports.items() if report.state != "in service"}
+    for device, report in sorted(releases.reports.items()):
+        click.echo(f"{device}: {report.state} {report.reason}".rstrip())
+    if refused:
+        raise ModelError(f"not in service on {', '.join(sorted(refused))}; what was there before still is")

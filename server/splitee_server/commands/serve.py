@@ -1,0 +1,85 @@
+"""`splitee serve`: answer a fleet's devices from exported trunks; needs no torch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from splitee.cli.settings import setting, settings_file
+from splitee.cli.signals import stop_on_signals
+from splitee.inference.trunks import TrunkModels
+from splitee.mqtt.events import Connected, Disconnected, Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions, link_options
+from splitee.protocol.topics import Topics
+from splitee_server.announcer import Announcer, claim_fleet, offline
+from splitee_server.offload.predictions import Predictions
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@link_options
+@setting(
+    "--model",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="What `splitee export` wrote for the server.",
+)
+@setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@settings_file
+def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
+    """Answer devices that are not sure, from the exported trunks of a finished run."""
+    trunks = TrunkModels(model, threads=threads)
+    topics, instance = Topics(link.fleet), time.time_ns()
+    connection = Link(
+        link.address, f"splitee-{link.fleet}-server-{instance}", will=offline(topics, instance), tls=link.tls
+    )
+    stop = stop_on_signals()
+    connection.open(link.connect_timeout)
+    farewell = None
+    try:
+        claim_fleet(connection, topics, instance)
+        farewell = offline(topics, instance)
+        log.info("serving run %s, round %d, from %s", trunks.run, trunks.round, model)
+        answer_requests(connection, topics, trunks, instance, stop.is_set)
+        log.info("stopped")
+    finally:
+        connection.close(farewell)
+
+
+def answer_requests(
+    link: Link, topics: Topics, trunks: TrunkModels, instance: int, stop: Callable[[], bool]
+) -> None:
+    """Serves until `stop`; the counts go to `server/status`."""
+    serving = Predictions(link, topics, trunks)
+    announce = Announcer(link, topics, instance, trunks.run)
+    link.subscribe(topics.all_devices("infer"))
+
+    def beat(*, now: bool = False) -> None:
+        doing = f"serving: {serving.requests} requests in {serving.passes} passes"
+        announce.beat(doing, (), serving.rejected, now=now)
+
+    beat(now=True)
+    while not stop():
+        event = link.receive(0 if serving.waiting else 0.5)
+        if event is None:
+            serving.answer()
+        elif isinstance(event, Message):
+            found = topics.parse_device(event.topic)
+            if event.topic == topics.server_claim:
+                beat(now=True)
+            elif found is not None and found[1] == "infer":
+                serving.add(found[0], event)
+        elif isinstance(event, Connected):
+            beat(now=True)
+        elif isinstance(event, Disconnected):
+            log.warning("connection lost (%s); reconnecting", event.reason)
+        beat()
+    serving.answer()
+    beat(now=True)

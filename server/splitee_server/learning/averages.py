@@ -1,0 +1,100 @@
+"""Averages: each tensor over all who hold it, of trunks layer by layer and of client networks with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from splitee.protocol.fields import ClientAveraging, Weighting
+from splitee.training.state import COUNTER
+from splitee.training.weights import CLIENT
+from splitee_server.learning.strategies.base import Strategy
+
+
+def average_by_name(
+    holders: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """The weighted mean of every tensor over its holders: stage l over {i : l_i < l}.
+
+    BatchNorm's running mean and variance are averaged like weights; its batch counter is left out.
+
+    Args:
+        holders: for each device, its trunk's tensors by name.
+        weights: for each of these devices, its weight, such as its number of samples.
+
+    Returns:
+        Tensors by name, in float64 while they are summed, of the holders' type at the end.
+    """
+    names = sorted({name for tensors in holders.values() for name in tensors if not name.endswith(COUNTER)})
+    means: dict[str, Tensor] = {}
+    for name in names:
+        having = [device for device in sorted(holders) if name in holders[device]]
+        total = sum(weights[device] for device in having)
+        if total <= 0:
+            continue
+        first = holders[having[0]][name]
+        mean = torch.zeros_like(first, dtype=torch.float64)
+        for device in having:
+            mean.add_(holders[device][name], alpha=weights[device] / total)
+        means[name] = mean.to(first.dtype)
+    return means
+
+
+def weigh(samples: Mapping[str, int], how: Weighting) -> dict[str, int]:
+    """What each device counts in an average: its samples, or the same for all."""
+    return {device: count if how == "samples" else 1 for device, count in samples.items()}
+
+
+Weights = Mapping[str, Tensor]
+
+
+def average_clients(
+    how: ClientAveraging,
+    clients: Mapping[str, Weights],
+    strategy: Strategy,
+    cuts: Mapping[str, int],
+    samples: Mapping[str, int],
+) -> None:
+    """Average what the devices hold, weighted by their `samples`, and write it back to all holders.
+
+    `same-cut`: client networks and exits over the devices of each cut. `layerwise`: exits likewise, but each
+    stage over all its holders, client networks and trunks alike; a shared trunk counts once for each device
+    whose batches train the stage there.
+
+    Args:
+        clients: client networks and exits by device, averaged in place.
+    """
+    if how == "none":
+        return
+    for cut in set(cuts.values()):
+        average({name: clients[name] for name in clients if cuts[name] == cut}, samples)
+    if how == "layerwise":
+        whole = {name: _whole(clients[name], strategy.trunk(name).state_dict()) for name in clients}
+        strategy.absorb(average(whole, samples))
+
+
+def average(holders: Mapping[str, Weights], samples: Mapping[str, int]) -> dict[str, Tensor]:
+    """Replaces every tensor by its mean over those who hold it, in place; BatchNorm's counters are kept.
+
+    Returns:
+        The means.
+    """
+    means = average_by_name(holders, samples)
+    with torch.no_grad():
+        for tensors in holders.values():
+            for name in tensors.keys() & means.keys():
+                tensors[name].copy_(means[name])
+    return means
+
+
+def size_of(weights: Weights) -> int:
+    """Bytes of weights on their way."""
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+def _whole(client: Weights, trunk: Weights) -> dict[str, Tensor]:
+    """The network as one device's pictures see it: its own stages, and those of its trunk."""
+    own = {name.removeprefix(CLIENT): tensor for name, tensor in client.items() if name.startswith(CLIENT)}
+    return {**trunk, **own}

@@ -1,0 +1,107 @@
+"""The client networks that the server holds: averaged ones, those of moved devices, those to be released."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from splitee.networks.split import SplitNetwork
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import weights_digest
+from splitee.training.weights import CLIENT, WeightsAssembler, client_model, select
+from splitee_server.learning.averages import average_clients, weigh
+from splitee_server.learning.strategies.base import Strategy
+
+Weights = Mapping[str, Tensor]
+
+
+class ClientNetworks:
+    """By device, as of the last commit; they are there when a round has collected them."""
+
+    def __init__(self, spec: RunSpec, network: SplitNetwork, strategy: Strategy) -> None:
+        self._spec = spec
+        self._network = network
+        self._strategy = strategy
+        self._held: dict[str, Weights] = {}
+        self._digests: dict[str, str] = {}
+
+    def __contains__(self, device: str) -> bool:
+        return device in self._held
+
+    def arrival(self, cut: int) -> WeightsAssembler:
+        """Takes the messages of a device with this cut."""
+        return WeightsAssembler(client_model(self._network, cut, self._spec).state_dict())
+
+    def end_round(
+        self, came: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
+    ) -> None:
+        """Average what came in a round, where the run does; trunks take part as the setting says.
+
+        Args:
+            came: client networks of devices that have finished the round; they are averaged in place.
+            cuts: of all devices. One that was missing takes the average of its cut, or keeps what is here.
+            samples: of the devices that have finished the round.
+        """
+        missed = {device: weights for device, weights in self._held.items() if device not in samples}
+        self._held = dict(came)
+        how = self._spec.client_averaging
+        if how != "none":
+            weights = weigh(samples, self._spec.weighting)
+            average_clients(how, came, self._strategy, {device: cuts[device] for device in came}, weights)
+            for device, cut in cuts.items():
+                self.adopt(device, cut, cuts)
+        self._held = {**missed, **self._held}
+        self._digests = {}
+
+    def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
+        """A device without a network here takes over the average of its cut, if there is one."""
+        others = sorted(other for other in self._held if cuts.get(other) == cut)
+        if self._spec.client_averaging != "none" and device not in self._held and others:
+            self._held[device] = self._held[others[0]]
+
+    def move(self, moves: Mapping[str, int], cuts: Mapping[str, int]) -> None:
+        """Cut devices elsewhere: stages keep their weights, on whichever side they are.
+
+        An exit is that of the others at that cut, where client networks are averaged, else a new one.
+
+        Args:
+            moves: the new cuts, of devices whose networks came in this round.
+            cuts: of all devices until now.
+        """
+        before = dict(self._held)
+        for device, cut in sorted(moves.items()):
+            mates = [d for d in sorted(before) if cuts.get(d) == cut]
+            averaged = before[mates[0]] if mates and self._spec.client_averaging != "none" else {}
+            self._held[device] = self._moved(device, cut, before[device], averaged)
+            self._digests.pop(device, None)
+
+    def _moved(self, device: str, cut: int, own: Weights, mate: Weights) -> Weights:
+        """The client network of `device` at its new cut, its trunk moved with it. `mate`: has the exit."""
+        trunk = self._strategy.trunk(device).state_dict()
+        moved = {}
+        for name, fresh in client_model(self._network, cut, self._spec).state_dict().items():
+            if name.startswith(CLIENT):
+                source = own.get(name, trunk.get(name.removeprefix(CLIENT), fresh))
+            else:
+                source = mate.get(name, fresh)
+            moved[name] = source.clone()
+        stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
+        self._strategy.move(device, cut, stages)
+        return moved
+
+    def digest(self, device: str) -> str:
+        if device not in self._digests:
+            self._digests[device] = weights_digest(self._held[device])
+        return self._digests[device]
+
+    def some(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of a device's tensors that it asks for, no more than a message holds."""
+        return select(self._held.get(device, {}), names)
+
+    def state(self) -> dict[str, Any]:
+        return {device: dict(weights) for device, weights in self._held.items()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._held, self._digests = dict(state), {}

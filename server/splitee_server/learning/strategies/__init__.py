@@ -1,0 +1,1 @@
+"""Cooperative strategies, one file each."""

@@ -1,0 +1,119 @@
+"""What a cooperative strategy must do. Strategies know tensors and devices' names, not MQTT."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splitee.networks.split import SplitNetwork
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.learning_rate import learning_rate, set_rate
+from splitee.training.optimizer import make_optimizer, precision_at
+from splitee.training.seeds import seed_for
+
+
+class TrunkStep(NamedTuple):
+    """What one step of a trunk came to: its loss, and `logits` (B, classes) as they were before the step."""
+
+    loss: float
+    logits: Tensor
+
+
+class Strategy(ABC):
+    """Trains trunks from the batches of devices with different cuts."""
+
+    def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
+        self._network = network
+        self._spec = spec
+
+    @property
+    @abstractmethod
+    def order(self) -> Literal["step", "device", "any"]:
+        """In which order batches of different devices must be trained for the result to be defined."""
+
+    @abstractmethod
+    def join(self, device: str, cut: int) -> None:
+        """Make `device`, whose network ends at `cut`, known; a second call changes nothing."""
+
+    @abstractmethod
+    def trunk(self, device: str) -> nn.Module:
+        """The trunk that continues `device`'s client network: features (B, ...) -> logits (B, classes)."""
+
+    @abstractmethod
+    def optimizer(self, device: str) -> torch.optim.Optimizer:
+        """The optimizer of that trunk."""
+
+    @abstractmethod
+    def aggregate(self, samples: Mapping[str, int]) -> None:
+        """End a round in which the devices named in `samples` have trained on that many samples each."""
+
+    @abstractmethod
+    def absorb(self, means: Mapping[str, Tensor]) -> None:
+        """Take over tensors by name, as averaged over client networks and trunks."""
+
+    @abstractmethod
+    def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
+        """Cut `device` elsewhere; stages that come to its trunk have their tensors in `own`, its client's."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """All trunk weights, by names that do not depend on when devices joined."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Everything the next round depends on."""
+
+    @abstractmethod
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from `state`; devices named in it are joined."""
+
+    def train(
+        self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
+    ) -> TrunkStep:
+        """One step of the trunk on features (B, ...) and labels (B,)."""
+        trunk, optimizer = self.trunk(device), self.optimizer(device)
+        trunk.train()
+        torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
+        highest = self._spec.trunk_learning_rate or self._spec.learning_rate
+        set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
+        with precision_at(features.device):
+            logits = trunk(features)
+            loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return TrunkStep(loss.item(), logits.detach())
+
+    @torch.inference_mode()
+    def predict(self, device: str, features: Tensor) -> Tensor:
+        """Labels (B,) that the trunk gives features (B, ...) of `device`."""
+        trunk = self.trunk(device)
+        trunk.eval()
+        with precision_at(features.device):
+            answer: Tensor = trunk(features).argmax(dim=1)
+        return answer
+
+    @staticmethod
+    @torch.no_grad()
+    def _write(trunk: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Those of `tensors` that the trunk has."""
+        for name, tensor in trunk.state_dict().items():
+            if name in tensors:
+                tensor.copy_(tensors[name])
+
+    def _new_optimizer(self, trunk: nn.Module) -> torch.optim.Optimizer:
+        return make_optimizer(trunk.parameters(), self._spec)
+
+
+def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
+    """The strategy that the run asks for."""
+    from splitee_server.learning.strategies.averaging import Averaging
+    from splitee_server.learning.strategies.sequential import Sequential
+
+    kinds: dict[str, type[Strategy]] = {"sequential": Sequential, "averaging": Averaging}
+    return kinds[spec.strategy](network, spec)

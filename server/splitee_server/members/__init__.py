@@ -1,0 +1,1 @@
+"""The devices of a run: who they are, who may join, what they send."""

@@ -1,0 +1,1 @@
+"""For people who watch: Prometheus, Home Assistant, TensorBoard."""

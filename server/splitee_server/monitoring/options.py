@@ -1,0 +1,95 @@
+"""The server's flags for people who watch; Prometheus, Home Assistant and TensorBoard are off by default."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from splitee.cli.settings import setting
+from splitee.mqtt.link import Link
+from splitee.protocol.topics import Topics
+from splitee_server.monitoring.home_assistant import RECORD, HomeAssistant
+from splitee_server.monitoring.observer import Observer
+
+if TYPE_CHECKING:
+    from splitee_server.rounds.checkpoints import Checkpoints
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What was asked for."""
+
+    metrics_port: int | None
+    metrics_bind: str
+    home_assistant: bool
+    home_assistant_prefix: str
+    tensorboard: Path | None
+
+    @contextmanager
+    def watchers(self, link: Link, topics: Topics, store: Checkpoints) -> Iterator[list[Observer]]:
+        """The watchers of one run; /metrics is served while the context lasts.
+
+        Raises:
+            ConfigError: a setting that cannot be; the port is in use.
+            StateError: a directory that cannot be written.
+        """
+        with ExitStack() as stack:
+            found: list[Observer] = []
+            if self.home_assistant or (store.path / RECORD).exists():
+                wanted, prefix = self.home_assistant, self.home_assistant_prefix
+                found.append(HomeAssistant(link, topics, store.path, wanted=wanted, prefix=prefix))
+            if self.tensorboard is not None:
+                from splitee_server.monitoring.tensorboard import TensorBoard
+
+                found.append(TensorBoard(self.tensorboard, store.history))
+            if self.metrics_port is not None:
+                from splitee_server.monitoring.prometheus import Figures, serving
+
+                figures = Figures()
+                stack.enter_context(serving(figures, self.metrics_bind, self.metrics_port))
+                found.append(figures)
+            yield found
+
+
+_OPTIONS = (
+    setting(
+        "--metrics-port",
+        type=click.IntRange(1, 65535),
+        metavar="PORT",
+        help="Serve figures for Prometheus at http://BIND:PORT/metrics.  [default: no]",
+        show_default=False,
+    ),
+    setting(
+        "--metrics-bind", default="127.0.0.1", metavar="BIND", help="Address to serve them on; 0.0.0.0: all."
+    ),
+    setting("--home-assistant", is_flag=True, help="Let Home Assistant discover the fleet's devices."),
+    setting(
+        "--home-assistant-prefix", default="homeassistant", metavar="TOPIC", help="Its discovery prefix."
+    ),
+    setting(
+        "--tensorboard",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Write the curves of losses and accuracies for TensorBoard.  [default: no]",
+        show_default=False,
+    ),
+)
+
+
+def monitoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the flags; the command gets them as its argument `watching: Monitoring`."""
+
+    @functools.wraps(command)
+    def with_watching(**arguments: Any) -> Any:
+        given = {name: arguments.pop(name) for name in Monitoring.__dataclass_fields__}
+        return command(watching=Monitoring(**given), **arguments)
+
+    for option in reversed(_OPTIONS):
+        with_watching = option(with_watching)
+    return with_watching

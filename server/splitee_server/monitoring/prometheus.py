@@ -1,0 +1,194 @@
+"""The server's figures for Prometheus at /metrics. Names and meanings: docs/operations.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from splitee import __version__
+from splitee.errors import ConfigError
+from splitee.protocol.fields import Doing, RunPhase
+from splitee.protocol.fleet import DeviceMetrics
+from splitee_server.monitoring.observer import Observer
+from splitee_server.rounds.progress import Progress, Standing
+
+EVERY = 1.0  # seconds between two looks at the run
+DEVICES = 2000  # that have series of their own, the first by name; the sums count all
+STATES = (*get_args(Doing), "offline")
+
+Sample = tuple[tuple[str, ...], float]  # values of the labels, value
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One metric: what it is called, and how it is read from the run's progress."""
+
+    name: str
+    help: str
+    read: Callable[[Progress], Iterable[Sample]]
+    labels: tuple[str, ...] = ()
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily] = GaugeMetricFamily
+
+    def family(self, progress: Progress) -> CounterMetricFamily | GaugeMetricFamily:
+        family = self.kind(self.name, self.help, labels=self.labels)
+        for labels, value in self.read(progress):
+            family.add_metric(labels, value)
+        return family
+
+
+def _one(name: str, help: str, read: Callable[[Progress], float]) -> Figure:
+    return Figure(name, help, lambda progress: [((), read(progress))])
+
+
+def _count(name: str, help: str, read: Callable[[Progress], float]) -> Figure:
+    return Figure(name, help, lambda progress: [((), read(progress))], kind=CounterMetricFamily)
+
+
+def _of_device(
+    name: str,
+    help: str,
+    read: Callable[[Progress, Standing], float | None],
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily] = GaugeMetricFamily,
+) -> Figure:
+    def samples(progress: Progress) -> Iterator[Sample]:
+        for standing in progress.run.devices[:DEVICES]:
+            value = read(progress, standing)
+            if value is not None:
+                yield (standing.device,), value
+
+    return Figure(name, help, samples, ("device",), kind)
+
+
+def _evaluated(name: str, help: str, read: Callable[[DeviceMetrics], float | None]) -> Figure:
+    def value(progress: Progress, standing: Standing) -> float | None:
+        metrics = progress.run.metrics
+        of_device = metrics.devices.get(standing.device) if metrics else None
+        return read(of_device) if of_device else None
+
+    return _of_device(name, f"{help}, in the last evaluated round", value)
+
+
+def _info(progress: Progress) -> list[Sample]:
+    spec = progress.run.spec
+    return [((__version__, progress.fleet, spec.run, spec.network, spec.strategy, spec.codec), 1)]
+
+
+def _phases(progress: Progress) -> list[Sample]:
+    return [((phase,), float(phase == progress.run.phase)) for phase in get_args(RunPhase)]
+
+
+def _states(progress: Progress) -> list[Sample]:
+    counts = dict.fromkeys(STATES, 0)
+    for standing in progress.run.devices:
+        status = progress.statuses.get(standing.device)
+        counts[status.doing if standing.online and status else "offline"] += 1
+    return [((state,), count) for state, count in counts.items()]
+
+
+def _waited_for(progress: Progress) -> list[Sample]:
+    return [((device,), 1) for device in progress.run.waiting_for[:DEVICES]]
+
+
+def _temperature(progress: Progress, standing: Standing) -> float | None:
+    status = progress.statuses.get(standing.device)
+    return status.temperature if status and standing.online else None
+
+
+INFO = ("version", "fleet", "run", "network", "strategy", "codec")
+FIGURES = (
+    Figure("splitee_info", "The release, and the run that it serves; always 1", _info, INFO),
+    _one("splitee_broker_connected", "Whether the broker is connected", lambda p: float(p.connected)),
+    _one("splitee_rounds", "Rounds that the run has", lambda p: p.run.spec.rounds),
+    _one("splitee_rounds_committed", "Rounds that are committed", lambda p: p.run.committed),
+    Figure("splitee_phase", "1 for the phase that is under way, 0 for the others", _phases, ("phase",)),
+    Figure("splitee_devices", "Devices of the run by what they do", _states, ("state",)),
+    _one("splitee_devices_waited_for", "Devices without which it does not go on", lambda p: p.run.missing),
+    Figure("splitee_device_waited_for", "1 for a device that is waited for", _waited_for, ("device",)),
+    _one(
+        "splitee_waiting_seconds", "Time without a batch while devices are waited for", lambda p: p.run.waited
+    ),
+    _one("splitee_queue_batches", "Batches that are here and not trained", lambda p: p.run.queued),
+    _count("splitee_trained_batches", "Batches that the trunk has trained", lambda p: p.run.trained.batches),
+    _count("splitee_trained_samples", "Samples that the trunk has trained", lambda p: p.run.trained.samples),
+    _count("splitee_training_seconds", "Time in training steps", lambda p: p.run.trained.seconds),
+    _count("splitee_duplicate_batches", "Batches that came twice", lambda p: p.run.duplicates),
+    _count("splitee_rejected_messages", "Messages that were malformed", lambda p: p.rejected),
+    _count("splitee_received_bytes", "Payloads that have come from the broker", lambda p: p.received),
+    _count("splitee_sent_bytes", "Payloads that were sent to the broker", lambda p: p.sent),
+    _of_device("splitee_device_cut", "The last stage that the device trains", lambda _, d: d.cut),
+    _of_device(
+        "splitee_device_batches", "Batches in committed rounds", lambda _, d: d.batches, CounterMetricFamily
+    ),
+    _of_device(
+        "splitee_device_bytes", "Features sent in committed rounds", lambda _, d: d.bytes, CounterMetricFamily
+    ),
+    _of_device("splitee_device_temperature_celsius", "The device's hottest sensor", _temperature),
+    _evaluated("splitee_device_exit_loss", "Mean training loss of the exit", lambda m: m.exit_loss),
+    _evaluated("splitee_device_trunk_loss", "Mean training loss of the trunk", lambda m: m.trunk_loss),
+    _evaluated(
+        "splitee_device_exit_accuracy_ratio", "Held-out accuracy of the exit", lambda m: m.exit_accuracy
+    ),
+    _evaluated(
+        "splitee_device_trunk_accuracy_ratio", "Held-out accuracy of the trunk", lambda m: m.trunk_accuracy
+    ),
+    _evaluated(
+        "splitee_device_adaptive_accuracy_ratio",
+        "Held-out accuracy of both, the exit answering where it is sure",
+        lambda m: m.adaptive_accuracy,
+    ),
+    _evaluated(
+        "splitee_device_offload_ratio", "Held-out pictures left to the trunk", lambda m: m.offload_share
+    ),
+)
+
+
+class Figures(Observer, Collector):
+    """Keeps the run's last progress; a scrape reads that, on a thread of its own, and disturbs nobody."""
+
+    def __init__(self) -> None:
+        self._latest: Progress | None = None
+        self._due = 0.0
+
+    def tick(self, progress: Callable[[], Progress]) -> None:
+        now = time.monotonic()
+        if now >= self._due:
+            self._latest = progress()
+            self._due = now + EVERY
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        progress = self._latest
+        if progress is not None:
+            for figure in FIGURES:
+                yield figure.family(progress)
+
+
+@contextmanager
+def serving(figures: Figures, bind: str, port: int) -> Iterator[None]:
+    """Serves http://BIND:PORT/metrics while the context lasts.
+
+    Raises:
+        ConfigError: nobody can listen there.
+    """
+    registry = CollectorRegistry()
+    registry.register(figures)
+    ProcessCollector(registry=registry)
+    try:
+        server, thread = start_http_server(port, bind, registry)
+    except OSError as error:
+        raise ConfigError(
+            f"--metrics-port {port}: cannot listen on {bind} ({error.strerror}): "
+            "stop what listens there, or choose another port or --metrics-bind"
+        ) from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

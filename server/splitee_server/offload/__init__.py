@@ -1,0 +1,1 @@
+"""Predictions for devices whose exit is not sure."""

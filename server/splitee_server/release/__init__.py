@@ -1,0 +1,1 @@
+"""What was trained on its way to the devices: exported, offered, delivered."""

@@ -1,0 +1,64 @@
+"""The end of a run: what it has trained is exported, and each device is handed its model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from splitee.errors import SpliteeError
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_server.release.offers import Offers
+from splitee_server.rounds.checkpoints import Committed
+from splitee_server.rounds.evaluation import Score
+
+log = logging.getLogger(__name__)
+
+
+class EndOfRun:
+    """Exports on a thread of its own, while the server goes on answering; then offers what came of it."""
+
+    def __init__(self, link: Link, topics: Topics, models: Path) -> None:
+        """`models`: the folder that the exported models go to."""
+        self._link = link
+        self._topics = topics
+        self._models = models
+        self._worker = ThreadPoolExecutor(1, "export")
+        self._exported: Future[list[Path]] | None = None
+        self._releases = Offers(link, topics, [])
+
+    def start(self, spec: RunSpec, committed: Committed, scores: Mapping[str, Score]) -> None:
+        """Export the `committed` round; `scores`: of its evaluation, to choose each exit's threshold."""
+        from splitee_server.release.exporting import (
+            export_run,  # training does without what it needs: 1 s, 40 MB
+        )
+
+        self._exported = self._worker.submit(export_run, spec, committed, scores, self._models)
+
+    @property
+    def is_exported(self) -> bool:
+        return self._exported is not None and self._exported.done()
+
+    def offer(self) -> None:
+        """Offer the devices their models. What cannot be exported is said; the run is none the worse."""
+        assert self._exported is not None
+        self._worker.shutdown()
+        try:
+            self._releases = Offers(self._link, self._topics, self._exported.result())
+        except SpliteeError as error:
+            log.error("nothing is released: %s", error)
+        else:
+            self._releases.offer()
+
+    @property
+    def missing(self) -> list[str]:
+        """Devices that have not said what became of their model."""
+        return self._releases.missing
+
+    def handle(self, message: Message) -> None:
+        """What devices say of their models. Raises MalformedMessage."""
+        self._releases.handle(message)

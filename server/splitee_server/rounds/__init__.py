@@ -1,0 +1,1 @@
+"""Rounds: opened, trained in order, committed, evaluated, reported."""

@@ -1,0 +1,102 @@
+"""The order in which a round's batches are trained: defined for Sequential, free for Averaging."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Generic, Literal, TypeVar
+
+Batch = TypeVar("Batch")
+Offer = Literal["taken", "duplicate", "ahead"]
+
+
+class BatchOrder(Generic[Batch]):
+    """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
+
+    def __init__(
+        self, order: Literal["step", "device", "any"], steps: Mapping[str, int], window: int
+    ) -> None:
+        """`steps`: batches each device will send, from step 0; `window`: how far ahead one may be held."""
+        self._steps = dict(steps)
+        self._window = window
+        self._next = dict.fromkeys(self._steps, 0)
+        self._held: dict[str, dict[int, Batch]] = {device: {} for device in self._steps}
+        self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
+        self._turns = self._make_turns(order)
+        self._turn = next(self._turns, None)
+
+    def next_step(self, device: str) -> int:
+        """All of the device's steps below this one have been handed out."""
+        return self._next[device]
+
+    def has_next(self, device: str) -> bool:
+        """Whether the device's next batch is here, and waits for its turn."""
+        return self._next[device] in self._held[device]
+
+    def held(self) -> int:
+        """Batches that are here and have not been handed out."""
+        return sum(len(batches) for batches in self._held.values())
+
+    def __contains__(self, device: str) -> bool:
+        return device in self._steps
+
+    def offer(self, device: str, step: int, batch: Batch) -> Offer:
+        """A batch has arrived; it is kept when it is new and within the window."""
+        held, following = self._held[device], self._next[device]
+        if step < following or step in held:
+            return "duplicate"
+        if step >= min(following + self._window, self._steps[device]):
+            return "ahead"
+        held[step] = batch
+        if step == following and self._turns_are_free:
+            self._ready.append(device)
+        return "taken"
+
+    def take(self) -> tuple[str, int, Batch] | None:
+        """The next batch in order, when it is here."""
+        device = self._next_device()
+        if device is None:
+            return None
+        step = self._next[device]
+        batch = self._held[device].pop(step)
+        self._next[device] = step + 1
+        if self._turns_are_free:
+            if step + 1 in self._held[device]:
+                self._ready.append(device)
+        else:
+            self._turn = next(self._turns, None)
+        return device, step, batch
+
+    def drop(self, device: str) -> None:
+        """Go on without `device` in this round."""
+        self._steps.pop(device)
+        self._next.pop(device)
+        self._held.pop(device)
+
+    def missing(self) -> list[str]:
+        """The devices whose batches have not all been handed out."""
+        return [device for device, steps in self._steps.items() if self._next[device] < steps]
+
+    def _make_turns(self, order: Literal["step", "device", "any"]) -> Iterator[tuple[str, int]]:
+        self._turns_are_free = order == "any"
+        devices, steps = sorted(self._steps), dict(self._steps)
+        if order == "step":
+            last = max(steps.values(), default=0)
+            return ((device, step) for step in range(last) for device in devices if step < steps[device])
+        if order == "device":
+            return ((device, step) for device in devices for step in range(steps[device]))
+        return iter(())
+
+    def _next_device(self) -> str | None:
+        if self._turns_are_free:
+            while self._ready:
+                device = self._ready.popleft()
+                if device in self._steps:
+                    return device
+            return None
+        while self._turn is not None and self._turn[0] not in self._steps:
+            self._turn = next(self._turns, None)
+        if self._turn is None:
+            return None
+        device, step = self._turn
+        return device if step in self._held[device] else None

@@ -1,0 +1,131 @@
+"""The server's durable state: the run, its last committed rounds, every round's metrics, the report."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from splitee.durable import StateDirectory, write_atomically
+from splitee.errors import StateError
+from splitee.protocol.fleet import Metrics
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import pack_state, unpack_state
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A committed round as it is stored; the models' part is the strategy's own."""
+
+    round: int
+    strategy: dict[str, Any]
+    clients: dict[str, Any]  # client networks and exits that the round collected, by device
+    members: list[dict[str, Any]]
+    class_names: tuple[str, ...]
+    weights_sha256: str
+    duplicates: int
+    seconds: float
+    soft_labels: dict[str, Any] = field(default_factory=dict)  # that devices learn from next, by device
+
+
+class Checkpoints:
+    """Files of one run in a state directory."""
+
+    def __init__(self, directory: StateDirectory) -> None:
+        self._directory = directory
+
+    @property
+    def path(self) -> Path:
+        return self._directory.path
+
+    def open(self, spec: RunSpec, *, fresh: bool) -> RunSpec:
+        """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
+
+        Raises:
+            StateError: the directory holds a run with other settings.
+        """
+        facts = None if fresh else self._directory.facts()
+        if facts is None:
+            self._directory.clear()
+            self._directory.save_facts(json.loads(spec.encode()))
+            return spec
+        try:
+            stored = msgspec.convert(facts, RunSpec)
+        except msgspec.ValidationError as error:
+            raise StateError(
+                f"{self.path}: run.json is not of this release ({error}): --fresh starts over"
+            ) from None
+        changed = [
+            f"{name} {getattr(stored, name)!r} there, {getattr(spec, name)!r} here"
+            for name in spec.__struct_fields__
+            if name not in ("run", "class_names") and getattr(stored, name) != getattr(spec, name)
+        ]
+        if changed:
+            raise StateError(
+                f"{self.path} holds run {stored.run} with other settings ({'; '.join(changed)}): "
+                "--fresh starts over, another --state keeps it"
+            )
+        self._mend_history()
+        return stored
+
+    def save(self, committed: Committed) -> None:
+        """Durable when this returns; only then may the commit be published."""
+        self._directory.save_round(committed.round, pack_state(vars(committed)))
+        self._directory.prune(committed.round)
+
+    def newest(self) -> int:
+        """The last committed round; 0 before the first."""
+        return next(iter(self._directory.rounds()), 0)
+
+    def load(self) -> Committed | None:
+        """The newest committed round whose file is whole; None before the first."""
+        for number in self._directory.rounds():
+            data = self._directory.load_round(number)
+            if data is not None:
+                return Committed(**unpack_state(data))
+        return None
+
+    def add_metrics(self, metrics: Metrics) -> None:
+        """Append to history.jsonl; after a crash a round may stand there twice, its last line counts."""
+        try:
+            with (self.path / "history.jsonl").open("ab") as file:
+                file.write(metrics.encode() + b"\n")
+        except OSError as error:
+            raise StateError(f"cannot write {self.path / 'history.jsonl'}: {error.strerror}") from None
+
+    def history(self) -> Iterator[Metrics]:
+        """The rounds that were evaluated, as they stand in history.jsonl."""
+        try:
+            with (self.path / "history.jsonl").open("rb") as file:
+                for line in file:
+                    yield msgspec.json.decode(line, type=Metrics)
+        except FileNotFoundError:
+            return
+        except msgspec.MsgspecError as error:
+            log.warning("state: history.jsonl has a line that is torn (%s)", error)
+
+    def evaluated(self, number: int) -> Metrics | None:
+        """The metrics of round `number`, when it was evaluated."""
+        found = None
+        for metrics in self.history():
+            found = metrics if metrics.round == number else found
+        return found
+
+    def _mend_history(self) -> None:
+        """Drop the half line that a power cut may have left: what follows it could not be read either."""
+        path = self.path / "history.jsonl"
+        data = path.read_bytes() if path.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            log.warning("state: the last line of %s is torn; it is dropped", path)
+            write_atomically(path, whole)
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        write_atomically(self.path / "report.json", json.dumps(report, indent=2).encode() + b"\n")

@@ -1,0 +1,61 @@
+"""Where a run stands at one moment: taken by the thread that trains, read by whoever watches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from splitee.protocol.fleet import DeviceStatus, Metrics
+from splitee.protocol.run_spec import RunSpec
+
+
+class Trained(msgspec.Struct):
+    """What this process has trained so far, and how long that alone took."""
+
+    batches: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def add(self, samples: int, seconds: float) -> None:
+        self.batches += 1
+        self.samples += samples
+        self.seconds += seconds
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """One device of the run; batches and bytes are those of committed rounds."""
+
+    device: str
+    cut: int
+    online: bool
+    batches: int
+    bytes: int
+
+
+class RunProgress(msgspec.Struct, frozen=True):
+    """What the coordinator knows."""
+
+    spec: RunSpec
+    phase: str
+    committed: int  # rounds
+    devices: tuple[Standing, ...]
+    waiting_for: tuple[str, ...]
+    missing: int  # devices that are waited for, those included that nobody knows yet
+    waited: float  # seconds without a batch while devices are missing
+    queued: int  # batches that are here and not trained
+    duplicates: int
+    trained: Trained
+    metrics: Metrics | None  # of the last evaluated round
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the server knows."""
+
+    fleet: str
+    run: RunProgress
+    statuses: Mapping[str, DeviceStatus]
+    rejected: int  # messages
+    received: int  # bytes
+    sent: int  # bytes
+    connected: bool

@@ -1,0 +1,149 @@
+"""The command line itself: exit codes, one line an error, commands that load nothing they do not need."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from splitee import __version__
+from splitee.cli.main import EXTRAS, SUMMARIES
+from splitee.errors import ExitCode, SpliteeError
+
+BLOCKER = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def splitee(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own; stray SPLITEE_* variables are left out."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
+    return subprocess.run(
+        [sys.executable, "-m", "splitee", *arguments],
+        cwd=cwd,
+        env={**inherited, **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def without(folder: Path, *packages: str) -> dict[str, str]:
+    """Variables under which `packages` cannot be imported, as on a machine that lacks them."""
+    (folder / "sitecustomize.py").write_text(BLOCKER.format(blocked=set(packages)))
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_version_and_help_succeed(tmp_path: Path) -> None:
+    assert splitee("--version", cwd=tmp_path).stdout == f"splitee, version {__version__}\n"
+    done = splitee("--help", cwd=tmp_path)
+    assert done.returncode == ExitCode.OK
+    shown = " ".join(done.stdout.split())  # however wide the terminal is
+    assert all(f" {name} {summary}" in shown for name, summary in SUMMARIES.items())
+    assert done.stderr == ""
+
+
+def test_every_command_has_a_summary() -> None:
+    assert {entry.name for entry in entry_points(group="splitee.commands")} == set(SUMMARIES)
+
+
+def test_every_error_has_an_exit_code_of_its_own_and_every_code_its_help() -> None:
+    def below(kind: type[SpliteeError]) -> list[type[SpliteeError]]:
+        return [found for child in kind.__subclasses__() for found in (child, *below(child))]
+
+    named = [kind.exit_code for kind in below(SpliteeError) if "exit_code" in vars(kind)]
+    assert len(set(named)) == len(named)
+    assert set(named) == set(ExitCode) - {ExitCode.OK, ExitCode.INTERNAL}
+    assert all(code.help for code in ExitCode)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["nope"], "Error: No such command 'nope'."),
+        (["--nope"], "Error: No such option '--nope'."),
+        (["config", "nope"], "splitee: unknown command 'nope'; known: "),
+        (["status", "--fleet", "a/b"], "splitee: --fleet 'a/b': expected 1 to 64 letters"),
+        (["status", "--config", "none.toml"], "splitee: settings file none.toml: No such file or directory"),
+        (["status", "--connect-timeout", "soon"], "Error: Invalid value for '--connect-timeout': 'soon'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(arguments: list[str], line: str, tmp_path: Path) -> None:
+    done = splitee(*arguments, cwd=tmp_path)
+    assert done.returncode == ExitCode.CONFIG
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith(line)
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_key_of_the_settings_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text('fleeet = "home"\n')
+    done = splitee("status", "--config", "fleet.toml", cwd=tmp_path)
+    assert done.returncode == ExitCode.CONFIG
+    assert done.stderr.startswith("splitee: settings file fleet.toml: unknown key 'fleeet'; known: broker, ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_broker_is_one_line_and_exit_code_3(tmp_path: Path) -> None:
+    done = splitee("status", "--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "1", cwd=tmp_path)
+    assert done.returncode == ExitCode.UNREACHABLE
+    assert done.stderr.splitlines()[-1].startswith("splitee: no broker at mqtt://127.0.0.1:1 within 1 s")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "source"),
+    [("flag", "flag"), ("variable", "SPLITEE_FLEET"), ("file", "settings file"), ("", "default")],
+)
+def test_flag_beats_variable_beats_file_beats_default(given: str, source: str, tmp_path: Path) -> None:
+    """Each source is given together with all that it beats."""
+    order = ["flag", "variable", "file", ""]
+    present = order[order.index(given) : -1]
+    (tmp_path / "fleet.toml").write_text('fleet = "file"\n')
+    flags = ["--fleet", "flag"] if "flag" in present else []
+    file = ["--config", "fleet.toml"] if "file" in present else []
+    variables = {"SPLITEE_FLEET": "variable"} if "variable" in present else {}
+    done = splitee("config", "status", *flags, *file, cwd=tmp_path, **variables)
+    assert done.returncode == ExitCode.OK, done.stderr
+    (row,) = (line for line in done.stdout.splitlines() if line.startswith("--fleet "))
+    assert row.split(None, 2)[1:] == [given or "default", source]
+
+
+@pytest.mark.parametrize("command", ["cuts", "device", "server", "demo"])
+def test_a_missing_extra_is_one_line_and_exit_code_12(command: str, tmp_path: Path) -> None:
+    """Also where the command only finds out while it runs."""
+    variables = without(tmp_path, *EXTRAS)
+    arguments = {"cuts": [], "device": ["--id", "pi", "--data", "builtin:fashion-mnist", "--state", "state"]}
+    done = splitee(command, *arguments.get(command, []), cwd=tmp_path, **variables)
+    assert done.returncode == ExitCode.EXTRA, done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(f"splitee: `splitee {command}` needs ")
+    assert "pip install 'hetero-splitee[" in last
+    assert "Traceback" not in done.stderr
+
+
+def test_the_base_install_needs_none_of_the_extras(tmp_path: Path) -> None:
+    variables = without(tmp_path, *EXTRAS)
+    for arguments in (["--help"], ["config", "status"], ["status", "--help"]):
+        done = splitee(*arguments, cwd=tmp_path, **variables)
+        assert done.returncode == ExitCode.OK, done.stderr
+
+
+def test_another_missing_module_is_a_defect_and_says_so(tmp_path: Path) -> None:
+    """It is no extra: the installation is broken, and the log is wanted."""
+    done = splitee("status", cwd=tmp_path, **without(tmp_path, "paho"))
+    assert done.returncode == ExitCode.INTERNAL
+    assert "No module named 'paho" in done.stderr

@@ -1,0 +1,119 @@
+"""Settings: a flag beats a variable, a variable beats the settings file, and that beats the default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ConfigError
+
+
+@click.command()
+@settings_file
+@setting("--id", "device", default="default-id")
+@setting("--batch-size", type=click.IntRange(min=2), default=32)
+@setting("--fresh/--keep", default=False)
+@setting("-r", "--rounds", type=int, default=1)
+def command(**values: Any) -> None:
+    click.echo(" ".join(f"{name}={value}" for name, value in sorted(values.items())))
+
+
+def run(*flags: str, file: str | bytes | None = None, **variables: str) -> str:
+    """What the command prints, or the exception that it raises."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "fleet.toml")
+        if file is not None:
+            path.write_bytes(file.encode() if isinstance(file, str) else file)
+            flags = (*flags, "--config", str(path))
+        result = CliRunner(env=variables).invoke(command, flags, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.output.strip()
+
+
+def test_defaults() -> None:
+    assert run() == "batch_size=32 device=default-id fresh=False rounds=1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "file", "expected"),
+    [
+        ((), {}, None, 32),
+        ((), {}, "batch-size = 4", 4),
+        ((), {}, "batch_size = 4", 4),
+        ((), {"SPLITEE_BATCH_SIZE": "8"}, None, 8),
+        ((), {"SPLITEE_BATCH_SIZE": "8"}, "batch-size = 4", 8),
+        (("--batch-size", "16"), {}, "batch-size = 4", 16),
+        (("--batch-size", "16"), {"SPLITEE_BATCH_SIZE": "8"}, None, 16),
+        (("--batch-size", "16"), {"SPLITEE_BATCH_SIZE": "8"}, "batch-size = 4", 16),
+        ((), {"SPLITEE_BATCH_SIZE": ""}, "batch-size = 4", 4),
+    ],
+)
+def test_precedence(
+    flags: tuple[str, ...], variables: dict[str, str], file: str | None, expected: int
+) -> None:
+    assert f"batch_size={expected} " in run(*flags, file=file, **variables)
+
+
+def test_a_setting_is_called_by_its_flag_wherever_it_comes_from() -> None:
+    """Not by the parameter's name in the code."""
+    assert "device=pi" in run(SPLITEE_ID="pi")
+    assert "device=pi" in run(file='id = "pi"')
+    assert "device=default-id" in run(SPLITEE_DEVICE="pi")
+    with pytest.raises(ConfigError, match="unknown key 'device'; known: batch_size, fresh, id, rounds"):
+        run(file='device = "pi"')
+
+
+def test_switches_and_short_flags_have_variables_and_keys_too() -> None:
+    assert "fresh=True" in run(file="fresh = true")
+    assert "fresh=True" in run(SPLITEE_FRESH="1")
+    assert "fresh=False" in run("--keep", file="fresh = true")
+    assert "rounds=3" in run(SPLITEE_ROUNDS="3")
+    assert "rounds=3" in run(file="rounds = 3")
+
+
+@pytest.mark.parametrize("key", ["batchsize", "config", "help", "server.rounds", '"batch size"', '""'])
+def test_an_unknown_key_is_named(key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"settings file .*fleet.toml: unknown key .*; known: batch_size"
+    ) as refused:
+        run(file=f"{key} = 1")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("file", ["batch-size 4", "a = 1\na = 2", "[", b"\xff\xfe", b"\x00"], ids=repr)
+def test_a_file_that_is_not_toml_is_named(file: str | bytes) -> None:
+    with pytest.raises(ConfigError, match=r"settings file .*fleet.toml is not TOML") as refused:
+        run(file=file)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(ConfigError, match=f"settings file {path}: "):
+            run("--config", str(path))
+
+
+def test_the_settings_file_may_come_from_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.toml"
+    path.write_text("rounds = 7")
+    assert "rounds=7" in run(SPLITEE_CONFIG=str(path))
+
+
+@pytest.mark.parametrize("value", ["1", '"many"', "1.5", "1.5e400", "nan", "true"])
+def test_a_value_out_of_range_names_its_setting(value: str) -> None:
+    with pytest.raises(click.BadParameter) as refused:
+        run(file=f"batch-size = {value}")
+    assert "--batch-size" in refused.value.format_message()
+
+
+@pytest.mark.parametrize("value", ["[1, 2]", "1979-05-27", "{ a = 1 }"])
+def test_a_value_that_is_not_one_names_its_setting(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"fleet\.toml: batch-size takes one"):
+        run(file=f"batch-size = {value}")

@@ -1,0 +1,60 @@
+"""`splitee config`: each setting's value, and whether a flag, a variable, a file or the default gave it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from splitee.cli.main import splitee
+from splitee.errors import ConfigError
+
+
+def config(*arguments: str, **variables: str) -> dict[str, tuple[str, str]]:
+    """{flag: (value, source)} as `splitee config ARGUMENTS` prints them."""
+    result = CliRunner(env=variables).invoke(splitee, ["config", *arguments], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    rows = [line.split(maxsplit=1) for line in result.output.splitlines()]
+    return {flag: tuple(part.strip() for part in rest.split("  ") if part) for flag, rest in rows}  # type: ignore[misc]
+
+
+def test_each_source_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text('fleet = "greenhouse"\nconnect-timeout = 5\nbroker = "mqtt://file"\n')
+    shown = config("status", "--once", "--config", str(file), SPLITEE_BROKER="mqtt://variable")
+    assert shown["--broker"] == ("mqtt://variable", "SPLITEE_BROKER")
+    assert shown["--fleet"] == ("greenhouse", "settings file")
+    assert shown["--connect-timeout"] == ("5.0", "settings file")
+    assert shown["--once"] == ("yes", "flag")
+    assert shown["--username"] == ("(none)", "default")
+
+
+def test_a_required_setting_that_is_missing_is_shown_not_demanded() -> None:
+    shown = config("device", "--id", "pi-1")
+    assert shown["--id"] == ("pi-1", "flag")
+    assert shown["--state"][0] == "(missing: required)"
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    assert config("status", "--broker", "mqtt://u:secret@h:1")["--broker"][0] == "mqtt://u:***@h:1"
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown command 'sttus'; known: .*status"):
+        config("sttus")
+    with pytest.raises(click.NoSuchOption, match="--nonsense"):
+        config("status", "--nonsense")
+    with pytest.raises(click.BadParameter, match="soon"):
+        config("status", "--connect-timeout", "soon")
+    file = tmp_path / "fleet.toml"
+    file.write_text("flet = 1\n")
+    with pytest.raises(ConfigError, match="unknown key 'flet'"):
+        config("status", "--config", str(file))
+
+
+def test_help_without_a_command() -> None:
+    result = CliRunner().invoke(splitee, ["config"], standalone_mode=False)
+    assert "splitee config [COMMAND] [FLAGS]" in result.output

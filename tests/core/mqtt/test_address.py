@@ -1,0 +1,75 @@
+"""Broker addresses: what is read, what is refused, and that a password is never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from splitee.errors import ConfigError
+from splitee.mqtt.address import BrokerAddress, TlsFiles
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("mqtt://broker", BrokerAddress("broker", 1883)),
+        ("mqtts://broker", BrokerAddress("broker", 8883, tls=True)),
+        ("mqtt://10.0.0.7:1884/", BrokerAddress("10.0.0.7", 1884)),
+        ("mqtt://[::1]:1884", BrokerAddress("::1", 1884)),
+        ("mqtts://pi:s%40cret@broker:1", BrokerAddress("broker", 1, True, "pi", "s@cret")),
+        ("mqtt://pi@broker", BrokerAddress("broker", 1883, username="pi")),
+    ],
+)
+def test_addresses(text: str, address: BrokerAddress) -> None:
+    assert BrokerAddress.parse(text) == address
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "broker",
+        "broker:1883",
+        "http://broker",
+        "mqtt://",
+        "mqtt://:1883",
+        "mqtt://broker:0",
+        "mqtt://broker:65536",
+        "mqtt://broker:port",
+        "mqtt://broker/fleet",
+        "mqtt://broker?tls=1",
+        "mqtt://[::1",
+    ],
+)
+def test_anything_else_is_refused_with_the_form_expected(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected mqtt://HOST:PORT"):
+        BrokerAddress.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["http://pi:secret@broker", "mqtt://pi:secret@broker:x", "mqtt://pi:secret@broker/p"]
+)
+def test_an_error_shows_no_password(text: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        BrokerAddress.parse(text)
+    assert "secret" not in str(error.value)
+
+
+def test_text_and_repr_show_no_password() -> None:
+    address = BrokerAddress.parse("mqtts://pi:secret@[::1]:1884")
+    assert str(address) == "mqtts://pi@[::1]:1884"
+    assert "secret" not in repr(address)
+
+
+def test_tls_files_that_are_missing_or_no_certificates_are_named(tmp_path: Path) -> None:
+    text = tmp_path / "ca.txt"
+    text.write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"ca\.pem: no such file"):
+        TlsFiles(ca=tmp_path / "ca.pem").context()
+    with pytest.raises(ConfigError, match=r"ca\.txt: expected PEM"):
+        TlsFiles(ca=text).context()
+    with pytest.raises(ConfigError, match=r"ca\.txt.*its own key"):
+        TlsFiles(certificate=text).context()
+    with pytest.raises(ConfigError, match="without its certificate"):
+        TlsFiles(key=text).context()

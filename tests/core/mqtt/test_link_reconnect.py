@@ -1,0 +1,221 @@
+"""A link that loses its broker or its network: it comes back, and nothing that was promised is lost."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import repeat
+
+import pytest
+
+from splitee.errors import BrokerUnreachable
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.events import Connected, Disconnected, Event, Message
+from splitee.mqtt.link import Link
+from splitee_lab.local.brokers import OwnBroker, RunningBroker
+
+DEADLINE = 10.0
+MakeLink = Callable[..., Link]
+MakeBroker = Callable[..., OwnBroker]
+Messages = Callable[[Link, int], list[Message]]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that lose the connection several times."""
+    monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.05))
+
+
+def wait_for(link: Link, kind: type[Event]) -> Event:
+    """The next event of the kind; those before it are passed over."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        event = link.receive(0.1)
+        if isinstance(event, kind):
+            return event
+    raise AssertionError(f"no {kind.__name__} within {DEADLINE} s")
+
+
+def test_a_broker_that_was_killed_is_found_again(
+    messages: Messages,
+    make_broker: MakeBroker,
+    broker_kind: str,
+    make_link: MakeLink,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    own = make_broker(broker_kind)
+    reader = make_link(own.address, "reader", "state/#", "later")
+    writer = make_link(own.address, "writer")
+    writer.publish("state/a", b"before")
+    assert messages(reader, 1) == [Message("state/a", b"before")]
+    own.kill()
+    assert isinstance(reader.receive(DEADLINE), Disconnected)
+    assert isinstance(writer.receive(DEADLINE), Disconnected)
+    assert not writer.publish("state/a", b"nobody hears this")
+    assert not writer.connected
+    own.start()
+    assert reader.receive(DEADLINE) == Connected(fresh=True)
+    assert writer.receive(DEADLINE) == Connected(fresh=True)
+    assert writer.publish("state/a", b"after")
+    assert writer.publish("later", b"too")
+    assert messages(reader, 2) == [Message("state/a", b"after"), Message("later", b"too")]
+    assert "next try in" in caplog.text
+
+
+class Proxy:
+    """A TCP relay that can cut its connections: the network between a link and a broker that lives on."""
+
+    def __init__(self, target: BrokerAddress) -> None:
+        self._target = (target.host, target.port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
+        self._open: list[socket.socket] = []
+        self.blocked = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.blocked.is_set():
+                near.close()
+                continue
+            far = socket.create_connection(self._target)
+            self._open += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                sink.sendall(data)
+        except OSError:
+            pass
+
+    def cut(self) -> None:
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        self._open.clear()
+
+    def close(self) -> None:
+        self._listener.close()
+        self.cut()
+
+
+def test_a_kept_session_delivers_what_came_while_the_network_was_cut(
+    messages: Messages, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
+) -> None:
+    proxy = Proxy(mosquitto_broker.address)
+    reader = make_link(proxy.address, "reader behind a proxy", base)
+    writer = make_link(mosquitto_broker.address, "writer")
+    proxy.blocked.set()
+    proxy.cut()
+    assert isinstance(wait_for(reader, Disconnected), Disconnected)
+    assert writer.publish(base, b"meanwhile")
+    assert writer.flush(DEADLINE)
+    proxy.blocked.clear()
+    assert reader.receive(DEADLINE) == Connected(fresh=False)
+    assert messages(reader, 1) == [Message(base, b"meanwhile")]
+    reader.close()
+    proxy.close()
+
+
+def test_what_was_unacknowledged_when_the_network_was_cut_is_sent_again(
+    messages: Messages, quick: None, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
+) -> None:
+    proxy = Proxy(mosquitto_broker.address)
+    reader = make_link(mosquitto_broker.address, "reader", base)
+    writer = make_link(proxy.address, "writer behind a proxy")
+    sent = 0
+    for cut_after in (40, 90, 140):
+        while sent < cut_after:
+            sent += writer.publish(base, sent.to_bytes(2, "big") + bytes(50_000))
+        proxy.cut()
+        wait_for(writer, Connected)
+    writer.publish(base, b"end")
+    assert writer.flush(DEADLINE)
+    received = []
+    while (message := messages(reader, 1)[0]).payload != b"end":
+        received.append(int.from_bytes(message.payload[:2], "big"))
+    assert sorted(set(received)) == list(range(sent))
+    writer.close()
+    proxy.close()
+
+
+def test_a_new_process_finds_nothing_left_of_the_one_before(
+    messages: Messages, quick: None, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
+) -> None:
+    proxy = Proxy(mosquitto_broker.address)
+    make_link(proxy.address, "same id", base)
+    proxy.blocked.set()
+    proxy.cut()
+    writer = make_link(mosquitto_broker.address, "writer")
+    writer.publish(base, b"for the one before")
+    assert writer.flush(DEADLINE)
+    successor = make_link(mosquitto_broker.address, "same id", base, f"{base}/end")
+    writer.publish(f"{base}/end", b"")
+    assert messages(successor, 1) == [Message(f"{base}/end", b"")]
+    proxy.close()
+
+
+def test_two_clients_with_one_id_both_hear_of_it(broker: RunningBroker, make_link: MakeLink) -> None:
+    first = make_link(broker.address, "twin")
+    second = make_link(broker.address, "twin")
+    assert isinstance(first.receive(DEADLINE), Disconnected)
+    assert isinstance(first.receive(DEADLINE), Connected)
+    assert isinstance(second.receive(DEADLINE), Disconnected)
+
+
+def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    link = Link(BrokerAddress("127.0.0.1", port), "link")
+    started = time.monotonic()
+    with (
+        caplog.at_level(logging.WARNING),
+        pytest.raises(BrokerUnreachable, match=rf"no broker at mqtt://127.0.0.1:{port} .*Connection refused"),
+    ):
+        link.open(1.5)
+    assert 1.5 <= time.monotonic() - started < 5
+    assert f"broker mqtt://127.0.0.1:{port} not reachable (Connection refused); next try in" in caplog.text
+    assert not link.publish("t", b"nobody")
+
+
+def test_a_broker_that_comes_up_late_is_found(make_broker: MakeBroker, broker_kind: str) -> None:
+    own = make_broker(broker_kind)
+    own.kill()
+    link = Link(own.address, "early")
+    opener = threading.Thread(target=link.open, args=(None,))
+    opener.start()
+    own.start()
+    opener.join(DEADLINE)
+    assert link.receive(DEADLINE) == Connected(fresh=True)
+    link.close()
+
+
+def test_close_ends_an_open_that_waits() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = BrokerAddress("127.0.0.1", taken.getsockname()[1])
+    link = Link(address, "link")
+    raised: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            link.open(None)
+        except BrokerUnreachable as error:
+            raised.append(error)
+
+    opener = threading.Thread(target=attempt)
+    opener.start()
+    link.close()
+    opener.join(DEADLINE)
+    assert not opener.is_alive()
+    assert len(raised) == 1

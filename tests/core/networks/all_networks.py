@@ -1,0 +1,39 @@
+"""Every torchvision classifier at every cut; it takes minutes and gigabytes, so it runs only when named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from splitee.cli.main import main
+from splitee.networks.split import build_network
+from splitee.networks.zoo import classifiers
+
+SMALLEST = {"alexnet": 63, "inception_v3": 75, "maxvit_t": 224, "vit_h_14": 28}
+
+
+@pytest.mark.parametrize("name", classifiers())
+def test_client_and_trunk_equal_the_whole_at_every_cut(name: str) -> None:
+    size = SMALLEST.get(name, 32)
+    split = build_network(name, num_classes=10, input_shape=(3, size, size))
+    split.module.eval()
+    x = torch.randn(2, *split.input_shape, generator=torch.Generator().manual_seed(7))
+    keys = set(split.module.state_dict())
+    with torch.no_grad():
+        whole = split.module(x)
+        for cut in range(1, split.num_layers):
+            client, trunk = split.client(cut), split.trunk(cut)
+            assert torch.equal(trunk(client(x)), whole), cut
+            assert set(client.state_dict()) == keys - set(trunk.state_dict())
+            assert set(client.state_dict()) == set(split.stage_keys(1, cut))
+    assert len({stage.name for stage in split.stages}) == split.num_layers
+
+
+def test_the_summary_cuts_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["cuts", "--all"])
+    lines = capsys.readouterr().out.splitlines()
+    assert not leave.value.code
+    assert len(classifiers()) == 80
+    assert [line.split()[0] for line in lines[:-1]] == classifiers()
+    assert lines[-1] == "80 of 80 networks can be cut, at 3x224x224"

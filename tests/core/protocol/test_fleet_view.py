@@ -1,0 +1,303 @@
+"""A fleet's retained topics folded into one picture of it, and `splitee status` on real brokers."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+from rich.console import Console
+
+from splitee.cli.main import main
+from splitee.commands.status import ago, printable, render
+from splitee.errors import ExitCode
+from splitee.mqtt.link import Link
+from splitee.protocol.encoding import JsonMessage
+from splitee.protocol.fleet import (
+    Capability,
+    CutCost,
+    DeviceMetrics,
+    DeviceStatus,
+    Metrics,
+    Profile,
+    ServerStatus,
+)
+from splitee.protocol.fleet_view import MAX_DEVICES, DeviceView, FleetView
+from splitee.protocol.rounds import Commit, Participant, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
+
+NOW = 1_800_000_000.0
+TOPICS = Topics("lab")
+RUN = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=5)
+ROUND = RoundOpen(
+    run="r1", round=2, attempt=1, phase="train", participants={"pi-1": Participant(cut=3, steps=62, base=1)}
+)
+COMMIT = Commit(run="r1", round=1, attempt=1, digests={"pi-1": "0" * 64}, weights_sha256="1" * 64)
+METRICS = Metrics(
+    run="r1",
+    round=1,
+    rounds=5,
+    seconds=20.0,
+    devices={
+        "pi-1": DeviceMetrics(
+            cut=3, stage="layer1.1", train_samples=2000, exit_accuracy=0.5, trunk_accuracy=0.75
+        )
+    },
+    batches_trained=62,
+    duplicates_dropped=0,
+)
+SERVER = ServerStatus(state="online", instance=1, run="r1", doing="training", waiting_for=("pi-1",))
+STATUS = DeviceStatus(
+    state="online",
+    instance=1,
+    doing="training",
+    round=2,
+    step=31,
+    steps=62,
+    loss=0.5,
+    batches=93,
+    bytes=1000,
+    time=NOW - 60,
+)
+PROFILE = Profile(
+    protocol=1,
+    instance=1,
+    version="0.1.0",
+    cut=3,
+    class_names=("a", "b"),
+    train_samples=2000,
+    held_out_samples=100,
+)
+RETAINED: dict[str, JsonMessage] = {
+    TOPICS.server_status: SERVER,
+    TOPICS.run: RUN,
+    TOPICS.round: ROUND,
+    TOPICS.commit: COMMIT,
+    TOPICS.metrics: METRICS,
+    TOPICS.device("pi-1", "status"): STATUS,
+    TOPICS.device("pi-1", "profile"): PROFILE,
+}
+
+
+def view_of(messages: dict[str, JsonMessage]) -> FleetView:
+    view = FleetView("lab")
+    for topic, message in messages.items():
+        view.take(topic, message.encode(), True, NOW)
+    return view
+
+
+def device_of(view: FleetView) -> DeviceView:
+    (device,) = view.snapshot().devices
+    return device
+
+
+def test_every_topic_has_its_place() -> None:
+    snapshot = view_of(RETAINED).snapshot()
+    assert (snapshot.server, snapshot.run, snapshot.phase, snapshot.metrics) == (SERVER, RUN, ROUND, METRICS)
+    assert (snapshot.committed, snapshot.malformed, snapshot.finished) == (1, 0, False)
+    assert snapshot.devices == (
+        DeviceView(
+            id="pi-1",
+            online=True,
+            doing="training",
+            cut=3,
+            stage="layer1.1",
+            round=2,
+            step=31,
+            steps=62,
+            loss=0.5,
+            batches=93,
+            bytes=1000,
+            exit_accuracy=0.5,
+            trunk_accuracy=0.75,
+            seen=NOW - 60,
+            train_samples=2000,
+        ),
+    )
+
+
+def test_the_order_of_arrival_does_not_matter() -> None:
+    backwards = dict(reversed(RETAINED.items()))
+    assert view_of(backwards).snapshot() == view_of(RETAINED).snapshot()
+
+
+def test_an_unknown_fleet_is_empty() -> None:
+    assert FleetView("lab").snapshot().empty
+    assert not view_of({TOPICS.run: RUN}).snapshot().empty
+
+
+@pytest.mark.parametrize("topic", [TOPICS.round, TOPICS.metrics, TOPICS.commit])
+def test_what_an_earlier_run_left_does_not_count(topic: str) -> None:
+    view = view_of(RETAINED)
+    later = RunSpec(protocol=1, run="r2", network="resnet18", num_classes=10, rounds=5)
+    view.take(TOPICS.run, later.encode(), False, NOW)
+    snapshot = view.snapshot()
+    assert (snapshot.phase, snapshot.metrics, snapshot.committed) == (None, None, 0)
+    assert device_of(view).trunk_accuracy is None
+
+
+@pytest.mark.parametrize("topic", RETAINED)
+@pytest.mark.parametrize("payload", [b"{", b"[]", b"\xff\xfe", b'{"state": "on fire"}', b"{}", b"null"])
+def test_a_malformed_message_is_counted_and_changes_nothing(topic: str, payload: bytes) -> None:
+    view = view_of(RETAINED)
+    before = view.snapshot()
+    view.take(topic, payload, False, NOW)
+    after = view.snapshot()
+    assert after.malformed == 1
+    assert (after.devices, after.run, after.phase, after.server) == (
+        before.devices,
+        before.run,
+        before.phase,
+        before.server,
+    )
+
+
+def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
+    view = view_of(RETAINED)
+    assert device_of(view).next_cut is None
+    view.take(TOPICS.device("pi-1", "profile"), replace(PROFILE, next_cut=1).encode(), True, NOW)
+    assert (device_of(view).cut, device_of(view).next_cut) == (3, 1)
+    assert "3 layer1.1, next 1" in printed(view)
+    moved = replace(ROUND, participants={"pi-1": Participant(cut=1, steps=62, base=2)})
+    view.take(TOPICS.round, moved.encode(), True, NOW)
+    assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
+
+
+def test_what_the_profiler_recommends_is_shown() -> None:
+    can = Capability(
+        network="resnet18", batch_size=32, codec="fp16", machine="Raspberry Pi 4", cores=4, threads=4,
+        upload=1e6, reason="cut 3 (layer1.1): the fastest round, 12 s; training sets its pace",
+        cuts=(CutCost(cut=3, seconds=0.2, bytes=1000, memory=1000, fits=True),),
+    )  # fmt: skip
+    view = view_of({**RETAINED, TOPICS.device("pi-1", "profile"): replace(PROFILE, capability=can)})
+    assert (
+        "Raspberry Pi 4, 4 cores, 200 ms a batch, 8 Mbit/s; cut 3 (layer1.1): the fastest round, 12 s"
+    ) in printed(view)
+
+
+def printed(view: FleetView) -> str:
+    console = Console(width=250, file=io.StringIO())
+    console.print(render(view.snapshot(), NOW))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_topics_of_other_fleets_are_ignored() -> None:
+    view = FleetView("lab")
+    view.take(Topics("other").device("pi-1", "status"), STATUS.encode(), True, NOW)
+    view.take(Topics("other").run, RUN.encode(), True, NOW)
+    assert view.snapshot().empty
+
+
+def test_a_cleared_topic_is_forgotten() -> None:
+    view = view_of(RETAINED)
+    for topic in RETAINED:
+        view.take(topic, b"", False, NOW)
+    assert view.snapshot().empty
+
+
+def test_seen_is_the_arrival_of_a_live_status_and_the_devices_own_time_of_a_retained_one() -> None:
+    view = view_of(RETAINED)
+    assert device_of(view).seen == NOW - 60
+    view.take(TOPICS.device("pi-1", "status"), STATUS.encode(), False, NOW)
+    assert device_of(view).seen == NOW
+
+
+def test_a_last_will_leaves_what_the_device_said_before() -> None:
+    view = view_of(RETAINED)
+    will = DeviceStatus(state="offline", instance=1)
+    view.take(TOPICS.device("pi-1", "status"), will.encode(), False, NOW)
+    device = device_of(view)
+    assert not device.online
+    assert (device.round, device.loss, device.bytes) == (2, 0.5, 1000)
+
+
+@pytest.mark.parametrize(
+    ("doing", "number", "step", "steps", "done"),
+    [
+        ("starting", 0, 0, 0, 0.0),
+        ("training", 1, 0, 62, 0.0),
+        ("training", 2, 31, 62, 1.5),
+        ("waiting", 2, 62, 62, 2.0),
+        ("evaluating", 2, 1, 16, 2.0),
+        ("finished", 5, 0, 0, 5.0),
+    ],
+)
+def test_rounds_that_are_behind_a_device(doing: str, number: int, step: int, steps: int, done: float) -> None:
+    status = {"state": "online", "instance": 1, "doing": doing, "round": number, "step": step, "steps": steps}
+    view = FleetView("lab")
+    view.take(TOPICS.device("pi-1", "status"), json.dumps(status).encode(), True, NOW)
+    assert device_of(view).done == done
+
+
+def test_the_number_of_devices_is_bounded() -> None:
+    view = FleetView("lab")
+    payload = STATUS.encode()
+    for number in range(MAX_DEVICES + 3):
+        view.take(TOPICS.device(f"pi-{number}", "status"), payload, True, NOW)
+    snapshot = view.snapshot()
+    assert (len(snapshot.devices), snapshot.malformed) == (MAX_DEVICES, 3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-5, "0 s"), (3.4, "3 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (400_000, "5 d")],
+)
+def test_spans_for_people(seconds: float, shown: str) -> None:
+    assert ago(seconds) == shown
+
+
+def test_text_from_the_wire_cannot_steer_a_terminal() -> None:
+    assert printable("training \x1b[2J\x07é") == "training �[2J�é"
+
+
+def status(capfd: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of `splitee status`."""
+    with pytest.raises(SystemExit) as ended:
+        main(["status", *flags])
+    captured = capfd.readouterr()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code, captured.out, captured.err
+
+
+def test_status_prints_what_the_broker_retains(
+    broker: RunningBroker, make_link: Callable[..., Link], capfd: pytest.CaptureFixture[str]
+) -> None:
+    link = make_link(broker.address, "writer")
+    for topic, message in RETAINED.items():
+        link.publish(topic, message.encode(), retain=True)
+    link.publish(TOPICS.device("pi-2", "status"), b"not JSON", retain=True)
+    assert link.flush(10)
+    where = ("--broker", str(broker.address), "--fleet", "lab")
+    code, shown, errors = status(capfd, *where, "--once")
+    assert (code, errors) == (ExitCode.OK, "")
+    for expected in ("resnet18", "round 2 of 5: train", "waits for pi-1", "layer1.1", "31/62", "75.0 %"):
+        assert expected in shown
+    assert "1 malformed" in shown
+    code, shown, errors = status(capfd, *where, "--json")
+    assert (code, errors) == (ExitCode.OK, "")
+    as_json = json.loads(shown)
+    assert as_json["devices"][0]["trunk_accuracy"] == 0.75
+    assert as_json["run"]["network"] == "resnet18"
+
+
+def test_status_says_when_there_is_no_such_fleet(
+    broker: RunningBroker, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code, shown, errors = status(capfd, "--broker", str(broker.address), "--fleet", "nobody", "--once")
+    assert (code, shown) == (ExitCode.CONFIG, "")
+    assert errors.startswith(f"splitee: no fleet 'nobody' at {broker.address}")
+    assert len(errors.splitlines()) == 1
+
+
+def test_status_gives_up_where_no_broker_is(capfd: pytest.CaptureFixture[str]) -> None:
+    started = time.monotonic()
+    code, _, errors = status(capfd, "--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "0.5", "--once")
+    assert code == ExitCode.UNREACHABLE
+    assert "splitee: no broker at mqtt://127.0.0.1:1" in errors.splitlines()[-1]
+    assert time.monotonic() - started < 10

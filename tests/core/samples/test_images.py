@@ -1,0 +1,167 @@
+"""Pictures are decoded alike whatever their file, and what cannot be decoded is named."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from splitee.errors import DataError
+from splitee.samples.images import UnreadablePicture, fit_array, load_picture, normalize
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+
+
+def test_picture_of_the_wanted_size_keeps_its_pixels(tmp_path: Path) -> None:
+    pixels = noise(8, 12, 3)
+    path = tmp_path / "noise.png"
+    Image.fromarray(pixels).save(path)
+    assert np.array_equal(load_picture(path, (3, 8, 12)), pixels.transpose(2, 0, 1))
+    assert np.array_equal(load_picture(path.read_bytes(), (3, 8, 12)), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("layout", [(20, 30), (20, 30, 1), (20, 30, 2), (20, 30, 3), (20, 30, 4)])
+def test_files_and_arrays_give_the_same_pixels(layout: tuple[int, ...], channels: int) -> None:
+    pixels = noise(*layout)
+    image = Image.fromarray(pixels[:, :, 0] if layout[2:] == (1,) else pixels)
+    shape = (channels, 9, 7)
+    fitted = fit_array(pixels, shape)
+    assert fitted.shape == shape
+    assert fitted.dtype == np.uint8
+    assert np.array_equal(fitted, load_picture(encoded(image), shape))
+
+
+def test_the_middle_of_an_oblong_picture_is_kept() -> None:
+    pixels = np.zeros((10, 30), np.uint8)
+    pixels[:, 10:20] = 200
+    assert np.array_equal(fit_array(pixels, (1, 10, 10)), np.full((1, 10, 10), 200))
+
+
+def test_exif_orientation_turns_the_picture_upright() -> None:
+    upright = np.zeros((16, 16), np.uint8)
+    upright[:8] = 255  # bright above
+    lying = Image.fromarray(np.rot90(upright))  # as a camera stores it that was turned to the right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert np.array_equal(load_picture(encoded(lying, exif=exif), (1, 16, 16))[0], upright)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P"])
+def test_what_is_transparent_becomes_white(mode: str, channels: int) -> None:
+    clear_above = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
+    clear_above.paste((90, 90, 90, 0), (0, 0, 8, 4))
+    picture = load_picture(encoded(clear_above.convert(mode)), (channels, 8, 8))
+    assert np.all(picture[:, :4] == 255)
+    assert np.all(picture[:, 4:] == 0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_keeps_its_upper_byte(kind: str) -> None:
+    deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
+    assert np.array_equal(load_picture(encoded(Image.fromarray(deep), kind), (1, 8, 8))[0], deep >> 8)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
+def test_every_mode_of_a_file_becomes_rgb(mode: str) -> None:
+    image = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)
+    picture = load_picture(encoded(image, "TIFF"), (3, 8, 8))
+    assert np.all(picture >= 250)
+
+
+def test_large_jpeg_is_close_to_the_picture_resized_in_full() -> None:
+    smooth = Image.fromarray(noise(6, 8, 3)).resize((800, 600), Image.Resampling.BICUBIC)
+    jpeg = encoded(smooth, "JPEG", quality=95)
+    with Image.open(io.BytesIO(jpeg)) as whole:
+        expected = fit_array(np.asarray(whole), (3, 32, 32))
+    difference = np.abs(load_picture(jpeg, (3, 32, 32)).astype(int) - expected)
+    assert difference.mean() < 0.5
+    assert difference.max() <= 4
+
+
+def test_normalize_follows_the_formula() -> None:
+    pictures = noise(4, 3, 5, 6)
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    column = (1, 3, 1, 1)
+    expected = (pictures / 255 - np.reshape(mean, column)) / np.reshape(std, column)
+    normalized = normalize(pictures, mean, std)
+    assert normalized.dtype == np.float32
+    np.testing.assert_allclose(normalized, expected, atol=1e-6)
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("side", [8193, 10_000, 60_000])
+@pytest.mark.filterwarnings("error")
+def test_bomb_is_refused_by_its_header(side: int) -> None:
+    with pytest.raises(UnreadablePicture, match=r"^bomb\.png: .*pixels"):
+        load_picture(png_header(side, side), (3, 8, 8), name="bomb.png")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
+def test_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
+    whole = encoded(Image.fromarray(noise(40, 40, 3)), kind)
+    path = tmp_path / "half"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnreadablePicture, match="half: expected a picture") as caught:
+        load_picture(path, (3, 8, 8))
+    assert caught.value.name == str(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
+)
+def test_what_is_no_picture_is_unreadable(content: bytes) -> None:
+    with pytest.raises(UnreadablePicture, match="got something else"):
+        load_picture(content, (3, 8, 8))
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UnreadablePicture, match=r"gone\.png: .*no such file"):
+        load_picture(tmp_path / "gone.png", (3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8)]
+)
+def test_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
+    with pytest.raises(DataError, match="expected a picture as uint8"):
+        fit_array(array, (3, 8, 8))
+
+
+def test_network_with_other_channels_is_refused() -> None:
+    with pytest.raises(DataError, match=r"1 channel .* or 3"):
+        load_picture(encoded(Image.new("L", (4, 4))), (2, 4, 4))
+
+
+def test_pictures_need_no_torch() -> None:
+    check = "import sys, splitee.samples.images; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

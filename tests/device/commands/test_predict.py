@@ -1,0 +1,254 @@
+"""`splitee predict` on the base install: real processes that never import torch, pictures of every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from trained import Trained, train
+
+from splitee.errors import ExitCode
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import CLIENT, MANIFEST, ClientManifest, read_manifest, write_manifest
+from splitee.inference.uncertainty import doubt, normalized_entropy, softmax
+from splitee.samples.kept import Samples
+from splitee_device.data.images import batch
+from splitee_device.training.trainer import normalized_entropy as torch_entropy
+from splitee_export.graphs import ClientGraph, run_torch
+from splitee_export.models import export_client
+from splitee_export.states import DeviceState, read_state
+
+# Runs the command, then tells which modules it has loaded.
+TELL_MODULES = """
+import sys
+from splitee.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("modules:", *sys.modules, file=sys.stderr)
+"""
+LONG = 60.0  # seconds
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """With the exported model of pi-2 in `model`."""
+    trained = train(tmp_path_factory.mktemp("trained"))
+    export_client(_state(trained), Samples.read(trained.path / "pi-2"), trained.path / "model")
+    return trained
+
+
+@pytest.fixture
+def model(trained: Trained, tmp_path: Path) -> Path:
+    """A copy that the test may damage."""
+    return Path(shutil.copytree(trained.path / "model", tmp_path / "model"))
+
+
+def _state(trained: Trained) -> DeviceState:
+    state = read_state(trained.path / "pi-2")
+    assert isinstance(state, DeviceState)
+    return state
+
+
+def predict(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", TELL_MODULES, "predict", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def save(picture: np.ndarray, path: Path) -> Path:
+    Image.fromarray(picture.transpose(1, 2, 0)).save(path)
+    return path
+
+
+def test_torch_is_never_imported(trained: Trained, tmp_path: Path) -> None:
+    picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
+    done = predict(
+        "--model", trained.path / "model", picture, "--broker", "mqtt://127.0.0.1:9", "--timeout", 0.2
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stderr.partition("modules: ")[2].split())
+    assert {"onnxruntime", "numpy", "paho.mqtt.client"} <= loaded
+    foreign = {"torch", "torchvision", "onnx", "onnxscript", "sympy", "matplotlib", "pyarrow", "rich"}
+    assert not foreign & loaded
+
+
+def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path: Path) -> None:
+    state, pictures = _state(trained), trained.data.held_out
+    for index in range(8):
+        save(pictures.images[index], tmp_path / f"{index}.png")
+    told = answers(predict("--model", trained.path / "model", tmp_path, "--json", "--threshold", 1))
+    inputs, _ = batch(pictures, np.arange(8), state.spec.mean, state.spec.std)
+    logits = run_torch(ClientGraph(state.client, state.exit), inputs.numpy())[1]
+    probabilities = softmax(logits)
+    entropy = torch_entropy(torch.from_numpy(logits)).numpy()
+    assert [Path(str(answer["picture"])).stem for answer in told] == list("01234567")
+    for index, answer in enumerate(told):
+        assert answer["label"] == trained.data.class_names[probabilities[index].argmax()]
+        assert answer["probability"] == pytest.approx(probabilities[index].max(), abs=1e-5)
+        assert answer["entropy"] == pytest.approx(entropy[index], abs=1e-5)
+        assert answer["source"] == "exit"
+        assert 0 < float(str(answer["milliseconds"])) < 10_000
+
+
+def test_pictures_of_other_sizes_and_kinds_are_fitted_as_in_training(
+    trained: Trained, tmp_path: Path
+) -> None:
+    grey = Image.fromarray(trained.data.held_out.images[0][0])
+    grey.save(tmp_path / "a-grey.png")
+    grey.convert("RGBA").save(tmp_path / "b-alpha.png")
+    grey.convert("P").save(tmp_path / "c-palette.gif")
+    grey.resize((320, 320), Image.Resampling.NEAREST).save(tmp_path / "d-large.bmp")
+    told = answers(predict("--model", trained.path / "model", tmp_path, "--json"))
+    assert len(told) == 4
+    assert len({answer["label"] for answer in told}) == 1
+    assert [answer["entropy"] for answer in told[1:3]] == pytest.approx([told[0]["entropy"]] * 2, abs=1e-4)
+
+
+def test_an_unreadable_picture_is_skipped_among_others_and_an_error_alone(
+    trained: Trained, tmp_path: Path
+) -> None:
+    save(trained.data.held_out.images[0], tmp_path / "good.png")
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    done = predict("--model", trained.path / "model", tmp_path, "--json")
+    assert len(answers(done)) == 1 and "skipped" in done.stderr and "bad.png" in done.stderr
+    alone = predict("--model", trained.path / "model", bad)
+    assert alone.returncode == ExitCode.DATA and "expected a picture" in alone.stderr
+
+
+def test_what_there_is_nothing_to_classify_in_is_named(trained: Trained, tmp_path: Path) -> None:
+    model = ("--model", trained.path / "model")
+    for arguments, code, words in (
+        (model, ExitCode.CONFIG, "nothing to classify"),
+        ((*model, tmp_path), ExitCode.DATA, "holds no pictures"),
+        ((*model, tmp_path / "missing.png"), ExitCode.DATA, "missing.png"),
+        ((*model, "--threshold", 1.5, tmp_path), ExitCode.CONFIG, "--threshold"),
+    ):
+        done = predict(*arguments)
+        assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+        assert words in done.stderr
+
+
+def _truncate(model: Path) -> None:
+    graph = (model / CLIENT).read_bytes()
+    (model / CLIENT).write_bytes(graph[: len(graph) // 2])
+
+
+def _flip_a_bit(model: Path) -> None:
+    graph = bytearray((model / CLIENT).read_bytes())
+    graph[len(graph) // 2] ^= 1
+    (model / CLIENT).write_bytes(graph)
+
+
+def _change(model: Path, **fields: object) -> None:
+    manifest = read_manifest(model, ClientManifest)
+    write_manifest(model, msgspec.structs.replace(manifest, **fields))
+
+
+def _no_onnx(model: Path) -> None:
+    import hashlib
+
+    (model / CLIENT).write_bytes(b"not a graph")
+    _change(model, sha256={CLIENT: hashlib.sha256(b"not a graph").hexdigest()})
+
+
+DAMAGES = {
+    "truncated": (_truncate, "is damaged"),
+    "a flipped bit": (_flip_a_bit, "is damaged"),
+    "no graph": (lambda model: (model / CLIENT).unlink(), "No such file"),
+    "no manifest": (lambda model: (model / MANIFEST).unlink(), "no model at"),
+    "torn manifest": (lambda model: (model / MANIFEST).write_text('{"kind": "cli'), "expected the manifest"),
+    "of a server": (
+        lambda model: (model / MANIFEST).write_text('{"kind": "trunk"}'),
+        "expected the manifest",
+    ),
+    "another network": (lambda model: _change(model, feature_shape=(9, 9, 9)), "its manifest needs"),
+    "other classes": (lambda model: _change(model, class_names=("a", "b")), "its manifest needs"),
+    "no ONNX": (_no_onnx, "ONNX Runtime does not load it"),
+    "outside": (
+        lambda model: (model / MANIFEST).write_text(
+            (model / MANIFEST).read_text().replace('"file": "client.onnx"', '"file": "../../x.onnx"')
+        ),
+        "expected the manifest",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_model_that_is_not_what_its_manifest_says_is_refused(model: Path, damage: str) -> None:
+    work, words = DAMAGES[damage]
+    work(model)
+    done = predict("--model", model, model)
+    assert done.returncode == ExitCode.DATA  # the folder holds no pictures: nothing was loaded yet
+    save(np.zeros((3, 8, 8), np.uint8), model / "picture.png")
+    done = predict("--model", model, model)
+    assert done.returncode == ExitCode.MODEL, done.stderr
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_path: Path) -> None:
+    picture = save(trained.data.held_out.images[3], tmp_path / "picture.png")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    camera = programs / "rpicam-still"
+    camera.write_text(f"#!/bin/sh\nexec /bin/cat {picture}\n")
+    camera.chmod(0o755)
+    model = ("--model", trained.path / "model", "--json")
+    (told,) = answers(predict(*model, "--camera", PATH=str(programs)))
+    (same,) = answers(predict(*model, picture))
+    assert (told["picture"], told["label"]) == ("camera", same["label"])
+    assert told["entropy"] == pytest.approx(same["entropy"])
+    camera.write_text("#!/bin/sh\necho 'no cameras available' >&2\nexit 255\n")
+    done = predict(*model, "--camera", PATH=str(programs))
+    assert done.returncode == ExitCode.DATA and "no cameras available" in done.stderr
+    camera.unlink()
+    done = predict(*model, "--camera", PATH=str(programs))
+    assert done.returncode == ExitCode.DATA and "no program for the camera" in done.stderr
+
+
+def test_without_a_broker_the_exit_answers_and_says_so(trained: Trained, tmp_path: Path) -> None:
+    picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
+    broker = ("--broker", "mqtt://127.0.0.1:9", "--timeout", 0.3)
+    done = predict("--model", trained.path / "model", picture, "--json", "--threshold", 0, *broker)
+    (told,) = answers(done)
+    assert told["source"] == "local-fallback"
+    assert "no broker at" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_doubt_is_the_trainers_entropy_and_stays_within_its_bounds() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal((100, 10)).astype("f4") * 20
+    np.testing.assert_allclose(
+        normalized_entropy(logits), torch_entropy(torch.from_numpy(logits)).numpy(), atol=1e-5
+    )
+    extremes = np.array([[0.0] * 10, [1e4] + [-1e4] * 9], dtype="f4")
+    for measure, none in (("entropy", 1.0), ("confidence", 0.9)):
+        np.testing.assert_allclose(doubt(extremes, measure), [none, 0.0], atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_a_model_takes_batches_of_any_size(trained: Trained) -> None:
+    model, pictures = ClientModel(trained.path / "model"), trained.data.held_out.images
+    together, one = model(pictures[:20]), [model(pictures[i : i + 1]) for i in range(20)]
+    for position in range(2):
+        apart = np.concatenate([answer[position] for answer in one])
+        np.testing.assert_allclose(together[position], apart, atol=1e-5)

@@ -1,0 +1,134 @@
+"""`splitee profile` as a person runs it: measured in real processes, on a network that trains in a moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitee.cli.main import main
+from splitee.errors import ExitCode
+from splitee_lab.local.brokers import RunningBroker
+
+PAGE = Path(__file__).parents[3] / "docs" / "profile.md"
+TINY = ("--network", "tiny_networks:tiny", "--batch", "8", "--threads", "1", "--samples", "64")
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as leave:
+        main(["profile", *arguments])
+    out, err = capsys.readouterr()
+    return int(leave.value.code or 0), out, err
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    code, out, err = run(capsys, *arguments, "--json")
+    assert code == ExitCode.OK, err
+    found: dict[str, Any] = json.loads(out)
+    return found
+
+
+def test_every_cut_is_measured_with_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    found = run_json(capsys, *TINY, "--steps", "20")
+    assert [(row["cut"], row["stage"]) for row in found["cuts"]] == [
+        (1, "first"),
+        (2, "hidden.0"),
+        (3, "hidden.3"),
+    ]
+    assert all(row["measured"] and row["fits"] for row in found["cuts"])
+    for row in found["cuts"]:
+        parts = row["forward"] + row["backward"] + row["optimizer"]
+        assert 0 < parts <= 2 * row["step"]
+        assert row["memory"] > 0
+        assert 0 < row["inference_memory"] <= row["memory"]
+        assert row["upload"] is None
+        assert row["round"] == pytest.approx(20 * (row["step"] + row["encoding"]))
+    # fp16 features of a batch of 8 pictures: 4 x 8 x 8, 8 x 3 x 3 and 16 values; labels and names besides.
+    sizes = [
+        row["payload"] - 8 * values * 2 for row, values in zip(found["cuts"], (256, 72, 16), strict=True)
+    ]
+    assert all(8 < size < 250 for size in sizes)
+    assert found["recommended"] in (1, 2, 3)
+    assert found["link"] is None
+    assert found["device"]["cores_allowed"]["value"] == len(os.sched_getaffinity(0))
+
+
+def test_the_table_marks_the_recommended_cut_and_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broker: RunningBroker
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    picture = tmp_path / "profile.png"
+    where = ("--broker", str(broker.address), "--fleet", "profiles")
+    code, out, _ = run(capsys, *TINY, *where, "--prefer", "deepest", "--plot", str(picture))
+    assert code == ExitCode.OK
+    (marked,) = [line for line in out.splitlines() if line.startswith(">")]
+    assert marked.split()[1:3] == ["3", "hidden.3"]
+    assert "recommended: cut 3 (hidden.3): the deepest that fits, and the last there is" in out
+    assert "Mbit/s up" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broker: RunningBroker
+) -> None:
+    block = re.search(r"```sh\nsplitee profile (.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block is not None
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(block[1].replace("mqtt://BROKER:1883", str(broker.address)))
+    found = run_json(capsys, *words, "--threads", "1", "--budget", "15")
+    assert Path("cuts.png").stat().st_size > 0
+    assert found["link"]["message_cpu"] > 0
+    assert found["reference"] > 0
+    flags = [row["measured"] for row in found["cuts"]]
+    assert flags[0] and not all(flags)
+    assert found["seconds"] <= 17
+    steps = [row["step"] for row in found["cuts"]]
+    assert all(step > 0 for step in steps)
+
+
+def test_a_budget_too_short_for_anything_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, *TINY, "--budget", "1")
+    assert code == ExitCode.CONFIG
+    assert "--budget 1 seconds are too short for one measurement" in err
+
+
+def test_without_torch_the_device_is_described_and_what_to_install_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, err = run(capsys, *TINY, "--json")
+    found = json.loads(out)
+    assert code == ExitCode.EXTRA
+    assert "pip install 'hetero-splitee[train]'" in err
+    assert (found["cuts"], found["recommended"]) == ([], None)
+    assert found["device"]["memory_available"]["value"] > 0
+
+
+def test_a_reserve_that_leaves_nothing_fits_no_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(capsys, *TINY, "--reserve", str(1 << 30), "--json")
+    assert code == ExitCode.NO_CUT
+    assert "no cut fits this device" in err
+    assert [row["obstacle"] for row in json.loads(out)["cuts"]] == ["memory"] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (("--network", "resnet81"), ExitCode.NETWORK, "unknown network 'resnet81'"),
+        (("--cpu-share", "0"), ExitCode.CONFIG, "0.0 is not in the range"),
+        (("--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "1"), ExitCode.UNREACHABLE, "no broker at"),
+    ],
+)
+def test_a_mistake_gives_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], code: ExitCode, line: str
+) -> None:
+    given, _, err = run(capsys, *arguments)
+    assert given == code
+    assert line in err
+    assert "Traceback" not in err

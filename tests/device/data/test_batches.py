@@ -1,0 +1,32 @@
+"""Pictures that lie where the network is give the batches that others give."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee_device.data.batches import ResidentPictures, batches_at
+from splitee_device.data.images import PictureSet
+
+
+def test_resident_pictures_are_normalised_like_others() -> None:
+    run = RunSpec(
+        protocol=PROTOCOL,
+        run="r",
+        network="resnet18",
+        num_classes=10,
+        rounds=1,
+        mean=(0.4, 0.5, 0.6),
+        std=(0.2,),
+    )
+    generator = np.random.default_rng(1)
+    pictures = PictureSet(generator.integers(0, 256, (9, 3, 4, 5), np.uint8), np.arange(9))
+    indices = np.array([7, 0, 7, 3])
+    place = torch.device("cpu")
+    images, labels = ResidentPictures(place, pictures, run)(indices)
+    expected, expected_labels = batches_at(place, pictures, run)(indices)
+    torch.testing.assert_close(images, expected)
+    assert images.dtype == torch.float32
+    assert torch.equal(labels, expected_labels)

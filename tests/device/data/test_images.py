@@ -1,0 +1,426 @@
+"""A device's pictures: what is read from each source, how it is divided, and what is said of bad input."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import logging
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from splitee.errors import ConfigError, DataError
+from splitee.samples.images import load_picture, normalize
+from splitee_device.data.images import DeviceData, PictureSet, Shard, batch, open_data
+
+SHAPE = (1, 6, 6)
+BUILTIN = Path(__file__).parents[3] / "device/splitee_device/data/builtin/fashion-mnist.npz"
+SCRIPT = Path(__file__).parents[3] / "scripts/make_fashion_mnist.py"
+
+
+def png(number: int) -> bytes:
+    """A plain grey picture: its number is its grey."""
+    buffer = io.BytesIO()
+    Image.new("L", (6, 6), number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, counts: dict[str, int]) -> None:
+    """Class folders of pictures numbered through all classes."""
+    number = 0
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for _ in range(count):
+            (root / name / f"{number:03}.png").write_bytes(png(number))
+            number += 1
+
+
+def write_parquet(
+    path: Path, pictures: Sequence[bytes | None], labels: Sequence[int], names: object = None
+) -> None:
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata=None if names is None else {"class_names": json.dumps(names)},
+    )
+    images = [{"bytes": content, "path": None} for content in pictures]
+    table = pa.Table.from_pydict({"image": images, "label": list(labels)}, schema=schema)
+    pq.write_table(table, path, row_group_size=7)
+
+
+def write_idx(path: Path, values: np.ndarray, opener: Callable[..., io.BufferedIOBase] = io.open) -> None:
+    with opener(path, "wb") as file:
+        file.write(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
+
+
+def numbers(pictures: PictureSet) -> list[int]:
+    return [int(grey) for grey in pictures.images[:, 0, 0, 0]]
+
+
+@pytest.fixture(params=["folder", "parquet"])
+def source(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """100 numbered pictures of three unequal classes: a 0..49, b 50..79, c 80..99."""
+    if request.param == "folder":
+        write_folder(tmp_path / "data", {"a": 50, "b": 30, "c": 20})
+        return str(tmp_path / "data")
+    labels = np.repeat([0, 1, 2], [50, 30, 20])
+    order = np.random.default_rng(0).permutation(100).tolist()
+    write_parquet(tmp_path / "data.parquet", [png(n) for n in order], labels[order].tolist(), ["a", "b", "c"])
+    return str(tmp_path / "data.parquet")
+
+
+def shards(spec: str, count: int) -> list[DeviceData]:
+    return [open_data(spec, input_shape=SHAPE, shard=Shard(k + 1, count), seed=5) for k in range(count)]
+
+
+# --- what is read
+
+
+def test_every_picture_comes_with_its_label(source: str) -> None:
+    data = open_data(source, input_shape=SHAPE)
+    assert data.class_names == ("a", "b", "c")
+    assert data.skipped == ()
+    for pictures in (data.train, data.held_out):
+        expected = np.digitize(numbers(pictures), [50, 80])
+        assert pictures.labels.tolist() == expected.tolist()
+    assert sorted(numbers(data.train) + numbers(data.held_out)) == list(range(100))
+
+
+def test_held_out_share_is_taken_from_each_class(source: str) -> None:
+    data = open_data(source, input_shape=SHAPE, holdout=0.2)
+    assert np.bincount(data.held_out.labels).tolist() == [10, 6, 4]
+    assert np.bincount(data.train.labels).tolist() == [40, 24, 16]
+
+
+def test_training_and_inference_see_the_same_pixels(tmp_path: Path) -> None:
+    generator = np.random.default_rng(3)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            pixels = generator.integers(0, 256, (50, 70, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.jpg")
+    data = open_data(str(tmp_path), input_shape=(3, 32, 32))
+    loaded = {load_picture(path, (3, 32, 32)).tobytes() for path in tmp_path.glob("*/*.jpg")}
+    assert {image.tobytes() for image in [*data.train.images, *data.held_out.images]} == loaded
+
+
+def test_batch_is_normalised_as_for_inference(source: str) -> None:
+    train = open_data(source, input_shape=SHAPE).train
+    indices = np.array([5, 1, 1])
+    images, labels = batch(train, indices, [0.4], [0.3])
+    assert torch.equal(images, torch.from_numpy(normalize(train.images[indices], [0.4], [0.3])))
+    assert images.dtype == torch.float32
+    assert torch.equal(labels, torch.from_numpy(train.labels)[[5, 1, 1]])
+    assert labels.dtype == torch.int64
+
+
+def test_files_beside_the_classes_are_not_pictures(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    (tmp_path / "notes.txt").write_text("not a class")
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "a" / "Thumbs.db").write_text("not a picture")
+    data = open_data(str(tmp_path), input_shape=SHAPE)
+    assert data.class_names == ("a", "b")
+    assert len(data.train) + len(data.held_out) == 8
+
+
+def test_parquet_without_class_names_numbers_them(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", [png(n) for n in range(9)], [0, 1, 2] * 3)
+    assert open_data(str(tmp_path / "x.parquet"), input_shape=SHAPE).class_names == ("0", "1", "2")
+
+
+# --- how it is divided
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_shards_are_balanced_and_share_nothing(source: str, count: int) -> None:
+    whole = open_data(source, input_shape=SHAPE, seed=5)
+    parts = shards(source, count)
+    assert sorted(n for part in parts for n in numbers(part.train)) == sorted(numbers(whole.train))
+    for label in range(3):
+        of_class = [int(np.sum(part.train.labels == label)) for part in parts]
+        assert max(of_class) - min(of_class) <= 1
+    sizes = [len(part.train) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+    for part in parts:
+        assert numbers(part.held_out) == numbers(whole.held_out)
+
+
+def test_seed_decides_the_division(source: str) -> None:
+    first, again, other = (
+        open_data(source, input_shape=SHAPE, shard=Shard(1, 3), seed=seed) for seed in (1, 1, 2)
+    )
+    assert numbers(first.train) == numbers(again.train)
+    assert numbers(first.train) != numbers(other.train)
+    assert numbers(first.held_out) != numbers(other.held_out)
+
+
+def test_limit_keeps_the_shares_of_the_classes(source: str) -> None:
+    data = open_data(source, input_shape=SHAPE, limit=20, holdout=0.4)
+    assert np.bincount(data.train.labels).tolist() == [10, 6, 4]
+    assert np.bincount(data.held_out.labels).tolist() == [10, 6, 4]
+
+
+def test_only_the_shard_is_decoded(source: str, tmp_path: Path) -> None:
+    """Every other picture is broken: each shard meets its own broken ones and no other shard's."""
+    if source.endswith(".parquet"):
+        labels = pq.read_table(source).column("label").to_numpy().tolist()
+        write_parquet(Path(source), [png(n) if n % 2 else b"broken" for n in range(100)], labels)
+    else:
+        for path in sorted(Path(source).glob("*/*.png"))[::2]:
+            path.write_bytes(b"broken")
+    parts = shards(source, 3)
+    held_out = set.intersection(*(set(part.skipped) for part in parts))
+    of_shards = [name for part in parts for name in part.skipped if name not in held_out]
+    assert len(of_shards) == len(set(of_shards))
+    assert len(of_shards) + len(held_out) == 50
+
+
+@pytest.mark.parametrize("text", ["", "2", "0/3", "4/3", "1/0", "-1/3", "a/b", "1/3/5", "1/3 ", "1/9999999"])
+def test_malformed_shard_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a shard as K/N"):
+        Shard.parse(text)
+
+
+def test_shard_is_parsed() -> None:
+    assert Shard.parse("2/3") == Shard(2, 3)
+
+
+# --- what ships with the project
+
+
+def test_builtin_is_balanced_and_small() -> None:
+    data = open_data("builtin:fashion-mnist", input_shape=(1, 28, 28))
+    assert np.bincount(data.train.labels).tolist() == [600] * 10
+    assert np.bincount(data.held_out.labels).tolist() == [100] * 10
+    assert len(data.class_names) == len(set(data.class_names)) == 10
+    assert BUILTIN.stat().st_size <= 4_000_000
+
+
+def test_builtin_shards_share_the_test_split() -> None:
+    parts = [
+        open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), shard=Shard(k, 3)) for k in (1, 2, 3)
+    ]
+    for part in parts:
+        assert np.bincount(part.train.labels).tolist() == [200] * 10
+        assert np.array_equal(part.held_out.images, parts[0].held_out.images)
+    assert len({image.tobytes() for part in parts for image in part.train.images}) == 6000
+
+
+def test_script_makes_the_same_balanced_file_twice(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for prefix, count in (("train", 60), ("t10k", 40)):
+        labels = generator.permutation(np.arange(count, dtype=np.uint8) % 10)
+        images = generator.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        images[:, 0, 0] = labels
+        write_idx(tmp_path / f"{prefix}-labels-idx1-ubyte.gz", labels, gzip.open)
+        write_idx(tmp_path / f"{prefix}-images-idx3-ubyte.gz", images, gzip.open)
+    made = []
+    for out in (tmp_path / "one.npz", tmp_path / "two.npz"):
+        arguments = ["--source", str(tmp_path), "--out", str(out), "--train", "30", "--test", "20"]
+        subprocess.run([sys.executable, str(SCRIPT), *arguments], check=True, capture_output=True)
+        made.append(out.read_bytes())
+    assert made[0] == made[1]
+    with np.load(tmp_path / "one.npz") as arrays:
+        for split, each in (("train", 3), ("test", 2)):
+            labels = arrays[f"{split}_labels"]
+            assert np.bincount(labels).tolist() == [each] * 10
+            assert np.array_equal(arrays[f"{split}_images"][:, 0, 0], labels)
+
+
+# --- torchvision
+
+
+@pytest.fixture
+def fashion_root(tmp_path: Path) -> Path:
+    """FashionMNIST as torchvision stores it, with 40 training and 20 test pictures."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count, first in (("train", 40, 0), ("t10k", 20, 100)):
+        images = np.full((count, 28, 28), np.arange(first, first + count, dtype=np.uint8)[:, None, None])
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8) % 10)
+    return tmp_path
+
+
+def test_torchvision_set_with_a_train_flag(fashion_root: Path) -> None:
+    data = open_data(f"torchvision:FashionMNIST:{fashion_root}", input_shape=SHAPE, shard=Shard(1, 2))
+    assert data.class_names[9] == "Ankle boot"
+    assert np.bincount(data.train.labels).tolist() == [2] * 10
+    assert numbers(data.held_out) == list(range(100, 120))
+    assert data.held_out.labels.tolist() == list(range(10)) * 2
+
+
+def test_torchvision_set_with_named_splits(tmp_path: Path) -> None:
+    for split, counts in (("train", {"AD": 4, "AE": 4}), ("test", {"AD": 2, "AE": 1})):
+        write_folder(tmp_path / "country211" / split, counts)
+    data = open_data(f"torchvision:Country211:{tmp_path}", input_shape=SHAPE)
+    assert data.class_names == ("AD", "AE")
+    assert numbers(data.train) == list(range(8))
+    assert data.held_out.labels.tolist() == [0, 0, 1]
+
+
+def test_torchvision_set_without_a_test_split(tmp_path: Path) -> None:
+    write_folder(tmp_path / "eurosat" / "2750", {"Forest": 10, "River": 10})
+    data = open_data(f"torchvision:EuroSAT:{tmp_path}", input_shape=SHAPE)
+    assert np.bincount(data.train.labels).tolist() == [9, 9]
+    assert np.bincount(data.held_out.labels).tolist() == [1, 1]
+
+
+def test_torchvision_picture_that_cannot_be_read_is_skipped(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_folder(tmp_path / "country211" / split, {"AD": 4, "AE": 4})
+    (tmp_path / "country211" / "train" / "AE" / "005.png").write_bytes(b"broken")
+    data = open_data(f"torchvision:Country211:{tmp_path}", input_shape=SHAPE)
+    assert numbers(data.train) == [0, 1, 2, 3, 4, 6, 7]
+    assert data.skipped == ("Country211 training picture 5",)
+
+
+# --- bad input: one line each
+
+
+def refusal(spec: str | Path, **settings: Any) -> str:
+    with pytest.raises(DataError) as caught:
+        open_data(str(spec), **{"input_shape": SHAPE, **settings})
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("nowhere", "no such folder or file"),
+        ("builtin:mnist", "there is builtin:fashion-mnist"),
+        ("torchvision:CIFAR10", "expected torchvision:NAME:ROOT"),
+        ("torchvision:Cifar01:{}", "the nearest are CIFAR10"),
+        ("torchvision:Zzzzzz:{}", "torchvision has no data set 'Zzzzzz'"),
+        ("torchvision:CIFAR10:{}", "does not hold CIFAR10"),
+        ("torchvision:Food101:{}", "does not hold Food101"),
+        ("torchvision:CIFAR10:{}/gone", "is not a folder"),
+        ("torchvision:EMNIST:{}", "leaves the choice of a training part open"),
+        ("{}", "holds no class folders"),
+    ],
+)
+def test_source_that_is_not_there(spec: str, expected: str, tmp_path: Path) -> None:
+    assert expected in refusal(spec.format(tmp_path))
+
+
+def test_folder_without_pictures(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 0, "b": 0})
+    assert "its 2 class folders hold no pictures" in refusal(tmp_path)
+
+
+def test_one_class_only_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cats": 3, "dogs": 0})
+    assert "all 3 pictures are of one class, 'cats'" in refusal(tmp_path)
+
+
+def test_unreadable_pictures_are_skipped_and_counted_in_one_line(
+    source: str, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    if source.endswith(".parquet"):
+        pictures: list[bytes | None] = [png(n) for n in range(100)]
+        pictures[3], pictures[50], pictures[99] = b"broken", None, b""
+        write_parquet(Path(source), pictures, [0, 1] * 50)
+        broken = [f"{source} row {row}" for row in (3, 50, 99)]
+    else:
+        broken = [f"{source}/a/000.png", f"{source}/a/001.png", f"{source}/c/099.png"]
+        for name in broken:
+            Path(name).write_bytes(png(1)[:40])
+    with caplog.at_level(logging.WARNING):
+        data = open_data(source, input_shape=SHAPE)
+    assert sorted(data.skipped) == sorted(broken)
+    assert len(data.train) + len(data.held_out) == 97
+    (line,) = caplog.messages
+    assert "skipped 3 unreadable of 100" in line
+    assert all(name in line for name in broken)
+
+
+def test_unreadable_pictures_only_are_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 3, "b": 3})
+    for path in tmp_path.glob("*/*.png"):
+        path.write_bytes(b"broken")
+    assert "none of its 6 pictures can be read" in refusal(tmp_path)
+
+
+def test_one_picture_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 1, "b": 1})
+    assert "to train on and one to hold out, got 2 and 0" in refusal(tmp_path)
+
+
+def test_one_picture_to_train_on_is_too_few(source: str) -> None:
+    assert "expected two pictures or more to train on" in refusal(source, limit=1)
+
+
+def test_fewer_pictures_than_shards(source: str) -> None:
+    assert "90 training pictures cannot be shared by 91 shards" in refusal(source, shard=Shard(1, 91))
+
+
+def test_set_beyond_the_bound_says_which_limit_fits(source: str) -> None:
+    line = refusal(source, max_bytes=100 * 36 - 1)
+    assert "100 pictures of 1 x 6 x 6" in line
+    assert "--limit 49" in line
+    data = open_data(source, input_shape=SHAPE, max_bytes=100 * 36 - 1, limit=49)
+    assert len(data.train) == 49
+
+
+@pytest.mark.parametrize("settings", [{"holdout": 0.0}, {"holdout": 1.0}, {"limit": 0}])
+def test_settings_out_of_range(source: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        open_data(source, input_shape=SHAPE, **settings)
+
+
+@pytest.mark.parametrize("label", [-1, 2, 2**62])
+def test_parquet_label_out_of_range(tmp_path: Path, label: int) -> None:
+    write_parquet(tmp_path / "x.parquet", [png(n) for n in range(3)], [0, 1, label], ["a", "b"])
+    assert f"picture 2 has label {label}; expected 0..1" in refusal(tmp_path / "x.parquet")
+
+
+def test_parquet_label_beyond_all_bounds_allocates_nothing(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", [png(0), png(1)], [0, 2**62])
+    assert f"has label {2**62}" in refusal(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("names", ["a", [1, 2], {"a": 1}])
+def test_parquet_with_malformed_class_names(tmp_path: Path, names: object) -> None:
+    write_parquet(tmp_path / "x.parquet", [png(0), png(1)], [0, 1], names)
+    assert "not a JSON list of strings" in refusal(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        pa.table({"picture": [b""], "label": [1]}),
+        pa.table({"image": [b""], "label": [1]}),
+        pa.table({"image": [{"path": "x"}], "label": [1]}),
+        pa.table({"image": [{"bytes": b"", "path": "x"}], "label": ["cat"]}),
+        pa.table({"image": [{"bytes": b"", "path": "x"}]}),
+    ],
+)
+def test_parquet_with_other_columns(tmp_path: Path, table: pa.Table) -> None:
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert "expected columns image: struct<bytes, path>" in refusal(tmp_path / "x.parquet")
+
+
+def test_parquet_with_missing_labels(tmp_path: Path) -> None:
+    table = pa.table({"image": [{"bytes": png(0), "path": ""}] * 2, "label": [1, None]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert "1 rows have no label" in refusal(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("keep", [0, 10, -10])
+def test_file_that_is_not_parquet(tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "x.parquet"
+    write_parquet(path, [png(0), png(1)], [0, 1])
+    path.write_bytes(path.read_bytes()[:keep])
+    assert "cannot be read as a Parquet file" in refusal(path)

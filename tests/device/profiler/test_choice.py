@@ -1,0 +1,89 @@
+"""The choice of a cut, and the words for it."""
+
+from __future__ import annotations
+
+import pytest
+from profiles import MIB, measured
+
+from splitee_device.profiler.choice import Preference, choose
+from splitee_device.profiler.cost_model import LinkSpeed, Work, predict
+
+ALL = (1, 2, 3, 4)
+
+
+def chosen(
+    prefer: Preference, *, available: int | None = None, cores: float = 1.0, **work: object
+) -> tuple[int | None, str]:
+    found = measured(ALL, available=available, cores=cores)
+    todo = Work(**{"samples": 320, "steps": 10, "reserve": 0, **work})  # type: ignore[arg-type]
+    choice = choose(predict(found, todo), prefer, found, todo)
+    return choice.cut, choice.reason
+
+
+def needed(cut: int) -> int:
+    return predict(measured(ALL), Work(320, 10, 0))[cut - 1].needed
+
+
+def test_without_a_link_the_fastest_trains_least() -> None:
+    cut, reason = chosen("fastest")
+    assert cut == 1
+    assert "without a measured link" in reason
+
+
+def test_a_slow_link_is_worth_training_more() -> None:
+    cut, reason = chosen("fastest", link=LinkSpeed(upload=2e5, round_trip=0.01))
+    assert cut == 4
+    assert "the link sets its pace" in reason
+
+
+def test_a_link_of_middling_speed_is_balanced_with_training() -> None:
+    found = measured(ALL)
+    todo = Work(320, 10, 0, link=LinkSpeed(upload=8e6, round_trip=0.0))
+    rows = predict(found, todo)
+    assert choose(rows, "fastest", found, todo).cut == min(rows, key=lambda row: row.round).cut
+
+
+def test_the_deepest_is_the_last_that_fits_and_the_next_is_told() -> None:
+    cut, reason = chosen("deepest", available=needed(3))
+    assert cut == 3
+    assert "cut 4 does not: it needs" in reason
+    assert chosen("deepest")[1].endswith("the last there is")
+
+
+def test_the_lightest_takes_the_least_memory_and_of_equals_the_fewest_bytes() -> None:
+    found = measured(ALL)
+    todo = Work(320, 10, 0)
+    rows = predict(found, todo)
+    best = choose(rows, "lightest", found, todo)
+    bound = 1.02 * min(row.memory for row in rows)
+    assert best.cut == min((row for row in rows if row.memory <= bound), key=lambda row: row.payload).cut
+    assert "MiB" in best.reason
+
+
+def test_ties_go_to_fewer_bytes() -> None:
+    # With one batch a round and a link that costs nothing, cuts differ by training; a long trip hides that.
+    cut, reason = chosen("fastest", steps=1, link=LinkSpeed(upload=1e12, round_trip=10.0))
+    assert cut == 4
+    assert "the fastest round" in reason
+
+
+@pytest.mark.parametrize("prefer", ["fastest", "deepest", "lightest"])
+def test_what_does_not_fit_is_never_chosen(prefer: Preference) -> None:
+    cut, _ = chosen(prefer, available=needed(2), link=LinkSpeed(upload=1e5, round_trip=0.0))
+    assert cut in (1, 2)
+
+
+def test_nothing_fits_says_what_would_help() -> None:
+    least = min(map(needed, ALL))
+    cut, reason = chosen("fastest", available=least - 1 * MIB)
+    assert cut is None
+    assert f"it needs {least / MIB:.0f} MiB" in reason
+    assert "--batch-size 16" in reason
+    assert "--codec int8" in reason
+
+
+def test_too_busy_a_cpu_says_what_would_help() -> None:
+    cut, reason = chosen("fastest", cpu_share=0.2)
+    assert cut is None
+    assert "it keeps 100% of the CPU busy, 20% are wanted" in reason
+    assert "--cpu-share" in reason

@@ -1,0 +1,219 @@
+"""A device that watches its own rounds: when it speaks, what it says, what it asks for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+from profiles import MIB, measured
+
+from splitee_device.machine import hardware
+from splitee_device.machine.hardware import throttled_now
+from splitee_device.profiler.choice import Preference
+from splitee_device.profiler.cost_model import LinkSpeed, Work
+from splitee_device.profiler.drift import Departure, DriftMonitor, Expected, Judge
+from splitee_device.profiler.forecast import Forecast
+from splitee_device.profiler.meter import Conditions, Meter, Round
+
+CALM = Conditions(cores=1.0, threads=1, machine_cores=4, others=0.1, cpu=1.0, temperature=50.0)
+DEEPEST, BEFORE_IT = 4, 3
+
+
+def forecast(prefer: Preference = "fastest", available: int | None = None) -> Forecast:
+    """A device whose link is slow: the deepest cut is its best, as long as it trains as fast as measured."""
+    link = LinkSpeed(upload=2e5, round_trip=0.01)
+    return Forecast(measured((1, 2, 3, 4), available=available), Work(320, 10, 64 * MIB, link=link), prefer)
+
+
+def took(cut: int, slowdown: float = 1.0, *, memory: float = 1.0, available: int | None = None) -> Round:
+    row = forecast().rows()[cut - 1]
+    return Round(slowdown * row.step, int(memory * (row.needed - row.code)), available, CALM)
+
+
+def notes(judge: Judge, cut: int, rounds: list[Round]) -> list[str]:
+    """What it finds in each of the rounds; "" for nothing."""
+    return [found.kind if found else "" for found in (judge.note(cut, one) for one in rounds)]
+
+
+def test_rounds_in_a_row_that_are_not_as_predicted_are_told_once() -> None:
+    judge = Judge(3, forecast())
+    rounds = [took(2, slowdown) for slowdown in (1.0, 1.2, 2.0, 2.0, 1.0, 2.0, 2.1, 1.9)]
+    assert notes(judge, 2, rounds) == [*[""] * 7, "slower"]
+    assert judge.slowdown == pytest.approx(2.0)
+    assert notes(judge, 2, [took(2, 2.0)] * 20) == [""] * 20  # what is known is not news
+
+
+def test_recovery_is_told_after_as_many_rounds_that_do_not_count() -> None:
+    judge = Judge(2, forecast())
+    assert notes(judge, 2, [took(2, 3.0)] * 2) == ["", "slower"]
+    assert notes(judge, 2, [took(2)] * 4) == ["", "", "", "faster"]
+    assert judge.slowdown == pytest.approx(1.0)
+
+
+def test_what_is_known_at_one_cut_is_expected_at_the_next() -> None:
+    judge = Judge(2, forecast())
+    assert notes(judge, 4, [took(4, 3.0)] * 2) == ["", "slower"]
+    assert notes(judge, 3, [took(3, 3.0)] * 10) == [""] * 10
+    assert notes(judge, 3, [took(3, 9.0)] * 2) == ["", "slower"]
+
+
+def test_memory_beyond_the_prediction_is_told() -> None:
+    judge = Judge(3, forecast())
+    assert notes(judge, 1, [took(1, memory=1.2)] * 5 + [took(1, memory=1.5)] * 3) == [*[""] * 7, "memory"]
+    assert judge.more_memory == pytest.approx(0.5 * took(1).memory, rel=1e-6)
+    assert notes(judge, 1, [took(1, memory=1.5)] * 10) == [""] * 10
+
+
+def test_memory_that_others_take_is_told_once_until_it_is_back() -> None:
+    judge = Judge(2, forecast())
+    enough = forecast().rows()[0].needed + 64 * MIB
+    short, back = took(1, available=enough - 1), took(1, available=enough)
+    assert notes(judge, 1, [short] * 8) == ["", "short", *[""] * 6]
+    assert notes(judge, 1, [back, short, short]) == ["", "", "short"]
+
+
+def test_without_a_prediction_the_first_rounds_are_the_reference() -> None:
+    judge = Judge(3)
+    rounds = [took(2, slowdown) for slowdown in (5.0, 4.0, 4.2, 5.2, 9.0, 9.0, 9.0)]
+    assert notes(judge, 2, rounds) == [*[""] * 6, "slower"]
+
+
+class Scripted(Meter):
+    """Tells the rounds that it is given."""
+
+    def __init__(self, rounds: list[Round]) -> None:
+        super().__init__(threads=1)
+        self._rounds = iter(rounds)
+
+    def round(self) -> Round:
+        return next(self._rounds)
+
+
+def wishes(watch: DriftMonitor, cut: int, count: int) -> list[int]:
+    """The cuts that it asks for after each of the rounds; 0 for none."""
+    asked = []
+    for number in range(1, count + 1):
+        wish = watch.end_round(number, cut)
+        asked.append(wish.cut if wish else 0)
+        cut = wish.cut if wish else cut
+    return asked
+
+
+def test_a_slow_device_asks_for_a_shallower_cut_and_back_when_it_has_recovered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    hot = replace(CALM, temperature=84.0, throttled=("frequency capped",))
+    rounds = [
+        *[took(DEEPEST)] * 2,
+        *[replace(took(DEEPEST, 8.0), conditions=hot)] * 3,
+        *[took(BEFORE_IT, 8.0)] * 5,
+        *[took(BEFORE_IT)] * 3,
+        *[took(DEEPEST)] * 5,
+    ]
+    watch = DriftMonitor(Scripted(rounds), forecast=forecast(), adapts=True)
+    expected = [0] * len(rounds)
+    expected[4], expected[12] = BEFORE_IT, DEEPEST
+    assert wishes(watch, DEEPEST, len(rounds)) == expected
+    slow, fast = (record.getMessage() for record in caplog.records)
+    step = 1000 * forecast().rows()[DEEPEST - 1].step
+    assert slow.startswith(
+        f"round 5: for 3 rounds {8 * step:.3g} ms a step, {step:.3g} ms were expected (8 times): "
+        "throttled (frequency capped), hot, 84 °C; asking for cut 3 (stage3): the fastest round, "
+    )
+    assert fast.startswith("round 13: for 3 rounds ")
+    assert "(0.12 times); asking for cut 4 (stage4): the fastest round, " in fast
+
+
+def test_who_may_not_adapt_says_what_it_would_ask_for(caplog: pytest.LogCaptureFixture) -> None:
+    rounds = [took(DEEPEST, 8.0)] * 3
+    assert wishes(DriftMonitor(Scripted(rounds), forecast=forecast()), DEEPEST, 3) == [0, 0, 0]
+    assert "; --adapt-cut would ask for cut 3 (stage3): " in caplog.text
+    caplog.clear()
+    known = [took(DEEPEST)] * 3
+    assert wishes(DriftMonitor(Scripted(known + rounds)), DEEPEST, 6) == [0] * 6
+    assert caplog.records[0].getMessage().endswith("no cause found: not hot, not throttled, no other load")
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_a_cut_that_still_suits_best_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    watch = DriftMonitor(Scripted([took(DEEPEST, 2.0)] * 3), forecast=forecast(), adapts=True)
+    assert wishes(watch, DEEPEST, 3) == [0, 0, 0]
+    assert caplog.records[0].getMessage().endswith("; cut 4 still suits it best")
+
+
+def test_memory_that_is_gone_asks_for_a_cut_that_fits(caplog: pytest.LogCaptureFixture) -> None:
+    left = forecast().rows()[1].needed + 64 * MIB
+    deep = forecast("deepest")
+    watch = DriftMonitor(Scripted([took(DEEPEST, available=left)] * 3), forecast=deep, adapts=True)
+    assert wishes(watch, DEEPEST, 3) == [0, 0, 2]
+    assert f"{left / MIB:,.0f} MiB available" in caplog.text
+    nothing = DriftMonitor(Scripted([took(DEEPEST, available=MIB)] * 3), forecast=deep, adapts=True)
+    assert wishes(nothing, DEEPEST, 3) == [0, 0, 0]
+    assert "no cut fits this device" in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize(
+    ("changed", "cores_then", "said"),
+    [
+        ({"temperature": 79.9}, 1.0, "no cause found: not hot, not throttled, no other load"),
+        ({"temperature": 80.0}, 1.0, "hot, 80 °C"),
+        ({"throttled": ("under-voltage",)}, None, "throttled (under-voltage)"),
+        ({"cores": 0.25}, 1.0, "0.25 cores allowed, 1 when it was measured"),
+        ({"others": 3.5}, 1.0, "others keep 3.5 of 4 cores busy"),
+        ({"others": 2.9}, 1.0, "no cause found: not hot, not throttled, no other load"),
+        ({"cpu": 0.4}, 1.0, "it had the CPU for 40% of the time"),
+    ],
+)
+def test_causes(changed: dict[str, object], cores_then: float | None, said: str) -> None:
+    conditions = replace(CALM, **changed)  # type: ignore[arg-type]
+    assert conditions.causes(cores_then) == said
+
+
+def test_memory_in_words() -> None:
+    last = Round(0.1, 400 * MIB, 300 * MIB, CALM)
+    expected = Expected(0.1, 200 * MIB, 350 * MIB)
+    for kind, said in (
+        ("memory", "for 3 rounds 400 MiB at the peak, 200 MiB were expected"),
+        ("short", "for 3 rounds 300 MiB available, 350 MiB needed"),
+    ):
+        departure = Departure(kind, 3, expected, 0.1, 400 * MIB, last)  # type: ignore[arg-type]
+        assert departure.in_words(None) == said
+
+
+def test_only_what_the_firmware_holds_back_now_counts() -> None:
+    assert throttled_now(("under-voltage", "throttled since boot")) == ("under-voltage",)
+    assert throttled_now(("none",)) == throttled_now(None) == ()
+
+
+def busy(clock: Callable[[], float]) -> Iterator[int]:
+    """Three batches that take 20 ms each, by `clock`."""
+    for number in range(3):
+        until = clock() + 0.02
+        while clock() < until:
+            pass
+        yield number
+
+
+def test_a_meter_counts_the_steps_and_not_what_is_done_between_them() -> None:
+    meter = Meter(threads=1, memory=1)
+    for _ in meter.steps(busy(time.perf_counter)):
+        time.sleep(0.2)
+    found = meter.round()
+    assert 0.02 <= found.step < 0.2
+    assert found.available == 1
+    assert found.memory > 1 * MIB
+    assert 0 < found.conditions.cpu <= 1.1
+
+
+def test_with_a_quota_a_step_takes_no_less_than_its_cpu_time_over_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hardware, "usable_cores", lambda: 0.25)
+    meter = Meter(threads=1)
+    assert list(meter.steps(busy(time.process_time))) == [0, 1, 2]
+    found = meter.round()
+    assert 0.08 <= found.step < 0.8
+    assert found.conditions.cpu <= 0.25 + 1e-9

@@ -1,0 +1,74 @@
+"""Which cuts are measured, in which order, and what becomes of two looks at one."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from msgspec.structs import replace
+from profiles import DESCRIPTION, REFERENCE, SPEC, true_costs
+
+from splitee_device.profiler.costs import CutCosts, Failed, MeasureCut
+from splitee_device.profiler.probe import Plan
+
+LONG = 1000.0  # seconds that are left
+
+
+def plan(seconds: float = LONG) -> Plan:
+    return Plan(SPEC, DESCRIPTION, None, 1.0, time.monotonic() + seconds)
+
+
+def measure(planned: Plan, *factors: float, seconds: float = 2.0) -> list[int]:
+    """Answers what is asked, each cut's looks by `factors` of its true costs; the cuts in order."""
+    asked: list[int] = []
+    while (wanted := planned.next()) is not None:
+        planned.take(wanted, look(wanted, factors[asked.count(wanted.cut)], seconds))
+        asked.append(wanted.cut)
+    return asked
+
+
+def look(wanted: MeasureCut, factor: float, seconds: float) -> CutCosts:
+    costs = true_costs(wanted.cut)
+    return replace(costs, step=factor * costs.step, memory=round(factor * costs.memory), seconds=seconds)
+
+
+def test_each_cut_is_measured_again_at_another_moment_and_both_count() -> None:
+    planned = plan()
+    assert measure(planned, 1.0, 3.0) == [1, 4, 3, 2] * 2
+    for cut, costs in planned.costs.items():
+        truth = true_costs(cut)
+        assert costs.step == pytest.approx(2 * truth.step)
+        assert costs.spread == pytest.approx(truth.step)  # each is so far from the mean
+        assert (costs.memory, costs.steps) == (3 * truth.memory, 2 * truth.steps)
+        assert costs.forward == pytest.approx(truth.forward)
+
+
+def test_looks_while_the_device_was_slower_are_told_at_its_mean_speed() -> None:
+    planned = plan()
+    slowness = iter([1.0, 2.0, 3.0, 2.0] * 2)  # 2.0 in the mean
+    while (wanted := planned.next()) is not None:
+        planned.take(wanted, true_costs(wanted.cut).slower(next(slowness)))
+    assert set(planned.costs) == {1, 2, 3, 4}
+    for cut, costs in planned.costs.items():
+        truth = true_costs(cut)
+        assert costs.step == pytest.approx(2 * truth.step)
+        assert (costs.encoding, costs.cpu) == pytest.approx((2 * truth.encoding, 2 * truth.cpu))
+        assert costs.reference == pytest.approx(2 * REFERENCE)
+        assert costs.memory == truth.memory
+
+
+def test_no_second_look_takes_more_than_half_of_the_time() -> None:
+    assert sorted(measure(plan(), 1.0, 1.0, seconds=0.51 * LONG)) == [1, 2, 3, 4]
+
+
+def test_a_cut_that_is_killed_at_the_second_look_does_not_fit() -> None:
+    planned = plan()
+    for _ in range(4):
+        wanted = planned.next()
+        assert wanted is not None
+        planned.take(wanted, true_costs(wanted.cut))
+    again = planned.next()
+    assert again is not None
+    planned.take(again, Failed(message="ran out of memory", killed=True))
+    assert again.cut in planned.failed
+    assert again.cut not in planned.costs

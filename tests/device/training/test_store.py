@@ -1,0 +1,154 @@
+"""A device's state: refused where it does not belong; where it is torn, trained again to the same bits."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from splitee.durable import StateDirectory
+from splitee.errors import StateError
+from splitee.networks.split import build_for
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.data.images import DeviceData, open_data
+from splitee_device.training.store import DeviceStore
+from splitee_device.training.trainer import ClientTrainer
+
+CUT = 2
+ROUNDS = 3
+SPEC = RunSpec(protocol=1, run="run-a", network="tiny_networks:tiny", num_classes=10, rounds=ROUNDS, seed=1)
+OTHER = RunSpec(protocol=1, run="run-b", network="resnet18", num_classes=10, rounds=ROUNDS, seed=1)
+
+
+@pytest.fixture(scope="module")
+def data() -> DeviceData:
+    return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=128)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[StateDirectory]:
+    state = StateDirectory(tmp_path / "pi-1")
+    yield state
+    state.close()
+
+
+def new_trainer(data: DeviceData) -> ClientTrainer:
+    return ClientTrainer(build_for(SPEC), CUT, SPEC, "pi-1", data)
+
+
+def train(trainer: ClientTrainer, store: DeviceStore, *numbers: int) -> list[str]:
+    """Rounds, each saved and committed; the digest after each."""
+    digests = []
+    for number in numbers:
+        for _ in trainer.round(number):
+            pass
+        store.save(SPEC, CUT, number, trainer)
+        store.commit(number)
+        digests.append(trainer.digest())
+    return digests
+
+
+def files(directory: StateDirectory) -> list[Path]:
+    return sorted(directory.path.glob("round-*.state"))
+
+
+def tear(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_new_process_goes_on_from_the_file(directory: StateDirectory, data: DeviceData) -> None:
+    store = DeviceStore(directory, "pi-1", data)
+    digests = train(new_trainer(data), store, 1, 2, 3)
+    trainer = new_trainer(data)
+    store.restore(2, digests[1], trainer, copy.deepcopy(trainer.state()))
+    assert trainer.digest() == digests[1]
+    assert train(trainer, store, 3) == digests[2:]
+
+
+@pytest.mark.parametrize("torn", [1, 2])
+def test_torn_files_are_trained_again_to_the_same_bits(
+    directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture, torn: int
+) -> None:
+    """The newest of the two files that are kept, or both: then all rounds are trained again."""
+    store = DeviceStore(directory, "pi-1", data)
+    digests = train(new_trainer(data), store, 1, 2, 3)
+    assert [file.name for file in files(directory)] == ["round-000002.state", "round-000003.state"]
+    for file in files(directory)[-torn:]:
+        tear(file)
+    trainer = new_trainer(data)
+    store.restore(3, digests[2], trainer, copy.deepcopy(trainer.state()))
+    assert trainer.digest() == digests[2]
+    said = lines(caplog)
+    assert len([line for line in said if "is torn" in line]) == torn
+    first = 3 if torn == 1 else 1
+    assert said[-1] == f"state: training round {first} to 3 again, the files are missing"
+    assert directory.load_round(3) is not None
+
+
+def test_a_device_that_missed_rounds_keeps_the_one_before(
+    directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = DeviceStore(directory, "pi-1", data)
+    digests = train(new_trainer(data), store, 1, 5)
+    assert [file.name for file in files(directory)] == ["round-000001.state", "round-000005.state"]
+    tear(files(directory)[-1])
+    trainer = new_trainer(data)
+    store.restore(1, digests[0], trainer, {})
+    assert trainer.digest() == digests[0]
+
+
+def test_a_round_that_was_not_committed_is_forgotten(directory: StateDirectory, data: DeviceData) -> None:
+    store, trainer = DeviceStore(directory, "pi-1", data), new_trainer(data)
+    initial = copy.deepcopy(trainer.state())
+    digests = train(trainer, store, 1)
+    for _ in trainer.round(2):
+        pass
+    store.save(SPEC, CUT, 2, trainer)
+    store.restore(1, digests[0], trainer, initial)
+    assert trainer.digest() == digests[0]
+
+
+def test_a_digest_that_is_not_what_was_committed_is_one_line(
+    directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, trainer = DeviceStore(directory, "pi-1", data), new_trainer(data)
+    train(trainer, store, 1)
+    store.restore(1, "0" * 64, trainer, {})
+    assert lines(caplog) == ["state: round 1 differs from what was committed; going on with it"]
+
+
+def test_the_state_of_another_run_is_refused_with_both_named(
+    directory: StateDirectory, data: DeviceData
+) -> None:
+    store = DeviceStore(directory, "pi-1", data)
+    train(new_trainer(data), store, 1)
+    for spec, cut in ((OTHER, CUT), (SPEC, 1)):
+        with pytest.raises(StateError) as refusal:
+            store.open(spec, cut, fresh=False)
+        words = str(refusal.value)
+        assert f"holds run run-a (tiny_networks:tiny, cut {CUT}), unfinished" in words
+        assert f"this is run {spec.run} ({spec.network}, cut {cut})" in words
+        assert ("--cut 2 or --adapt-cut goes on" in words) == (spec is SPEC)
+        assert "--fresh starts over" in words
+    assert files(directory)
+    store.open(OTHER, CUT, fresh=True)
+    assert not files(directory)
+    assert directory.facts() is None
+
+
+def test_a_finished_run_makes_room_for_the_next(directory: StateDirectory, data: DeviceData) -> None:
+    store = DeviceStore(directory, "pi-1", data)
+    train(new_trainer(data), store, 1)
+    store.finish(SPEC, CUT)
+    store.open(SPEC, CUT, fresh=False)
+    assert files(directory)
+    store.open(OTHER, CUT, fresh=False)
+    assert not files(directory)

@@ -1,0 +1,205 @@
+"""`splitee simulate`: a table and files of every method and seed, nothing run twice, mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from splitee.cli.main import splitee
+from splitee.errors import ConfigError, DataError, ExitCode, NetworkError, StateError
+from splitee_lab.methods.registry import BASELINES, METHODS
+from splitee_lab.presets import NAMES
+
+SUPPORT = Path(__file__).parents[2] / "support"
+TINY = ("--network", "tiny_networks:tiny", "--samples", "240", "--test-samples", "60", "--workers", "2")
+SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", "--client-averaging", "none")
+
+
+def simulate(*arguments: str) -> str:
+    """What the command prints; its error is raised."""
+    result = CliRunner().invoke(splitee, ["simulate", *arguments], standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return result.output
+
+
+def results(out: Path) -> dict[str, dict[str, Any]]:
+    found = json.loads((out / "results.json").read_text())
+    return {method["method"]: method for method in found["methods"]}
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Every method with two seeds: the folder, and what was printed."""
+    out = tmp_path_factory.mktemp("simulate") / "out"
+    printed = simulate(*SMALL, "--seeds", "1,2", "--baselines", ",".join(BASELINES), "--out", str(out))
+    return out, printed
+
+
+def test_every_method_has_a_mean_and_a_spread(everything: tuple[Path, str]) -> None:
+    out, printed = everything
+    found = results(out)
+    assert list(found) == list(METHODS)
+    for name, method in found.items():
+        assert method["seeds"] == [1, 2]
+        figure = method["accuracy"] or method["exit_accuracy"]
+        assert 0 <= figure["mean"] <= 1
+        assert figure["spread"] >= 0
+        assert [point["round"] for point in method["course"]] == [1, 2]
+        assert f"{name} " in printed
+    assert found["sequential"]["exit_accuracy"] == found["alone-exit"]["exit_accuracy"]
+    assert [cut["cut"] for cut in found["averaging"]["by_cut"]] == [1, 3]
+    assert found["fedavg"]["compute_share"]["mean"] == 1
+    assert 0 < found["sequential"]["compute_share"]["mean"] < 1
+    assert found["centralized"]["macs"]["mean"] == 0
+
+
+def test_the_page_shows_all_plots_and_needs_nothing_else(everything: tuple[Path, str]) -> None:
+    page = (everything[0] / "report.html").read_text()
+    assert page.count("<svg ") == 5
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "<script" not in page
+    assert all(f">{name}</th>" in page for name in METHODS)
+    assert page.count("<td>trunk over fedavg</td>") == 2
+
+
+def test_nothing_is_run_twice_and_a_new_seed_is_added(everything: tuple[Path, str]) -> None:
+    out, _ = everything
+    before = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}
+    assert len(before) == 2 * len(METHODS)
+    printed = simulate(*SMALL, "--seeds", "1,2,3", "--baselines", "fedavg", "--out", str(out))
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    ran = [line.split(":")[0] for line in printed.splitlines() if "-seed" in line]
+    assert sorted(ran) == ["averaging-seed3", "fedavg-seed3", "sequential-seed3"]
+    assert results(out)["fedavg"]["seeds"] == [1, 2, 3]
+
+
+def test_other_settings_are_refused_where_results_are(everything: tuple[Path, str]) -> None:
+    with pytest.raises(
+        StateError, match=r"sequential-seed1\.json is of other settings \(order 'step' there, "
+    ):
+        simulate(*SMALL, "--order", "device", "--out", str(everything[0]))
+
+
+def test_the_seed_decides_whatever_the_number_of_processes(
+    everything: tuple[Path, str], tmp_path: Path
+) -> None:
+    simulate(*SMALL, "--seeds", "2", "--workers", "1", "--baselines", "splitfed", "--out", str(tmp_path))
+    for name in ("sequential-seed2.json", "averaging-seed2.json", "splitfed-seed2.json"):
+        one, other = (json.loads((out / "parts" / name).read_text()) for out in (everything[0], tmp_path))
+        assert one["rounds"] == other["rounds"], name
+
+
+def test_a_poor_hand_is_a_warning_and_training_goes_on(tmp_path: Path) -> None:
+    printed = simulate(
+        *TINY, "--clients", "8", "--cuts", "2", "--rounds", "1", "--partition", "dirichlet:0.02",
+        "--strategy", "sequential", "--baselines", "fedavg", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert "takes no part" in printed
+    assert "of one class only" in printed
+    part = json.loads((tmp_path / "parts" / "fedavg-seed1.json").read_text())
+    assert 0 < len(part["clients"]) < 8
+    assert sum(client["samples"] for client in part["clients"].values()) >= 240 - 8
+
+
+def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_path: Path) -> None:
+    flags = ("--partition", "iid,shards:2", "--baselines", "fedavg,alone-exit,centralized")
+    printed = simulate(*SMALL, *flags, "--strategy", "averaging", "--out", str(tmp_path))
+    for name, folder in (("iid", tmp_path / "iid"), ("shards:2", tmp_path / "shards-2")):
+        assert f"{name}: report: {folder / 'report.html'}" in printed
+        lines = (folder / "table.md").read_text().splitlines()
+        heads = [line for line in lines if line.startswith((f"| {name} |", "| method |"))]
+        assert len(heads) == 2
+        assert sum(line.startswith("| averaging | trunk ") for line in lines) == 2
+        targets = json.loads((folder / "results.json").read_text())["targets"]
+        assert {target["method"] for target in targets} == {"averaging"}
+        assert len(targets) == 5
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "line"),
+    [
+        (("--partition", "dirichlet:0"), ConfigError, "expected ALPHA above 0"),
+        (("--partition", "iid,"), ConfigError, "expected a partition as iid, "),
+        (("--partition", "even"), ConfigError, "expected a partition as iid, "),
+        (("--clients", "241"), DataError, "240 training pictures cannot be dealt to 241 clients"),
+        (("--cuts", "1,4"), NetworkError, "cut 4 is out of range"),
+        (("--network", "resnet81"), NetworkError, "resnet18"),
+        (("--data", "builtin:nothing"), DataError, "unknown data set builtin:nothing"),
+        (("--strategy", "", "--baselines", ""), ConfigError, "nothing to run"),
+        (("--batch-size", "1"), ConfigError, "batch_size"),
+    ],
+)
+def test_mistakes_are_named_before_anything_runs(
+    arguments: tuple[str, ...], error: type[Exception], line: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=line):
+        simulate(*SMALL, *arguments, "--out", str(tmp_path))
+    assert not (tmp_path / "parts").exists()
+
+
+@pytest.mark.parametrize("flag", ["--seeds", "--cuts", "--strategy", "--baselines", "--input"])
+def test_a_list_that_cannot_be_read_is_named(flag: str, tmp_path: Path) -> None:
+    with pytest.raises(Exception, match=r"expected .*; got 'x"):
+        simulate(*SMALL, flag, "x,y", "--out", str(tmp_path))
+
+
+def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:
+    flags = ["--seeds", "1,2,3", "--strategy", "sequential", "--baselines", ""]
+    command = [sys.executable, "-m", "splitee", "simulate", *SMALL, *flags, "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(SUPPORT), "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    process.kill()
+    process.wait(30)
+    process.stdout.close()
+    stored = first.split(":")[0]
+    assert (tmp_path / "parts" / f"{stored}.json").exists()
+    printed = simulate(*SMALL, *flags, "--out", str(tmp_path))
+    assert f"{stored}:" not in printed
+    assert results(tmp_path)["sequential"]["seeds"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_protocol_sets_what_nothing_else_does(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('codec = "int8"\nrounds = 7\n')
+    flags = ["--config", str(file), "--protocol", name, "--clients", "2", "--out", str(tmp_path)]
+    for order in (flags, [*flags[2:], *flags[:2]]):
+        shown = CliRunner().invoke(splitee, ["config", "simulate", *order], standalone_mode=False)
+        rows = dict(line.split(maxsplit=1) for line in shown.output.splitlines())
+        assert rows["--clients"].startswith("2 ")
+        assert rows["--rounds"].startswith("7 ")
+        assert rows["--codec"].startswith("int8 ")
+        assert rows["--seeds"].startswith("1, 2, 3 ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_protocols_settings_are_valid(name: str, tmp_path: Path) -> None:
+    """Its network and cuts are checked before the pictures are: those are too few here."""
+    with pytest.raises(DataError, match="3 training pictures cannot be dealt to"):
+        simulate("--protocol", name, "--samples", "3", "--out", str(tmp_path))
+
+
+def test_an_unknown_protocol_is_named() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "splitee", "simulate", "--protocol", "large"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == ExitCode.CONFIG
+    assert all(name in process.stderr for name in NAMES)

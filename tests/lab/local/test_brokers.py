@@ -1,0 +1,106 @@
+"""Brokers for one machine: they start, say why they did not, and end with their caller."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from splitee.errors import ChildFailed, ConfigError
+from splitee.mqtt.events import Connected
+from splitee.mqtt.link import Link
+from splitee_lab.local import brokers
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, mosquitto, open_broker
+
+DEV_CONFIG = Path(__file__).parents[3] / "broker_config" / "mosquitto-dev.conf"
+
+
+def statements(text: str) -> list[str]:
+    lines = (line.strip() for line in text.splitlines())
+    return sorted(line for line in lines if line and not line.startswith("#"))
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_settings_are_those_of_the_development_file() -> None:
+    assert statements(DEV_CONFIG.read_text()) == sorted(
+        ["listener 1883 127.0.0.1", *statements(MOSQUITTO_SETTINGS)]
+    )
+
+
+@pytest.mark.parametrize("choice", [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"])
+def test_a_chosen_broker_serves_and_ends(
+    choice: str, tmp_path: Path, make_broker: Callable[..., OwnBroker]
+) -> None:
+    with open_broker(choice, tmp_path) as broker:
+        assert broker.kind == choice
+        assert broker.address.host == "127.0.0.1"
+        link = Link(broker.address, "one")
+        link.open(5)
+        assert link.receive(5) == Connected(fresh=True)
+        link.close()
+        assert broker.pid is not None
+    assert not is_alive(broker.pid)
+
+
+def test_auto_takes_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = "embedded" if brokers.find_mosquitto() is None else "mosquitto"
+    with open_broker("auto", tmp_path) as broker:
+        assert broker.kind == expected
+    monkeypatch.setattr(brokers, "find_mosquitto", lambda: None)
+    with open_broker("auto", tmp_path) as broker:
+        assert broker.kind == "embedded"
+    with pytest.raises(ConfigError, match="apt install mosquitto"), open_broker("mosquitto", tmp_path):
+        pass
+
+
+def test_an_address_is_taken_as_it_is(tmp_path: Path) -> None:
+    with open_broker("mqtt://broker.example:1884", tmp_path) as broker:
+        assert (broker.kind, str(broker.address), broker.pid) == (
+            "external",
+            "mqtt://broker.example:1884",
+            None,
+        )
+        broker.check()
+
+
+@pytest.mark.parametrize("choice", ["", "rabbit", "localhost:1883", "http://localhost:1883"])
+def test_another_choice_is_named(choice: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected"), open_broker(choice, tmp_path):
+        pass
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_does_not_start_gives_its_last_words(make_broker: Callable[..., OwnBroker]) -> None:
+    with pytest.raises(ChildFailed, match=r"mosquitto broker ended with status \d+: .*no_such_setting"):
+        make_broker("mosquitto", MOSQUITTO_SETTINGS + "no_such_setting true\n")
+
+
+@pytest.mark.mosquitto
+def test_a_port_in_use_is_no_running_broker(make_broker: Callable[..., OwnBroker], tmp_path: Path) -> None:
+    port = make_broker("mosquitto").address.port
+    with (
+        pytest.raises(ConfigError, match=f"127.0.0.1:{port}: Address already in use"),
+        mosquitto(tmp_path, port),
+    ):
+        pass
+
+
+def test_check_says_that_it_died(broker_kind: str, make_broker: Callable[..., OwnBroker]) -> None:
+    broker = make_broker(broker_kind).broker
+    assert broker is not None
+    assert broker.process is not None
+    broker.check()
+    broker.process.send_signal(signal.SIGKILL)
+    broker.process.wait()
+    with pytest.raises(ChildFailed, match=f"{broker_kind} broker ended with status -9"):
+        broker.check()

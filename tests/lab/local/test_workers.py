@@ -1,0 +1,40 @@
+"""Jobs in processes: their news come in order, one that dies is named, and no process outlives the work."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+from counting import Count, count, threads
+
+from splitee.errors import ChildFailed
+from splitee_lab.local.workers import at_work
+
+
+def test_every_jobs_news_come_in_order() -> None:
+    told: dict[int, list[int]] = {}
+    with at_work([Count(3), Count(0), Count(5)], count, workers=2) as news:
+        for job, number in news:
+            told.setdefault(job.to, []).append(number)
+    assert told == {3: [1, 2, 3], 5: [1, 2, 3, 4, 5]}
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_dies_is_named() -> None:
+    with (
+        pytest.raises(ChildFailed, match="the count to -1 ended with status 3 before its result"),
+        at_work([Count(-1)], count, workers=1) as news,
+    ):
+        list(news)
+    assert multiprocessing.active_children() == []
+
+
+def test_leaving_early_ends_the_processes() -> None:
+    with at_work([Count(10**9), Count(10**9)], count, workers=2) as news:
+        assert next(news)[1] == 1
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_has_one_thread() -> None:
+    with at_work([Count(1)], threads, workers=4) as news:
+        assert [number for _, number in news] == [1]

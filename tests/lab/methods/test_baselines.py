@@ -1,0 +1,79 @@
+"""The baselines: the same network, pictures and schedule as the fleet's, in processes of their own."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+
+import pytest
+
+from splitee.errors import ChildFailed
+from splitee.protocol.run_spec import RunSpec
+from splitee_lab.methods.baselines import (
+    CENTRALIZED,
+    Baseline,
+    DataSource,
+    Progress,
+    baselines_of,
+    train,
+    train_all,
+)
+
+RUN = RunSpec(
+    protocol=1, run="r1", network="resnet18", num_classes=10, rounds=2, seed=1, batch_size=16, mean=(0.5,)
+)
+DATA = DataSource("builtin:fashion-mnist", limit=32)
+SHARDS = {"pi-1": "1/2", "pi-2": "2/2"}
+
+
+def test_centralized_has_all_shards_and_each_device_its_own() -> None:
+    assert baselines_of(RUN, DATA, SHARDS) == [
+        Baseline(CENTRALIZED, RUN, DATA, ("1/2", "2/2")),
+        Baseline("pi-1", RUN, DATA, ("1/2",)),
+        Baseline("pi-2", RUN, DATA, ("2/2",)),
+    ]
+
+
+def test_passes_over_the_pictures_are_the_fleets() -> None:
+    centralized, alone, _ = baselines_of(RUN, DATA, SHARDS)
+    assert last(centralized).steps == 2 * (2 * 32 // 16)
+    assert last(alone).steps == 2 * (32 // 16)
+
+
+def last(baseline: Baseline) -> Progress:
+    *_, final = train(baseline)
+    assert final.step == final.steps
+    return final
+
+
+def test_processes_give_what_training_here_gives_whatever_their_number() -> None:
+    wanted = baselines_of(RUN, DATA, SHARDS)
+    here = {baseline.name: last(baseline).accuracy for baseline in wanted}
+    shown: list[Progress] = []
+    assert train_all(wanted, 2, shown.append) == here
+    for name, course in itertools.groupby(sorted(shown, key=lambda at: at.name), lambda at: at.name):
+        steps = [progress.step for progress in course]
+        assert steps == sorted(steps), name
+    assert multiprocessing.active_children() == []
+
+
+def test_the_seed_decides_the_result() -> None:
+    baseline = baselines_of(RUN, DATA, SHARDS)[1]
+    assert last(baseline) == last(baseline)
+    other = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=2, seed=2, batch_size=16)
+    assert last(baselines_of(other, DATA, SHARDS)[1]).loss != last(baseline).loss
+
+
+def test_it_learns() -> None:
+    run = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=4, seed=1)
+    pictures = DataSource("builtin:fashion-mnist", limit=300)
+    accuracy = last(Baseline(CENTRALIZED, run, pictures, ("1/1",))).accuracy
+    assert accuracy is not None
+    assert accuracy > 0.4  # 0.1 is chance
+
+
+def test_a_baseline_that_fails_is_named_and_no_process_is_left() -> None:
+    broken = Baseline("pi-1", RUN, DataSource("builtin:nothing"), ("1/1",))
+    with pytest.raises(ChildFailed, match=r"baseline 'pi-1' failed, .*: unknown data set builtin:nothing"):
+        train_all([broken], 1, lambda progress: None)
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,220 @@
+"""What each method of a comparison computes, sends and averages, on networks known by heart."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from splitee.networks.split import build_for
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee_device.data.images import DeviceData, PictureSet, open_data
+from splitee_device.training.trainer import ClientTrainer
+from splitee_lab.methods.experiment import Experiment
+from splitee_lab.methods.registry import BASELINES, METHODS, STRATEGIES, batches_of
+from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
+from splitee_server.learning.averages import average_clients
+from splitee_server.learning.strategies.base import Strategy, make_strategy
+
+CUTS = {"a": 1, "b": 2, "c": 2}
+BATCH, SAMPLES = 16, 64  # so 4 batches a client
+FEATURES = {1: 4 * 8 * 8, 2: 8 * 3 * 3}  # numbers at each cut of the tiny network
+MACS = {1: 4 * 27 * 64, 2: 4 * 27 * 64 + 8 * 36 * 9}  # stages 1..cut: outputs x inputs of each
+WHOLE = MACS[2] + 72 * 16 + 16 * 10
+
+
+@pytest.fixture(scope="module")
+def data() -> DeviceData:
+    return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=3 * SAMPLES)
+
+
+def spec(**settings: Any) -> RunSpec:
+    known: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "run": "r",
+        "network": "tiny_networks:tiny",
+        "num_classes": 10,
+        "rounds": 2,
+        "seed": 1,
+        "batch_size": BATCH,
+        "codec": "fp32",
+        "client_averaging": "none",
+    }
+    return RunSpec(**{**known, **settings})
+
+
+def experiment(run: RunSpec, data: DeviceData, cuts: dict[str, int] | None = None) -> Experiment:
+    devices = {}
+    for index, (name, cut) in enumerate((cuts or CUTS).items()):
+        own = slice(index * SAMPLES, (index + 1) * SAMPLES)
+        train = PictureSet(data.train.images[own], data.train.labels[own])
+        devices[name] = SimulatedDevice(cut, dataclasses.replace(data, train=train))
+    return Experiment(run, devices)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_batch_is_counted_and_the_seed_decides_all(method: str, data: DeviceData) -> None:
+    run = spec(strategy=method) if method in STRATEGIES else spec()
+    counted = []
+    once = dataclasses.replace(experiment(run, data), on_batch=lambda: counted.append(1))
+    rounds = list(METHODS[method](once))
+    assert [done.round for done in rounds] == [1, 2]
+    assert len(counted) == batches_of(method, once) == 2 * 3 * SAMPLES // BATCH
+    assert list(METHODS[method](experiment(run, data))) == rounds
+
+
+def test_what_is_not_asked_for_is_not_evaluated(data: DeviceData) -> None:
+    for method, train in METHODS.items():
+        run = spec(rounds=3, strategy=method) if method in STRATEGIES else spec(rounds=3)
+        seldom = dataclasses.replace(experiment(run, data), evaluate_every=2)
+        assert [bool(done.accuracies) for done in train(seldom)] == [False, True, True], method
+
+
+@pytest.mark.parametrize(
+    ("method", "sent", "macs"),
+    [
+        ("sequential", sum(SAMPLES * (4 * FEATURES[cut] + 1) for cut in (1, 2, 2)), "client"),
+        ("centralized", 3 * SAMPLES * 3 * 32 * 32, "none"),
+        ("alone", 0, "whole"),
+        ("alone-exit", 0, "client"),
+        ("splitfed", None, "equal"),
+        ("fedavg", None, "whole"),
+    ],
+)
+def test_bytes_and_device_compute_are_those_of_the_method(
+    method: str, sent: int | None, macs: str, data: DeviceData
+) -> None:
+    run = spec()
+    network = build_for(run)
+    weights = {"fedavg": network.module, "splitfed": network.client(2)}.get(method)
+    if weights is not None:  # each client sends and gets them
+        sent = 3 * 2 * sum(tensor.nbytes for tensor in weights.state_dict().values())
+    if method == "splitfed":  # features there, gradients back, labels
+        sent = (sent or 0) + 3 * SAMPLES * (2 * 4 * FEATURES[2] + 1)
+    each = {
+        "client": sum(MACS[cut] + inputs * 10 for cut, inputs in ((1, 16), (2, 72), (2, 72))),
+        "none": 0,
+        "whole": 3 * WHOLE,
+        "equal": 3 * MACS[2],
+    }[macs]
+    first = next(iter(METHODS[method](experiment(run, data))))
+    assert first.bytes == sent
+    assert first.macs == 3 * each * SAMPLES  # forward, and two gradients
+
+
+def test_returning_gradients_to_one_client_is_training_the_whole_network(data: DeviceData) -> None:
+    run = spec(network="tiny_networks:steady", rounds=3)
+    one = {"only": 2}
+    split = [done.accuracies["server"] for done in BASELINES["splitfed"](experiment(run, data, one))]
+    whole = [done.accuracies["only"] for done in BASELINES["alone"](experiment(run, data, one))]
+    assert split == whole
+
+
+def test_fedavg_of_one_client_is_that_client_until_its_momentum_is_forgotten(data: DeviceData) -> None:
+    one = {"only": 2}
+    averaged = BASELINES["fedavg"](experiment(spec(momentum=0.0), data, one))
+    trained = BASELINES["alone"](experiment(spec(momentum=0.0), data, one))
+    for mine, yours in zip(averaged, trained, strict=True):
+        assert mine.accuracies["server"] == yours.accuracies["only"]
+
+
+def test_alone_at_its_cut_is_the_exit_of_a_fleet_without_averaging(data: DeviceData) -> None:
+    fleet = list(METHODS["sequential"](experiment(spec(), data)))
+    by_itself = list(METHODS["alone-exit"](experiment(spec(), data)))
+    for mine, yours in zip(fleet, by_itself, strict=True):
+        assert {name: one.exit_accuracy for name, one in mine.accuracies.items()} == {
+            name: one.exit_accuracy for name, one in yours.accuracies.items()
+        }
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_averaging_of_clients_changes_what_they_learn_and_costs_bytes(
+    strategy: str, data: DeviceData
+) -> None:
+    none, same, layers = (
+        list(METHODS[strategy](experiment(spec(strategy=strategy, client_averaging=how), data)))
+        for how in ("none", "same-cut", "layerwise")
+    )
+    assert none[0].bytes < same[0].bytes == layers[0].bytes
+    assert len({repr(rounds[1].accuracies) for rounds in (none, same, layers)}) == 3
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_layerwise_a_stage_is_the_same_wherever_it_is_held(name: Any, data: DeviceData) -> None:
+    trainers, strategy, samples = after_a_round(spec(strategy=name), data)
+    before = {device: wholly(trainers, strategy, device) for device in CUTS}
+    average_clients("layerwise", weights_of(trainers), strategy, CUTS, samples)
+    after = {device: wholly(trainers, strategy, device) for device in CUTS}
+    for key in after["a"]:
+        if key.endswith("num_batches_tracked"):
+            continue
+        weighted = [before[device][key].double() * samples[device] for device in CUTS]
+        mean = torch.stack(weighted).sum(0) / sum(samples.values())
+        for device in CUTS:
+            torch.testing.assert_close(after[device][key], mean.float())
+    assert torch.equal(trainers["b"].weights()["exit.linear.weight"], exit_of(trainers["c"]))
+
+
+def test_same_cut_leaves_other_cuts_and_trunks_alone(data: DeviceData) -> None:
+    trainers, strategy, samples = after_a_round(spec(strategy="averaging"), data)
+    single, trunks = trainers["a"].digest(), {name: one.clone() for name, one in strategy.weights().items()}
+    average_clients("same-cut", weights_of(trainers), strategy, CUTS, samples)
+    assert trainers["a"].digest() == single
+    assert all(torch.equal(one, trunks[name]) for name, one in strategy.weights().items())
+    assert trainers["b"].digest() == trainers["c"].digest()
+
+
+def weights_of(trainers: dict[str, ClientTrainer]) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: trainer.weights() for name, trainer in trainers.items()}
+
+
+def after_a_round(
+    run: RunSpec, data: DeviceData
+) -> tuple[dict[str, ClientTrainer], Strategy, dict[str, int]]:
+    """Three clients that have trained a round, with unequal weights."""
+    strategy = make_strategy(build_for(run), run)
+    trainers = {}
+    for name, device in experiment(run, data).devices.items():
+        trainers[name] = ClientTrainer(build_for(run), device.cut, run, name, device.data)
+        strategy.join(name, device.cut)
+        for step, batch in enumerate(trainers[name].round(1)):
+            features, labels = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
+            strategy.train(name, features, labels, round_number=1, step=step, steps=4)
+    return trainers, strategy, {"a": 10, "b": 20, "c": 50}
+
+
+def wholly(trainers: dict[str, ClientTrainer], strategy: Strategy, device: str) -> dict[str, torch.Tensor]:
+    """A copy of the network as `device`'s pictures see it."""
+    parts = {**strategy.trunk(device).state_dict(), **trainers[device].client.state_dict()}
+    return {name: one.clone() for name, one in parts.items()}
+
+
+def exit_of(trainer: ClientTrainer) -> torch.Tensor:
+    return trainer.weights()["exit.linear.weight"]
+
+
+def test_soft_labels_are_bytes_from_the_second_round_on(data: DeviceData) -> None:
+    """Two for each class and picture; exits learn from them, and only in the end not."""
+    none, some = (
+        list(METHODS["sequential"](experiment(spec(rounds=3, soft_labels=weight), data)))
+        for weight in (0.0, 1.0)
+    )
+    more = [with_them.bytes - without.bytes for with_them, without in zip(some, none, strict=True)]
+    assert more == [0, 3 * SAMPLES * 20, 3 * SAMPLES * 20]
+    changed = [one.accuracies != other.accuracies for one, other in zip(some, none, strict=True)]
+    assert changed == [False, True, True]
+
+
+def test_a_simulation_names_the_bytes_that_its_codec_makes(data: DeviceData) -> None:
+    sizes = {}
+    for codec in ("fp32", "fp16", "int8"):
+        simulation = Simulation(spec(codec=codec), experiment(spec(), data).devices)
+        sizes[codec] = next(iter(simulation.rounds())).bytes
+    labels = 3 * SAMPLES
+    assert sizes["fp32"] - labels == 2 * (sizes["fp16"] - labels)
+    assert sizes["int8"] < sizes["fp16"]
+    assert np.isclose(sizes["int8"], sizes["fp32"] / 4, rtol=0.2)

@@ -1,0 +1,258 @@
+"""The report: every figure on the page, nothing that a name could inject, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from splitee.errors import MalformedMessage, StateError
+from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee_lab.report.demo_page import Report, complete, page, read_history, size, span, table, write
+from splitee_lab.report.plots import spread
+
+BASELINES = {"centralized": 0.9, "pi-1": 0.71, "pi-2": 0.72}
+
+
+def server_report(*ids: str) -> dict[str, Any]:
+    """What the server leaves: devices at the cuts 3, 5, 3, ..."""
+    return {
+        "run": "r1",
+        "strategy": "sequential",
+        "order": "step",
+        "seed": 1,
+        "rounds": 3,
+        "seconds": 75.0,
+        "codec": "fp16",
+        "threshold": 0.5,
+        "weights_sha256": "ab" * 32,
+        "batches_published": 1234,
+        "batches_trained": 1234,
+        "duplicates_dropped": 7,
+        "bytes_published": 2_500_000,
+        "rejected": 4,
+        "devices": [
+            {
+                "id": device,
+                "cut": 3 + 2 * (index % 2),
+                "stage": f"layer{1 + index % 2}.1",
+                "train_samples": 2000,
+                "exit_accuracy": 0.61,
+                "trunk_accuracy": 0.81,
+                "adaptive_accuracy": 0.79,
+                "offload_share": 0.25,
+                "batches": 186,
+                "bytes": 1_250_000,
+            }
+            for index, device in enumerate(ids)
+        ],
+    }
+
+
+def history(*ids: str, rounds: int = 3) -> list[Metrics]:
+    return [
+        Metrics(
+            run="r1",
+            round=number,
+            rounds=rounds,
+            seconds=25.0 * number,
+            devices={
+                device: DeviceMetrics(
+                    cut=3 + 2 * (index % 2),
+                    stage="layer",
+                    train_samples=2000,
+                    exit_loss=1 / number,
+                    trunk_loss=2 / number,
+                    exit_accuracy=0.6 - 0.1 / number,
+                    trunk_accuracy=0.8 - 0.1 / number,
+                )
+                for index, device in enumerate(ids)
+            },
+            batches_trained=62 * number,
+            duplicates_dropped=0,
+        )
+        for number in range(1, rounds + 1)
+    ]
+
+
+def completed(folder: Path, report: dict[str, Any], baselines: dict[str, float] | None) -> dict[str, Any]:
+    path = folder / "server.json"
+    path.write_text(json.dumps(report))
+    return complete(path, network="resnet18", data="builtin:x", broker="mosquitto", baselines=baselines)
+
+
+class Page(HTMLParser):
+    """The ids, references, tags and text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.text = ""
+        self._open: list[str] = []
+        self.feed(html)
+        assert self._open == [], "tags that are never closed"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag != "meta":
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            elif name in ("href", "src", "xlink:href"):
+                self.references.append(str(value))
+            self.references += re.findall(r"url\(([^)]*)\)", str(value))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_has_the_servers_fields_the_broker_and_the_baselines(tmp_path: Path) -> None:
+    given_report = server_report("pi-1", "pi-2") | {"a_later_field": 1}
+    report = completed(tmp_path, given_report, BASELINES)
+    written = write(tmp_path, report, history("pi-1", "pi-2"))
+    assert isinstance(written, Report)
+    assert json.loads((tmp_path / "report.json").read_text()) == given_report | {
+        "network": "resnet18",
+        "data": "builtin:x",
+        "broker": "mosquitto",
+        "inference": [],
+        "baselines": {"centralized_accuracy": 0.9, "alone_accuracy": {"pi-1": 0.71, "pi-2": 0.72}},
+    }
+
+
+def test_the_page_shows_every_figure(tmp_path: Path) -> None:
+    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES)
+    write(tmp_path, report, history("pi-1", "pi-2"))
+    shown = Page((tmp_path / "report.html").read_text())
+    for figure in ("81.0 %", "61.0 %", "79.0 %", "25.0 %", "90.0 %", "71.5 %", "2.5 MB", "1 min 15 s"):
+        assert figure in shown.text
+    for word in ("resnet18", "sequential, by step", "builtin:x", "fp16", "mosquitto", "seed 1", "ab" * 32):
+        assert word in shown.text
+    assert "1,234 of 1,234 batches" in shown.text
+    assert "7 duplicate batches dropped, 4 messages rejected" in shown.text
+    assert shown.tags.count("svg") == 6
+
+
+def test_the_page_needs_nothing_else_and_its_ids_are_unique(tmp_path: Path) -> None:
+    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES)
+    write(tmp_path, report, history("pi-1", "pi-2"))
+    shown = Page((tmp_path / "report.html").read_text())
+    assert not {"script", "link", "img", "iframe"} & set(shown.tags)
+    assert len(shown.ids) == len(set(shown.ids)) > 0
+    assert shown.references
+    assert {reference.strip("'\"") for reference in shown.references} <= {f"#{name}" for name in shown.ids}
+
+
+def test_names_cannot_inject(tmp_path: Path) -> None:
+    evil = '<script>alert("x")</script>$\\frac{1}{0}$&amp;'
+    raw = server_report(evil, "pi-2")
+    raw["devices"][0]["stage"] = "<b>stage</b>"
+    report = completed(tmp_path, raw, {"centralized": 0.9, evil: 0.7, "pi-2": 0.7})
+    rounds = [
+        Metrics(**{name: getattr(metrics, name) for name in metrics.__struct_fields__} | {"run": "<i>"})
+        for metrics in history(evil, "pi-2")
+    ]
+    write(tmp_path, report, rounds)
+    shown = Page((tmp_path / "report.html").read_text())
+    assert not {"script", "i"} & set(shown.tags)
+    assert shown.tags.count("b") == 6  # the headline figures
+    assert evil in shown.text
+    assert "<b>stage</b>" in shown.text
+
+
+@pytest.mark.parametrize("devices", [1, 2, 12])
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_any_number_of_devices_and_rounds_without_baselines(
+    tmp_path: Path, devices: int, rounds: int
+) -> None:
+    ids = [f"pi-{number}" for number in range(devices)]
+    write(tmp_path, completed(tmp_path, server_report(*ids), None), history(*ids, rounds=rounds))
+    shown = Page((tmp_path / "report.html").read_text())
+    assert "Centralized" not in shown.text
+    assert shown.tags.count("svg") == (6 if rounds else 2)
+
+
+def test_a_device_that_was_never_evaluated_is_shown_without_figures(tmp_path: Path) -> None:
+    raw = server_report("pi-1", "pi-2")
+    for name in ("exit_accuracy", "trunk_accuracy", "adaptive_accuracy", "offload_share"):
+        raw["devices"][1][name] = None
+    report = completed(tmp_path, raw, BASELINES)
+    typed = write(tmp_path, report, history("pi-1"))
+    assert "pi-2" in Page(page(typed, [])).text
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    typed = write(tmp_path, completed(tmp_path, server_report("pi-1"), None), history("pi-1"))
+    assert page(typed, history("pi-1")) == page(typed, history("pi-1"))
+
+
+def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
+    report = completed(tmp_path, server_report("[red]pi[/red]"), None)
+    output = io.StringIO()
+    Console(width=120, file=output).print(table(write(tmp_path, report, [])))
+    shown = output.getvalue()
+    assert "[red]pi[/red]" in shown
+    assert "81.0 %" in shown
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_missing_or_broken_report_is_named(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "server.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(StateError, match=re.escape(str(path))):
+        complete(path, network="n", data="d", broker="b", baselines=None)
+
+
+def test_the_last_line_of_a_round_counts(tmp_path: Path) -> None:
+    first, second, third = history("pi-1")
+    again = Metrics(
+        run="r1", round=2, rounds=3, seconds=99.0, devices={}, batches_trained=1, duplicates_dropped=0
+    )
+    path = tmp_path / "history.jsonl"
+    path.write_bytes(b"\n".join(metrics.encode() for metrics in (third, first, second, again)))
+    assert read_history(path) == [first, again, third]
+    path.write_bytes(b"{}\n")
+    with pytest.raises(MalformedMessage):
+        read_history(path)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (2.5e6, "2.5 MB"), (3e9, "3.0 GB")]
+)
+def test_bytes_for_people(count: float, shown: str) -> None:
+    assert size(count) == shown
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s")])
+def test_spans_for_people(seconds: float, shown: str) -> None:
+    assert span(seconds) == shown
+
+
+@given(st.lists(st.floats(0, 1), max_size=10).map(sorted))
+def test_labels_never_touch(wanted: list[float]) -> None:
+    gap = 0.07
+    placed = spread(wanted, gap)
+    assert len(placed) == len(wanted)
+    assert all(upper - lower >= gap - 1e-9 for lower, upper in itertools.pairwise(placed))
+    assert all(position <= 1 for position in placed)
+    if all(upper - lower >= gap for lower, upper in itertools.pairwise(wanted)):
+        assert placed == wanted

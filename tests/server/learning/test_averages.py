@@ -1,0 +1,172 @@
+"""Cross-layer aggregation against a plain NumPy mean over the holders of each stage."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from splitee.networks.split import SplitNetwork, build_network
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import pack_state, unpack_state
+from splitee_server.learning.averages import average_by_name, weigh
+from splitee_server.learning.strategies.base import make_strategy
+
+CUTS = {"a": 1, "b": 2, "c": 3, "d": 1}
+SAMPLES = {"a": 100, "b": 50, "c": 10, "d": 7}
+
+
+def spec(strategy: str) -> RunSpec:
+    return RunSpec(
+        protocol=1,
+        run="r",
+        network="tiny_networks:tiny",
+        num_classes=5,
+        rounds=2,
+        strategy=strategy,  # type: ignore[arg-type]
+        batch_size=8,
+    )
+
+
+def network() -> SplitNetwork:
+    return build_network("tiny_networks:tiny", num_classes=5, seed=3)
+
+
+def train_a_little(strategy: str, steps: int = 3) -> tuple[dict[str, nn.Module], object]:
+    torch.manual_seed(0)
+    split = network()
+    made = make_strategy(split, spec(strategy))
+    for device, cut in CUTS.items():
+        made.join(device, cut)
+        shape = split.stages[cut - 1].feature_shape
+        for step in range(steps):
+            features, labels = torch.randn(8, *shape), torch.randint(0, 5, (8,))
+            made.train(device, features, labels, round_number=1, step=step, steps=steps)
+    return {device: made.trunk(device) for device in CUTS}, made
+
+
+def copies(trunks: dict[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
+    return {
+        device: {name: tensor.clone() for name, tensor in trunk.state_dict().items()}
+        for device, trunk in trunks.items()
+    }
+
+
+def test_each_stage_becomes_the_mean_of_its_holders_batchnorm_included() -> None:
+    trunks, strategy = train_a_little("averaging")
+    before = copies(trunks)
+    strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
+    after = copies(trunks)
+    names = {name for tensors in before.values() for name in tensors}
+    assert any(name.endswith("running_var") for name in names)
+    for name in names:
+        holders = [device for device in CUTS if name in before[device]]
+        if name.endswith("num_batches_tracked"):
+            for device in holders:
+                assert torch.equal(after[device][name], before[device][name])
+            continue
+        expected = np.average(
+            [before[device][name].double().numpy() for device in holders],
+            axis=0,
+            weights=[SAMPLES[device] for device in holders],
+        )
+        for device in holders:
+            np.testing.assert_allclose(after[device][name].numpy(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_a_stage_held_by_some_is_not_touched_by_others() -> None:
+    """Stage 2 is in the trunks of those cut at 1 only."""
+    trunks, strategy = train_a_little("averaging")
+    before = copies(trunks)
+    strategy.aggregate({"b": 1, "c": 1})  # type: ignore[attr-defined]
+    for name in before["a"]:
+        if name.startswith("second."):
+            assert torch.equal(trunks["a"].state_dict()[name], before["a"][name])
+
+
+def test_a_late_joiner_starts_from_the_averages() -> None:
+    trunks, strategy = train_a_little("averaging")
+    strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
+    strategy.join("late", 1)  # type: ignore[attr-defined]
+    late = strategy.trunk("late").state_dict()  # type: ignore[attr-defined]
+    for name, tensor in trunks["a"].state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(late[name], tensor)
+
+
+def test_sequential_trunks_are_one() -> None:
+    trunks, _ = train_a_little("sequential")
+    shared = trunks["a"].state_dict()
+    for trunk in trunks.values():
+        for name, tensor in trunk.state_dict().items():
+            assert tensor.data_ptr() == shared[name].data_ptr()
+
+
+def test_one_holder_keeps_its_weights_exactly() -> None:
+    tensors = {"x": torch.randn(5)}
+    assert torch.equal(average_by_name({"a": tensors}, {"a": 3.0})["x"], tensors["x"])
+
+
+@pytest.mark.parametrize("kind", ["sequential", "averaging"])
+def test_a_restored_strategy_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
+    _, strategy = train_a_little(kind)
+    strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
+    restored = make_strategy(network(), spec(kind))
+    restored.load(unpack_state(pack_state(strategy.state())))  # type: ignore[attr-defined]
+    shape = network().stages[CUTS["b"] - 1].feature_shape
+    features, labels = torch.randn(8, *shape), torch.randint(0, 5, (8,))
+    for one in (strategy, restored):
+        one.train("b", features, labels, round_number=2, step=0, steps=1)  # type: ignore[attr-defined]
+    ours, theirs = strategy.weights(), restored.weights()  # type: ignore[attr-defined]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_uniform_weights_count_every_device_alike() -> None:
+    assert weigh(SAMPLES, "samples") == SAMPLES
+    assert weigh(SAMPLES, "uniform") == dict.fromkeys(SAMPLES, 1)
+
+
+def test_averaging_within_a_round_starts_every_period_from_the_mean() -> None:
+    """Two devices with one cut, averaged every 2 of 5 batches: they differ in between only."""
+    run = msgspec.structs.replace(spec("averaging"), aggregation_every=2)
+    made = make_strategy(network(), run)
+    assert made.order == "step"
+    shape = network().stages[0].feature_shape
+    alike = []
+    for device in ("a", "d"):
+        made.join(device, 1)
+    torch.manual_seed(0)
+    for step in range(5):
+        for device in ("a", "d"):
+            features, labels = torch.randn(8, *shape), torch.randint(0, 5, (8,))
+            if device == "a":
+                before = copies({"d": made.trunk("d")})["d"]
+            made.train(device, features, labels, round_number=1, step=step, steps=5)
+            if device == "a":
+                after = copies({"d": made.trunk("d")})["d"]
+                alike.append(all(torch.equal(before[name], after[name]) for name in before))
+    assert alike == [True, True, False, True, False]  # its trunk changes while another trains: averaged
+
+
+def test_the_mean_within_a_round_is_that_of_what_each_has_trained_since() -> None:
+    """One averaged after every batch is one averaged after rounds of one batch."""
+    shape = network().stages[0].feature_shape
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, *shape), torch.randint(0, 5, (8,))) for _ in range(6)]
+    often = make_strategy(network(), msgspec.structs.replace(spec("averaging"), aggregation_every=1))
+    by_round = make_strategy(network(), spec("averaging"))
+    for made in (often, by_round):
+        made.join("a", 1)
+        made.join("d", 1)
+        for index, (features, labels) in enumerate(batches):
+            device, step = "ad"[index % 2], index // 2
+            torch.manual_seed(index)
+            made.train(device, features, labels, round_number=1, step=step, steps=3)
+            if made is by_round and device == "d":
+                made.aggregate({"a": 8, "d": 8})
+    often.aggregate({"a": 8, "d": 8})
+    ours, theirs = often.weights(), by_round.weights()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -1,0 +1,57 @@
+"""Whose soft labels the server holds, and when it forgets them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.learning.soft_labels import SoftLabelStore
+
+SPEC = RunSpec(protocol=1, run="r", network="made-up", num_classes=3, rounds=5, batch_size=4, soft_labels=1.0)
+BATCH = torch.zeros(4, 3)
+
+
+@pytest.fixture
+def store() -> SoftLabelStore:
+    """Two devices with two batches each, after a round."""
+    store = SoftLabelStore(SPEC)
+    for device in ("pi-1", "pi-2"):
+        store.count(device, 8)
+        for _ in range(2):
+            store.add(device, 1, BATCH)
+    store.end_round(1, ("pi-1", "pi-2"))
+    return store
+
+
+def test_answers_of_a_round_are_held_from_its_end(store: SoftLabelStore) -> None:
+    for device in ("pi-1", "pi-2"):
+        labels = store.of(device)
+        assert labels is not None
+        assert (labels.round, labels.probabilities.shape) == (1, (8, 3))
+
+
+def test_who_has_other_pictures_has_no_soft_labels_for_them(store: SoftLabelStore) -> None:
+    store.count("pi-1", 8)
+    store.count("pi-2", 9)  # in two batches, as before
+    assert store.of("pi-1") is not None
+    assert store.of("pi-2") is None
+
+
+def test_a_round_that_began_with_other_pictures_leaves_none(store: SoftLabelStore) -> None:
+    store.add("pi-2", 2, BATCH)
+    store.count("pi-2", 9)
+    store.add("pi-2", 2, BATCH)
+    store.end_round(2, ("pi-2",))
+    assert store.of("pi-2") is None
+
+
+def test_a_new_process_knows_what_was_held(store: SoftLabelStore) -> None:
+    again = SoftLabelStore(SPEC)
+    again.load(store.state())
+    again.count("pi-1", 8)
+    again.count("pi-2", 9)
+    assert again.of("pi-1") is not None
+    assert again.of("pi-2") is not None, "at the start it goes by what it is told"
+    again.count("pi-2", 8)
+    assert again.of("pi-2") is None

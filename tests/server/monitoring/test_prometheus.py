@@ -1,0 +1,234 @@
+"""/metrics: what a scrape gets, for how many devices, and that the documentation names all of it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from commands import call
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from splitee.errors import ConfigError, ExitCode
+from splitee.protocol.fleet import DeviceMetrics, DeviceStatus, Metrics
+from splitee.protocol.run_spec import RunSpec
+from splitee_lab.local.brokers import free_port
+from splitee_server.monitoring.prometheus import DEVICES, Figures, serving
+from splitee_server.rounds.progress import Progress, RunProgress, Standing, Trained
+
+HOST = "127.0.0.1"
+OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+SPEC = RunSpec(protocol=1, run="run-a", network="resnet18", num_classes=10, rounds=5)
+
+
+def progress(devices: int = 3, **changes: object) -> Progress:
+    """Round 3 of 5; pi-0001 is waited for and offline, each device but the last has been evaluated."""
+    names = [f"pi-{index:04}" for index in range(devices)]
+    evaluated = {
+        name: DeviceMetrics(
+            cut=2,
+            stage="layer1",
+            train_samples=8,
+            exit_loss=1.5,
+            trunk_loss=1.25,
+            exit_accuracy=0.5,
+            trunk_accuracy=0.75,
+            adaptive_accuracy=0.7,
+            offload_share=0.25,
+        )
+        for name in names[:-1]
+    }
+    run: dict[str, object] = {
+        "spec": SPEC,
+        "phase": "train",
+        "committed": 2,
+        "devices": tuple(Standing(name, 2, name != "pi-0001", 20, 4000) for name in names),
+        "waiting_for": ("pi-0001",),
+        "missing": 1,
+        "waited": 12.5,
+        "queued": 7,
+        "duplicates": 3,
+        "trained": Trained(60, 1900, 30.5),
+        "metrics": Metrics(
+            run="run-a",
+            round=2,
+            rounds=5,
+            seconds=9.0,
+            devices=evaluated,
+            batches_trained=60,
+            duplicates_dropped=3,
+        ),
+    }
+    return Progress(
+        fleet="barn",
+        run=RunProgress(**{**run, **changes}),  # type: ignore[arg-type]
+        statuses={
+            name: DeviceStatus(state="online", instance=1, doing="training", temperature=61.5)
+            for name in names
+        },
+        rejected=4,
+        received=123_456,
+        sent=789,
+        connected=True,
+    )
+
+
+@contextmanager
+def scraped(figures: Figures) -> Iterator[dict[str, Metric]]:
+    port = free_port()
+    with serving(figures, HOST, port):
+        yield scrape(port)
+
+
+def scrape(port: int) -> dict[str, Metric]:
+    with urlopen(f"http://{HOST}:{port}/metrics", timeout=10) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=")
+        return {family.name: family for family in text_string_to_metric_families(answer.read().decode())}
+
+
+def samples(families: dict[str, Metric]) -> dict[tuple[str, tuple[str, ...]], float]:
+    """{(name, values of the labels): value}."""
+    found = (sample for family in families.values() for sample in family.samples)
+    return {(sample.name, tuple(sample.labels.values())): sample.value for sample in found}
+
+
+def told(progress: Progress) -> Figures:
+    figures = Figures()
+    figures.tick(lambda: progress)
+    return figures
+
+
+def test_a_scrape_tells_where_the_run_stands() -> None:
+    with scraped(told(progress())) as families:
+        found = samples(families)
+    expected = {
+        ("splitee_broker_connected", ()): 1,
+        ("splitee_rounds", ()): 5,
+        ("splitee_rounds_committed", ()): 2,
+        ("splitee_phase", ("train",)): 1,
+        ("splitee_phase", ("gather",)): 0,
+        ("splitee_devices", ("training",)): 2,
+        ("splitee_devices", ("waiting",)): 0,
+        ("splitee_devices", ("offline",)): 1,
+        ("splitee_devices_waited_for", ()): 1,
+        ("splitee_device_waited_for", ("pi-0001",)): 1,
+        ("splitee_waiting_seconds", ()): 12.5,
+        ("splitee_queue_batches", ()): 7,
+        ("splitee_trained_batches_total", ()): 60,
+        ("splitee_trained_samples_total", ()): 1900,
+        ("splitee_training_seconds_total", ()): 30.5,
+        ("splitee_duplicate_batches_total", ()): 3,
+        ("splitee_rejected_messages_total", ()): 4,
+        ("splitee_received_bytes_total", ()): 123_456,
+        ("splitee_sent_bytes_total", ()): 789,
+        ("splitee_device_cut", ("pi-0002",)): 2,
+        ("splitee_device_batches_total", ("pi-0002",)): 20,
+        ("splitee_device_bytes_total", ("pi-0002",)): 4000,
+        ("splitee_device_temperature_celsius", ("pi-0000",)): 61.5,
+        ("splitee_device_exit_loss", ("pi-0000",)): 1.5,
+        ("splitee_device_trunk_loss", ("pi-0000",)): 1.25,
+        ("splitee_device_exit_accuracy_ratio", ("pi-0000",)): 0.5,
+        ("splitee_device_trunk_accuracy_ratio", ("pi-0000",)): 0.75,
+        ("splitee_device_adaptive_accuracy_ratio", ("pi-0000",)): 0.7,
+        ("splitee_device_offload_ratio", ("pi-0000",)): 0.25,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    info = families["splitee_info"].samples[0].labels
+    assert (info["fleet"], info["run"], info["network"], info["strategy"]) == (
+        "barn", "run-a", "resnet18", "sequential",
+    )  # fmt: skip
+    for unknown in (
+        ("splitee_device_exit_loss", "pi-0002"),
+        ("splitee_device_temperature_celsius", "pi-0001"),
+    ):
+        assert (unknown[0], (unknown[1],)) not in found, "what is not known has no series"
+
+
+def test_names_are_those_of_the_documentation() -> None:
+    with scraped(told(progress())) as families:
+        served = {name for name, _ in samples(families)}
+    documented = re.findall(r"^\| `((?:splitee|process)_\w+)` \|", OPERATIONS, re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    assert set(documented) == served
+
+
+def test_labels_are_those_of_the_documentation() -> None:
+    with scraped(told(progress())) as families:
+        served = {s.name: set(s.labels) for family in families.values() for s in family.samples}
+    rows = re.findall(r"^\| `((?:splitee|process)_\w+)` \| (.*?)\|", OPERATIONS, re.MULTILINE)
+    assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == served
+
+
+def test_names_follow_the_conventions() -> None:
+    """prometheus.io, "Metric and label naming": counters end in _total, and in base units before it."""
+    with scraped(told(progress())) as families:
+        for name, family in families.items():
+            assert family.documentation
+            assert re.fullmatch(r"[a-z]+(_[a-z]+)+", name)
+            assert not re.search(r"_(milliseconds|kb|mb|percent|minutes)$", name)
+            if family.type == "counter":
+                assert {sample.name for sample in family.samples} == {f"{name}_total"}
+
+
+def test_before_the_run_is_open_only_the_process_is_told() -> None:
+    with scraped(Figures()) as families:
+        assert families and all(name.startswith("process_") for name in families)
+
+
+def test_thousands_of_devices_have_a_bounded_number_of_series() -> None:
+    with scraped(told(progress(DEVICES + 500))) as families:
+        assert sum(sample.value for sample in families["splitee_devices"].samples) == DEVICES + 500
+        for name, family in families.items():
+            assert len(family.samples) <= DEVICES, name
+            if name == "splitee_device_cut":
+                assert len(family.samples) == DEVICES
+
+
+def test_the_run_is_looked_at_once_a_second_however_often_it_is_ticked() -> None:
+    figures, looks = Figures(), 0
+
+    def look() -> Progress:
+        nonlocal looks
+        looks += 1
+        return progress()
+
+    for _ in range(1000):
+        figures.tick(look)
+    assert looks == 1
+
+
+def test_a_port_that_is_in_use_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with socket.create_server((HOST, 0)) as other:
+        port = other.getsockname()[1]
+        nowhere = ("--broker", f"mqtt://{HOST}:{free_port()}", "--connect-timeout", "1")
+        code, line = call(capsys, "server", "--state", str(tmp_path), *nowhere, "--metrics-port", str(port))
+    assert code == ExitCode.CONFIG
+    assert line.startswith(
+        f"splitee: --metrics-port {port}: cannot listen on {HOST} (Address already in use): "
+    )
+
+
+def test_an_address_that_is_not_this_machines() -> None:
+    for bind in ("192.0.2.1", "no such host"):
+        with (
+            pytest.raises(ConfigError, match=r"cannot listen on .+ \(.+\): .*--metrics-bind"),
+            serving(Figures(), bind, free_port()),
+        ):
+            pass
+
+
+def test_nothing_stays_behind() -> None:
+    """Neither a thread nor the port; and a second server in one process is not in the first's way."""
+    before, port = set(threading.enumerate()), free_port()
+    for _ in range(2):
+        with serving(told(progress()), HOST, port), serving(told(progress()), HOST, free_port()):
+            assert "splitee_rounds" in scrape(port)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()

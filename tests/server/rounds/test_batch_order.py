@@ -1,0 +1,85 @@
+"""The order of batches: every one exactly once, whatever order they arrive in."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitee_server.rounds.batch_order import BatchOrder
+
+STEPS = {"a": 3, "b": 1, "c": 2}
+EXPECTED = {
+    "step": [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("c", 1), ("a", 2)],
+    "device": [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)],
+}
+
+
+def drain(schedule: BatchOrder[str]) -> list[tuple[str, int]]:
+    taken = []
+    while (item := schedule.take()) is not None:
+        device, step, batch = item
+        assert batch == f"{device}{step}"
+        taken.append((device, step))
+    return taken
+
+
+@pytest.mark.parametrize("order", ["step", "device"])
+def test_batches_come_in_the_defined_order_however_they_arrive(order: Literal["step", "device"]) -> None:
+    for seed in range(20):
+        arrivals = [(device, step) for device, count in STEPS.items() for step in range(count)]
+        random.Random(seed).shuffle(arrivals)
+        schedule: BatchOrder[str] = BatchOrder(order, STEPS, window=3)
+        taken = []
+        for device, step in arrivals:
+            assert schedule.offer(device, step, f"{device}{step}") == "taken"
+            taken += drain(schedule)
+        assert taken == EXPECTED[order]
+        assert schedule.missing() == []
+
+
+@given(st.lists(st.sampled_from([(d, s) for d, n in STEPS.items() for s in range(n + 2)]), max_size=60))
+def test_any_arrivals_are_trained_once_and_in_each_devices_order(arrivals: list[tuple[str, int]]) -> None:
+    schedule: BatchOrder[str] = BatchOrder("any", STEPS, window=2)
+    taken: list[tuple[str, int]] = []
+    for device, step in arrivals:
+        verdict = schedule.offer(device, step, f"{device}{step}")
+        if step >= STEPS[device]:
+            assert verdict == "ahead"
+        taken += drain(schedule)
+    assert len(set(taken)) == len(taken)
+    for device in STEPS:
+        mine = [step for name, step in taken if name == device]
+        assert mine == list(range(len(mine)))
+        assert schedule.next_step(device) == len(mine)
+
+
+def test_a_duplicate_is_told_whether_it_waits_or_was_trained() -> None:
+    schedule: BatchOrder[str] = BatchOrder("step", {"a": 2, "b": 2}, window=2)
+    assert schedule.offer("a", 0, "a0") == "taken"
+    assert schedule.offer("a", 0, "a0") == "duplicate"
+    assert schedule.take() == ("a", 0, "a0")
+    assert schedule.offer("a", 0, "a0") == "duplicate"
+
+
+def test_what_is_beyond_the_window_is_not_held() -> None:
+    schedule: BatchOrder[str] = BatchOrder("any", {"a": 10}, window=3)
+    assert schedule.offer("a", 3, "a3") == "ahead"
+    assert schedule.offer("a", 2, "a2") == "taken"
+
+
+@pytest.mark.parametrize("order", ["step", "device", "any"])
+def test_the_others_go_on_without_a_dropped_device(order: Literal["step", "device", "any"]) -> None:
+    schedule: BatchOrder[str] = BatchOrder(order, STEPS, window=3)
+    schedule.offer("a", 0, "a0")
+    assert drain(schedule) == [("a", 0)]
+    schedule.offer("a", 1, "a1")
+    schedule.drop("a")
+    for device, step in [("b", 0), ("c", 1), ("c", 0)]:
+        schedule.offer(device, step, f"{device}{step}")
+    assert drain(schedule) == [("b", 0), ("c", 0), ("c", 1)]
+    assert "a" not in schedule
+    assert schedule.missing() == []

@@ -1,0 +1,143 @@
+"""The server's state: falls back when it is torn, is refused where it does not belong."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from msgspec.structs import replace
+
+from splitee.durable import StateDirectory
+from splitee.errors import StateError
+from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.rounds.checkpoints import Checkpoints, Committed
+
+SPEC = RunSpec(protocol=1, run="run-a", network="resnet18", num_classes=10, rounds=5, seed=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Checkpoints]:
+    directory = StateDirectory(tmp_path / "server")
+    yield Checkpoints(directory)
+    directory.close()
+
+
+def committed(number: int) -> Committed:
+    member = {"device": "pi-1", "cut": 2, "committed": number}
+    strategy = {"trunk": {"weight": torch.full((3,), float(number))}}
+    return Committed(
+        number, strategy, {}, [member], ("cat", "dog"), f"{number:064x}", duplicates=7, seconds=1.5
+    )
+
+
+def metrics(number: int, seconds: float = 1.0) -> Metrics:
+    device = DeviceMetrics(cut=2, stage="layer1.0", train_samples=10, trunk_accuracy=0.5)
+    return Metrics(
+        run="run-a",
+        round=number,
+        rounds=5,
+        seconds=seconds,
+        devices={"pi-1": device},
+        batches_trained=number,
+        duplicates_dropped=0,
+    )
+
+
+def tear(store: Checkpoints, number: int) -> None:
+    file = store.path / f"round-{number:06d}.state"
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def test_what_was_saved_is_loaded(store: Checkpoints) -> None:
+    assert store.load() is None
+    for number in (1, 2, 3):
+        store.save(committed(number))
+    loaded = store.load()
+    assert loaded is not None
+    trunk = loaded.strategy.pop("trunk")
+    assert torch.equal(trunk["weight"], torch.full((3,), 3.0))
+    assert loaded == Committed(3, {}, *list(vars(committed(3)).values())[2:])
+    assert store.newest() == 3
+    assert sorted(file.name for file in store.path.glob("round-*")) == [
+        "round-000002.state",
+        "round-000003.state",
+    ]
+
+
+def test_a_torn_round_falls_back_to_the_one_before_with_one_line(
+    store: Checkpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2, 3):
+        store.save(committed(number))
+    tear(store, 3)
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded.round == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        f"state: round 3: {store.path / 'round-000003.state'} is torn; it is ignored"
+    ]
+    tear(store, 2)
+    assert store.load() is None
+    store.save(committed(1))
+    assert [record.levelno for record in caplog.records] == 3 * [logging.WARNING]
+
+
+def test_a_run_is_taken_up_where_its_settings_are_the_same(store: Checkpoints) -> None:
+    assert store.open(SPEC, fresh=False) == SPEC
+    store.save(committed(1))
+    assert store.open(replace(SPEC, run="run-b"), fresh=False).run == "run-a"
+    assert store.newest() == 1
+
+
+def test_other_settings_are_refused_with_both_named_and_fresh_starts_over(store: Checkpoints) -> None:
+    store.open(SPEC, fresh=False)
+    store.save(committed(1))
+    other = replace(SPEC, run="run-b", network="resnet34", rounds=9)
+    with pytest.raises(StateError) as refusal:
+        store.open(other, fresh=False)
+    words = str(refusal.value)
+    assert "holds run run-a with other settings" in words
+    assert "network 'resnet18' there, 'resnet34' here; rounds 5 there, 9 here" in words
+    assert "--fresh starts over" in words
+    assert store.newest() == 1
+    assert store.open(other, fresh=True) == other
+    assert store.newest() == 0
+    assert store.open(other, fresh=False) == other
+
+
+def test_facts_of_another_release_are_refused(store: Checkpoints) -> None:
+    (store.path / "run.json").write_text('{"run": "run-a", "network": "resnet18"}')
+    with pytest.raises(StateError, match=r"not of this release .* --fresh starts over"):
+        store.open(SPEC, fresh=False)
+
+
+def test_the_last_line_of_a_round_counts(store: Checkpoints) -> None:
+    assert store.evaluated(1) is None
+    for line in (metrics(1), metrics(2, seconds=2.0), metrics(2, seconds=3.0)):
+        store.add_metrics(line)
+    found = store.evaluated(2)
+    assert found is not None
+    assert found.seconds == 3.0
+    assert store.evaluated(3) is None
+
+
+def test_a_torn_line_is_dropped_with_one_line(store: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:
+    store.open(SPEC, fresh=False)
+    for number in (1, 2):
+        store.add_metrics(metrics(number))
+    history = store.path / "history.jsonl"
+    os.truncate(history, history.stat().st_size - 20)
+    store.open(SPEC, fresh=False)
+    assert store.evaluated(2) is None
+    store.add_metrics(metrics(2, seconds=4.0))
+    found = store.evaluated(2)
+    assert found is not None
+    assert found.seconds == 4.0
+    assert [record.getMessage() for record in caplog.records] == [
+        f"state: the last line of {history} is torn; it is dropped"
+    ]

@@ -1,0 +1,79 @@
+"""Where torch may be imported: in the wings below, and nowhere else. The base install has none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "core": "splitee",
+    "device": "splitee_device",
+    "server": "splitee_server",
+    "export": "splitee_export",
+    "broker_config": "splitee_broker",
+}
+TORCH = (
+    "splitee.commands.cuts",
+    "splitee.networks",
+    "splitee.training",
+    "splitee_device.after_training",
+    "splitee_device.agent",
+    "splitee_device.commands.device",
+    "splitee_device.data",
+    "splitee_device.participate",
+    "splitee_device.profiler",
+    "splitee_device.settings",
+    "splitee_device.training",
+    "splitee_export",
+    "splitee_server.commands.server",
+    "splitee_server.learning",
+    "splitee_server.members",
+    "splitee_server.offload.trunks",
+    "splitee_server.release",
+    "splitee_server.rounds",
+    "splitee_server.service",
+)
+IMPORT_ALL = """
+import importlib, sys
+
+class Blocked:
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision"):
+            raise ImportError(f"{name} is imported")
+
+sys.meta_path.insert(0, Blocked())
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        print(f"{name}: {error}")
+"""
+
+
+def modules() -> list[str]:
+    """Every module of the packages that devices and servers install."""
+    found = []
+    for folder, package in PACKAGES.items():
+        for path in sorted((ROOT / folder / package).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found.append(".".join(part for part in parts if part != "__init__"))
+    return [name for name in found if not name.endswith("__main__")]
+
+
+def is_torch(module: str) -> bool:
+    return any(module == wing or module.startswith(f"{wing}.") for wing in TORCH)
+
+
+def test_what_is_outside_of_the_torch_wings_imports_without_torch() -> None:
+    free = [module for module in modules() if not is_torch(module)]
+    assert "splitee_server.commands.serve" in free
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *free], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == ""
+
+
+def test_no_wing_is_named_in_vain() -> None:
+    assert [wing for wing in TORCH if not any(m == wing or m.startswith(f"{wing}.") for m in modules())] == []
