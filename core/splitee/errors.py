@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Literal
 
 
 class ExitCode(IntEnum):
@@ -121,5 +122,13 @@ class ModelError(SpliteeError):
     exit_code = ExitCode.MODEL
 
 
+Reason = Literal["malformed", "oversized", "foreign", "unknown"]
+"""Why a message is rejected: not its topic's, too large, of another run, of a device that has not joined."""
+
+
 class MalformedMessage(SpliteeError):
     """A payload that is not what its topic carries; it is counted and reported, and changes nothing."""
+
+    def __init__(self, message: str, reason: Reason = "malformed") -> None:
+        super().__init__(message)
+        self.reason: Reason = reason

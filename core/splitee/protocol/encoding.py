@@ -26,7 +26,9 @@ class JsonMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     def decode(cls, payload: bytes) -> Self:
         """Raises MalformedMessage that names the field."""
         if len(payload) > MAX_JSON:
-            raise MalformedMessage(f"{cls.__name__}: {len(payload)} bytes, at most {MAX_JSON} are read")
+            raise MalformedMessage(
+                f"{cls.__name__}: {len(payload)} bytes, at most {MAX_JSON} are read", "oversized"
+            )
         try:
             return msgspec.json.decode(payload, type=cls)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
@@ -57,7 +59,9 @@ def unpack(payload: bytes, kind: type[Struct]) -> Struct:
         MalformedMessage: it is too long, truncated, has trailing bytes, is no msgpack or no `kind`.
     """
     if len(payload) > MAX_PACKED:
-        raise MalformedMessage(f"{kind.__name__}: {len(payload)} bytes, at most {MAX_PACKED} are read")
+        raise MalformedMessage(
+            f"{kind.__name__}: {len(payload)} bytes, at most {MAX_PACKED} are read", "oversized"
+        )
     try:
         return msgspec.msgpack.decode(payload, type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

@@ -12,6 +12,7 @@ import msgpack
 import msgspec
 
 from splitee.errors import MalformedMessage
+from splitee.mqtt.port import Port
 from splitee.protocol.encoding import MAX_PACKED, unpack
 
 PART_OVERHEAD = 64  # bytes a part's header takes at most
@@ -57,6 +58,12 @@ def split(payload: bytes, limit: int, message: int) -> Iterator[bytes]:
         yield part
 
 
+def publish_in_parts(port: Port, topic: str, payload: bytes, *, correlation: bytes | None = None) -> bool:
+    """Publish `payload`, in parts where the broker does not take it whole; False when not connected."""
+    parts = split(payload, port.max_packet, next(message_numbers))
+    return all(port.publish(topic, part, correlation=correlation) for part in parts)
+
+
 class _Open:
     """A message whose parts are still arriving: the arrays grow only with what has arrived."""
 
@@ -91,8 +98,11 @@ class Assembler:
         self._open: dict[tuple[str, int], _Open] = {}  # by sender and message, the oldest first
         self._finished: dict[tuple[str, int], None] = {}
 
-    def add(self, sender: str, payload: bytes) -> bytes | None:
+    def add(self, sender: str, payload: bytes, limit: int | None = None) -> bytes | None:
         """The whole message when `payload` completes one, or is one by itself; else None.
+
+        Args:
+            limit: bytes of one message, where they are fewer than a sender may hold.
 
         Raises:
             MalformedMessage: the part is broken, or does not fit the others of its message.
@@ -100,8 +110,11 @@ class Assembler:
         if not payload or payload[0] & 0xF0 != 0x90:  # not a msgpack array of under 16 entries
             return payload
         part = unpack(payload, Part)
-        if part.size > self._limit:
-            raise MalformedMessage(f"Part: of a message of {part.size} B, at most {self._limit} B are taken")
+        most = self._limit if limit is None else min(limit, self._limit)
+        if part.size > most:
+            raise MalformedMessage(
+                f"Part: of a message of {part.size} B, at most {most} B are taken", "oversized"
+            )
         key = sender, part.message
         if key in self._finished:
             return None

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.seeds import seed_for
-
-EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
 
 
 def steps_a_round(spec: RunSpec, samples: int) -> int:

@@ -34,10 +34,10 @@ from splitee.errors import SpliteeError
 from splitee.networks.split import build_for
 from splitee.networks.zoo import first_line
 from splitee.protocol.codecs import encode_tensor
+from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.labels import encode_labels
 from splitee.protocol.rounds import Features
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.epochs import EVALUATION_BATCH
 from splitee.training.state import pack_state
 from splitee_device.data.images import DeviceData, PictureSet, batch
 from splitee_device.machine.memory import MemoryWatch, memory

@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splitee.networks.split import build_for
+from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
-from splitee.training.epochs import EVALUATION_BATCH, epoch_batches, steps_a_round
+from splitee.training.epochs import epoch_batches, steps_a_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer, precision_at

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from splitee.errors import MalformedMessage
 from splitee.protocol.codecs import decode_tensor
+from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.labels import decode_entropy, decode_labels
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Features, RoundDone, Weights
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.epochs import EVALUATION_BATCH
 from splitee_server.members.members import Member
 
 log = logging.getLogger(__name__)

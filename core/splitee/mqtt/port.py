@@ -1,0 +1,33 @@
+"""What everything above the link needs of it; `Link` is the real one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from splitee.mqtt.events import Event
+
+
+class Port(Protocol):
+    """Publishes, and hands out what has come. `link.Link` says what each of these promises."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    @property
+    def max_packet(self) -> int:
+        """Bytes of the largest payload."""
+
+    def subscribe(self, *filters: str) -> None: ...
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes | memoryview | bytearray,
+        *,
+        retain: bool = False,
+        expiry: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> bool: ...
+
+    def receive(self, timeout: float | None) -> Event | None: ...

@@ -1,0 +1,64 @@
+"""One batch at the cut: what the device computes, sends as `Features`, and the server trains or evaluates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from splitee.errors import MalformedMessage
+from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol.fields import Phase
+from splitee.protocol.labels import decode_entropy, decode_labels, encode_labels
+from splitee.protocol.rounds import Features, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+
+EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
+
+
+@dataclass(frozen=True)
+class CutBatch:
+    """`features` float32 (B, ...), `labels` int64 (B,).
+
+    In evaluation also what the exit predicted: `exit_labels` int64 (B,) and `exit_entropy` (B,) in 0..1.
+    """
+
+    features: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    exit_labels: npt.NDArray[np.int64] | None = None
+    exit_entropy: npt.NDArray[np.float32] | None = None
+
+    def message(self, spec: RunSpec, opened: RoundOpen, phase: Phase, step: int) -> Features:
+        """What travels; the entropy does as float16."""
+        predicted: dict[str, bytes] = {}
+        if self.exit_labels is not None and self.exit_entropy is not None:
+            predicted["exit_labels"] = encode_labels(self.exit_labels, spec.num_classes)
+            predicted["exit_entropy"] = self.exit_entropy.astype("<f2").tobytes()
+        return Features(
+            run=opened.run,
+            round=opened.round,
+            attempt=opened.attempt,
+            phase=phase,
+            step=step,
+            features=encode_tensor(spec.codec, self.features),
+            labels=encode_labels(self.labels, spec.num_classes),
+            **predicted,
+        )
+
+    @classmethod
+    def of(cls, message: Features, spec: RunSpec, feature_shape: tuple[int, ...]) -> CutBatch:
+        """The batch of a message, whose features must have `feature_shape` a sample.
+
+        Raises:
+            MalformedMessage: it does not fit the run or the device's cut.
+        """
+        largest = max(spec.batch_size, EVALUATION_BATCH)
+        if message.features.shape[0] > largest:
+            raise MalformedMessage(f"{message.features.shape[0]} samples in a batch, at most {largest}")
+        features = decode_tensor(message.features, feature_shape)
+        labels = decode_labels(message.labels, len(features), spec.num_classes)
+        if message.phase != "evaluate":
+            return cls(features, labels)
+        exit_labels = decode_labels(message.exit_labels, len(features), spec.num_classes)
+        return cls(features, labels, exit_labels, decode_entropy(message.exit_entropy, len(features)))

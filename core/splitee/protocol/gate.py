@@ -1,0 +1,138 @@
+"""The boundary around what others send, at both ends: everything that comes is read and applied here.
+
+A message that is malformed, of another run, or too large changes nothing. It is counted by its sender and the
+reason, the first few of a sender are logged, and whoever owns the gate is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from splitee.errors import MalformedMessage
+from splitee.mqtt.events import Message
+from splitee.protocol.parts import Assembler
+from splitee.protocol.routes import Route, find
+from splitee.protocol.topics import Topics
+
+LOGGED = 10  # rejected messages of one sender that are logged; all are counted
+SENDERS = 100_000  # whose rejected messages are counted one by one
+OTHERS = "others"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A message that has been read: of its type, within its bounds. `message`: None, a topic was cleared."""
+
+    route: Route
+    device: str  # that the topic is of; "" where it is no device's
+    message: Any
+    envelope: Message
+
+    @property
+    def sender(self) -> str:
+        return self.device if self.route.sender == "device" else "server"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A message that was not taken. `is_logged`: it is one of the first of its sender."""
+
+    route: Route
+    device: str
+    envelope: Message
+    error: MalformedMessage
+    is_logged: bool
+
+
+class Gate:
+    """Reads the messages of some routes, and applies them."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        routes: Collection[Route],
+        *,
+        admit: Callable[[Route, str], None] = lambda _route, _device: None,
+        on_rejected: Callable[[Rejection], None] = lambda _rejection: None,
+        takes_cleared: bool = False,
+    ) -> None:
+        """What is on other routes is passed over in silence.
+
+        Args:
+            admit: raises MalformedMessage for a device whose messages are not even to be kept.
+            on_rejected: is told of each message that is not taken.
+            takes_cleared: an empty payload clears a retained topic; else it is malformed.
+        """
+        self._topics = topics
+        self._routes = frozenset(routes)
+        self._admit = admit
+        self._on_rejected = on_rejected
+        self._takes_cleared = takes_cleared
+        self._parts = Assembler()
+        self._by_sender: Counter[str] = Counter()
+        self.rejected: Counter[tuple[str, str]] = Counter()  # by sender and reason
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """What to subscribe to for all devices."""
+        return tuple(sorted(route.topic(self._topics) for route in self._routes))
+
+    def read(self, envelope: Message) -> Received | None:
+        """The message, once all of its parts are here; None: there is none, or it is rejected."""
+        found = find(self._topics, envelope.topic)
+        if found is None or found[0] not in self._routes:
+            return None
+        route, device = found
+        try:
+            self._admit(route, device)
+            if not envelope.payload and route.retained and self._takes_cleared:
+                return Received(route, device, None, envelope)
+            payload: bytes | None = envelope.payload
+            if route.parts:
+                payload = self._parts.add(_key(route, device), envelope.payload, route.limit)
+            if payload is None:
+                return None
+            return Received(route, device, route.message.decode(payload), envelope)
+        except MalformedMessage as error:
+            self.reject(route, device, envelope, error)
+            return None
+
+    def apply(self, received: Received, action: Callable[[Received], object]) -> bool:
+        """Do what the message asks for; False: `action` found it malformed after all.
+
+        `action` checks all of a message before it changes anything.
+        """
+        try:
+            action(received)
+        except MalformedMessage as error:
+            self.reject(received.route, received.device, received.envelope, error)
+            return False
+        return True
+
+    def reject(self, route: Route, device: str, envelope: Message, error: MalformedMessage) -> None:
+        """Count a message that is not taken, and tell of it."""
+        sender = device if route.sender == "device" else "server"
+        if sender not in self._by_sender and len(self._by_sender) >= SENDERS:
+            sender = OTHERS
+        self.rejected[sender, error.reason] += 1
+        self._by_sender[sender] += 1
+        count = self._by_sender[sender]
+        if count <= LOGGED:
+            last = "; further ones are only counted" if count == LOGGED else ""
+            log.warning("%s rejected: %s%s", envelope.topic, error, last)
+        self._on_rejected(Rejection(route, device, envelope, error, count <= LOGGED))
+
+    def forget_parts(self, device: str) -> None:
+        """A new process speaks for `device`: what its last one left unfinished is dropped."""
+        for route in self._routes:
+            self._parts.forget(_key(route, device))
+
+
+def _key(route: Route, device: str) -> str:
+    return f"{device}/{route.leaf}"

@@ -1,0 +1,119 @@
+"""Every route of a fleet: which message travels on which topic, who sends it, and who reads it.
+
+Dispatch, the fleet view, the test of the broker's access list and the fuzzers all go by this one table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
+from splitee.protocol.fleet import DeviceStatus, ErrorReport, Metrics, Profile, ServerClaim, ServerStatus
+from splitee.protocol.inference import (
+    InferAnswer,
+    InferRequest,
+    ModelOffer,
+    ModelPart,
+    ModelReport,
+    ModelWant,
+    PredictionReport,
+)
+from splitee.protocol.rounds import (
+    Ack,
+    Assignment,
+    Commit,
+    Features,
+    RoundDone,
+    RoundOpen,
+    SoftLabelRows,
+    Sync,
+    Weights,
+)
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+
+Party = Literal["device", "server", "viewer", "homeassistant"]
+DEVICES = "devices/+/"
+MAX_REQUEST = 64 << 20  # bytes of an InferRequest
+
+
+@dataclass(frozen=True)
+class Route:
+    """One topic below `splitee/v1/FLEET`, where `+` stands for the device that it is of.
+
+    Args:
+        readers: those whom the broker lets read it; a viewer and Home Assistant only watch.
+        parts: a message may come in numbered parts.
+        limit: bytes of a message, when its parts are joined.
+    """
+
+    path: str
+    message: type[JsonMessage] | type[PackedMessage]
+    sender: Party
+    readers: tuple[Party, ...]
+    retained: bool = False
+    parts: bool = False
+    limit: int = MAX_PACKED
+
+    @property
+    def leaf(self) -> str:
+        """The path below the device, or the whole path of what is no device's."""
+        return self.path.removeprefix(DEVICES)
+
+    @property
+    def of_device(self) -> bool:
+        return self.path.startswith(DEVICES)
+
+    def topic(self, topics: Topics, device: str = "+") -> str:
+        """The topic of a device, or the filter for all; of what is no device's, the one there is."""
+        return topics.device(device, self.leaf) if self.of_device else f"{topics.base}/{self.path}"
+
+
+ALL: tuple[Party, ...] = ("device", "viewer")
+RUN = Route("run", RunSpec, "server", ALL, retained=True)
+ROUND = Route("round", RoundOpen, "server", ALL, retained=True)
+COMMIT = Route("commit", Commit, "server", ALL, retained=True)
+METRICS = Route("metrics", Metrics, "server", ALL, retained=True)
+SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL), retained=True)
+SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
+
+STATUS = Route(
+    "devices/+/status",
+    DeviceStatus,
+    "device",
+    ("server", "device", "viewer", "homeassistant"),
+    retained=True,
+)
+PROFILE = Route("devices/+/profile", Profile, "device", ("server", "viewer"), retained=True)
+FEATURES = Route("devices/+/features", Features, "device", ("server",), parts=True)
+ROUND_DONE = Route("devices/+/round-done", RoundDone, "device", ("server",))
+WEIGHTS = Route("devices/+/weights", Weights, "device", ("server",), parts=True)
+SYNC = Route("devices/+/sync", Sync, "device", ("server",))
+INFER = Route("devices/+/infer", InferRequest, "device", ("server",), parts=True, limit=MAX_REQUEST)
+PREDICTIONS = Route("devices/+/predictions", PredictionReport, "device", ("server", "homeassistant"))
+MODEL_WANT = Route("devices/+/model-want", ModelWant, "device", ("server",))
+MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server",), retained=True)
+
+ASSIGNMENT = Route("devices/+/inbox/plan", Assignment, "server", ("device",), retained=True)
+ACK = Route("devices/+/inbox/ack", Ack, "server", ("device",))
+ERROR = Route("devices/+/inbox/error", ErrorReport, "server", ("device",))
+HELD_WEIGHTS = Route("devices/+/inbox/weights", Weights, "server", ("device",), parts=True)
+SOFT_LABELS = Route("devices/+/inbox/soft-labels", SoftLabelRows, "server", ("device",), parts=True)
+MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", ("device",), retained=True)
+MODEL_PART = Route("devices/+/inbox/model-part", ModelPart, "server", ("device",))
+ANSWER = Route("devices/+/inbox/answer", InferAnswer, "server", ("device",), parts=True)
+
+ROUTES: tuple[Route, ...] = tuple(value for value in globals().values() if isinstance(value, Route))
+_BY_LEAF = {route.leaf: route for route in ROUTES if route.of_device}
+_BY_PATH = {route.path: route for route in ROUTES if not route.of_device}
+
+
+def find(topics: Topics, topic: str) -> tuple[Route, str] | None:
+    """The route of a topic, and the device that it is of, or ""; None: no topic of this fleet."""
+    of_device = topics.parse_device(topic)
+    if of_device is not None:
+        device, leaf = of_device
+        return (_BY_LEAF[leaf], device) if leaf in _BY_LEAF else None
+    route = _BY_PATH.get(topic.removeprefix(f"{topics.base}/"))
+    return None if route is None else (route, "")
