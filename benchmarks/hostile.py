@@ -34,16 +34,16 @@ from splitee.errors import ExitCode, MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.networks.split import build_network
+from splitee.protocol import routes
+from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.encoding import JsonMessage, PackedMessage
-from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile, ServerClaim, ServerStatus
+from splitee.protocol.fleet import DeviceStatus, ErrorReport, ServerClaim, ServerStatus
 from splitee.protocol.inference import InferRequest, ModelReport, ModelWant
 from splitee.protocol.parts import Assembler
-from splitee.protocol.rounds import Ack, Assignment, Commit, Features, RoundOpen, SoftLabelRows, Sync, Weights
+from splitee.protocol.rounds import Commit, Features, RoundDone, RoundOpen, SoftLabelRows, Sync, Weights
+from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee_server.members.members import Member
-from splitee_server.members.reception import Reception
-from splitee_server.release.offers import WORDS
 
 TOPICS = Topics("chaos")
 VICTIM = "pi-3"  # its features are the smallest
@@ -79,56 +79,59 @@ class Target:
     readers: tuple[str, ...]
 
 
+READ_BY_SERVER = (
+    routes.PROFILE,
+    routes.FEATURES,
+    routes.ROUND_DONE,
+    routes.SYNC,
+    routes.WEIGHTS,
+    routes.MODEL_WANT,
+    routes.MODEL_REPORT,
+    routes.INFER,
+    routes.SERVER_CLAIM,
+)
+READ_BY_VICTIM = (
+    routes.ACK,
+    routes.ASSIGNMENT,
+    routes.ERROR,
+    routes.HELD_WEIGHTS,
+    routes.SOFT_LABELS,
+)
+READ_BY_DEVICES = (routes.RUN, routes.ROUND, routes.COMMIT, routes.SERVER_STATUS)
+
+
 def targets(spec: RunSpec) -> list[Target]:
     """Every topic that is read while a fleet trains."""
-    devices, victim = tuple(CUTS), (VICTIM,)
-    reception = Reception(spec)
-    to_server: dict[str, Check] = {
-        "profile": Profile.decode,
-        "features": _features_check(spec),
-        "round-done": reception.round_done,
-        "sync": Sync.decode,
-        "weights": reception.weights,
-        **WORDS,
-        "infer": _check_question,
-    }
-    to_device: dict[str, Check] = {
-        "inbox/ack": Ack.decode,
-        "inbox/plan": Assignment.decode,
-        "inbox/error": ErrorReport.decode,
-        "inbox/weights": Weights.decode,
-        "inbox/soft-labels": SoftLabelRows.decode,
+    network = build_network(spec.network, num_classes=spec.num_classes, stem=spec.stem, seed=0)
+    shape = network.stages[CUTS[VICTIM] - 1].feature_shape
+    readers: dict[Route, tuple[str, ...]] = {
+        **dict.fromkeys(READ_BY_SERVER, ("server",)),
+        **dict.fromkeys(READ_BY_VICTIM, (VICTIM,)),
+        **dict.fromkeys(READ_BY_DEVICES, tuple(CUTS)),
+        routes.STATUS: ("server", VICTIM),
     }
     return [
-        *(Target(TOPICS.device(VICTIM, leaf), check, ("server",)) for leaf, check in to_server.items()),
-        *(Target(TOPICS.device(VICTIM, leaf), check, victim) for leaf, check in to_device.items()),
-        Target(TOPICS.device(VICTIM, "status"), DeviceStatus.decode, ("server", VICTIM)),
-        Target(TOPICS.run, RunSpec.decode, devices),
-        Target(TOPICS.round, RoundOpen.decode, devices),
-        Target(TOPICS.commit, Commit.decode, devices),
-        Target(TOPICS.server_status, ServerStatus.decode, devices),
-        Target(TOPICS.server_claim, ServerClaim.decode, ("server",)),
+        Target(route.topic(TOPICS, VICTIM), _check(route, spec, shape), who) for route, who in readers.items()
     ]
 
 
-def _features_check(spec: RunSpec) -> Check:
-    network = build_network(spec.network, num_classes=spec.num_classes, stem=spec.stem, seed=0)
-    shape = network.stages[CUTS[VICTIM] - 1].feature_shape
-    member = Member(VICTIM, CUTS[VICTIM], train_samples=1, held_out_samples=1, instance=1)
+def _check(route: Route, spec: RunSpec, shape: tuple[int, ...]) -> Check:
+    """By the rules of whoever reads a route; a part alone may wait for others."""
 
     def check(payload: bytes) -> None:
-        reception = Reception(spec)
-        whole = reception.join(VICTIM, payload)
-        if whole is not None:
-            reception.features(whole, member, shape)
+        whole = Assembler().add(VICTIM, payload, route.limit) if route.parts else payload
+        if whole is None:
+            return
+        message = route.message.decode(whole)
+        if route is routes.INFER:
+            raise MalformedMessage("a request without ResponseTopic and CorrelationData")
+        if isinstance(message, Features | RoundDone | Weights) and "server" in route.readers:
+            if message.run != spec.run:
+                raise MalformedMessage("of another run", "foreign")
+            if isinstance(message, Features):
+                CutBatch.of(message, spec, shape)
 
     return check
-
-
-def _check_question(payload: bytes) -> None:
-    """Without ResponseTopic and CorrelationData nothing is answered, but a part may wait for others."""
-    if Assembler().add(VICTIM, payload) is not None:
-        raise MalformedMessage("a question that cannot be answered")
 
 
 def listen(link: Link, fleet: FaultyFleet) -> dict[str, list[bytes]]:

@@ -7,12 +7,17 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from splitee.errors import ExitCode, IdInUse, MalformedMessage
+from splitee.clock import Clock
+from splitee.errors import ExitCode, IdInUse
 from splitee.mqtt.events import Message
-from splitee.mqtt.link import Link
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fleet import ErrorReport, Metrics, ServerClaim, ServerStatus
-from splitee.protocol.parts import message_numbers, split
+from splitee.protocol.gate import Gate, Received
+from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.rounds import Ack, Assignment, Commit, RoundOpen
+from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 
@@ -31,59 +36,60 @@ def offline(topics: Topics, instance: int) -> tuple[str, bytes]:
     return topics.server_status, ServerStatus(state="offline", instance=instance).encode()
 
 
-def claim_fleet(link: Link, topics: Topics, instance: int) -> None:
+def claim_fleet(port: Port, topics: Topics, instance: int) -> None:
     """Make sure that no other server serves this fleet.
 
     Raises:
         IdInUse: one does.
     """
-    link.subscribe(topics.server_status, topics.server_claim)
-    link.publish(topics.server_claim, ServerClaim(instance=instance).encode())
+    gate = Gate(topics, (routes.SERVER_STATUS, routes.SERVER_CLAIM))
+    port.subscribe(*gate.filters)
+    port.publish(topics.server_claim, ServerClaim(instance=instance).encode())
     until = time.monotonic() + CLAIM
     while (left := until - time.monotonic()) > 0:
-        event = link.receive(left)
-        if not isinstance(event, Message):
+        event = port.receive(left)
+        received = gate.read(event) if isinstance(event, Message) else None
+        if received is None or received.message.instance == instance:
             continue
-        try:
-            if event.topic == topics.server_claim:
-                taken = ServerClaim.decode(event.payload).instance < instance
-            else:
-                other = ServerStatus.decode(event.payload)
-                online = other.state == "online" and other.instance != instance
-                taken = online and not event.retained
-                if online and event.retained:
-                    log.info("another server was online; waiting %.0f s for a word of it", SILENT)
-                    until = time.monotonic() + SILENT
-                elif not online and other.instance != instance:
-                    until = min(until, time.monotonic() + CLAIM)
-        except MalformedMessage as error:
-            log.warning("%s: ignored: %s", event.topic, error)
-            continue
-        if taken:
+        if _is_taken(received, instance):
             raise IdInUse(
                 f"another server serves fleet {topics.fleet!r} at this broker: "
                 "stop it, or take another --fleet"
             )
+        if received.route is routes.SERVER_STATUS and received.message.state == "online":
+            log.info("another server was online; waiting %.0f s for a word of it", SILENT)
+            until = time.monotonic() + SILENT
+        elif received.route is routes.SERVER_STATUS:
+            until = min(until, time.monotonic() + CLAIM)
+
+
+def _is_taken(received: Received, instance: int) -> bool:
+    """Another server lives, or has claimed the fleet earlier; what is retained may be of one that is gone."""
+    if received.route is routes.SERVER_CLAIM:
+        return bool(received.message.instance < instance)
+    return received.message.state == "online" and not received.envelope.retained
 
 
 class Announcer:
     """Publishes; remembers what is retained, to publish it again when a broker has lost it."""
 
-    def __init__(self, link: Link, topics: Topics, instance: int, run: str) -> None:
+    def __init__(
+        self, port: Port, topics: Topics, instance: int, run: str, *, clock: Clock = time.monotonic
+    ) -> None:
         """`instance`: of the server; it is also the attempt at which its rounds are opened."""
-        self._link = link
+        self._port = port
         self._topics = topics
+        self._clock = clock
         self._instance = instance
         self._run = run
-        self._retained: dict[str, bytes] = {}
-        self._plans: dict[str, bytes] = {}  # by topic
+        self._retained: dict[str, bytes] = {}  # by topic
         self._beat_due = 0.0
 
     def run(self, spec: RunSpec) -> None:
-        self._retain(self._topics.run, spec.encode())
+        self._retain(routes.RUN, spec)
 
     def round(self, opened: RoundOpen) -> None:
-        self._retain(self._topics.round, opened.encode())
+        self._retain(routes.ROUND, opened)
 
     def commit(self, number: int, digests: dict[str, str], weights_sha256: str) -> None:
         """Round `number` is final; `digests` of the client networks that count in it."""
@@ -94,14 +100,14 @@ class Announcer:
             digests=digests,
             weights_sha256=weights_sha256,
         )
-        self._retain(self._topics.commit, commit.encode())
+        self._retain(routes.COMMIT, commit)
 
     def metrics(self, metrics: Metrics) -> None:
-        self._retain(self._topics.metrics, metrics.encode())
+        self._retain(routes.METRICS, metrics)
 
-    def plan(self, member: Member, *, held: bool) -> None:
+    def assignment(self, member: Member, *, held: bool) -> None:
         """Where a device stands; `held`: the server has its client network."""
-        plan = Assignment(
+        assignment = Assignment(
             run=self._run,
             attempt=self._instance,
             instance=member.instance,
@@ -111,9 +117,7 @@ class Announcer:
             trained=member.trained,
             held=held,
         )
-        topic = self._topics.device(member.device, "inbox/plan")
-        self._plans[topic] = plan.encode()
-        self._link.publish(topic, self._plans[topic], retain=True)
+        self._retain(routes.ASSIGNMENT, assignment, member.device)
 
     def ack(self, device: str, opened: RoundOpen, step: int, room: int, *, resend: bool) -> None:
         """Everything below `step` is trained, and `room` batches may be under way."""
@@ -126,23 +130,22 @@ class Announcer:
             room=room,
             resend=resend,
         )
-        self._link.publish(self._topics.device(device, "inbox/ack"), ack.encode())
+        self._port.publish(routes.ACK.topic(self._topics, device), ack.encode())
 
-    def deliver(self, device: str, leaf: str, payloads: Iterable[bytes]) -> None:
-        """What a device has asked for, in parts where the broker needs them."""
+    def deliver(self, device: str, route: Route, payloads: Iterable[bytes]) -> None:
+        """What a device has asked for."""
         for payload in payloads:
-            for part in split(payload, self._link.max_packet, next(message_numbers)):
-                self._link.publish(self._topics.device(device, leaf), part)
+            publish_in_parts(self._port, route.topic(self._topics, device), payload)
 
     def error(
         self, device: str, code: ExitCode, message: str, *, instance: int = 0, fatal: bool = False
     ) -> None:
         report = ErrorReport(code=int(code), message=message[:1000], fatal=fatal, instance=instance)
-        self._link.publish(self._topics.device(device, "inbox/error"), report.encode())
+        self._port.publish(routes.ERROR.topic(self._topics, device), report.encode())
 
     def beat(self, doing: str, waiting_for: tuple[str, ...], rejected: int, *, now: bool = False) -> None:
         """Publish the status when it is due, or `now`."""
-        if not now and time.monotonic() < self._beat_due:
+        if not now and self._clock() < self._beat_due:
             return
         status = ServerStatus(
             state="online",
@@ -153,16 +156,15 @@ class Announcer:
             rejected=rejected,
             time=time.time(),
         )
-        self._link.publish(self._topics.server_status, status.encode(), retain=True)
-        self._beat_due = time.monotonic() + HEARTBEAT
+        self._port.publish(self._topics.server_status, status.encode(), retain=True)
+        self._beat_due = self._clock() + HEARTBEAT
 
     def again(self) -> None:
         """The broker may have lost what was retained."""
         for topic, payload in self._retained.items():
-            self._link.publish(topic, payload, retain=True)
-        for topic, payload in self._plans.items():
-            self._link.publish(topic, payload, retain=True)
+            self._port.publish(topic, payload, retain=True)
 
-    def _retain(self, topic: str, payload: bytes) -> None:
-        self._retained[topic] = payload
-        self._link.publish(topic, payload, retain=True)
+    def _retain(self, route: Route, message: JsonMessage, device: str = "") -> None:
+        topic = route.topic(self._topics, device)
+        self._retained[topic] = message.encode()
+        self._port.publish(topic, self._retained[topic], retain=True)

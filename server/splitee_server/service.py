@@ -1,38 +1,42 @@
-"""The server process: takes the link's events to the coordinator, and lets devices in."""
+"""The server process: the loop that takes what comes to the run, and lets it work."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from splitee.cli.signals import Stopped
-from splitee.errors import ExitCode, MalformedMessage
-from splitee.mqtt.events import Connected, Disconnected, Message
-from splitee.mqtt.link import Link
+from splitee.clock import Clock
+from splitee.errors import ExitCode
+from splitee.mqtt.events import Connected, Disconnected, Event, Message
+from splitee.mqtt.port import Port
 from splitee.networks.split import SplitNetwork
-from splitee.protocol.fleet import DeviceStatus, Metrics, Profile, ServerClaim
-from splitee.protocol.rounds import Sync
+from splitee.protocol import routes
+from splitee.protocol.fleet import Metrics
+from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer
-from splitee_server.learning.strategies.base import make_strategy
-from splitee_server.members.members import Members, Refusal
-from splitee_server.members.reception import Reception
+from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.members.admission import Admission, Admitted
+from splitee_server.members.members import Members
 from splitee_server.monitoring.observer import Observer
 from splitee_server.offload.predictions import Predictions
 from splitee_server.offload.trunks import CommittedTrunks
+from splitee_server.release import offers
 from splitee_server.release.end_of_run import EndOfRun
-from splitee_server.release.offers import WORDS
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.coordinator import Coordinator
 from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import Progress
+from splitee_server.rounds.reception import Reception
+from splitee_server.rounds.replies import Replies
 
 log = logging.getLogger(__name__)
 
-LEAVES = ("status", "profile", "features", "round-done", "weights", "sync", "infer")
-KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
+IDLE = 0.5  # seconds to wait for an event when there is no batch to work on
 
 
 class Service:
@@ -40,53 +44,63 @@ class Service:
 
     def __init__(
         self,
-        link: Link,
+        port: Port,
         topics: Topics,
         spec: RunSpec,
         network: SplitNetwork,
-        store: Checkpoints,
+        checkpoints: Checkpoints,
         policy: Policy,
         *,
         instance: int,
         stop: Callable[[], bool],
-        watchers: Sequence[Observer] = (),
+        observers: Sequence[Observer] = (),
+        clock: Clock = time.monotonic,
     ) -> None:
-        self._link = link
+        self._port = port
         self._topics = topics
-        self._network = network
         self._stop = stop
-        self._instance = instance
-        self._watchers = tuple(watchers)
+        self._observers = tuple(observers)
         self._received = 0  # bytes
-        self._announce = Announcer(link, topics, instance, spec.run)
-        self._serving = Predictions(link, topics, CommittedTrunks(spec, store))
-        self._members = Members(spec, network)
-        self._reception = Reception(spec)
-        self._statuses: dict[str, DeviceStatus] = {}
-        self._profiles: dict[str, Profile] = {}  # of devices that have not been heard of as online
-        self._release = EndOfRun(link, topics, store.path / "models")
+        announcer = Announcer(port, topics, instance, spec.run, clock=clock)
+        members = Members(spec.class_names)
+        model = FleetModel(spec, network)
+        replies = Replies(spec, model, members, announcer, policy)
+        self._announce = announcer
+        self._admission = Admission(spec, network.num_layers, members)
+        self._predictions = Predictions(port, topics, CommittedTrunks(spec, checkpoints))
+        self._release = EndOfRun(port, topics, checkpoints.path / "models")
         self._coordinator = Coordinator(
             spec,
-            network,
-            make_strategy(network, spec),
-            self._members,
-            self._announce,
-            store,
+            model,
+            members,
+            announcer,
+            replies,
+            checkpoints,
             policy,
             self._release,
             attempt=instance,
-            pump=self._pump,
             rejected=self._rejected,
-            evaluated=self._evaluated,
+            evaluated=self._on_evaluated,
+            clock=clock,
         )
-        self._handlers: dict[str, Callable[[str, bytes], None]] = {
-            "status": self._on_status,
-            "profile": self._on_profile,
-            "features": self._on_features,
-            "round-done": self._on_round_done,
-            "weights": self._on_weights,
-            "sync": self._on_sync,
+        reception = Reception(
+            spec,
+            model,
+            members,
+            self._admission,
+            self._coordinator,
+            replies,
+            announcer,
+            attempt=instance,
+            admitted=self._on_admitted,
+        )
+        self._handlers: dict[routes.Route, Callable[[Received], None]] = {
+            **reception.handlers,
+            routes.SERVER_CLAIM: lambda _claim: self._coordinator.beat(now=True),
+            routes.INFER: self._predictions.add,
+            **dict.fromkeys(offers.ROUTES, self._release.handle),
         }
+        self._gate = Gate(topics, self._handlers, admit=reception.check_sender, on_rejected=self._on_rejected)
 
     def run(self) -> dict[str, Any]:
         """Serve until the run is finished; returns the report.
@@ -94,153 +108,85 @@ class Service:
         Raises:
             Stopped: the process was asked to stop; the last committed round is safe.
         """
-        watched = (topic for watcher in self._watchers for topic in watcher.filters)
-        self._link.subscribe(*(self._topics.all_devices(leaf) for leaf in LEAVES), *watched)
-        for watcher in self._watchers:
-            watcher.start()
-        return self._coordinator.run()
+        observed = (topic for observer in self._observers for topic in observer.filters)
+        self._port.subscribe(*self._gate.filters, *observed)
+        for observer in self._observers:
+            observer.start()
+        for phase in self._coordinator.phases():
+            while not phase.is_over():
+                self._handle_events()
+                if not self._coordinator.work_one() and not phase.is_over():
+                    self._handle_event(IDLE)
+                self._coordinator.tick()
+        return self._coordinator.report()
 
-    def _pump(self, timeout: float) -> bool:
+    def _handle_events(self) -> None:
+        """Take in what has come, but no more than EVENTS_AT_ONCE."""
+        for _ in range(EVENTS_AT_ONCE):
+            if not self._handle_event(0):
+                return
+
+    def _handle_event(self, timeout: float) -> bool:
+        """Take in one event, waiting at most so many seconds; False when none came."""
         if self._stop():
             raise Stopped
-        for watcher in self._watchers:
-            watcher.tick(self._progress)
-        event = self._link.receive(timeout)
+        for observer in self._observers:
+            observer.tick(self._progress)
+        event = self._port.receive(timeout)
         if event is None:
-            self._serving.answer()
+            self._predictions.answer()
             return False
+        self._take_in(event)
+        return True
+
+    def _take_in(self, event: Event) -> None:
         if isinstance(event, Connected):
-            self._coordinator.on_reconnected()
-            for watcher in self._watchers:
-                watcher.on_reconnected()
+            self._coordinator.say_all_again()
+            for observer in self._observers:
+                observer.on_reconnected()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         elif isinstance(event, Message):
-            self._receive(event)
-        return True
+            self._received += len(event.payload)
+            for observer in self._observers:
+                if event.topic in observer.filters:
+                    observer.on_message(event.payload)
+            received = self._gate.read(event)
+            if received is not None:
+                self._gate.apply(received, self._handlers[received.route])
 
-    def _receive(self, message: Message) -> None:
-        self._received += len(message.payload)
-        for watcher in self._watchers:
-            if message.topic in watcher.filters:
-                watcher.on_message(message.payload)
-        if message.topic == self._topics.server_claim:
-            self._on_claim(message.payload)
-            return
-        found = self._topics.parse_device(message.topic)
-        if found is not None and found[1] == "infer":
-            self._serving.add(found[0], message)
-            return
-        if found is None:
-            return
-        device, leaf = found
-        try:
-            if leaf in WORDS:
-                self._release.handle(message)
-            elif leaf in self._handlers:
-                self._handlers[leaf](device, message.payload)
-        except MalformedMessage as error:
-            if self._reception.reject(device, leaf, error):
-                self._announce.error(device, ExitCode.REJECTED, f"{leaf}: {error}")
+    def _on_rejected(self, rejection: Rejection) -> None:
+        """A device learns why: of a request always, of other messages a few times."""
+        route = rejection.route
+        if route is routes.INFER:
+            self._predictions.refuse(rejection)
+        elif rejection.is_logged and route.of_device:
+            text = f"{route.leaf}: {rejection.error}"
+            self._announce.error(rejection.device, ExitCode.REJECTED, text)
+
+    def _on_admitted(self, admitted: Admitted) -> None:
+        device = admitted.member.device
+        if admitted.is_new:
+            self._gate.forget_parts(device)
+        for observer in self._observers:
+            observer.on_admitted(device, admitted.profile)
+
+    def _on_evaluated(self, metrics: Metrics) -> None:
+        for observer in self._observers:
+            observer.on_evaluated(metrics)
 
     def _rejected(self) -> int:
-        return self._reception.rejected.total() + self._serving.rejected
-
-    def _evaluated(self, metrics: Metrics) -> None:
-        for watcher in self._watchers:
-            watcher.on_evaluated(metrics)
+        return self._gate.rejected.total()
 
     def _progress(self) -> Progress:
-        run = self._coordinator.progress()
+        run, statuses = self._coordinator.progress(), self._admission.last_status
         devices = (standing.device for standing in run.devices)
         return Progress(
             fleet=self._topics.fleet,
             run=run,
-            statuses={device: self._statuses[device] for device in devices if device in self._statuses},
+            statuses={device: statuses[device] for device in devices if device in statuses},
             rejected=self._rejected(),
             received=self._received,
-            sent=self._link.bytes_published,
-            connected=self._link.connected,
+            sent=self._port.bytes_published,
+            connected=self._port.connected,
         )
-
-    def _on_claim(self, payload: bytes) -> None:
-        try:
-            ServerClaim.decode(payload)
-        except MalformedMessage as error:
-            self._reception.reject("server", "claim", error)
-        else:
-            self._coordinator.on_claim()
-
-    def _on_status(self, device: str, payload: bytes) -> None:
-        status = DeviceStatus.decode(payload)
-        if device not in self._statuses and len(self._statuses) >= KNOWN_DEVICES:
-            raise MalformedMessage(f"more than {KNOWN_DEVICES} devices")
-        self._statuses[device] = status
-        before = device in self._members and self._members[device].online
-        self._members.note_status(device, status)
-        self._admit_when_online(device)
-        if before and not self._members[device].online:
-            log.info("%s is offline", device)
-
-    def _on_profile(self, device: str, payload: bytes) -> None:
-        profile = Profile.decode(payload)
-        if device not in self._profiles and len(self._profiles) >= KNOWN_DEVICES:
-            raise MalformedMessage(f"more than {KNOWN_DEVICES} devices")
-        self._profiles[device] = profile
-        self._admit_when_online(device)
-
-    def _admit_when_online(self, device: str) -> None:
-        """A retained profile may be of a device that is gone: only one that is online joins."""
-        status, profile = self._statuses.get(device), self._profiles.get(device)
-        if (
-            status is None
-            or profile is None
-            or status.state != "online"
-            or status.instance != profile.instance
-        ):
-            return
-        del self._profiles[device]
-        known = device in self._members and self._members[device].instance == profile.instance
-        try:
-            member = self._members.admit(device, profile)
-        except Refusal as refusal:
-            log.warning("refused: %s", refusal)
-            self._announce.error(device, refusal.code, str(refusal), instance=profile.instance, fatal=True)
-            return
-        if not known:
-            self._reception.forget_parts(device)
-            log.info("%s joined: cut %d, %d pictures", device, member.cut, member.train_samples)
-        self._coordinator.on_admitted(member)
-        for watcher in self._watchers:
-            watcher.on_admitted(device, profile)
-
-    def _on_features(self, device: str, payload: bytes) -> None:
-        if device not in self._members:
-            raise MalformedMessage("from a device that has not joined")
-        whole = self._reception.join(device, payload)
-        if whole is None:
-            return
-        member = self._members[device]
-        shape = self._network.stages[member.cut - 1].feature_shape
-        self._coordinator.on_features(device, *self._reception.features(whole, member, shape))
-
-    def _on_round_done(self, device: str, payload: bytes) -> None:
-        if device not in self._members:
-            raise MalformedMessage("from a device that has not joined")
-        self._coordinator.on_round_done(device, self._reception.round_done(payload))
-
-    def _on_weights(self, device: str, payload: bytes) -> None:
-        if device not in self._members:
-            raise MalformedMessage("from a device that has not joined")
-        whole = self._reception.join(device, payload)
-        if whole is not None:
-            self._coordinator.on_weights(device, self._reception.weights(whole))
-
-    def _on_sync(self, device: str, payload: bytes) -> None:
-        message = Sync.decode(payload)
-        if device not in self._members:
-            return
-        if message.weights or message.soft_labels is not None:
-            self._coordinator.on_wish(device, message)
-        else:
-            self._coordinator.on_sync(device)

@@ -9,6 +9,7 @@ import pytest
 
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.protocol import routes
 from splitee.protocol.topics import Topics
 
 from .conftest import Fleet
@@ -20,28 +21,13 @@ Messages = Callable[[Link, int], list[Message]]
 FLEET = "barn"
 DEADLINE = 10.0
 TOPICS = Topics(FLEET)
-WRITES = (
-    "status",
-    "profile",
-    "features",
-    "round-done",
-    "sync",
-    "weights",
-    "infer",
-    "predictions",
-    "model",
-    "model-want",
+WRITES = tuple(
+    route.leaf for route in routes.ROUTES if route.sender == "device" and "server" in route.readers
 )
-INBOX = (
-    "inbox/plan",
-    "inbox/ack",
-    "inbox/weights",
-    "inbox/soft-labels",
-    "inbox/model",
-    "inbox/error",
-    "inbox/answer",
+INBOX = tuple(route.leaf for route in routes.ROUTES if route.sender == "server" and route.of_device)
+SAID_TO_ALL = tuple(
+    route.topic(TOPICS) for route in routes.ROUTES if "device" in route.readers and not route.of_device
 )
-SAID_TO_ALL = (TOPICS.run, TOPICS.round, TOPICS.commit, TOPICS.metrics, TOPICS.server_status)
 
 
 def received(link: Link, fence: str) -> list[str]:
@@ -116,7 +102,7 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     assert other.flush(DEADLINE)
     server.publish(TOPICS.run, b"fence")
     seen = set(received(spy, TOPICS.run)) - set(SAID_TO_ALL) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
-    watched = {"viewer": ("status", "profile"), "homeassistant": ("status", "predictions")}.get(reader, ())
+    watched = [route.leaf for route in routes.ROUTES if route.sender == "device" and reader in route.readers]
     assert {TOPICS.device("pi-2", leaf) for leaf in watched} <= seen
     seen = {topic for topic in seen if not topic.endswith(tuple(f"/{leaf}" for leaf in watched))}
     assert seen - {TOPICS.device("pi-1", "status")} == set()

@@ -17,6 +17,10 @@ class Port(Protocol):
     def max_packet(self) -> int:
         """Bytes of the largest payload."""
 
+    @property
+    def bytes_published(self) -> int:
+        """Of payloads, so far."""
+
     def subscribe(self, *filters: str) -> None: ...
 
     def publish(

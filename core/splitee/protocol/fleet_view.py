@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import msgspec
 
 from splitee.errors import MalformedMessage
-from splitee.protocol.encoding import JsonMessage
+from splitee.mqtt.events import Message
+from splitee.protocol import routes
 from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile, ServerStatus
+from splitee.protocol.gate import Gate, Received
 from splitee.protocol.rounds import Commit, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
-M = TypeVar("M", bound=JsonMessage)
+WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
 
 
 @dataclass(frozen=True)
@@ -95,20 +96,18 @@ class FleetView:
 
     def __init__(self, fleet: str) -> None:
         self._topics = Topics(fleet)
+        self._gate = Gate(self._topics, WATCHED, takes_cleared=True, log_first=0)
         self._server: ServerStatus | None = None
         self._run: RunSpec | None = None
         self._round: RoundOpen | None = None
         self._commit: Commit | None = None
         self._metrics: Metrics | None = None
         self._devices: dict[str, _Heard] = {}
-        self._malformed = 0
 
     @property
     def filters(self) -> tuple[str, ...]:
         """What to subscribe to."""
-        topics = self._topics
-        singles = (topics.server_status, topics.run, topics.round, topics.commit, topics.metrics)
-        return (*singles, topics.all_devices("status"), topics.all_devices("profile"))
+        return self._gate.filters
 
     def take(self, topic: str, payload: bytes, retained: bool, now: float) -> None:
         """Folds one message in; one that is malformed is counted and changes nothing.
@@ -117,10 +116,9 @@ class FleetView:
             retained: it was stored at the broker, so its arrival says nothing about when it was sent.
             now: seconds since the epoch, by this machine's clock.
         """
-        try:
-            self._take(topic, payload, retained, now)
-        except MalformedMessage:
-            self._malformed += 1
+        received = self._gate.read(Message(topic, payload, retained))
+        if received is not None:
+            self._gate.apply(received, lambda received: self._take(received, now))
 
     def snapshot(self) -> FleetSnapshot:
         run = self._run
@@ -132,30 +130,31 @@ class FleetView:
             committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
             metrics=self._present_metrics(),
             devices=tuple(self._device(device, self._devices[device]) for device in sorted(self._devices)),
-            malformed=self._malformed,
+            malformed=self._gate.rejected.total(),
         )
 
-    def _take(self, topic: str, payload: bytes, retained: bool, now: float) -> None:
-        topics = self._topics
-        if topic == topics.server_status:
-            self._server = _decode(ServerStatus, payload)
-        elif topic == topics.run:
-            self._run = _decode(RunSpec, payload)
-        elif topic == topics.round:
-            self._round = _decode(RoundOpen, payload)
-        elif topic == topics.commit:
-            self._commit = _decode(Commit, payload)
-        elif topic == topics.metrics:
-            self._metrics = _decode(Metrics, payload)
-        elif (of_device := topics.parse_device(topic)) is not None:
-            self._take_device(*of_device, payload, retained, now)
+    def _take(self, received: Received, now: float) -> None:
+        route, message = received.route, received.message
+        if route is routes.SERVER_STATUS:
+            self._server = message
+        elif route is routes.RUN:
+            self._run = message
+        elif route is routes.ROUND:
+            self._round = message
+        elif route is routes.COMMIT:
+            self._commit = message
+        elif route is routes.METRICS:
+            self._metrics = message
+        else:
+            self._take_device(received, now)
 
-    def _take_device(self, device: str, leaf: str, payload: bytes, retained: bool, now: float) -> None:
+    def _take_device(self, received: Received, now: float) -> None:
+        device, message = received.device, received.message
         heard = self._devices.get(device, _Heard())
-        if leaf == "status":
-            heard = heard.with_status(_decode(DeviceStatus, payload), retained, now)
-        elif leaf == "profile":
-            heard = replace(heard, profile=_decode(Profile, payload))
+        if received.route is routes.STATUS:
+            heard = heard.with_status(message, received.envelope.retained, now)
+        else:
+            heard = replace(heard, profile=message)
         if heard == _Heard():
             self._devices.pop(device, None)
         elif device in self._devices or len(self._devices) < MAX_DEVICES:
@@ -192,8 +191,3 @@ class FleetView:
             next_cut=profile.next_cut if profile and profile.next_cut not in (0, cut) else None,
             capability=profile.capability if profile else None,
         )
-
-
-def _decode(kind: type[M], payload: bytes) -> M | None:
-    """The message, or None for the empty payload by which a retained topic is cleared."""
-    return kind.decode(payload) if payload else None

@@ -18,6 +18,7 @@ from splitee.protocol.parts import Assembler
 from splitee.protocol.routes import Route, find
 from splitee.protocol.topics import Topics
 
+EVENTS_AT_ONCE = 256  # handled between two batches, at most: a flood does not keep anyone from training
 LOGGED = 10  # rejected messages of one sender that are logged; all are counted
 SENDERS = 100_000  # whose rejected messages are counted one by one
 OTHERS = "others"
@@ -61,6 +62,7 @@ class Gate:
         admit: Callable[[Route, str], None] = lambda _route, _device: None,
         on_rejected: Callable[[Rejection], None] = lambda _rejection: None,
         takes_cleared: bool = False,
+        log_first: int = LOGGED,
     ) -> None:
         """What is on other routes is passed over in silence.
 
@@ -68,12 +70,14 @@ class Gate:
             admit: raises MalformedMessage for a device whose messages are not even to be kept.
             on_rejected: is told of each message that is not taken.
             takes_cleared: an empty payload clears a retained topic; else it is malformed.
+            log_first: rejected messages of each sender that are logged; all are counted.
         """
         self._topics = topics
         self._routes = frozenset(routes)
         self._admit = admit
         self._on_rejected = on_rejected
         self._takes_cleared = takes_cleared
+        self._log_first = log_first
         self._parts = Assembler()
         self._by_sender: Counter[str] = Counter()
         self.rejected: Counter[tuple[str, str]] = Counter()  # by sender and reason
@@ -123,10 +127,11 @@ class Gate:
         self.rejected[sender, error.reason] += 1
         self._by_sender[sender] += 1
         count = self._by_sender[sender]
-        if count <= LOGGED:
-            last = "; further ones are only counted" if count == LOGGED else ""
+        is_logged = count <= self._log_first
+        if is_logged:
+            last = "; further ones are only counted" if count == self._log_first else ""
             log.warning("%s rejected: %s%s", envelope.topic, error, last)
-        self._on_rejected(Rejection(route, device, envelope, error, count <= LOGGED))
+        self._on_rejected(Rejection(route, device, envelope, error, is_logged))
 
     def forget_parts(self, device: str) -> None:
         """A new process speaks for `device`: what its last one left unfinished is dropped."""

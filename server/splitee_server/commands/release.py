@@ -10,12 +10,13 @@ import click
 
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
-from splitee.errors import ConfigError, MalformedMessage, ModelError, Stalled
+from splitee.errors import ConfigError, ModelError, Stalled
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions, link_options
+from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics
-from splitee_server.release.offers import Offers
+from splitee_server.release.offers import ROUTES, Offers
 
 log = logging.getLogger(__name__)
 
@@ -40,29 +41,26 @@ def release(models: tuple[Path, ...], link: LinkOptions, wait: float) -> None:
         raise ConfigError("nothing to release: name the model directories that `splitee export` wrote")
     topics = Topics(link.fleet)
     connection = Link(link.address, f"splitee-{link.fleet}-release-{time.time_ns()}", tls=link.tls)
-    releases = Offers(connection, topics, list(models))
+    offers, gate = Offers(connection, topics, list(models)), Gate(topics, ROUTES)
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     deadline = time.monotonic() + wait
     try:
-        while releases.missing and not stop.is_set():
+        while offers.missing and not stop.is_set():
             if time.monotonic() > deadline:
                 raise Stalled(
-                    f"no word from {', '.join(releases.missing)} within {wait:.0f} s: is `splitee infer` "
+                    f"no word from {', '.join(offers.missing)} within {wait:.0f} s: is `splitee infer` "
                     "running there? The offer stays, but bytes are sent only while this command runs"
                 )
             event = connection.receive(0.5)
             if isinstance(event, Connected):
-                releases.offer()
-            elif isinstance(event, Message):
-                try:
-                    releases.handle(event)
-                except MalformedMessage as error:
-                    log.warning("%s: ignored: %s", event.topic, error)
+                offers.offer()
+            elif isinstance(event, Message) and (received := gate.read(event)) is not None:
+                gate.apply(received, offers.handle)
     finally:
         connection.close()
-    refused = {device: report for device, report in releases.reports.items() if report.state != "in service"}
-    for device, report in sorted(releases.reports.items()):
+    refused = {device: report for device, report in offers.reports.items() if report.state != "in service"}
+    for device, report in sorted(offers.reports.items()):
         click.echo(f"{device}: {report.state} {report.reason}".rstrip())
     if refused:
         raise ModelError(f"not in service on {', '.join(sorted(refused))}; what was there before still is")

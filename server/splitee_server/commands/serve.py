@@ -15,6 +15,9 @@ from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer, claim_fleet, offline
 from splitee_server.offload.predictions import Predictions
@@ -54,32 +57,32 @@ def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
 
 
 def answer_requests(
-    link: Link, topics: Topics, trunks: TrunkModels, instance: int, stop: Callable[[], bool]
+    port: Port, topics: Topics, trunks: TrunkModels, instance: int, stop: Callable[[], bool]
 ) -> None:
     """Serves until `stop`; the counts go to `server/status`."""
-    serving = Predictions(link, topics, trunks)
-    announce = Announcer(link, topics, instance, trunks.run)
-    link.subscribe(topics.all_devices("infer"))
+    predictions = Predictions(port, topics, trunks)
+    gate = Gate(topics, (routes.INFER, routes.SERVER_CLAIM), on_rejected=predictions.refuse)
+    announce = Announcer(port, topics, instance, trunks.run)
+    port.subscribe(*gate.filters)
 
     def beat(*, now: bool = False) -> None:
-        doing = f"serving: {serving.requests} requests in {serving.passes} passes"
-        announce.beat(doing, (), serving.rejected, now=now)
+        doing = f"serving: {predictions.requests} requests in {predictions.passes} passes"
+        announce.beat(doing, (), gate.rejected.total(), now=now)
 
     beat(now=True)
     while not stop():
-        event = link.receive(0 if serving.waiting else 0.5)
+        event = port.receive(0 if predictions.waiting else 0.5)
         if event is None:
-            serving.answer()
-        elif isinstance(event, Message):
-            found = topics.parse_device(event.topic)
-            if event.topic == topics.server_claim:
+            predictions.answer()
+        elif isinstance(event, Message) and (received := gate.read(event)) is not None:
+            if received.route is routes.SERVER_CLAIM:
                 beat(now=True)
-            elif found is not None and found[1] == "infer":
-                serving.add(found[0], event)
+            else:
+                gate.apply(received, predictions.add)
         elif isinstance(event, Connected):
             beat(now=True)
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         beat()
-    serving.answer()
+    predictions.answer()
     beat(now=True)

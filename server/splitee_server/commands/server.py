@@ -110,7 +110,7 @@ def server(
     )
     stop = stop_on_signals()
     policy = Policy(devices, min(quorum, devices), missing, deadline_floor, memory << 20)
-    with watching.watchers(connection, topics, store) as watchers:
+    with watching.observers(connection, topics, store) as observers:
         connection.open(link.connect_timeout)
         farewell = None
         try:
@@ -126,7 +126,7 @@ def server(
                 policy,
                 instance=instance,
                 stop=stop.is_set,
-                watchers=watchers,
+                observers=observers,
             ).run()
         except Stopped:
             log.info("stopped; the last committed round is in %s", state)

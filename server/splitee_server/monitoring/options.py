@@ -32,8 +32,8 @@ class Monitoring:
     tensorboard: Path | None
 
     @contextmanager
-    def watchers(self, link: Link, topics: Topics, store: Checkpoints) -> Iterator[list[Observer]]:
-        """The watchers of one run; /metrics is served while the context lasts.
+    def observers(self, link: Link, topics: Topics, store: Checkpoints) -> Iterator[list[Observer]]:
+        """The observers of one run; /metrics is served while the context lasts.
 
         Raises:
             ConfigError: a setting that cannot be; the port is in use.

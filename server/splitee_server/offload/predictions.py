@@ -1,8 +1,7 @@
-"""Answers devices that are not sure: requests that are there together share a forward pass of the trunk."""
+"""Predicts for devices whose exit is not sure: requests that wait together share a forward pass."""
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,18 +12,16 @@ from splitee.errors import MalformedMessage
 from splitee.inference.trunks import Entry
 from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Message
-from splitee.mqtt.link import Link
-from splitee.mqtt.rate_limiter import RateLimiter
+from splitee.mqtt.port import Port
 from splitee.protocol.codecs import decode_tensor, encode_tensor
-from splitee.protocol.inference import InferAnswer, InferRequest
-from splitee.protocol.parts import Assembler, message_numbers, split
+from splitee.protocol.gate import Received, Rejection
+from splitee.protocol.inference import InferAnswer
+from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.topics import Topics
 
 MAX_SAMPLES = 64  # of a request, and of a forward pass
-MAX_REQUEST = 64 << 20  # bytes
+NO_ADDRESS = "expected CorrelationData and a ResponseTopic in the device's own inbox"
 MAX_WAITING = 256  # requests; more are answered before the next is taken
-
-log = logging.getLogger(__name__)
 
 
 class Trunks(Protocol):
@@ -56,39 +53,35 @@ class Request:
 class Predictions:
     """Collects requests, then answers all of them; counts what it did."""
 
-    def __init__(self, link: Link, topics: Topics, trunks: Trunks) -> None:
-        self._link = link
+    def __init__(self, port: Port, topics: Topics, trunks: Trunks) -> None:
+        self._port = port
         self._topics = topics
         self._trunks = trunks
-        self._parts = Assembler(MAX_REQUEST)
         self._waiting: dict[str, list[Request]] = defaultdict(list)  # by trunk
-        self._log_refused = RateLimiter()
         self.requests = 0  # answered
         self.passes = 0  # forward passes that it took
-        self.rejected = 0
 
     @property
     def waiting(self) -> bool:
         """Whether `answer` has something to do."""
         return bool(self._waiting)
 
-    def add(self, device: str, message: Message) -> None:
-        """Takes a message on `devices/ID/infer`; one that cannot be answered is counted, and told why."""
-        try:
-            whole = self._parts.add(device, message.payload)
-        except MalformedMessage as error:
-            self._refuse(device, message, error)
-            return
-        if whole is None:
-            return
-        try:
-            trunk, request = self._check(device, message, whole)
-        except MalformedMessage as error:
-            self._refuse(device, message, error)
-        else:
-            self._waiting[trunk].append(request)
-            if sum(map(len, self._waiting.values())) >= MAX_WAITING:
-                self.answer()
+    def add(self, received: Received) -> None:
+        """Takes an InferRequest. Raises MalformedMessage: it cannot be answered."""
+        trunk, request = self._check(received)
+        self._waiting[trunk].append(request)
+        if sum(map(len, self._waiting.values())) >= MAX_WAITING:
+            self.answer()
+
+    def refuse(self, rejection: Rejection) -> None:
+        """Tells a device why its request is not answered."""
+        envelope = rejection.envelope
+        reply_to, correlation = envelope.response_topic, envelope.correlation
+        if reply_to is not None and correlation is not None and self._is_own(rejection.device, reply_to):
+            answer = InferAnswer(
+                run=self._trunks.run, round=self._trunks.round, error=str(rejection.error)[:1000]
+            )
+            self._reply(reply_to, correlation, answer)
 
     def answer(self) -> None:
         """Answers what is waiting."""
@@ -114,18 +107,18 @@ class Predictions:
             self.requests += 1
             start = end
 
-    def _check(self, device: str, message: Message, payload: bytes) -> tuple[str, Request]:
-        reply_to, correlation = message.response_topic, message.correlation
-        if reply_to is None or correlation is None or not self._is_own(device, reply_to):
-            raise MalformedMessage("expected CorrelationData and a ResponseTopic in the device's own inbox")
-        request = InferRequest.decode(payload)
+    def _check(self, received: Received) -> tuple[str, Request]:
+        device, request = received.device, received.message
+        reply_to, correlation = _reply_address(received.envelope)
+        if not self._is_own(device, reply_to):
+            raise MalformedMessage(NO_ADDRESS)
         if request.run != self._trunks.run:
             raise MalformedMessage(
-                f"features of run {request.run}; this server answers run {self._trunks.run}"
+                f"features of run {request.run}; this server answers run {self._trunks.run}", "foreign"
             )
         entry = self._trunks.entry(device)
         if entry is None:
-            raise MalformedMessage(f"there is no trunk for {device} in run {self._trunks.run}")
+            raise MalformedMessage(f"there is no trunk for {device} in run {self._trunks.run}", "unknown")
         if request.cut != entry.cut:
             raise MalformedMessage(f"features of cut {request.cut}; {device} has cut {entry.cut} in this run")
         if request.features.shape[0] > MAX_SAMPLES:
@@ -139,18 +132,14 @@ class Predictions:
         found = self._topics.parse_device(topic)
         return found is not None and found[0] == device and found[1].startswith("inbox/")
 
-    def _refuse(self, device: str, message: Message, error: MalformedMessage) -> None:
-        self.rejected += 1
-        if self._log_refused.due():
-            log.warning("%s: infer: refused: %s (%d so far)", device, error, self.rejected)
-        reply_to = message.response_topic
-        if reply_to is not None and message.correlation is not None and self._is_own(device, reply_to):
-            answer = InferAnswer(run=self._trunks.run, round=self._trunks.round, error=str(error)[:1000])
-            self._reply(reply_to, message.correlation, answer)
-
     def _reply(self, topic: str, correlation: bytes, answer: InferAnswer) -> None:
-        for part in split(answer.encode(), self._link.max_packet, next(message_numbers)):
-            self._link.publish(topic, part, correlation=correlation)
+        publish_in_parts(self._port, topic, answer.encode(), correlation=correlation)
+
+
+def _reply_address(envelope: Message) -> tuple[str, bytes]:
+    if envelope.response_topic is None or envelope.correlation is None:
+        raise MalformedMessage(NO_ADDRESS)
+    return envelope.response_topic, envelope.correlation
 
 
 def _batches(requests: list[Request]) -> list[list[Request]]:

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from splitee.errors import SpliteeError
-from splitee.mqtt.events import Message
-from splitee.mqtt.link import Link
+from splitee.mqtt.port import Port
+from splitee.protocol.gate import Received
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_server.release.offers import Offers
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 class EndOfRun:
     """Exports on a thread of its own, while the server goes on answering; then offers what came of it."""
 
-    def __init__(self, link: Link, topics: Topics, models: Path) -> None:
+    def __init__(self, port: Port, topics: Topics, models: Path) -> None:
         """`models`: the folder that the exported models go to."""
-        self._link = link
+        self._port = port
         self._topics = topics
         self._models = models
         self._worker = ThreadPoolExecutor(1, "export")
         self._exported: Future[list[Path]] | None = None
-        self._releases = Offers(link, topics, [])
+        self._offers = Offers(port, topics, [])
 
     def start(self, spec: RunSpec, committed: Committed, scores: Mapping[str, Score]) -> None:
         """Export the `committed` round; `scores`: of its evaluation, to choose each exit's threshold."""
@@ -48,17 +48,17 @@ class EndOfRun:
         assert self._exported is not None
         self._worker.shutdown()
         try:
-            self._releases = Offers(self._link, self._topics, self._exported.result())
+            self._offers = Offers(self._port, self._topics, self._exported.result())
         except SpliteeError as error:
             log.error("nothing is released: %s", error)
         else:
-            self._releases.offer()
+            self._offers.offer()
 
     @property
     def missing(self) -> list[str]:
         """Devices that have not said what became of their model."""
-        return self._releases.missing
+        return self._offers.missing
 
-    def handle(self, message: Message) -> None:
+    def handle(self, received: Received) -> None:
         """What devices say of their models. Raises MalformedMessage."""
-        self._releases.handle(message)
+        self._offers.handle(received)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable, Mapping
 from typing import Literal
 
-from splitee.protocol.rounds import RoundDone, RoundOpen
+import numpy as np
+import numpy.typing as npt
+from msgspec.structs import replace
+from torch import Tensor
+
+from splitee.clock import Clock
+from splitee.protocol.cut_batch import CutBatch
+from splitee.protocol.fields import RunPhase
+from splitee.protocol.rounds import RoundDone, RoundOpen, Weights
 from splitee.training.weights import WeightsAssembler
-from splitee_server.members.reception import Batch
-from splitee_server.rounds.batch_order import BatchOrder
+from splitee_server.rounds.batch_order import BatchOrder, Offer
 from splitee_server.rounds.evaluation import Score
 
-PHASES = {
+IN_WORDS: Mapping[RunPhase, str] = {
     "gather": "gathering devices",
     "train": "training",
     "evaluate": "evaluating",
@@ -20,45 +27,122 @@ PHASES = {
 }
 
 
-class PhaseUnderWay:
-    """Gathering, training or evaluating, with its participants' batches and words."""
+class Phase:
+    """Gathering, training, evaluating or releasing, with what its participants have sent."""
 
     def __init__(
         self,
         opened: RoundOpen,
-        rounds: int,
+        *,
         order: Literal["step", "device", "any"],
         window: int,
-        arrivals: dict[str, WeightsAssembler],
+        clock: Clock,
+        assemblers: Mapping[str, WeightsAssembler] | None = None,
+        is_over: Callable[[], bool] | None = None,
     ) -> None:
-        """`rounds`: of the run. `arrivals`: for the client networks of those who send theirs."""
+        """A phase of training or evaluation is over when its participants have done their parts.
+
+        Args:
+            order: of the batches of different devices.
+            window: batches of a device that may be here before their turn.
+            assemblers: for the client networks of those who send theirs.
+            is_over: for the other phases.
+        """
         self.opened = opened
-        self._rounds = rounds
-        self.arrivals = arrivals
+        self._clock = clock
+        self._assemblers = dict(assemblers or {})
+        self._is_over = is_over or (lambda: not self.behind())
         steps = {device: participant.steps for device, participant in opened.participants.items()}
-        self.schedule: BatchOrder[Batch] = BatchOrder(order, steps, window)
+        self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window)
+        self._losses = dict.fromkeys(opened.participants, 0.0)
         self.done: dict[str, RoundDone] = {}
-        self.loss_sums = dict.fromkeys(opened.participants, 0.0)
         self.scores = {device: Score() for device in opened.participants}
-        self.started = self.progressed = time.monotonic()
+        self.started = self.progressed = clock()
 
     @property
-    def doing(self) -> str:
-        """In words."""
-        return f"round {self.opened.round} of {self._rounds}: {PHASES[self.opened.phase]}"
+    def kind(self) -> RunPhase:
+        return self.opened.phase
 
-    @property
     def is_over(self) -> bool:
-        return not self.behind()
+        return self._is_over()
 
-    def is_current(self, number: int, attempt: int, phase: str) -> bool:
+    def prolong(self, is_over: Callable[[], bool]) -> None:
+        """The phase goes on until something else."""
+        self._is_over = is_over
+
+    def is_current(self, number: int, attempt: int, kind: str) -> bool:
         """Whether a message speaks of this phase."""
-        return (number, attempt, phase) == (self.opened.round, self.opened.attempt, self.opened.phase)
+        return (number, attempt, kind) == (self.opened.round, self.opened.attempt, self.opened.phase)
+
+    def __contains__(self, device: str) -> bool:
+        return device in self._batches
+
+    # What comes
+
+    def offer(self, device: str, step: int, batch: CutBatch) -> Offer:
+        """A batch has come; it waits for its turn when it is new and within the window."""
+        return self._batches.offer(device, step, batch)
+
+    def add_weights(self, device: str, message: Weights) -> None:
+        """Tensors of a client network. Raises MalformedMessage."""
+        if device in self._assemblers and self.is_current(message.round, message.attempt, "train"):
+            self._assemblers[device].add(message)
+            self.progressed = self._clock()
+
+    def end_for(self, device: str, message: RoundDone) -> bool:
+        """A device has done its part; False: not all tensors of its client network are here.
+
+        Raises:
+            MalformedMessage: the tensors are not those it speaks of.
+        """
+        assembler = self._assemblers.get(device)
+        if assembler is not None and assembler.missing:
+            return False
+        if assembler is not None:
+            assembler.check(message.digest)
+        self.done[device] = message
+        return True
+
+    # What is done with it
+
+    def take(self) -> tuple[str, int, CutBatch] | None:
+        """The next batch in order, when it is here."""
+        return self._batches.take()
+
+    def note_trained(self, device: str, loss: float) -> None:
+        """The trunk has been trained on a batch that was taken."""
+        self._losses[device] += loss
+        self.progressed = self._clock()
+
+    def note_evaluated(
+        self, device: str, batch: CutBatch, trunk_labels: npt.NDArray[np.int64], threshold: float
+    ) -> None:
+        """The trunk has predicted `trunk_labels` (B,) for a batch that was taken."""
+        if batch.exit_labels is not None and batch.exit_entropy is not None:
+            self.scores[device].add(
+                batch.labels, batch.exit_labels, batch.exit_entropy, trunk_labels, threshold
+            )
+        self.progressed = self._clock()
+
+    # Where it stands
+
+    def next_step(self, device: str) -> int:
+        """All of the device's steps below this one have been taken."""
+        return self._batches.next_step(device)
+
+    def waiting_batches(self) -> int:
+        """Batches that are here and have not been taken."""
+        return self._batches.held()
+
+    def weights(self, device: str) -> Mapping[str, Tensor] | None:
+        """The client network that has come from a device; None where it sends none."""
+        assembler = self._assemblers.get(device)
+        return None if assembler is None else assembler.tensors
 
     def behind(self) -> tuple[str, ...]:
         """The participants that have not done their part."""
-        behind = set(self.schedule.missing())
-        if self.opened.phase == "train":
+        behind = set(self._batches.missing())
+        if self.kind == "train":
             behind |= self.opened.participants.keys() - self.done.keys()
         return tuple(sorted(behind))
 
@@ -67,25 +151,19 @@ class PhaseUnderWay:
 
         The others wait themselves, for their turn.
         """
-        return tuple(device for device in self.behind() if not self.schedule.has_next(device))
+        return tuple(device for device in self.behind() if not self._batches.has_next(device))
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
         """Drop participants that are missing; the others, which may have waited for them, get time anew."""
-        self.started = self.progressed = time.monotonic()
+        self.started = self.progressed = self._clock()
         for device in devices:
-            self.schedule.drop(device)
+            self._batches.drop(device)
             self.done.pop(device, None)
-            self.arrivals.pop(device, None)
+            self._assemblers.pop(device, None)
         left = {d: p for d, p in self.opened.participants.items() if d not in devices}
-        self.opened = RoundOpen(
-            run=self.opened.run,
-            round=self.opened.round,
-            attempt=self.opened.attempt,
-            phase=self.opened.phase,
-            participants=left,
-        )
+        self.opened = replace(self.opened, participants=left)
 
     def trunk_loss(self, device: str) -> float | None:
         """Mean over the batches trained so far."""
-        trained = self.schedule.next_step(device)
-        return self.loss_sums[device] / trained if trained else None
+        trained = self.next_step(device)
+        return self._losses[device] / trained if trained else None

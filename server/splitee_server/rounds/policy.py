@@ -16,3 +16,12 @@ class Policy:
     floor: float = 60.0  # seconds a round may always take
     memory: int = 1 << 30  # bytes of features that may wait to be trained
     release: float = 600.0  # seconds for the devices to take their models
+
+    def room(self, window: int, batch_bytes: int, participants: int) -> int:
+        """Batches that a device may have unacknowledged: the window, within its share of the memory.
+
+        Args:
+            batch_bytes: of the features of one batch, in float32.
+        """
+        share = self.memory // (batch_bytes * max(participants, 1))
+        return max(1, min(window, share))

@@ -8,6 +8,7 @@ import msgspec
 
 from splitee.protocol.fleet import DeviceStatus, Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee_server.members.members import Member
 
 
 class Trained(msgspec.Struct):
@@ -31,6 +32,11 @@ class Standing(msgspec.Struct, frozen=True):
     online: bool
     batches: int
     bytes: int
+
+
+def standing(member: Member) -> Standing:
+    totals = member.totals
+    return Standing(member.device, member.cut, member.online, totals.batches, totals.bytes)
 
 
 class RunProgress(msgspec.Struct, frozen=True):

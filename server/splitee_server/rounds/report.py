@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from splitee.protocol.fleet import DeviceMetrics, Metrics
@@ -13,25 +14,45 @@ from splitee_server.rounds.evaluation import Score
 log = logging.getLogger(__name__)
 
 
-def device_metrics(
-    member: Member, stage: str, losses: tuple[float, float | None] | None, score: Score | None
-) -> DeviceMetrics:
-    """One device in the round that was committed last.
+def round_metrics(
+    spec: RunSpec,
+    number: int,
+    seconds: float,
+    members: Sequence[tuple[Member, str]],
+    losses: Mapping[str, tuple[float, float | None]],
+    scores: Mapping[str, Score],
+    duplicates: int,
+) -> Metrics:
+    """The figures of a round that has been committed and evaluated.
 
     Args:
-        losses: means over the round's batches, of exit and trunk.
-        score: on its held-out pictures.
+        seconds: that the run has taken so far.
+        members: each with the name of the stage that it is cut after.
+        losses: of exit and trunk by device, means over the round's batches.
+        scores: by device, on its held-out images.
     """
-    exit_loss, trunk_loss = losses or (None, None)
-    return DeviceMetrics(
-        cut=member.cut,
-        stage=stage,
-        train_samples=member.train_samples,
-        batches=member.totals.batches,
-        bytes=member.totals.bytes,
-        exit_loss=exit_loss,
-        trunk_loss=trunk_loss,
-        **(score.accuracies() if score else {}),
+    devices = {}
+    for member, stage in members:
+        exit_loss, trunk_loss = losses.get(member.device, (None, None))
+        score = scores.get(member.device)
+        devices[member.device] = DeviceMetrics(
+            cut=member.cut,
+            stage=stage,
+            train_samples=member.train_samples,
+            batches=member.totals.batches,
+            bytes=member.totals.bytes,
+            exit_loss=exit_loss,
+            trunk_loss=trunk_loss,
+            **(score.accuracies() if score else {}),
+        )
+    return Metrics(
+        run=spec.run,
+        round=number,
+        rounds=spec.rounds,
+        seconds=seconds,
+        devices=devices,
+        batches_trained=sum(member.totals.batches for member, _ in members),
+        duplicates_dropped=duplicates,
     )
 
 

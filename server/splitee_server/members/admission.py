@@ -1,0 +1,133 @@
+"""Who may join a run: the rules, and the devices that have said one half of what joining takes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from splitee.errors import ExitCode, MalformedMessage
+from splitee.protocol.fleet import DeviceStatus, Profile
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee_server.members.members import Member, Members
+
+KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
+
+log = logging.getLogger(__name__)
+
+
+class Refusal(Exception):
+    """Why a device may not take part, and its exit code. `instance`: the process of it that is meant."""
+
+    def __init__(self, profile: Profile, code: ExitCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.instance = profile.instance
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A device has joined. `is_new`: this process of it was not known."""
+
+    member: Member
+    profile: Profile
+    is_new: bool
+
+
+class Admission:
+    """Lets a device in once it is online and has sent its profile; retained, that may be of one that is gone.
+
+    `last_status` is what each device has said last.
+    """
+
+    def __init__(self, spec: RunSpec, num_layers: int, members: Members) -> None:
+        """`num_layers`: of the run's network; a cut is in 1..num_layers - 1."""
+        self._spec = spec
+        self._num_layers = num_layers
+        self._members = members
+        self._profiles: dict[str, Profile] = {}  # of devices that have not been heard of as online
+        self.last_status: dict[str, DeviceStatus] = {}
+
+    def on_status(self, device: str, status: DeviceStatus) -> Admitted | None:
+        """Raises MalformedMessage: there are too many devices. Refusal: it does not fit the run."""
+        _check_room(self.last_status, device)
+        self.last_status[device] = status
+        was_online = device in self._members and self._members[device].online
+        self._members.note_status(device, status)
+        if was_online and not self._members[device].online:
+            log.info("%s is offline", device)
+        return self._admit(device)
+
+    def on_profile(self, device: str, profile: Profile) -> Admitted | None:
+        """Raises MalformedMessage: there are too many devices. Refusal: it does not fit the run."""
+        _check_room(self._profiles, device)
+        self._profiles[device] = profile
+        return self._admit(device)
+
+    def _admit(self, device: str) -> Admitted | None:
+        status, profile = self.last_status.get(device), self._profiles.get(device)
+        if status is None or profile is None:
+            return None
+        if status.state != "online" or status.instance != profile.instance:
+            return None
+        del self._profiles[device]
+        is_new = device not in self._members or self._members[device].instance != profile.instance
+        self._check(device, profile)
+        return Admitted(self._members.admit(device, profile), profile, is_new)
+
+    def _check(self, device: str, profile: Profile) -> None:
+        """Raises Refusal."""
+        if profile.protocol != PROTOCOL:
+            raise Refusal(
+                profile,
+                ExitCode.VERSION,
+                f"{device} speaks protocol {profile.protocol}, this server {PROTOCOL}: "
+                f"install release {profile.version} on both, or the server's on the device",
+            )
+        self._check_cut(device, profile)
+        self._check_classes(device, profile)
+
+    def _check_cut(self, device: str, profile: Profile) -> None:
+        for cut in (profile.cut, profile.next_cut or profile.cut):
+            if not 1 <= cut < self._num_layers:
+                raise Refusal(
+                    profile,
+                    ExitCode.REJECTED,
+                    f"{device} is cut at {cut}; {self._spec.network} can be cut at 1..{self._num_layers - 1}",
+                )
+        known = self._members.get(device)
+        if known is not None and profile.cut not in (known.cut, known.previous_cut):
+            raise Refusal(
+                profile,
+                ExitCode.REJECTED,
+                f"{device} is cut at {profile.cut}, in this run it was cut at {known.cut}: "
+                f"keep --cut {known.cut}",
+            )
+
+    def _check_classes(self, device: str, profile: Profile) -> None:
+        names = profile.class_names
+        if len(names) > self._spec.num_classes:
+            raise Refusal(
+                profile,
+                ExitCode.REJECTED,
+                f"{device} has {len(names)} classes, the run {self._spec.num_classes}: "
+                "start the server with another --num-classes",
+            )
+        fleets = self._members.class_names
+        if fleets and names != fleets:
+            raise Refusal(
+                profile,
+                ExitCode.REJECTED,
+                f"{device} has the classes {_short(names)}, "
+                f"the fleet {_short(fleets)}: every device needs the same class folders",
+            )
+
+
+def _check_room(known: dict[str, DeviceStatus] | dict[str, Profile], device: str) -> None:
+    if device not in known and len(known) >= KNOWN_DEVICES:
+        raise MalformedMessage(f"more than {KNOWN_DEVICES} devices")
+
+
+def _short(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:5])
+    return f"[{shown}{', ...' if len(names) > 5 else ''}]"

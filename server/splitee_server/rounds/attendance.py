@@ -1,0 +1,115 @@
+"""Who takes part in a phase, how many devices it needs, and who is waited for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Protocol
+
+from splitee.clock import Clock
+from splitee.protocol.rounds import Participant
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.epochs import evaluation_steps, steps_a_round
+from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.members.members import Member, Members
+from splitee_server.rounds.checkpoints import Committed
+from splitee_server.rounds.evaluation import Score
+from splitee_server.rounds.phase import Phase
+from splitee_server.rounds.policy import Policy
+
+REMIND_EVERY = 30.0  # seconds between lines that say who is waited for
+
+log = logging.getLogger(__name__)
+
+
+class Release(Protocol):
+    """The end of a run: what was trained is exported, and offered to the devices."""
+
+    def start(self, spec: RunSpec, committed: Committed, scores: Mapping[str, Score]) -> None: ...
+
+    @property
+    def is_exported(self) -> bool: ...
+
+    def offer(self) -> None: ...
+
+    @property
+    def missing(self) -> list[str]:
+        """Devices that have not said what became of their model."""
+
+
+class Attendance:
+    """The devices of a run against what its policy asks for."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        model: FleetModel,
+        members: Members,
+        policy: Policy,
+        release: Release,
+        clock: Clock,
+    ) -> None:
+        self._spec = spec
+        self._model = model
+        self._members = members
+        self._policy = policy
+        self._release = release
+        self._clock = clock
+        self._reminded = clock()
+
+    def missing(self, committed: int) -> int:
+        """Devices that must still come online before the next round opens, after `committed` rounds."""
+        if committed == 0:
+            wanted = self._policy.devices
+        else:
+            wanted = self._policy.quorum if self._policy.missing == "skip" else len(self._members)
+        return max(wanted - len(self._members.online()), 0)
+
+    def in_training(self, number: int) -> dict[str, Participant]:
+        """The participants of round `number`, and what each does in it."""
+        return {member.device: self._in_training(number, member) for member in self._taking_part()}
+
+    def in_evaluation(self, committed: int) -> dict[str, Participant]:
+        """The participants when a committed round is evaluated: those that hold it and can judge it."""
+        return {
+            member.device: Participant(
+                member.cut, evaluation_steps(member.held_out_samples), committed, member.held_out_samples
+            )
+            for member in self._taking_part()
+            if member.committed == committed and member.held_out_samples
+        }
+
+    def waited_for(self, phase: Phase) -> tuple[str, ...]:
+        """The known devices without whose next word the phase does not go on."""
+        if phase.kind == "release":
+            return tuple(device for device in self._release.missing if self._members[device].online)
+        if phase.kind == "gather":
+            return tuple(member.device for member in self._members if not member.online)
+        return phase.late()
+
+    def remind(self, phase: Phase, doing: str, committed: int) -> None:
+        """Log now and then who is waited for, while nothing comes."""
+        now = self._clock()
+        if now - max(phase.progressed, self._reminded) < REMIND_EVERY:
+            return
+        self._reminded = now
+        whom = ", ".join(self.waited_for(phase)) or f"{self.missing(committed)} more devices"
+        log.info("%s: waiting for %s (%d online)", doing, whom, len(self._members.online()))
+
+    def _taking_part(self) -> list[Member]:
+        """Under `wait` every device, online or not."""
+        return self._members.online() if self._policy.missing == "skip" else list(self._members)
+
+    def _in_training(self, number: int, member: Member) -> Participant:
+        spec, is_last = self._spec, number == self._spec.rounds
+        next_cut = 0 if is_last else member.next_cut  # a new exit would learn nothing more
+        soft_labels = self._model.soft_labels(member.device)
+        return Participant(
+            member.cut,
+            steps_a_round(spec, member.train_samples),
+            member.committed,
+            member.train_samples,
+            weights=spec.client_averaging != "none" or bool(next_cut) or (spec.release and is_last),
+            next_cut=next_cut,
+            soft_labels=soft_labels.round if soft_labels else 0,
+        )

@@ -1,0 +1,134 @@
+"""What devices send, once the gate has read it: checked against the run, then applied."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from splitee.errors import MalformedMessage
+from splitee.protocol import routes
+from splitee.protocol.cut_batch import CutBatch
+from splitee.protocol.gate import Received
+from splitee.protocol.routes import Route
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.soft_labels import pack_rows
+from splitee.training.weights import pack_weights
+from splitee_server.announcer import Announcer
+from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.members.admission import Admission, Admitted, Refusal
+from splitee_server.members.members import Members
+from splitee_server.rounds.coordinator import Coordinator
+from splitee_server.rounds.replies import Replies
+
+log = logging.getLogger(__name__)
+
+MEMBERS_ONLY = (routes.FEATURES, routes.ROUND_DONE, routes.WEIGHTS)
+
+
+class Reception:
+    """One method for each route; each checks all of a message before it changes anything."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        model: FleetModel,
+        members: Members,
+        admission: Admission,
+        coordinator: Coordinator,
+        replies: Replies,
+        announcer: Announcer,
+        *,
+        attempt: int,
+        admitted: Callable[[Admitted], None],
+    ) -> None:
+        """`admitted`: is told of each device that joins, before the coordinator is."""
+        self._spec = spec
+        self._model = model
+        self._members = members
+        self._admission = admission
+        self._coordinator = coordinator
+        self._replies = replies
+        self._announce = announcer
+        self._attempt = attempt
+        self._admitted = admitted
+        self.handlers: Mapping[Route, Callable[[Received], None]] = {
+            routes.STATUS: self._on_status,
+            routes.PROFILE: self._on_profile,
+            routes.FEATURES: self._on_features,
+            routes.ROUND_DONE: self._on_round_done,
+            routes.WEIGHTS: self._on_weights,
+            routes.SYNC: self._on_sync,
+        }
+
+    def check_sender(self, route: Route, device: str) -> None:
+        """Raises MalformedMessage: nothing of this route is to be kept of a device that has not joined."""
+        if route in MEMBERS_ONLY and device not in self._members:
+            raise MalformedMessage("from a device that has not joined", "unknown")
+
+    def _on_status(self, received: Received) -> None:
+        self._admit(received.device, lambda: self._admission.on_status(received.device, received.message))
+
+    def _on_profile(self, received: Received) -> None:
+        self._admit(received.device, lambda: self._admission.on_profile(received.device, received.message))
+
+    def _admit(self, device: str, note: Callable[[], Admitted | None]) -> None:
+        try:
+            admitted = note()
+        except Refusal as refusal:
+            log.warning("refused: %s", refusal)
+            self._announce.error(device, refusal.code, str(refusal), instance=refusal.instance, fatal=True)
+            return
+        if admitted is None:
+            return
+        member = admitted.member
+        if admitted.is_new:
+            log.info("%s joined: cut %d, %d images", device, member.cut, member.train_samples)
+        self._admitted(admitted)
+        self._coordinator.join(member)
+
+    def _on_features(self, received: Received) -> None:
+        """A batch; one of an older attempt is dropped: its device learns of this one by itself."""
+        device, message, phase = received.device, received.message, self._coordinator.phase
+        self._check_run(message.run)
+        shape = self._model.feature_shape(self._members[device].cut)
+        batch = CutBatch.of(message, self._spec, shape)
+        if not phase.is_current(message.round, message.attempt, message.phase) or device not in phase:
+            return
+        if phase.offer(device, message.step, batch) == "duplicate":
+            self._coordinator.note_duplicate()
+            self._replies.acknowledge(phase, device)
+
+    def _on_weights(self, received: Received) -> None:
+        """Tensors of a client network, before its device's round-done."""
+        self._check_run(received.message.run)
+        self._coordinator.phase.add_weights(received.device, received.message)
+
+    def _on_round_done(self, received: Received) -> None:
+        device, message, phase = received.device, received.message, self._coordinator.phase
+        self._check_run(message.run)
+        if phase.is_current(message.round, message.attempt, "train") and device in phase:
+            if not phase.end_for(device, message):
+                self._replies.acknowledge(phase, device, resend=True)
+        elif message.round <= self._coordinator.committed:
+            self._replies.assign(device)  # it has missed the commit
+
+    def _on_sync(self, received: Received) -> None:
+        """A device asks where the server stands with it, or for what the server holds for it."""
+        device, message = received.device, received.message
+        if device not in self._members:
+            return
+        if not message.weights and message.soft_labels is None:
+            self._replies.answer_sync(self._coordinator.phase, device)
+            return
+        run, committed = self._spec.run, self._coordinator.committed
+        if tensors := self._model.tensors(device, message.weights):
+            weights = pack_weights(run, committed, self._attempt, tensors)
+            self._announce.deliver(device, routes.HELD_WEIGHTS, weights)
+        labels = self._model.soft_labels(device)
+        if message.soft_labels is not None and labels is not None:
+            rows = pack_rows(run, self._attempt, labels, message.soft_labels)
+            self._announce.deliver(device, routes.SOFT_LABELS, rows)
+
+    def _check_run(self, run: str) -> None:
+        if run != self._spec.run:
+            raise MalformedMessage(f"of run {run!r}, this is {self._spec.run!r}", "foreign")

@@ -1,0 +1,45 @@
+"""What the server tells one device: how far it is with its batches, and where the device stands."""
+
+from __future__ import annotations
+
+from math import prod
+
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.announcer import Announcer
+from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.members.members import Members
+from splitee_server.rounds.phase import Phase
+from splitee_server.rounds.policy import Policy
+
+
+class Replies:
+    """Acknowledgements of the phase under way, and assignments."""
+
+    def __init__(
+        self, spec: RunSpec, model: FleetModel, members: Members, announcer: Announcer, policy: Policy
+    ) -> None:
+        self._spec = spec
+        self._model = model
+        self._members = members
+        self._announce = announcer
+        self._policy = policy
+
+    def acknowledge(self, phase: Phase, device: str, *, resend: bool = False) -> None:
+        """Everything below a step is trained; so many batches may follow."""
+        step, room = phase.next_step(device), self._room(phase, device)
+        self._announce.ack(device, phase.opened, step, room, resend=resend)
+
+    def assign(self, device: str) -> None:
+        """The device's cut, its last commit, and whether the server holds its client network."""
+        self._announce.assignment(self._members[device], held=self._model.holds(device))
+
+    def answer_sync(self, phase: Phase, device: str) -> None:
+        """Where the server stands with a device, which may have missed the last word."""
+        if device in phase:
+            self.acknowledge(phase, device, resend=True)
+        elif device in self._members:
+            self.assign(device)
+
+    def _room(self, phase: Phase, device: str) -> int:
+        batch_bytes = 4 * self._spec.batch_size * prod(self._model.feature_shape(self._members[device].cut))
+        return self._policy.room(self._spec.window, batch_bytes, len(phase.opened.participants))
