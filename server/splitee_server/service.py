@@ -100,7 +100,7 @@ class Service:
             routes.INFER: self._predictions.add,
             **dict.fromkeys(offers.ROUTES, self._release.handle),
         }
-        self._gate = Gate(topics, self._handlers, admit=reception.check_sender, on_rejected=self._on_rejected)
+        self.gate = Gate(topics, self._handlers, admit=reception.check_sender, on_rejected=self._on_rejected)
 
     def run(self) -> dict[str, Any]:
         """Serve until the run is finished; returns the report.
@@ -109,7 +109,7 @@ class Service:
             Stopped: the process was asked to stop; the last committed round is safe.
         """
         observed = (topic for observer in self._observers for topic in observer.filters)
-        self._port.subscribe(*self._gate.filters, *observed)
+        self._port.subscribe(*self.gate.filters, *observed)
         for observer in self._observers:
             observer.start()
         for phase in self._coordinator.phases():
@@ -151,9 +151,9 @@ class Service:
             for observer in self._observers:
                 if event.topic in observer.filters:
                     observer.on_message(event.payload)
-            received = self._gate.read(event)
+            received = self.gate.read(event)
             if received is not None:
-                self._gate.apply(received, self._handlers[received.route])
+                self.gate.apply(received, self._handlers[received.route])
 
     def _on_rejected(self, rejection: Rejection) -> None:
         """A device learns why: of a request always, of other messages a few times."""
@@ -167,7 +167,7 @@ class Service:
     def _on_admitted(self, admitted: Admitted) -> None:
         device = admitted.member.device
         if admitted.is_new:
-            self._gate.forget_parts(device)
+            self.gate.forget_parts(device)
         for observer in self._observers:
             observer.on_admitted(device, admitted.profile)
 
@@ -176,7 +176,7 @@ class Service:
             observer.on_evaluated(metrics)
 
     def _rejected(self) -> int:
-        return self._gate.rejected.total()
+        return self.gate.rejected.total()
 
     def _progress(self) -> Progress:
         run, statuses = self._coordinator.progress(), self._admission.last_status

@@ -26,6 +26,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, ClientManifest, read_manifest, write_manifest
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.protocol.gate import Gate
 from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant, PredictionReport
 from splitee.protocol.topics import Topics
 from splitee.samples.kept import Samples
@@ -34,7 +35,7 @@ from splitee_device.inference.model_store import ModelStore
 from splitee_export.models import export_client
 from splitee_export.states import DeviceState, read_state
 from splitee_lab.local.brokers import RunningBroker
-from splitee_server.release.offers import Offers
+from splitee_server.release.offers import ROUTES, Offers
 
 LONG = 60.0  # seconds
 
@@ -167,6 +168,7 @@ class Pair:
         self.device_link = make_link(broker.address, f"{fleet}-device", max_packet=4096)
         self.server_link = make_link(broker.address, f"{fleet}-server", max_packet=4096)
         self.delivery = Delivery(self.device_link, self.topics, "pi-2", shelf)
+        self.gate = Gate(self.topics, ROUTES)
         self.parts: list[ModelPart] = []
 
     def offer(self, model: Path) -> Offers:
@@ -179,8 +181,8 @@ class Pair:
         while not until():
             assert time.monotonic() < deadline
             event = self.server_link.receive(0.01)
-            if isinstance(event, Message):
-                releases.handle(event)
+            if isinstance(event, Message) and (received := self.gate.read(event)) is not None:
+                self.gate.apply(received, releases.handle)
             event = self.device_link.receive(0.01)
             if isinstance(event, Message):
                 if event.topic.endswith("model-part"):
@@ -256,8 +258,10 @@ def test_what_a_hostile_sender_offers_changes_nothing(trained: Trained, pair: Pa
         ModelWant(release=sha(trained.path / "second"), offset=1 << 20),
     )
     for want in wants:
+        received = pair.gate.read(Message(pair.topics.device("pi-2", "model-want"), want.encode()))
+        assert received is not None
         with pytest.raises(MalformedMessage, match="not on offer"):
-            releases.handle(Message(pair.topics.device("pi-2", "model-want"), want.encode()))
+            releases.handle(received)
 
 
 Run = Callable[..., subprocess.Popen[bytes]]

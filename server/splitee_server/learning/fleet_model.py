@@ -22,9 +22,7 @@ class Contribution:
     """What a device has brought to a round: how many samples, its client network, the cut it asks for."""
 
     samples: int
-    weights: Mapping[str, Tensor] | None = (
-        None  # averaged in place; None: it sends none
-    )
+    weights: Mapping[str, Tensor] | None = None  # averaged in place; None: it sends none
     next_cut: int = 0  # 0: it stays
 
 

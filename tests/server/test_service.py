@@ -1,0 +1,287 @@
+"""The server's service with a fake port and clock: who is late, who comes back, who moves, who is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from virtual_fleet import TOPICS, VirtualFleet
+
+from splitee.cli.signals import Stopped
+from splitee.errors import ExitCode
+from splitee.mqtt.events import Connected
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus, ServerStatus
+from splitee.protocol.rounds import RoundOpen, Weights
+from splitee_server.rounds.policy import Policy
+
+SKIP = Policy(devices=3, quorum=1, missing="skip", floor=60.0)
+THREE = ("pi-1", "pi-2", "pi-3")
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> VirtualFleet:
+    return VirtualFleet(tmp_path / "server", *THREE)
+
+
+@pytest.fixture
+def skipping(tmp_path: Path) -> VirtualFleet:
+    return VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=3, client_averaging="none")
+
+
+def undisturbed(path: Path) -> str:
+    """The weights of the same run of which nothing is wrong."""
+    return str(VirtualFleet(path / "undisturbed", *THREE).run()["weights_sha256"])
+
+
+def test_a_run_goes_through_its_phases_and_commits_every_round(fleet: VirtualFleet) -> None:
+    report = fleet.run()
+    assert fleet.phases == [
+        ("gather", 0), ("train", 1), ("evaluate", 1), ("train", 2), ("evaluate", 2), ("finished", 2),
+    ]  # fmt: skip
+    assert {number: sorted(commit.digests) for number, commit in fleet.commits.items()} == {
+        1: list(THREE),
+        2: list(THREE),
+    }
+    assert (report["batches_trained"], report["batches_published"], report["rejected"]) == (18, 18, 0)
+    assert [metrics.round for metrics in fleet.metrics] == [1, 2]
+    assert all(values.trunk_accuracy is not None for values in fleet.metrics[-1].devices.values())
+
+
+def test_a_device_that_is_late_is_skipped_at_the_deadline(skipping: VirtualFleet) -> None:
+    late = skipping.devices["pi-3"]
+
+    def fall_silent(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (2, "train", 1):
+            late.pause()
+
+    late.before_batch = fall_silent
+    before = skipping.clock()
+    skipping.run()
+    assert [sorted(skipping.commits[number].digests) for number in (1, 2, 3)] == [
+        list(THREE), ["pi-1", "pi-2"], ["pi-1", "pi-2"],
+    ]  # fmt: skip
+    assert 60 <= skipping.clock() - before < 70  # the deadline's floor, once
+
+
+def test_in_a_first_round_only_a_device_that_stands_still_is_late(skipping: VirtualFleet) -> None:
+    """Nothing is known yet of how long a round takes."""
+    slow = skipping.devices["pi-3"]
+    slow.before_batch = lambda _number, _phase, _step: slow.pause()
+    before = skipping.clock()
+    skipping.run()
+    assert sorted(skipping.commits[1].digests) == ["pi-1", "pi-2"]
+    assert 600 <= skipping.clock() - before < 610  # ten times the floor
+
+
+def test_no_round_goes_on_with_fewer_than_the_quorum(tmp_path: Path) -> None:
+    policy = Policy(devices=3, quorum=3, missing="skip", floor=60.0)
+    fleet = VirtualFleet(tmp_path, *THREE, policy=policy)
+    late = fleet.devices["pi-3"]
+
+    def pause(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (2, "train", 1) and fleet.clock() < before + 300:
+            late.pause(300)
+
+    late.before_batch = pause
+    before = fleet.clock()
+    fleet.run()
+    assert fleet.clock() - before >= 300
+    assert sorted(fleet.commits[2].digests) == list(THREE)
+
+
+def test_under_wait_everybody_is_waited_for_and_named(
+    fleet: VirtualFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    late = fleet.devices["pi-2"]
+    before = fleet.clock()
+
+    def pause(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (1, "train", 1) and fleet.clock() < before + 5000:
+            late.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+            late.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 5000)
+            late.pause(5000)
+
+    late.before_batch = pause
+    fleet.run()
+    assert sorted(fleet.commits[1].digests) == list(THREE)
+    assert "round 1 of 2: training: waiting for pi-2 (2 online)" in caplog.text
+    waiting = [
+        ServerStatus.decode(payload).waiting_for for payload in fleet.port.payloads(TOPICS.server_status)
+    ]
+    assert ("pi-2",) in waiting
+
+
+def test_a_device_that_comes_back_with_other_images_ends_the_round_as_it_was_opened(
+    fleet: VirtualFleet,
+) -> None:
+    device = fleet.devices["pi-2"]
+
+    def come_back(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (1, "train", 1) and device.profile.instance == 1:
+            device.come(instance=2, train_samples=40)
+
+    device.before_batch = come_back
+    fleet.run()
+    steps = {number: part.steps for phase, number, part in device.parts if phase == "train"}
+    assert steps == {1: 3, 2: 10}
+    assert sorted(fleet.commits[1].digests) == list(THREE)
+
+
+def test_a_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1), rounds=3)
+    late = fleet.devices["pi-3"]
+    come = late.come
+    late.come = lambda **_changed: None  # type: ignore[method-assign]
+    fleet.on_phase = lambda opened: come() if (opened.phase, opened.round) == ("evaluate", 1) else None
+    fleet.run()
+    assert [number for phase, number, _ in late.parts if phase == "train"] == [2, 3]
+    assert late.assignments[0].held
+    assert late.assignments[0].committed == 1
+    assert late.assignments[0].digest == fleet.devices["pi-1"].assignments[-3].digest
+
+
+def test_a_device_moves_to_the_cut_it_asks_for_when_a_round_is_committed(fleet: VirtualFleet) -> None:
+    device = fleet.devices["pi-1"]
+    fleet.on_phase = lambda opened: device.come(next_cut=3) if opened.phase == "gather" else None
+    fleet.run()
+    cuts = [(number, part.cut) for phase, number, part in device.parts if phase == "train"]
+    assert cuts == [(1, 1), (2, 3)]
+    assert device.assignments[-1].held
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "says"),
+    [
+        ({"protocol": 2}, ExitCode.VERSION, "speaks protocol 2"),
+        ({"cut": 4}, ExitCode.REJECTED, "can be cut at 1..3"),
+        ({"class_names": ("a", "b")}, ExitCode.REJECTED, "has the classes [a, b], the fleet [a, b, c]"),
+        ({"class_names": tuple("abcd")}, ExitCode.REJECTED, "has 4 classes, the run 3"),
+    ],
+)
+def test_a_device_that_does_not_fit_is_refused(
+    tmp_path: Path, changed: dict[str, object], code: ExitCode, says: str
+) -> None:
+    fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1))
+    misfit = fleet.devices["pi-3"]
+    come = misfit.come
+    misfit.come = lambda **_changed: come(instance=7, **changed)  # type: ignore[method-assign]
+    fleet.run()
+    (error,) = misfit.errors
+    assert (error.code, error.fatal, error.instance) == (code, True, 7)
+    assert says in error.message
+    assert misfit.parts == []
+
+
+def test_of_twin_ids_the_later_process_counts(fleet: VirtualFleet) -> None:
+    """What its elder twin says last, such as its will, changes nothing."""
+    device = fleet.devices["pi-2"]
+
+    def twin(opened: RoundOpen) -> None:
+        if opened.phase == "train" and opened.round == 1:
+            device.come(instance=2)
+            device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+
+    fleet.on_phase = twin
+    fleet.run()
+    statuses = map(ServerStatus.decode, fleet.port.payloads(TOPICS.server_status))
+    assert not any("pi-2" in status.waiting_for and "gather" in status.doing for status in statuses)
+    assert device.assignments[-1].instance == 2
+    assert sorted(fleet.commits[2].digests) == list(THREE)
+
+
+READ = tuple(
+    route
+    for route in routes.ROUTES
+    if route.sender == "device" and "server" in route.readers and route is not routes.PREDICTIONS
+)
+
+
+@pytest.mark.parametrize("phase", ["gather", "train", "evaluate"])
+def test_a_malformed_message_of_every_route_is_counted_and_changes_nothing(
+    fleet: VirtualFleet, tmp_path: Path, phase: str
+) -> None:
+    def harm(opened: RoundOpen) -> None:
+        if opened.phase == phase and opened.round <= 1:
+            for route in READ:
+                for payload in (b"", b"\xc1", b"{", b"\x80", b"[" * 5000):
+                    fleet.devices["pi-3"].say(route, payload)
+            fleet.port.deliver(TOPICS.server_claim, b"x")
+
+    fleet.on_phase = harm
+    report = fleet.run()
+    assert report["weights_sha256"] == undisturbed(tmp_path)
+    assert report["rejected"] == 5 * len(READ) + 1
+    unknown = 15 if phase == "gather" and ("pi-3", "unknown") in fleet.rejected else 0
+    assert fleet.rejected.get(("pi-3", "malformed"), 0) + unknown == 5 * len(READ)
+    assert len(fleet.devices["pi-3"].errors) == 10  # the first few; all are counted
+
+
+def test_what_is_foreign_oversized_or_of_a_stranger_is_counted_by_its_reason(
+    fleet: VirtualFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitee.protocol.encoding.MAX_JSON", 5000)
+
+    def send(opened: RoundOpen) -> None:
+        if opened.phase == "train" and opened.round == 1:
+            device = fleet.devices["pi-1"]
+            device.say(routes.WEIGHTS, Weights(run="another", round=1, tensors={}).encode())
+            device.say(routes.PROFILE, b" " * 5001)
+            fleet.port.deliver(routes.FEATURES.topic(TOPICS, "pi-9"), b"x")
+
+    fleet.on_phase = send
+    fleet.run()
+    assert fleet.rejected == {("pi-1", "foreign"): 1, ("pi-1", "oversized"): 1, ("pi-9", "unknown"): 1}
+
+
+def test_a_batch_that_comes_twice_is_trained_once(fleet: VirtualFleet, tmp_path: Path) -> None:
+    device = fleet.devices["pi-1"]
+    seen: list[bytes] = []
+
+    def repeat(number: int, phase: str, step: int) -> None:
+        assert device._opened is not None
+        if phase == "train" and step:
+            seen.append(device.features(device._opened, step - 1))
+            device.say(routes.FEATURES, seen[-1])
+
+    device.before_batch = repeat
+    report = fleet.run()
+    assert report["duplicates_dropped"] == len(seen) == 4
+    assert report["weights_sha256"] == undisturbed(tmp_path)
+
+
+def test_after_a_reconnection_everything_is_said_again(fleet: VirtualFleet) -> None:
+    def reconnect(opened: RoundOpen) -> None:
+        if opened.phase == "train":
+            fleet.port.happen(Connected(fresh=True))
+
+    fleet.on_phase = reconnect
+    fleet.run()
+    assert len(fleet.port.payloads(TOPICS.run)) >= 3
+    assert sorted(fleet.commits[2].digests) == list(THREE)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_a_run_that_was_stopped_goes_on_from_its_commit_to_the_same_weights(
+    tmp_path: Path, strategy: str
+) -> None:
+    whole = VirtualFleet(tmp_path / "whole", *THREE, strategy=strategy).run()
+    first = VirtualFleet(tmp_path / "server", *THREE, strategy=strategy)
+
+    def stop(number: int, _phase: str, step: int) -> None:
+        first.stopped = (number, step) == (2, 1)
+
+    first.devices["pi-1"].before_batch = stop
+    with pytest.raises(Stopped):
+        first.run()
+    second = VirtualFleet(tmp_path / "server", *THREE, strategy=strategy, instance=101)
+    assert second.run()["weights_sha256"] == whole["weights_sha256"]
+    assert second.phases[0] == ("gather", 1)
+
+
+def test_a_run_that_is_over_needs_no_device(tmp_path: Path) -> None:
+    VirtualFleet(tmp_path, *THREE).run()
+    again = VirtualFleet(tmp_path, instance=101)
+    again.run()
+    assert again.phases == [("finished", 2)]

@@ -1,0 +1,237 @@
+"""A server's service on a fake port and clock, with devices that answer at once, late, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fakes import FakeClock, FakePort, Sent
+from msgspec.structs import replace
+from torch import Tensor
+
+from splitee.durable import StateDirectory
+from splitee.networks.split import SplitNetwork, build_for
+from splitee.protocol import routes
+from splitee.protocol.cut_batch import CutBatch
+from splitee.protocol.fleet import DeviceStatus, ErrorReport, Metrics, Profile
+from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundDone, RoundOpen, Sync
+from splitee.protocol.routes import Route
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL, Topics
+from splitee.training.seeds import seed_for
+from splitee.training.state import weights_digest
+from splitee.training.weights import client_model, pack_weights
+from splitee_server.rounds.checkpoints import Checkpoints
+from splitee_server.rounds.policy import Policy
+from splitee_server.service import Service
+
+TOPICS = Topics("virtual")
+CLASSES = ("a", "b", "c")
+RUN = RunSpec(
+    protocol=PROTOCOL,
+    run="run",
+    network="tiny_networks:steady",
+    num_classes=3,
+    rounds=2,
+    batch_size=4,
+    seed=1,
+)
+
+
+@cache
+def stages() -> tuple[Any, ...]:
+    return build_for(RUN).stages
+
+
+@cache
+def client_weights(cut: int) -> dict[str, Tensor]:
+    return client_model(build_for(RUN), cut, RUN).state_dict()
+
+
+class VirtualDevice:
+    """Sends what the server asks for, made from (device, round, step) alone.
+
+    Attributes:
+        before_batch: called before it sends a batch of a round, as (round, phase, step).
+    """
+
+    def __init__(
+        self, port: FakePort, name: str, cut: int = 1, *, samples: int = 12, held_out: int = 5
+    ) -> None:
+        self.port = port
+        self.name = name
+        self._awake_at = 0.0
+        self.before_batch: Callable[[int, str, int], None] = lambda _round, _phase, _step: None
+        self.errors: list[ErrorReport] = []
+        self.assignments: list[Assignment] = []
+        self.parts: list[tuple[str, int, Participant]] = []  # phase, round, and its part in it
+        self.profile = Profile(
+            protocol=PROTOCOL,
+            instance=1,
+            version="1",
+            cut=cut,
+            class_names=CLASSES,
+            train_samples=samples,
+            held_out_samples=held_out,
+        )
+        self._opened: RoundOpen | None = None
+        self._sent = 0
+
+    def come(self, **changed: Any) -> None:
+        """Online, with a profile in which these fields have changed."""
+        self.profile = replace(self.profile, **changed)
+        self.say(routes.STATUS, DeviceStatus(state="online", instance=self.profile.instance).encode())
+        self.say(routes.PROFILE, self.profile.encode())
+
+    @property
+    def silent(self) -> bool:
+        """It hears, and says nothing."""
+        return self.port.clock() < self._awake_at
+
+    def pause(self, seconds: float = float("inf")) -> None:
+        """Say nothing for so long, then ask where the server stands."""
+        self._awake_at = self.port.clock() + seconds
+        if seconds < float("inf"):
+            self.say(routes.SYNC, Sync(run=RUN.run, instance=self.profile.instance).encode(), seconds)
+
+    def say(self, route: Route, payload: bytes, seconds: float = 0.0) -> None:
+        self.port.later(seconds, route.topic(TOPICS, self.name), payload)
+
+    def hear(self, sent: Sent) -> None:
+        """What the server has published."""
+        if sent.topic == TOPICS.round:
+            self._on_round(RoundOpen.decode(sent.payload))
+        elif sent.topic == routes.ACK.topic(TOPICS, self.name):
+            self._on_ack(Ack.decode(sent.payload))
+        elif sent.topic == routes.ERROR.topic(TOPICS, self.name):
+            self.errors.append(ErrorReport.decode(sent.payload))
+        elif sent.topic == routes.ASSIGNMENT.topic(TOPICS, self.name):
+            self.assignments.append(Assignment.decode(sent.payload))
+            self.profile = replace(self.profile, cut=self.assignments[-1].cut)
+
+    def _on_round(self, opened: RoundOpen) -> None:
+        if self._opened is not None and _key(opened) == _key(self._opened):
+            return  # others were dropped
+        self._opened, self._sent = opened, 0
+        if self.name in opened.participants and opened.phase in ("train", "evaluate"):
+            self.parts.append((opened.phase, opened.round, opened.participants[self.name]))
+            self._send_up_to(1)
+
+    def _on_ack(self, ack: Ack) -> None:
+        opened = self._opened
+        if opened is None or (ack.round, ack.phase) != (opened.round, opened.phase):
+            return
+        if ack.resend:
+            self._sent = min(self._sent, ack.step)
+        if ack.step == opened.participants[self.name].steps and ack.phase == "train":
+            self._finish(opened)
+        else:
+            self._send_up_to(ack.step + 1)
+
+    def _send_up_to(self, step: int) -> None:
+        opened = self._opened
+        assert opened is not None
+        while not self.silent and self._sent < min(step, opened.participants[self.name].steps):
+            self.before_batch(opened.round, opened.phase, self._sent)
+            if self.silent:
+                return
+            self.say(routes.FEATURES, self.features(opened, self._sent))
+            self._sent += 1
+
+    def features(self, opened: RoundOpen, step: int) -> bytes:
+        cut = opened.participants[self.name].cut
+        draw = np.random.default_rng(seed_for(self.name, opened.round, opened.phase, step))
+        features = draw.normal(size=(4, *stages()[cut - 1].feature_shape)).astype(np.float32)
+        labels = draw.integers(0, 3, 4)
+        batch = CutBatch(features, labels)
+        if opened.phase == "evaluate":
+            batch = CutBatch(features, labels, draw.integers(0, 3, 4), draw.random(4, dtype=np.float32))
+        phase = "evaluate" if opened.phase == "evaluate" else "train"
+        return batch.message(RUN, opened, phase, step).encode()
+
+    def _finish(self, opened: RoundOpen) -> None:
+        if self.silent:
+            return
+        part = opened.participants[self.name]
+        weights = {name: tensor + opened.round for name, tensor in client_weights(part.cut).items()}
+        if part.weights:
+            for payload in pack_weights(opened.run, opened.round, opened.attempt, weights):
+                self.say(routes.WEIGHTS, payload)
+        done = RoundDone(
+            run=opened.run,
+            round=opened.round,
+            attempt=opened.attempt,
+            digest=weights_digest(weights),
+            batches=part.steps,
+            bytes=100,
+            loss=1.0,
+            accuracy=0.5,
+            seconds=1.0,
+        )
+        self.say(routes.ROUND_DONE, done.encode())
+
+
+class VirtualFleet:
+    """A service, and its devices; `run` serves the run to its end in no time."""
+
+    def __init__(
+        self, path: Path, *names: str, policy: Policy | None = None, instance: int = 100, **settings: Any
+    ) -> None:
+        self.clock = FakeClock()
+        self.port = FakePort(self.clock)
+        self.port.on_sent = self._on_sent
+        self.spec = replace(RUN, **settings)
+        self.directory = StateDirectory(path)
+        self.checkpoints = Checkpoints(self.directory)
+        self.network: SplitNetwork = build_for(self.spec)
+        self.devices = {name: VirtualDevice(self.port, name, 1 + i % 2) for i, name in enumerate(names)}
+        self.commits: dict[int, Commit] = {}
+        self.metrics: list[Metrics] = []
+        self.phases: list[tuple[str, int]] = []
+        self.stopped = False
+        self.on_phase: Callable[[RoundOpen], None] = lambda _opened: None
+        self.service = Service(
+            self.port,
+            TOPICS,
+            self.checkpoints.open(self.spec, fresh=False),
+            self.network,
+            self.checkpoints,
+            policy or Policy(devices=len(names), quorum=1),
+            instance=instance,
+            stop=lambda: self.stopped,
+            clock=self.clock,
+        )
+
+    def run(self) -> dict[str, Any]:
+        for device in self.devices.values():
+            device.come()
+        try:
+            return self.service.run()
+        finally:
+            self.directory.close()
+
+    @property
+    def rejected(self) -> dict[tuple[str, str], int]:
+        """Counts by sender and reason."""
+        return dict(self.service.gate.rejected)
+
+    def _on_sent(self, sent: Sent) -> None:
+        if sent.topic == TOPICS.commit:
+            commit = Commit.decode(sent.payload)
+            self.commits[commit.round] = commit
+        elif sent.topic == TOPICS.metrics:
+            self.metrics.append(Metrics.decode(sent.payload))
+        elif sent.topic == TOPICS.round:
+            opened = RoundOpen.decode(sent.payload)
+            if self.phases[-1:] != [(opened.phase, opened.round)]:
+                self.phases.append((opened.phase, opened.round))
+                self.on_phase(opened)
+        for device in self.devices.values():
+            device.hear(sent)
+
+
+def _key(opened: RoundOpen) -> tuple[int, int, str]:
+    return opened.attempt, opened.round, opened.phase
