@@ -86,7 +86,9 @@ class Announcer:
         self._beat_due = 0.0
 
     def run(self, spec: RunSpec) -> None:
-        self._retain(routes.RUN, spec)
+        """Publish the run, where anything of it has changed."""
+        if self._retained.get(self._topics.run) != spec.encode():
+            self._retain(routes.RUN, spec)
 
     def round(self, opened: RoundOpen) -> None:
         self._retain(routes.ROUND, opened)

@@ -28,6 +28,7 @@ from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.release import offers
 from splitee_server.release.end_of_run import EndOfRun
 from splitee_server.rounds.checkpoints import Checkpoints
+from splitee_server.rounds.commits import Commits
 from splitee_server.rounds.coordinator import Coordinator
 from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import Progress
@@ -75,6 +76,7 @@ class Service:
             members,
             announcer,
             replies,
+            Commits(spec, model, members, announcer, replies, checkpoints, clock),
             checkpoints,
             policy,
             self._release,

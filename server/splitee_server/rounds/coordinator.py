@@ -17,12 +17,12 @@ from splitee.protocol.fields import RunPhase
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.state import fleet_digest
 from splitee_server.announcer import Announcer
-from splitee_server.learning.fleet_model import Contribution, FleetModel
+from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.members import Member, Members
 from splitee_server.rounds.attendance import Attendance, Release
-from splitee_server.rounds.checkpoints import Checkpoints, Committed
+from splitee_server.rounds.checkpoints import Checkpoints
+from splitee_server.rounds.commits import Commits
 from splitee_server.rounds.deadline import Deadline
 from splitee_server.rounds.phase import IN_WORDS, Phase
 from splitee_server.rounds.policy import Policy
@@ -43,6 +43,7 @@ class Coordinator:
         members: Members,
         announcer: Announcer,
         replies: Replies,
+        commits: Commits,
         checkpoints: Checkpoints,
         policy: Policy,
         release: Release,
@@ -57,6 +58,7 @@ class Coordinator:
         self._model = model
         self._members = members
         self._announce = announcer
+        self._commits = commits
         self._checkpoints = checkpoints
         self._policy = policy
         self._replies = replies
@@ -67,14 +69,8 @@ class Coordinator:
         self._clock = clock
         self._deadline = Deadline(policy, clock)
         self._attendance = Attendance(spec, model, members, policy, release, clock)
-        self._losses: dict[str, tuple[float, float | None]] = {}  # of exit and trunk, in the last round
         self._metrics: Metrics | None = None  # of the committed round
-        self._committed = 0
-        self._weights_sha256 = ""
-        self._duplicates = 0
         self._trained = Trained()
-        self._seconds = 0.0  # of earlier processes
-        self._started = clock()
         self._phase = self._open("gather", announce=False)
 
     @property
@@ -82,18 +78,17 @@ class Coordinator:
         return self._phase
 
     @property
-    def committed(self) -> int:
-        """The last committed round; 0 before the first."""
-        return self._committed
+    def commits(self) -> Commits:
+        return self._commits
 
     def phases(self) -> Iterator[Phase]:
         """The phases of the run in their order. Each must be over before the next is asked for."""
         self._resume()
-        self._announce.run(self._spec)
+        self._announce.run(self._spec_now())
         yield from self._gather()
-        if self._committed and self._metrics is None:
+        if self._commits.round and self._metrics is None:
             yield from self._evaluate()
-        for number in range(self._committed + 1, self._spec.rounds + 1):
+        for number in range(self._commits.round + 1, self._spec.rounds + 1):
             yield from self._train(number)
             yield from self._evaluate()
         self._checkpoints.write_report(self.report())
@@ -101,7 +96,10 @@ class Coordinator:
             yield from self._hand_over()
         self._open("finished")
         log.info(
-            "run %s finished: %d rounds, weights %s", self._spec.run, self._committed, self._weights_sha256
+            "run %s finished: %d rounds, weights %s",
+            self._spec.run,
+            self._commits.round,
+            self._commits.weights_sha256,
         )
 
     # What whoever iterates `phases` calls meanwhile
@@ -123,8 +121,8 @@ class Coordinator:
     def tick(self) -> None:
         """Say where the run stands, and who is missing; at the deadline go on without them."""
         self.beat()
-        self._attendance.remind(self._phase, self._doing, self._committed)
-        is_first = not self._committed
+        self._attendance.remind(self._phase, self._doing, self._commits.round)
+        is_first = not self._commits.round
         if late := self._deadline.expired(self._phase, is_first=is_first):
             limit = self._deadline.seconds(is_first=is_first)
             self._phase.go_on_without(late)
@@ -133,20 +131,11 @@ class Coordinator:
             log.warning("%s: going on without %s after %.0f s", self._doing, ", ".join(late), limit)
 
     def join(self, member: Member) -> None:
-        """A device has joined, or a new process of it; a late one starts from the average of its cut."""
-        device = member.device
-        self._model.join(device, member.cut, member.train_samples)
-        if not member.committed:
-            self._model.adopt(device)
-            self._start_from_held(device)
-        if not self._spec.class_names and self._members.class_names:
-            self._spec = replace(self._spec, class_names=self._members.class_names)
-            self._announce.run(self._spec)
-        self._replies.assign(device)
-        self._replies.answer_sync(self._phase, device)
-
-    def note_duplicate(self) -> None:
-        self._duplicates += 1
+        """A device has joined, or a new process of it."""
+        self._commits.join(member)
+        self._announce.run(self._spec_now())
+        self._replies.assign(member.device)
+        self._replies.answer_sync(self._phase, member.device)
 
     def say_all_again(self) -> None:
         """The link is up again; the broker, or what was under way, may have been lost."""
@@ -162,32 +151,18 @@ class Coordinator:
     # Rounds
 
     def _resume(self) -> None:
-        stored = self._checkpoints.load()
-        if stored is None:
-            return
-        self._committed = stored.round
-        self._weights_sha256 = stored.weights_sha256
-        self._duplicates = stored.duplicates
-        self._seconds = stored.seconds
-        self._members.load(stored.members, stored.class_names)
-        self._spec = replace(self._spec, class_names=stored.class_names)
-        self._model.load(vars(stored))
-        for member in self._members:
-            self._model.join(member.device, member.cut, member.train_samples)
-            self._replies.assign(member.device)
-        self._announce_commit()
-        self._metrics = self._checkpoints.evaluated(self._committed)
+        self._commits.resume()
+        self._metrics = self._checkpoints.evaluated(self._commits.round)
         if self._metrics is not None:
             self._announce.metrics(self._metrics)
             self._evaluated(self._metrics)
-        log.info("resuming run %s after round %d", self._spec.run, self._committed)
 
     def _gather(self) -> Iterator[Phase]:
         """Wait for the devices that the next round needs; a run that is over needs none."""
-        if self._committed >= self._spec.rounds and self._metrics is not None:
+        if self._commits.round >= self._spec.rounds and self._metrics is not None:
             return
-        if self._attendance.missing(self._committed):
-            yield self._open("gather", is_over=lambda: not self._attendance.missing(self._committed))
+        if self._attendance.missing(self._commits.round):
+            yield self._open("gather", is_over=lambda: not self._attendance.missing(self._commits.round))
 
     def _train(self, number: int) -> Iterator[Phase]:
         """Open a round, train what comes, commit."""
@@ -198,7 +173,7 @@ class Coordinator:
         yield phase
         if len(phase.done) == len(participants):
             self._deadline.note(phase)
-        self._commit(phase)
+        self._commits.commit(phase)
 
     def _train_on(self, device: str, step: int, batch: CutBatch) -> None:
         phase, started = self._phase, self._clock()
@@ -213,63 +188,18 @@ class Coordinator:
         phase.note_trained(device, loss)
         self._trained.add(len(batch.labels), self._clock() - started)
 
-    def _commit(self, phase: Phase) -> None:
-        """Aggregate, save durably, and only then tell the devices."""
-        self._committed = number = phase.opened.round
-        for device, done in phase.done.items():
-            self._members.end_round(done, device, phase.next_step(device))
-            self._losses[device] = done.loss, phase.trunk_loss(device)
-        contributions = {
-            device: Contribution(
-                self._members[device].train_samples,
-                phase.weights(device),
-                phase.opened.participants[device].next_cut,
-            )
-            for device in phase.done
-        }
-        moved = self._model.commit(number, contributions)
-        for device, cut in moved.items():
-            log.info("%s is cut at %d now, before at %d", device, cut, self._members[device].cut)
-            self._members.move(device, cut)
-        for member in self._members:
-            self._start_from_held(member.device)
-        self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())
-        self._save()
-        for member in self._members:
-            if member.committed == number:
-                self._replies.assign(member.device)
-        self._announce_commit()
-        log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
-
-    def _start_from_held(self, device: str) -> None:
-        if self._model.holds(device):
-            self._members.start_from(device, self._committed, self._model.digest(device))
-
-    def _save(self) -> None:
-        self._checkpoints.save(
-            Committed(
-                round=self._committed,
-                members=self._members.state(),
-                class_names=self._members.class_names,
-                weights_sha256=self._weights_sha256,
-                duplicates=self._duplicates,
-                seconds=self._elapsed(),
-                **self._model.state(),
-            )
-        )
-
     def _evaluate(self) -> Iterator[Phase]:
         """Score the committed round on the devices' held-out images."""
-        phase = self._open("evaluate", self._attendance.in_evaluation(self._committed))
+        phase = self._open("evaluate", self._attendance.in_evaluation(self._commits.round))
         yield phase
         self._metrics = metrics = round_metrics(
             self._spec,
-            self._committed,
-            self._elapsed(),
+            self._commits.round,
+            self._commits.elapsed(),
             [(member, self._model.stage_name(member.cut)) for member in self._members],
-            self._losses,
+            self._commits.losses,
             phase.scores,
-            self._duplicates,
+            self._commits.duplicates,
         )
         self._checkpoints.add_metrics(metrics)
         self._announce.metrics(metrics)
@@ -281,7 +211,7 @@ class Coordinator:
         committed, scores = self._checkpoints.load(), self._phase.scores
         assert committed is not None
         phase = self._open("release", is_over=lambda: self._release.is_exported)
-        self._release.start(self._spec, committed, scores)
+        self._release.start(self._spec_now(), committed, scores)
         yield phase
         self._release.offer()
         until = self._clock() + self._policy.release
@@ -307,7 +237,7 @@ class Coordinator:
         """`number`: of the round, if it is not the committed one."""
         opened = RoundOpen(
             run=self._spec.run,
-            round=self._committed if number is None else number,
+            round=self._commits.round if number is None else number,
             attempt=self._attempt,
             phase=kind,
             participants=dict(participants),
@@ -331,17 +261,17 @@ class Coordinator:
     def progress(self) -> RunProgress:
         """Where the run stands now."""
         phase, waited_for = self._phase, self._attendance.waited_for(self._phase)
-        missing = self._attendance.missing(self._committed) if phase.kind == "gather" else len(waited_for)
+        missing = self._attendance.missing(self._commits.round) if phase.kind == "gather" else len(waited_for)
         return RunProgress(
             spec=self._spec,
             phase=phase.kind,
-            committed=self._committed,
+            committed=self._commits.round,
             devices=tuple(map(standing, self._members)),
             waiting_for=waited_for,
             missing=missing,
             waited=self._clock() - phase.progressed if missing else 0.0,
             queued=phase.waiting_batches(),
-            duplicates=self._duplicates,
+            duplicates=self._commits.duplicates,
             trained=replace(self._trained),
             metrics=self._metrics,
         )
@@ -349,16 +279,14 @@ class Coordinator:
     def report(self) -> dict[str, Any]:
         """The run as report.json holds it, once a round has been evaluated."""
         assert self._metrics is not None
-        members = list(self._members)
-        return run_report(self._spec, self._metrics, members, self._weights_sha256, self._rejected())
+        return run_report(
+            self._spec, self._metrics, list(self._members), self._commits.weights_sha256, self._rejected()
+        )
+
+    def _spec_now(self) -> RunSpec:
+        """With the class names, which the first device brings."""
+        return replace(self._spec, class_names=self._members.class_names)
 
     @property
     def _doing(self) -> str:
         return f"round {self._phase.opened.round} of {self._spec.rounds}: {IN_WORDS[self._phase.kind]}"
-
-    def _announce_commit(self) -> None:
-        digests = self._members.digests(self._committed)
-        self._announce.commit(self._committed, digests, self._weights_sha256)
-
-    def _elapsed(self) -> float:
-        return self._seconds + self._clock() - self._started

@@ -95,7 +95,7 @@ class Reception:
         if not phase.is_current(message.round, message.attempt, message.phase) or device not in phase:
             return
         if phase.offer(device, message.step, batch) == "duplicate":
-            self._coordinator.note_duplicate()
+            self._coordinator.commits.note_duplicate()
             self._replies.acknowledge(phase, device)
 
     def _on_weights(self, received: Received) -> None:
@@ -109,7 +109,7 @@ class Reception:
         if phase.is_current(message.round, message.attempt, "train") and device in phase:
             if not phase.end_for(device, message):
                 self._replies.acknowledge(phase, device, resend=True)
-        elif message.round <= self._coordinator.committed:
+        elif message.round <= self._coordinator.commits.round:
             self._replies.assign(device)  # it has missed the commit
 
     def _on_sync(self, received: Received) -> None:
@@ -120,7 +120,7 @@ class Reception:
         if not message.weights and message.soft_labels is None:
             self._replies.answer_sync(self._coordinator.phase, device)
             return
-        run, committed = self._spec.run, self._coordinator.committed
+        run, committed = self._spec.run, self._coordinator.commits.round
         if tensors := self._model.tensors(device, message.weights):
             weights = pack_weights(run, committed, self._attempt, tensors)
             self._announce.deliver(device, routes.HELD_WEIGHTS, weights)

@@ -1,0 +1,143 @@
+"""Commits: a round's models are aggregated and saved durably, and only then announced."""
+
+from __future__ import annotations
+
+import logging
+
+from splitee.clock import Clock
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import fleet_digest
+from splitee_server.announcer import Announcer
+from splitee_server.learning.fleet_model import Contribution, FleetModel
+from splitee_server.members.members import Member, Members
+from splitee_server.rounds.checkpoints import Checkpoints, Committed
+from splitee_server.rounds.phase import Phase
+from splitee_server.rounds.replies import Replies
+
+log = logging.getLogger(__name__)
+
+
+class Commits:
+    """The run's last commit, and the step to the next one."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        model: FleetModel,
+        members: Members,
+        announcer: Announcer,
+        replies: Replies,
+        checkpoints: Checkpoints,
+        clock: Clock,
+    ) -> None:
+        self._spec = spec
+        self._model = model
+        self._members = members
+        self._announce = announcer
+        self._replies = replies
+        self._checkpoints = checkpoints
+        self._clock = clock
+        self._started = clock()
+        self._seconds = 0.0  # of earlier processes
+        self._round = 0
+        self._weights_sha256 = ""
+        self._duplicates = 0
+        self._losses: dict[str, tuple[float, float | None]] = {}
+
+    @property
+    def round(self) -> int:
+        """The last committed round; 0 before the first."""
+        return self._round
+
+    @property
+    def weights_sha256(self) -> str:
+        """Over all trunk and client weights of that round."""
+        return self._weights_sha256
+
+    @property
+    def duplicates(self) -> int:
+        """Batches that came twice, in this run."""
+        return self._duplicates
+
+    @property
+    def losses(self) -> dict[str, tuple[float, float | None]]:
+        """Of exit and trunk by device: means over the batches of the last round that it took part in."""
+        return self._losses
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, those of earlier processes included."""
+        return self._seconds + self._clock() - self._started
+
+    def note_duplicate(self) -> None:
+        self._duplicates += 1
+
+    def resume(self) -> None:
+        """Go on from the last commit in the state directory; a new run has none."""
+        stored = self._checkpoints.load()
+        if stored is None:
+            return
+        self._round = stored.round
+        self._weights_sha256 = stored.weights_sha256
+        self._duplicates = stored.duplicates
+        self._seconds = stored.seconds
+        self._members.load(stored.members, stored.class_names)
+        self._model.load(vars(stored))
+        for member in self._members:
+            self._model.join(member.device, member.cut, member.train_samples)
+            self._replies.assign(member.device)
+        self._announce_commit()
+        log.info("resuming run %s after round %d", self._spec.run, self._round)
+
+    def join(self, member: Member) -> None:
+        """A device has joined, or a new process of it; a late one starts from the average of its cut."""
+        self._model.join(member.device, member.cut, member.train_samples)
+        if not member.committed:
+            self._model.adopt(member.device)
+            self._start_from_held(member.device)
+
+    def commit(self, phase: Phase) -> None:
+        """End a training phase: aggregate, save durably, and only then tell the devices."""
+        self._round = number = phase.opened.round
+        for device, done in phase.done.items():
+            self._members.end_round(done, device, phase.next_step(device))
+            self._losses[device] = done.loss, phase.trunk_loss(device)
+        contributions = {
+            device: Contribution(
+                self._members[device].train_samples,
+                phase.weights(device),
+                phase.opened.participants[device].next_cut,
+            )
+            for device in phase.done
+        }
+        for device, cut in self._model.commit(number, contributions).items():
+            log.info("%s is cut at %d now, before at %d", device, cut, self._members[device].cut)
+            self._members.move(device, cut)
+        for member in self._members:
+            self._start_from_held(member.device)
+        self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())
+        self._save()
+        for member in self._members:
+            if member.committed == number:
+                self._replies.assign(member.device)
+        self._announce_commit()
+        log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
+
+    def _start_from_held(self, device: str) -> None:
+        if self._model.holds(device):
+            self._members.start_from(device, self._round, self._model.digest(device))
+
+    def _save(self) -> None:
+        self._checkpoints.save(
+            Committed(
+                round=self._round,
+                members=self._members.state(),
+                class_names=self._members.class_names,
+                weights_sha256=self._weights_sha256,
+                duplicates=self._duplicates,
+                seconds=self.elapsed(),
+                **self._model.state(),
+            )
+        )
+
+    def _announce_commit(self) -> None:
+        self._announce.commit(self._round, self._members.digests(self._round), self._weights_sha256)
