@@ -7,7 +7,7 @@ COMPOSE ?= docker compose
 # Test processes: one more than cores, for many tests wait for what others do.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 
-.PHONY: demo up down test test-all-networks check fuzz check-wheels format clean
+.PHONY: demo up down test test-all-networks check fuzz check-wheels docs format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/splitee demo $(DEMO)
@@ -40,6 +40,9 @@ fuzz: $(VENV)/.dev
 
 check-wheels: $(VENV)/.dev
 	$(BIN)/python scripts/check_wheels.py
+
+docs: $(VENV)/.dev
+	$(BIN)/python scripts/settings_page.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

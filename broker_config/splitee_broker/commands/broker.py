@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 
+from splitee.cli.bounds import whole
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError, StateError
 from splitee.protocol.topics import check_name
@@ -34,7 +35,7 @@ in_directory = click.option(
     help="Holds authority/, broker/, server/, viewer/, homeassistant/ and bundles/.",
 )
 valid_for = click.option(
-    "--days", type=click.IntRange(1, 7000), default=DAYS, show_default=True, help="Certificates are valid."
+    "--days", type=whole(1, 7000), default=DAYS, show_default=True, help="Certificates are valid."
 )
 
 
@@ -68,7 +69,7 @@ def broker() -> None:
     help="A name or address by which clients reach the broker; the first goes into bundles. "
     "Default: this machine's, with .local.",
 )
-@click.option("--port", type=click.IntRange(1, 65535), help="Default: 8883.")
+@click.option("--port", type=whole(1, 65535), help="Default: 8883.")
 @click.option(
     "--owner", metavar="USER", help="Account that the broker runs as. Default: mosquitto, for root."
 )

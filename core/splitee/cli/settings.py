@@ -9,7 +9,18 @@ from typing import Any
 
 import click
 
+from splitee.cli.bounds import Number
 from splitee.errors import ConfigError
+
+
+class Setting(click.Option):
+    """An option whose help says within which bounds its number is."""
+
+    def get_help_extra(self, ctx: click.Context) -> Any:
+        extra = super().get_help_extra(ctx)
+        if isinstance(self.type, Number) and self.type.bounds():
+            extra["range"] = self.type.bounds()
+        return extra
 
 
 def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
@@ -17,6 +28,7 @@ def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     flag = next(name for name in names if name.startswith("--")).split("/")[0]
     variable = "SPLITEE_" + flag.lstrip("-").replace("-", "_").upper()
     attributes.setdefault("show_default", True)
+    attributes.setdefault("cls", Setting)
     return click.option(*names, envvar=variable, **attributes)
 
 

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from splitee.cli.bounds import whole
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import NetworkError
 from splitee.networks.split import SplitNetwork, build_network
@@ -34,7 +35,7 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str | No
 @settings_file
 @click.argument("network", required=False)
 @setting("--stem", type=click.Choice(STEMS), default="imagenet", help="small: the resnets' 32-pixel variant.")
-@setting("--num-classes", type=click.IntRange(min=2), default=10, help="Outputs of the classifier.")
+@setting("--num-classes", type=whole(2), default=10, help="Outputs of the classifier.")
 @setting(
     "--input",
     metavar="CxHxW",

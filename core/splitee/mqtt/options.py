@@ -1,15 +1,15 @@
-"""The flags by which every command finds its broker and fleet: one decorator, one argument."""
+"""The flags by which every command finds its broker and fleet."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from splitee.cli.bounds import number
+from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.mqtt.address import BrokerAddress, TlsFiles
@@ -43,7 +43,7 @@ _OPTIONS = (
     ),
     setting(
         "--connect-timeout",
-        type=click.FloatRange(min=0),
+        type=number(0),
         default=30.0,
         metavar="SECONDS",
         help="How long to try to reach the broker; 0: for ever.",
@@ -54,37 +54,6 @@ _OPTIONS = (
     setting("--cert", type=_FILE, help="This client's certificate (PEM)."),
     setting("--key", type=_FILE, help="The certificate's private key (PEM)."),
 )
-_NAMES = ("broker", "fleet", "connect_timeout", "username", "password_file", "ca", "cert", "key")
-
-
-def link_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the flags; the command gets them checked, as its argument `link: LinkOptions`."""
-
-    @functools.wraps(command)
-    def with_link(**arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in _NAMES}
-        return command(link=resolve(**given), **arguments)
-
-    for option in reversed(_OPTIONS):
-        with_link = option(with_link)
-    return with_link
-
-
-def optional_link_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same flags for a command that also works alone: without --broker, `link` is None."""
-
-    @functools.wraps(command)
-    def with_link(**arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in _NAMES}
-        link = resolve(**given) if given["broker"] else None
-        return command(link=link, **arguments)
-
-    optional = setting(
-        "--broker", metavar="URL", help="mqtt://HOST:PORT or mqtts://HOST:PORT.  [default: none]"
-    )
-    for option in (*reversed(_OPTIONS[1:]), optional):
-        with_link = option(with_link)
-    return with_link
 
 
 def resolve(
@@ -110,6 +79,11 @@ def resolve(
     return LinkOptions(address, check_name(fleet, "--fleet"), connect_timeout or None, _tls(ca, cert, key))
 
 
+def resolve_if_given(broker: str | None, **options: Any) -> LinkOptions | None:
+    """None without a broker. Raises what `resolve` does."""
+    return None if broker is None else resolve(broker, **options)
+
+
 def _first_line(path: Path) -> str:
     try:
         lines = path.read_text().splitlines()
@@ -124,3 +98,15 @@ def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | Non
     if (cert is None) != (key is None):
         raise ConfigError("--cert and --key go together: give both or neither")
     return TlsFiles(ca, cert, key) if ca or cert else None
+
+
+link_options = option_group("link", resolve, *_OPTIONS)
+"""Adds the flags; the command gets them checked, as its argument `link: LinkOptions`."""
+
+optional_link_options = option_group(
+    "link",
+    resolve_if_given,
+    setting("--broker", metavar="URL", help="mqtt://HOST:PORT or mqtts://HOST:PORT.  [default: none]"),
+    *_OPTIONS[1:],
+)
+"""The same flags for a command that also works alone: without --broker, `link` is None."""

@@ -7,68 +7,27 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
-
-
 Text = Annotated[str, Meta(max_length=1000)]
-
-
 Count = Annotated[int, Meta(ge=0, le=1 << 62)]
-
-
 Positive = Annotated[int, Meta(ge=1, le=1 << 62)]
-
-
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-
-
 Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
-
-
 NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
-
-
 TensorName = Annotated[str, Meta(max_length=300)]
-
-
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-
-
 ClassNames = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
 ]
-
-
 Codec = Annotated[str, Meta(pattern=r"^(fp32|fp16|int8)(\+zstd)?\Z")]
-
-
 RunCodec = Annotated[str, Meta(pattern=r"^(auto|(fp32|fp16|int8)(\+zstd)?)\Z")]
 
-
 Phase = Literal["train", "evaluate"]
-
-
 RunPhase = Literal["gather", "train", "evaluate", "release", "finished"]
-
-
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
-
-
 Strategy = Literal["sequential", "averaging"]
-
-
 Order = Literal["step", "device"]
-
-
 ClientAveraging = Literal["none", "same-cut", "layerwise"]
-
-
 Optimizer = Literal["sgd", "adamw"]
-
-
 LearningSchedule = Literal["cosine", "constant"]
-
-
 Augmentation = Literal["none", "flip", "flip-crop"]
-
-
 Weighting = Literal["samples", "uniform"]

@@ -1,8 +1,12 @@
-"""What a fleet trains: the run's specification, which every device reads."""
+"""What a fleet trains: the run's specification. Each setting of a run is declared here, and nowhere else.
+
+Flags, variables, settings files, the profiler's key and docs/settings.md are made of these declarations
+(`splitee.cli.run_settings`).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
@@ -25,39 +29,76 @@ from splitee.protocol.fields import (
 )
 
 
-class RunSpec(JsonMessage, frozen=True):
+def _setting(help_text: str, *, costs: bool = False, **bounds: Any) -> Meta:
+    """A field that people set. `costs`: it changes what a device's training step takes."""
+    return Meta(extra={"help": help_text, "costs": costs}, **bounds)
+
+
+class RunSpec(JsonMessage, frozen=True, kw_only=True):
     """`run`, retained: what the fleet trains. A device needs nothing else to take part."""
 
     protocol: Count
     run: Text
-    network: Text
-    num_classes: Annotated[int, Meta(ge=2, le=10_000)]
-    rounds: Positive
-    stem: Literal["imagenet", "small"] = "imagenet"
-    input_shape: tuple[Positive, Positive, Positive] = (3, 32, 32)  # (C, H, W)
+    network: Annotated[Text, _setting("A torchvision classifier, or module:factory.", costs=True)]
+    stem: Annotated[Literal["imagenet", "small"], _setting("small: for 32-pixel images.", costs=True)] = (
+        "imagenet"
+    )
+    num_classes: Annotated[
+        int, _setting("Classes that the network tells apart.", costs=True, ge=2, le=10_000)
+    ]
+    input_shape: Annotated[
+        tuple[Positive, Positive, Positive],
+        _setting("Channels, height and width of the images that the network sees.", costs=True),
+    ] = (3, 32, 32)
     mean: tuple[float, ...] = (0.5,)  # per channel, or one for all, of pixels in 0..1
     std: tuple[Annotated[float, Meta(gt=0)], ...] = (0.5,)
-    strategy: Strategy = "sequential"
-    order: Order = "step"
-    seed: Count = 0
-    batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32
-    steps: Count = 0  # batches a round; 0: one pass over the device's own pictures
-    learning_rate: Annotated[float, Meta(gt=0)] = 0.01  # the highest
-    trunk_learning_rate: Annotated[float, Meta(ge=0)] = 0  # 0: as the devices'
-    optimizer: Optimizer = "sgd"
-    schedule: LearningSchedule = "cosine"
-    warm_up: Fraction = 0.02  # share of the run
-    momentum: Annotated[float, Meta(ge=0, le=0.9999)] = 0.9  # of AdamW: its first decay rate
-    weight_decay: Annotated[float, Meta(ge=0)] = 5e-4
-    codec: RunCodec = "fp16"  # auto: each device takes its own
-    window: Annotated[int, Meta(ge=1, le=1024)] = 8  # batches a device may have unacknowledged
+    rounds: Annotated[Positive, _setting("Rounds that are trained and committed.")]
+    strategy: Annotated[Strategy, _setting("How the devices' batches train the trunk.")] = "sequential"
+    order: Annotated[Order, _setting("Of batches, for sequential.")] = "step"
+    seed: Annotated[Count, _setting("The same seed gives the same weights.")] = 0
+    batch_size: Annotated[int, _setting("Samples a batch.", costs=True, ge=2, le=4096)] = 32
+    steps: Annotated[Count, _setting("Batches a device trains in a round; 0: one pass over its data.")] = 0
+    learning_rate: Annotated[float, _setting("The highest.", gt=0)] = 0.01
+    trunk_learning_rate: Annotated[float, _setting("The trunk's highest; 0: as the devices'.", ge=0)] = 0
+    optimizer: Annotated[Optimizer, _setting("Of devices and trunks; sgd has Nesterov momentum.")] = "sgd"
+    schedule: Annotated[LearningSchedule, _setting("Of the learning rate over the run.")] = "cosine"
+    warm_up: Annotated[Fraction, _setting("Share of the run in which the learning rate rises.")] = 0.02
+    momentum: Annotated[float, _setting("For adamw its first decay rate.", ge=0, le=0.9999)] = 0.9
+    weight_decay: Annotated[float, _setting("Of the optimizer.", ge=0)] = 5e-4
+    codec: Annotated[
+        RunCodec, _setting("Of the features on the wire; auto: by each device's CPU and link.", costs=True)
+    ] = "fp16"
+    window: Annotated[
+        int, _setting("Batches a device may have unacknowledged.", costs=True, ge=1, le=1024)
+    ] = 8
     window_bytes: Annotated[int, Meta(ge=1 << 16)] = 16 << 20
-    threshold: Fraction = 0.5  # normalised entropy at or below which the exit answers
+    threshold: Annotated[Fraction, _setting("Normalised entropy up to which the exit predicts.")] = 0.5
     class_names: ClassNames = ()  # of the first device that joined
-    client_averaging: ClientAveraging = "layerwise"  # of client networks, after each round
-    aggregation_every: Count = 0  # batches, in which Averaging averages its trunks too; 0: after rounds only
-    weighting: Weighting = "samples"  # of all averages
-    augmentation: Augmentation = "none"  # of training pictures, on the device
-    balanced_loss: bool = False  # the device's loss allows for its own mix of classes
-    soft_labels: NonNegative = 0.0  # weight of the trunk's answers in the exits' loss; 0: devices get none
-    release: bool = False  # after the last round devices send their client networks, to be exported
+    client_averaging: Annotated[
+        ClientAveraging,
+        _setting(
+            "Of client networks after each round, for which they travel both ways; layerwise: with trunks."
+        ),
+    ] = "layerwise"
+    aggregation_every: Annotated[
+        Count,
+        _setting("Batches after which `averaging` averages its trunks within a round; 0: after rounds only."),
+    ] = 0
+    weighting: Annotated[
+        Weighting, _setting("Of averages: by the devices' samples, or the same for all.")
+    ] = "samples"
+    augmentation: Annotated[Augmentation, _setting("Of training images, on the device.")] = "none"
+    balanced_loss: Annotated[
+        bool,
+        _setting("Devices' losses allow for their own mix of classes: for devices that have unlike ones."),
+    ] = False
+    soft_labels: Annotated[
+        NonNegative,
+        _setting(
+            "Weight of the trunk's predictions, of the round before, in what exits learn from: for long runs "
+            "on few images; 0: none are sent."
+        ),
+    ] = 0.0
+    release: Annotated[
+        bool, _setting("After the last round, export the models and send each device its own.")
+    ] = False

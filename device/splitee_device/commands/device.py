@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+from splitee.cli.bounds import number, whole
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
@@ -48,7 +49,7 @@ log = logging.getLogger(__name__)
     metavar="SHARE",
     help="Share held out, where the data has no test set.",
 )
-@setting("--limit", type=int, metavar="COUNT", help="Use at most so many pictures.")
+@setting("--limit", type=whole(1), metavar="COUNT", help="Use at most so many pictures.")
 @setting(
     "--network",
     metavar="MODULE:FACTORY",
@@ -63,7 +64,7 @@ log = logging.getLogger(__name__)
 @setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What auto chooses.")
 @setting(
     "--memory",
-    type=click.IntRange(min=1),
+    type=whole(1),
     metavar="MIB",
     help="What training may take, for auto; default: what the system leaves it.",
 )
@@ -72,25 +73,25 @@ log = logging.getLogger(__name__)
 )
 @setting(
     "--adapt-after",
-    type=click.IntRange(min=1),
+    type=whole(1),
     default=ROUNDS,
     metavar="ROUNDS",
     help="That must depart from it in a row.",
 )
-@setting(
-    "--budget", type=click.FloatRange(min=1), default=60.0, metavar="SECONDS", help="To measure for auto."
-)
+@setting("--budget", type=number(1), default=60.0, metavar="SECONDS", help="To measure for auto.")
 @setting(
     "--state", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the state is kept."
 )
 @setting("--fresh", is_flag=True, help="Forget the state of another run.")
 @setting(
     "--threads",
-    type=click.IntRange(min=1),
+    type=whole(1),
     metavar="COUNT",
     help="CPU threads; default: the cores it may use.",
 )
-@setting("--patience", type=float, default=0.0, metavar="SECONDS", help="Give up without a server; 0: never.")
+@setting(
+    "--patience", type=number(0), default=0.0, metavar="SECONDS", help="Give up without a server; 0: never."
+)
 @serving_options
 @setting("--stay", is_flag=True, help="Wait for the fleet's next run when one is finished.")
 @settings_file

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from splitee.cli.bounds import number, whole
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import ConfigError
@@ -30,11 +31,11 @@ DIRECTORY = click.Path(path_type=Path)
 @serving_options
 @setting(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=number(0, 1),
     help="Doubt up to which the exit answers.  [default: the model's]",
     show_default=False,
 )
-@setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
 @link_options
 @settings_file
 def infer(

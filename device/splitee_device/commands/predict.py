@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from splitee.cli.bounds import number, whole
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
@@ -34,19 +35,19 @@ PATH = click.Path(path_type=Path)
 @setting("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @setting(
     "--threshold",
-    type=click.FloatRange(0, 1),
+    type=number(0, 1),
     help="Doubt up to which the exit answers.  [default: the model's]",
     show_default=False,
 )
 @setting(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=number(0, above=True),
     default=2.0,
     metavar="SECONDS",
     help="How long a picture waits for the server; then the exit answers.",
 )
 @setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
-@setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
 @optional_link_options
 @settings_file
 def predict(

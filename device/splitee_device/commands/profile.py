@@ -12,12 +12,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from splitee.cli.bounds import number, whole
+from splitee.cli.run_settings import build_run_spec, run_setting
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ExtraMissing, NoCutFits
 from splitee.mqtt.options import LinkOptions, optional_link_options
 from splitee.protocol.codecs import CODECS
-from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import PROTOCOL, check_name
+from splitee.protocol.topics import check_name
 from splitee_device.machine import hardware
 from splitee_device.profiler.choice import PREFERENCES, Preference, choose
 from splitee_device.profiler.cost_model import Work, payload_bytes, predict
@@ -36,18 +37,18 @@ log = logging.getLogger(__name__)
 @click.command()
 @settings_file
 @optional_link_options
-@setting("--network", default="resnet18", help="A torchvision classifier, or module:factory.")
-@setting("--stem", type=click.Choice(["imagenet", "small"]), default="imagenet", help="small: for 32 pixels.")
-@setting("--num-classes", type=click.IntRange(min=2), default=10)
-@setting("--batch-size", "--batch", "batch_size", type=click.IntRange(2, 4096), default=32)
-@setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
-@setting("--samples", type=click.IntRange(min=1), default=2000, help="Training pictures of this device.")
-@setting("--steps", type=click.IntRange(min=0), default=0, help="Batches a round; 0: one pass.")
-@setting("--threads", type=click.IntRange(min=1), help="CPU threads; default: the cores it may use.")
+@run_setting("network", default="resnet18")
+@run_setting("stem")
+@run_setting("num_classes", default=10)
+@run_setting("batch_size", "--batch-size", "--batch", "batch_size")
+@run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
+@setting("--samples", type=whole(1), default=2000, help="Training pictures of this device.")
+@run_setting("steps")
+@setting("--threads", type=whole(1), help="CPU threads; default: the cores it may use.")
 @setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What the choice is for.")
-@setting("--reserve", type=click.IntRange(min=0), default=64, metavar="MIB", help="Memory to stay free.")
-@setting("--cpu-share", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the usable cores.")
-@setting("--budget", type=click.FloatRange(min=1), default=120.0, metavar="SECONDS", help="To measure for.")
+@setting("--reserve", type=whole(0), default=64, metavar="MIB", help="Memory to stay free.")
+@setting("--cpu-share", type=number(0, 1, above=True), default=1.0, help="Of the usable cores.")
+@setting("--budget", type=number(1), default=120.0, metavar="SECONDS", help="To measure for.")
 @setting("--id", "device", default="profile", metavar="ID", help="The device's name, for its echo topic.")
 @setting("--state", type=FILE, metavar="DIR", help="Keep what is measured for `splitee device`.")
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
@@ -79,13 +80,12 @@ def profile(
     if picture is not None:
         require_matplotlib()  # before the measurement, not after it
     work = Work(samples, steps or max(1, samples // batch_size), reserve * MIB, cpu_share)
-    spec = RunSpec(
-        protocol=PROTOCOL,
+    spec = build_run_spec(
         run="profile",
         network=network,
+        stem=stem,
         num_classes=num_classes,
         rounds=1,
-        stem=stem,  # type: ignore[arg-type]
         batch_size=batch_size,
         codec=codec,
     )

@@ -1,15 +1,14 @@
-"""The flags of a device that answers pictures: one decorator, one argument."""
+"""The flags of a device that predicts: where its images come from, and how long one waits."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 
+from splitee.cli.bounds import number
+from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee_device.inference.service import Camera, Folder, Pictures
@@ -41,32 +40,26 @@ _OPTIONS = (
     setting("--camera", is_flag=True, help="Classify what this device's camera sees."),
     setting(
         "--every",
-        type=click.FloatRange(min=0, min_open=True),
+        type=number(0, above=True),
         default=10.0,
         metavar="SECONDS",
         help="Between two pictures of the camera.",
     ),
     setting(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=number(0, above=True),
         default=2.0,
         metavar="SECONDS",
         help="How long a picture waits for the server; then the exit answers.",
     ),
 )
-_NAMES = ("watch", "camera", "every", "timeout")
 
 
-def serving_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the flags; the command gets them as its argument `serving: ServingOptions`."""
+def _serving(watch: Path | None, camera: bool, every: float, timeout: float) -> ServingOptions:
+    if watch is not None and camera:
+        raise ConfigError("give one of --watch FOLDER and --camera, not both")
+    return ServingOptions(watch, camera, every, timeout)
 
-    @functools.wraps(command)
-    def with_serving(**arguments: Any) -> Any:
-        given = ServingOptions(**{name: arguments.pop(name) for name in _NAMES})
-        if given.watch is not None and given.camera:
-            raise ConfigError("give one of --watch FOLDER and --camera, not both")
-        return command(serving=given, **arguments)
 
-    for option in reversed(_OPTIONS):
-        with_serving = option(with_serving)
-    return with_serving
+serving_options = option_group("serving", _serving, *_OPTIONS)
+"""Adds the flags; the command gets them as its argument `serving: ServingOptions`."""

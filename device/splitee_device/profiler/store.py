@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from splitee.cli.run_settings import declared
 from splitee.durable import write_atomically
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.run_spec import RunSpec
@@ -54,8 +55,6 @@ class MeasuredStore:
         return msgspec.structs.replace(measured, available=hardware.memory_for_training())
 
     def _path(self, spec: RunSpec, threads: int) -> Path:
-        parts = (
-            spec.network, spec.stem, spec.num_classes, spec.input_shape, spec.batch_size, spec.codec,
-            spec.window, threads, hardware.identity(), version("torch"),
-        )  # fmt: skip
+        costs = (getattr(spec, name) for name, setting in declared().items() if setting.costs)
+        parts = (*costs, threads, hardware.identity(), version("torch"))
         return self._folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"

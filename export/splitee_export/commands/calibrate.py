@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
+from splitee.cli.bounds import number
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError, DataError, Stalled
 from splitee.inference.graphs import ClientModel
@@ -41,10 +42,8 @@ log = logging.getLogger(__name__)
     metavar="DIR",
     help="Held-out pictures as DIR/CLASS/*.jpg.  [default: those that the device kept]",
 )
-@setting(
-    "--max-drop", type=click.FloatRange(0, 1), help="Below the trunk's accuracy at most.  [default: 0.01]"
-)
-@setting("--max-offload", type=click.FloatRange(0, 1), help="Share of pictures that may go to the server.")
+@setting("--max-drop", type=number(0, 1), help="Below the trunk's accuracy at most.  [default: 0.01]")
+@setting("--max-offload", type=number(0, 1), help="Share of pictures that may go to the server.")
 @setting(
     "--measure",
     type=click.Choice(["entropy", "confidence"]),
@@ -52,7 +51,13 @@ log = logging.getLogger(__name__)
     help="Of doubt: normalised entropy, or 1 - the largest probability.",
 )
 @setting("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curve (png, svg or pdf).")
-@setting("--timeout", type=float, default=10.0, metavar="SECONDS", help="For a batch, with --broker.")
+@setting(
+    "--timeout",
+    type=number(0, above=True),
+    default=10.0,
+    metavar="SECONDS",
+    help="For a batch, with --broker.",
+)
 @setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
 @optional_link_options
 @settings_file

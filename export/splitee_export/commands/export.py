@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from splitee.cli.bounds import number
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
@@ -39,7 +40,7 @@ DIRECTORY = click.Path(path_type=Path)
 @setting("--int8", is_flag=True, help="For a device's state: quantize, calibrated on its own pictures.")
 @setting(
     "--max-int8-drop",
-    type=click.FloatRange(0, 1),
+    type=number(0, 1),
     default=0.01,
     help="Accuracy that the exit may lose by int8; beyond, fp32 stays in service.",
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
-from typing import get_args
 
 import click
 from rich.console import Console
 
+from splitee.cli.bounds import whole
+from splitee.cli.run_settings import run_setting
 from splitee.cli.settings import setting, settings_file
 from splitee.protocol.codecs import CODECS
-from splitee.protocol.fields import ClientAveraging
 from splitee_lab.demo.fleet import Demo, run
 from splitee_lab.demo.inference import inference_table
 from splitee_lab.demo.progress import open_display
@@ -24,35 +24,30 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 
 @click.command()
 @settings_file
-@setting(
-    "--strategy",
-    type=click.Choice(["sequential", "averaging"]),
-    default="sequential",
-    help="How the devices' batches train the trunk.",
-)
+@run_setting("strategy")
 @setting(
     "--rounds",
-    type=click.IntRange(min=1),
+    type=whole(1),
     help=f"Passes over the pictures.  [default: {ROUNDS}; with --quick {QUICK_ROUNDS}]",
 )
-@setting("--devices", type=click.IntRange(1, 100), default=3, help="Device processes.")
-@setting("--network", default="resnet18", help="A torchvision classifier, or module:factory.")
-@setting("--seed", type=click.IntRange(min=0), default=1, help="The same seed gives the same weights.")
+@setting("--devices", type=whole(1, 100), default=3, help="Device processes.")
+@run_setting("network", default="resnet18")
+@run_setting("seed", default=1)
 @setting(
     "--broker",
     default="auto",
     metavar="auto|mosquitto|embedded|URL",
     help="auto: mosquitto if installed, else embedded; or one that runs, as mqtt://HOST:PORT.",
 )
-@setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
-@setting(
-    "--client-averaging",
-    type=click.Choice(get_args(ClientAveraging)),
+@run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
+@run_setting(
+    "client_averaging",
+    default=None,
     help="Of client networks.  [default: layerwise; with --quick, too short for it, none]",
 )
 @setting(
     "--samples",
-    type=click.IntRange(min=10),
+    type=whole(10),
     help=f"Training pictures a device, at most.  [default: all; with --quick {QUICK_SAMPLES}]",
 )
 @setting(

@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from splitee.cli.bounds import whole
+from splitee.cli.run_settings import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError
 from splitee.networks.split import build_network
-from splitee.networks.zoo import STEMS
 from splitee.protocol.codecs import CODECS
 from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import PROTOCOL
 from splitee_device.data.sources import open_source
 from splitee_lab.demo.fleet import spread_cuts
 from splitee_lab.local.processes import signals_unwind
@@ -43,9 +43,7 @@ from splitee_lab.simulate.jobs import (
 from splitee_lab.simulate.partition import Partition
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
-from splitee_server.commands.run_settings import run_settings
-
-RUN = {field.name: field.default for field in msgspec.structs.fields(RunSpec)}
+from splitee_server.commands.run_settings import learning_settings
 
 
 def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
@@ -94,9 +92,9 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     help="DIR, FILE.parquet, torchvision:NAME:ROOT or builtin:NAME.",
 )
 @setting("--test", metavar="SPEC", help="All of this is held out instead of a part of --data.")
-@setting("--samples", type=click.IntRange(min=2), help="Training pictures of all clients together, at most.")
-@setting("--test-samples", type=click.IntRange(min=1), help="Held-out pictures, at most.")
-@setting("--clients", type=click.IntRange(1, 10_000), default=6)
+@setting("--samples", type=whole(2), help="Training pictures of all clients together, at most.")
+@setting("--test-samples", type=whole(1), help="Held-out pictures, at most.")
+@setting("--clients", type=whole(1, 10_000), default=6)
 @setting(
     "--cuts", default="auto", metavar="LIST", callback=_cuts, help="The clients' in turn, such as 3,5,7."
 )
@@ -123,21 +121,19 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     help=f"Of {', '.join(BASELINES)}; empty: none.",
 )
 @setting("--seeds", default="1", metavar="LIST", callback=_numbers, help="Such as 1,2,3.")
-@setting("--network", default="resnet18", help="A torchvision classifier, or module:factory.")
-@setting("--stem", type=click.Choice(STEMS), default="imagenet", help="small: for 32-pixel pictures.")
-@setting("--input", "input_shape", default="3x32x32", metavar="CxHxW", callback=_shape)
-@setting("--rounds", type=click.IntRange(min=1), default=5)
-@setting("--batch-size", type=int, default=RUN["batch_size"], help="Samples a batch.")
-@setting("--steps", type=int, default=0, help="Batches a client trains in a round; 0: one pass.")
-@setting("--order", type=click.Choice(["step", "device"]), default="step", help="Of batches, for sequential.")
-@run_settings
-@setting("--codec", type=click.Choice(CODECS), default=RUN["codec"], help="Of the features on the wire.")
-@setting("--threshold", type=float, default=RUN["threshold"], help="Entropy up to which the exit answers.")
-@setting("--evaluate-every", type=click.IntRange(min=1), default=1, help="Rounds; the last one always is.")
+@run_setting("network", default="resnet18")
+@run_setting("stem")
+@run_setting("input_shape", "--input", "input_shape", default="3x32x32", metavar="CxHxW", callback=_shape)
+@run_setting("rounds", default=5)
+@run_settings("batch_size", "steps", "order")
+@learning_settings
+@run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
+@run_setting("threshold")
+@setting("--evaluate-every", type=whole(1), default=1, help="Rounds; the last one always is.")
 @setting("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="cuda: untried so far.")
 @setting(
     "--workers",
-    type=click.IntRange(min=1),
+    type=whole(1),
     help="Runs at once, a thread each.  [default: all cores; 1 with --device cuda]",
 )
 @setting(
@@ -177,7 +173,8 @@ def simulate(
     methods = [*strategy, *baselines]
     if not methods:
         raise ConfigError("nothing to run: give --strategy, --baselines, or both")
-    spec = _run_spec(run, len(open_source(data).class_names))
+    classes = len(open_source(data).class_names)
+    spec = build_run_spec(run="simulated", num_classes=classes, **run)
     cuts = _checked_cuts(spec, cuts)
     choice = PictureChoice(data, test, samples, test_samples)
     console = Console()
@@ -221,15 +218,6 @@ def _compare(jobs: Sequence[Job], pictures: Pictures, out: Path, workers: int, c
         console.print(table)
         console.print()
     console.print(f"{jobs[0].partition}: report: {out / 'report.html'}", soft_wrap=True, highlight=False)
-
-
-def _run_spec(settings: dict[str, Any], num_classes: int) -> RunSpec:
-    try:
-        return msgspec.convert(
-            {"protocol": PROTOCOL, "run": "simulated", "num_classes": num_classes, **settings}, RunSpec
-        )
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"settings: {error}") from None
 
 
 def _checked_cuts(spec: RunSpec, cuts: tuple[int, ...] | None) -> tuple[int, ...]:

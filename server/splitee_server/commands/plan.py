@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from splitee.cli.bounds import whole
 from splitee.cli.settings import setting, settings_file
 from splitee.commands.status import gather, printable
 from splitee.errors import ConfigError
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 @click.command()
 @settings_file
 @link_options
-@setting("--steps", type=click.IntRange(min=0), default=0, help="Batches a round; 0: the run's, or one pass.")
+@setting("--steps", type=whole(0), default=0, help="Batches a round; 0: the run's, or one pass.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
     """Show the cuts that would let all devices' rounds end together.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from splitee.cli.bounds import number
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import ConfigError, ModelError, Stalled
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 @link_options
 @setting(
     "--wait",
-    type=click.FloatRange(min=0),
+    type=number(0),
     default=600.0,
     metavar="SECONDS",
     help="For the devices to fetch and try their models.",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from splitee.cli.bounds import whole
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.inference.trunks import TrunkModels
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
     metavar="DIR",
     help="What `splitee export` wrote for the server.",
 )
-@setting("--threads", type=click.IntRange(min=1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
 @settings_file
 def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
     """Answer devices that are not sure, from the exported trunks of a finished run."""

@@ -8,21 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 import torch
 
+from splitee.cli.bounds import number, whole
+from splitee.cli.run_settings import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.durable import StateDirectory
-from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions, link_options
 from splitee.networks.split import build_for
-from splitee.protocol.codecs import AUTO, CODECS, DEFAULT
-from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import PROTOCOL, Topics
+from splitee.protocol.topics import Topics
 from splitee_server.announcer import claim_fleet, offline
-from splitee_server.commands.run_settings import run_settings
+from splitee_server.commands.run_settings import learning_settings
 from splitee_server.monitoring.options import Monitoring, monitoring_options
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
@@ -35,52 +33,31 @@ DIRECTORY = click.Path(path_type=Path)
 
 @click.command()
 @link_options
-@setting("--network", default="resnet18", help="A torchvision classifier, or module:factory.")
-@setting(
-    "--stem",
-    type=click.Choice(["imagenet", "small"]),
-    default="imagenet",
-    help="small: for 32-pixel pictures.",
-)
-@setting("--num-classes", type=int, default=10)
-@setting("--devices", type=click.IntRange(min=1), default=3, help="Devices that must join before round 1.")
-@setting("--rounds", type=click.IntRange(min=1), default=5)
-@setting("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
-@setting("--order", type=click.Choice(["step", "device"]), default="step", help="Of batches, for sequential.")
-@setting("--seed", type=click.IntRange(min=0), default=1)
+@run_setting("network", default="resnet18")
+@run_setting("stem")
+@run_setting("num_classes", default=10)
+@setting("--devices", type=whole(1), default=3, help="Devices that must join before round 1.")
+@run_setting("rounds", default=5)
+@run_settings("strategy", "order")
+@run_setting("seed", default=1)
 @setting(
     "--state", type=DIRECTORY, required=True, metavar="DIR", help="Where committed rounds and the report go."
 )
 @setting("--fresh", is_flag=True, help="Start a new run, whatever --state holds.")
-@setting("--batch-size", type=int, default=32, help="Samples a batch.")
-@setting(
-    "--steps", type=int, default=0, help="Batches a device trains in a round; 0: one pass over its data."
-)
-@run_settings
-@setting(
-    "--codec",
-    type=click.Choice([*CODECS, AUTO]),
-    default=DEFAULT,
-    help="Of the features on the wire; auto: by each device's CPU and link.",
-)
-@setting(
-    "--release/--no-release",
-    default=True,
-    help="After the last round, export the models and send each device its own.",
-)
-@setting("--window", type=int, default=8, help="Batches a device may have unacknowledged.")
-@setting("--threshold", type=float, default=0.5, help="Normalised entropy up to which the exit answers.")
+@run_settings("batch_size", "steps")
+@learning_settings
+@run_setting("codec")
+@run_setting("release", default=True)
+@run_settings("window", "threshold")
 @setting(
     "--missing", type=click.Choice(["wait", "skip"]), default="wait", help="Devices late at the deadline."
 )
+@setting("--quorum", type=whole(1), default=1, help="Devices that a round needs at least (skip).")
 @setting(
-    "--quorum", type=click.IntRange(min=1), default=1, help="Devices that a round needs at least (skip)."
+    "--deadline-floor", type=number(0), default=60.0, help="Seconds that a round may always take (skip)."
 )
-@setting("--deadline-floor", type=float, default=60.0, help="Seconds that a round may always take (skip).")
-@setting(
-    "--memory", type=click.IntRange(min=1), default=1024, help="MiB of features that may wait for training."
-)
-@setting("--threads", type=click.IntRange(min=1), help="CPU threads; default: torch's choice.")
+@setting("--memory", type=whole(1), default=1024, help="MiB of features that may wait for training.")
+@setting("--threads", type=whole(1), help="CPU threads; default: torch's choice.")
 @monitoring_options
 @settings_file
 def server(
@@ -93,11 +70,11 @@ def server(
     deadline_floor: float,
     memory: int,
     threads: int | None,
-    watching: Monitoring,
+    monitoring: Monitoring,
     **run: Any,
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
-    spec = _run_spec(run)
+    spec = build_run_spec(**run)
     network = build_for(spec)
     if threads:
         torch.set_num_threads(threads)
@@ -110,7 +87,7 @@ def server(
     )
     stop = stop_on_signals()
     policy = Policy(devices, min(quorum, devices), missing, deadline_floor, memory << 20)
-    with watching.observers(connection, topics, store) as observers:
+    with monitoring.observers(connection, topics, store) as observers:
         connection.open(link.connect_timeout)
         farewell = None
         try:
@@ -133,12 +110,3 @@ def server(
         finally:
             connection.close(farewell)
             directory.close()
-
-
-def _run_spec(settings: dict[str, Any]) -> RunSpec:
-    """The run's specification from the flags, checked against its bounds."""
-    try:
-        run = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 0xFFFF:04x}"
-        return msgspec.convert({"protocol": PROTOCOL, "run": run, **settings}, RunSpec)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"settings: {error}") from None

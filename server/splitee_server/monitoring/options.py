@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from splitee.cli.bounds import whole
+from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
 from splitee.mqtt.link import Link
 from splitee.protocol.topics import Topics
@@ -60,7 +61,7 @@ class Monitoring:
 _OPTIONS = (
     setting(
         "--metrics-port",
-        type=click.IntRange(1, 65535),
+        type=whole(1, 65535),
         metavar="PORT",
         help="Serve figures for Prometheus at http://BIND:PORT/metrics.  [default: no]",
         show_default=False,
@@ -82,14 +83,5 @@ _OPTIONS = (
 )
 
 
-def monitoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the flags; the command gets them as its argument `watching: Monitoring`."""
-
-    @functools.wraps(command)
-    def with_watching(**arguments: Any) -> Any:
-        given = {name: arguments.pop(name) for name in Monitoring.__dataclass_fields__}
-        return command(watching=Monitoring(**given), **arguments)
-
-    for option in reversed(_OPTIONS):
-        with_watching = option(with_watching)
-    return with_watching
+monitoring_options = option_group("monitoring", Monitoring, *_OPTIONS)
+"""Adds the flags; the command gets them as its argument `monitoring: Monitoring`."""

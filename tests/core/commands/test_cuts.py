@@ -66,7 +66,7 @@ def test_settings_come_from_the_environment_and_from_a_file(
         (["alexnet"], ExitCode.NETWORK, "splitee: alexnet does not run on 3x32x32"),
         (["vgg11", "--stem", "small"], ExitCode.NETWORK, "splitee: stem 'small' is for the resnets"),
         (["resnet18", "--input", "3x0x32"], ExitCode.CONFIG, "expected sizes such as 3x32x32, got '3x0x32'"),
-        (["resnet18", "--num-classes", "1"], ExitCode.CONFIG, "1 is not in the range x>=2"),
+        (["resnet18", "--num-classes", "1"], ExitCode.CONFIG, "--num-classes 1: at least 2"),
         ([], ExitCode.CONFIG, "give the name of a NETWORK, or --all"),
         (["resnet18", "--all"], ExitCode.CONFIG, "give the name of a NETWORK, or --all"),
     ],

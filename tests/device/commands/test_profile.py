@@ -121,7 +121,7 @@ def test_a_reserve_that_leaves_nothing_fits_no_cut(capsys: pytest.CaptureFixture
     ("arguments", "code", "line"),
     [
         (("--network", "resnet81"), ExitCode.NETWORK, "unknown network 'resnet81'"),
-        (("--cpu-share", "0"), ExitCode.CONFIG, "0.0 is not in the range"),
+        (("--cpu-share", "0"), ExitCode.CONFIG, "--cpu-share 0: more than 0, at most 1"),
         (("--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "1"), ExitCode.UNREACHABLE, "no broker at"),
     ],
 )

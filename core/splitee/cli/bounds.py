@@ -1,0 +1,94 @@
+"""Numbers within bounds, refused in the user's words: `--threshold 2: between 0 and 1`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+
+class OutOfBounds(click.BadParameter):
+    """A value that a setting does not take, where it was given, and what would be taken."""
+
+    def format_message(self) -> str:
+        return self.message
+
+
+class Number(click.ParamType[float]):
+    """A whole number, or any, from `least` to `most`."""
+
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        least: float | None = None,
+        most: float | None = None,
+        *,
+        above: bool = False,
+    ) -> None:
+        """`above`: `least` itself is too little."""
+        self.name = "integer" if kind is int else "float"
+        self.kind = kind
+        self.least = least
+        self.most = most
+        self.above = above
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        try:
+            number = self.kind(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or not self._has(number):
+            what = "" if number is not None and math.isfinite(number) else self._kind_in_words()
+            expected = " ".join(filter(None, (what, self.bounds())))
+            raise OutOfBounds(f"{_given(value, param, ctx)}: {expected}", ctx, param)
+        return number
+
+    def bounds(self) -> str:
+        """What is taken, in words; "" where there are no bounds."""
+        least, most = self.least, self.most
+        if least is None and most is None:
+            return ""
+        if least is None:
+            return f"at most {most:g}"
+        if most is None:
+            return f"more than {least:g}" if self.above else f"at least {least:g}"
+        if self.above:
+            return f"more than {least:g}, at most {most:g}"
+        return f"from {least:g} to {most:g}" if self.kind is int else f"between {least:g} and {most:g}"
+
+    def _has(self, number: float) -> bool:
+        if not math.isfinite(number):
+            return False
+        too_little = self.least is not None and (number <= self.least if self.above else number < self.least)
+        return not too_little and (self.most is None or number <= self.most)
+
+    def _kind_in_words(self) -> str:
+        return "a whole number" if self.kind is int else "a number"
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.bounds()}".rstrip()
+
+
+def whole(least: int | None = None, most: int | None = None) -> Number:
+    """A whole number within these bounds, both included."""
+    return Number(int, least, most)
+
+
+def number(least: float | None = None, most: float | None = None, *, above: bool = False) -> Number:
+    """A number within these bounds, both included; with `above` without the least."""
+    return Number(float, least, most, above=above)
+
+
+def _given(value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    """The value as the user has written it: by a flag, a variable, or the settings file."""
+    if param is None or param.name is None:
+        return str(value)
+    flag = max(param.opts, key=len)
+    source = ctx.get_parameter_source(param.name) if ctx is not None else None
+    if source is ParameterSource.ENVIRONMENT and isinstance(param.envvar, str):
+        return f"{param.envvar}={value}"
+    if source is ParameterSource.DEFAULT_MAP:
+        return f"{flag.lstrip('-')} = {value} in the settings file"
+    return f"{flag} {value}"

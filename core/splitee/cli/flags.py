@@ -1,0 +1,41 @@
+"""Groups of options that several commands share: declared once, handed over as one argument."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+Option = Callable[[Any], Any]
+"""What `settings.setting` and `click.option` return."""
+
+
+def option_group(argument: str, make: Callable[..., Any], *options: Option) -> Callable[[Any], Any]:
+    """A decorator that adds `options` to a command, which gets what `make` makes of them as `argument`.
+
+    Args:
+        make: takes the options' values by their names; raises ConfigError where they do not fit together.
+    """
+    names = _names(options)
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_group(**arguments: Any) -> Any:
+            given = {name: arguments.pop(name) for name in names}
+            return command(**{argument: make(**given)}, **arguments)
+
+        for option in reversed(options):
+            with_group = option(with_group)
+        return with_group
+
+    return add
+
+
+def _names(options: tuple[Option, ...]) -> list[str]:
+    """Of the parameters that the options set."""
+
+    def nothing() -> None: ...
+
+    for option in options:
+        option(nothing)
+    return [parameter.name for parameter in nothing.__click_params__]  # type: ignore[attr-defined]

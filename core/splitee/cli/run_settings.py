@@ -1,0 +1,109 @@
+"""The settings of a run as flags: each is declared once, as a field of RunSpec."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import click
+import msgspec
+from msgspec import inspect
+
+from splitee.cli.bounds import Number
+from splitee.cli.settings import setting
+from splitee.errors import ConfigError
+from splitee.protocol.codecs import AUTO, CODECS
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+
+UNBOUNDED = 1e15  # bounds beyond it guard the wire, and are none for people
+
+
+@dataclass(frozen=True)
+class RunSetting:
+    """One field of RunSpec that people set.
+
+    Attributes:
+        kind: what a flag takes; None: any text.
+        costs: it changes what a device's training step takes.
+    """
+
+    name: str
+    kind: click.ParamType[Any] | None
+    default: Any
+    help: str
+    costs: bool
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+@cache
+def declared() -> dict[str, RunSetting]:
+    """All settings of a run, by their fields' names."""
+    described = inspect.type_info(RunSpec)
+    assert isinstance(described, inspect.StructType)
+    found = {}
+    for field in described.fields:
+        extra = field.type.extra if isinstance(field.type, inspect.Metadata) else None
+        if extra is not None and "help" in extra:
+            default = None if field.default is msgspec.NODEFAULT else field.default
+            kind = _kind(field.name, field.type)
+            found[field.name] = RunSetting(field.name, kind, default, extra["help"], extra["costs"])
+    return found
+
+
+def run_setting(name: str, *flags: str, **attributes: Any) -> Callable[[Any], Any]:
+    """The option for a field of RunSpec. `flags`, `attributes`: where a command's differ from the field's."""
+    found = declared()[name]
+    if isinstance(found.default, bool):
+        flags = flags or (f"{found.flag}/--no-{name.replace('_', '-')}",)
+    elif found.kind is not None:
+        attributes.setdefault("type", found.kind)
+    attributes.setdefault("default", found.default)
+    attributes.setdefault("help", found.help)
+    return setting(*(flags or (found.flag,)), **attributes)
+
+
+def run_settings(*names: str) -> Callable[[Any], Any]:
+    """The options for several fields, in this order."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed(names):
+            command = run_setting(name)(command)
+        return command
+
+    return add
+
+
+def build_run_spec(**settings: Any) -> RunSpec:
+    """The specification that a command's settings make; `run` is named by the time where it has no name.
+
+    Raises:
+        ConfigError: a setting that the flags could not check is out of bounds.
+    """
+    name = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 0xFFFF:04x}"
+    try:
+        return msgspec.convert({"protocol": PROTOCOL, "run": name, **settings}, RunSpec)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"settings: {error}") from None
+
+
+def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:
+    if name == "codec":
+        return click.Choice([*CODECS, AUTO])
+    hint = get_type_hints(RunSpec)[name]
+    if get_origin(hint) is Literal:
+        return click.Choice(get_args(hint))
+    while isinstance(described, inspect.Metadata):
+        described = described.type
+    if isinstance(described, inspect.IntType | inspect.FloatType):
+        least = described.ge if described.gt is None else described.gt
+        most = None if described.le is None or described.le >= UNBOUNDED else described.le
+        kind = int if isinstance(described, inspect.IntType) else float
+        return Number(kind, least, most, above=described.gt is not None)
+    return None

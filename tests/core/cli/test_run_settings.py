@@ -1,0 +1,124 @@
+"""A setting of a run is declared once, in RunSpec, and refused in the user's words wherever it comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from splitee.cli.bounds import Number, number, whole
+from splitee.cli.flags import option_group
+from splitee.cli.run_settings import build_run_spec, declared, run_setting, run_settings
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ConfigError
+from splitee.protocol.run_spec import RunSpec
+
+PEOPLE_DO_NOT_SET = {"protocol", "run", "mean", "std", "window_bytes", "class_names"}
+
+
+@click.command()
+@settings_file
+@run_settings("threshold", "batch_size", "learning_rate", "steps", "order", "balanced_loss")
+def command(**settings: object) -> None:
+    """What it is given, as a run's specification has it."""
+    spec = build_run_spec(network="net", num_classes=2, rounds=1, **settings)
+    click.echo(spec.encode())
+
+
+def run(*arguments: str, **variables: str) -> Result:
+    return CliRunner().invoke(command, arguments, env=variables)
+
+
+def test_every_field_that_people_set_is_declared() -> None:
+    assert set(RunSpec.__struct_fields__) - set(declared()) == PEOPLE_DO_NOT_SET
+    assert all(setting.help for setting in declared().values())
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "words"),
+    [
+        ("--threshold", "2", "between 0 and 1"),
+        ("--threshold", "nan", "a number between 0 and 1"),
+        ("--threshold", "high", "a number between 0 and 1"),
+        ("--batch-size", "1", "from 2 to 4096"),
+        ("--batch-size", "2.5", "a whole number from 2 to 4096"),
+        ("--learning-rate", "0", "more than 0"),
+        ("--steps", "-1", "at least 0"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_the_users_words(
+    tmp_path: Path, flag: str, value: str, words: str
+) -> None:
+    key = flag.removeprefix("--")
+    by_flag = run(f"{flag}={value}")
+    assert (by_flag.exit_code, by_flag.output.splitlines()[-1]) == (2, f"Error: {flag} {value}: {words}")
+    variable = "SPLITEE_" + key.replace("-", "_").upper()
+    assert run(**{variable: value}).output.splitlines()[-1] == f"Error: {variable}={value}: {words}"
+    file = tmp_path / "settings.toml"
+    file.write_text(f'{key} = "{value}"')
+    line = run("--config", str(file)).output.splitlines()[-1]
+    assert line == f"Error: {key} = {value} in the settings file: {words}"
+
+
+def test_what_is_right_reaches_the_message(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("batch-size = 8\nthreshold = 0.25\n")
+    done = run("--config", str(file), "--threshold", "1", "--balanced-loss", SPLITEE_STEPS="7")
+    spec = msgspec.json.decode(done.output.encode(), type=RunSpec)
+    assert (spec.batch_size, spec.threshold, spec.steps, spec.balanced_loss) == (8, 1.0, 7, True)
+    assert (spec.learning_rate, spec.order) == (0.01, "step")
+
+
+def test_help_shows_default_and_bounds() -> None:
+    assert "[default: 32; from 2 to 4096]" in " ".join(run("--help").output.split())
+
+
+def test_what_no_flag_can_check_is_refused_all_the_same() -> None:
+    with pytest.raises(ConfigError, match="network"):
+        build_run_spec(network="n" * 1001, num_classes=2, rounds=1)
+
+
+def test_a_command_may_differ_in_a_flags_name_and_default() -> None:
+    @click.command()
+    @run_setting("batch_size", "--batch", "batch_size", default=16)
+    def other(batch_size: int) -> None:
+        click.echo(batch_size)
+
+    assert CliRunner().invoke(other, []).output == "16\n"
+    assert CliRunner().invoke(other, ["--batch", "1"]).output.splitlines()[-1].endswith("from 2 to 4096")
+
+
+def test_a_group_of_options_reaches_a_command_as_one_argument() -> None:
+    def pair(first: int, second: str | None) -> tuple[int, str | None]:
+        if first > 9 and second is None:
+            raise click.UsageError("give --second too")
+        return first, second
+
+    group = option_group("both", pair, setting("--first", type=whole(1), default=1), setting("--second"))
+
+    @click.command()
+    @group
+    @click.option("--third")
+    def other(both: tuple[int, str | None], third: str | None) -> None:
+        click.echo(f"{both} {third}")
+
+    assert CliRunner().invoke(other, ["--second", "x", "--third", "y"]).output == "(1, 'x') y\n"
+    assert "give --second too" in CliRunner().invoke(other, ["--first", "10"]).output
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (whole(), ""),
+        (whole(1), "at least 1"),
+        (number(most=2), "at most 2"),
+        (whole(1, 65535), "from 1 to 65535"),
+        (number(0, above=True), "more than 0"),
+        (number(0, 1, above=True), "more than 0, at most 1"),
+    ],
+)
+def test_bounds_in_words(kind: Number, words: str) -> None:
+    assert kind.bounds() == words
