@@ -1,0 +1,135 @@
+"""A clock that tests move, and a port without a broker: what waits for minutes is tested in milliseconds."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+from paho.mqtt.client import topic_matches_sub
+
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.events import Event, Message
+
+FOREVER = 24 * 3600.0  # seconds after which a test that still waits has failed
+
+
+class FakeClock:
+    """Seconds that pass only when a test, or a fake port that waits, says so."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Sent(NamedTuple):
+    """What was published."""
+
+    topic: str
+    payload: bytes
+    retain: bool
+    correlation: bytes | None
+
+
+class FakePort:
+    """A `Port` that keeps what is published, and hands out what a test delivers, in the order of its time.
+
+    Attributes:
+        sent: all that was published.
+        subscribed: the filters, in the order in which they were asked for.
+        on_sent: called with each publication, so that a test can answer as the other end would.
+    """
+
+    def __init__(self, clock: FakeClock, *, max_packet: int = 1 << 20) -> None:
+        self.clock = clock
+        self.max_packet = max_packet
+        self.connected = True
+        self.alive = True
+        self.refused = 0
+        self.bytes_published = 0
+        self.address = BrokerAddress("broker.test", 1883)
+        self.sent: list[Sent] = []
+        self.subscribed: list[str] = []
+        self.on_sent: Callable[[Sent], None] = lambda _sent: None
+        self._events: list[tuple[float, int, Event | Exception]] = []  # a heap, by time and order
+        self._order = itertools.count()
+        self._last = clock() + FOREVER
+
+    def deliver(
+        self, topic: str, payload: bytes, *, retained: bool = False, correlation: bytes | None = None
+    ) -> None:
+        """A message that is there now."""
+        self.later(0, topic, payload, retained=retained, correlation=correlation)
+
+    def later(
+        self,
+        seconds: float,
+        topic: str,
+        payload: bytes,
+        *,
+        retained: bool = False,
+        correlation: bytes | None = None,
+    ) -> None:
+        """A message that comes in so many seconds."""
+        self.happen(Message(topic, payload, retained=retained, correlation=correlation), seconds)
+
+    def happen(self, event: Event | Exception, seconds: float = 0) -> None:
+        """Any event, in so many seconds; `receive` raises an exception, as it does what a broker refuses."""
+        heapq.heappush(self._events, (self.clock() + seconds, next(self._order), event))
+
+    def payloads(self, topic: str) -> list[bytes]:
+        """What was published on `topic`, in its order."""
+        return [sent.payload for sent in self.sent if sent.topic == topic]
+
+    def subscribe(self, *filters: str) -> None:
+        self.subscribed.extend(name for name in filters if name not in self.subscribed)
+
+    def publish(
+        self,
+        topic: str,
+        payload: bytes | memoryview | bytearray,
+        *,
+        retain: bool = False,
+        expiry: int | None = None,
+        response_topic: str | None = None,
+        correlation: bytes | None = None,
+    ) -> bool:
+        body = bytes(payload)
+        if len(body) > self.max_packet:
+            raise ValueError(f"message on {topic}: {len(body)} bytes, at most {self.max_packet} are sent")
+        if not self.connected:
+            return False
+        self.bytes_published += len(body)
+        self.sent.append(Sent(topic, body, retain, correlation))
+        self.on_sent(self.sent[-1])
+        return True
+
+    def flush(self, timeout: float | None) -> bool:
+        """The broker acknowledges at once."""
+        return self.connected
+
+    def receive(self, timeout: float | None) -> Event | None:
+        """What is due; else the clock goes on to the next event, or by `timeout` when none comes till then."""
+        now = self.clock()
+        until = self._last if timeout is None else now + timeout
+        if not self._events or self._events[0][0] > until:
+            self.clock.advance(until - now)
+            if self.clock() >= self._last:
+                raise AssertionError("what is waited for never comes")
+            return None
+        due, _, event = heapq.heappop(self._events)
+        self.clock.advance(max(0.0, due - now))
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, Message) and not self._wants(event.topic):
+            raise AssertionError(f"{event.topic} was not subscribed to: {self.subscribed}")
+        return event
+
+    def _wants(self, topic: str) -> bool:
+        return any(topic_matches_sub(wanted, topic) for wanted in self.subscribed)
