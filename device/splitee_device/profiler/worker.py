@@ -28,8 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-import splitee.cli.main  # noqa: F401  # a device's process begins with it, and so without torch's compiler
-import splitee_device.agent.agent  # what the agent imports is part of what it takes, like its monitor
+import splitee.cli.main  # a device's process begins with it, and so without torch's compiler
+import splitee.mqtt.link  # noqa: F401
+import splitee_device.agent.agent  # what the agent imports is part of what it takes; so are link and monitor
 import splitee_device.profiler.drift  # noqa: F401
 from splitee.errors import SpliteeError
 from splitee.networks.split import build_for
