@@ -25,32 +25,24 @@ import torch
 import splitee.cli.main  # noqa: F401  # as a device's process begins: without torch's compiler
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.link import Link
-from splitee.protocol.codecs import encode_tensor
-from splitee.protocol.labels import encode_labels
-from splitee.protocol.rounds import Features
+from splitee.protocol.cut_batch import CutBatch
+from splitee.protocol.parts import publish_in_parts
+from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state
-from splitee_device.agent.outbox import publish_packed
 from splitee_device.data.images import DeviceData, PictureSet
 from splitee_device.machine.hardware import usable_cores
 from splitee_device.machine.memory import MemoryWatch, memory
 from splitee_device.profiler.reference import Reference
-from splitee_device.training.trainer import ClientTrainer, CutBatch, open_trainer
+from splitee_device.training.trainer import ClientTrainer, open_trainer
 
 INPUT = (3, 32, 32)
 LEAST_SECONDS = 4.0  # of measured rounds, after one that is not
 
 
 def payload(spec: RunSpec, step: int, batch: CutBatch) -> bytes:
-    return Features(
-        run=spec.run,
-        round=1,
-        attempt=1,
-        phase="train",
-        step=step,
-        features=encode_tensor(spec.codec, batch.features),
-        labels=encode_labels(batch.labels, spec.num_classes),
-    ).encode()
+    opened = RoundOpen(run=spec.run, round=1, attempt=1, phase="train")
+    return batch.message(spec, opened, "train", step).encode()
 
 
 def main(network: str, threads: int, steps: int, broker: str, cuts: list[int]) -> None:
@@ -91,7 +83,7 @@ class Training:
             self.step_cpu.append(time.process_time() - self._link.cpu - begun_cpu)
             self.steps.append(time.perf_counter() - begun)
             self._window.append(payload(self._spec, step, batch))
-            publish_packed(self._link, "truth/features", self._window[-1])
+            publish_in_parts(self._link, "truth/features", self._window[-1])
             if reference is not None:
                 reference.keep_up(sum(self.step_cpu))
         self._link.flush(60)

@@ -55,8 +55,9 @@ def serve(session: Session, settings: DeviceSettings, topics: Topics, state: Pat
         except RunChanged:
             if settings.stay:
                 raise
-        session.say("serving", session.round.round if session.round is not None else 0)
-        return pictures is None and (session.is_finished or _is_of(models, session))
+        opened = session.heard.round
+        session.presence.say("serving", opened.round if opened is not None else 0)
+        return pictures is None and (session.heard.is_finished or _is_of(models, session))
 
     connection.open(link.connect_timeout)
     try:
@@ -74,4 +75,5 @@ def _is_of(models: ModelStore, session: Session) -> bool:
         manifest = read_manifest(models.current, ClientManifest)
     except ModelError:
         return False
-    return session.spec is not None and manifest.run == session.spec.run
+    spec = session.heard.spec
+    return spec is not None and manifest.run == spec.run

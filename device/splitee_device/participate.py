@@ -63,13 +63,13 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         spec = replace(
             spec, codec=auto_codec.choose(spec, chosen.cut, directory.path, trainer_at, fresh=settings.fresh)
         )
-    watch = DriftMonitor(
+    monitor = DriftMonitor(
         Meter(settings.threads, settings.most_memory),
         rounds=settings.adapt_after,
         forecast=chosen.forecast,
         adapts=settings.adapt_cut,
     )
-    Agent(session, spec, chosen.cut, trainer_at, store, watch, chosen.capability).take_part(pictures)
+    Agent(session, spec, chosen.cut, trainer_at, store, monitor, chosen.capability).take_part(pictures)
     return spec
 
 

@@ -115,7 +115,7 @@ class FakePort:
         return self.connected
 
     def receive(self, timeout: float | None) -> Event | None:
-        """What is due; else the clock goes on to the next event, or by `timeout` if none comes."""
+        """What is due; else the clock goes on to the next event, or by `timeout` when none comes in it."""
         now = self.clock()
         until = self._last if timeout is None else now + timeout
         if not self._events or self._events[0][0] > until:

@@ -11,13 +11,15 @@ import time
 from splitee.errors import BrokerRefused, BrokerUnreachable, MalformedMessage
 from splitee.inference.manifest import ClientManifest
 from splitee.inference.uncertainty import Array
-from splitee.mqtt.events import Disconnected, Message
+from splitee.mqtt.events import Disconnected, Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol import routes
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.gate import Gate, Received
 from splitee.protocol.inference import InferAnswer, InferRequest
-from splitee.protocol.parts import Assembler, message_numbers, split
+from splitee.protocol.parts import message_numbers, split
 from splitee.protocol.topics import Topics
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not answer in time
@@ -41,12 +43,11 @@ class Offload:
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
         self._timeout = timeout
-        self._requests = topics.device(device, "infer")
-        self._answers = topics.device(device, "inbox/answer")
-        self._server = topics.server_status
+        self._gate = Gate(topics, (routes.ANSWER, routes.SERVER_STATUS), device=device)
+        self._requests = routes.INFER.topic(topics, device)
+        self._answers = routes.ANSWER.topic(topics, device)
         self._link = Link(options.address, f"splitee-{options.fleet}-{device}-infer", tls=options.tls)
-        self._link.subscribe(self._answers, self._server)
-        self._parts = Assembler()
+        self._link.subscribe(*self._gate.filters)
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE
         self._silent_until = 0.0
@@ -81,19 +82,22 @@ class Offload:
         `waited`: seconds of the time-out that are over already.
         """
         deadline = time.monotonic() + self._timeout - waited - MARGIN
-        while self._receive(0, None) is not None:
-            pass
+        while (event := self._link.receive(0)) is not None:
+            self._answer_in(event, None)
         if not self._worth_asking():
             return None
         correlation = secrets.token_bytes(16)
         if not self._ask(features, correlation, deadline):
             return None
         while (left := deadline - time.monotonic()) > 0:
-            event = self._receive(left, correlation)
-            if isinstance(event, Disconnected) or (event is not None and not self._worth_asking()):
+            event = self._link.receive(left)
+            if event is None:
+                continue
+            answer = self._answer_in(event, correlation)
+            if isinstance(event, Disconnected) or not self._worth_asking():
                 return None
-            if isinstance(event, InferAnswer):
-                return self._read(event, len(features))
+            if answer is not None:
+                return self._logits_of(answer, len(features))
         self._silent_until = time.monotonic() + self._pause
         log.warning("no answer within %.1f s; not asking for the next %.0f s", self._timeout, self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
@@ -126,20 +130,16 @@ class Offload:
         self.asked += 1
         return True
 
-    def _receive(self, timeout: float, correlation: bytes | None) -> object | None:
-        """The next event within `timeout` seconds; the InferAnswer itself when it answers `correlation`."""
-        event = self._link.receive(timeout)
-        if not isinstance(event, Message):
-            return event
-        try:
-            if event.topic == self._server:
-                self._heard(ServerStatus.decode(event.payload))
-            elif event.correlation is not None and event.correlation == correlation:
-                whole = self._parts.add("server", event.payload)
-                return event if whole is None else InferAnswer.decode(whole)
-        except MalformedMessage as error:
-            log.warning("%s: ignored: %s", event.topic, error)
-        return event
+    def _answer_in(self, event: Event, correlation: bytes | None) -> Received | None:
+        """The answer to the request of `correlation`, once it is whole. A status of the server is noted."""
+        received = self._gate.read(event) if isinstance(event, Message) else None
+        if received is None:
+            return None
+        if isinstance(received.message, ServerStatus):
+            self._heard(received.message)
+            return None
+        is_awaited = correlation is not None and received.envelope.correlation == correlation
+        return received if is_awaited else None
 
     def _heard(self, status: ServerStatus) -> None:
         """A server that has started anew may answer what another one did not."""
@@ -147,17 +147,18 @@ class Offload:
             self._silent_until = 0.0
         self._status = status
 
-    def _read(self, answer: InferAnswer, samples: int) -> Array | None:
+    def _logits_of(self, received: Received, samples: int) -> Array | None:
+        """The logits of an answer; None: it has none, or not those of `samples` samples."""
         self._pause = FIRST_PAUSE
+        answer: InferAnswer = received.message
         if answer.error or answer.logits is None:
             log.warning("the server does not answer: %s", answer.error or "no logits")
             return None
         try:
             logits = decode_tensor(answer.logits, (len(self._manifest.class_names),))
+            if len(logits) != samples:
+                raise MalformedMessage(f"InferAnswer: {len(logits)} samples for {samples}")
         except MalformedMessage as error:
-            log.warning("the server's answer is ignored: %s", error)
-            return None
-        if len(logits) != samples:
-            log.warning("the server's answer is ignored: %d samples for %d", len(logits), samples)
+            self._gate.reject(received.route, received.device, received.envelope, error)
             return None
         return logits

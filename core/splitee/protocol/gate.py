@@ -18,10 +18,11 @@ from splitee.protocol.parts import Assembler
 from splitee.protocol.routes import Route, find
 from splitee.protocol.topics import Topics
 
-EVENTS_AT_ONCE = 256  # handled between two batches, at most: a flood does not keep anyone from training
+EVENTS_AT_ONCE = 256  # that are handled between two batches, at most: a flood does not stop the training
 LOGGED = 10  # rejected messages of one sender that are logged; all are counted
 SENDERS = 100_000  # whose rejected messages are counted one by one
 OTHERS = "others"
+EVERY = "+"  # device, in a subscription
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Gate:
         topics: Topics,
         routes: Collection[Route],
         *,
+        device: str = EVERY,
         admit: Callable[[Route, str], None] = lambda _route, _device: None,
         on_rejected: Callable[[Rejection], None] = lambda _rejection: None,
         takes_cleared: bool = False,
@@ -67,6 +69,7 @@ class Gate:
         """What is on other routes is passed over in silence.
 
         Args:
+            device: whose topics are read; default: every device's.
             admit: raises MalformedMessage for a device whose messages are not even to be kept.
             on_rejected: is told of each message that is not taken.
             takes_cleared: an empty payload clears a retained topic; else it is malformed.
@@ -74,6 +77,7 @@ class Gate:
         """
         self._topics = topics
         self._routes = frozenset(routes)
+        self._device = device
         self._admit = admit
         self._on_rejected = on_rejected
         self._takes_cleared = takes_cleared
@@ -84,8 +88,8 @@ class Gate:
 
     @property
     def filters(self) -> tuple[str, ...]:
-        """What to subscribe to for all devices."""
-        return tuple(sorted(route.topic(self._topics) for route in self._routes))
+        """What to subscribe to."""
+        return tuple(sorted(route.topic(self._topics, self._device) for route in self._routes))
 
     def read(self, envelope: Message) -> Received | None:
         """The message, once all of its parts are here; None: there is none, or it is rejected."""
@@ -93,6 +97,8 @@ class Gate:
         if found is None or found[0] not in self._routes:
             return None
         route, device = found
+        if self._device not in (EVERY, device) and route.of_device:
+            return None
         try:
             self._admit(route, device)
             if not envelope.payload and route.retained and self._takes_cleared:

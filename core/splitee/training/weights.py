@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from splitee.errors import ConfigError, MalformedMessage
 from splitee.networks.split import SplitNetwork
-from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol.codecs import EncodedTensor, decode_tensor, encode_tensor
 from splitee.protocol.encoding import MAX_PACKED
 from splitee.protocol.rounds import Weights
 from splitee.protocol.run_spec import RunSpec
@@ -83,16 +83,13 @@ class WeightsAssembler:
         return sorted(self._like.keys() - self.tensors.keys())
 
     def add(self, message: Weights) -> None:
-        """Raises MalformedMessage: a tensor is none of this network's."""
-        for name, encoded in message.tensors.items():
-            if name not in self._like:
-                raise MalformedMessage(f"Stages: {name[:80]!r} is not in this device's network")
-            like = self._like[name]
-            shape = tuple(like.shape) or (1,)
-            if tuple(encoded.shape) != shape:
-                raise MalformedMessage(f"Stages: {name} has shape {tuple(encoded.shape)}, expected {shape}")
-            array = decode_tensor(encoded, shape[1:])
-            self.tensors[name] = torch.tensor(array).reshape(like.shape).to(like.dtype)
+        """Take in all tensors of a message, or none.
+
+        Raises:
+            MalformedMessage: one is none of this network's.
+        """
+        decoded = {name: self._decode(name, encoded) for name, encoded in message.tensors.items()}
+        self.tensors.update(decoded)
 
     def next_names(self) -> list[str]:
         """What to ask for next: as much of what is missing as fits a message."""
@@ -102,7 +99,17 @@ class WeightsAssembler:
         """Raises MalformedMessage, and starts anew: what came is not what was announced."""
         if not self.missing and (found := weights_digest(self.tensors)) != digest:
             self.tensors = {}
-            raise MalformedMessage(f"Stages: SHA-256 of the weights is {found[:12]}, expected {digest[:12]}")
+            raise MalformedMessage(f"Weights: their SHA-256 is {found[:12]}, expected {digest[:12]}")
+
+    def _decode(self, name: str, encoded: EncodedTensor) -> Tensor:
+        like = self._like.get(name)
+        if like is None:
+            raise MalformedMessage(f"Weights: {name[:80]!r} is not in this device's network")
+        shape = tuple(like.shape) or (1,)
+        if tuple(encoded.shape) != shape:
+            raise MalformedMessage(f"Weights: {name} has shape {tuple(encoded.shape)}, expected {shape}")
+        array = decode_tensor(encoded, shape[1:])
+        return torch.tensor(array).reshape(like.shape).to(like.dtype)
 
 
 def select(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 
-from splitee.mqtt.link import Link
+from splitee.mqtt.port import Port
 from splitee.protocol.fields import Phase
-from splitee.protocol.parts import message_numbers, split
+from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.rounds import Ack, RoundOpen
 from splitee.protocol.run_spec import RunSpec
-
-
-def publish_packed(link: Link, topic: str, payload: bytes) -> bool:
-    """Publish `payload`, in parts when the broker does not take it whole; False when not connected."""
-    number = next(message_numbers)
-    return all(link.publish(topic, part) for part in split(payload, link.max_packet, number))
 
 
 class Outbox:
     """Keeps at most the window's batches and bytes, and sends them again when the server asks."""
 
-    def __init__(self, link: Link, topic: str, spec: RunSpec, opened: RoundOpen, phase: Phase) -> None:
-        self._link = link
+    def __init__(self, port: Port, topic: str, spec: RunSpec, opened: RoundOpen, phase: Phase) -> None:
+        self._port = port
         self._topic = topic
         self._spec = spec
         self._opened = opened
@@ -52,23 +46,18 @@ class Outbox:
         self._waiting.append((step, payload))
         self._waiting_bytes += len(payload)
         self.published += len(payload)
-        publish_packed(self._link, self._topic, payload)
+        publish_in_parts(self._port, self._topic, payload)
 
-    def acknowledge(self, ack: Ack) -> bool:
-        """Make room, and send again what the server may have lost; False when the ack is of another phase."""
+    def acknowledge(self, ack: Ack) -> None:
+        """Make room, and send again what the server may have lost; one of another phase changes nothing."""
         opened = self._opened
-        if (ack.run, ack.round, ack.attempt, ack.phase) != (
-            opened.run,
-            opened.round,
-            opened.attempt,
-            self._phase,
-        ):
-            return False
+        mine = opened.run, opened.round, opened.attempt, self._phase
+        if (ack.run, ack.round, ack.attempt, ack.phase) != mine:
+            return
         self._room = ack.room
         self._acknowledged = max(self._acknowledged, ack.step)
         while self._waiting and self._waiting[0][0] < self._acknowledged:
             self._waiting_bytes -= len(self._waiting.popleft()[1])
         if ack.resend:
             for _, payload in self._waiting:
-                publish_packed(self._link, self._topic, payload)
-        return True
+                publish_in_parts(self._port, self._topic, payload)

@@ -18,7 +18,8 @@ from splitee.durable import StateDirectory
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions, link_options
 from splitee.protocol.topics import Topics, check_name
-from splitee_device.agent.session import Session, offline
+from splitee_device.agent.presence import offline
+from splitee_device.agent.session import Session
 from splitee_device.data.images import Shard
 from splitee_device.data.sources import open_source
 from splitee_device.inference.options import serving_options

@@ -7,9 +7,12 @@ import logging
 import time
 from pathlib import Path
 
+from splitee.clock import Clock
 from splitee.errors import MalformedMessage, ModelError, StateError
 from splitee.mqtt.events import Message
-from splitee.mqtt.link import Link
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.gate import Gate, Received
 from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
 from splitee.protocol.topics import Topics
 from splitee_device.inference.model_store import ModelStore
@@ -22,51 +25,56 @@ log = logging.getLogger(__name__)
 class Delivery:
     """One device's side. What has come is on disk, so that a new process goes on where the last one ended."""
 
-    def __init__(self, link: Link, topics: Topics, device: str, shelf: ModelStore) -> None:
-        self._link = link
+    def __init__(
+        self, port: Port, topics: Topics, device: str, shelf: ModelStore, *, clock: Clock = time.monotonic
+    ) -> None:
+        self._port = port
         self._device = device
         self._shelf = shelf
-        self._offers = topics.device(device, "inbox/model")
-        self._parts = topics.device(device, "inbox/model-part")
-        self._wants = topics.device(device, "model-want")
-        self._reports = topics.device(device, "model")
+        self._clock = clock
+        self._gate = Gate(topics, (routes.MODEL_OFFER, routes.MODEL_PART), device=device, takes_cleared=True)
+        self._wants = routes.MODEL_WANT.topic(topics, device)
+        self._reports = routes.MODEL_REPORT.topic(topics, device)
         self._offer: ModelOffer | None = None
         self._refused: set[str] = set()
         self._torn: set[str] = set()
         self._have = 0
         self._due = 0.0
-        link.subscribe(self._offers, self._parts)
+        port.subscribe(*self._gate.filters)
 
-    def handle(self, message: Message) -> bool:
-        """Takes a message of a delivery; True when another model is in service now.
+    @property
+    def rejected(self) -> int:
+        """Messages that were malformed, and changed nothing."""
+        return self._gate.rejected.total()
 
-        A malformed one is logged and changes nothing.
-        """
-        try:
-            if message.topic == self._offers and message.payload:
-                return self._on_offer(ModelOffer.decode(message.payload))
-            if message.topic == self._parts:
-                return self._on_part(ModelPart.decode(message.payload))
-        except MalformedMessage as error:
-            log.warning("%s: ignored: %s", message.topic, error)
-        return False
+    def handle(self, message: Message) -> None:
+        """Takes a message of a delivery; others are passed over."""
+        received = self._gate.read(message)
+        if received is not None:
+            self._gate.apply(received, self._take)
+
+    def _take(self, received: Received) -> None:
+        if isinstance(received.message, ModelOffer):
+            self._on_offer(received.message)
+        elif isinstance(received.message, ModelPart):
+            self._on_part(received.message)
 
     def tick(self) -> None:
         """Asks again when nothing has come for a while."""
-        if self._offer is not None and time.monotonic() >= self._due:
+        if self._offer is not None and self._clock() >= self._due:
             self._ask()
 
     def report(self, release: str, state: str, reason: str = "") -> None:
         """Tells the fleet what became of a release."""
         report = ModelReport(release=release, state=state, reason=reason[:1000])  # type: ignore[arg-type]
-        self._link.publish(self._reports, report.encode(), retain=True)
+        self._port.publish(self._reports, report.encode(), retain=True)
 
-    def _on_offer(self, offer: ModelOffer) -> bool:
+    def _on_offer(self, offer: ModelOffer) -> None:
         if offer.release == self._shelf.release:
             self.report(offer.release, "in service")
-            return False
+            return
         if offer.release in self._refused or offer == self._offer:
-            return False
+            return
         for stale in self._shelf.path.glob("*.incoming"):
             if stale != self._file(offer.release):
                 stale.unlink(missing_ok=True)
@@ -78,14 +86,14 @@ class Delivery:
         self._offer = offer
         log.info("model %s: %d of %d bytes are here", offer.release[:12], self._have, offer.size)
         if self._have == offer.size:
-            return self._finish(offer)
-        self._ask()
-        return False
+            self._finish(offer)
+        else:
+            self._ask()
 
-    def _on_part(self, part: ModelPart) -> bool:
+    def _on_part(self, part: ModelPart) -> None:
         offer = self._offer
         if offer is None or part.release != offer.release or part.offset != self._have:
-            return False  # of another release, or one that came twice
+            return  # of another release, or one that came twice
         if self._have + len(part.data) > offer.size:
             raise MalformedMessage(f"ModelPart: more than the {offer.size} bytes of the release")
         try:
@@ -95,40 +103,40 @@ class Delivery:
             raise StateError(f"cannot write {self._file(offer.release)}: {error.strerror}") from None
         self._have += len(part.data)
         if self._have == offer.size:
-            return self._finish(offer)
-        self._ask()
-        return False
+            self._finish(offer)
+        else:
+            self._ask()
 
-    def _finish(self, offer: ModelOffer) -> bool:
+    def _finish(self, offer: ModelOffer) -> None:
         self._offer = None
         path = self._file(offer.release)
         bundle = path.read_bytes()
         path.unlink()
         try:
             if hashlib.sha256(bundle).hexdigest() != offer.release:
-                return self._again(offer)
+                self._again(offer)
+                return
             self._shelf.install(bundle, self._device)
         except ModelError as error:
             log.warning("%s", error)
             self._refused.add(offer.release)
             self.report(offer.release, "refused", str(error))
-            return False
-        self.report(offer.release, "in service")
-        return True
+        else:
+            self.report(offer.release, "in service")
 
-    def _again(self, offer: ModelOffer) -> bool:
+    def _again(self, offer: ModelOffer) -> None:
         """What a power cut has torn is fetched anew, once."""
         if offer.release in self._torn:
             raise ModelError("the delivered model is refused: its bytes are not those of the offer")
         log.warning("model %s: what has come is damaged; fetching it anew", offer.release[:12])
         self._torn.add(offer.release)
-        return self._on_offer(offer)
+        self._on_offer(offer)
 
     def _ask(self) -> None:
         assert self._offer is not None
         want = ModelWant(release=self._offer.release, offset=self._have)
-        self._link.publish(self._wants, want.encode())
-        self._due = time.monotonic() + ASK_AGAIN
+        self._port.publish(self._wants, want.encode())
+        self._due = self._clock() + ASK_AGAIN
 
     def _file(self, release: str) -> Path:
         return self._shelf.path / f"{release}.incoming"

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, TypeVar
 
+from splitee_device.agent.monitor import CutWish
 from splitee_device.profiler.forecast import Forecast
 from splitee_device.profiler.meter import Meter, Round
 
@@ -140,16 +141,8 @@ class Judge:
             self._seen = []
 
 
-@dataclass(frozen=True)
-class CutWish:
-    """The cut that the device would rather have, and why."""
-
-    cut: int
-    reason: str
-
-
 class DriftMonitor:
-    """Watches one device in one run."""
+    """Watches one device in one run: the agent's `RoundMonitor`."""
 
     def __init__(
         self, meter: Meter, *, rounds: int = ROUNDS, forecast: Forecast | None = None, adapts: bool = False

@@ -28,22 +28,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-import splitee.cli.main  # noqa: F401  # a device's process begins with it, and so without torch's compiler
-import splitee_device.agent.agent  # noqa: F401  # what the agent imports is part of what it takes
+import splitee.cli.main  # a device's process begins with it, and so without torch's compiler
+import splitee.mqtt.link  # noqa: F401
+import splitee_device.agent.agent  # what the agent imports is part of what it takes; so are link and monitor
+import splitee_device.profiler.drift  # noqa: F401
 from splitee.errors import SpliteeError
 from splitee.networks.split import build_for
 from splitee.networks.zoo import first_line
-from splitee.protocol.codecs import encode_tensor
-from splitee.protocol.cut_batch import EVALUATION_BATCH
-from splitee.protocol.labels import encode_labels
-from splitee.protocol.rounds import Features
+from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
+from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state
 from splitee_device.data.images import DeviceData, PictureSet, batch
 from splitee_device.machine.memory import MemoryWatch, memory
 from splitee_device.profiler.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup, StageFacts
 from splitee_device.profiler.reference import Reference
-from splitee_device.training.trainer import ClientTrainer, CutBatch, open_trainer
+from splitee_device.training.trainer import ClientTrainer, open_trainer
 
 WARM_UP = 2  # steps that are not timed: the first allocate, and choose kernels
 LEAST_STEPS = 5  # to be timed, as long as there is time
@@ -285,16 +285,9 @@ def _train(
     times.payload = len(window[-1])
 
 
-def _encode(spec: RunSpec, features: CutBatch) -> bytes:
-    return Features(
-        run=spec.run,
-        round=1,
-        attempt=1,
-        phase="train",
-        step=0,
-        features=encode_tensor(spec.codec, features.features),
-        labels=encode_labels(features.labels, spec.num_classes),
-    ).encode()
+def _encode(spec: RunSpec, batch: CutBatch) -> bytes:
+    opened = RoundOpen(run=spec.run, round=1, attempt=1, phase="train")
+    return batch.message(spec, opened, "train", step=0).encode()
 
 
 def _infer(trainer: ClientTrainer, data: DeviceData, spec: RunSpec) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splitee.networks.split import SplitNetwork, build_for
-from splitee.protocol.cut_batch import EVALUATION_BATCH
+from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
@@ -29,22 +28,6 @@ from splitee.training.weights import client_model
 from splitee_device.data.batches import batches_at
 from splitee_device.data.images import DeviceData
 from splitee_device.training.distillation import Teacher
-
-
-@dataclass(frozen=True)
-class CutBatch:
-    """What one batch yields at the cut: `features` (B, ...) float32, `labels` (B,) int64."""
-
-    features: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ExitBatch(CutBatch):
-    """A held-out batch, and the exit's answers: `exit_labels` (B,), `exit_entropy` (B,) in 0..1."""
-
-    exit_labels: npt.NDArray[np.int64]
-    exit_entropy: npt.NDArray[np.float32]
 
 
 def normalized_entropy(logits: Tensor) -> Tensor:
@@ -117,8 +100,8 @@ class ClientTrainer:
             self.loss, self.accuracy = losses / (step + 1), correct / seen
             yield CutBatch(_array(features.detach().float()), _array(labels))
 
-    def evaluate(self, steps: int | None = None) -> Iterator[ExitBatch]:
-        """The held-out pictures at the cut, with the exit's answers.
+    def evaluate(self, steps: int | None = None) -> Iterator[CutBatch]:
+        """The held-out pictures at the cut, with what the exit predicts.
 
         Args:
             steps: batches, where they are not as many as these pictures make: fewer, or some once more.
@@ -134,7 +117,7 @@ class ClientTrainer:
                 logits = self.exit(features)
                 entropy = normalized_entropy(logits)
             answers = logits.argmax(dim=1)
-            yield ExitBatch(_array(features.float()), _array(labels), _array(answers), _array(entropy))
+            yield CutBatch(_array(features.float()), _array(labels), _array(answers), _array(entropy))
 
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 
@@ -33,5 +35,5 @@ def alone_exit(experiment: Experiment) -> Iterator[RoundResult]:
 
 def _accuracy(trainer: ClientTrainer) -> float:
     batches = list(trainer.evaluate())
-    right = sum(int((batch.exit_labels == batch.labels).sum()) for batch in batches)
+    right = sum(int(np.sum(batch.exit_labels == batch.labels)) for batch in batches)
     return right / sum(len(batch.labels) for batch in batches)

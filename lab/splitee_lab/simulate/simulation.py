@@ -12,11 +12,12 @@ from torch import Tensor
 
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.labels import encode_labels
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import fleet_digest
 from splitee_device.data.images import DeviceData
-from splitee_device.training.trainer import ClientTrainer, CutBatch
+from splitee_device.training.trainer import ClientTrainer
 from splitee_server.learning.averages import average_clients, size_of, weigh
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.soft_labels import SoftLabelStore
@@ -161,6 +162,7 @@ class Simulation:
         score = Score()
         for batch in self._trainers[name].evaluate():
             features, _ = across_the_wire(self.spec.codec, batch.features)
+            assert batch.exit_labels is not None and batch.exit_entropy is not None
             entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
             answers = self._strategy.predict(name, features.to(self.place)).cpu().numpy()
             score.add(batch.labels, batch.exit_labels, entropy, answers, self.spec.threshold)

@@ -78,11 +78,20 @@ def test_a_tensor_of_another_network_changes_nothing(name: str, shape: list[int]
     assert arrival.tensors == {}
 
 
+def test_a_message_with_one_wrong_tensor_changes_nothing() -> None:
+    arrival = WeightsAssembler(weights())
+    [message] = messages(weights())
+    wrong = {**message.tensors, "stranger": next(iter(message.tensors.values()))}
+    with pytest.raises(MalformedMessage, match="'stranger' is not in this device's network"):
+        arrival.add(Weights(run="r", round=3, tensors=wrong))
+    assert arrival.tensors == {}
+
+
 def test_weights_that_are_not_those_announced_are_asked_for_anew() -> None:
     arrival = WeightsAssembler(weights())
     for message in messages(weights()):
         arrival.add(message)
-    with pytest.raises(MalformedMessage, match=r"SHA-256 of the weights is [0-9a-f]{12}, expected 0{12}"):
+    with pytest.raises(MalformedMessage, match=r"SHA-256 is [0-9a-f]{12}, expected 0{12}"):
         arrival.check("0" * 64)
     assert sorted(arrival.missing) == sorted(weights())
 

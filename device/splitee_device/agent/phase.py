@@ -1,0 +1,82 @@
+"""The phase of a round that a device is in: what it sends in it, and whether it still counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.fields import Phase
+from splitee.protocol.parts import publish_in_parts
+from splitee.protocol.rounds import Ack, RoundDone, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_device.agent.heard import Heard, phase_key
+from splitee_device.agent.outbox import Outbox
+
+
+class Superseded(Exception):
+    """The server has opened another round, or this one anew; what was under way no longer counts."""
+
+
+class PhaseUnderWay:
+    """One opening of one phase, from the device's side."""
+
+    def __init__(
+        self,
+        port: Port,
+        topics: Topics,
+        device: str,
+        spec: RunSpec,
+        opened: RoundOpen,
+        last_ack: Ack | None,
+    ) -> None:
+        """`last_ack`: that the device has heard, which may tell how much of this phase the server has."""
+        self._port = port
+        self._device = device
+        self._weights_topic = routes.WEIGHTS.topic(topics, device)
+        self._done_topic = routes.ROUND_DONE.topic(topics, device)
+        self._done: RoundDone | None = None
+        self._weights: Callable[[], Iterable[bytes]] = tuple
+        self.opened = opened
+        self.kind: Phase = "train" if opened.phase == "train" else "evaluate"
+        self.mine = opened.participants[device]
+        self.outbox = Outbox(port, routes.FEATURES.topic(topics, device), spec, opened, self.kind)
+        if last_ack is not None:
+            self.outbox.acknowledge(last_ack)
+
+    def on_ack(self, ack: Ack) -> None:
+        """Make room for more batches, and say again what the server may have lost."""
+        self.outbox.acknowledge(ack)
+        if ack.resend:
+            self.say_done()
+
+    def finish(self, done: RoundDone, weights: Callable[[], Iterable[bytes]]) -> None:
+        """Say round-done; from here on it is said again whenever the server may have missed it.
+
+        Args:
+            weights: makes the messages with the client network, where the server has asked for it.
+        """
+        self._done, self._weights = done, weights
+        self.say_done()
+
+    def say_done(self) -> None:
+        """Publish round-done behind the weights that belong to it; nothing before the round is trained."""
+        if self._done is None:
+            return
+        for payload in self._weights():
+            publish_in_parts(self._port, self._weights_topic, payload)
+        publish_in_parts(self._port, self._done_topic, self._done.encode())
+
+    def is_superseded(self, heard: Heard) -> bool:
+        """Whether what the server has opened since ends this phase.
+
+        Before round-done any other phase does, and so does this one without the device. After round-done
+        only a new attempt does: the server goes on to the next phase, and the commit is still to be heard.
+        """
+        current = heard.round
+        if current is None:
+            return False
+        if self._done is not None:
+            return current.attempt != self.opened.attempt
+        return phase_key(current) != phase_key(self.opened) or self._device not in current.participants

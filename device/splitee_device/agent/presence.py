@@ -1,0 +1,164 @@
+"""What a device says of itself: its status, its profile, its last will; systemd's status and watchdog."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from splitee.cli.systemd import notify
+from splitee.clock import Clock
+from splitee.errors import BrokerRefused, IdInUse
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.fields import Doing
+from splitee.protocol.fleet import DeviceStatus, Profile
+from splitee.protocol.topics import Topics
+from splitee_device.machine.hardware import Fact, temperature
+
+STATUS_EVERY = 1.0  # seconds
+
+
+class DevicePort(Port, Protocol):
+    """A port that also tells how its connection does."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the network thread runs."""
+
+    @property
+    def refused(self) -> int:
+        """Publications that the broker has refused."""
+
+    @property
+    def address(self) -> BrokerAddress: ...
+
+
+def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
+    """The last will and the farewell: what stays behind of a device that is gone."""
+    status = DeviceStatus(state="offline", instance=instance)
+    return routes.STATUS.topic(topics, device), status.encode()
+
+
+class Presence:
+    """One process of one device, as the fleet and systemd see it."""
+
+    def __init__(
+        self,
+        port: DevicePort,
+        topics: Topics,
+        device: str,
+        instance: int,
+        clock: Clock,
+        rejected: Callable[[], int],
+        thermometer: Callable[[], Fact] = temperature,
+    ) -> None:
+        """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius."""
+        self._port = port
+        self._device = device
+        self._instance = instance
+        self._clock = clock
+        self._rejected = rejected
+        self._thermometer = thermometer
+        self._status_topic = routes.STATUS.topic(topics, device)
+        self._profile_topic = routes.PROFILE.topic(topics, device)
+        self._status = DeviceStatus(state="online", instance=instance)
+        self._status_due = 0.0
+        self._is_seen = False  # the broker has handed out this process's own status
+        self.profile: Profile | None = None
+
+    def say(
+        self,
+        doing: Doing,
+        number: int,
+        step: int = 0,
+        steps: int = 0,
+        loss: float | None = None,
+        *,
+        batches: int = 0,
+        sent: int = 0,
+    ) -> None:
+        """Publish the status, about once a second, and at once when what the device does has changed.
+
+        Args:
+            number: of the round.
+            batches, sent: batches and their bytes that this process has published.
+        """
+        changed = (doing, number) != (self._status.doing, self._status.round)
+        self._status = DeviceStatus(
+            state="online",
+            instance=self._instance,
+            doing=doing,
+            round=number,
+            step=step,
+            steps=steps,
+            loss=loss,
+            batches=batches,
+            bytes=sent,
+            rejected=self._rejected(),
+            time=time.time(),
+        )
+        if changed or self._clock() >= self._status_due:
+            self.publish_status()
+
+    def introduce(self, profile: Profile) -> None:
+        """Publish the profile, which asks to join."""
+        self.profile = profile
+        self.publish_profile()
+
+    def change_profile(self, **changed: Any) -> None:
+        """Publish the profile again, with these fields changed."""
+        assert self.profile is not None
+        self.introduce(replace(self.profile, **changed))
+
+    def publish_status(self) -> None:
+        """Say to the fleet and to systemd what the device does, with its temperature of now."""
+        degrees = self._thermometer().value
+        status = replace(self._status, temperature=degrees if isinstance(degrees, float) else None)
+        self._port.publish(self._status_topic, status.encode(), retain=True)
+        self._status_due = self._clock() + STATUS_EVERY
+        notify(f"STATUS={_in_words(self._status)}")
+
+    def publish_profile(self) -> None:
+        """Publish the profile as it is; nothing before there is one."""
+        if self.profile is not None:
+            self._port.publish(self._profile_topic, self.profile.encode(), retain=True)
+
+    def feed_watchdog(self) -> None:
+        """Tell systemd that the thread which calls this lives, and so does the link's."""
+        if self._port.alive:
+            notify("WATCHDOG=1")
+
+    def on_own_status(self, status: DeviceStatus) -> None:
+        """What the broker retains as this device's status has changed.
+
+        Raises:
+            IdInUse: a process that started later speaks as this device.
+        """
+        if status.instance == self._instance:
+            self._is_seen = True
+            if status.state == "offline":  # our own will, of a connection that the broker thought dead
+                self.publish_status()
+        elif self._is_seen and status.state == "online" and status.instance > self._instance:
+            raise IdInUse(
+                f"another process has started with the id {self._device!r}: each device needs its own"
+            )
+
+    def check_identity(self) -> None:
+        """Raises BrokerRefused: the broker takes nothing from this client as this device."""
+        if self._port.refused and not self._is_seen:
+            raise BrokerRefused(
+                f"broker {self._port.address} lets this client in, but not as {self._device!r}: "
+                "is its certificate or account another device's?"
+            )
+
+
+def _in_words(status: DeviceStatus) -> str:
+    """What `systemctl status` shows."""
+    words = f"round {status.round}: {status.doing}"
+    if status.steps:
+        words += f", step {status.step} of {status.steps}"
+    return words if status.loss is None else f"{words}, loss {status.loss:.4f}"

@@ -1,0 +1,112 @@
+"""What a device asks its server for: a fresh acknowledgement, its weights, its soft labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from splitee.clock import Clock
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.rounds import Assignment, SoftLabelRows, Sync, Weights
+from splitee.protocol.topics import Topics
+from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler
+from splitee.training.weights import WeightsAssembler
+
+SYNC_AFTER = 15.0  # seconds without a word from the server before the device asks, or asks again
+
+Wait = Callable[[Callable[[], bool], str], None]
+"""`Session.wait`: handle events until a condition holds; the text says what is waited for."""
+
+
+class Requests:
+    """Asks for one message after another, each again until it has come."""
+
+    def __init__(
+        self, port: Port, topics: Topics, device: str, instance: int, clock: Clock, wait: Wait
+    ) -> None:
+        self._port = port
+        self._topic = routes.SYNC.topic(topics, device)
+        self._instance = instance
+        self._clock = clock
+        self._wait = wait
+        self._weights: WeightsAssembler | None = None  # of the client network that is being fetched
+        self._digest = ""  # that it must have
+        self._awaited: set[str] = set()  # its tensors that were asked for and have not come
+        self._soft_labels: SoftLabelsAssembler | None = None  # that are being fetched
+
+    def sync(self, run: str) -> None:
+        """Tell the server that its last word may have been lost."""
+        self._publish(Sync(run=run, instance=self._instance))
+
+    def fetch_weights(self, like: Mapping[str, Tensor], assignment: Assignment) -> dict[str, Tensor]:
+        """The client network that the server holds for this device, a message at a time.
+
+        Args:
+            like: tensors of the names, shapes and types that it has.
+            assignment: its digest is that of the weights.
+        """
+        assert assignment.digest is not None
+        assembler = self._weights = WeightsAssembler(like)
+        self._digest = assignment.digest
+        try:
+            while assembler.missing:
+                names = tuple(assembler.next_names())
+                self._awaited = set(names)
+                self._ask(
+                    Sync(run=assignment.run, instance=self._instance, weights=names),
+                    lambda: not self._awaited,
+                    "this device's network from the server",
+                )
+        finally:
+            self._weights = None
+        return assembler.tensors
+
+    def fetch_soft_labels(self, assembler: SoftLabelsAssembler) -> SoftLabels:
+        """The soft labels that the server holds for this device, a message at a time."""
+        self._soft_labels = assembler
+        try:
+            while not assembler.is_whole:
+                row = assembler.next_row
+                self._ask(
+                    Sync(run=assembler.run, instance=self._instance, soft_labels=row),
+                    lambda row=row: assembler.next_row > row,  # type: ignore[misc]
+                    "this device's soft labels from the server",
+                )
+        finally:
+            self._soft_labels = None
+        return assembler.labels()
+
+    def on_weights(self, message: Weights, assignment: Assignment | None) -> None:
+        """Take in tensors of the network that is being fetched; others change nothing.
+
+        Args:
+            assignment: the server's latest; its attempt changes when the server starts anew.
+
+        Raises:
+            MalformedMessage: they are not of this network; or all are here and are not what was announced,
+                and then all are asked for anew.
+        """
+        if self._weights is None or assignment is None:
+            return
+        current = assignment.run, assignment.attempt, assignment.committed
+        if (message.run, message.attempt, message.round) != current:
+            return
+        self._weights.add(message)
+        self._awaited -= message.tensors.keys()
+        self._weights.check(self._digest)
+
+    def on_soft_labels(self, message: SoftLabelRows) -> None:
+        """Take in the rows that were asked for. Raises MalformedMessage: they cannot be this device's."""
+        if self._soft_labels is not None:
+            self._soft_labels.add(message)
+
+    def _ask(self, sync: Sync, has_come: Callable[[], bool], what: str) -> None:
+        """Ask for something, and wait for it as long as an answer may take."""
+        self._publish(sync)
+        until = self._clock() + SYNC_AFTER
+        self._wait(lambda: has_come() or self._clock() > until, what)
+
+    def _publish(self, sync: Sync) -> None:
+        self._port.publish(self._topic, sync.encode())

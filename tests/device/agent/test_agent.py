@@ -1,0 +1,283 @@
+"""A device's rounds from its side, against a server by script: trained, sent, lost, superseded, moved."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from fakes import Sent
+from msgspec.structs import replace
+from scripted_device import ONE_ROUND, SPEC, Device, new_trainer, steps_sent
+from scripted_server import other_weights
+
+from splitee.networks.split import build_for
+from splitee.protocol import routes
+from splitee.protocol.fleet import Profile
+from splitee.protocol.rounds import Ack, RoundDone
+from splitee.protocol.routes import Route
+from splitee.training.soft_labels import SoftLabels, rows_a_round
+from splitee.training.state import weights_digest
+from splitee.training.weights import client_model
+from splitee_device.agent.monitor import CutWish
+
+
+def digest_of_round_1(make: Callable[..., Device]) -> str:
+    """That a device reaches which nothing disturbs."""
+    device = make(script=ONE_ROUND)
+    device.server.open_run()
+    device.run()
+    return device.server.done[0].digest
+
+
+def test_a_run_is_trained_and_committed_round_by_round(make: Callable[..., Device]) -> None:
+    device = make()
+    device.server.open_run()
+    device.run()
+    assert steps_sent(device) == [
+        *((1, "train", step) for step in range(2)),
+        (1, "evaluate", 0),
+        *((2, "train", step) for step in range(2)),
+        (2, "evaluate", 0),
+    ]
+    first, second = device.server.done
+    assert (first.round, first.batches, second.round) == (1, 2, 2)
+    assert first.digest != second.digest == device.trainers[-1].digest()
+    assert first.bytes == sum(len(batch.encode()) for batch in device.server.batches[:2])
+    assert all(batch.exit_entropy for batch in device.server.batches if batch.phase == "evaluate")
+    assert device.directory.rounds() == [2, 1]
+    facts = device.directory.facts()
+    assert facts is not None and facts["finished"]
+    last = device.server.statuses[-1]
+    assert (last.doing, last.round) == ("finished", 2)
+    assert (last.batches, last.bytes) == (4, first.bytes + second.bytes)
+    assert device.server.syncs == []
+
+
+def test_a_lost_acknowledgement_is_asked_for_after_15_seconds(make: Callable[..., Device]) -> None:
+    device = make(script=ONE_ROUND, train=8)
+    device.server.samples = 8
+    lost: list[Ack] = []
+
+    def is_lost(route: Route, message: Any) -> bool:
+        gone = route is routes.ACK and not device.server.syncs
+        lost.extend([message] if gone else [])
+        return gone
+
+    device.server.is_lost = is_lost
+    device.server.open_run()
+    started = device.clock()
+    device.run()
+    assert len(lost) == SPEC.window  # then the window was full
+    assert 15 <= device.clock() - started < 16
+    assert len(device.server.syncs) == 1
+    assert {step for number, phase, step in steps_sent(device) if phase == "train"} == {0, 1, 2, 3}
+    assert len(device.server.done) == 1
+
+
+def test_what_the_server_has_lost_is_sent_again(make: Callable[..., Device]) -> None:
+    device = make(script=ONE_ROUND)
+    sent_once: list[Sent] = []
+    take = device.server.handle
+
+    def lose_the_first_batches(sent: Sent) -> None:
+        if sent.topic.endswith("/features") and len(sent_once) < 2:
+            sent_once.append(sent)
+        else:
+            take(sent)
+
+    device.port.on_sent = lose_the_first_batches
+    device.server.open_run()
+    device.run()
+    assert [batch.encode() for batch in device.server.batches[:2]] == [sent.payload for sent in sent_once]
+    assert len(device.server.syncs) == 1
+
+
+def test_a_lost_round_done_is_said_again(make: Callable[..., Device]) -> None:
+    device = make(script=ONE_ROUND)
+    device.server.participant = {"weights": True}
+    device.server.on_done = lambda _done: device.server.commit() if len(device.server.done) > 1 else None
+    device.server.open_run()
+    device.run()
+    first, again = device.server.done
+    assert first == again
+    assert len(device.server.syncs) == 1
+    assert device.server.tensors[0] == device.server.tensors[1]  # the weights that belong to it, too
+
+
+def test_a_round_that_is_opened_anew_is_trained_anew(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before its round-done: the batches of the attempt before do not count."""
+    caplog.set_level(logging.INFO)
+    device = make(script=ONE_ROUND)
+
+    def restart_instead_of_an_ack(route: Route, message: Any) -> bool:
+        if route is routes.ACK and message.attempt == 7:
+            device.server.begin_anew()
+            return True
+        return False
+
+    device.server.is_lost = restart_instead_of_an_ack
+    device.server.open_run()
+    device.run()
+    assert "round 1: the server has moved on" in caplog.messages
+    assert [(batch.attempt, batch.step) for batch in device.server.batches if batch.phase == "train"] == [
+        (7, 0),
+        (8, 0),
+        (8, 1),
+    ]
+    assert [done.digest for done in device.server.done] == [digest_of_round_1(make)]
+
+
+def test_after_round_done_the_next_phase_does_not_supersede(make: Callable[..., Device]) -> None:
+    device = make(script=ONE_ROUND[:1])
+    server = device.server
+
+    def open_the_next_phase_before_the_commit_is_heard(done: RoundDone) -> None:
+        server.committed, server.digest, server.trained = 1, done.digest, done.digest
+        server.open("evaluate", 1)
+        server.script.extend(ONE_ROUND[2:])
+        server.assign(5.0)
+
+    server.on_done = open_the_next_phase_before_the_commit_is_heard
+    server.open_run()
+    started = device.clock()
+    device.run()
+    assert [phase for _, phase, _ in steps_sent(device)] == ["train", "train", "evaluate"]
+    assert len(server.done) == 1
+    assert device.clock() - started == 5.0
+
+
+def test_after_round_done_a_new_attempt_supersedes(make: Callable[..., Device]) -> None:
+    device = make(script=ONE_ROUND)
+    server = device.server
+    server.on_done = lambda done: server.begin_anew() if done.attempt == 7 else server.commit()
+    server.open_run()
+    device.run()
+    first, again = server.done
+    assert (first.attempt, again.attempt) == (7, 8)
+    assert first.digest == again.digest == digest_of_round_1(make)
+
+
+def test_a_round_that_counts_without_the_device_is_not_kept(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    device = make(script=(("train", 1), ("train", 2), ("finished", 2)))
+    server = device.server
+    server.on_done = lambda done: server.commit(without=done.round == 1)
+    server.open_run()
+    device.run()
+    assert "round 1: the server has moved on" in caplog.messages
+    trainer = new_trainer(SPEC, 1, device.data)
+    for _ in trainer.round(2):
+        pass
+    assert server.done[1].digest == trainer.digest()  # round 2 began where round 1 did
+
+
+@pytest.mark.parametrize("train", [4, 8])
+def test_a_device_with_other_images_sends_the_batches_that_the_server_expects(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture, train: int
+) -> None:
+    """It was started again with more images, or fewer, while a round of 6 was under way."""
+    device = make(script=ONE_ROUND, train=train, held_out=100)
+    device.server.samples, device.server.held_out = 6, 40
+    device.server.open_run()
+    device.run()
+    assert steps_sent(device) == [(1, "train", 0), (1, "train", 1), (1, "train", 2), (1, "evaluate", 0)]
+    assert (
+        f"round 1 began when this device had 6 images; with {train} it goes on for the same 3 batches"
+        in caplog.messages
+    )
+
+
+def test_a_process_that_starts_anew_sends_only_what_the_server_has_not(make: Callable[..., Device]) -> None:
+    device = make(script=ONE_ROUND)
+    server = device.server
+
+    def go_on_where_the_last_process_ended(_profile: Profile) -> None:
+        server.open_next()
+        server.next_step = 1
+        server.acknowledge(resend=True)
+        server.assign()
+
+    server.on_profile = go_on_where_the_last_process_ended
+    server.open_run()
+    device.run()
+    assert steps_sent(device) == [(1, "train", 1), (1, "evaluate", 0)]
+    assert server.done[0].digest == digest_of_round_1(make)
+
+
+def test_a_device_moves_to_another_cut_with_the_weights_that_the_server_holds(
+    make: Callable[..., Device],
+) -> None:
+    device = make(wish=CutWish(2, "cut 2: faster"))
+    server = device.server
+    moved = other_weights(client_model(build_for(SPEC), 2, SPEC).state_dict())
+
+    def move(done: RoundDone) -> None:
+        if done.round == 1:
+            server.cut, server.held = 2, moved
+            server.committed, server.trained, server.digest = 1, done.digest, weights_digest(moved)
+            server.assign()
+            server.open_next()
+        else:
+            server.held = None
+            server.commit()
+
+    server.on_done = move
+    server.open_run()
+    device.run()
+    cuts = [(profile.cut, profile.next_cut) for profile in server.profiles]
+    assert cuts == [(1, 0), (1, 2), (2, 0)]
+    assert [sync.weights for sync in server.syncs] == [tuple(sorted(moved))]
+    trainer = new_trainer(SPEC, 2, device.data)
+    trainer.adopt(moved)
+    for _ in trainer.round(2):
+        pass
+    assert server.done[1].digest == trainer.digest()
+    facts = device.directory.facts()
+    assert facts is not None and facts["cut"] == 2
+
+
+def test_soft_labels_are_fetched_and_learnt_from(make: Callable[..., Device]) -> None:
+    spec = replace(SPEC, soft_labels=1.0)
+    device = make(spec, script=(("train", 2), ("finished", 2)))
+    rows = rows_a_round(spec, 4)
+    probabilities = np.full((rows, 2), 0.5, np.float16)
+    device.server.soft_labels = SoftLabels(1, torch.from_numpy(probabilities))
+    device.server.participant = {"soft_labels": 1}
+    device.server.open_run()
+    device.run()
+    assert [sync.soft_labels for sync in device.server.syncs] == [0]
+    trainer = new_trainer(spec, 1, device.data)
+    for _ in trainer.round(2, device.server.soft_labels):
+        pass
+    assert device.server.done[0].digest == trainer.digest()
+
+
+def test_averaged_weights_are_sent_with_round_done_and_fetched_again(make: Callable[..., Device]) -> None:
+    device = make(replace(SPEC, client_averaging="layerwise"), script=ONE_ROUND)
+    server = device.server
+    server.participant = {"weights": True}
+    average = other_weights(client_model(build_for(SPEC), 1, SPEC).state_dict())
+
+    def average_and_commit(done: RoundDone) -> None:
+        server.participant = {}
+        server.held, server.committed, server.trained = average, 1, done.digest
+        server.digest = weights_digest(average)
+        server.assign()
+        server.open_next()
+
+    server.on_done = average_and_commit
+    server.open_run()
+    device.run()
+    sent = {name for message in server.tensors for name in message.tensors}
+    assert sent == set(average)
+    assert device.trainers[0].digest() == weights_digest(average)
+    batches, weights = server.batches[:2], server.tensors
+    assert server.done[0].bytes == sum(len(message.encode()) for message in (*batches, *weights))

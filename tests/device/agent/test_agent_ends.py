@@ -1,0 +1,100 @@
+"""What ends a device's part in a run before the run is over, whatever it is doing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from msgspec.structs import replace
+from scripted_device import ONE_ROUND, SPEC, Device, steps_sent, when
+
+from splitee.cli.signals import Stopped
+from splitee.errors import ExitCode, IdInUse, Rejected, Stalled, VersionMismatch
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile
+from splitee_device.agent.session import RunChanged
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(ExitCode.REJECTED, Rejected), (ExitCode.VERSION, VersionMismatch)]
+)
+def test_a_refused_join(make: Callable[..., Device], code: ExitCode, error: type[Exception]) -> None:
+    device = make()
+
+    def refuse(profile: Profile) -> None:
+        for instance, fatal, said in ((profile.instance + 1, True, "another"), (0, False, "only a word")):
+            report = ErrorReport(code=int(code), message=said, fatal=fatal, instance=instance)
+            device.server.send(routes.ERROR, report)
+        report = ErrorReport(code=int(code), message="other classes", fatal=True, instance=profile.instance)
+        device.server.send(routes.ERROR, report)
+
+    device.server.on_profile = refuse
+    device.server.open_run()
+    with pytest.raises(error, match="other classes"):
+        device.run()
+
+
+@pytest.mark.parametrize("doing", ["waiting", "training", "evaluating"])
+def test_a_twin_that_started_later_ends_this_process(make: Callable[..., Device], doing: str) -> None:
+    device = make()
+
+    def speak_as_this_device() -> None:
+        for instance in (0, 2):
+            device.server.send(routes.STATUS, DeviceStatus(state="online", instance=instance))
+
+    when(device, doing, speak_as_this_device)
+    device.server.open_run()
+    with pytest.raises(IdInUse, match="another process has started with the id 'pi-1'"):
+        device.run()
+
+
+@pytest.mark.parametrize("doing", ["waiting", "training", "evaluating"])
+def test_another_run_ends_this_one(make: Callable[..., Device], doing: str) -> None:
+    device = make()
+    when(device, doing, lambda: device.server.send(routes.RUN, replace(SPEC, run="run-b")))
+    device.server.open_run()
+    with pytest.raises(RunChanged):
+        device.run()
+    assert device.session.await_run().run == "run-b"
+
+
+def test_the_same_run_said_again_changes_nothing(make: Callable[..., Device]) -> None:
+    device = make(script=ONE_ROUND)
+    when(device, "training", lambda: device.server.send(routes.RUN, replace(SPEC, class_names=("a", "b"))))
+    device.server.open_run()
+    device.run()
+    assert len(device.server.done) == 1
+
+
+def test_a_server_of_another_protocol(make: Callable[..., Device]) -> None:
+    device = make()
+    device.server.send(routes.RUN, replace(SPEC, protocol=2))
+    with pytest.raises(VersionMismatch, match="the server speaks protocol 2, this device 1"):
+        device.run()
+
+
+@pytest.mark.parametrize("doing", ["training", "evaluating"])
+def test_patience_ends_when_the_server_falls_silent(make: Callable[..., Device], doing: str) -> None:
+    device = make(patience=60)
+    silent = False
+
+    def fall_silent() -> None:
+        nonlocal silent
+        silent = True
+
+    when(device, doing, fall_silent)
+    device.server.is_lost = lambda _route, _message: silent
+    device.server.open_run()
+    with pytest.raises(Stalled, match=r"waited 60 s for .*: is this fleet's server running\?"):
+        device.run()
+    assert len(device.server.syncs) == 4  # after 15, 30, 45 and 60 seconds
+
+
+def test_a_process_that_is_asked_to_stop_stops_between_two_batches(make: Callable[..., Device]) -> None:
+    made: list[Device] = []
+    device = make(stop=lambda: len(made[0].server.batches) == 1)
+    made.append(device)
+    device.server.open_run()
+    with pytest.raises(Stopped):
+        device.run()
+    assert steps_sent(device) == [(1, "train", 0)]

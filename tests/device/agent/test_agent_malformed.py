@@ -1,0 +1,94 @@
+"""What is malformed is counted, and changes nothing of what a device does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fakes import Sent
+from msgspec.structs import replace
+from scripted_device import Device, when
+from scripted_server import DEVICE, TOPICS
+
+from splitee.protocol.fleet import DeviceStatus, Profile
+from splitee.protocol.rounds import RoundDone
+from splitee_device.agent.session import READ
+
+MALFORMED = (b"", b"{", b"null", b"\xc1", b"\x80", b"{}", b'{"run":7}', b"\x94\x01\x00\x02\x08", b"\xff" * 64)
+
+
+def test_what_is_malformed_is_counted_and_changes_nothing_in_any_phase(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = make()
+    undisturbed.server.open_run()
+    undisturbed.run()
+
+    device = make()
+    shouts = 0
+
+    def shout() -> None:
+        """All that is malformed, on every route that the device reads."""
+        nonlocal shouts
+        shouts += 1
+        for route in READ:
+            for payload in MALFORMED:
+                device.port.deliver(route.topic(TOPICS, DEVICE), payload)
+
+    shout()
+    for doing in ("waiting", "training", "evaluating", "finished"):
+        when(device, doing, shout)
+
+    def shout_and_take_in(profile: Profile) -> None:
+        shout()
+        device.server.take_in(profile)
+
+    def shout_and_commit(_done: RoundDone) -> None:
+        shout()
+        device.server.commit()
+
+    device.server.on_profile, device.server.on_done = shout_and_take_in, shout_and_commit
+    device.server.open_run()
+    device.run()
+    device.session.drain()
+    device.session.presence.say("finished", 3)
+    assert shouts == 8  # before the run, joining, in each of four doings, and at the commit of two rounds
+    assert device.server.statuses[-1].rejected == shouts * len(READ) * len(MALFORMED)
+    assert [comparable(sent) for sent in device.port.sent[:-1]] == [
+        comparable(sent) for sent in undisturbed.port.sent
+    ]
+    lines = [line for line in caplog.messages if "rejected" in line]
+    assert len([line for line in lines if "/pi-1/status rejected" in line]) == 10  # its own status
+    assert len(lines) == 20
+
+
+def test_each_message_of_the_server_cut_short_changes_nothing(make: Callable[..., Device]) -> None:
+    undisturbed = make()
+    undisturbed.server.open_run()
+    undisturbed.run()
+
+    device = make()
+    damaged: set[str] = set()
+    deliver = device.port.later
+
+    def with_a_damaged_copy(seconds: float, topic: str, payload: bytes, **properties: Any) -> None:
+        deliver(seconds, topic, payload[:-1])
+        damaged.add(topic)
+        deliver(seconds, topic, payload, **properties)
+
+    device.port.later = with_a_damaged_copy  # type: ignore[method-assign]
+    device.server.open_run()
+    device.run()
+    assert len(damaged) == 7
+    assert [comparable(sent) for sent in device.port.sent] == [
+        comparable(sent) for sent in undisturbed.port.sent
+    ]
+
+
+def comparable(sent: Sent) -> Sent:
+    """A publication without what differs from run to run: what was rejected, and the time of day."""
+    if not sent.topic.endswith("/status"):
+        return sent
+    status = DeviceStatus.decode(sent.payload)
+    return sent._replace(payload=replace(status, rejected=0, time=0.0, temperature=None).encode())

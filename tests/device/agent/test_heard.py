@@ -1,0 +1,158 @@
+"""What follows from what a device has heard."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.agent.heard import Heard, Outcome, phase_key
+
+SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
+MINE, ANOTHER = "a" * 64, "b" * 64
+OPENED = RoundOpen(
+    run="r",
+    round=2,
+    attempt=7,
+    phase="train",
+    participants={"pi-1": Participant(cut=1, steps=4, base=1)},
+)
+COMMIT = Commit(run="r", round=2, attempt=7, digests={"pi-1": MINE}, weights_sha256=ANOTHER)
+ASSIGNMENT = Assignment(run="r", attempt=7, instance=5, cut=1, committed=2, trained=MINE, digest=ANOTHER)
+ONLINE = ServerStatus(state="online", instance=7, run="r")
+
+
+@pytest.fixture
+def heard() -> Heard:
+    return Heard("pi-1", instance=5, now=100.0)
+
+
+@pytest.mark.parametrize(
+    ("message", "last_word"),
+    [
+        (OPENED, 120.0),
+        (Ack(run="r", round=2, attempt=7, phase="train", step=0, room=8), 120.0),
+        (ONLINE, 120.0),
+        (replace(ONLINE, state="offline"), 100.0),
+        (SPEC, 100.0),
+        (COMMIT, 100.0),
+        (ASSIGNMENT, 100.0),
+    ],
+)
+def test_what_shows_that_the_server_lives(heard: Heard, message: object, last_word: float) -> None:
+    heard.add(message, 120.0)  # type: ignore[arg-type]
+    assert heard.last_word == last_word
+
+
+def test_the_latest_message_of_each_kind_counts(heard: Heard) -> None:
+    for message in (SPEC, OPENED, COMMIT, ASSIGNMENT, ONLINE, replace(OPENED, phase="evaluate")):
+        heard.add(message, 120.0)
+    assert heard.spec == SPEC
+    assert heard.round == replace(OPENED, phase="evaluate")
+    assert (heard.commit, heard.assignment, heard.server, heard.ack) == (COMMIT, ASSIGNMENT, ONLINE, None)
+
+
+def test_only_a_word_to_this_process_answers_its_profile(heard: Heard) -> None:
+    assert not heard.is_answered
+    heard.add(replace(ASSIGNMENT, instance=4), 0)
+    assert not heard.is_answered
+    heard.add(ASSIGNMENT, 0)
+    assert heard.is_answered
+
+
+@pytest.mark.parametrize(
+    ("phase", "run", "trained", "finished"),
+    [
+        ("train", "r", False, False),
+        ("release", "r", True, False),
+        ("finished", "r", True, True),
+        ("finished", "of before", False, False),
+    ],
+)
+def test_when_the_run_is_over(heard: Heard, phase: str, run: str, trained: bool, finished: bool) -> None:
+    heard.add(replace(OPENED, phase=phase, run=run), 0)
+    assert not heard.is_trained  # of which run nothing is known yet
+    heard.add(SPEC, 0)
+    assert (heard.is_trained, heard.is_finished) == (trained, finished)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (None, "the server is offline"),
+        (replace(ONLINE, state="offline"), "the server is offline"),
+        (ONLINE, ""),
+        (replace(ONLINE, waiting_for=("pi-2", "pi-3")), "the server waits for pi-2, pi-3"),
+        (
+            replace(ONLINE, waiting_for=tuple(f"pi-{n}" for n in range(9))),
+            "the server waits for pi-0, pi-1, pi-2, pi-3, pi-4",
+        ),
+    ],
+)
+def test_whom_the_server_waits_for(heard: Heard, status: ServerStatus | None, said: str) -> None:
+    if status is not None:
+        heard.add(status, 0)
+    assert heard.whom_it_waits_for() == said
+
+
+@pytest.mark.parametrize(
+    ("changes", "takes_part"),
+    [
+        ({}, True),
+        ({"participants": {}}, False),
+        ({"participants": {}, "phase": "release"}, True),
+        ({"participants": {}, "phase": "finished"}, True),
+        ({"run": "another"}, False),
+        ({"round": 1, "phase": "evaluate"}, False),  # which is done
+    ],
+)
+def test_the_phase_that_a_device_takes_part_in_next(
+    heard: Heard, changes: dict[str, object], takes_part: bool
+) -> None:
+    done = phase_key(replace(OPENED, round=1, phase="evaluate"))
+    assert heard.next_phase("r", done) is None
+    opened = replace(OPENED, **changes)
+    heard.add(opened, 0)
+    assert heard.next_phase("r", done) == (opened if takes_part else None)
+
+
+def test_the_assignment_that_a_phase_continues_from(heard: Heard) -> None:
+    right = replace(ASSIGNMENT, committed=1)
+    for wrong in (ASSIGNMENT, replace(right, attempt=6)):
+        heard.add(wrong, 0)
+        assert heard.assignment_for(OPENED) is None
+    heard.add(right, 0)
+    assert heard.assignment_for(OPENED) == right
+
+
+@pytest.mark.parametrize(
+    ("message", "outcome"),
+    [
+        (None, Outcome.PENDING),
+        (ASSIGNMENT, Outcome.COMMITTED),
+        (replace(ASSIGNMENT, trained=ANOTHER), Outcome.PENDING),
+        (replace(ASSIGNMENT, committed=1), Outcome.PENDING),
+        (replace(ASSIGNMENT, attempt=6), Outcome.PENDING),
+        (replace(ASSIGNMENT, run="another"), Outcome.PENDING),
+        (COMMIT, Outcome.COMMITTED),
+        (replace(COMMIT, round=1), Outcome.PENDING),
+        (replace(COMMIT, attempt=6), Outcome.PENDING),
+        (replace(COMMIT, run="another"), Outcome.PENDING),
+        (replace(COMMIT, digests={}), Outcome.COMMITTED_WITHOUT),
+        (replace(COMMIT, digests={"pi-1": ANOTHER}), Outcome.COMMITTED_WITHOUT),
+        (replace(COMMIT, round=3), Outcome.COMMITTED_WITHOUT),
+    ],
+)
+def test_what_became_of_a_round(heard: Heard, message: Assignment | Commit | None, outcome: Outcome) -> None:
+    if message is not None:
+        heard.add(message, 0)
+    assert heard.outcome(OPENED, MINE) is outcome
+
+
+def test_a_commit_without_the_device_does_not_hide_its_assignment(heard: Heard) -> None:
+    """Where client networks are averaged, the digests of the commit are not those that devices trained."""
+    heard.add(replace(COMMIT, digests={"pi-1": ANOTHER}), 0)
+    heard.add(ASSIGNMENT, 0)
+    assert heard.outcome(OPENED, MINE) is Outcome.COMMITTED

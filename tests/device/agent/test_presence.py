@@ -1,0 +1,165 @@
+"""What a device says of itself, to its fleet and to systemd."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fakes import FakeClock, FakePort
+from msgspec.structs import replace
+
+from splitee.errors import BrokerRefused, IdInUse
+from splitee.protocol.fleet import DeviceStatus, Profile
+from splitee.protocol.topics import Topics
+from splitee_device.agent.presence import Presence, offline
+from splitee_device.machine.hardware import Fact
+
+TOPICS = Topics("fleet")
+STATUS, PROFILE = (TOPICS.device("pi-1", leaf) for leaf in ("status", "profile"))
+INSTANCE = 5
+OWN = DeviceStatus(state="online", instance=INSTANCE)
+WHO = Profile(
+    protocol=1,
+    instance=INSTANCE,
+    version="1",
+    cut=2,
+    class_names=("a", "b"),
+    train_samples=4,
+    held_out_samples=2,
+)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def port(clock: FakeClock) -> FakePort:
+    return FakePort(clock)
+
+
+@pytest.fixture
+def presence(port: FakePort, clock: FakeClock) -> Presence:
+    return presence_on(port, clock)
+
+
+def presence_on(
+    port: FakePort, clock: FakeClock, degrees: float | None = None, rejected: int = 0
+) -> Presence:
+    return Presence(
+        port, TOPICS, "pi-1", INSTANCE, clock, lambda: rejected, lambda: Fact(degrees, "a sensor")
+    )
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket on which systemd listens."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield listener
+
+
+def statuses(port: FakePort) -> list[DeviceStatus]:
+    assert all(sent.retain for sent in port.sent)
+    return [DeviceStatus.decode(payload) for payload in port.payloads(STATUS)]
+
+
+@pytest.mark.parametrize("degrees", [61.335, None])
+def test_the_status_has_the_temperature_where_there_is_a_sensor(
+    port: FakePort, clock: FakeClock, degrees: float | None
+) -> None:
+    presence_on(port, clock, degrees, rejected=3).say("training", 2, 4, 9, 0.5, batches=7, sent=1000)
+    [status] = statuses(port)
+    assert replace(status, time=0.0) == DeviceStatus(
+        state="online",
+        instance=INSTANCE,
+        doing="training",
+        round=2,
+        step=4,
+        steps=9,
+        loss=0.5,
+        batches=7,
+        bytes=1000,
+        rejected=3,
+        temperature=degrees,
+    )
+
+
+def test_the_status_comes_once_a_second_and_at_once_on_a_change(
+    port: FakePort, clock: FakeClock, presence: Presence
+) -> None:
+    for step in range(8):
+        presence.say("training", 1, step)
+        clock.advance(0.3)
+    assert [status.step for status in statuses(port)] == [0, 4]
+    presence.say("waiting", 1)
+    presence.say("waiting", 2)
+    assert [(status.doing, status.round) for status in statuses(port)][2:] == [("waiting", 1), ("waiting", 2)]
+
+
+def test_the_farewell_is_an_offline_status_of_this_process() -> None:
+    topic, payload = offline(TOPICS, "pi-1", INSTANCE)
+    assert topic == STATUS
+    assert DeviceStatus.decode(payload) == DeviceStatus(state="offline", instance=INSTANCE)
+
+
+def test_the_profile_is_said_again_with_what_has_changed(port: FakePort, presence: Presence) -> None:
+    presence.publish_profile()
+    assert port.sent == []  # there is none yet
+    presence.introduce(WHO)
+    presence.change_profile(next_cut=3)
+    presence.publish_profile()
+    assert [Profile.decode(payload) for payload in port.payloads(PROFILE)] == [
+        WHO,
+        replace(WHO, next_cut=3),
+        replace(WHO, next_cut=3),
+    ]
+
+
+def test_systemd_hears_the_status_in_words(systemd: socket.socket, presence: Presence) -> None:
+    presence.say("training", 2, 4, 9, 0.51234)
+    presence.say("waiting", 3)
+    assert [systemd.recv(1000) for _ in range(2)] == [
+        b"STATUS=round 2: training, step 4 of 9, loss 0.5123",
+        b"STATUS=round 3: waiting",
+    ]
+
+
+def test_the_watchdog_is_fed_while_the_network_thread_lives(
+    systemd: socket.socket, port: FakePort, presence: Presence
+) -> None:
+    presence.feed_watchdog()
+    assert systemd.recv(1000) == b"WATCHDOG=1"
+    port.alive = False
+    presence.feed_watchdog()
+    with pytest.raises(BlockingIOError):
+        systemd.recv(1000)
+
+
+def test_a_twin_that_started_later_is_found_once_the_own_status_was_seen(presence: Presence) -> None:
+    later = replace(OWN, instance=INSTANCE + 1)
+    presence.on_own_status(later)  # retained from before, by a clock that was set back
+    presence.on_own_status(OWN)
+    presence.on_own_status(replace(OWN, instance=INSTANCE - 1))
+    presence.on_own_status(replace(later, state="offline"))
+    with pytest.raises(IdInUse, match="another process has started with the id 'pi-1'"):
+        presence.on_own_status(later)
+
+
+def test_the_own_will_is_contradicted(port: FakePort, presence: Presence) -> None:
+    presence.on_own_status(replace(OWN, state="offline"))
+    assert [status.state for status in statuses(port)] == ["online"]
+
+
+def test_a_broker_that_refuses_what_is_this_devices_own(port: FakePort, presence: Presence) -> None:
+    presence.check_identity()
+    port.refused = 1
+    with pytest.raises(BrokerRefused, match="lets this client in, but not as 'pi-1'"):
+        presence.check_identity()
+    presence.on_own_status(OWN)
+    presence.check_identity()  # it takes this device; what it refused was something else

@@ -1,0 +1,85 @@
+"""A model on its way to a device, over a fake port: lost parts, withdrawn offers, what is malformed."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from fakes import FakeClock, FakePort
+
+from splitee.mqtt.events import Message
+from splitee.protocol import routes
+from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
+from splitee.protocol.topics import Topics
+from splitee_device.inference.delivery import ASK_AGAIN, Delivery
+from splitee_device.inference.model_store import ModelStore
+
+TOPICS = Topics("fleet")
+BUNDLE = b"no model, ten times" * 10
+RELEASE = hashlib.sha256(BUNDLE).hexdigest()
+OFFER = ModelOffer(release=RELEASE, size=len(BUNDLE)).encode()
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def port(clock: FakeClock) -> FakePort:
+    return FakePort(clock)
+
+
+@pytest.fixture
+def delivery(port: FakePort, clock: FakeClock, tmp_path: Path) -> Delivery:
+    return Delivery(port, TOPICS, "pi-1", ModelStore(tmp_path), clock=clock)
+
+
+def offer(delivery: Delivery, payload: bytes = OFFER) -> None:
+    delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, "pi-1"), payload, retained=True))
+
+
+def part(delivery: Delivery, offset: int, data: bytes) -> None:
+    message = ModelPart(release=RELEASE, offset=offset, data=data)
+    delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, "pi-1"), message.encode()))
+
+
+def offsets_asked_for(port: FakePort) -> list[int]:
+    topic = routes.MODEL_WANT.topic(TOPICS, "pi-1")
+    return [ModelWant.decode(payload).offset for payload in port.payloads(topic)]
+
+
+def test_a_part_that_does_not_come_is_asked_for_again(
+    port: FakePort, clock: FakeClock, delivery: Delivery
+) -> None:
+    offer(delivery)
+    part(delivery, 0, BUNDLE[:50])
+    clock.advance(ASK_AGAIN - 1)
+    delivery.tick()
+    assert offsets_asked_for(port) == [0, 50]
+    clock.advance(1)
+    delivery.tick()
+    delivery.tick()
+    assert offsets_asked_for(port) == [0, 50, 50]
+
+
+def test_what_is_delivered_and_is_no_model_is_refused(port: FakePort, delivery: Delivery) -> None:
+    offer(delivery)
+    part(delivery, 0, BUNDLE)
+    [payload] = port.payloads(routes.MODEL_REPORT.topic(TOPICS, "pi-1"))
+    assert ModelReport.decode(payload).state == "refused"
+    offer(delivery)
+    assert offsets_asked_for(port) == [0]  # it is not fetched again
+
+
+def test_an_offer_that_is_withdrawn_or_malformed_changes_nothing(port: FakePort, delivery: Delivery) -> None:
+    offer(delivery, b"")
+    assert delivery.rejected == 0
+    offer(delivery, b"{")
+    offer(delivery)
+    part(delivery, 0, BUNDLE + b"more")
+    delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, "pi-1"), b""))
+    delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, "pi-2"), b"{"))
+    assert delivery.rejected == 3
+    assert offsets_asked_for(port) == [0]

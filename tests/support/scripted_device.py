@@ -1,0 +1,115 @@
+"""A device's process against a server by script: real training, no broker, no waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fakes import FakeClock, FakePort, Sent
+from scripted_server import DEVICE, TOPICS, PhaseToOpen, ScriptedServer
+
+from splitee.durable import StateDirectory
+from splitee.networks.split import build_for
+from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.agent.agent import Agent
+from splitee_device.agent.monitor import CutWish
+from splitee_device.agent.session import Session
+from splitee_device.data.images import DeviceData, PictureSet
+from splitee_device.training.store import DeviceStore
+from splitee_device.training.trainer import ClientTrainer
+
+SPEC = RunSpec(
+    protocol=1,
+    run="run-a",
+    network="tiny_networks:tiny",
+    num_classes=2,
+    rounds=2,
+    batch_size=2,
+    window=2,
+    seed=1,
+    client_averaging="none",
+)
+WHOLE_RUN = (("train", 1), ("evaluate", 1), ("train", 2), ("evaluate", 2), ("finished", 2))
+ONE_ROUND = (("train", 1), ("evaluate", 1), ("finished", 1))
+
+
+class Unmoved:
+    """Watches a device that is as it was measured; or wishes for a cut after the first round."""
+
+    def __init__(self, wish: CutWish | None = None) -> None:
+        self._wish = wish
+
+    def steps(self, batches: Iterator[Any]) -> Iterator[Any]:
+        return batches
+
+    def end_round(self, number: int, cut: int) -> CutWish | None:
+        return self._wish if number == 1 else None
+
+
+class Device:
+    """A device's process, its port and its server."""
+
+    def __init__(
+        self,
+        path: Path,
+        spec: RunSpec = SPEC,
+        script: tuple[PhaseToOpen, ...] = WHOLE_RUN,
+        *,
+        train: int = 4,
+        held_out: int = 2,
+        instance: int = 1,
+        wish: CutWish | None = None,
+        **session: Any,
+    ) -> None:
+        self.clock = FakeClock()
+        self.port = FakePort(self.clock)
+        self.spec = spec
+        self.data = DeviceData(some_images(train), some_images(held_out), ("a", "b"), ())
+        self.server = ScriptedServer(self.port, spec, script)
+        self.session = Session(self.port, TOPICS, DEVICE, instance, clock=self.clock, **session)
+        self.directory = StateDirectory(path)
+        self.trainers: list[ClientTrainer] = []
+        self._wish = wish
+
+    def run(self) -> None:
+        """From the run's first word to its end."""
+        store = DeviceStore(self.directory, DEVICE, self.data)
+        spec = self.session.await_run()
+        agent = Agent(self.session, spec, 1, self._trainer_at, store, Unmoved(self._wish), clock=self.clock)
+        agent.take_part(self.data)
+
+    def _trainer_at(self, cut: int) -> ClientTrainer:
+        self.trainers.append(new_trainer(self.spec, cut, self.data))
+        return self.trainers[-1]
+
+
+def new_trainer(spec: RunSpec, cut: int, data: DeviceData) -> ClientTrainer:
+    return ClientTrainer(build_for(spec), cut, spec, DEVICE, data)
+
+
+def some_images(count: int) -> PictureSet:
+    generator = np.random.default_rng(count)
+    images = generator.integers(0, 256, (count, *SPEC.input_shape), np.uint8)
+    return PictureSet(images, np.arange(count) % 2)
+
+
+def steps_sent(device: Device) -> list[tuple[int, str, int]]:
+    return [(batch.round, batch.phase, batch.step) for batch in device.server.batches]
+
+
+def when(device: Device, doing: str, then: Callable[[], object]) -> None:
+    """Call `then` once, when the device first says that it does so."""
+    take, is_called = device.port.on_sent, False
+
+    def on_sent(sent: Sent) -> None:
+        nonlocal is_called
+        take(sent)
+        if sent.topic.endswith("/status") and DeviceStatus.decode(sent.payload).doing == doing:
+            is_called, was_called = True, is_called
+            if not was_called:
+                then()
+
+    device.port.on_sent = on_sent

@@ -1,0 +1,261 @@
+"""The server as one device sees it, over a fake port: takes it in, opens phases, acknowledges, commits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from fakes import FakePort, Sent
+from torch import Tensor
+
+from splitee.mqtt.events import Message
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus, Profile, ServerStatus
+from splitee.protocol.gate import Gate, Received
+from splitee.protocol.rounds import (
+    Ack,
+    Assignment,
+    Commit,
+    Features,
+    Participant,
+    RoundDone,
+    RoundOpen,
+    Sync,
+    Weights,
+)
+from splitee.protocol.routes import Route
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee.training.epochs import evaluation_steps, steps_a_round
+from splitee.training.soft_labels import SoftLabels, pack_rows
+from splitee.training.weights import pack_weights, select
+
+TOPICS = Topics("fleet")
+DEVICE = "pi-1"
+SENT_BY_DEVICES = (
+    routes.STATUS,
+    routes.PROFILE,
+    routes.FEATURES,
+    routes.ROUND_DONE,
+    routes.WEIGHTS,
+    routes.SYNC,
+)
+PhaseToOpen = tuple[str, int]
+
+
+class ScriptedServer:
+    """Opens the phases of a script one after another, each when the device has done its part in the last.
+
+    Attributes:
+        is_lost: whether a message to the device gets lost.
+        on_done: what follows a round-done and all its batches; by default the round is committed.
+        held: the client network that is kept for the device, if it is asked to fetch one.
+        batches, done, tensors, syncs, statuses, profiles: what the device has said, in its order.
+    """
+
+    def __init__(
+        self,
+        port: FakePort,
+        spec: RunSpec,
+        script: Iterable[PhaseToOpen],
+        *,
+        cut: int = 1,
+        samples: int = 4,
+        held_out: int = 2,
+    ) -> None:
+        self.port = port
+        self.spec = spec
+        self.script = deque(script)
+        self.cut = cut
+        self.samples = samples
+        self.held_out = held_out
+        self.attempt = 7
+        self.committed = 0
+        self.digest: str | None = None
+        self.trained: str | None = None
+        self.held: dict[str, Tensor] | None = None
+        self.soft_labels: SoftLabels | None = None
+        self.participant: dict[str, Any] = {}  # fields of the device's part in what is opened from here on
+        self.opened: RoundOpen | None = None
+        self.next_step = 0
+        self._said_done: RoundDone | None = None
+        self.is_lost: Callable[[Route, Any], bool] = lambda _route, _message: False
+        self.on_done: Callable[[RoundDone], None] = lambda _done: self.commit()
+        self.on_profile: Callable[[Profile], None] = self.take_in
+        self.batches: list[Features] = []
+        self.done: list[RoundDone] = []
+        self.tensors: list[Weights] = []
+        self.syncs: list[Sync] = []
+        self.statuses: list[DeviceStatus] = []
+        self.profiles: list[Profile] = []
+        self._gate = Gate(TOPICS, SENT_BY_DEVICES)
+        port.on_sent = self.handle
+
+    def send(self, route: Route, message: Any, seconds: float = 0) -> None:
+        if not self.is_lost(route, message):
+            self.port.later(seconds, route.topic(TOPICS, DEVICE), message.encode(), retained=route.retained)
+
+    def open_run(self, seconds: float = 0) -> None:
+        self.send(routes.RUN, self.spec, seconds)
+        self.send(routes.SERVER_STATUS, ServerStatus(state="online", instance=self.attempt), seconds)
+
+    def open_next(self) -> None:
+        if self.script:
+            self.open(*self.script.popleft())
+
+    def open(self, phase: str, number: int) -> None:
+        """Open a phase, continuing from the last commit."""
+        participants = {}
+        if phase == "train":
+            participants[DEVICE] = self._part(steps_a_round(self.spec, self.samples), self.samples)
+        elif phase == "evaluate":
+            participants[DEVICE] = self._part(evaluation_steps(self.held_out), self.held_out)
+        self.opened = RoundOpen(
+            run=self.spec.run,
+            round=number,
+            attempt=self.attempt,
+            phase=phase,  # type: ignore[arg-type]
+            participants=participants,
+        )
+        self.next_step, self._said_done = 0, None
+        self.send(routes.ROUND, self.opened)
+
+    def begin_anew(self) -> None:
+        """As after a restart of the server: the phase that is under way is opened once more."""
+        assert self.opened is not None
+        self.attempt += 1
+        self.assign()
+        self.open(self.opened.phase, self.opened.round)
+
+    def take_in(self, profile: Profile) -> None:
+        if self.opened is None:
+            self.assign()
+            self.open_next()
+
+    def assign(self, seconds: float = 0) -> None:
+        self.send(
+            routes.ASSIGNMENT,
+            Assignment(
+                run=self.spec.run,
+                attempt=self.attempt,
+                instance=self.profiles[-1].instance,
+                cut=self.cut,
+                committed=self.committed,
+                digest=self.digest,
+                trained=self.trained,
+                held=self.held is not None,
+            ),
+            seconds,
+        )
+
+    def commit(self, *, without: bool = False) -> None:
+        """Commit the round that is under way, and open what the script has next."""
+        assert self.opened is not None
+        if not without:
+            self.committed = self.opened.round
+            self.trained = self.digest = self.done[-1].digest
+        digests = {} if self.digest is None or without else {DEVICE: self.digest}
+        self.send(
+            routes.COMMIT,
+            Commit(
+                run=self.spec.run,
+                round=self.opened.round,
+                attempt=self.attempt,
+                digests=digests,
+                weights_sha256="0" * 64,
+            ),
+        )
+        self.assign()
+        self.open_next()
+
+    def acknowledge(self, *, resend: bool = False) -> None:
+        assert self.opened is not None
+        if self.opened.phase in ("train", "evaluate"):
+            self.send(
+                routes.ACK,
+                Ack(
+                    run=self.spec.run,
+                    round=self.opened.round,
+                    attempt=self.attempt,
+                    phase=self.opened.phase,
+                    step=self.next_step,
+                    room=self.spec.window,
+                    resend=resend,
+                ),
+            )
+
+    def handle(self, sent: Sent) -> None:
+        """Take what the device has published."""
+        received = self._gate.read(Message(sent.topic, sent.payload))
+        assert received is not None, sent
+        self._take(received)
+        if received.route is routes.STATUS:  # which the device reads itself
+            self.port.deliver(sent.topic, sent.payload)
+
+    def _take(self, received: Received) -> None:
+        match received.message:
+            case DeviceStatus() as status:
+                self.statuses.append(status)
+            case Profile() as profile:
+                self.profiles.append(profile)
+                self.on_profile(profile)
+            case Features() as batch:
+                self._on_features(batch)
+            case Weights() as weights:
+                self.tensors.append(weights)
+            case RoundDone() as done:
+                self.done.append(done)
+                if (done.round, done.attempt) == self._under_way():
+                    self._said_done = done
+                    self._end_round()
+            case Sync() as sync:
+                self.syncs.append(sync)
+                self._on_sync(sync)
+
+    def _on_features(self, batch: Features) -> None:
+        self.batches.append(batch)
+        if (batch.round, batch.attempt) != self._under_way() or batch.step != self.next_step:
+            return
+        self.next_step += 1
+        self.acknowledge()
+        assert self.opened is not None
+        if batch.phase == "evaluate" and self.next_step == self.opened.participants[DEVICE].steps:
+            self.open_next()
+        self._end_round()
+
+    def _end_round(self) -> None:
+        """Once all batches of a round and its round-done are here."""
+        done, opened = self._said_done, self.opened
+        if done is not None and opened is not None and self.next_step == opened.participants[DEVICE].steps:
+            self._said_done = None
+            self.on_done(done)
+
+    def _on_sync(self, sync: Sync) -> None:
+        if sync.weights:
+            assert self.held is not None
+            tensors = select(self.held, sync.weights)
+            for payload in pack_weights(self.spec.run, self.committed, self.attempt, tensors):
+                self.send(routes.HELD_WEIGHTS, Weights.decode(payload))
+        elif sync.soft_labels is not None:
+            assert self.soft_labels is not None
+            for payload in pack_rows(self.spec.run, self.attempt, self.soft_labels, sync.soft_labels):
+                self.send(routes.SOFT_LABELS, routes.SOFT_LABELS.message.decode(payload))
+        elif self.opened is not None:
+            self.acknowledge(resend=True)
+
+    def _part(self, steps: int, samples: int) -> Participant:
+        fields = {"cut": self.cut, "steps": steps, "base": self.committed, "samples": samples}
+        return Participant(**{**fields, **self.participant})
+
+    def _under_way(self) -> tuple[int, int] | None:
+        return None if self.opened is None else (self.opened.round, self.attempt)
+
+
+def other_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights that no training gives, of the same names and shapes."""
+    return {
+        name: torch.full_like(tensor, 0.25 if tensor.is_floating_point() else 3)
+        for name, tensor in tensors.items()
+    }
