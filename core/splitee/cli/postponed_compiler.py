@@ -18,9 +18,17 @@ from types import ModuleType
 from typing import Any
 
 
-def disable(function: Callable[..., Any], *_: object, **__: object) -> Callable[..., Any]:
-    """As `torch._dynamo.disable`: what is not compiled anyway is left as it is."""
-    return function
+def disable(*arguments: Any, **named: Any) -> Any:
+    """As `torch._dynamo.disable`: as long as nothing is compiled, a function is left as it is.
+
+    Whoever wants a decorator (`disable()`, `disable(recursive=False)`) gets that of the real module.
+    """
+    module = sys.modules["torch._dynamo"]
+    if isinstance(module, PostponedModule):
+        if arguments and callable(arguments[0]):
+            return arguments[0]
+        become_real(module)
+    return module.disable(*arguments, **named)
 
 
 ANSWERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
