@@ -30,6 +30,7 @@ import torch
 from msgspec.structs import replace
 from PIL import Image
 
+from splitee.cli.link_options import resolve
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, TrunkManifest, read_manifest, write_manifest
 from splitee.inference.offload import Offload
@@ -38,7 +39,7 @@ from splitee.inference.trunks import TrunkModels
 from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, resolve
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.topics import Topics
 from splitee.samples.images import normalize

@@ -12,9 +12,10 @@ from contextlib import closing
 
 import click
 
+from splitee.cli.link_options import link_options
 from splitee.commands.status import gather
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet_view import FleetView
 
 SILENT = 60.0  # seconds without a word of the server; it speaks every 5

@@ -78,6 +78,7 @@ _STRATEGIES: dict[type[Any], Callable[[Any], st.SearchStrategy[Any]]] = {
     msgspec.inspect.StructType: lambda kind: st.builds(
         kind.cls, **{field.name: _of(field.type) for field in kind.fields}
     ),
+    msgspec.inspect.Metadata: lambda kind: _of(kind.type),
     msgspec.inspect.IntType: _int,
     msgspec.inspect.FloatType: _float,
     msgspec.inspect.StrType: _str,

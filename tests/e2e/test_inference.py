@@ -20,13 +20,14 @@ from fleets import Fleet
 from PIL import Image
 from trained import CUTS, Trained, train
 
+from splitee.cli.link_options import resolve
 from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import Prediction, Predictor
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, resolve
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.inference import InferAnswer, InferRequest

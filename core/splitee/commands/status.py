@@ -15,11 +15,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from splitee.cli.link_options import link_options
 from splitee.cli.settings import settings_file
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 
 FIRST = 2.0  # seconds to wait for the first retained message, and at most for all

@@ -11,12 +11,13 @@ import click
 import torch
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
 from splitee.durable import StateDirectory
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
 from splitee_device.agent.presence import offline
 from splitee_device.agent.session import Session

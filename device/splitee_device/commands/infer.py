@@ -8,11 +8,12 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.options import ServingOptions, serving_options

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import click
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.link_options import optional_link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
 from splitee.inference.predictor import Prediction, Predictor
-from splitee.mqtt.options import LinkOptions, optional_link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.samples.images import PICTURE_SUFFIXES, Pixels, Shape, UnreadablePicture, load_picture
 
 if TYPE_CHECKING:

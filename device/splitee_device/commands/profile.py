@@ -13,10 +13,11 @@ import click
 from rich.console import Console
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.link_options import optional_link_options
 from splitee.cli.run_settings import build_run_spec, run_setting
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ExtraMissing, NoCutFits
-from splitee.mqtt.options import LinkOptions, optional_link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import CODECS
 from splitee.protocol.topics import check_name
 from splitee_device.machine import hardware

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from msgspec.structs import replace
 
 from splitee.cli.bounds import number
+from splitee.cli.link_options import optional_link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError, DataError, Stalled
 from splitee.inference.graphs import ClientModel
@@ -19,7 +20,7 @@ from splitee.inference.manifest import Measure, Point, write_manifest
 from splitee.inference.offload import Offload
 from splitee.inference.trunks import TrunkModels
 from splitee.inference.uncertainty import Array
-from splitee.mqtt.options import LinkOptions, optional_link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.samples.images import PICTURE_SUFFIXES, Pixels, load_picture
 from splitee.samples.kept import Samples
 from splitee_export.calibration import HeldOut, choose, curve

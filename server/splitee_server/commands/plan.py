@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from splitee.cli.bounds import whole
+from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.commands.status import gather, printable
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
 from splitee_server.planning import Candidate, Planned, candidates, plan_fleet
 

@@ -9,12 +9,13 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import number
+from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import ConfigError, ModelError, Stalled
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics
 from splitee_server.release.offers import ROUTES, Offers

@@ -10,12 +10,13 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import whole
+from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.gate import Gate

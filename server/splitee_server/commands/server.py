@@ -11,12 +11,13 @@ import click
 import torch
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.link_options import link_options
 from splitee.cli.run_settings import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.durable import StateDirectory
 from splitee.mqtt.link import Link
-from splitee.mqtt.options import LinkOptions, link_options
+from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_for
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import claim_fleet, offline

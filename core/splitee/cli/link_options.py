@@ -1,0 +1,103 @@
+"""The flags by which every command finds its broker and fleet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from splitee.cli.bounds import number
+from splitee.cli.flags import option_group
+from splitee.cli.settings import setting
+from splitee.errors import ConfigError
+from splitee.mqtt.address import BrokerAddress, TlsFiles
+from splitee.mqtt.options import LinkOptions
+from splitee.protocol.topics import check_name
+
+_FILE = click.Path(path_type=Path)
+
+
+_OPTIONS = (
+    setting(
+        "--broker",
+        default="mqtt://127.0.0.1:1883",
+        metavar="URL",
+        help="mqtt://HOST:PORT or mqtts://HOST:PORT.",
+    ),
+    setting(
+        "--fleet",
+        default="default",
+        metavar="NAME",
+        help="Devices and server of one fleet find each other by it.",
+    ),
+    setting(
+        "--connect-timeout",
+        type=number(0),
+        default=30.0,
+        metavar="SECONDS",
+        help="How long to try to reach the broker; 0: for ever.",
+    ),
+    setting("--username", metavar="NAME", help="Account at the broker."),
+    setting("--password-file", type=_FILE, help="File whose first line is the account's password."),
+    setting("--ca", type=_FILE, help="Certificate authority that the broker must be signed by (PEM)."),
+    setting("--cert", type=_FILE, help="This client's certificate (PEM)."),
+    setting("--key", type=_FILE, help="The certificate's private key (PEM)."),
+)
+
+
+def resolve(
+    broker: str,
+    fleet: str,
+    connect_timeout: float,
+    username: str | None = None,
+    password_file: Path | None = None,
+    ca: Path | None = None,
+    cert: Path | None = None,
+    key: Path | None = None,
+) -> LinkOptions:
+    """The options, checked.
+
+    Raises:
+        ConfigError: a malformed URL or name, an unreadable password, a certificate without its key.
+    """
+    address = BrokerAddress.parse(broker)
+    if username is not None:
+        address = replace(address, username=username)
+    if password_file is not None:
+        address = replace(address, password=_first_line(password_file))
+    return LinkOptions(address, check_name(fleet, "--fleet"), connect_timeout or None, _tls(ca, cert, key))
+
+
+def resolve_if_given(broker: str | None, **options: Any) -> LinkOptions | None:
+    """None without a broker. Raises what `resolve` does."""
+    return None if broker is None else resolve(broker, **options)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--password-file {path}: {getattr(error, 'strerror', None) or error}") from None
+    if not lines or not lines[0]:
+        raise ConfigError(f"--password-file {path}: expected the password on its first line, it is empty")
+    return lines[0]
+
+
+def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | None:
+    if (cert is None) != (key is None):
+        raise ConfigError("--cert and --key go together: give both or neither")
+    return TlsFiles(ca, cert, key) if ca or cert else None
+
+
+link_options = option_group("link", resolve, *_OPTIONS)
+"""Adds the flags; the command gets them checked, as its argument `link: LinkOptions`."""
+
+optional_link_options = option_group(
+    "link",
+    resolve_if_given,
+    setting("--broker", metavar="URL", help="mqtt://HOST:PORT or mqtts://HOST:PORT.  [default: none]"),
+    *_OPTIONS[1:],
+)
+"""The same flags for a command that also works alone: without --broker, `link` is None."""
