@@ -12,19 +12,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import splitee.protocol.fleet
-import splitee.protocol.inference
-import splitee.protocol.rounds
-import splitee.protocol.run_spec  # noqa: F401
 from splitee.protocol.encoding import JsonMessage, PackedMessage
+from splitee.protocol.routes import ROUTES
 
 # The same examples in every run; benchmarks/fuzz_messages.py looks for new ones.
 settings.register_profile("splitee", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("splitee")
 
-MESSAGES: tuple[type[JsonMessage | PackedMessage], ...] = (
-    *JsonMessage.__subclasses__(),
-    *PackedMessage.__subclasses__(),
+MESSAGES: tuple[type[JsonMessage | PackedMessage], ...] = tuple(
+    dict.fromkeys(route.message for route in ROUTES)
 )
 PLAIN = st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(max_size=20)
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)

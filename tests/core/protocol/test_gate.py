@@ -14,6 +14,7 @@ from splitee.mqtt.events import Message
 from splitee.protocol import gate as module
 from splitee.protocol import routes
 from splitee.protocol.codecs import EncodedTensor
+from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.gate import LOGGED, Gate, Received, Rejection
 from splitee.protocol.parts import split
@@ -155,3 +156,10 @@ def test_every_route_has_a_topic_of_its_own_and_is_found_by_it() -> None:
     for topic, route in topics.items():
         assert routes.find(TOPICS, topic) == (route, "pi-1" if route.of_device else "")
     assert RoundDone in {route.message for route in ROUTES}
+
+
+def test_every_message_of_the_protocol_has_a_route() -> None:
+    kinds = {*JsonMessage.__subclasses__(), *PackedMessage.__subclasses__()}
+    assert {kind for kind in kinds if kind.__module__.startswith("splitee.protocol.")} == {
+        route.message for route in ROUTES
+    }
