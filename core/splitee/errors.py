@@ -40,6 +40,10 @@ class ExitCode(IntEnum):
     NO_CUT = 20, "no cut fits this device: its memory, or the share of the CPU that is wanted"
 
 
+class Terminated(SystemExit):
+    """A signal unwinds the stack; unlike another SystemExit, it is never a mistake of the code it meets."""
+
+
 class SpliteeError(Exception):
     """One line for the user: what was expected, what came, what to do."""
 

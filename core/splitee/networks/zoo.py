@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
+from traceback import walk_tb
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from torchvision import models
 
-from splitee.errors import NetworkError
+from splitee.errors import NetworkError, Terminated
 
 STEMS = ("imagenet", "small")
 
@@ -50,10 +54,11 @@ def _call(name: str, build: Callable[..., nn.Module], num_classes: int, device: 
     try:
         with torch.device(device):
             network = build(num_classes=num_classes)
-    except Exception as error:  # a factory is the user's code
+    except BaseException as error:  # a factory is the user's code
+        _let_signals_pass(error)
         if device == "meta":  # some, such as the regnets, compute their widths with tensors
             return _call(name, build, num_classes, "cpu").to(device)
-        raise NetworkError(f"{name} cannot be built: {type(error).__name__}: {first_line(error)}") from error
+        raise NetworkError(f"{name} cannot be built: {_mistake(name, error)}") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} must return a torch.nn.Module, it returned {type(network).__name__}")
     return network
@@ -61,19 +66,69 @@ def _call(name: str, build: Callable[..., nn.Module], num_classes: int, device: 
 
 def _factory(name: str) -> Callable[..., nn.Module]:
     module_name, _, attribute = name.partition(":")
+    module = _imported(name, module_name)
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        raise NetworkError(
-            f"network {name!r}: no module named {error.name!r}; set PYTHONPATH to the folder that holds it"
-        ) from None
+        found = getattr(module, attribute)
     except AttributeError:
         raise NetworkError(f"network {name!r}: module {module_name!r} has no {attribute!r}") from None
-    except (ValueError, ImportError) as error:
-        raise NetworkError(f"network {name!r}: expected module:factory: {first_line(error)}") from error
     if not callable(found):
         raise NetworkError(f"network {name!r}: {attribute!r} is not callable; give a function of num_classes")
     return found  # type: ignore[no-any-return]
+
+
+def _imported(name: str, module_name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except BaseException as error:  # a module is the user's code
+        _let_signals_pass(error)
+        if _place(name, error):
+            raise NetworkError(f"{name} cannot be imported: {_mistake(name, error)}") from error
+        if isinstance(error, ModuleNotFoundError):
+            raise NetworkError(
+                f"network {name!r}: no module named {error.name!r}; "
+                "set PYTHONPATH to the folder that holds it"
+            ) from None
+        raise NetworkError(f"network {name!r}: expected module:factory: {first_line(error)}") from error
+
+
+def _let_signals_pass(error: BaseException) -> None:
+    if isinstance(error, (KeyboardInterrupt, Terminated)):
+        raise error
+
+
+def _mistake(name: str, error: BaseException) -> str:
+    """What was raised, and for a user's own network also where."""
+    reason = error.msg if isinstance(error, SyntaxError) else first_line(error)
+    place = _place(name, error)
+    return f"{type(error).__name__}: {reason}" + (f" ({place})" if place else "")
+
+
+def _place(name: str, error: BaseException) -> str | None:
+    """The file and line of the user's own code that an error comes from, None where it has none in it.
+
+    That is the innermost line outside Python's and installed packages, the factory's own package aside.
+    """
+    package, colon, _ = name.partition(":")
+    if not colon:
+        return None
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
+        return f"{error.filename}, line {error.lineno}"
+    _ours, *called = walk_tb(error.__traceback__)
+    for frame, line in reversed(called):
+        file = frame.f_code.co_filename
+        module = str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] == package.partition(".")[0] or not _is_installed(file):
+            return f"{file}, line {line}"
+    return None
+
+
+def _is_installed(file: str) -> bool:
+    path = Path(file)
+    return (
+        file.startswith("<")  # the import system, and what `exec` runs
+        or path.is_relative_to(Path(os.__file__).parent)
+        or not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    )
 
 
 def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Module]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from splitee.errors import ChildFailed, ExitCode
+from splitee.errors import ChildFailed, ExitCode, Terminated
 
 GRACE = 10.0  # seconds to finish after SIGTERM
 LEAVING = 60.0  # seconds from the first child's end to the last one's
@@ -115,7 +115,7 @@ def signals_unwind() -> Iterator[None]:
     """SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that contexts end their children."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+        raise Terminated(128 + number)
 
     with _handling(leave, signal.SIGTERM, signal.SIGHUP):
         yield
