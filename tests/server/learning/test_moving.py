@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from splitee.networks.split import SplitNetwork, build_for
-from splitee.protocol.fleet import Profile
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.strategies.base import Strategy, make_strategy
-from splitee_server.members.members import Members, Refusal
 
 MOVES = [(old, new) for old in (1, 2, 3) for new in (1, 2, 3) if old != new]
 STRATEGIES = ("sequential", "averaging")
@@ -60,8 +58,8 @@ class Fleet:
     def end_round(self, *devices: str) -> None:
         samples = dict.fromkeys(devices, 64)
         self.strategy.aggregate(samples)
-        came = {device: self._learnt(self.cuts[device]) for device in devices}
-        self.clients.end_round(came, self.cuts, samples)
+        received = {device: self._learnt(self.cuts[device]) for device in devices}
+        self.clients.commit(received, self.cuts, samples)
 
     def move(self, **moves: int) -> None:
         self.clients.move(moves, self.cuts)
@@ -154,26 +152,5 @@ def test_a_moved_device_that_misses_rounds_can_still_get_its_network() -> None:
     fleet.end_round("other")
     assert same(fleet.client("mover"), moved)
     assert fleet.clients.digest("mover") == digest
-    fleet.clients.end_round({}, fleet.cuts, {"mover": 64, "other": 64})  # it has trained: its own now
+    fleet.clients.commit({}, fleet.cuts, {"mover": 64, "other": 64})  # it has trained: its own now
     assert "mover" not in fleet.clients
-
-
-def profile(cut: int, next_cut: int = 0, instance: int = 1) -> Profile:
-    return Profile(PROTOCOL, instance, "0", cut, ("a", "b"), 64, 0, next_cut=next_cut)
-
-
-def test_a_member_asks_moves_and_may_still_speak_of_its_old_cut() -> None:
-    run = spec("sequential")
-    members = Members(run, build_for(run))
-    member = members.admit("pi-1", profile(1))
-    assert (member.cut, member.next_cut) == (1, 0)
-    assert members.admit("pi-1", profile(1, next_cut=3)).next_cut == 3
-    member.move(3)
-    assert (member.cut, member.next_cut) == (3, 0)
-    late = members.admit("pi-1", profile(1, next_cut=3, instance=2))  # retained, or killed before it followed
-    assert (late.cut, late.next_cut) == (3, 0)
-    assert members.admit("pi-1", profile(3, next_cut=3)).next_cut == 0
-    with pytest.raises(Refusal, match="keep --cut 3"):
-        members.admit("pi-1", profile(2))
-    with pytest.raises(Refusal, match=r"is cut at 4; tiny_networks:tiny can be cut at 1\.\.3"):
-        members.admit("pi-1", profile(3, next_cut=4))
