@@ -53,9 +53,6 @@ RunPhase = Literal["gather", "train", "evaluate", "release", "finished"]
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
 
 
-Strategy = Literal["sequential", "averaging"]
-
-
 Order = Literal["step", "device"]
 
 

@@ -14,12 +14,12 @@ from splitee.protocol.fields import (
     Count,
     Fraction,
     LearningSchedule,
+    Name,
     NonNegative,
     Optimizer,
     Order,
     Positive,
     RunCodec,
-    Strategy,
     Text,
     Weighting,
 )
@@ -37,7 +37,7 @@ class RunSpec(JsonMessage, frozen=True):
     input_shape: tuple[Positive, Positive, Positive] = (3, 32, 32)  # (C, H, W)
     mean: tuple[float, ...] = (0.5,)  # per channel, or one for all, of pixels in 0..1
     std: tuple[Annotated[float, Meta(gt=0)], ...] = (0.5,)
-    strategy: Strategy = "sequential"
+    strategy: Name = "sequential"
     order: Order = "step"
     seed: Count = 0
     batch_size: Annotated[int, Meta(ge=2, le=4096)] = 32

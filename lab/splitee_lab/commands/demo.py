@@ -18,6 +18,7 @@ from splitee_lab.demo.inference import inference_table
 from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
 from splitee_lab.report.demo_page import choices_table, percent, size, span, table
+from splitee_server.learning.strategies.registry import STRATEGIES
 
 ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 
@@ -26,7 +27,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 @settings_file
 @setting(
     "--strategy",
-    type=click.Choice(["sequential", "averaging"]),
+    type=click.Choice(list(STRATEGIES)),
     default="sequential",
     help="How the devices' batches train the trunk.",
 )

@@ -44,6 +44,7 @@ from splitee_lab.simulate.partition import Partition
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
 from splitee_server.commands.run_settings import run_settings
+from splitee_server.learning.strategies.registry import with_setting
 
 RUN = {field.name: field.default for field in msgspec.structs.fields(RunSpec)}
 
@@ -129,7 +130,12 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @setting("--rounds", type=click.IntRange(min=1), default=5)
 @setting("--batch-size", type=int, default=RUN["batch_size"], help="Samples a batch.")
 @setting("--steps", type=int, default=0, help="Batches a client trains in a round; 0: one pass.")
-@setting("--order", type=click.Choice(["step", "device"]), default="step", help="Of batches, for sequential.")
+@setting(
+    "--order",
+    type=click.Choice(["step", "device"]),
+    default="step",
+    help=f"Of batches, for {with_setting('order')}.",
+)
 @run_settings
 @setting("--codec", type=click.Choice(CODECS), default=RUN["codec"], help="Of the features on the wire.")
 @setting("--threshold", type=float, default=RUN["threshold"], help="Entropy up to which the exit answers.")

@@ -23,6 +23,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL, Topics
 from splitee_server.announcer import claim_fleet, offline
 from splitee_server.commands.run_settings import run_settings
+from splitee_server.learning.strategies.registry import STRATEGIES, with_setting
 from splitee_server.monitoring.options import Monitoring, monitoring_options
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
@@ -45,8 +46,13 @@ DIRECTORY = click.Path(path_type=Path)
 @setting("--num-classes", type=int, default=10)
 @setting("--devices", type=click.IntRange(min=1), default=3, help="Devices that must join before round 1.")
 @setting("--rounds", type=click.IntRange(min=1), default=5)
-@setting("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
-@setting("--order", type=click.Choice(["step", "device"]), default="step", help="Of batches, for sequential.")
+@setting("--strategy", type=click.Choice(list(STRATEGIES)), default="sequential")
+@setting(
+    "--order",
+    type=click.Choice(["step", "device"]),
+    default="step",
+    help=f"Of batches, for {with_setting('order')}.",
+)
 @setting("--seed", type=click.IntRange(min=0), default=1)
 @setting(
     "--state", type=DIRECTORY, required=True, metavar="DIR", help="Where committed rounds and the report go."

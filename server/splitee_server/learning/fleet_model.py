@@ -10,11 +10,12 @@ from torch import Tensor
 
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.weights import WeightsAssembler
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.soft_labels import SoftLabelStore
-from splitee_server.learning.strategies.base import make_strategy
+from splitee_server.learning.strategies.registry import make_strategy
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class FleetModel:
             "strategy": self._strategy.state(),
             "clients": self._clients.state(),
             "soft_labels": self._soft_labels.state(),
+            **self._named_trunks().state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -155,4 +157,12 @@ class FleetModel:
         self._strategy.load(state["strategy"])
         self._clients.load(state["clients"])
         self._soft_labels.load(state["soft_labels"])
-        self._cuts = dict(state["strategy"]["cuts"])
+        self._cuts = NamedTrunks.read(state).cuts
+
+    def _named_trunks(self) -> NamedTrunks:
+        trunk_of = {device: self._strategy.shared_with(device) for device in self._cuts}
+        trunks = {
+            name: NamedTrunk(self._cuts[device], self._strategy.trunk(device).state_dict())
+            for device, name in trunk_of.items()
+        }
+        return NamedTrunks(trunks, trunk_of)

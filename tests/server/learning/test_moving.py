@@ -13,7 +13,8 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.client_networks import ClientNetworks
-from splitee_server.learning.strategies.base import Strategy, make_strategy
+from splitee_server.learning.strategies.base import Strategy
+from splitee_server.learning.strategies.registry import make_strategy
 
 MOVES = [(old, new) for old in (1, 2, 3) for new in (1, 2, 3) if old != new]
 STRATEGIES = ("sequential", "averaging")
@@ -28,7 +29,7 @@ def spec(strategy: str, **settings: Any) -> RunSpec:
         num_classes=10,
         rounds=5,
         seed=1,
-        strategy=strategy,  # type: ignore[arg-type]
+        strategy=strategy,
         **settings,
     )
 
