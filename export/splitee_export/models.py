@@ -180,13 +180,11 @@ def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -
 
 def _trunk_files(state: ServerState) -> dict[str, str]:
     """Each device's trunk: named by the cut, and by its first device where a cut has several."""
-    first: dict[int, str] = {}  # by trunk
-    for device in sorted(state.cuts):
-        first.setdefault(id(state.trunks[device]), device)
-    trunks_at = Counter(state.cuts[device] for device in first.values())
+    first = state.first_user
+    trunks_at = Counter(state.cuts[device] for device in set(first.values()))
     files = {}
     for device, cut in state.cuts.items():
-        own = "" if trunks_at[cut] == 1 else f"-{first[id(state.trunks[device])]}"
+        own = "" if trunks_at[cut] == 1 else f"-{first[device]}"
         files[device] = f"trunk-cut-{cut}{own}.onnx"
     return files
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from splitee.errors import StateError
 from splitee.networks.exits import ExitHead
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import answers_digest, unpack_state
 from splitee.training.weights import client_model
 
@@ -42,6 +45,12 @@ class ServerState:
     network: SplitNetwork
     cuts: dict[str, int]
     trunks: dict[str, nn.Module]
+
+    @cached_property
+    def first_user(self) -> dict[str, str]:
+        """By device, the first one, by name, that has the same trunk."""
+        first: dict[int, str] = {}
+        return {name: first.setdefault(id(trunk), name) for name, trunk in sorted(self.trunks.items())}
 
 
 def read_state(path: Path) -> DeviceState | ServerState:
@@ -112,25 +121,24 @@ def device_state(
 def _server(facts: dict[str, Any], state: dict[str, Any]) -> ServerState:
     class_names = tuple(state["class_names"])
     spec = msgspec.structs.replace(msgspec.convert(facts, RunSpec), class_names=class_names)
-    return server_state(spec, int(state["round"]), state["strategy"])
+    return server_state(spec, int(state["round"]), NamedTrunks.read(state))
 
 
-def server_state(spec: RunSpec, number: int, strategy: dict[str, Any]) -> ServerState:
-    """A server's trunks, from the state that its strategy had after round `number`."""
-    cuts: dict[str, int] = strategy["cuts"]
+def server_state(spec: RunSpec, number: int, named: NamedTrunks) -> ServerState:
+    """A server's trunks as of round `number`: one module for all whose weights are the same.
+
+    Modules take over the tensors that they are given, so those that share memory go on sharing it.
+    """
     network = _build(spec)
-    trunks = {}
-    if spec.strategy == "sequential":
-        network.trunk(1).load_state_dict(strategy["trunk"])
-        by_cut = {cut: network.trunk(cut).eval() for cut in set(cuts.values())}
-        trunks = {device: by_cut[cut] for device, cut in cuts.items()}
-    else:
-        by_weights: dict[tuple[int, str], nn.Module] = {}  # after averaging, all of one cut are the same
-        for device, cut in cuts.items():
-            weights = strategy["trunks"][device]
-            key = cut, answers_digest(weights)
-            if key not in by_weights:
-                by_weights[key] = _build(spec).trunk(cut).eval()
-                by_weights[key].load_state_dict(weights)
-            trunks[device] = by_weights[key]
-    return ServerState(spec, number, network, cuts, trunks)
+    modules: dict[tuple[int, str], nn.Module] = {}  # after averaging, all trunks of one cut are the same
+    by_name = {}
+    for name, trunk in named.trunks.items():
+        stages = network.stage_keys(trunk.cut + 1, network.num_layers)
+        weights = {key: trunk.weights[key] for key in stages}
+        what = trunk.cut, answers_digest(weights)
+        if what not in modules:
+            modules[what] = copy.deepcopy(network.trunk(trunk.cut)).eval()
+            modules[what].load_state_dict(weights, assign=True)
+        by_name[name] = modules[what]
+    trunks = {device: by_name[name] for device, name in named.trunk_of.items()}
+    return ServerState(spec, number, network, named.cuts, trunks)

@@ -119,7 +119,7 @@ def in_one_process(
     moves: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> str:
-    """weights_sha256 of the same run without a broker. `moves`: to other cuts, after the first round."""
+    """weights_sha256 of the same run without a broker. `moves`: to other cuts, at the first commit."""
     spec = RunSpec(
         protocol=1,
         run="simulated",
@@ -141,8 +141,7 @@ def in_one_process(
         )
         for index, (name, cut) in enumerate(cuts.items(), start=1)
     }
-    simulation = Simulation(spec, devices)
-    for done in simulation.rounds():
-        if done.round == 1 and moves:
-            simulation.move(moves)
+    simulation = Simulation(spec, devices, moves={1: moves or {}})
+    for _ in simulation.rounds():
+        pass
     return simulation.digest()

@@ -18,12 +18,12 @@ from splitee.protocol.fields import (
     Count,
     Fraction,
     LearningSchedule,
+    Name,
     NonNegative,
     Optimizer,
     Order,
     Positive,
     RunCodec,
-    Strategy,
     Text,
     Weighting,
 )
@@ -53,8 +53,8 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     mean: tuple[float, ...] = (0.5,)  # per channel, or one for all, of pixels in 0..1
     std: tuple[Annotated[float, Meta(gt=0)], ...] = (0.5,)
     rounds: Annotated[Positive, _setting("Rounds that are trained and committed.")]
-    strategy: Annotated[Strategy, _setting("How the devices' batches train the trunk.")] = "sequential"
-    order: Annotated[Order, _setting("Of batches, for sequential.")] = "step"
+    strategy: Annotated[Name, _setting("How the devices' batches train the trunk.")] = "sequential"
+    order: Annotated[Order, _setting("In which the devices' batches train the trunk.")] = "step"
     seed: Annotated[Count, _setting("The same seed gives the same weights.")] = 0
     batch_size: Annotated[int, _setting("Samples a batch.", costs=True, ge=2, le=4096)] = 32
     steps: Annotated[Count, _setting("Batches a device trains in a round; 0: one pass over its data.")] = 0
@@ -81,8 +81,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         ),
     ] = "layerwise"
     aggregation_every: Annotated[
-        Count,
-        _setting("Batches after which `averaging` averages its trunks within a round; 0: after rounds only."),
+        Count, _setting("Batches after which trunks are averaged within a round; 0: after rounds only.")
     ] = 0
     weighting: Annotated[
         Weighting, _setting("Of averages: by the devices' samples, or the same for all.")

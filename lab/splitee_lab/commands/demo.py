@@ -19,13 +19,14 @@ from splitee_lab.demo.inference import inference_table
 from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
 from splitee_lab.report.demo_page import choices_table, table
+from splitee_server.learning.strategies.registry import STRATEGIES
 
 ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 
 
 @click.command()
 @settings_file
-@run_setting("strategy")
+@run_setting("strategy", type=click.Choice(list(STRATEGIES)))
 @setting(
     "--rounds",
     type=whole(1),

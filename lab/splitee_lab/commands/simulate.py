@@ -43,7 +43,7 @@ from splitee_lab.simulate.jobs import (
 from splitee_lab.simulate.partition import Partition
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
-from splitee_server.commands.run_settings import learning_settings
+from splitee_server.commands.run_settings import learning_settings, strategy_setting
 
 
 def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
@@ -125,7 +125,8 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @run_setting("stem")
 @run_setting("input_shape", "--input", "input_shape", default="3x32x32", metavar="CxHxW", callback=_shape)
 @run_setting("rounds", default=5)
-@run_settings("batch_size", "steps", "order")
+@run_settings("batch_size", "steps")
+@strategy_setting("order")
 @learning_settings
 @run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
 @run_setting("threshold")

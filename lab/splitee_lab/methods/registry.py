@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import get_args
 
-from splitee.protocol.fields import Strategy
 from splitee_lab.methods.alone_exit import alone_exit
 from splitee_lab.methods.baselines import CENTRALIZED
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
@@ -13,6 +11,7 @@ from splitee_lab.methods.fedavg import fedavg
 from splitee_lab.methods.splitfed import splitfed
 from splitee_lab.methods.whole import alone, centralized
 from splitee_lab.simulate.simulation import Simulation
+from splitee_server.learning.strategies import registry
 
 Method = Callable[[Experiment], Iterator[RoundResult]]
 
@@ -39,7 +38,7 @@ def _accuracy(figures: Mapping[str, float]) -> Accuracy:
     )
 
 
-STRATEGIES: dict[str, Method] = dict.fromkeys(get_args(Strategy), fleet)
+STRATEGIES: dict[str, Method] = dict.fromkeys(registry.STRATEGIES, fleet)
 BASELINES: dict[str, Method] = {
     CENTRALIZED: centralized,
     "alone": alone,

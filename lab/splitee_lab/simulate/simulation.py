@@ -18,10 +18,8 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import fleet_digest
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
-from splitee_server.learning.averages import average_clients, size_of, weigh
-from splitee_server.learning.client_networks import ClientNetworks
-from splitee_server.learning.soft_labels import SoftLabelStore
-from splitee_server.learning.strategies.base import Strategy, make_strategy
+from splitee_server.learning.averages import size_of
+from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.rounds.batch_order import BatchOrder
 from splitee_server.rounds.evaluation import Score
 
@@ -54,109 +52,103 @@ class Simulation:
     evaluate_every: int = 1  # rounds; the last one is always evaluated
     on_batch: Callable[[], None] = lambda: None
     place: str = "cpu"  # of torch: where all networks are, as if each had a machine of its own
-    _cuts: dict[str, int] = field(init=False)
+    moves: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # new cuts, by round and device
+    _model: FleetModel = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
-    _strategy: Strategy = field(init=False)
-    _soft_labels: SoftLabelStore = field(init=False)
 
     def __post_init__(self) -> None:
-        self._cuts = {name: device.cut for name, device in self.devices.items()}
-        self._strategy = make_strategy(build_at(self.spec, self.place), self.spec)
-        self._soft_labels = SoftLabelStore(self.spec)
+        self._model = FleetModel(self.spec, build_at(self.spec, self.place))
         self._trainers = {}
         for name, device in sorted(self.devices.items()):
-            self._trainers[name] = ClientTrainer(
-                build_at(self.spec, self.place), device.cut, self.spec, name, device.data
-            )
-            self._strategy.join(name, device.cut)
-            self._soft_labels.count(name, len(device.data.train))
+            self._trainers[name] = self._trainer(name, device.cut)
+            self._model.join(name, device.cut, len(device.data.train))
 
     def rounds(self) -> Iterator[SimulatedRound]:
-        """Train and evaluate round after round."""
-        samples = {name: len(device.data.train) for name, device in self.devices.items()}
+        """Train, commit and evaluate round after round."""
         for number in range(1, self.spec.rounds + 1):
-            losses, sent = self._train(number)
-            self._soft_labels.end_round(number, self._trainers)
-            self._strategy.aggregate(samples)
-            sent += self._average_clients(self._cuts, samples)
+            trunk_loss, sent = self._train(number)
+            exit_loss = {name: trainer.loss for name, trainer in self._trainers.items()}
+            sent += self._commit(number)
             yield SimulatedRound(
                 number,
-                losses,
-                {name: trainer.loss for name, trainer in self._trainers.items()},
+                trunk_loss,
+                exit_loss,
                 {name: self._score(name) for name in self._trainers} if self._is_evaluated(number) else {},
                 sent,
             )
 
-    def move(self, moves: Mapping[str, int]) -> None:
-        """Cut devices elsewhere after a round, as a fleet's server does it at its commit."""
-        clients = ClientNetworks(self.spec, build_at(self.spec, self.place), self._strategy)
-        clients.load({name: trainer.weights() for name, trainer in self._trainers.items()})
-        clients.move(moves, self._cuts)
-        self._cuts.update(moves)
-        for name, cut in moves.items():
-            network, data = build_at(self.spec, self.place), self.devices[name].data
-            self._trainers[name] = ClientTrainer(network, cut, self.spec, name, data)
-            self._trainers[name].adopt(clients.state()[name])
-
     def digest(self) -> str:
         """SHA-256 over all trunk and client weights."""
         clients = {name: trainer.digest() for name, trainer in self._trainers.items()}
-        return fleet_digest(self._strategy.weights(), clients)
+        return fleet_digest(self._model.trunk_weights(), clients)
 
-    def _average_clients(self, cuts: Mapping[str, int], samples: Mapping[str, int]) -> int:
-        """As the setting says; returns the bytes of the weights that devices send and get for it."""
-        if self.spec.client_averaging == "none":
-            return 0
-        clients = {name: trainer.weights() for name, trainer in self._trainers.items()}
-        weights = weigh(samples, self.spec.weighting)
-        average_clients(self.spec.client_averaging, clients, self._strategy, cuts, weights)
-        for trainer in self._trainers.values():
-            trainer.forget_momentum()
-        return sum(2 * size_of(weights) for weights in clients.values())
+    def _trainer(self, name: str, cut: int) -> ClientTrainer:
+        network = build_at(self.spec, self.place)
+        return ClientTrainer(network, cut, self.spec, name, self.devices[name].data)
+
+    def _commit(self, number: int) -> int:
+        """Devices start from what the commit holds for them. Returns the bytes of weights on their way."""
+        moves = self.moves.get(number, {})
+        contributions = {
+            name: Contribution(
+                trainer.samples,
+                trainer.weights() if self.spec.client_averaging != "none" or name in moves else None,
+                moves.get(name, 0),
+            )
+            for name, trainer in self._trainers.items()
+        }
+        sent = sum(size_of(given.weights) for given in contributions.values() if given.weights is not None)
+        moved = self._model.commit(number, contributions)
+        for name, cut in moved.items():
+            self._trainers[name] = self._trainer(name, cut)
+        for name, trainer in self._trainers.items():
+            if self._model.holds(name):
+                trainer.adopt(self._model.client(name))
+                sent += size_of(self._model.client(name))
+        return sent
 
     def _is_evaluated(self, number: int) -> bool:
         return number % self.evaluate_every == 0 or number == self.spec.rounds
 
     def _train(self, number: int) -> tuple[dict[str, float], int]:
-        """One round; batches reach the trunk in the strategy's order. Mean trunk loss by device, bytes."""
+        """One round. Mean trunk loss by device, and the bytes of batches and soft labels on their way."""
         steps = {name: trainer.steps for name, trainer in self._trainers.items()}
-        order = self._strategy.order
+        soft_labels = {name: self._model.soft_labels(name) for name in steps}
+        sent = sum(labels.probabilities.nbytes for labels in soft_labels.values() if labels is not None)
+        losses = dict.fromkeys(steps, 0.0)
+        batches = {
+            name: enumerate(trainer.round(number, soft_labels[name]))
+            for name, trainer in self._trainers.items()
+        }
+        for device, step, batch in self._in_order(batches, steps):
+            features, size = across_the_wire(self.spec.codec, batch.features)
+            losses[device] += self._model.train(
+                device,
+                features.to(self.place),
+                torch.from_numpy(batch.labels).to(self.place),
+                round_number=number,
+                step=step,
+                steps=steps[device],
+            )
+            sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
+            self.on_batch()
+        return {name: losses[name] / steps[name] for name in steps}, sent
+
+    def _in_order(
+        self, batches: Mapping[str, Iterator[tuple[int, CutBatch]]], steps: Mapping[str, int]
+    ) -> Iterator[tuple[str, int, CutBatch]]:
+        """Devices' batches as the strategy's order asks for them; a batch is trained when its turn comes."""
+        order = self._model.order
         schedule: BatchOrder[CutBatch] = BatchOrder("step" if order == "any" else order, steps, window=1)
-        batches, sums, sent = {}, dict.fromkeys(steps, 0.0), 0
-        for name, trainer in self._trainers.items():
-            soft_labels = self._soft_labels.of(name)
-            sent += soft_labels.probabilities.nbytes if soft_labels else 0
-            batches[name] = enumerate(trainer.round(number, soft_labels))
-        while schedule.missing():
-            for name in schedule.missing() if order == "device" else list(steps):
-                self._offer(schedule, name, batches[name])
+        while missing := schedule.missing():
+            for name in missing[:1] if order == "device" else steps:
+                following = next(batches[name], None)
+                if following is not None:
+                    schedule.offer(name, *following)
                 while (taken := schedule.take()) is not None:
-                    device, step, batch = taken
-                    features, size = across_the_wire(self.spec.codec, batch.features)
-                    loss, logits = self._strategy.train(
-                        device,
-                        features.to(self.place),
-                        torch.from_numpy(batch.labels).to(self.place),
-                        round_number=number,
-                        step=step,
-                        steps=steps[device],
-                    )
-                    sums[device] += loss
-                    self._soft_labels.add(device, number, logits)
-                    sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
-                    self.on_batch()
-                if order == "device":
-                    break
+                    yield taken
         for rest in batches.values():
             next(rest, None)  # let the trainer end its round
-        return {name: sums[name] / steps[name] for name in steps}, sent
-
-    def _offer(
-        self, schedule: BatchOrder[CutBatch], name: str, batches: Iterator[tuple[int, CutBatch]]
-    ) -> None:
-        following = next(batches, None)
-        if following is not None:
-            schedule.offer(name, *following)
 
     def _score(self, name: str) -> dict[str, float]:
         score = Score()
@@ -164,7 +156,7 @@ class Simulation:
             features, _ = across_the_wire(self.spec.codec, batch.features)
             assert batch.exit_labels is not None and batch.exit_entropy is not None
             entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
-            answers = self._strategy.predict(name, features.to(self.place)).cpu().numpy()
+            answers = self._model.predict(name, features.to(self.place)).cpu().numpy()
             score.add(batch.labels, batch.exit_labels, entropy, answers, self.spec.threshold)
         return score.accuracies()
 

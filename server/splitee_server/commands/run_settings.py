@@ -1,21 +1,32 @@
-"""The flags that say how a run learns, shared by `splitee server` and the simulation: fields of RunSpec."""
+"""The flags that say how a run learns, shared by `splitee server` and the simulation."""
 
 from __future__ import annotations
 
-from splitee.cli.run_settings import run_settings
+from collections.abc import Callable
+from typing import Any
 
-learning_settings = run_settings(
-    "learning_rate",
-    "trunk_learning_rate",
-    "optimizer",
-    "schedule",
-    "warm_up",
-    "momentum",
-    "weight_decay",
-    "augmentation",
-    "balanced_loss",
-    "soft_labels",
-    "client_averaging",
-    "aggregation_every",
-    "weighting",
-)
+from splitee.cli.run_settings import declared, run_setting, run_settings
+from splitee_server.learning.strategies.registry import with_setting
+
+
+def strategy_setting(name: str) -> Callable[[Any], Any]:
+    """The flag of a setting that belongs to some strategies; its help names them."""
+    return run_setting(name, help=f"{declared()[name].help} (strategy {with_setting(name)})")
+
+
+def learning_settings(command: Any) -> Any:
+    """Adds the flags to a command."""
+    first = run_settings(
+        "learning_rate",
+        "trunk_learning_rate",
+        "optimizer",
+        "schedule",
+        "warm_up",
+        "momentum",
+        "weight_decay",
+        "augmentation",
+        "balanced_loss",
+        "soft_labels",
+        "client_averaging",
+    )
+    return first(strategy_setting("aggregation_every")(run_setting("weighting")(command)))

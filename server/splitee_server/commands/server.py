@@ -21,7 +21,8 @@ from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_for
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import claim_fleet, offline
-from splitee_server.commands.run_settings import learning_settings
+from splitee_server.commands.run_settings import learning_settings, strategy_setting
+from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.monitoring.options import Monitoring, monitoring_options
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
@@ -39,7 +40,8 @@ DIRECTORY = click.Path(path_type=Path)
 @run_setting("num_classes", default=10)
 @setting("--devices", type=whole(1), default=3, help="Devices that must join before round 1.")
 @run_setting("rounds", default=5)
-@run_settings("strategy", "order")
+@run_setting("strategy", type=click.Choice(list(STRATEGIES)))
+@strategy_setting("order")
 @run_setting("seed", default=1)
 @setting(
     "--state", type=DIRECTORY, required=True, metavar="DIR", help="Where committed rounds and the report go."

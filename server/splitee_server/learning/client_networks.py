@@ -30,36 +30,42 @@ class ClientNetworks:
     def __contains__(self, device: str) -> bool:
         return device in self._held
 
-    def arrival(self, cut: int) -> WeightsAssembler:
+    def __getitem__(self, device: str) -> Weights:
+        """Raises KeyError: no network of this device is held."""
+        return self._held[device]
+
+    def assembler(self, cut: int) -> WeightsAssembler:
         """Takes the messages of a device with this cut."""
         return WeightsAssembler(client_model(self._network, cut, self._spec).state_dict())
 
-    def end_round(
-        self, came: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
+    def commit(
+        self, received: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
     ) -> None:
-        """Average what came in a round, where the run does; trunks take part as the setting says.
+        """Average what a round has collected, where the run does; trunks take part as the setting says.
 
         Args:
-            came: client networks of devices that have finished the round; they are averaged in place.
-            cuts: of all devices. One that was missing takes the average of its cut, or keeps what is here.
+            received: client networks of devices that have finished the round; they are averaged in place.
+            cuts: of all devices. One that was absent takes the average of its cut, or keeps what is held.
             samples: of the devices that have finished the round.
         """
-        missed = {device: weights for device, weights in self._held.items() if device not in samples}
-        self._held = dict(came)
+        absent = {device: weights for device, weights in self._held.items() if device not in samples}
+        self._held = dict(received)
         how = self._spec.client_averaging
         if how != "none":
             weights = weigh(samples, self._spec.weighting)
-            average_clients(how, came, self._strategy, {device: cuts[device] for device in came}, weights)
+            average_clients(
+                how, received, self._strategy, {device: cuts[device] for device in received}, weights
+            )
             for device, cut in cuts.items():
                 self.adopt(device, cut, cuts)
-        self._held = {**missed, **self._held}
+        self._held = {**absent, **self._held}
         self._digests = {}
 
     def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
-        """A device without a network here takes over the average of its cut, if there is one."""
-        others = sorted(other for other in self._held if cuts.get(other) == cut)
-        if self._spec.client_averaging != "none" and device not in self._held and others:
-            self._held[device] = self._held[others[0]]
+        """A device whose network is not held takes over the average of its cut, if there is one."""
+        peer = self._same_cut_peer(cut, cuts, self._held)
+        if self._spec.client_averaging != "none" and device not in self._held and peer is not None:
+            self._held[device] = self._held[peer]
 
     def move(self, moves: Mapping[str, int], cuts: Mapping[str, int]) -> None:
         """Cut devices elsewhere: stages keep their weights, on whichever side they are.
@@ -67,41 +73,50 @@ class ClientNetworks:
         An exit is that of the others at that cut, where client networks are averaged, else a new one.
 
         Args:
-            moves: the new cuts, of devices whose networks came in this round.
+            moves: the new cuts, of devices whose networks are held.
             cuts: of all devices until now.
         """
         before = dict(self._held)
         for device, cut in sorted(moves.items()):
-            mates = [d for d in sorted(before) if cuts.get(d) == cut]
-            averaged = before[mates[0]] if mates and self._spec.client_averaging != "none" else {}
-            self._held[device] = self._moved(device, cut, before[device], averaged)
+            peer = self._same_cut_peer(cut, cuts, before)
+            exit_from = {} if peer is None or self._spec.client_averaging == "none" else before[peer]
+            self._held[device] = self._moved(device, cut, before[device], exit_from)
             self._digests.pop(device, None)
 
-    def _moved(self, device: str, cut: int, own: Weights, mate: Weights) -> Weights:
-        """The client network of `device` at its new cut, its trunk moved with it. `mate`: has the exit."""
-        trunk = self._strategy.trunk(device).state_dict()
-        moved = {}
-        for name, fresh in client_model(self._network, cut, self._spec).state_dict().items():
-            if name.startswith(CLIENT):
-                source = own.get(name, trunk.get(name.removeprefix(CLIENT), fresh))
-            else:
-                source = mate.get(name, fresh)
-            moved[name] = source.clone()
-        stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
-        self._strategy.move(device, cut, stages)
-        return moved
-
     def digest(self, device: str) -> str:
+        """SHA-256 of the network that is held for a device. Raises KeyError: there is none."""
         if device not in self._digests:
             self._digests[device] = weights_digest(self._held[device])
         return self._digests[device]
 
-    def some(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
+    def select(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Those of a device's tensors that it asks for, no more than a message holds."""
         return select(self._held.get(device, {}), names)
 
     def state(self) -> dict[str, Any]:
         return {device: dict(weights) for device, weights in self._held.items()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: Mapping[str, Any]) -> None:
         self._held, self._digests = dict(state), {}
+
+    @staticmethod
+    def _same_cut_peer(cut: int, cuts: Mapping[str, int], held: Mapping[str, Weights]) -> str | None:
+        """The first device, by name, with this cut and a network among `held`."""
+        return min((device for device in held if cuts.get(device) == cut), default=None)
+
+    def _moved(self, device: str, cut: int, own: Weights, exit_from: Weights) -> Weights:
+        """The client network of `device` at its new cut; its trunk is moved with it.
+
+        `exit_from`: holds the exit's tensors; those it lacks are new.
+        """
+        trunk = self._strategy.trunk(device).state_dict()
+        moved = {}
+        for name, fresh in client_model(self._network, cut, self._spec).state_dict().items():
+            if name.startswith(CLIENT):
+                source = own.get(name, trunk.get(name.removeprefix(CLIENT), fresh))
+            else:
+                source = exit_from.get(name, fresh)
+            moved[name] = source.clone()
+        stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
+        self._strategy.move(device, cut, stages)
+        return moved

@@ -10,24 +10,35 @@ from torch import Tensor
 
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.weights import WeightsAssembler
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.soft_labels import SoftLabelStore
-from splitee_server.learning.strategies.base import make_strategy
+from splitee_server.learning.strategies.registry import make_strategy
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a device has brought to a round: how many samples, its client network, the cut it asks for."""
+    """What a device has brought to a round that it has finished.
+
+    Args:
+        samples: that it trains on in a round; its weight in averages, where the run weighs by samples.
+        weights: its client network and exit, averaged in place; None: it has sent none. A device that
+            moves must have sent them.
+        next_cut: where it is cut from this commit on; 0: it stays.
+    """
 
     samples: int
-    weights: Mapping[str, Tensor] | None = None  # averaged in place; None: it sends none
-    next_cut: int = 0  # 0: it stays
+    weights: Mapping[str, Tensor] | None = None
+    next_cut: int = 0
 
 
 class FleetModel:
+    """Trains trunks from what devices send. Between two commits only trunks change, by `train`."""
+
     def __init__(self, spec: RunSpec, network: SplitNetwork) -> None:
+        """`network`: with the weights that the run begins from; the trunks are made of its layers."""
         self.network = network
         self._spec = spec
         self._strategy = make_strategy(network, spec)
@@ -37,28 +48,44 @@ class FleetModel:
 
     @property
     def order(self) -> Literal["step", "device", "any"]:
+        """In which order `train` must be given batches of different devices."""
         return self._strategy.order
 
     def stage_name(self, cut: int) -> str:
+        """What the last stage before a cut is called in the network."""
         return self.network.stages[cut - 1].name
 
     def feature_shape(self, cut: int) -> tuple[int, ...]:
+        """Of a sample's features at a cut, without the batch."""
         return self.network.stages[cut - 1].feature_shape
 
     def join(self, device: str, cut: int, samples: int) -> None:
+        """Make a device known; it may be told again. Soft labels of another number of samples are dropped."""
         self._strategy.join(device, cut)
         self._soft_labels.count(device, samples)
         self._cuts[device] = cut
 
     def adopt(self, device: str) -> None:
+        """A late joiner starts from the average of its cut, where client networks are averaged."""
         self._clients.adopt(device, self._cuts[device], self._cuts)
 
     def assembler(self, cut: int) -> WeightsAssembler:
-        return self._clients.arrival(cut)
+        """Takes the messages that carry the client network of a device with this cut."""
+        return self._clients.assembler(cut)
 
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
     ) -> float:
+        """One step of the device's trunk.
+
+        Args:
+            features: (B, *feature_shape) float32 at the device's cut.
+            labels: (B,) int64.
+            step: of the round, from 0; `steps`: how many the device makes in it.
+
+        Returns:
+            The mean loss of the batch, before the step.
+        """
         loss, logits = self._strategy.train(
             device, features, labels, round_number=round_number, step=step, steps=steps
         )
@@ -66,43 +93,76 @@ class FleetModel:
         return loss
 
     def predict(self, device: str, features: Tensor) -> Tensor:
+        """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""
         return self._strategy.predict(device, features)
 
     def commit(self, number: int, contributions: Mapping[str, Contribution]) -> dict[str, int]:
+        """End round `number`: soft labels, averages of trunks and client networks, then moves.
+
+        Args:
+            contributions: by device, of those that have finished the round; each has joined.
+
+        Returns:
+            The new cuts, of the devices that have moved.
+        """
         samples = {device: contribution.samples for device, contribution in contributions.items()}
         self._soft_labels.end_round(number, contributions)
         self._strategy.aggregate(samples)
         received = {d: c.weights for d, c in contributions.items() if c.weights is not None}
-        self._clients.end_round(received, self._cuts, samples)
+        self._clients.commit(received, self._cuts, samples)
         moved = {d: c.next_cut for d, c in sorted(contributions.items()) if c.next_cut}
         self._clients.move(moved, self._cuts)
         self._cuts.update(moved)
         return moved
 
     def holds(self, device: str) -> bool:
+        """Whether the device is to start its next round from a client network that is held here."""
         return device in self._clients
 
+    def client(self, device: str) -> Mapping[str, Tensor]:
+        """The client network and exit that are held for a device, by name. Raises KeyError: none are."""
+        return self._clients[device]
+
     def digest(self, device: str) -> str:
+        """SHA-256 of `client`. Raises KeyError: none is held."""
         return self._clients.digest(device)
 
     def tensors(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
-        return self._clients.some(device, names)
+        """Those of `names` that are held for a device, as many as a message may carry."""
+        return self._clients.select(device, names)
 
     def soft_labels(self, device: str) -> SoftLabels | None:
+        """What the device's exit learns from next; None: the labels alone."""
         return self._soft_labels.of(device)
 
     def trunk_weights(self) -> dict[str, Tensor]:
+        """All trunks' tensors, by names that do not depend on when devices joined."""
         return self._strategy.weights()
 
     def state(self) -> dict[str, Any]:
+        """Everything that the next round depends on, as `load` takes it; tensors are shared, not copied."""
         return {
             "strategy": self._strategy.state(),
             "clients": self._clients.state(),
             "soft_labels": self._soft_labels.state(),
+            **self._named_trunks().state(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from a commit's `state`; its devices are known then, but not how many samples they have.
+
+        Raises:
+            KeyError, RuntimeError: it is the state of another strategy or network.
+        """
         self._strategy.load(state["strategy"])
         self._clients.load(state["clients"])
         self._soft_labels.load(state["soft_labels"])
-        self._cuts = dict(state["strategy"]["cuts"])
+        self._cuts = NamedTrunks.read(state).cuts
+
+    def _named_trunks(self) -> NamedTrunks:
+        trunk_of = {device: self._strategy.shared_with(device) for device in self._cuts}
+        trunks = {
+            name: NamedTrunk(self._cuts[device], self._strategy.trunk(device).state_dict())
+            for device, name in trunk_of.items()
+        }
+        return NamedTrunks(trunks, trunk_of)

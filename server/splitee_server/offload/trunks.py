@@ -6,9 +6,9 @@ import torch
 
 from splitee.inference.trunks import Entry
 from splitee.inference.uncertainty import Array
-from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.learning.strategies.base import Strategy, make_strategy
+from splitee.training.named_trunks import NamedTrunks
+from splitee_export.states import ServerState, server_state
 from splitee_server.rounds.checkpoints import Checkpoints
 
 
@@ -21,11 +21,8 @@ class CommittedTrunks:
     def __init__(self, spec: RunSpec, store: Checkpoints) -> None:
         self._spec = spec
         self._store = store
-        self._round = 0
         self._newest = 0
-        self._cuts: dict[str, int] = {}
-        self._shapes: list[tuple[int, ...]] = []
-        self._strategy: Strategy | None = None
+        self._state: ServerState | None = None
 
     @property
     def run(self) -> str:
@@ -33,36 +30,26 @@ class CommittedTrunks:
 
     @property
     def round(self) -> int:
-        return self._round
+        return self._state.round if self._state else 0
 
     def entry(self, device: str) -> Entry | None:
         """Where `device` enters the trunk of the last commit; None: it has no part in one."""
         self._follow()
-        cut = self._cuts.get(device)
-        if cut is None:
+        if self._state is None or device not in self._state.cuts:
             return None
-        if self._spec.strategy == "sequential":  # one device stands for all that share the trunk
-            device = min(other for other, theirs in self._cuts.items() if theirs == cut)
-        return Entry(device, cut, self._shapes[cut - 1])
+        cut = self._state.cuts[device]
+        return Entry(self._state.first_user[device], cut, self._state.network.stages[cut - 1].feature_shape)
 
     @torch.inference_mode()
     def logits(self, trunk: str, features: Array) -> Array:
         """`trunk`: the device that it is of. Features (B, ...) -> logits (B, classes)."""
-        assert self._strategy is not None
-        module = self._strategy.trunk(trunk)
-        module.eval()
-        logits: Array = module(torch.from_numpy(features)).numpy()
+        assert self._state is not None
+        logits: Array = self._state.trunks[trunk](torch.from_numpy(features)).numpy()
         return logits
 
     def _follow(self) -> None:
         newest = self._store.newest()
         committed = self._store.load() if newest != self._newest else None
-        if committed is None:
-            return
-        self._newest = newest
-        network = build_for(self._spec)
-        self._shapes = [stage.feature_shape for stage in network.stages]
-        self._strategy = make_strategy(network, self._spec)
-        self._strategy.load(committed.strategy)
-        self._cuts = dict(committed.strategy["cuts"])
-        self._round = committed.round
+        if committed is not None:
+            self._newest = newest
+            self._state = server_state(self._spec, committed.round, NamedTrunks.read(vars(committed)))

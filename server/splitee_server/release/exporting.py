@@ -10,6 +10,7 @@ from typing import Any
 from splitee.errors import ModelError
 from splitee.inference.manifest import TrunkManifest, read_manifest
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import answers_digest
 from splitee_export.calibration import HeldOut, choose, curve
 from splitee_export.models import export_client, export_same, export_trunks
@@ -34,10 +35,11 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
         ModelError: torch cannot export a network, or a graph does not answer as torch does.
     """
     folders = {device: models / DEVICES / device for device in sorted(committed.clients)}
+    trunks = NamedTrunks.read(vars(committed))
     if not _is_there(models / TRUNKS, spec, committed):
         exported: dict[tuple[int, str], Path] = {}  # averaged networks of one cut are the same
         for device, folder in folders.items():
-            cut, weights = committed.strategy["cuts"][device], committed.clients[device]
+            cut, weights = trunks.cuts[device], committed.clients[device]
             key, chosen = (cut, answers_digest(weights)), _calibration(spec, scores.get(device))
             if key in exported:
                 export_same(exported[key], device, folder, **chosen)
@@ -45,7 +47,7 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
                 state = device_state(spec, committed.round, device, cut, weights)
                 export_client(state, None, folder, **chosen)
                 exported[key] = folder
-        export_trunks(server_state(spec, committed.round, committed.strategy), models / TRUNKS)
+        export_trunks(server_state(spec, committed.round, trunks), models / TRUNKS)
         log.info("exported %d devices' models and the trunks to %s", len(folders), models)
     return list(folders.values())
 

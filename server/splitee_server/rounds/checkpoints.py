@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Committed:
-    """A committed round as it is stored; the models' part is the strategy's own."""
+    """A committed round as it is stored; `strategy` is for the strategy alone."""
 
     round: int
     strategy: dict[str, Any]
@@ -33,6 +33,8 @@ class Committed:
     duplicates: int
     seconds: float
     soft_labels: dict[str, Any] = field(default_factory=dict)  # that devices learn from next, by device
+    trunks: dict[str, Any] = field(default_factory=dict)  # by name, as `NamedTrunks` reads them
+    trunk_of: dict[str, str] = field(default_factory=dict)  # by device
 
 
 class Checkpoints:

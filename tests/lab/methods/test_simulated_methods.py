@@ -18,7 +18,8 @@ from splitee_lab.methods.experiment import Experiment
 from splitee_lab.methods.registry import BASELINES, METHODS, STRATEGIES, batches_of
 from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
 from splitee_server.learning.averages import average_clients
-from splitee_server.learning.strategies.base import Strategy, make_strategy
+from splitee_server.learning.strategies.base import Strategy
+from splitee_server.learning.strategies.registry import make_strategy
 
 CUTS = {"a": 1, "b": 2, "c": 2}
 BATCH, SAMPLES = 16, 64  # so 4 batches a client

@@ -12,7 +12,7 @@ from splitee.networks.split import SplitNetwork, build_network
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state, unpack_state
 from splitee_server.learning.averages import average_by_name, weigh
-from splitee_server.learning.strategies.base import make_strategy
+from splitee_server.learning.strategies.registry import make_strategy
 
 CUTS = {"a": 1, "b": 2, "c": 3, "d": 1}
 SAMPLES = {"a": 100, "b": 50, "c": 10, "d": 7}
@@ -25,7 +25,7 @@ def spec(strategy: str) -> RunSpec:
         network="tiny_networks:tiny",
         num_classes=5,
         rounds=2,
-        strategy=strategy,  # type: ignore[arg-type]
+        strategy=strategy,
         batch_size=8,
     )
 

@@ -13,7 +13,8 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.client_networks import ClientNetworks
-from splitee_server.learning.strategies.base import Strategy, make_strategy
+from splitee_server.learning.strategies.base import Strategy
+from splitee_server.learning.strategies.registry import make_strategy
 
 MOVES = [(old, new) for old in (1, 2, 3) for new in (1, 2, 3) if old != new]
 STRATEGIES = ("sequential", "averaging")
@@ -28,7 +29,7 @@ def spec(strategy: str, **settings: Any) -> RunSpec:
         num_classes=10,
         rounds=5,
         seed=1,
-        strategy=strategy,  # type: ignore[arg-type]
+        strategy=strategy,
         **settings,
     )
 
@@ -58,8 +59,8 @@ class Fleet:
     def end_round(self, *devices: str) -> None:
         samples = dict.fromkeys(devices, 64)
         self.strategy.aggregate(samples)
-        came = {device: self._learnt(self.cuts[device]) for device in devices}
-        self.clients.end_round(came, self.cuts, samples)
+        received = {device: self._learnt(self.cuts[device]) for device in devices}
+        self.clients.commit(received, self.cuts, samples)
 
     def move(self, **moves: int) -> None:
         self.clients.move(moves, self.cuts)
@@ -152,5 +153,5 @@ def test_a_moved_device_that_misses_rounds_can_still_get_its_network() -> None:
     fleet.end_round("other")
     assert same(fleet.client("mover"), moved)
     assert fleet.clients.digest("mover") == digest
-    fleet.clients.end_round({}, fleet.cuts, {"mover": 64, "other": 64})  # it has trained: its own now
+    fleet.clients.commit({}, fleet.cuts, {"mover": 64, "other": 64})  # it has trained: its own now
     assert "mover" not in fleet.clients

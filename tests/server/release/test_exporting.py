@@ -85,7 +85,7 @@ def test_devices_with_networks_of_their_own_have_graphs_of_their_own(
     trained: Trained, exports: list[str], tmp_path: Path
 ) -> None:
     stored = committed(trained, pi_2="pi-2", pi_3="pi-3")
-    own = stored.strategy["trunks"]["pi-3"]
+    own = stored.trunks["pi-3"]["weights"]
     next(tensor for tensor in own.values() if tensor.is_floating_point()).add_(1.0)
     folders = export_run(spec(trained), stored, {}, tmp_path)
     pictures = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), np.uint8)

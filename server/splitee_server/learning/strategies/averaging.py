@@ -18,6 +18,9 @@ from splitee_server.learning.strategies.base import Strategy, TrunkStep
 class Averaging(Strategy):
     """A trunk per device; the network that new trunks are copied from holds the last averages."""
 
+    name = "averaging"
+    settings = ("aggregation_every",)
+
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
         self._cuts: dict[str, int] = {}
@@ -40,6 +43,9 @@ class Averaging(Strategy):
 
     def trunk(self, device: str) -> nn.Module:
         return self._trunks[device]
+
+    def shared_with(self, device: str) -> str:
+        return device
 
     def optimizer(self, device: str) -> torch.optim.Optimizer:
         return self._optimizers[device]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,13 @@ class TrunkStep(NamedTuple):
 
 
 class Strategy(ABC):
-    """Trains trunks from the batches of devices with different cuts."""
+    """Trains trunks from the batches of devices with different cuts.
+
+    `name` is what RunSpec.strategy says; `settings` are the fields of RunSpec that concern no other strategy.
+    """
+
+    name: ClassVar[str]
+    settings: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         self._network = network
@@ -43,6 +49,10 @@ class Strategy(ABC):
     @abstractmethod
     def trunk(self, device: str) -> nn.Module:
         """The trunk that continues `device`'s client network: features (B, ...) -> logits (B, classes)."""
+
+    @abstractmethod
+    def shared_with(self, device: str) -> str:
+        """The name of that trunk: the same for devices that have their cut and all its weights in common."""
 
     @abstractmethod
     def optimizer(self, device: str) -> torch.optim.Optimizer:
@@ -108,12 +118,3 @@ class Strategy(ABC):
 
     def _new_optimizer(self, trunk: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(trunk.parameters(), self._spec)
-
-
-def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
-    """The strategy that the run asks for."""
-    from splitee_server.learning.strategies.averaging import Averaging
-    from splitee_server.learning.strategies.sequential import Sequential
-
-    kinds: dict[str, type[Strategy]] = {"sequential": Sequential, "averaging": Averaging}
-    return kinds[spec.strategy](network, spec)

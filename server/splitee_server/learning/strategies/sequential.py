@@ -16,6 +16,9 @@ from splitee_server.learning.strategies.base import Strategy
 class Sequential(Strategy):
     """One trunk for all: least server memory."""
 
+    name = "sequential"
+    settings = ("order",)
+
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
         self._whole = network.trunk(1)
@@ -34,6 +37,9 @@ class Sequential(Strategy):
 
     def trunk(self, device: str) -> nn.Module:
         return self._entries[self._cuts[device]]
+
+    def shared_with(self, device: str) -> str:
+        return f"cut-{self._cuts[device]}"
 
     def optimizer(self, device: str) -> torch.optim.Optimizer:
         return self._optimizer

@@ -1,0 +1,219 @@
+"""What a commit does to the models of a fleet, on networks small enough to be averaged by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from splitee.networks.split import build_network
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import COUNTER, pack_state, unpack_state
+from splitee.training.weights import CLIENT, EXIT, client_model
+from splitee_server.learning.fleet_model import Contribution, FleetModel
+
+CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
+SAMPLES = {"a": 40, "b": 10, "c": 30, "d": 20}
+BATCH = 8
+NETWORK = build_network("tiny_networks:tiny", num_classes=10)
+STRATEGIES = pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+
+
+@cache
+def initial(cut: int) -> dict[str, Tensor]:
+    """A client network and exit that has learnt nothing, by name."""
+    weights: dict[str, Tensor] = client_model(NETWORK, cut, spec("sequential")).state_dict()
+    return weights
+
+
+def spec(strategy: str, averaging: Any = "layerwise", **settings: Any) -> RunSpec:
+    return RunSpec(
+        protocol=1,
+        run="r",
+        network="tiny_networks:tiny",
+        num_classes=10,
+        rounds=5,
+        strategy=strategy,
+        batch_size=BATCH,
+        steps=2,
+        client_averaging=averaging,
+        **settings,
+    )
+
+
+class Fleet:
+    """A model, and devices that make up what they send."""
+
+    def __init__(
+        self, strategy: str, averaging: Any = "layerwise", cuts: Mapping[str, int] = CUTS, **settings: Any
+    ) -> None:
+        self.spec = spec(strategy, averaging, **settings)
+        self.cuts = dict(cuts)
+        self.model = FleetModel(self.spec, copy.deepcopy(NETWORK))
+        for device, cut in cuts.items():
+            self.model.join(device, cut, SAMPLES[device])
+
+    def train(self, number: int, *devices: str) -> dict[str, dict[str, Tensor]]:
+        """A round of these devices, all by default; the client networks that they send after it."""
+        generator = torch.Generator().manual_seed(number)
+        sent = {}
+        for device in devices or self.cuts:
+            for step in range(self.spec.steps):
+                features = self.features(device, generator)
+                labels = torch.randint(0, 10, (BATCH,), generator=generator)
+                self.model.train(device, features, labels, round_number=number, step=step, steps=2)
+            sent[device] = {
+                name: (tensor + torch.rand(tensor.shape, generator=generator)).to(tensor.dtype)
+                for name, tensor in initial(self.cuts[device]).items()
+            }
+        return sent
+
+    def commit(self, number: int, sent: Mapping[str, dict[str, Tensor]], **moves: int) -> dict[str, int]:
+        moved = self.model.commit(
+            number,
+            {
+                device: Contribution(SAMPLES[device], weights, moves.get(device, 0))
+                for device, weights in sent.items()
+            },
+        )
+        self.cuts.update(moved)
+        return moved
+
+    def features(self, device: str, generator: torch.Generator) -> Tensor:
+        return torch.randn(BATCH, *self.model.feature_shape(self.cuts[device]), generator=generator)
+
+    def trunk(self, device: str) -> dict[str, Tensor]:
+        """A copy of the trunk that continues this device's client network."""
+        network, weights = self.model.network, self.model.trunk_weights()
+        names = network.stage_keys(self.cuts[device] + 1, network.num_layers)
+        own = f"{device}/" if self.spec.strategy == "averaging" else ""
+        return {name: weights[own + name].clone() for name in names}
+
+    def whole(self, device: str, client: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A copy of the network as the device's images see it."""
+        stages = {n.removeprefix(CLIENT): t.clone() for n, t in client.items() if n.startswith(CLIENT)}
+        return {**stages, **self.trunk(device)}
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def mean(holders: Mapping[str, Mapping[str, Tensor]], name: str) -> Any:
+    """Over the devices that hold `name`, weighted by their samples."""
+    devices = [device for device, tensors in holders.items() if name in tensors]
+    values = [holders[device][name].double().numpy() for device in devices]
+    return np.average(values, axis=0, weights=[SAMPLES[device] for device in devices])
+
+
+@STRATEGIES
+def test_layerwise_every_stage_becomes_the_mean_of_its_holders(strategy: str) -> None:
+    fleet = Fleet(strategy)
+    sent = fleet.train(1)
+    before = {device: fleet.whole(device, client) for device, client in sent.items()}
+    exits = {device: {n: t.clone() for n, t in sent[device].items() if n.startswith(EXIT)} for device in "bc"}
+    assert fleet.commit(1, sent) == {}
+    for device in CUTS:
+        for name, tensor in fleet.whole(device, fleet.model.client(device)).items():
+            if not name.endswith(COUNTER):
+                np.testing.assert_allclose(tensor.numpy(), mean(before, name), rtol=1e-5, atol=1e-6)
+    for name in exits["b"]:
+        for device in "bc":
+            held = fleet.model.client(device)[name].numpy()
+            np.testing.assert_allclose(held, mean(exits, name), rtol=1e-5, atol=1e-6)
+
+
+@STRATEGIES
+def test_same_cut_averages_client_networks_and_leaves_trunks_to_the_strategy(strategy: str) -> None:
+    fleet, alone = Fleet(strategy, "same-cut"), Fleet(strategy, "none")
+    sent = fleet.train(1)
+    alone.commit(1, alone.train(1))
+    before = {device: {n: t.clone() for n, t in sent[device].items()} for device in sent}
+    fleet.commit(1, sent)
+    assert same(fleet.model.client("a"), before["a"])
+    for name, tensor in fleet.model.client("c").items():
+        if not name.endswith(COUNTER):
+            expected = mean({device: before[device] for device in "bc"}, name)
+            np.testing.assert_allclose(tensor.numpy(), expected, rtol=1e-5, atol=1e-6)
+    assert same(fleet.model.trunk_weights(), alone.model.trunk_weights())
+
+
+@STRATEGIES
+def test_a_missing_device_takes_the_average_of_its_cut_or_keeps_its_network(strategy: str) -> None:
+    fleet = Fleet(strategy)
+    fleet.commit(1, fleet.train(1))
+    only_one_at_its_cut = dict(fleet.model.client("d"))
+    fleet.commit(2, fleet.train(2, "a", "b"))
+    assert same(fleet.model.client("c"), fleet.model.client("b"))
+    assert fleet.model.digest("c") == fleet.model.digest("b")
+    assert same(fleet.model.client("d"), only_one_at_its_cut)
+
+
+@STRATEGIES
+def test_what_is_held_for_a_device_ends_with_the_next_round_that_it_finishes(strategy: str) -> None:
+    fleet = Fleet(strategy, "none")
+    fleet.commit(1, fleet.train(1), a=2)
+    moved, digest = dict(fleet.model.client("a")), fleet.model.digest("a")
+    nothing_sent = {device: Contribution(SAMPLES[device]) for device in "bcd"}
+    fleet.model.commit(2, nothing_sent)
+    assert same(fleet.model.client("a"), moved) and fleet.model.digest("a") == digest
+    assert not fleet.model.holds("b")
+    fleet.model.commit(3, {"a": Contribution(SAMPLES["a"])})
+    assert not fleet.model.holds("a")
+
+
+@STRATEGIES
+def test_a_late_joiner_starts_from_the_averages(strategy: str) -> None:
+    fleet = Fleet(strategy)
+    fleet.commit(1, fleet.train(1))
+    fleet.model.join("late", 2, 10)
+    fleet.model.adopt("late")
+    assert same(fleet.model.client("late"), fleet.model.client("b"))
+    features = fleet.features("b", torch.Generator().manual_seed(0))
+    assert torch.equal(fleet.model.predict("late", features), fleet.model.predict("b", features))
+    alone = Fleet(strategy, "none")
+    alone.commit(1, alone.train(1))
+    alone.model.join("late", 2, 10)
+    alone.model.adopt("late")
+    assert alone.model.holds("b") and not alone.model.holds("late")
+
+
+@STRATEGIES
+@pytest.mark.parametrize(("old", "new"), [(1, 3), (3, 1), (2, 3)])
+def test_a_move_keeps_the_weights_of_every_stage(strategy: str, old: int, new: int) -> None:
+    """Which the commit has averaged before, as in a fleet where nobody moves."""
+    cuts = {"a": old, "b": 3}
+    fleet, unmoved = Fleet(strategy, cuts=cuts), Fleet(strategy, cuts=cuts)
+    unmoved.commit(1, unmoved.train(1))
+    assert fleet.commit(1, fleet.train(1), a=new) == {"a": new}
+    for device in cuts:
+        stayed = unmoved.whole(device, unmoved.model.client(device))
+        assert same(fleet.whole(device, fleet.model.client(device)), stayed)
+    assert fleet.model.client("a").keys() == initial(new).keys()
+    fleet.commit(2, fleet.train(2))
+
+
+@STRATEGIES
+def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str) -> None:
+    fleet, restarted = Fleet(strategy, soft_labels=1.0), Fleet(strategy, soft_labels=1.0, cuts={})
+    assert fleet.model.soft_labels("b") is None
+    fleet.commit(1, fleet.train(1), d=1)
+    restarted.model.load(unpack_state(pack_state(fleet.model.state())))
+    restarted.cuts = fleet.cuts
+    for device, cut in fleet.cuts.items():
+        restarted.model.join(device, cut, SAMPLES[device])
+    for number in (2, 3):
+        for one in (fleet, restarted):
+            one.commit(number, one.train(number, "a", "b", "d"))
+        assert same(fleet.model.trunk_weights(), restarted.model.trunk_weights())
+        for device in CUTS:
+            assert fleet.model.digest(device) == restarted.model.digest(device)
+        ours, theirs = fleet.model.soft_labels("b"), restarted.model.soft_labels("b")
+        assert ours is not None and theirs is not None and ours.round == theirs.round == number
+        assert torch.equal(ours.probabilities, theirs.probabilities)

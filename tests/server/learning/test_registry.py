@@ -1,0 +1,58 @@
+"""Strategies by name: what is unknown is refused, and what a strategy says of itself is true."""
+
+from __future__ import annotations
+
+import pytest
+from commands import call
+
+from splitee.errors import ConfigError, ExitCode
+from splitee.networks.split import build_network
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.learning.strategies.registry import STRATEGIES, make_strategy, with_setting
+
+
+def spec(strategy: str) -> RunSpec:
+    network = "tiny_networks:tiny"
+    return RunSpec(protocol=1, run="r", network=network, num_classes=10, rounds=1, strategy=strategy)
+
+
+def test_a_run_with_an_unknown_strategy_reads_but_is_not_trained() -> None:
+    run = RunSpec.decode(spec("fedavg").encode())
+    with pytest.raises(ConfigError, match="strategy 'fedavg': known are sequential, averaging"):
+        make_strategy(build_network(run.network, num_classes=10), run)
+
+
+@pytest.mark.parametrize("command", [("server", "--state", "s"), ("demo",), ("simulate", "--out", "o")])
+def test_commands_refuse_an_unknown_strategy(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, line = call(capsys, *command, "--strategy", "fedavg")
+    assert code == ExitCode.CONFIG
+    assert "fedavg" in line and "sequential" in line and "averaging" in line
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_names_settings_of_a_run(name: str) -> None:
+    assert STRATEGIES[name].name == name
+    assert set(STRATEGIES[name].settings) <= set(RunSpec.__struct_fields__)
+
+
+def test_a_setting_names_its_strategies() -> None:
+    assert with_setting("order") == "sequential"
+    assert with_setting("aggregation_every") == "averaging"
+    assert with_setting("seed") == ""
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_devices_share_a_trunks_name_only_with_its_weights_and_their_cut(name: str) -> None:
+    network = build_network("tiny_networks:tiny", num_classes=10)
+    strategy = make_strategy(network, spec(name))
+    cuts = {"a": 1, "b": 2, "c": 2}
+    for device, cut in cuts.items():
+        strategy.join(device, cut)
+    for one in cuts:
+        for other in cuts:
+            ours, theirs = (strategy.trunk(device).state_dict() for device in (one, other))
+            pointers = [{key: tensor.data_ptr() for key, tensor in found.items()} for found in (ours, theirs)]
+            is_shared = strategy.shared_with(one) == strategy.shared_with(other)
+            assert is_shared == (pointers[0] == pointers[1])
