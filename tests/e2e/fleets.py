@@ -23,6 +23,7 @@ from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 LONGEST = 240.0  # seconds
+MODULE = ("-m", "splitee")
 
 
 class Fleet:
@@ -47,21 +48,28 @@ class Fleet:
             process.wait()
 
     def server(
-        self, *flags: str, name: str = "server", devices: int = 3, rounds: int = 2, release: bool = False
+        self,
+        *flags: str,
+        name: str = "server",
+        devices: int = 3,
+        rounds: int = 2,
+        release: bool = False,
+        python: tuple[str, ...] = MODULE,
     ) -> None:
+        """`python`: what it runs as the `splitee` command."""
         alone = ("--client-averaging", "none")  # unless `flags` say otherwise
         flags = (*alone, *flags, *(() if release else ("--no-release",)))
         arguments = ("--network", "tiny_networks:tiny", "--devices", str(devices), "--rounds", str(rounds))
         state = ("--state", str(self.directory / name), "--threads", "1")
-        self._start(name, "server", *self._link(), *arguments, *state, *flags)
+        self.start(name, "server", *self.link, *arguments, *state, *flags, python=python)
 
     def device(self, name: str, cut: int, *flags: str, shard: str | None = None, process: str = "") -> None:
         data = ("--data", "builtin:fashion-mnist", "--limit", "192")
         state = ("--state", str(self.directory / (process or name)), "--threads", "1")
         trusted = ("--network", "tiny_networks:tiny")
         part = ("--shard", shard) if shard else ()
-        arguments = ("--id", name, *self._link(), *data, *trusted, *part, "--cut", str(cut), *state, *flags)
-        self._start(process or name, "device", *arguments)
+        arguments = ("--id", name, *self.link, *data, *trusted, *part, "--cut", str(cut), *state, *flags)
+        self.start(process or name, "device", *arguments)
 
     def three_devices(self, cuts: Mapping[str, int] = CUTS) -> None:
         for index, (name, cut) in enumerate(cuts.items(), start=1):
@@ -78,13 +86,15 @@ class Fleet:
         report: dict[str, Any] = json.loads((self.directory / "server" / "report.json").read_text())
         return report
 
-    def _link(self) -> tuple[str, ...]:
+    @property
+    def link(self) -> tuple[str, ...]:
         return "--broker", self.broker, "--fleet", self.name
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str, python: tuple[str, ...] = MODULE) -> None:
+        """A `splitee` command as the process `name`."""
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "splitee", *arguments],
+                [sys.executable, *python, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

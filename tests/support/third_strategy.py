@@ -59,6 +59,7 @@ class TrunkPerCut(Strategy):
             self._write(trunk, means)
 
     def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
+        """The device takes the trunk of its new cut as it is there."""
         self.join(device, cut)
 
     def weights(self) -> dict[str, Tensor]:

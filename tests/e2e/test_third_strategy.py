@@ -1,0 +1,97 @@
+"""A strategy in a file of its own, registered by one line: trained, resumed, exported and served.
+
+Only the server imports that file: devices, exports and `splitee serve` need to know no strategy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from fleets import SUPPORT, Fleet, await_message
+from PIL import Image
+
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import TrunkManifest, read_manifest
+from splitee.inference.trunks import TrunkModels
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
+
+CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
+TRUNKS = {"pi-1": "trunk-cut-1.onnx", "pi-2": "trunk-cut-2.onnx", "pi-3": "trunk-cut-2.onnx"}
+WITH_STRATEGY = "import third_strategy; from splitee.cli.main import main; main()"
+IN_ONE_PROCESS = f"""
+import third_strategy, torch
+from fleets import in_one_process
+torch.set_num_threads(1)
+print(in_one_process("trunk-per-cut", "step", 3, averaging="layerwise", cuts={CUTS}))
+"""
+LONG = 120.0  # seconds
+
+
+def run(*arguments: object) -> str:
+    """What `python ARGUMENTS` prints."""
+    paths = os.pathsep.join((str(SUPPORT), str(Path(__file__).parent)))
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=LONG,
+        check=True,
+    ).stdout
+
+
+def test_a_third_strategy_is_one_file_and_one_line(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    topics = Topics("third")
+    watcher = Link(mosquitto_broker.address, "third-watcher")
+    watcher.subscribe(topics.commit, topics.server_status)
+    watcher.open(5)
+    models = tmp_path / "server" / "models"
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        _train(fleet, watcher, topics)
+        assert fleet.report()["strategy"] == "trunk-per-cut"
+        assert fleet.report()["weights_sha256"] == run("-c", IN_ONE_PROCESS).strip()
+        assert read_manifest(models / "trunks", TrunkManifest).devices == TRUNKS
+
+        run("-m", "splitee", "export", "--state", tmp_path / "server", "--out", tmp_path / "exported")
+        assert read_manifest(tmp_path / "exported", TrunkManifest).devices == TRUNKS
+
+        fleet.start("serve", "serve", *fleet.link, "--model", str(tmp_path / "exported"))
+        while not ServerStatus.decode(await_message(watcher, topics.server_status)).doing.startswith(
+            "serving"
+        ):
+            pass
+        pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32), np.uint8)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "image.png")
+        model = tmp_path / "pi-2" / "models" / "current"
+        asking = ("--json", "--threshold", "0", "--timeout", "30", *fleet.link, "--model", model)
+        answer = json.loads(run("-m", "splitee", "predict", *asking, tmp_path / "image.png"))
+        fleet.processes["serve"].terminate()
+        assert fleet.wait("serve") == [0]
+    watcher.close()
+    trunks = TrunkModels(tmp_path / "exported", threads=1)
+    entry = trunks.entry("pi-2")
+    assert entry is not None
+    client = ClientModel(model, threads=1)
+    logits = trunks.logits(entry.trunk, client(pixels[None])[0])
+    assert (answer["source"], answer["label"]) == ("trunk", client.manifest.class_names[logits.argmax()])
+
+
+def _train(fleet: Fleet, watcher: Link, topics: Topics) -> None:
+    """Three rounds; the server is killed after its first commit, and resumes."""
+    flags = ("--strategy", "trunk-per-cut", "--client-averaging", "layerwise")
+    fleet.server(*flags, rounds=3, release=True, python=("-c", WITH_STRATEGY))
+    fleet.three_devices(CUTS)
+    await_message(watcher, topics.commit)
+    fleet.processes["server"].kill()
+    fleet.processes["server"].wait()
+    fleet.server(*flags, rounds=3, release=True, python=("-c", WITH_STRATEGY))
+    assert fleet.wait() == [0, 0, 0, 0]
+    assert "resuming run" in fleet.log("server")
