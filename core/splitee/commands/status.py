@@ -17,7 +17,6 @@ from rich.text import Text
 
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import settings_file
-from splitee.cli.words import ago, percent
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -139,8 +138,7 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     step = f"{device.step}/{device.steps}" if device.steps else ""
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
-    accuracies = (percent(share, "") for share in (device.exit_accuracy, device.trunk_accuracy))
-    plain = (cut, str(device.round), step, loss, *accuracies)
+    plain = (cut, str(device.round), step, loss, *map(percent, (device.exit_accuracy, device.trunk_accuracy)))
     return Text(device.id), state, *map(Text, plain), Text(f"{device.bytes / 1e6:.1f}"), Text(seen)
 
 
@@ -156,6 +154,18 @@ def capability_in_words(device: DeviceView) -> Text | None:
     recommended = printable(can.reason).partition(";")[0]
     found = "; ".join(filter(None, (", ".join(words), recommended)))
     return Text.assemble(device.id, (f"  {found}", "dim"))
+
+
+def percent(fraction: float | None) -> str:
+    return "" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def ago(seconds: float) -> str:
+    """How long ago, for people: 3 s, 5 min, 2 h, 4 d; clocks that differ never give a negative one."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
 
 
 def printable(text: str) -> str:

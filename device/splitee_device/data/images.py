@@ -81,7 +81,7 @@ def open_data(
     _check_settings(holdout, limit)
     source = open_source(spec)
     train, (held_out_split, held_out) = _divide(spec, source, shard, holdout, seed)
-    train, held_out = at_most(limit, train), at_most(limit, held_out)
+    train, held_out = _at_most(limit, train), _at_most(limit, held_out)
     _check_size(spec, len(train) + len(held_out), input_shape, max_bytes)
     skipped: list[str] = []
     data = DeviceData(
@@ -137,8 +137,8 @@ def _by_class(labels: Labels, seed: int) -> list[Indices]:
     return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
 
 
-def at_most(limit: int | None, indices: Indices) -> Indices:
-    """`limit` of `indices` (None: all), evenly spread; in the order of classes each class keeps its share."""
+def _at_most(limit: int | None, indices: Indices) -> Indices:
+    """`limit` of `indices`, evenly spread, so that each class keeps its share."""
     if limit is None or limit >= len(indices):
         return indices
     return indices[np.arange(limit) * len(indices) // limit]

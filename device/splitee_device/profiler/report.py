@@ -12,13 +12,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from splitee.cli.words import MIB, mib
 from splitee.errors import ExtraMissing
 from splitee_device.machine.hardware import Fact
 from splitee_device.profiler.choice import Choice
 from splitee_device.profiler.cost_model import CutRow, Work
 from splitee_device.profiler.costs import Measured
 
+MIB = 1 << 20
 WIDTH = 110  # columns of the table
 
 
@@ -110,10 +110,10 @@ def _numbers(row: CutRow) -> tuple[str, ...]:
 
 def _notes(measured: Measured, work: Work, rows: Sequence[CutRow]) -> list[Text]:
     base = measured.description.base_memory
-    available = "unknown" if measured.available is None else mib(measured.available)
+    available = "unknown" if measured.available is None else f"{measured.available / MIB:,.0f} MiB"
     notes = [
-        f"memory: beyond the {mib(base)} of Python with torch; available {available}, "
-        f"{mib(work.reserve)} stay in reserve"
+        f"memory: beyond the {base / MIB:.0f} MiB of Python with torch; available {available}, "
+        f"{work.reserve / MIB:.0f} MiB stay in reserve"
     ]
     if any(not row.measured for row in rows):
         notes.append("~ interpolated between cuts that were measured")
@@ -132,7 +132,7 @@ def _words(name: str, fact: Fact) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     if name.startswith(("memory", "swap")) and isinstance(value, int | float):
-        return mib(value)
+        return f"{value / MIB:,.0f} MiB"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from splitee.cli.words import percent
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
 from splitee_lab.methods.baselines import Progress
+from splitee_lab.report.demo_page import percent
 
 
 class Display(Protocol):

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from splitee import __version__
-from splitee.cli.words import percent, size
 from splitee.durable import write_atomically
+from splitee_lab.report.demo_page import percent, size
 from splitee_lab.report.plots import Bar, Colours, Curve, Group, bars, curves
 from splitee_lab.simulate.jobs import Job
 from splitee_lab.simulate.results import CutResult, Figure, MethodResult, Point

@@ -12,8 +12,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from splitee.cli.main import main
-from splitee.cli.words import ago
-from splitee.commands.status import printable, render
+from splitee.commands.status import ago, printable, render
 from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
 from splitee.protocol.encoding import JsonMessage

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,6 +22,7 @@ from splitee.inference.manifest import CLIENT, MANIFEST, ClientManifest, read_ma
 from splitee.inference.uncertainty import doubt, normalized_entropy, softmax
 from splitee.samples.kept import Samples
 from splitee_device.data.images import batch
+from splitee_device.training.trainer import normalized_entropy as torch_entropy
 from splitee_export.graphs import ClientGraph, run_torch
 from splitee_export.models import export_client
 from splitee_export.states import DeviceState, read_state
@@ -93,12 +92,6 @@ def test_torch_is_never_imported(trained: Trained, tmp_path: Path) -> None:
     assert not foreign & loaded
 
 
-def torch_entropy(logits: Any) -> Any:
-    """Normalised, by torch's own categorical distribution."""
-    entropy = torch.distributions.Categorical(logits=torch.from_numpy(logits)).entropy()
-    return (entropy / math.log(logits.shape[1])).numpy()
-
-
 def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path: Path) -> None:
     state, pictures = _state(trained), trained.data.held_out
     for index in range(8):
@@ -107,7 +100,7 @@ def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path
     inputs, _ = batch(pictures, np.arange(8), state.spec.mean, state.spec.std)
     logits = run_torch(ClientGraph(state.client, state.exit), inputs.numpy())[1]
     probabilities = softmax(logits)
-    entropy = torch_entropy(logits)
+    entropy = torch_entropy(torch.from_numpy(logits)).numpy()
     assert [Path(str(answer["picture"])).stem for answer in told] == list("01234567")
     for index, answer in enumerate(told):
         assert answer["label"] == trained.data.class_names[probabilities[index].argmax()]
@@ -242,10 +235,12 @@ def test_without_a_broker_the_exit_answers_and_says_so(trained: Trained, tmp_pat
     assert "no broker at" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_uncertainty_is_normalised_entropy_and_stays_within_its_bounds() -> None:
+def test_doubt_is_the_trainers_entropy_and_stays_within_its_bounds() -> None:
     generator = np.random.default_rng(0)
     logits = generator.standard_normal((100, 10)).astype("f4") * 20
-    np.testing.assert_allclose(normalized_entropy(logits), torch_entropy(logits), atol=1e-5)
+    np.testing.assert_allclose(
+        normalized_entropy(logits), torch_entropy(torch.from_numpy(logits)).numpy(), atol=1e-5
+    )
     extremes = np.array([[0.0] * 10, [1e4] + [-1e4] * 9], dtype="f4")
     for measure, none in (("entropy", 1.0), ("confidence", 0.9)):
         np.testing.assert_allclose(doubt(extremes, measure), [none, 0.0], atol=1e-6)  # type: ignore[arg-type]
