@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from splitee.cli.settings import setting, settings_file
+from splitee.cli.words import MIB
 from splitee.errors import ExtraMissing, NoCutFits
 from splitee.mqtt.options import LinkOptions, optional_link_options
 from splitee.protocol.codecs import CODECS
@@ -27,7 +28,6 @@ from splitee_device.profiler.report import WIDTH, as_json, cuts_table, facts_tab
 from splitee_device.profiler.store import MeasuredStore
 
 TYPICAL_PAYLOAD = 256 << 10  # bytes, where there is no torch to say what a batch takes
-MIB = 1 << 20
 FILE = click.Path(path_type=Path)
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from splitee.cli.settings import setting, settings_file
-from splitee.commands.status import gather, printable
+from splitee.cli.words import printable
+from splitee.commands.status import gather
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions, link_options
