@@ -17,6 +17,7 @@ from rich.text import Text
 
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import settings_file
+from splitee.cli.words import ago, bit_rate, megabytes, milliseconds, percent, printable
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -138,8 +139,9 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     step = f"{device.step}/{device.steps}" if device.steps else ""
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
-    plain = (cut, str(device.round), step, loss, *map(percent, (device.exit_accuracy, device.trunk_accuracy)))
-    return Text(device.id), state, *map(Text, plain), Text(f"{device.bytes / 1e6:.1f}"), Text(seen)
+    accuracies = [percent(share, "") for share in (device.exit_accuracy, device.trunk_accuracy)]
+    plain = (cut, str(device.round), step, loss, *accuracies, megabytes(device.bytes), seen)
+    return Text(device.id), state, *map(Text, plain)
 
 
 def capability_in_words(device: DeviceView) -> Text | None:
@@ -148,26 +150,9 @@ def capability_in_words(device: DeviceView) -> Text | None:
     if can is None:
         return None
     words = [printable(can.machine), f"{can.cores:g} cores"]
-    words += [f"{1000 * cost.seconds:.3g} ms a batch" for cost in can.cuts if cost.cut == device.cut]
+    words += [f"{milliseconds(cost.seconds)} a batch" for cost in can.cuts if cost.cut == device.cut]
     if can.upload is not None:
-        words.append(f"{8 * can.upload / 1e6:.3g} Mbit/s")
+        words.append(bit_rate(can.upload))
     recommended = printable(can.reason).partition(";")[0]
     found = "; ".join(filter(None, (", ".join(words), recommended)))
     return Text.assemble(device.id, (f"  {found}", "dim"))
-
-
-def percent(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def ago(seconds: float) -> str:
-    """How long ago, for people: 3 s, 5 min, 2 h, 4 d; clocks that differ never give a negative one."""
-    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{max(seconds, 0):.0f} s"
-
-
-def printable(text: str) -> str:
-    """Text from the wire without what could steer a terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)

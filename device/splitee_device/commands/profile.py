@@ -16,6 +16,7 @@ from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.run_settings import build_run_spec, run_setting
 from splitee.cli.settings import setting, settings_file
+from splitee.cli.words import MIB
 from splitee.errors import ExtraMissing, NoCutFits
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import CODECS
@@ -29,7 +30,6 @@ from splitee_device.profiler.report import WIDTH, as_json, cuts_table, facts_tab
 from splitee_device.profiler.store import MeasuredStore
 
 TYPICAL_PAYLOAD = 256 << 10  # bytes, where there is no torch to say what a batch takes
-MIB = 1 << 20
 FILE = click.Path(path_type=Path)
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.data.images import PictureSet, batch
+from splitee.samples.images import normalize
+from splitee_device.data.images import PictureSet
 
 Batches = Callable[[npt.NDArray[np.integer]], tuple[Tensor, Tensor]]
 """Indices (B,) to normalised pictures float32 (B, C, H, W) and labels int64 (B,)."""
+
+
+def batch(
+    pictures: PictureSet, indices: npt.NDArray[np.integer], mean: Sequence[float], std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """The pictures at `indices`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
+    images = normalize(pictures.images[indices], mean, std)
+    return torch.from_numpy(images), torch.from_numpy(pictures.labels[indices])
 
 
 def batches_at(place: torch.device, pictures: PictureSet, spec: RunSpec) -> Batches:

@@ -1,19 +1,17 @@
-"""A device's pictures in memory: which of a source are its own, which are held out, and batches of them."""
+"""A device's pictures in memory: which of a source are its own, and which are held out."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from splitee.errors import ConfigError, DataError
-from splitee.samples.images import Pixels, Shape, UnreadablePicture, normalize
-from splitee_device.data.sources import Indices, Labels, Source, Split, open_source
+from splitee.samples.images import Pixels, Shape, UnreadablePicture
+from splitee_device.data.base import Indices, Labels, Source, Split
+from splitee_device.data.sources import open_source
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +79,8 @@ def open_data(
     _check_settings(holdout, limit)
     source = open_source(spec)
     train, (held_out_split, held_out) = _divide(spec, source, shard, holdout, seed)
-    train, held_out = _at_most(limit, train), _at_most(limit, held_out)
+    if limit is not None:
+        train, held_out = spread_evenly(train, limit), spread_evenly(held_out, limit)
     _check_size(spec, len(train) + len(held_out), input_shape, max_bytes)
     skipped: list[str] = []
     data = DeviceData(
@@ -94,12 +93,11 @@ def open_data(
     return data
 
 
-def batch(
-    pictures: PictureSet, indices: npt.NDArray[np.integer], mean: Sequence[float], std: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures at `indices`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
-    images = normalize(pictures.images[indices], mean, std)
-    return torch.from_numpy(images), torch.from_numpy(pictures.labels[indices])
+def spread_evenly(indices: Indices, limit: int) -> Indices:
+    """At most `limit` of `indices`, evenly spread over them: in order of classes, each keeps its share."""
+    if limit >= len(indices):
+        return indices
+    return indices[np.arange(limit) * len(indices) // limit]
 
 
 def _check_settings(holdout: float, limit: int | None) -> None:
@@ -135,13 +133,6 @@ def _by_class(labels: Labels, seed: int) -> list[Indices]:
     """The places of each class's pictures, shuffled; dealt out in this order, every hand is balanced."""
     generator = np.random.default_rng(seed)
     return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-
-
-def _at_most(limit: int | None, indices: Indices) -> Indices:
-    """`limit` of `indices`, evenly spread, so that each class keeps its share."""
-    if limit is None or limit >= len(indices):
-        return indices
-    return indices[np.arange(limit) * len(indices) // limit]
 
 
 def _check_size(spec: str, count: int, shape: Shape, max_bytes: int) -> None:

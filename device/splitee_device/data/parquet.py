@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -14,8 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from splitee.errors import DataError
+from splitee.samples.images import load_picture
+from splitee_device.data.base import Indices, Picture, Source, Split, numbered
 
 _ROWS_AT_ONCE = 64  # what is held of the encoded pictures at a time
+
+
+def open_parquet(path: Path) -> Source:
+    """The rows of the file at `path`; there is no test split. Raises DataError."""
+    parquet = ParquetPictures(path)
+    names = parquet.class_names or numbered(parquet.labels)
+
+    def pictures(indices: Indices) -> Iterator[Picture]:
+        return (
+            partial(load_picture, encoded, name=f"{path} row {row}")
+            for row, encoded in parquet.encoded(indices)
+        )
+
+    return Source(names, Split(parquet.labels, pictures), None)
 
 
 class ParquetPictures:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from splitee.cli.words import milliseconds
 from splitee.durable import write_atomically
 from splitee.errors import SpliteeError, StateError
 from splitee.mqtt.options import LinkOptions
@@ -56,7 +57,7 @@ def choose_codec(
 
     fastest = min(map(seconds, costs))
     best = min((cost for cost in costs if seconds(cost) <= TIE * fastest), key=lambda cost: cost.payload)
-    each = ", ".join(f"{cost.codec} {1000 * seconds(cost):.3g} ms" for cost in costs)
+    each = ", ".join(f"{cost.codec} {milliseconds(seconds(cost))}" for cost in costs)
     return best.codec, f"a batch every {each}; {best.payload} bytes a batch, {link.upload / 1e6:.3g} MB/s"
 
 

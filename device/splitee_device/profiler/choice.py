@@ -8,13 +8,13 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from splitee.cli.words import mib, milliseconds
 from splitee_device.profiler.cost_model import CutRow, Work, modelled_memory
 from splitee_device.profiler.costs import Measured
 
 Preference = Literal["fastest", "deepest", "lightest"]
 PREFERENCES: tuple[Preference, ...] = ("fastest", "deepest", "lightest")
 TIE = 1.02  # rounds closer than this cannot be told apart by measurement
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def choose(rows: Sequence[CutRow], prefer: Preference, measured: Measured, work:
         return Choice(best.cut, _why_deepest(best, rows, measured, work))
     if prefer == "lightest":
         best = _least(fitting, lambda row: row.memory)
-        words = f"the least memory to train, {_mib(best.memory)}, {_of_those(fitting, rows)}"
+        words = f"the least memory to train, {mib(best.memory)}, {_of_those(fitting, rows)}"
     else:
         best = _least(fitting, lambda row: row.round)
         words = f"the fastest round, {best.round:.3g} s, {_of_those(fitting, rows)}; {_pace(best)}"
@@ -64,7 +64,7 @@ def _pace(row: CutRow) -> str:
         return "without a measured link that is training alone (give --broker)"
     compute = row.compute
     slower = "training" if compute >= row.upload else "the link"
-    train, send = f"{1000 * compute:.3g} ms to train a batch", f"{1000 * row.upload:.3g} ms to send it"
+    train, send = f"{milliseconds(compute)} to train a batch", f"{milliseconds(row.upload)} to send it"
     return f"{slower} sets its pace: {train}, {send}"
 
 
@@ -75,7 +75,7 @@ def _others(best: CutRow, fitting: Sequence[CutRow], prefer: Preference) -> str:
         return ""
     if prefer == "lightest":
         next_best = min(rest, key=lambda row: row.memory)
-        return f"; cut {next_best.cut} takes {_mib(next_best.memory)}"
+        return f"; cut {next_best.cut} takes {mib(next_best.memory)}"
     next_best = min(rest, key=lambda row: row.round)
     if next_best.round <= best.round:
         return (
@@ -95,8 +95,8 @@ def _why_deepest(best: CutRow, rows: Sequence[CutRow], measured: Measured, work:
 def _obstacle(row: CutRow, measured: Measured, work: Work) -> str:
     if row.obstacle == "memory" and measured.available is not None:
         return (
-            f"it needs {_mib(row.needed)} and {_mib(work.reserve)} in reserve, "
-            f"{_mib(measured.available)} are available"
+            f"it needs {mib(row.needed)} and {mib(work.reserve)} in reserve, "
+            f"{mib(measured.available)} are available"
         )
     if row.obstacle == "CPU share":
         return f"it keeps {row.cpu_share:.0%} of the CPU busy, {work.cpu_share:.0%} are wanted"
@@ -130,7 +130,3 @@ def _smaller_batch(row: CutRow, measured: Measured, work: Work) -> str:
             return f"--batch-size {size}"
         size //= 2
     return ""
-
-
-def _mib(count: int) -> str:
-    return f"{count / MIB:,.0f} MiB"

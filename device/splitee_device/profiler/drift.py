@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Literal, TypeVar
 
+from splitee.cli.words import mib, milliseconds
 from splitee_device.agent.monitor import CutWish
 from splitee_device.profiler.forecast import Forecast
 from splitee_device.profiler.meter import Meter, Round
 
 ROUNDS = 3
 TOLERANCE = 1.3  # times what is expected, or that part of it
-MIB = 1 << 20
 
 Kind = Literal["slower", "faster", "memory", "short"]
 T = TypeVar("T")
@@ -53,12 +53,12 @@ class Departure:
         """What was found, with figures and causes. `cores_then`: that it might use when it was measured."""
         before = f"for {self.rounds} rounds"
         if self.kind == "memory":
-            return f"{before} {_mib(self.memory)} at the peak, {_mib(self.expected.memory)} were expected"
+            return f"{before} {mib(self.memory)} at the peak, {mib(self.expected.memory)} were expected"
         if self.kind == "short":
-            return f"{before} {_mib(self.last.available or 0)} available, {_mib(self.expected.needed)} needed"
+            return f"{before} {mib(self.last.available or 0)} available, {mib(self.expected.needed)} needed"
         change = self.step / self.expected.step
         words = (
-            f"{before} {1000 * self.step:.3g} ms a step, {1000 * self.expected.step:.3g} ms were expected "
+            f"{before} {milliseconds(self.step)} a step, {milliseconds(self.expected.step)} were expected "
             f"({change:.2g} times)"
         )
         if self.kind == "faster":
@@ -179,7 +179,3 @@ class DriftMonitor:
         if not self._adapts:
             return None, f"; --adapt-cut would ask for {choice.reason}"
         return CutWish(choice.cut, choice.reason), f"; asking for {choice.reason}"
-
-
-def _mib(count: int) -> str:
-    return f"{count / MIB:,.0f} MiB"

@@ -12,13 +12,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from splitee.cli.words import MIB, bit_rate, mib, milliseconds
 from splitee.errors import ExtraMissing
 from splitee_device.machine.hardware import Fact
 from splitee_device.profiler.choice import Choice
 from splitee_device.profiler.cost_model import CutRow, Work
 from splitee_device.profiler.costs import Measured
 
-MIB = 1 << 20
 WIDTH = 110  # columns of the table
 
 
@@ -110,10 +110,10 @@ def _numbers(row: CutRow) -> tuple[str, ...]:
 
 def _notes(measured: Measured, work: Work, rows: Sequence[CutRow]) -> list[Text]:
     base = measured.description.base_memory
-    available = "unknown" if measured.available is None else f"{measured.available / MIB:,.0f} MiB"
+    available = "unknown" if measured.available is None else mib(measured.available)
     notes = [
-        f"memory: beyond the {base / MIB:.0f} MiB of Python with torch; available {available}, "
-        f"{work.reserve / MIB:.0f} MiB stay in reserve"
+        f"memory: beyond the {mib(base)} of Python with torch; available {available}, "
+        f"{mib(work.reserve)} stay in reserve"
     ]
     if any(not row.measured for row in rows):
         notes.append("~ interpolated between cuts that were measured")
@@ -121,8 +121,7 @@ def _notes(measured: Measured, work: Work, rows: Sequence[CutRow]) -> list[Text]
         notes.append("link not measured: a round is training alone")
     else:
         notes.append(
-            f"link: {8 * work.link.upload / 1e6:.3g} Mbit/s up, "
-            f"{1000 * work.link.round_trip:.3g} ms there and back"
+            f"link: {bit_rate(work.link.upload)} up, {milliseconds(work.link.round_trip)} there and back"
         )
     return [Text(note, "dim") for note in notes]
 
@@ -132,7 +131,7 @@ def _words(name: str, fact: Fact) -> str:
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     if name.startswith(("memory", "swap")) and isinstance(value, int | float):
-        return f"{value / MIB:,.0f} MiB"
+        return mib(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

@@ -39,7 +39,8 @@ from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state
-from splitee_device.data.images import DeviceData, PictureSet, batch
+from splitee_device.data.batches import batch
+from splitee_device.data.images import DeviceData, PictureSet
 from splitee_device.machine.memory import MemoryWatch, memory
 from splitee_device.profiler.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup, StageFacts
 from splitee_device.profiler.reference import Reference

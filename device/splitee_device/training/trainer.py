@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splitee.inference.uncertainty import normalized_entropy
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.run_spec import RunSpec
@@ -28,13 +28,6 @@ from splitee.training.weights import client_model
 from splitee_device.data.batches import batches_at
 from splitee_device.data.images import DeviceData
 from splitee_device.training.distillation import Teacher
-
-
-def normalized_entropy(logits: Tensor) -> Tensor:
-    """Entropy of softmax(logits) over its largest possible value, log(classes). (B, K) -> (B,) in 0..1."""
-    log_probabilities = F.log_softmax(logits, dim=1)
-    entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=1)
-    return torch.clamp(entropy / math.log(logits.shape[1]), 0, 1)
 
 
 def open_trainer(spec: RunSpec, cut: int, device: str, data: DeviceData) -> ClientTrainer:
@@ -115,9 +108,8 @@ class ClientTrainer:
             with torch.inference_mode(), precision_at(self._place):
                 features = self.client(pictures)
                 logits = self.exit(features)
-                entropy = normalized_entropy(logits)
-            answers = logits.argmax(dim=1)
-            yield CutBatch(_array(features.float()), _array(labels), _array(answers), _array(entropy))
+            predicted, entropy = logits.argmax(dim=1), normalized_entropy(_array(logits.float()))
+            yield CutBatch(_array(features.float()), _array(labels), _array(predicted), entropy)
 
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""

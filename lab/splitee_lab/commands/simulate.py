@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from splitee.cli.bounds import whole
 from splitee.cli.run_settings import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
+from splitee.cli.words import percent, span
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError
 from splitee.networks.split import build_network
@@ -29,7 +30,6 @@ from splitee_lab.local.processes import signals_unwind
 from splitee_lab.methods.registry import BASELINES, STRATEGIES
 from splitee_lab.presets import protocol_option
 from splitee_lab.report import comparison_page
-from splitee_lab.report.demo_page import percent, span
 from splitee_lab.simulate.jobs import (
     Job,
     News,

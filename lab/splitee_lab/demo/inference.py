@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from splitee.cli.words import percent
 from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import Prediction, Predictor
@@ -110,8 +111,8 @@ def rows(results: list[DeviceInference]) -> Iterator[tuple[str, ...]]:
             yield (
                 f"{result.id} (cut {result.cut})" if index == 0 else "",
                 way,
-                f"{100 * found.accuracy:.1f} %",
-                f"{100 * found.offload_share:.1f} %",
+                percent(found.accuracy),
+                percent(found.offload_share),
                 f"{found.median_ms:.1f}",
                 f"{found.p95_ms:.1f}",
                 f"{found.bytes / 1e3:.1f}",

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+from splitee.cli.words import megabytes, percent
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
 from splitee_lab.methods.baselines import Progress
-from splitee_lab.report.demo_page import percent
 
 
 class Display(Protocol):
@@ -55,10 +55,8 @@ class LineDisplay:
             f"{device} exit {percent(found.exit_accuracy)} trunk {percent(found.trunk_accuracy)}"
             for device, found in metrics.devices.items()
         )
-        sent = sum(found.bytes for found in metrics.devices.values()) / 1e6
-        self._say(
-            f"round {metrics.round} of {metrics.rounds}: {results}; {sent:.1f} MB, {metrics.seconds:.0f} s"
-        )
+        sent = megabytes(sum(found.bytes for found in metrics.devices.values()))
+        self._say(f"round {metrics.round} of {metrics.rounds}: {results}; {sent} MB, {metrics.seconds:.0f} s")
 
     def baseline(self, progress: Progress) -> None:
         if progress.accuracy is not None:
@@ -148,4 +146,4 @@ def _facts(device: DeviceView, rounds: int) -> str:
         facts.append(f"exit {percent(device.exit_accuracy)}")
     if device.trunk_accuracy is not None:
         facts.append(f"trunk {percent(device.trunk_accuracy)}")
-    return "  ".join([*facts, f"{device.bytes / 1e6:.1f} MB"])
+    return "  ".join([*facts, f"{megabytes(device.bytes)} MB"])

@@ -20,8 +20,8 @@ from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer, precision_at
 from splitee.training.seeds import seed_for
-from splitee_device.data.batches import batches_at
-from splitee_device.data.images import PictureSet, Shard, batch, open_data
+from splitee_device.data.batches import batch, batches_at
+from splitee_device.data.images import PictureSet, Shard, open_data
 from splitee_lab.local.workers import at_work
 
 CENTRALIZED = "centralized"

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from splitee import __version__
+from splitee.cli.words import macs, percent, size
 from splitee.durable import write_atomically
-from splitee_lab.report.demo_page import percent, size
 from splitee_lab.report.plots import Bar, Colours, Curve, Group, bars, curves
 from splitee_lab.simulate.jobs import Job
 from splitee_lab.simulate.results import CutResult, Figure, MethodResult, Point
@@ -133,7 +133,7 @@ def _rows(results: Sequence[MethodResult]) -> list[tuple[str, ...]]:
 
 
 def _costs(result: MethodResult) -> tuple[str, str, str]:
-    return size(result.bytes.mean), _macs(result.macs.mean), percent(result.compute_share.mean)
+    return size(result.bytes.mean), macs(result.macs.mean), percent(result.compute_share.mean)
 
 
 def _share(figure: Figure | None) -> str:
@@ -141,14 +141,6 @@ def _share(figure: Figure | None) -> str:
         return "-"
     spread = "" if figure.spread is None else f" ± {100 * figure.spread:.1f}"
     return f"{100 * figure.mean:.1f}{spread}"
-
-
-def _macs(count: float) -> str:
-    """Multiply-accumulates for people."""
-    for unit, length in (("PMAC", 1e15), ("TMAC", 1e12), ("GMAC", 1e9)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count / 1e6:.1f} MMAC"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

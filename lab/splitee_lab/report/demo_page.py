@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from splitee import __version__
+from splitee.cli.words import megabytes, percent, size, span
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
 from splitee_lab.demo.inference import DeviceInference, rows
@@ -168,7 +169,7 @@ def table(report: Report) -> Table:
             percent(device.adaptive_accuracy),
             percent(device.offload_share),
             *((percent(alone.get(device.id)),) if alone else ()),
-            f"{device.bytes / 1e6:.1f}",
+            megabytes(device.bytes),
         )
         shown.add_row(*map(Text, cells))
     return shown
@@ -185,23 +186,6 @@ def choices_table(choices: Sequence[DeviceChoice]) -> Table:
         cells = (choice.id, f"{choice.cpu:.0%}", f"{choice.memory}", f"{choice.cut}", choice.reason)
         shown.add_row(*map(Text, cells))
     return shown
-
-
-def percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def size(count: float) -> str:
-    """Bytes for people, in decimal units."""
-    for unit, length in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= length:
-            return f"{count / length:.1f} {unit}"
-    return f"{count:.0f} B"
-
-
-def span(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 class Range(msgspec.Struct, frozen=True):

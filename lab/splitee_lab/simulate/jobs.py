@@ -14,7 +14,7 @@ import numpy as np
 from splitee.durable import write_atomically
 from splitee.errors import DataError, StateError
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.data.images import DeviceData, PictureSet, open_data
+from splitee_device.data.images import DeviceData, PictureSet, open_data, spread_evenly
 from splitee_lab.local.workers import at_work
 from splitee_lab.methods.experiment import Experiment, RoundResult
 from splitee_lab.methods.registry import METHODS, batches_of
@@ -111,15 +111,11 @@ def open_pictures(choice: PictureChoice, input_shape: tuple[int, int, int]) -> P
             np.concatenate([other.train.images, other.held_out.images]),
             np.concatenate([other.train.labels, other.held_out.labels]),
         )
-    return Pictures(data.train, _at_most(choice.test_samples, held_out), data.class_names)
-
-
-def _at_most(limit: int | None, pictures: PictureSet) -> PictureSet:
-    if limit is None or limit >= len(pictures):
-        return pictures
-    by_class = np.argsort(pictures.labels, kind="stable")
-    kept = np.sort(by_class[np.arange(limit) * len(by_class) // limit])
-    return PictureSet(pictures.images[kept], pictures.labels[kept])
+    if choice.test_samples is not None and choice.test_samples < len(held_out):
+        by_class = np.argsort(held_out.labels, kind="stable")
+        kept = np.sort(spread_evenly(by_class, choice.test_samples))
+        held_out = PictureSet(held_out.images[kept], held_out.labels[kept])
+    return Pictures(data.train, held_out, data.class_names)
 
 
 def client_names(count: int) -> list[str]:

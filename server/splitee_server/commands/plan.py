@@ -17,7 +17,8 @@ from rich.table import Table
 from splitee.cli.bounds import whole
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
-from splitee.commands.status import gather, printable
+from splitee.cli.words import printable
+from splitee.commands.status import gather
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from splitee.cli.main import main
-from splitee.commands.status import ago, printable, render
+from splitee.commands.status import render
 from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
 from splitee.protocol.encoding import JsonMessage
@@ -242,18 +242,6 @@ def test_the_number_of_devices_is_bounded() -> None:
         view.take(TOPICS.device(f"pi-{number}", "status"), payload, True, NOW)
     snapshot = view.snapshot()
     assert (len(snapshot.devices), snapshot.malformed) == (MAX_DEVICES, 3)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(-5, "0 s"), (3.4, "3 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (400_000, "5 d")],
-)
-def test_spans_for_people(seconds: float, shown: str) -> None:
-    assert ago(seconds) == shown
-
-
-def test_text_from_the_wire_cannot_steer_a_terminal() -> None:
-    assert printable("training \x1b[2J\x07é") == "training �[2J�é"
 
 
 def status(capfd: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:

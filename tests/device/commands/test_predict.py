@@ -21,8 +21,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, MANIFEST, ClientManifest, read_manifest, write_manifest
 from splitee.inference.uncertainty import doubt, normalized_entropy, softmax
 from splitee.samples.kept import Samples
-from splitee_device.data.images import batch
-from splitee_device.training.trainer import normalized_entropy as torch_entropy
+from splitee_device.data.batches import batch
 from splitee_export.graphs import ClientGraph, run_torch
 from splitee_export.models import export_client
 from splitee_export.states import DeviceState, read_state
@@ -100,7 +99,7 @@ def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path
     inputs, _ = batch(pictures, np.arange(8), state.spec.mean, state.spec.std)
     logits = run_torch(ClientGraph(state.client, state.exit), inputs.numpy())[1]
     probabilities = softmax(logits)
-    entropy = torch_entropy(torch.from_numpy(logits)).numpy()
+    entropy = normalized_entropy(logits)
     assert [Path(str(answer["picture"])).stem for answer in told] == list("01234567")
     for index, answer in enumerate(told):
         assert answer["label"] == trained.data.class_names[probabilities[index].argmax()]
@@ -235,12 +234,11 @@ def test_without_a_broker_the_exit_answers_and_says_so(trained: Trained, tmp_pat
     assert "no broker at" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_doubt_is_the_trainers_entropy_and_stays_within_its_bounds() -> None:
+def test_normalised_entropy_is_the_softmaxs_and_doubt_stays_within_its_bounds() -> None:
     generator = np.random.default_rng(0)
     logits = generator.standard_normal((100, 10)).astype("f4") * 20
-    np.testing.assert_allclose(
-        normalized_entropy(logits), torch_entropy(torch.from_numpy(logits)).numpy(), atol=1e-5
-    )
+    softmaxs = torch.distributions.Categorical(logits=torch.from_numpy(logits)).entropy() / np.log(10)
+    np.testing.assert_allclose(normalized_entropy(logits), softmaxs.numpy(), atol=1e-5)
     extremes = np.array([[0.0] * 10, [1e4] + [-1e4] * 9], dtype="f4")
     for measure, none in (("entropy", 1.0), ("confidence", 0.9)):
         np.testing.assert_allclose(doubt(extremes, measure), [none, 0.0], atol=1e-6)  # type: ignore[arg-type]

@@ -22,7 +22,8 @@ from PIL import Image
 
 from splitee.errors import ConfigError, DataError
 from splitee.samples.images import load_picture, normalize
-from splitee_device.data.images import DeviceData, PictureSet, Shard, batch, open_data
+from splitee_device.data.batches import batch
+from splitee_device.data.images import DeviceData, PictureSet, Shard, open_data
 
 SHAPE = (1, 6, 6)
 BUILTIN = Path(__file__).parents[3] / "device/splitee_device/data/builtin/fashion-mnist.npz"

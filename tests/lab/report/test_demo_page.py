@@ -17,7 +17,7 @@ from rich.console import Console
 
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
-from splitee_lab.report.demo_page import Report, complete, page, read_history, size, span, table, write
+from splitee_lab.report.demo_page import Report, complete, page, read_history, table, write
 from splitee_lab.report.plots import spread
 
 BASELINES = {"centralized": 0.9, "pi-1": 0.71, "pi-2": 0.72}
@@ -233,18 +233,6 @@ def test_the_last_line_of_a_round_counts(tmp_path: Path) -> None:
     path.write_bytes(b"{}\n")
     with pytest.raises(MalformedMessage):
         read_history(path)
-
-
-@pytest.mark.parametrize(
-    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (2.5e6, "2.5 MB"), (3e9, "3.0 GB")]
-)
-def test_bytes_for_people(count: float, shown: str) -> None:
-    assert size(count) == shown
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s")])
-def test_spans_for_people(seconds: float, shown: str) -> None:
-    assert span(seconds) == shown
 
 
 @given(st.lists(st.floats(0, 1), max_size=10).map(sorted))

@@ -1,0 +1,70 @@
+"""Figures with their units as people read them: shares, sizes, times, rates; and text fit for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+MIB = 1 << 20  # bytes
+
+_BYTES = (("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1.0))
+_MACS = (("PMAC", 1e15), ("TMAC", 1e12), ("GMAC", 1e9), ("MMAC", 1e6))
+
+
+def percent(fraction: float | None, unknown: str = "-") -> str:
+    """0.75 as "75.0 %"; `unknown` for None."""
+    return unknown if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def size(count: float) -> str:
+    """Bytes in decimal units: "2.5 MB"."""
+    return f"{count:.0f} B" if count < 1e3 else _scaled(count, _BYTES)
+
+
+def megabytes(count: float) -> str:
+    """Bytes as a number of MB, for columns of them: "2.5"."""
+    return f"{count / 1e6:.1f}"
+
+
+def mib(count: float) -> str:
+    """Bytes of memory: "1,536 MiB"."""
+    return f"{count / MIB:,.0f} MiB"
+
+
+def macs(count: float) -> str:
+    """Multiply-accumulates: "1.8 GMAC"."""
+    return _scaled(count, _MACS)
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits of a short time: "12.3 ms"."""
+    return f"{1000 * seconds:.3g} ms"
+
+
+def bit_rate(bytes_a_second: float) -> str:
+    """A link's speed: "93.1 Mbit/s"."""
+    return f"{8 * bytes_a_second / 1e6:.3g} Mbit/s"
+
+
+def span(seconds: float) -> str:
+    """How long something took: "1 min 15 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def ago(seconds: float) -> str:
+    """How long ago: 3 s, 5 min, 2 h, 4 d; clocks that differ never give a negative one."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def printable(text: str) -> str:
+    """Text from the wire without what could steer a terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)
+
+
+def _scaled(count: float, units: Sequence[tuple[str, float]]) -> str:
+    """In the largest unit that is no larger than `count`, or in the smallest."""
+    name, length = next((unit for unit in units if count >= unit[1]), units[-1])
+    return f"{count / length:.1f} {name}"

@@ -1,0 +1,43 @@
+"""What a source of pictures gives: labels at once, and each picture when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from splitee.samples.images import Pixels, Shape
+
+Labels = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.intp]
+Picture = Callable[[Shape], Pixels]
+"""One picture, decoded when it is called; raises UnreadablePicture."""
+
+MAX_CLASSES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled pictures on demand: `pictures(indices)` gives them one by one, in the order of `indices`.
+
+    `indices` ascend, so that a file is read once and in its order.
+    """
+
+    labels: Labels
+    pictures: Callable[[Indices], Iterator[Picture]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set: `test` is None where it has no test split of its own."""
+
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split | None
+
+
+def numbered(labels: Labels) -> tuple[str, ...]:
+    """Names for classes that have none; a label beyond all bounds is left for the check of the labels."""
+    return tuple(map(str, range(min(int(labels.max(initial=0)) + 1, MAX_CLASSES))))

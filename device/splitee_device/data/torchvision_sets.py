@@ -1,0 +1,107 @@
+"""torchvision's data sets, from where they are already stored; nothing is downloaded."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from splitee.errors import DataError
+from splitee.samples.images import Pixels, Shape, UnreadablePicture, fit_image
+from splitee_device.data.base import Indices, Labels, Picture, Source, Split, numbered
+
+
+def open_torchvision(rest: str) -> Source:
+    """The data set that `rest`, NAME:ROOT, names. Raises DataError."""
+    name, _, root = rest.partition(":")
+    if not name or not root:
+        raise DataError(
+            f"expected torchvision:NAME:ROOT, such as torchvision:STL10:data; got torchvision:{rest}"
+        )
+    factory = _dataset_class(name)
+    if not Path(root).is_dir():
+        raise DataError(
+            f"torchvision:{rest}: {root} is not a folder; splitee downloads nothing, put the data there"
+        )
+    train, test = _open_parts(factory, name, root)
+    train_split = _split(train, f"{name} training picture")
+    test_split = _split(test, f"{name} test picture") if test is not None else None
+    names = tuple(map(str, getattr(train, "classes", ()))) or numbered(train_split.labels)
+    return Source(names, train_split, test_split)
+
+
+def _dataset_class(name: str) -> Any:
+    from torchvision import datasets
+
+    classes = {known: getattr(datasets, known) for known in datasets.__all__}
+    known = [known for known in classes if "root" in inspect.signature(classes[known]).parameters]
+    if name in known:
+        return classes[name]
+    by_lower_case = {known_name.lower(): known_name for known_name in known}
+    nearest = [by_lower_case[near] for near in difflib.get_close_matches(name.lower(), by_lower_case)]
+    hint = f"the nearest are {', '.join(nearest)}" if nearest else "see torchvision.datasets for the names"
+    raise DataError(f"torchvision has no data set {name!r}; {hint}")
+
+
+def _open_parts(factory: Any, name: str, root: str) -> tuple[Any, Any]:
+    """Training and test data sets; None for the second where torchvision knows no test split of it."""
+    parameters = inspect.signature(factory).parameters
+    if "train" in parameters:
+        choices: list[dict[str, Any]] = [{"train": True}, {"train": False}]
+    elif "split" in parameters:  # its default is the training part, by whatever name
+        if parameters["split"].default is inspect.Parameter.empty:
+            raise DataError(f"torchvision:{name} leaves the choice of a training part open; give another set")
+        choices = [{"split": parameters["split"].default}, {"split": "test"}, {"split": "val"}]
+    else:
+        choices = [{}]
+    opened: list[Any] = []
+    for choice in choices:
+        try:
+            opened.append(factory(root, **choice))
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:  # each data set has its own way to say that files are missing or broken
+            if opened and str(error).startswith("Unknown value"):  # it has no part of this name
+                continue
+            reason = str(error).split(". ")[0]
+            raise DataError(
+                f"{root} does not hold {name} as torchvision stores it ({reason}); "
+                "splitee downloads nothing, put the data there"
+            ) from None
+        if len(opened) == 2:
+            break
+    return opened[0], opened[1] if len(opened) == 2 else None
+
+
+def _split(dataset: Any, name: str) -> Split:
+    def fit(index: int, shape: Shape) -> Pixels:
+        try:
+            picture = dataset[index][0]
+        except Exception as error:
+            raise UnreadablePicture(f"{name} {index}", str(error)) from None
+        if not isinstance(picture, Image.Image):
+            raise UnreadablePicture(f"{name} {index}", type(picture).__name__)
+        return fit_image(picture, shape)
+
+    def pictures(indices: Indices) -> Iterator[Picture]:
+        return (partial(fit, int(index)) for index in indices)
+
+    return Split(_labels(dataset, name), pictures)
+
+
+def _labels(dataset: Any, name: str) -> Labels:
+    for attribute in ("targets", "labels", "_labels"):
+        if hasattr(dataset, attribute):
+            labels = np.asarray(getattr(dataset, attribute))
+            break
+    else:  # the rest give a label only together with its picture
+        labels = np.asarray([dataset[index][1] for index in range(len(dataset))])
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{name}s have no class numbers as labels; expected a data set for classification")
+    return labels.astype(np.int64)

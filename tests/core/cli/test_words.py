@@ -1,0 +1,64 @@
+"""Figures as people read them, at the edges of their units."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitee.cli.words import (
+    ago,
+    bit_rate,
+    macs,
+    megabytes,
+    mib,
+    milliseconds,
+    percent,
+    printable,
+    size,
+    span,
+)
+
+
+def test_shares() -> None:
+    assert percent(0.75) == "75.0 %"
+    assert (percent(None), percent(None, "")) == ("-", "")
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (1000, "1.0 KB"), (2.5e6, "2.5 MB"), (3e9, "3.0 GB")]
+)
+def test_bytes(count: float, shown: str) -> None:
+    assert size(count) == shown
+
+
+def test_bytes_in_columns_and_in_memory() -> None:
+    assert megabytes(12_345_678) == "12.3"
+    assert mib(1536 << 20) == "1,536 MiB"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0.0 MMAC"), (2.5e8, "250.0 MMAC"), (1.8e9, "1.8 GMAC"), (4e15, "4.0 PMAC")]
+)
+def test_multiply_accumulates(count: float, shown: str) -> None:
+    assert macs(count) == shown
+
+
+def test_short_times_and_rates_have_three_digits() -> None:
+    assert (milliseconds(0.012345), milliseconds(0.9876)) == ("12.3 ms", "988 ms")
+    assert bit_rate(11_640_000) == "93.1 Mbit/s"
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s")])
+def test_how_long_something_took(seconds: float, shown: str) -> None:
+    assert span(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(-5, "0 s"), (3.4, "3 s"), (119, "119 s"), (120, "2 min"), (7300, "2 h"), (400_000, "5 d")],
+)
+def test_how_long_ago(seconds: float, shown: str) -> None:
+    assert ago(seconds) == shown
+
+
+def test_text_from_the_wire_cannot_steer_a_terminal() -> None:
+    assert printable("training \x1b[2J\x07é") == "training �[2J�é"
