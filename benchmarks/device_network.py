@@ -1,0 +1,151 @@
+"""How a device of a benchmark's fleet reaches the broker, and how that is interrupted."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import threading
+from typing import Protocol
+
+CHUNK = 1 << 16
+
+
+class Network(Protocol):
+    """How one device reaches the broker, and how that is cut."""
+
+    kind: str
+    host: str  # where the broker is for the device
+    address: str
+    prefix: tuple[str, ...]  # what a command is started with to be on this network
+
+    def cut(self) -> None: ...
+    def mend(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Proxy:
+    """A TCP proxy in between. Cut, it forwards nothing and keeps its connections, like a pulled cable."""
+
+    kind = "proxy"
+    host = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = host, port
+        self._listener = socket.create_server((self.host, 0))
+        self.address = f"mqtt://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._is_cut = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._forward, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> None:
+        self._is_cut.set()
+
+    def mend(self) -> None:
+        self._is_cut.clear()
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def _forward(self) -> None:
+        while not self._closing.is_set():
+            if self._is_cut.is_set():
+                self._closing.wait(0.05)
+                continue
+            for key, _ in self._selector.select(0.05):
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._move(key.fileobj)  # type: ignore[arg-type]
+        for one in list(self._pairs):
+            one.close()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        near, _ = self._listener.accept()
+        try:
+            far = socket.create_connection(self._target, timeout=5)
+        except OSError:
+            near.close()
+            return
+        for one, other in ((near, far), (far, near)):
+            self._pairs[one] = other
+            self._selector.register(one, selectors.EVENT_READ)
+
+    def _move(self, one: socket.socket) -> None:
+        if one not in self._pairs:
+            return
+        other = self._pairs[one]
+        try:
+            data = one.recv(CHUNK)
+            if data:
+                other.sendall(data)
+                return
+        except OSError:
+            pass
+        for end in (one, other):
+            self._selector.unregister(end)
+            del self._pairs[end]
+            end.close()
+
+
+class Namespace:
+    """A network namespace of the device's own, joined by a veth pair whose near end is taken down."""
+
+    kind = "namespace"
+    _numbers = itertools.count(1)
+
+    def __init__(self, port: int) -> None:
+        number = next(self._numbers)
+        self._name = f"splitee-{os.getpid()}-{number}"
+        self._near, far = f"sp{os.getpid() % 9999}n{number}", f"sp{os.getpid() % 9999}f{number}"
+        network = f"10.{200 + os.getpid() % 50}.{number}"
+        _ip("netns", "add", self._name)
+        _ip("link", "add", self._near, "type", "veth", "peer", "name", far, "netns", self._name)
+        _ip("addr", "add", f"{network}.1/24", "dev", self._near)
+        _ip("link", "set", self._near, "up")
+        _ip("-n", self._name, "addr", "add", f"{network}.2/24", "dev", far)
+        _ip("-n", self._name, "link", "set", far, "up")
+        _ip("-n", self._name, "link", "set", "lo", "up")
+        self.host = f"{network}.1"
+        self.address = f"mqtt://{self.host}:{port}"
+        self.prefix: tuple[str, ...] = ("ip", "netns", "exec", self._name)
+
+    def cut(self) -> None:
+        _ip("link", "set", self._near, "down")
+
+    def mend(self) -> None:
+        _ip("link", "set", self._near, "up")
+
+    def close(self) -> None:
+        _ip("netns", "delete", self._name)
+
+
+def can_make_namespaces() -> bool:
+    """Whether this user may make network namespaces and veth pairs here."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        return False
+    name = f"splitee-try-{os.getpid()}"
+    near = f"sptry{os.getpid() % 9999}"
+    try:
+        _ip("netns", "add", name)
+        try:
+            _ip("link", "add", near, "type", "veth", "peer", "name", "far0", "netns", name)
+        finally:
+            _ip("netns", "delete", name)
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
