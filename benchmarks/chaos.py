@@ -14,50 +14,24 @@ import json
 import random
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from benchmarks.faulty_fleet import FaultyFleet
-
-CUTS = {"pi-1": 3, "pi-2": 5, "pi-3": 7}
-TICK = 0.1  # seconds
-LONGEST = 1800.0  # seconds a run may take
+from benchmarks.fleet import CUTS, TICK, Fleet, Settings, out_option, until, working_directory
 
 Undo = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the fleet trains: small pictures' network, few samples, many rounds."""
-
-    rounds: int
-    samples: int
-
-    def server(self, strategy: str) -> list[str]:
-        run = ("--network", "resnet18", "--rounds", str(self.rounds), "--strategy", strategy)
-        return [*run, "--devices", str(len(CUTS)), "--seed", "1", "--batch-size", "16"]
-
-    def devices(self) -> dict[str, list[str]]:
-        data = ["--data", "builtin:fashion-mnist", "--limit", str(self.samples)]
-        return {
-            device: [*data, "--shard", f"{index}/{len(CUTS)}", "--cut", str(cut)]
-            for index, (device, cut) in enumerate(CUTS.items(), start=1)
-        }
 
 
 class Faults:
     """Injects faults, and undoes each some seconds later."""
 
-    def __init__(self, fleet: FaultyFleet, generator: random.Random) -> None:
+    def __init__(self, fleet: Fleet, generator: random.Random) -> None:
         self._fleet = fleet
         self._random = generator
         self._pending: list[tuple[float, str, Undo]] = []
@@ -114,25 +88,24 @@ def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: i
     """One fleet to its end; its report, and what was done to it."""
     generator = random.Random(seed)
     started = time.monotonic()
-    with FaultyFleet(directory, settings.server(strategy), settings.devices()) as fleet:
+    with Fleet(directory, settings.server(strategy), settings.devices()) as fleet:
         chaos = Faults(fleet, generator)
         next_fault = started + generator.uniform(5, 10)
-        while not fleet.finished:
+
+        def disturb() -> None:
+            nonlocal next_fault
             time.sleep(TICK)
             chaos.undo_due()
             if chaos.counts.total() < faults and time.monotonic() >= next_fault:
                 chaos.inject()
                 next_fault = time.monotonic() + generator.uniform(1, 8)
-            if time.monotonic() - started > LONGEST:
-                raise click.ClickException(f"not finished after {LONGEST:.0f} s; logs in {directory}")
-        report: dict[str, Any] = json.loads((directory / "server" / "report.json").read_text())
+
+        until(lambda: fleet.finished, disturb)
+        report = fleet.report()
         report["commits"] = len(
             {json.loads(line)["round"] for line in (directory / "server" / "history.jsonl").open()}
         )
         report["faults"] = dict(chaos.counts)
-        report["unexpected_exits"] = {
-            name: part.unexpected for name, part in fleet.parts.items() if part.unexpected
-        }
         report["network"] = next(iter(fleet.networks.values())).kind
     report["wall"] = time.monotonic() - started
     return report
@@ -167,23 +140,13 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
     return result
 
 
-@contextmanager
-def working_directory(out: Path | None) -> Iterator[Path]:
-    """`out`, else a directory that is gone afterwards."""
-    if out is not None:
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="splitee-benchmark-") as name:
-        yield Path(name)
-
-
 @click.command()
 @click.option("--strategy", type=click.Choice(["sequential", "averaging", "both"]), default="both")
 @click.option("--faults", default=20, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Of the faults; the fleet's own seed is always 1.")
 @click.option("--rounds", default=12, show_default=True)
 @click.option("--samples", default=320, show_default=True, help="Training pictures a device.")
-@click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+@out_option
 def main(strategy: str, faults: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
     """Kill a fleet's parts at random; compare with an undisturbed run."""
     console = Console(stderr=True)

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from benchmarks.simulated_devices import simulated_devices
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee_device.data.images import Shard, open_data
-from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
+from splitee_lab.simulate.simulation import Simulation
 
 CODECS = ("fp32", "fp16", "int8+zstd")  # what zstd compresses comes back as it was
-DEVICES = 3  # at cuts 1, 2, 3 of the protocol `small`'s network, each with a third of the 6,000 pictures
+# Of the network of the protocol `small`; each device has a third of the 6,000 pictures.
+CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 INPUT = (3, 16, 16)
 
 
@@ -28,13 +29,7 @@ class Accuracy:
 def measure_accuracy(seeds: Sequence[int], rounds: int) -> Iterator[Accuracy]:
     """A run for each seed and codec; but for the codec, those of a seed are the same."""
     for seed in seeds:
-        devices = {
-            f"pi-{index}": SimulatedDevice(
-                index,
-                open_data("builtin:fashion-mnist", input_shape=INPUT, shard=Shard(index, DEVICES), seed=seed),
-            )
-            for index in range(1, DEVICES + 1)
-        }
+        devices = simulated_devices(CUTS, INPUT, seed)
         for codec in CODECS:
             spec = RunSpec(
                 protocol=PROTOCOL,

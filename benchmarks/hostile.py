@@ -27,9 +27,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.chaos import CUTS, LONGEST, Settings, working_directory
-from benchmarks.faulty_fleet import FaultyFleet
-from benchmarks.stall import Bytes, Memory, megabytes
+from benchmarks.fleet import CUTS, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.peak_memory import Bytes, PeakMemory, megabytes
 from splitee.errors import ExitCode, MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -43,9 +42,7 @@ from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Commit, Features, RoundDone, RoundOpen, SoftLabelRows, Sync, Weights
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import Topics
 
-TOPICS = Topics("chaos")
 VICTIM = "pi-3"  # its features are the smallest
 CALM_ROUNDS = 3  # before the flood: what the processes hold then is what they need
 PATIENCE = 60.0  # seconds without a reader catching up
@@ -134,21 +131,25 @@ def _check(route: Route, spec: RunSpec, shape: tuple[int, ...]) -> Check:
     return check
 
 
-def listen(link: Link, fleet: FaultyFleet) -> dict[str, list[bytes]]:
+def listen(link: Link, fleet: Fleet) -> dict[str, list[bytes]]:
     """The fleet's own messages by topic, until its first rounds are over."""
     heard: dict[str, list[bytes]] = {}
     link.subscribe(f"{TOPICS.base}/#")
     link.open(10)
-    deadline = time.monotonic() + LONGEST
-    calm = False
-    while not calm:
-        if time.monotonic() > deadline or fleet.finished:
+
+    def is_calm() -> bool:
+        commits = heard.get(TOPICS.commit)
+        return commits is not None and Commit.decode(commits[-1]).round >= CALM_ROUNDS
+
+    def hear() -> None:
+        if fleet.finished:
             raise click.ClickException(f"the fleet did not come to the end of round {CALM_ROUNDS}")
         event = link.receive(1)
         if isinstance(event, Message):
             samples = heard.setdefault(event.topic, [])
             samples[KEPT - 1 :] = [event.payload]
-            calm = event.topic == TOPICS.commit and Commit.decode(event.payload).round >= CALM_ROUNDS
+
+    until(is_calm, hear)
     return heard
 
 
@@ -241,7 +242,7 @@ class Observer:
 class Flood:
     """Sends, no faster than the readers count."""
 
-    def __init__(self, fleet: FaultyFleet, link: Link, observer: Observer) -> None:
+    def __init__(self, fleet: Fleet, link: Link, observer: Observer) -> None:
         self.sent = dict.fromkeys(observer.rejected, 0)
         self._fleet = fleet
         self._link = link
@@ -284,11 +285,11 @@ class Flooded:
 def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> Flooded:
     """One fleet to its end; after its first rounds it is flooded, with a `count` of 0 only watched."""
     with (
-        FaultyFleet(directory, settings.server("sequential"), settings.devices()) as fleet,
+        Fleet(directory, settings.server("sequential"), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "vandal")) as listener,
         closing(Link(fleet.broker.address, "vandal")) as vandal,  # of one name: the other's session ends
     ):
-        memory = Memory(fleet)
+        memory = PeakMemory(fleet.pids)
         heard = listen(listener, fleet)
         listener.close()
         calm = memory.peaks()
@@ -306,8 +307,7 @@ def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> F
         while not fleet.finished:
             observer.take(0.5)
         observer.take(1)
-        report = json.loads((directory / "server" / "report.json").read_text())
-        report["unexpected_exits"] = {n: p.unexpected for n, p in fleet.parts.items() if p.unexpected}
+        report = fleet.report()
     observer.rejected["server"] = report["rejected"]
     growth = {name: flooded[name] - calm[name] for name in calm}
     return Flooded(report, len(everywhere), flood.sent, observer.rejected, growth, seconds)
@@ -347,7 +347,7 @@ def compare(undisturbed: Flooded, flooded: Flooded, payloads: int) -> dict[str, 
 @click.option("--seed", default=1, show_default=True, help="Of the payloads; the fleet's own is always 1.")
 @click.option("--rounds", type=click.IntRange(min=CALM_ROUNDS + 1), default=100, show_default=True)
 @click.option("--samples", default=64, show_default=True, help="Training pictures a device.")
-@click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+@out_option
 def main(payloads: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
     """Flood a fleet with malformed messages; compare with an undisturbed run."""
     console = Console(stderr=True)

@@ -35,19 +35,16 @@ import click
 import psutil
 import torch
 
-from benchmarks.chaos import CUTS, LONGEST, Settings, working_directory
-from benchmarks.faulty_fleet import FaultyFleet
+from benchmarks.fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.simulated_devices import simulated_devices
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import Topics
-from splitee_device.data.images import Shard, open_data
-from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
+from splitee_lab.simulate.simulation import Simulation
 
 MOST = 1.15  # CPU seconds of the fleet over those of one process
 TURN = 0.5  # seconds that a side runs for
-TOPICS = Topics("chaos")
 
 Seconds = dict[str, float]  # of CPU, by process
 
@@ -109,7 +106,7 @@ def _send(number: signal.Signals, pids: Iterable[int]) -> None:
 def measure(directory: Path, strategy: str, settings: Settings) -> tuple[Run, Run]:
     """A fleet's run, and the same in one process."""
     with (
-        FaultyFleet(directory, settings.server(strategy), settings.devices()) as fleet,
+        Fleet(directory, settings.server(strategy), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "observer")) as link,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool,
     ):
@@ -117,12 +114,12 @@ def measure(directory: Path, strategy: str, settings: Settings) -> tuple[Run, Ru
         link.open(10)
         spec = _hear_of_run(link)
         alone = pool.submit(in_one_process, spec, settings.samples)
-        with Turns(list(_pids(fleet).values()), list(_children())):
+        with Turns(list(fleet.pids.values()), list(_children())):
             seconds = _watch(fleet, link, settings.rounds)
         single = alone.result()
-        if any(part.unexpected for part in fleet.parts.values()):
+        report = fleet.report()
+        if report["unexpected_exits"]:
             raise click.ClickException("the fleet did not run undisturbed")
-        report = json.loads((directory / "server" / "report.json").read_text())
     return Run(seconds, report["weights_sha256"]), single
 
 
@@ -139,18 +136,18 @@ def _hear_of_run(link: Link) -> RunSpec:
             return RunSpec.decode(event.payload)
 
 
-def _watch(fleet: FaultyFleet, link: Link, rounds: int) -> Seconds:
+def _watch(fleet: Fleet, link: Link, rounds: int) -> Seconds:
     """CPU seconds of the fleet from the opening of round 2 to that of the last, once it has ended."""
     at_opening: dict[int, Seconds] = {}
-    deadline = time.monotonic() + LONGEST
-    while not fleet.finished:
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"not finished after {LONGEST:.0f} s")
+
+    def look() -> None:
         event = link.receive(0.2)
         if isinstance(event, Message) and event.topic == TOPICS.round:
             opened = RoundOpen.decode(event.payload)
             if opened.phase == "train":
                 at_opening[opened.round] = _cpu_seconds(fleet)
+
+    until(lambda: fleet.finished, look)
     first, last = at_opening[2], at_opening[rounds]
     return {name: last[name] - first[name] for name in first}
 
@@ -158,37 +155,15 @@ def _watch(fleet: FaultyFleet, link: Link, rounds: int) -> Seconds:
 def in_one_process(spec: RunSpec, samples: int) -> Run:
     """The run of `spec` in this process."""
     torch.set_num_threads(1)
-    simulation = Simulation(
-        spec,
-        {
-            device: SimulatedDevice(
-                cut,
-                open_data(
-                    "builtin:fashion-mnist",
-                    input_shape=spec.input_shape,
-                    shard=Shard(index, len(CUTS)),
-                    seed=spec.seed,
-                    limit=samples,
-                ),
-            )
-            for index, (device, cut) in enumerate(CUTS.items(), start=1)
-        },
-    )
+    devices = simulated_devices(CUTS, spec.input_shape, spec.seed, limit=samples)
+    simulation = Simulation(spec, devices)
     after = {done.round: time.process_time() for done in simulation.rounds()}
     return Run({"one process": after[spec.rounds - 1] - after[1]}, simulation.digest())
 
 
-def _pids(fleet: FaultyFleet) -> dict[str, int]:
-    """Every process of the fleet."""
-    assert fleet.broker.broker is not None
-    assert fleet.broker.broker.pid is not None
-    pids = {name: part.process.pid for name, part in fleet.parts.items() if part.process is not None}
-    return {**pids, "broker": fleet.broker.broker.pid}
-
-
-def _cpu_seconds(fleet: FaultyFleet) -> Seconds:
+def _cpu_seconds(fleet: Fleet) -> Seconds:
     """User and system time of every process so far."""
-    times = {name: psutil.Process(pid).cpu_times() for name, pid in _pids(fleet).items()}
+    times = {name: psutil.Process(pid).cpu_times() for name, pid in fleet.pids.items()}
     return {name: used.user + used.system for name, used in times.items()}
 
 
@@ -222,7 +197,7 @@ def compare(fleets: list[Run], singles: list[Run], settings: Usual, strategy: st
 @click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
 @click.option("--samples", default=1536, show_default=True, help="Training pictures a device.")
 @click.option("--core", type=int, help="That everything runs on.  [default: the last]")
-@click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+@out_option
 def main(
     strategy: str,
     codec: str,

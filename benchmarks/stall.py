@@ -10,13 +10,12 @@ broker is sampled all the time. Prints one JSON line, and exits with 1 when a fi
 from __future__ import annotations
 
 import json
-import re
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,21 +23,27 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.chaos import CUTS, LONGEST, Settings, run, working_directory
-from benchmarks.faulty_fleet import FaultyFleet
+from benchmarks.fleet import (
+    CUTS,
+    TOPICS,
+    Fleet,
+    Settings,
+    out_option,
+    undisturbed_run,
+    until,
+    working_directory,
+)
+from benchmarks.peak_memory import Bytes, PeakMemory, megabytes
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.networks.split import build_network
 from splitee.protocol.rounds import Ack
 from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import Topics
 
 SLACK = 64 << 20  # bytes that any process may grow by, beside the window's
 STEPS = 16  # batches a device trains in a round: more than the window holds
 BATCH = 8
 WINDOW = 8
-
-Bytes = dict[str, int]  # by process
 
 
 @dataclass(frozen=True)
@@ -50,59 +55,29 @@ class BigBatches(Settings):
         return [*super().server(strategy), "--stem", "small", *sizes]
 
 
-class Memory:
-    """Peaks of the resident memory of the fleet's processes, which Linux keeps (proc(5): VmHWM)."""
-
-    def __init__(self, fleet: FaultyFleet) -> None:
-        pids = {name: part.process.pid for name, part in fleet.parts.items() if part.process is not None}
-        assert fleet.broker.broker is not None
-        assert fleet.broker.broker.pid is not None
-        self._pids = {**pids, "broker": fleet.broker.broker.pid}
-        self._peaks: Bytes = {}
-
-    def sample(self) -> None:
-        """Remember the peaks so far, of processes that will have ended when they are asked for."""
-        for name, pid in self._pids.items():
-            with suppress(OSError):
-                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-                if found:
-                    self._peaks[name] = int(found[1]) << 10
-
-    def peaks(self) -> Bytes:
-        """The most that each process has held since the last call, or since it started."""
-        self.sample()
-        for pid in self._pids.values():
-            with suppress(OSError):
-                Path(f"/proc/{pid}/clear_refs").write_text("5")
-        peaks, self._peaks = self._peaks, {}
-        return peaks
-
-
 class Observer:
     """Reads along what passes the broker, and keeps an eye on the memory."""
 
-    def __init__(self, fleet: FaultyFleet, link: Link) -> None:
-        self.memory = Memory(fleet)
+    def __init__(self, fleet: Fleet, link: Link) -> None:
+        self.memory = PeakMemory(fleet.pids)
         self.trained = (0, 0)  # round, and batches of the device that is furthest in it
         self.published: Counter[str] = Counter()  # bytes of features, by device
-        self._topics = Topics("chaos")
         self._link = link
         leaves = ("inbox/ack", "features")
-        link.subscribe(*(self._topics.all_devices(leaf) for leaf in leaves))
+        link.subscribe(*(TOPICS.all_devices(leaf) for leaf in leaves))
         link.open(10)
 
     def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + LONGEST
-        while not condition():
-            if time.monotonic() > deadline:
-                raise click.ClickException(f"not finished after {LONGEST:.0f} s: see the logs with --out")
-            event = self._link.receive(0.2)
-            if isinstance(event, Message):
-                self._take(event)
-            self.memory.sample()
+        until(condition, self._look)
+
+    def _look(self) -> None:
+        event = self._link.receive(0.2)
+        if isinstance(event, Message):
+            self._take(event)
+        self.memory.sample()
 
     def _take(self, message: Message) -> None:
-        device, leaf = self._topics.parse_device(message.topic) or ("", "")
+        device, leaf = TOPICS.parse_device(message.topic) or ("", "")
         if leaf == "features":
             self.published[device] += len(message.payload)
         elif leaf == "inbox/ack":
@@ -123,7 +98,7 @@ class Stalled:
 def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: float) -> Stalled:
     """One fleet to its end; its server is stopped for `seconds` in the middle of round 2."""
     with (
-        FaultyFleet(directory, settings.server(strategy), settings.devices()) as fleet,
+        Fleet(directory, settings.server(strategy), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "observer")) as link,
     ):
         observer = Observer(fleet, link)
@@ -143,8 +118,7 @@ def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: flo
         observer.until(lambda: observer.trained >= (3, 1))
         after = memory.peaks()  # not of the end: a process that ends touches pages of libraries once more
         observer.until(lambda: fleet.finished)
-        report = json.loads((directory / "server" / "report.json").read_text())
-        report["unexpected_exits"] = {n: p.unexpected for n, p in fleet.parts.items() if p.unexpected}
+        report = fleet.report()
     growth = {name: max(during[name], after[name], before[name]) - before[name] for name in before}
     return Stalled(report, growth, published)
 
@@ -189,22 +163,18 @@ def compare(calm: dict[str, Any], stalled: Stalled, seconds: float) -> dict[str,
     return result
 
 
-def megabytes(sizes: Bytes) -> dict[str, float]:
-    return {name: round(size / (1 << 20), 1) for name, size in sizes.items()}
-
-
 @click.command()
 @click.option("--seconds", default=60.0, show_default=True, help="That the server stands still.")
 @click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
 @click.option("--rounds", type=click.IntRange(min=3), default=3, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+@out_option
 def main(seconds: float, strategy: str, rounds: int, out: Path | None) -> None:
     """Stop a fleet's server for a while; measure what grows, and compare with an undisturbed run."""
     console = Console(stderr=True)
     settings = BigBatches(rounds, samples=96)
     with working_directory(out) as directory:
         with console.status("undisturbed run"):
-            calm = run(directory / "calm", strategy, settings, faults=0, seed=1)
+            calm = undisturbed_run(directory / "calm", strategy, settings)
         with console.status(f"a server that stands still for {seconds:.0f} s"):
             stalled = stalled_run(directory / "stalled", strategy, settings, seconds)
     result = compare(calm, stalled, seconds)

@@ -25,6 +25,8 @@ TORCH = (
     "splitee_device.participate",
     "splitee_device.profiler.auto_codec",
     "splitee_device.profiler.reference",
+    "splitee_device.profiler.stages",
+    "splitee_device.profiler.step_times",
     "splitee_device.profiler.worker",
     "splitee_device.training",
     "splitee_export",

@@ -15,25 +15,19 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 
 import splitee.cli.main  # a device's process begins with it, and so without torch's compiler
 import splitee.mqtt.link  # noqa: F401
 import splitee_device.agent.agent  # what the agent imports is part of what it takes; so are link and monitor
 import splitee_device.profiler.drift  # noqa: F401
 from splitee.errors import SpliteeError
-from splitee.networks.split import build_for
 from splitee.networks.zoo import first_line
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.rounds import RoundOpen
@@ -42,16 +36,16 @@ from splitee.training.state import pack_state
 from splitee_device.data.batches import batch
 from splitee_device.data.images import DeviceData, PictureSet
 from splitee_device.machine.memory import MemoryWatch, memory
-from splitee_device.profiler.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup, StageFacts
+from splitee_device.profiler.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup
 from splitee_device.profiler.reference import Reference
+from splitee_device.profiler.stages import describe_stages, stage_cpu
+from splitee_device.profiler.step_times import StepClock, Times
 from splitee_device.training.trainer import ClientTrainer, open_trainer
 
 WARM_UP = 2  # steps that are not timed: the first allocate, and choose kernels
 LEAST_STEPS = 5  # to be timed, as long as there is time
 BLOCK = 0.5  # seconds of steps that are one sample where a quota makes single steps meaningless
-SMALL = 2  # samples that show what a stage saves for its backward pass
 INFERENCES = 5
-STAGE_STEPS = 3
 
 
 def main() -> None:
@@ -121,30 +115,6 @@ def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
         os._exit(code)
 
 
-def describe_stages(spec: RunSpec) -> Iterator[StageFacts]:
-    """All stages, and what each keeps for its backward pass, seen on a batch of SMALL samples."""
-    network = build_for(spec)
-    features = torch.zeros(SMALL, *spec.input_shape)
-    kept = [features]
-    network.module.train()
-    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.module.parameters()}
-    seen = {*parameters, features.untyped_storage().data_ptr()}
-    for stage in network.stages:
-        sizes: list[int] = []
-
-        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in seen:
-                seen.add(storage.data_ptr())
-                sizes.append(storage.nbytes())
-            return tensor
-
-        with saved_tensors_hooks(pack, lambda tensor: tensor):
-            features = network.stage(stage.index)(features)
-        kept.append(features)  # no address is used twice
-        yield StageFacts(stage.name, stage.feature_shape, stage.parameters, stage.macs, sum(sizes) // SMALL)
-
-
 def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     """Train at the cut as the agent does it: its weights, its window of payloads, its state in bytes."""
     started = time.perf_counter()
@@ -183,73 +153,10 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
         code=code,
         inference=inference,
         inference_memory=inference_memory,
-        stage_cpu=tuple(_stage_cpu(asked.cut, trainer.exit, data, spec)) if asked.stages else (),
+        stage_cpu=tuple(stage_cpu(asked.cut, trainer.exit, data.train, spec)) if asked.stages else (),
         reference=times.reference,
         seconds=time.perf_counter() - started,
     )
-
-
-class Times:
-    """Seconds of every step, and of its parts."""
-
-    def __init__(self, *, bursty: bool) -> None:
-        """`bursty`: a CPU quota makes the process wait now and then."""
-        self.bursty = bursty
-        self.stretch = 1.0  # seconds that a CPU second took, over all
-        self.reference = 0.0  # that ran between the steps
-        self.steps: list[float] = []
-        self.forward: list[float] = []
-        self.backward: list[float] = []
-        self.optimizer: list[float] = []
-        self.encode: list[float] = []
-        self.step_cpu: list[float] = []  # of all threads
-        self.cpu: list[float] = []  # with encoding
-        self.payload = 0
-
-    def typical(self) -> tuple[float, float]:
-        """A step and its encoding. Where a quota makes the process wait, each has its share by CPU time:
-        the wait itself comes at whichever system call is next."""
-        if not self.bursty:
-            return median(self.steps), median(self.encode)
-        step = self.stretch * fmean(self.step_cpu)
-        return step, self.stretch * fmean(self.cpu) - step
-
-    def in_blocks(self, length: float) -> list[float]:
-        """The mean step of each run of steps that takes `length` seconds."""
-        means: list[float] = []
-        block: list[float] = []
-        for step in self.steps:
-            block.append(step)
-            if sum(block) >= length:
-                means.append(fmean(block))
-                block = []
-        return means or [fmean(self.steps)]
-
-
-class StepClock:
-    """Marks where one step's forward, backward and optimizer begin and end, from hooks of torch's own."""
-
-    def __init__(self, trainer: ClientTrainer) -> None:
-        self._marks: dict[str, float] = {}
-        trainer.client.register_forward_pre_hook(lambda *_: self._mark("begin"))
-        trainer.exit.register_forward_hook(self._on_logits)
-        trainer.optimizer.register_step_pre_hook(lambda *_: self._mark("gradients"))
-        trainer.optimizer.register_step_post_hook(lambda *_: self._mark("end"))
-
-    def note(self, times: Times) -> None:
-        """Add the step that has just ended."""
-        marks = [self._marks[name] for name in ("begin", "logits", "gradients", "end")]
-        forward, backward, optimizer = (later - earlier for earlier, later in pairwise(marks))
-        times.forward.append(forward)
-        times.backward.append(backward)
-        times.optimizer.append(optimizer)
-
-    def _mark(self, name: str) -> None:
-        self._marks[name] = time.perf_counter()
-
-    def _on_logits(self, _exit: nn.Module, _inputs: object, logits: Tensor) -> None:
-        if logits.requires_grad:
-            logits.register_hook(lambda _gradient: self._mark("logits"))  # type: ignore[no-untyped-call]
 
 
 def _train(
@@ -303,38 +210,6 @@ def _infer(trainer: ClientTrainer, data: DeviceData, spec: RunSpec) -> float:
             trainer.exit(trainer.client(picture))
         seconds.append(time.perf_counter() - begun)
     return median(seconds)
-
-
-def _stage_cpu(
-    cut: int, exit_head: nn.Module, data: DeviceData, spec: RunSpec
-) -> Iterator[tuple[float, float]]:
-    """CPU seconds of forward and backward of each stage: how a step's time divides among the stages.
-
-    The gradient reaches the boundary between two stages when the backward pass of all behind it is done.
-    """
-    network = build_for(spec)
-    stages = [network.stage(index).train() for index in range(1, cut + 1)]
-    forwards: list[list[float]] = []
-    backwards: list[list[float]] = []
-    for _ in range(STAGE_STEPS):
-        pictures, labels = batch(data.train, np.arange(spec.batch_size), spec.mean, spec.std)
-        arrived: dict[int, float] = {}
-        ends = [time.process_time()]
-        features = pictures
-        for place, stage in enumerate(stages, start=1):
-            features = stage(features)
-            features.register_hook(partial(_note_arrival, arrived, place))
-            ends.append(time.process_time())
-        F.cross_entropy(exit_head(features), labels).backward()  # type: ignore[no-untyped-call]
-        arrived[0] = time.process_time()
-        forwards.append([later - earlier for earlier, later in pairwise(ends)])
-        backwards.append([arrived[place - 1] - arrived[place] for place in range(1, len(stages) + 1)])
-    for forward, backward in zip(zip(*forwards, strict=True), zip(*backwards, strict=True), strict=True):
-        yield median(forward), median(backward)
-
-
-def _note_arrival(arrived: dict[int, float], place: int, _gradient: Tensor) -> None:
-    arrived[place] = time.process_time()
 
 
 def _pictures(spec: RunSpec) -> DeviceData:

@@ -1,4 +1,4 @@
-"""A real fleet on a real Mosquitto whose parts can be killed, cut off and started again."""
+"""How a device of a benchmark's fleet reaches the broker, and how that is interrupted."""
 
 from __future__ import annotations
 
@@ -6,18 +6,10 @@ import itertools
 import os
 import selectors
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import threading
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import TracebackType
 from typing import Protocol
-
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
 
 CHUNK = 1 << 16
 
@@ -157,89 +149,3 @@ def can_make_namespaces() -> bool:
 
 def _ip(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-@dataclass
-class Part:
-    """One process of the fleet and how to start it again."""
-
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    unexpected: list[int] = field(default_factory=list)  # exit codes that no fault explains
-
-
-class FaultyFleet:
-    """Broker, server and devices; everything is ended when the context is left."""
-
-    def __init__(self, directory: Path, server: Sequence[str], devices: Mapping[str, Sequence[str]]) -> None:
-        """`server`, `devices`: flags of the commands, without broker, fleet and state."""
-        directory.mkdir(parents=True)
-        self.directory = directory
-        port, namespaces = free_port(), can_make_namespaces()
-        self.networks: dict[str, Network] = {
-            device: Namespace(port) if namespaces else Proxy("127.0.0.1", port) for device in devices
-        }
-        listeners = [f"listener {port} {network.host}\n" for network in self.networks.values() if namespaces]
-        self.broker = OwnBroker("mosquitto", directory, MOSQUITTO_SETTINGS + "".join(listeners), port)
-        serving = ("--no-release", *server)
-        self.parts = {"server": Part(self._command("server", str(self.broker.address), serving))}
-        for device, flags in devices.items():
-            network = self.networks[device]
-            command = self._command("device", network.address, ("--id", device, *flags), state=device)
-            self.parts[device] = Part([*network.prefix, *command])
-
-    def __enter__(self) -> FaultyFleet:
-        self.broker.start()
-        for name in self.parts:
-            self.start(name)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for part in self.parts.values():
-            if part.process is not None and part.process.poll() is None:
-                part.process.send_signal(signal.SIGCONT)
-                part.process.kill()
-                part.process.wait()
-        for network in self.networks.values():
-            network.close()
-        self.broker.stop()
-
-    @property
-    def finished(self) -> bool:
-        """Whether every process has ended well; one that fell by itself is started again, and noted."""
-        done = True
-        for name, part in self.parts.items():
-            code = part.process.poll() if part.process is not None else None
-            if part.process is not None and code not in (None, 0):
-                part.unexpected.append(int(code or 0))
-                self.start(name)
-            done = done and code == 0
-        return done
-
-    def start(self, name: str) -> None:
-        part = self.parts[name]
-        with (self.directory / f"{name}.log").open("ab") as log:
-            part.process = subprocess.Popen(part.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-
-    def kill(self, name: str) -> bool:
-        """SIGKILL; False when the process has ended already."""
-        process = self.parts[name].process
-        if process is None or process.poll() is not None:
-            return False
-        process.kill()
-        process.wait()
-        self.parts[name].process = None
-        return True
-
-    def tear_newest_state(self, name: str) -> None:
-        """What a power cut may do to a file that was being written: only its beginning is left."""
-        files = sorted((self.directory / name).glob("round-*.state"))
-        if files:
-            os.truncate(files[-1], files[-1].stat().st_size // 2)
-
-    def _command(self, kind: str, address: str, flags: Sequence[str], state: str = "server") -> list[str]:
-        link = ("--broker", address, "--fleet", "chaos", "--connect-timeout", "0")
-        where = ("--state", str(self.directory / state), "--threads", "1")
-        return [sys.executable, "-m", "splitee", kind, *link, *where, *flags]

@@ -1,0 +1,40 @@
+"""The peaks of other processes' memory, as Linux keeps them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+Bytes = dict[str, int]  # by process
+
+
+class PeakMemory:
+    """Peaks of the resident memory of processes (proc(5): VmHWM)."""
+
+    def __init__(self, pids: Mapping[str, int]) -> None:
+        self._pids = pids
+        self._peaks: Bytes = {}
+
+    def sample(self) -> None:
+        """Remember the peaks so far, of processes that will have ended when they are asked for."""
+        for name, pid in self._pids.items():
+            with suppress(OSError):
+                found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+                if found:
+                    self._peaks[name] = int(found[1]) << 10
+
+    def peaks(self) -> Bytes:
+        """The most that each process has held since the last call, or since it started."""
+        self.sample()
+        for pid in self._pids.values():
+            with suppress(OSError):
+                Path(f"/proc/{pid}/clear_refs").write_text("5")
+        peaks, self._peaks = self._peaks, {}
+        return peaks
+
+
+def megabytes(sizes: Bytes) -> dict[str, float]:
+    """In units of 2^20 bytes."""
+    return {name: round(size / (1 << 20), 1) for name, size in sizes.items()}

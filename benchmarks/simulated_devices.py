@@ -1,0 +1,28 @@
+"""The devices of a fleet in one process, each with its shard of the built-in Fashion-MNIST."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from splitee.samples.images import Shape
+from splitee_device.data.images import Shard, open_data
+from splitee_lab.simulate.simulation import SimulatedDevice
+
+
+def simulated_devices(
+    cuts: Mapping[str, int], input_shape: Shape, seed: int, *, limit: int | None = None
+) -> dict[str, SimulatedDevice]:
+    """A device for each of `cuts`, by name; `limit`: training pictures of each."""
+    return {
+        device: SimulatedDevice(
+            cut,
+            open_data(
+                "builtin:fashion-mnist",
+                input_shape=input_shape,
+                shard=Shard(index, len(cuts)),
+                seed=seed,
+                limit=limit,
+            ),
+        )
+        for index, (device, cut) in enumerate(cuts.items(), start=1)
+    }

@@ -1,0 +1,79 @@
+"""What each stage of a network keeps for its backward pass, and the CPU time that it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from statistics import median
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from splitee.networks.split import build_for
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.data.batches import batch
+from splitee_device.data.images import PictureSet
+from splitee_device.profiler.costs import StageFacts
+
+SMALL = 2  # samples that show what a stage saves for its backward pass
+STAGE_STEPS = 3
+
+
+def describe_stages(spec: RunSpec) -> Iterator[StageFacts]:
+    """All stages, and what each keeps for its backward pass, seen on a batch of SMALL samples."""
+    network = build_for(spec)
+    features = torch.zeros(SMALL, *spec.input_shape)
+    kept = [features]
+    network.module.train()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in network.module.parameters()}
+    seen = {*parameters, features.untyped_storage().data_ptr()}
+    for stage in network.stages:
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                sizes.append(storage.nbytes())
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            features = network.stage(stage.index)(features)
+        kept.append(features)  # no address is used twice
+        yield StageFacts(stage.name, stage.feature_shape, stage.parameters, stage.macs, sum(sizes) // SMALL)
+
+
+def stage_cpu(
+    cut: int, exit_head: nn.Module, pictures: PictureSet, spec: RunSpec
+) -> Iterator[tuple[float, float]]:
+    """CPU seconds of forward and backward of each stage: how a step's time divides among the stages.
+
+    The gradient reaches the boundary between two stages when the backward pass of all behind it is done.
+    """
+    network = build_for(spec)
+    stages = [network.stage(index).train() for index in range(1, cut + 1)]
+    forwards: list[list[float]] = []
+    backwards: list[list[float]] = []
+    for _ in range(STAGE_STEPS):
+        features, labels = batch(pictures, np.arange(spec.batch_size), spec.mean, spec.std)
+        arrived: dict[int, float] = {}
+        ends = [time.process_time()]
+        for place, stage in enumerate(stages, start=1):
+            features = stage(features)
+            features.register_hook(partial(_note_arrival, arrived, place))
+            ends.append(time.process_time())
+        F.cross_entropy(exit_head(features), labels).backward()  # type: ignore[no-untyped-call]
+        arrived[0] = time.process_time()
+        forwards.append([later - earlier for earlier, later in pairwise(ends)])
+        backwards.append([arrived[place - 1] - arrived[place] for place in range(1, len(stages) + 1)])
+    for forward, backward in zip(zip(*forwards, strict=True), zip(*backwards, strict=True), strict=True):
+        yield median(forward), median(backward)
+
+
+def _note_arrival(arrived: dict[int, float], place: int, _gradient: Tensor) -> None:
+    arrived[place] = time.process_time()

@@ -1,0 +1,74 @@
+"""How long a training step and each of its parts take."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from statistics import fmean, median
+
+from torch import Tensor, nn
+
+from splitee_device.training.trainer import ClientTrainer
+
+
+class Times:
+    """Seconds of every step, and of its parts."""
+
+    def __init__(self, *, bursty: bool) -> None:
+        """`bursty`: a CPU quota makes the process wait now and then."""
+        self.bursty = bursty
+        self.stretch = 1.0  # seconds that a CPU second took, over all
+        self.reference = 0.0  # that ran between the steps
+        self.steps: list[float] = []
+        self.forward: list[float] = []
+        self.backward: list[float] = []
+        self.optimizer: list[float] = []
+        self.encode: list[float] = []
+        self.step_cpu: list[float] = []  # of all threads
+        self.cpu: list[float] = []  # with encoding
+        self.payload = 0
+
+    def typical(self) -> tuple[float, float]:
+        """A step and its encoding. Where a quota makes the process wait, each has its share by CPU time:
+        the wait itself comes at whichever system call is next."""
+        if not self.bursty:
+            return median(self.steps), median(self.encode)
+        step = self.stretch * fmean(self.step_cpu)
+        return step, self.stretch * fmean(self.cpu) - step
+
+    def in_blocks(self, length: float) -> list[float]:
+        """The mean step of each run of steps that takes `length` seconds."""
+        means: list[float] = []
+        block: list[float] = []
+        for step in self.steps:
+            block.append(step)
+            if sum(block) >= length:
+                means.append(fmean(block))
+                block = []
+        return means or [fmean(self.steps)]
+
+
+class StepClock:
+    """Marks where one step's forward, backward and optimizer begin and end, from hooks of torch's own."""
+
+    def __init__(self, trainer: ClientTrainer) -> None:
+        self._marks: dict[str, float] = {}
+        trainer.client.register_forward_pre_hook(lambda *_: self._mark("begin"))
+        trainer.exit.register_forward_hook(self._on_logits)
+        trainer.optimizer.register_step_pre_hook(lambda *_: self._mark("gradients"))
+        trainer.optimizer.register_step_post_hook(lambda *_: self._mark("end"))
+
+    def note(self, times: Times) -> None:
+        """Add the step that has just ended."""
+        marks = [self._marks[name] for name in ("begin", "logits", "gradients", "end")]
+        forward, backward, optimizer = (later - earlier for earlier, later in pairwise(marks))
+        times.forward.append(forward)
+        times.backward.append(backward)
+        times.optimizer.append(optimizer)
+
+    def _mark(self, name: str) -> None:
+        self._marks[name] = time.perf_counter()
+
+    def _on_logits(self, _exit: nn.Module, _inputs: object, logits: Tensor) -> None:
+        if logits.requires_grad:
+            logits.register_hook(lambda _gradient: self._mark("logits"))  # type: ignore[no-untyped-call]
