@@ -40,8 +40,9 @@ from splitee.protocol.fleet import DeviceStatus, ErrorReport, ServerClaim, Serve
 from splitee.protocol.inference import InferRequest, ModelReport, ModelWant
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Commit, Features, RoundDone, RoundOpen, SoftLabelRows, Sync, Weights
-from splitee.protocol.routes import Route
+from splitee.protocol.routes import ROUTES, Route
 from splitee.protocol.run_spec import RunSpec
+from splitee_device.agent.session import READ as READ_BY_DEVICE
 
 VICTIM = "pi-3"  # its features are the smallest
 CALM_ROUNDS = 3  # before the flood: what the processes hold then is what they need
@@ -77,38 +78,25 @@ class Target:
 
 
 READ_BY_SERVER = (
-    routes.PROFILE,
-    routes.FEATURES,
-    routes.ROUND_DONE,
-    routes.SYNC,
-    routes.WEIGHTS,
-    routes.MODEL_WANT,
-    routes.MODEL_REPORT,
-    routes.INFER,
+    *(route for route in ROUTES if route.sender == "device" and "server" in route.readers),
     routes.SERVER_CLAIM,
 )
-READ_BY_VICTIM = (
-    routes.ACK,
-    routes.ASSIGNMENT,
-    routes.ERROR,
-    routes.HELD_WEIGHTS,
-    routes.SOFT_LABELS,
-)
-READ_BY_DEVICES = (routes.RUN, routes.ROUND, routes.COMMIT, routes.SERVER_STATUS)
 
 
 def targets(spec: RunSpec) -> list[Target]:
     """Every topic that is read while a fleet trains."""
     network = build_network(spec.network, num_classes=spec.num_classes, stem=spec.stem, seed=0)
     shape = network.stages[CUTS[VICTIM] - 1].feature_shape
-    readers: dict[Route, tuple[str, ...]] = {
-        **dict.fromkeys(READ_BY_SERVER, ("server",)),
-        **dict.fromkeys(READ_BY_VICTIM, (VICTIM,)),
-        **dict.fromkeys(READ_BY_DEVICES, tuple(CUTS)),
-        routes.STATUS: ("server", VICTIM),
-    }
+    readers: dict[Route, list[str]] = {route: [] for route in ROUTES}
+    for route in READ_BY_SERVER:
+        readers[route].append("server")
+    for route in READ_BY_DEVICE:
+        readers[route].extend([VICTIM] if route.of_device else CUTS)
+    del readers[routes.PREDICTIONS]  # that nobody reads but people
     return [
-        Target(route.topic(TOPICS, VICTIM), _check(route, spec, shape), who) for route, who in readers.items()
+        Target(route.topic(TOPICS, VICTIM), _check(route, spec, shape), tuple(who))
+        for route, who in readers.items()
+        if who
     ]
 
 
