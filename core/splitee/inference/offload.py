@@ -1,4 +1,4 @@
-"""Asks the fleet's server for the trunk's answer: request and response over MQTT, within a time-out."""
+"""Asks the fleet's server for the trunk's prediction: request and response over MQTT, within a time-out."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from splitee.protocol.inference import InferAnswer, InferRequest
 from splitee.protocol.parts import Assembler, message_numbers, split
 from splitee.protocol.topics import Topics
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not answer in time
-MARGIN = 0.02  # seconds set aside for waking up: the exit's answer is due at the time-out, not after it
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not respond in time
+MARGIN = 0.02  # seconds set aside for waking up: the exit's prediction is due at the time-out, not after it
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,15 @@ class Offload:
         device: str | None = None,
         timeout: float = 2.0,
     ) -> None:
-        """`timeout`: seconds in which one picture must have an answer. `device`: default the manifest's."""
+        """`timeout`: seconds in which one image must have a prediction. `device`: default the manifest's."""
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
         self._timeout = timeout
         self._requests = topics.device(device, "infer")
-        self._answers = topics.device(device, "inbox/answer")
+        self._responses = topics.device(device, "inbox/answer")
         self._server = topics.server_status
         self._link = Link(options.address, f"splitee-{options.fleet}-{device}-infer", tls=options.tls)
-        self._link.subscribe(self._answers, self._server)
+        self._link.subscribe(self._responses, self._server)
         self._parts = Assembler()
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE
@@ -54,14 +54,14 @@ class Offload:
         self.asked = 0
 
     def open(self) -> None:
-        """Connects; without a broker it goes on trying in the background, and the exit answers meanwhile.
+        """Connects; without a broker it goes on trying in the background, and the exit predicts meanwhile.
 
         Raises BrokerRefused: the broker, or TLS, said no.
         """
         try:
             self._link.open(self._timeout)
         except BrokerUnreachable as error:
-            log.warning("%s; answering locally until there is one", error)
+            log.warning("%s; predicting locally until there is one", error)
             threading.Thread(target=self._keep_trying, name="offload", daemon=True).start()
 
     def _keep_trying(self) -> None:
@@ -70,13 +70,13 @@ class Offload:
         except BrokerUnreachable:  # closed before there was a broker
             return
         except BrokerRefused as error:
-            log.warning("%s; answering locally", error)
+            log.warning("%s; predicting locally", error)
 
     def close(self) -> None:
         self._link.close()
 
     def logits(self, features: Array, waited: float = 0.0) -> Array | None:
-        """The trunk's logits (B, classes) for features (B, *feature_shape); None: no answer in time.
+        """The trunk's logits (B, classes) for features (B, *feature_shape); None: no response in time.
 
         `waited`: seconds of the time-out that are over already.
         """
@@ -95,7 +95,7 @@ class Offload:
             if isinstance(event, InferAnswer):
                 return self._read(event, len(features))
         self._silent_until = time.monotonic() + self._pause
-        log.warning("no answer within %.1f s; not asking for the next %.0f s", self._timeout, self._pause)
+        log.warning("no response within %.1f s; not asking for the next %.0f s", self._timeout, self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return None
 
@@ -118,7 +118,7 @@ class Offload:
                 self._requests,
                 part,
                 expiry=math.ceil(left),
-                response_topic=self._answers,
+                response_topic=self._responses,
                 correlation=correlation,
             ):
                 return False
@@ -127,7 +127,7 @@ class Offload:
         return True
 
     def _receive(self, timeout: float, correlation: bytes | None) -> object | None:
-        """The next event within `timeout` seconds; the InferAnswer itself when it answers `correlation`."""
+        """The next event within `timeout` seconds; the InferAnswer itself where it has this `correlation`."""
         event = self._link.receive(timeout)
         if not isinstance(event, Message):
             return event
@@ -142,22 +142,22 @@ class Offload:
         return event
 
     def _heard(self, status: ServerStatus) -> None:
-        """A server that has started anew may answer what another one did not."""
+        """A server that has started anew may respond to what another one did not."""
         if self._status is None or status.instance != self._status.instance:
             self._silent_until = 0.0
         self._status = status
 
-    def _read(self, answer: InferAnswer, samples: int) -> Array | None:
+    def _read(self, response: InferAnswer, samples: int) -> Array | None:
         self._pause = FIRST_PAUSE
-        if answer.error or answer.logits is None:
-            log.warning("the server does not answer: %s", answer.error or "no logits")
+        if response.error or response.logits is None:
+            log.warning("the server gives no prediction: %s", response.error or "no logits")
             return None
         try:
-            logits = decode_tensor(answer.logits, (len(self._manifest.class_names),))
+            logits = decode_tensor(response.logits, (len(self._manifest.class_names),))
         except MalformedMessage as error:
-            log.warning("the server's answer is ignored: %s", error)
+            log.warning("the server's response is ignored: %s", error)
             return None
         if len(logits) != samples:
-            log.warning("the server's answer is ignored: %d samples for %d", len(logits), samples)
+            log.warning("the server's response is ignored: %d samples for %d", len(logits), samples)
             return None
         return logits

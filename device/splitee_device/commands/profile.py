@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 @setting("--num-classes", type=click.IntRange(min=2), default=10)
 @setting("--batch-size", "--batch", "batch_size", type=click.IntRange(2, 4096), default=32)
 @setting("--codec", type=click.Choice(CODECS), default="fp16", help="Of the features on the wire.")
-@setting("--samples", type=click.IntRange(min=1), default=2000, help="Training pictures of this device.")
+@setting("--samples", type=click.IntRange(min=1), default=2000, help="Training images of this device.")
 @setting("--steps", type=click.IntRange(min=0), default=0, help="Batches a round; 0: one pass.")
 @setting("--threads", type=click.IntRange(min=1), help="CPU threads; default: the cores it may use.")
 @setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What the choice is for.")
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 @setting("--id", "device", default="profile", metavar="ID", help="The device's name, for its echo topic.")
 @setting("--state", type=FILE, metavar="DIR", help="Keep what is measured for `splitee device`.")
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-@click.option("--plot", "picture", type=FILE, metavar="FILE.png", help="Draw it, too.")
+@click.option("--plot", "chart", type=FILE, metavar="FILE.png", help="Draw it, too.")
 def profile(
     link: LinkOptions | None,
     network: str,
@@ -69,14 +69,14 @@ def profile(
     device: str,
     state: Path | None,
     as_json_: bool,
-    picture: Path | None,
+    chart: Path | None,
 ) -> None:
     """Measure which cut suits this device.
 
     Trains at as many cuts as the budget allows, each in a process of its own, and interpolates the others. A
     round's time is that of training and upload, which overlap. With --broker the link is measured by an echo.
     """
-    if picture is not None:
+    if chart is not None:
         require_matplotlib()  # before the measurement, not after it
     work = Work(samples, steps or max(1, samples // batch_size), reserve * MIB, cpu_share)
     spec = RunSpec(
@@ -113,8 +113,8 @@ def profile(
         MeasuredStore(state).save(measured)
     rows = predict(measured, work)
     choice = choose(rows, prefer, measured, work)
-    if picture is not None:
-        plot(picture, measured, rows, choice)
+    if chart is not None:
+        plot(chart, measured, rows, choice)
     if as_json_:
         click.echo(json.dumps(as_json(facts, measured, work, rows, choice), indent=2))
     else:
