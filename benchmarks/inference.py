@@ -171,7 +171,7 @@ def adaptive(exported: Exported) -> dict[str, Any]:
 def _judge(halves: Sequence[HeldOut]) -> dict[str, Any]:
     thresholds = [choose(curve(half), max_drop=MAX_DROP / 2, max_offload=None).threshold for half in halves]
     local = np.concatenate(
-        [half.doubt <= threshold for half, threshold in zip(halves, reversed(thresholds), strict=True)]
+        [half.uncertainty <= threshold for half, threshold in zip(halves, reversed(thresholds), strict=True)]
     )
     exit_right = np.concatenate([half.exit_right for half in halves])
     trunk_right = np.concatenate([half.trunk_right for half in halves])

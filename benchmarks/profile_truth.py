@@ -30,7 +30,7 @@ from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state
-from splitee_device.data.images import DeviceData, PictureSet
+from splitee_device.data.images import DeviceData, ImageSet
 from splitee_device.machine.hardware import usable_cores
 from splitee_device.machine.memory import MemoryWatch, memory
 from splitee_device.profiler.reference import Reference
@@ -114,7 +114,7 @@ def measure(network: str, cut: int, threads: int, steps: int, broker: str) -> No
     before, watch = memory()["RssAnon"], MemoryWatch()
     generator = np.random.default_rng(1)
     train, held_out = (
-        PictureSet(generator.integers(0, 256, (64, *INPUT), np.uint8), generator.integers(0, 10, 64))
+        ImageSet(generator.integers(0, 256, (64, *INPUT), np.uint8), generator.integers(0, 10, 64))
         for _ in range(2)
     )
     data = DeviceData(train, held_out, tuple("0123456789"), ())

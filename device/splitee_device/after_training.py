@@ -34,7 +34,7 @@ def serve(session: Session, settings: DeviceSettings, topics: Topics, state: Pat
     Raises:
         RunChanged: the fleet trains again, and this device shall stay with it.
     """
-    link, pictures = settings.link, settings.serving.pictures()
+    link, pictures = settings.link, settings.serving.images()
     models = ModelStore(state / MODELS)
     if (state / SAMPLES).exists():
         write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())

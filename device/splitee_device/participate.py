@@ -32,7 +32,7 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
         spec = session.await_run()
         try:
             spec = _train(session, spec, directory, settings)
-            if spec.release or settings.serving.pictures() is not None:
+            if spec.release or settings.serving.images() is not None:
                 serve(session, settings, topics, directory.path)
             if not settings.stay:
                 return

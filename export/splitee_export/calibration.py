@@ -17,23 +17,23 @@ POINTS = 101
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Of N held-out pictures: the exit's doubt in 0..1, and whether exit and trunk are right; each (N,)."""
+    """Of N held-out pictures: the exit's uncertainty in 0..1, whether exit and trunk are right; each (N,)."""
 
-    doubt: Array
+    uncertainty: Array
     exit_right: npt.NDArray[np.bool_]
     trunk_right: npt.NDArray[np.bool_]
 
 
 def curve(held_out: HeldOut) -> tuple[Point, ...]:
-    """Accuracy and offload share at up to POINTS thresholds: 0, the doubts' quantiles, and 1."""
-    quantiles = np.quantile(held_out.doubt, np.linspace(0, 1, POINTS), method="inverted_cdf")
-    # Rounded up: a threshold still takes the sample that it is the doubt of.
+    """Accuracy and offload share at up to POINTS thresholds: 0, the uncertainties' quantiles, and 1."""
+    quantiles = np.quantile(held_out.uncertainty, np.linspace(0, 1, POINTS), method="inverted_cdf")
+    # Rounded up: a threshold still takes the sample that it is the uncertainty of.
     thresholds = np.unique(np.concatenate([[0.0], np.minimum(np.round(quantiles + 5e-6, 5), 1.0), [1.0]]))
     return tuple(_at(held_out, float(threshold)) for threshold in thresholds)
 
 
 def _at(held_out: HeldOut, threshold: float) -> Point:
-    local = held_out.doubt <= threshold
+    local = held_out.uncertainty <= threshold
     right = np.where(local, held_out.exit_right, held_out.trunk_right)
     return Point(threshold, float(right.mean()), float(1 - local.mean()))
 

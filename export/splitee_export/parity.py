@@ -9,7 +9,7 @@ import numpy as np
 
 from splitee.errors import ModelError
 from splitee.inference.manifest import Measure, Parity
-from splitee.inference.uncertainty import Array, doubt
+from splitee.inference.uncertainty import Array, uncertainty
 
 MAX_ERROR = 1e-4  # of the largest value; fp32 on both sides gives about 1e-6
 MIN_AGREEMENT = 0.99  # of labels and decisions: what lies on an edge may fall to either side
@@ -39,7 +39,7 @@ def check_parity(
         expected, found = torch_run(batch), onnx_run(batch)
         error = max([error, *map(_error, expected, found)])
         labels.append(expected[-1].argmax(axis=1) == found[-1].argmax(axis=1))
-        local = [doubt(logits, measure) <= threshold for logits in (expected[-1], found[-1])]
+        local = [uncertainty(logits, measure) <= threshold for logits in (expected[-1], found[-1])]
         decisions.append(local[0] == local[1])
     parity = Parity(
         inputs=kind,

@@ -87,7 +87,7 @@ def test_a_broker_that_refuses(
         (lambda folder: pictures(folder / "one", 5), "one class"),
         (
             lambda folder: [pictures(folder / name, 4, broken=4) for name in ("cat", "dog")],
-            "none of its 8 pictures can be read",
+            "none of its 8 images can be read",
         ),
     ],
     ids=["missing", "empty", "one class", "all unreadable"],

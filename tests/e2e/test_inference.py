@@ -169,8 +169,8 @@ def test_the_command_asks_where_it_doubts(
         picture = trained.data.held_out.images[index].transpose(1, 2, 0)
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
     model = ClientModel(trained.path / "model" / "pi-1", threads=1)
-    doubts = model.doubt(model(trained.data.held_out.images[:6])[1])
-    threshold = float(np.sort(doubts)[2:4].mean())
+    uncertainties = model.uncertainty(model(trained.data.held_out.images[:6])[1])
+    threshold = float(np.sort(uncertainties)[2:4].mean())
     flags = ("--json", "--threshold", str(threshold), "--timeout", "10", "--fleet", "command")
     flags = (
         *flags,
@@ -188,7 +188,7 @@ def test_the_command_asks_where_it_doubts(
     )
     assert done.returncode == 0, done.stderr
     sources = [json.loads(line)["source"] for line in done.stdout.splitlines()]
-    assert sources == ["exit" if doubt <= threshold else "trunk" for doubt in doubts]
+    assert sources == ["exit" if uncertainty <= threshold else "trunk" for uncertainty in uncertainties]
     assert sorted(set(sources)) == ["exit", "trunk"]
 
 

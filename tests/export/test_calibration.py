@@ -28,15 +28,15 @@ def held_out(draw: st.DrawFn) -> HeldOut:
     seed, count = draw(st.integers(0, 1 << 20)), draw(st.integers(1, 300))
     generator = np.random.default_rng(seed)
     ties = draw(st.sampled_from([3, 1000]))
-    doubt = (generator.integers(0, ties + 1, count) / ties).astype("f4")
-    return HeldOut(doubt, generator.random(count) < 0.5, generator.random(count) < 0.8)
+    uncertainty = (generator.integers(0, ties + 1, count) / ties).astype("f4")
+    return HeldOut(uncertainty, generator.random(count) < 0.5, generator.random(count) < 0.8)
 
 
 @given(held_out())
 def test_each_point_is_what_its_threshold_gives(pictures: HeldOut) -> None:
     points = curve(pictures)
     for point in points:
-        local = pictures.doubt <= point.threshold
+        local = pictures.uncertainty <= point.threshold
         right = sum(pictures.exit_right[local]) + sum(pictures.trunk_right[~local])
         assert point.accuracy == pytest.approx(right / len(local))
         assert point.offload_share == pytest.approx((~local).sum() / len(local))
@@ -106,7 +106,7 @@ def test_the_command_stores_threshold_and_curve(trained: Trained, tmp_path: Path
     assert manifest.measure == measure
     client, trunks, samples = ClientModel(model), TrunkModels(trained.path / "trunks"), Samples.read(model)
     features, logits = client(samples.held_out)
-    local = client.doubt(logits) <= manifest.threshold
+    local = client.uncertainty(logits) <= manifest.threshold
     entry = trunks.entry("pi-2")
     assert entry is not None
     answers = np.where(local, logits.argmax(1), trunks.logits(entry.trunk, features).argmax(1))

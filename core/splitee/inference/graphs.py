@@ -1,4 +1,4 @@
-"""Exported graphs on ONNX Runtime: loading, checking against their manifest, and what an exit's doubt is."""
+"""Exported graphs on ONNX Runtime: loading, checking against their manifest, and an exit's uncertainty."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from splitee.errors import ModelError
 from splitee.inference.manifest import ClientManifest, read_graph, read_manifest
-from splitee.inference.uncertainty import Array, doubt
+from splitee.inference.uncertainty import Array, uncertainty
 from splitee.samples.images import Pixels, normalize
 
 FEATURES, LOGITS = "features", "logits"
@@ -68,12 +68,12 @@ class ClientModel:
             {FEATURES: tuple(manifest.feature_shape), LOGITS: (len(manifest.class_names),)},
         )
 
-    def __call__(self, pictures: Pixels) -> tuple[Array, Array]:
+    def __call__(self, images: Pixels) -> tuple[Array, Array]:
         """uint8 (N, C, H, W) -> features (N, *feature_shape) and the exit's logits (N, classes)."""
-        inputs = normalize(pictures, self.manifest.mean, self.manifest.std)
+        inputs = normalize(images, self.manifest.mean, self.manifest.std)
         features, logits = self._session.run([FEATURES, LOGITS], {"pictures": inputs})
         return features, logits
 
-    def doubt(self, logits: Array) -> Array:
+    def uncertainty(self, logits: Array) -> Array:
         """How unsure the exit is, by the manifest's measure: (N, classes) -> (N,) in 0..1."""
-        return doubt(logits, self.manifest.measure)
+        return uncertainty(logits, self.manifest.measure)

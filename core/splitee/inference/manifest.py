@@ -31,17 +31,17 @@ Measure = Literal["entropy", "confidence"]
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the graph's answers are from torch's, on `samples` inputs alone and in batches."""
+    """How far the graph's outputs are from torch's, on `samples` inputs alone and in batches."""
 
     inputs: Literal["pictures", "features", "random"]
     samples: Positive
     max_error: float  # over features and logits, as a share of the largest value torch gives
     same_label: Fraction
-    same_decision: Fraction  # to answer locally, at the threshold
+    same_decision: Fraction  # to take the exit's prediction, at the threshold
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
-    """int8 against fp32: the exit's accuracy on the held-out pictures, and what a picture takes."""
+    """int8 against fp32: the exit's accuracy on the held-out images, and what an image takes."""
 
     accuracy_fp32: Fraction
     accuracy_int8: Fraction
@@ -51,7 +51,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Point(msgspec.Struct, frozen=True):
-    """Adaptive inference at one threshold, on held-out pictures."""
+    """Adaptive inference at one threshold, on held-out images."""
 
     threshold: Fraction
     accuracy: Fraction
@@ -74,8 +74,8 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     mean: Annotated[tuple[float, ...], Meta(min_length=1, max_length=4)]  # of pixels in 0..1
     std: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=1, max_length=4)]
     codec: Text  # of features that are sent to the server
-    measure: Measure  # of the exit's doubt
-    threshold: Fraction  # doubt at or below which the exit's answer is taken
+    measure: Measure  # of the exit's uncertainty
+    threshold: Fraction  # uncertainty at or below which the exit's prediction is taken
     calibration: Annotated[tuple[Point, ...], Meta(max_length=1000)]
     opset: Positive
     file: FileName  # the graph in service

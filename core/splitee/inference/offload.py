@@ -1,4 +1,4 @@
-"""Asks the fleet's server for the trunk's answer: request and response over MQTT, within a time-out."""
+"""Asks the fleet's server for the trunk's prediction: request and response over MQTT, within a time-out."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from splitee.protocol.inference import InferAnswer, InferRequest
 from splitee.protocol.parts import message_numbers, split
 from splitee.protocol.topics import Topics
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not answer in time
-MARGIN = 0.02  # seconds set aside for waking up: the exit's answer is due at the time-out, not after it
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds without asking, after a server that did not respond in time
+MARGIN = 0.02  # seconds set aside for waking up: the exit's prediction is due at the time-out, not after it
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +39,13 @@ class Offload:
         device: str | None = None,
         timeout: float = 2.0,
     ) -> None:
-        """`timeout`: seconds in which one picture must have an answer. `device`: default the manifest's."""
+        """`timeout`: seconds in which one image must have a prediction. `device`: default the manifest's."""
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
         self._timeout = timeout
         self._gate = Gate(topics, (routes.ANSWER, routes.SERVER_STATUS), device=device)
         self._requests = routes.INFER.topic(topics, device)
-        self._answers = routes.ANSWER.topic(topics, device)
+        self._responses = routes.ANSWER.topic(topics, device)
         self._link = Link(options.address, f"splitee-{options.fleet}-{device}-infer", tls=options.tls)
         self._link.subscribe(*self._gate.filters)
         self._status: ServerStatus | None = None
@@ -55,14 +55,14 @@ class Offload:
         self.asked = 0
 
     def open(self) -> None:
-        """Connects; without a broker it goes on trying in the background, and the exit answers meanwhile.
+        """Connects; without a broker it goes on trying in the background, and the exit predicts meanwhile.
 
         Raises BrokerRefused: the broker, or TLS, said no.
         """
         try:
             self._link.open(self._timeout)
         except BrokerUnreachable as error:
-            log.warning("%s; answering locally until there is one", error)
+            log.warning("%s; predicting locally until there is one", error)
             threading.Thread(target=self._keep_trying, name="offload", daemon=True).start()
 
     def _keep_trying(self) -> None:
@@ -71,13 +71,13 @@ class Offload:
         except BrokerUnreachable:  # closed before there was a broker
             return
         except BrokerRefused as error:
-            log.warning("%s; answering locally", error)
+            log.warning("%s; predicting locally", error)
 
     def close(self) -> None:
         self._link.close()
 
     def logits(self, features: Array, waited: float = 0.0) -> Array | None:
-        """The trunk's logits (B, classes) for features (B, *feature_shape); None: no answer in time.
+        """The trunk's logits (B, classes) for features (B, *feature_shape); None: no response in time.
 
         `waited`: seconds of the time-out that are over already.
         """
@@ -99,7 +99,7 @@ class Offload:
             if answer is not None:
                 return self._logits_of(answer, len(features))
         self._silent_until = time.monotonic() + self._pause
-        log.warning("no answer within %.1f s; not asking for the next %.0f s", self._timeout, self._pause)
+        log.warning("no response within %.1f s; not asking for the next %.0f s", self._timeout, self._pause)
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
         return None
 
@@ -122,7 +122,7 @@ class Offload:
                 self._requests,
                 part,
                 expiry=math.ceil(left),
-                response_topic=self._answers,
+                response_topic=self._responses,
                 correlation=correlation,
             ):
                 return False
@@ -142,7 +142,7 @@ class Offload:
         return received if is_awaited else None
 
     def _heard(self, status: ServerStatus) -> None:
-        """A server that has started anew may answer what another one did not."""
+        """A server that has started anew may respond to what another one did not."""
         if self._status is None or status.instance != self._status.instance:
             self._silent_until = 0.0
         self._status = status

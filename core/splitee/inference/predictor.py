@@ -1,4 +1,4 @@
-"""Adaptive inference: the exit answers where it is sure, the trunk where it is not."""
+"""Adaptive inference: the exit predicts where it is sure, the trunk where it is not."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Source = Literal["exit", "trunk", "local-fallback"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's answer; `entropy` is the exit's doubt by the model's measure, whoever answered."""
+    """Of one image; `entropy` is the exit's uncertainty by the model's measure, whatever the source."""
 
     label: str
     probability: float
     entropy: float
     source: Source
-    milliseconds: float  # from the decoded picture to the answer
+    milliseconds: float  # from the decoded image to the prediction
 
 
 class Trunk(Protocol):
-    """Whoever may have the trunk's answer."""
+    """A way to the trunk's predictions."""
 
     def logits(self, features: Array, waited: float = 0.0) -> Array | None:
-        """(1, *feature_shape) -> (1, classes); None when there is no answer in time.
+        """(1, *feature_shape) -> (1, classes); None when there is no response in time.
 
-        `waited`: seconds that the picture has waited so far.
+        `waited`: seconds that the image has waited so far.
         """
 
 
@@ -40,7 +40,7 @@ class Predictor:
     def __init__(
         self, model: ClientModel, *, threshold: float | None = None, trunk: Trunk | None = None
     ) -> None:
-        """`threshold`: doubt at or below which the exit's answer is taken; default: the manifest's."""
+        """`threshold`: uncertainty up to which the exit's prediction is taken; default: the manifest's."""
         self._model = model
         self._threshold = model.manifest.threshold if threshold is None else threshold
         self._trunk = trunk
@@ -51,20 +51,20 @@ class Predictor:
         return self._model.manifest.class_names
 
     def __call__(self, pixels: Pixels) -> Prediction:
-        """`pixels`: uint8 (C, H, W), as `load_picture` gives them."""
+        """`pixels`: uint8 (C, H, W), as `load_image` gives them."""
         started = time.perf_counter()
         features, logits = self._model(pixels[None])
-        doubt = float(self._model.doubt(logits)[0])
+        uncertainty = float(self._model.uncertainty(logits)[0])
         source: Source = "exit"
-        if doubt > self._threshold and self._trunk is not None:
-            answer = self._trunk.logits(features, time.perf_counter() - started)
-            logits, source = (logits, "local-fallback") if answer is None else (answer, "trunk")
+        if uncertainty > self._threshold and self._trunk is not None:
+            trunk_logits = self._trunk.logits(features, time.perf_counter() - started)
+            logits, source = (logits, "local-fallback") if trunk_logits is None else (trunk_logits, "trunk")
         probabilities = softmax(logits)[0]
         best = int(probabilities.argmax())
         return Prediction(
             label=self._model.manifest.class_names[best],
             probability=float(probabilities[best]),
-            entropy=doubt,
+            entropy=uncertainty,
             source=source,
             milliseconds=1000 * (time.perf_counter() - started),
         )

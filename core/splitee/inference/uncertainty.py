@@ -28,7 +28,7 @@ def normalized_entropy(logits: Array) -> Array:
     return normalized
 
 
-def doubt(logits: Array, measure: Measure) -> Array:
+def uncertainty(logits: Array, measure: Measure) -> Array:
     """Normalised entropy, or 1 - the largest probability. (N, K) -> (N,) in 0..1."""
     if measure == "entropy":
         return normalized_entropy(logits)

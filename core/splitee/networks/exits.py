@@ -1,4 +1,4 @@
-"""The exit: a light classifier on the features at a cut, which lets a device answer by itself."""
+"""The exit: a light classifier on the features at a cut, which lets a device predict by itself."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Mod
         hint = f"nearest: {', '.join(near)}" if near else "`splitee cuts --all` lists the names"
         raise NetworkError(f"unknown network {name!r}; {hint}; or give module:factory")
     if len(input_shape) != 3 or input_shape[0] != 3:
-        raise NetworkError(f"{name} takes pictures of 3 channels (3xHxW), not {by(input_shape)}")
+        raise NetworkError(f"{name} takes images of 3 channels (3xHxW), not {by(input_shape)}")
     options = _options(name, input_shape[1], input_shape[2])
     return lambda num_classes: models.get_model(name, weights=None, num_classes=num_classes, **options)
 
@@ -147,7 +147,7 @@ def _options(name: str, height: int, width: int) -> dict[str, Any]:
     """What some constructors must be told: their input's size, and to have one output only."""
     if name.startswith("vit_"):
         if height != width:
-            raise NetworkError(f"{name} takes square pictures, not {height}x{width}")
+            raise NetworkError(f"{name} takes square images, not {height}x{width}")
         return {"image_size": height}
     if name.startswith("maxvit"):
         return {"input_size": (height, width)}

@@ -1,4 +1,4 @@
-"""Pictures as the network sees them: decoding, fitting, normalising, the same in training and inference."""
+"""Images as the network sees them: decoding, fitting, normalising, the same in training and inference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from splitee.errors import DataError
 Pixels = npt.NDArray[np.uint8]
 Shape = tuple[int, int, int]
 
-PICTURE_SUFFIXES = frozenset(
+IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 # An allow-list: some of Pillow's other readers start programs (EPS) or are little tested.
@@ -24,18 +24,18 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB decoded as RGB, and below the size at which Pillow itself warns
 
 
-class UnreadablePicture(DataError):
-    """A picture that cannot be decoded; `name` says which, so that the caller may skip it."""
+class UnreadableImage(DataError):
+    """An image that cannot be decoded; `name` says which, so that the caller may skip it."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name}: expected a picture (JPEG, PNG, WebP, TIFF, BMP, GIF or PPM), got {reason}")
+        super().__init__(f"{name}: expected an image (JPEG, PNG, WebP, TIFF, BMP, GIF or PPM), got {reason}")
         self.name = name
 
 
-def load_picture(source: Path | bytes, shape: Shape, *, name: str | None = None) -> Pixels:
-    """A picture's file or encoded bytes as uint8 (C, H, W): upright, cropped to the middle, bilinear.
+def load_image(source: Path | bytes, shape: Shape, *, name: str | None = None) -> Pixels:
+    """An image's file or encoded bytes as uint8 (C, H, W): upright, cropped to the middle, bilinear.
 
-    C is 1 (grey) or 3 (RGB). Raises UnreadablePicture for what is missing, truncated, no picture, or larger
+    C is 1 (grey) or 3 (RGB). Raises UnreadableImage for what is missing, truncated, no image, or larger
     than MAX_PIXELS; it is called `name` there, or by its path.
     """
     _check_channels(shape)
@@ -44,24 +44,24 @@ def load_picture(source: Path | bytes, shape: Shape, *, name: str | None = None)
         with _open(source) as image:
             if image.width * image.height > MAX_PIXELS:
                 reason = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
-                raise UnreadablePicture(name, reason)
+                raise UnreadableImage(name, reason)
             # A JPEG is decoded at 1/2 to 1/8 of its size where at least twice the wanted size is left.
             image.draft(None, (2 * max(shape[1:]),) * 2)
             return fit_image(image, shape)
-    except UnreadablePicture:
+    except UnreadableImage:
         raise
     except Exception as error:  # on hostile bytes Pillow's readers raise anything, even SyntaxError
-        raise UnreadablePicture(name, _reason(error)) from None
+        raise UnreadableImage(name, _reason(error)) from None
 
 
 def fit_array(array: Pixels, shape: Shape) -> Pixels:
-    """A decoded picture, uint8 (H, W) or (H, W, C) with C in 1..4, as uint8 of `shape` (C, H, W)."""
+    """A decoded image, uint8 (H, W) or (H, W, C) with C in 1..4, as uint8 of `shape` (C, H, W)."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     layout_known = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in {2, 3, 4})
     if array.dtype != np.uint8 or not layout_known or array.size == 0:
         raise DataError(
-            f"expected a picture as uint8 (H, W) or (H, W, channels), got {array.dtype} {array.shape}"
+            f"expected an image as uint8 (H, W) or (H, W, channels), got {array.dtype} {array.shape}"
         )
     return fit_image(Image.fromarray(array), shape)
 
@@ -87,11 +87,11 @@ def fit_image(image: Image.Image, shape: Shape) -> Pixels:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def normalize(pictures: Pixels, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
+def normalize(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
     """(x / 255 - mean) / std per channel: uint8 (N, C, H, W) -> float32 (N, C, H, W)."""
     scale = 1 / (255 * np.asarray(std, dtype=np.float64))
     shift = -np.asarray(mean, dtype=np.float64) / np.asarray(std, dtype=np.float64)
-    normalized: npt.NDArray[np.float32] = np.multiply(pictures, _per_channel(scale), dtype=np.float32)
+    normalized: npt.NDArray[np.float32] = np.multiply(images, _per_channel(scale), dtype=np.float32)
     normalized += _per_channel(shift)
     return normalized
 
@@ -101,14 +101,14 @@ def _per_channel(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _open(source: Path | bytes) -> Image.Image:
-    with warnings.catch_warnings():  # the size is checked by load_picture, with an error
+    with warnings.catch_warnings():  # the size is checked by load_image, with an error
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
 
 
 def _check_channels(shape: Shape) -> None:
     if shape[0] not in {1, 3}:
-        raise DataError(f"pictures have 1 channel (grey) or 3 (RGB); the network asks for {shape[0]}")
+        raise DataError(f"images have 1 channel (grey) or 3 (RGB); the network asks for {shape[0]}")
 
 
 def _reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Some of a device's own pictures, kept beside its weights: exported models are tried on them."""
+"""Some of a device's own images, kept beside its weights: exported models are tried on them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee.errors import ModelError
 from splitee.samples.images import Pixels
 
 SAMPLES = "samples.npz"  # in a device's state and in its model directory; it is never sent
-MAX_BYTES = 32 << 20  # of each kind of pictures
+MAX_BYTES = 32 << 20  # of each kind of images
 
 
 @dataclass(frozen=True)
@@ -38,22 +38,20 @@ class Samples:
             with np.load(path, allow_pickle=False) as arrays:
                 samples = cls(arrays["held_out"], arrays["labels"], arrays["training"])
         except FileNotFoundError:
-            raise ModelError(f"{directory} has no {SAMPLES}, the device's held-out pictures") from None
+            raise ModelError(f"{directory} has no {SAMPLES}, the device's held-out images") from None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(
-                f"{path}: expected held-out pictures as a device stores them ({error})"
-            ) from None
+            raise ModelError(f"{path}: expected held-out images as a device stores them ({error})") from None
         samples._check(path)
         return samples
 
     def _check(self, path: Path) -> None:
-        pictures = (self.held_out, self.training)
-        sound = all(images.dtype == np.uint8 and images.ndim == 4 for images in pictures)
+        both = (self.held_out, self.training)
+        sound = all(images.dtype == np.uint8 and images.ndim == 4 for images in both)
         if not sound or self.labels.shape != self.held_out.shape[:1] or self.labels.dtype.kind != "i":
-            raise ModelError(f"{path}: expected uint8 pictures (N, C, H, W) with a label each")
+            raise ModelError(f"{path}: expected uint8 images (N, C, H, W) with a label each")
 
 
 def some_of(count: int, most: int, each: int) -> npt.NDArray[np.intp]:
-    """Places of at most `most` of `count` pictures of `each` bytes, evenly spread, within MAX_BYTES."""
+    """Places of at most `most` of `count` images of `each` bytes, evenly spread, within MAX_BYTES."""
     kept = min(count, most, max(MAX_BYTES // each, 1))
     return np.arange(kept) * count // kept

@@ -1,4 +1,4 @@
-"""`splitee device`: train on this device's own pictures, up to its cut."""
+"""`splitee device`: train on this device's own images, up to its cut."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
     metavar="SHARE",
     help="Share held out, where the data has no test set.",
 )
-@setting("--limit", type=whole(1), metavar="COUNT", help="Use at most so many pictures.")
+@setting("--limit", type=whole(1), metavar="COUNT", help="Use at most so many images.")
 @setting(
     "--network",
     metavar="MODULE:FACTORY",
@@ -107,16 +107,16 @@ def device(
     patience: float,
     **settings: Any,
 ) -> None:
-    """Train on this device's own pictures, up to its cut, then answer pictures with what was trained.
+    """Train on this device's own images, up to its cut, then classify images with what was trained.
 
-    Pictures never leave the device; features and labels do.
+    Images never leave the device; features and labels do.
     """
     check_name(device, "--id")
     part = Shard.parse(shard) if shard else None
     open_source(data)  # what is wrong with the data is said at once, not when a server has come
     threads = threads or usable_threads()
     chosen = DeviceSettings(device=device, link=link, data=data, shard=part, threads=threads, **settings)
-    chosen.serving.pictures()  # and so is a folder that is not there
+    chosen.serving.images()  # and so is a folder that is not there
     torch.set_num_threads(threads)
     directory = StateDirectory(state)
     topics, instance = Topics(link.fleet), time.time_ns()

@@ -33,7 +33,7 @@ DIRECTORY = click.Path(path_type=Path)
 @setting(
     "--threshold",
     type=number(0, 1),
-    help="Doubt up to which the exit answers.  [default: the model's]",
+    help="Uncertainty up to which the exit's prediction is taken.  [default: the model's]",
     show_default=False,
 )
 @setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
@@ -50,8 +50,8 @@ def infer(
 ) -> None:
     """Classify what comes, publish it to devices/ID/predictions, and take the models that are released."""
     check_name(device, "--id")
-    pictures = serving.pictures()
-    if pictures is None:
+    images = serving.images()
+    if images is None:
         raise ConfigError("give one of --watch FOLDER and --camera")
     shelf = ModelStore(models)
     if model is not None:
@@ -64,8 +64,8 @@ def infer(
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     try:
-        service.run(pictures, stop.is_set)
-        log.info("stopped after %d pictures", service.answered)
+        service.run(images, stop.is_set)
+        log.info("stopped after %d images", service.predicted)
     finally:
         service.close()
         connection.close()

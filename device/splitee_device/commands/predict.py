@@ -1,4 +1,4 @@
-"""`splitee predict`: classify pictures with an exported model, without torch; ask the server when unsure."""
+"""`splitee predict`: classify images with an exported model, without torch; ask the server when unsure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
 from splitee.inference.predictor import Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
-from splitee.samples.images import PICTURE_SUFFIXES, Pixels, Shape, UnreadablePicture, load_picture
+from splitee.samples.images import IMAGE_SUFFIXES, Pixels, Shape, UnreadableImage, load_image
 
 if TYPE_CHECKING:
     from splitee.inference.offload import Offload
@@ -30,14 +30,14 @@ PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("pictures", nargs=-1, type=PATH)
+@click.argument("images", nargs=-1, type=PATH)
 @setting("--model", type=PATH, required=True, metavar="DIR", help="What `splitee export` wrote for a device.")
-@setting("--camera", is_flag=True, help="Take one picture with this device's camera.")
+@setting("--camera", is_flag=True, help="Take one image with this device's camera.")
 @setting("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @setting(
     "--threshold",
     type=number(0, 1),
-    help="Doubt up to which the exit answers.  [default: the model's]",
+    help="Uncertainty up to which the exit's prediction is taken.  [default: the model's]",
     show_default=False,
 )
 @setting(
@@ -45,14 +45,14 @@ PATH = click.Path(path_type=Path)
     type=number(0, above=True),
     default=2.0,
     metavar="SECONDS",
-    help="How long a picture waits for the server; then the exit answers.",
+    help="How long an image waits for the server; then the exit's prediction is taken.",
 )
 @setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
 @setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
 @optional_link_options
 @settings_file
 def predict(
-    pictures: tuple[Path, ...],
+    images: tuple[Path, ...],
     model: Path,
     camera: bool,
     as_json: bool,
@@ -62,10 +62,10 @@ def predict(
     threads: int | None,
     link: LinkOptions | None,
 ) -> None:
-    """Classify PICTURES: files and folders. With --broker, the server answers where the exit doubts."""
-    if not pictures and not camera:
-        raise ConfigError("nothing to classify: name pictures or folders, or give --camera")
-    files = [file for path in pictures for file in find_pictures(path)]
+    """Classify IMAGES: files and folders. With --broker, the server is asked where the exit is unsure."""
+    if not images and not camera:
+        raise ConfigError("nothing to classify: name images or folders, or give --camera")
+    files = [file for path in images for file in find_images(path)]
     loaded = ClientModel(model, threads=threads)
     with ExitStack() as stack:
         trunk = None
@@ -73,21 +73,21 @@ def predict(
             trunk = _open_offload(link, loaded, device, timeout)
             stack.callback(trunk.close)
         predictor = Predictor(loaded, threshold=threshold, trunk=trunk)
-        answered = 0
+        predicted = 0
         for name, pixels in _load(files, camera, loaded.manifest.input_shape):
             _show(name, predictor(pixels), as_json)
-            answered += 1
-    if not answered:
-        raise DataError(f"none of the {len(files)} pictures could be read")
+            predicted += 1
+    if not predicted:
+        raise DataError(f"none of the {len(files)} images could be read")
 
 
-def find_pictures(path: Path) -> list[Path]:
-    """The picture itself, or all in a folder and its folders. Raises DataError: there is none."""
+def find_images(path: Path) -> list[Path]:
+    """The image itself, or all in a folder and its folders. Raises DataError: there is none."""
     if not path.is_dir():
         return [path]
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PICTURE_SUFFIXES)
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise DataError(f"{path}: the folder holds no pictures (*.jpg, *.png, ...)")
+        raise DataError(f"{path}: the folder holds no images (*.jpg, *.png, ...)")
     return found
 
 
@@ -100,27 +100,27 @@ def _open_offload(link: LinkOptions, model: ClientModel, device: str | None, tim
 
 
 def _load(files: list[Path], camera: bool, input_shape: tuple[int, ...]) -> Iterator[tuple[str, Pixels]]:
-    """Decoded pictures; one that cannot be read is named in the log, and alone it is an error."""
+    """Decoded images; one that cannot be read is named in the log, and alone it is an error."""
     channels, height, width = input_shape
     shape: Shape = (channels, height, width)
     if camera:
-        from splitee_device.inference.camera import take_picture
+        from splitee_device.inference.camera import capture_image
 
-        yield "camera", load_picture(take_picture(), shape, name="camera")
+        yield "camera", load_image(capture_image(), shape, name="camera")
     for file in files:
         try:
-            yield str(file), load_picture(file, shape)
-        except UnreadablePicture as error:
+            yield str(file), load_image(file, shape)
+        except UnreadableImage as error:
             if len(files) == 1:
                 raise
             log.warning("skipped: %s", error)
 
 
-def _show(name: str, answer: Prediction, as_json: bool) -> None:
+def _show(name: str, prediction: Prediction, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"picture": name, **asdict(answer)}))
+        click.echo(json.dumps({"picture": name, **asdict(prediction)}))
     else:
         click.echo(
-            f"{name}: {answer.label} {answer.probability:.1%}, entropy {answer.entropy:.3f}, "
-            f"{answer.source}, {answer.milliseconds:.1f} ms"
+            f"{name}: {prediction.label} {prediction.probability:.1%}, entropy {prediction.entropy:.3f}, "
+            f"{prediction.source}, {prediction.milliseconds:.1f} ms"
         )

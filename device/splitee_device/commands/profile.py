@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 @run_setting("num_classes", default=10)
 @run_setting("batch_size", "--batch-size", "--batch", "batch_size")
 @run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
-@setting("--samples", type=whole(1), default=2000, help="Training pictures of this device.")
+@setting("--samples", type=whole(1), default=2000, help="Training images of this device.")
 @run_setting("steps")
 @setting("--threads", type=whole(1), help="CPU threads; default: the cores it may use.")
 @setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What the choice is for.")
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 @setting("--id", "device", default="profile", metavar="ID", help="The device's name, for its echo topic.")
 @setting("--state", type=FILE, metavar="DIR", help="Keep what is measured for `splitee device`.")
 @click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-@click.option("--plot", "picture", type=FILE, metavar="FILE.png", help="Draw it, too.")
+@click.option("--plot", "chart", type=FILE, metavar="FILE.png", help="Draw it, too.")
 def profile(
     link: LinkOptions | None,
     network: str,
@@ -71,14 +71,14 @@ def profile(
     device: str,
     state: Path | None,
     as_json_: bool,
-    picture: Path | None,
+    chart: Path | None,
 ) -> None:
     """Measure which cut suits this device.
 
     Trains at as many cuts as the budget allows, each in a process of its own, and interpolates the others. A
     round's time is that of training and upload, which overlap. With --broker the link is measured by an echo.
     """
-    if picture is not None:
+    if chart is not None:
         require_matplotlib()  # before the measurement, not after it
     work = Work(samples, steps or max(1, samples // batch_size), reserve * MIB, cpu_share)
     spec = build_run_spec(
@@ -114,8 +114,8 @@ def profile(
         MeasuredStore(state).save(measured)
     rows = predict(measured, work)
     choice = choose(rows, prefer, measured, work)
-    if picture is not None:
-        plot(picture, measured, rows, choice)
+    if chart is not None:
+        plot(chart, measured, rows, choice)
     if as_json_:
         click.echo(json.dumps(as_json(facts, measured, work, rows, choice), indent=2))
     else:

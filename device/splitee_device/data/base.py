@@ -1,4 +1,4 @@
-"""What a source of pictures gives: labels at once, and each picture when it is asked for."""
+"""What a source of images gives: labels at once, and each image when it is asked for."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from splitee.samples.images import Pixels, Shape
 
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.intp]
-Picture = Callable[[Shape], Pixels]
-"""One picture, decoded when it is called; raises UnreadablePicture."""
+DeferredImage = Callable[[Shape], Pixels]
+"""One image, decoded when it is called; raises UnreadableImage."""
 
 MAX_CLASSES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled pictures on demand: `pictures(indices)` gives them one by one, in the order of `indices`.
+    """Labelled images on demand: `images(indices)` gives them one by one, in the order of `indices`.
 
     `indices` ascend, so that a file is read once and in its order.
     """
 
     labels: Labels
-    pictures: Callable[[Indices], Iterator[Picture]]
+    images: Callable[[Indices], Iterator[DeferredImage]]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Batches of a picture set where the network is: on a GPU, the pictures lie there from the start."""
+"""Batches of an image set where the network is: on a GPU, the images lie there from the start."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch import Tensor
 
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.images import normalize
-from splitee_device.data.images import PictureSet
+from splitee_device.data.images import ImageSet
 
 Batches = Callable[[npt.NDArray[np.integer]], tuple[Tensor, Tensor]]
-"""Indices (B,) to normalised pictures float32 (B, C, H, W) and labels int64 (B,)."""
+"""Indices (B,) to normalised images float32 (B, C, H, W) and labels int64 (B,)."""
 
 
 def batch(
-    pictures: PictureSet, indices: npt.NDArray[np.integer], mean: Sequence[float], std: Sequence[float]
+    image_set: ImageSet, indices: npt.NDArray[np.integer], mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """The pictures at `indices`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
-    images = normalize(pictures.images[indices], mean, std)
-    return torch.from_numpy(images), torch.from_numpy(pictures.labels[indices])
+    """The images at `indices`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
+    images = normalize(image_set.images[indices], mean, std)
+    return torch.from_numpy(images), torch.from_numpy(image_set.labels[indices])
 
 
-def batches_at(place: torch.device, pictures: PictureSet, spec: RunSpec) -> Batches:
-    """Of `pictures`, for a network at `place`."""
+def batches_at(place: torch.device, image_set: ImageSet, spec: RunSpec) -> Batches:
+    """Of `image_set`, for a network at `place`."""
     if place.type == "cpu":
-        return lambda indices: batch(pictures, indices, spec.mean, spec.std)
-    return ResidentPictures(place, pictures, spec)
+        return lambda indices: batch(image_set, indices, spec.mean, spec.std)
+    return ResidentImages(place, image_set, spec)
 
 
-class ResidentPictures:
-    """All pictures as uint8 at `place`, where they are also normalised."""
+class ResidentImages:
+    """All images as uint8 at `place`, where they are also normalised."""
 
-    def __init__(self, place: torch.device, pictures: PictureSet, spec: RunSpec) -> None:
-        self._images = torch.from_numpy(pictures.images).to(place)
-        self._labels = torch.from_numpy(pictures.labels).to(place)
+    def __init__(self, place: torch.device, image_set: ImageSet, spec: RunSpec) -> None:
+        self._images = torch.from_numpy(image_set.images).to(place)
+        self._labels = torch.from_numpy(image_set.labels).to(place)
         self._mean, self._std = (
             torch.tensor(values, device=place).reshape(-1, 1, 1) for values in (spec.mean, spec.std)
         )

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from splitee.errors import DataError
 from splitee.samples.images import Pixels, fit_array
-from splitee_device.data.base import Indices, Picture, Source, Split
+from splitee_device.data.base import DeferredImage, Indices, Source, Split
 
 FOLDER = Path(__file__).parent / "builtin"
 
@@ -26,8 +26,8 @@ def open_builtin(name: str) -> Source:
         return Source(tuple(map(str, arrays["class_names"])), train, test)
 
 
-def _in_memory(images: Pixels, labels: npt.NDArray[np.uint8]) -> Split:
-    def pictures(indices: Indices) -> Iterator[Picture]:
-        return (partial(fit_array, images[index]) for index in indices)
+def _in_memory(pixels: Pixels, labels: npt.NDArray[np.uint8]) -> Split:
+    def images(indices: Indices) -> Iterator[DeferredImage]:
+        return (partial(fit_array, pixels[index]) for index in indices)
 
-    return Split(labels.astype(np.int64), pictures)
+    return Split(labels.astype(np.int64), images)

@@ -1,4 +1,4 @@
-"""A device's pictures in memory: which of a source are its own, and which are held out."""
+"""A device's images in memory: which of a source are its own, and which are held out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitee.errors import ConfigError, DataError
-from splitee.samples.images import Pixels, Shape, UnreadablePicture
+from splitee.samples.images import Pixels, Shape, UnreadableImage
 from splitee_device.data.base import Indices, Labels, Source, Split
 from splitee_device.data.sources import open_source
 
@@ -20,7 +20,7 @@ _NAMED_IN_LOG = 5
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `index` (from 1) of `count` equal parts of the training pictures."""
+    """Part `index` (from 1) of `count` equal parts of the training images."""
 
     index: int
     count: int
@@ -35,8 +35,8 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class PictureSet:
-    """Pictures in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+class ImageSet:
+    """Images in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
 
     images: Pixels
     labels: Labels
@@ -47,10 +47,10 @@ class PictureSet:
 
 @dataclass(frozen=True)
 class DeviceData:
-    """What a device trains on and is evaluated on; `skipped` names the pictures that could not be read."""
+    """What a device trains on and is evaluated on; `skipped` names the images that could not be read."""
 
-    train: PictureSet
-    held_out: PictureSet
+    train: ImageSet
+    held_out: ImageSet
     class_names: tuple[str, ...]
     skipped: tuple[str, ...]
 
@@ -65,13 +65,13 @@ def open_data(
     limit: int | None = None,
     max_bytes: int = 1 << 30,
 ) -> DeviceData:
-    """The pictures that `spec` names, as uint8 of `input_shape` (C, H, W).
+    """The images that `spec` names, as uint8 of `input_shape` (C, H, W).
 
     `spec` is DIR (with DIR/CLASS/*.jpg and the like), FILE.parquet, torchvision:NAME:ROOT (nothing is
     downloaded) or builtin:NAME. A source's own test split is held out; where it has none, `holdout` (a share
-    of each class) is taken first, from the whole. Shards then divide the training pictures: each balanced
+    of each class) is taken first, from the whole. Shards then divide the training images: each balanced
     over the classes, none in two, all in one. So devices with the same source, `seed` and `holdout` hold out
-    the same pictures and share none for training. `limit` keeps at most so many training pictures of the
+    the same images and share none for training. `limit` keeps at most so many training images of the
     shard, and at most so many held-out ones, in proportion to the classes.
 
     Raises DataError for a source that is missing, empty, of one class, or more than `max_bytes` decoded.
@@ -104,13 +104,13 @@ def _check_settings(holdout: float, limit: int | None) -> None:
     if not 0 < holdout < 1:
         raise ConfigError(f"expected a held-out share between 0 and 1, such as 0.1; got {holdout}")
     if limit is not None and limit < 1:
-        raise ConfigError(f"expected a limit of at least 1 picture; got {limit}")
+        raise ConfigError(f"expected a limit of at least 1 image; got {limit}")
 
 
 def _divide(
     spec: str, source: Source, shard: Shard | None, holdout: float, seed: int
 ) -> tuple[Indices, tuple[Split, Indices]]:
-    """Which training pictures are this shard's, and the held-out ones with the split that they are in."""
+    """Which training images are this shard's, and the held-out ones with the split that they are in."""
     train = _by_class(source.train.labels, seed)
     if source.test is not None:
         held_out = (source.test, np.concatenate(_by_class(source.test.labels, seed)))
@@ -122,15 +122,15 @@ def _divide(
     if shard is not None:
         if len(mine) < shard.count:
             raise DataError(
-                f"{spec}: {len(mine)} training pictures cannot be shared by {shard.count} shards; "
-                "give more pictures or fewer shards"
+                f"{spec}: {len(mine)} training images cannot be shared by {shard.count} shards; "
+                "give more images or fewer shards"
             )
         mine = mine[shard.index - 1 :: shard.count]
     return mine, held_out
 
 
 def _by_class(labels: Labels, seed: int) -> list[Indices]:
-    """The places of each class's pictures, shuffled; dealt out in this order, every hand is balanced."""
+    """The places of each class's images, shuffled; dealt out in this order, every hand is balanced."""
     generator = np.random.default_rng(seed)
     return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
 
@@ -139,26 +139,26 @@ def _check_size(spec: str, count: int, shape: Shape, max_bytes: int) -> None:
     each = int(np.prod(shape))
     if count * each > max_bytes:
         raise DataError(
-            f"{spec}: {count} pictures of {' x '.join(map(str, shape))} need {count * each / 2**20:.1f} MiB, "
+            f"{spec}: {count} images of {' x '.join(map(str, shape))} need {count * each / 2**20:.1f} MiB, "
             f"more than {max_bytes / 2**20:.1f}; give --limit {max_bytes // each // 2} or --shard"
         )
 
 
-def _decode(split: Split, indices: Indices, shape: Shape, skipped: list[str]) -> PictureSet:
-    """The pictures at `indices` in the source's order; the names of unreadable ones go to `skipped`."""
+def _decode(split: Split, indices: Indices, shape: Shape, skipped: list[str]) -> ImageSet:
+    """The images at `indices` in the source's order; the names of unreadable ones go to `skipped`."""
     indices = np.sort(indices)
     images = np.empty((len(indices), *shape), np.uint8)
     labels = np.empty(len(indices), np.int64)
     kept = 0
-    for index, picture in zip(indices, split.pictures(indices), strict=True):
+    for index, decode in zip(indices, split.images(indices), strict=True):
         try:
-            images[kept] = picture(shape)
-        except UnreadablePicture as error:
+            images[kept] = decode(shape)
+        except UnreadableImage as error:
             skipped.append(error.name)
             continue
         labels[kept] = split.labels[index]
         kept += 1
-    return PictureSet(images[:kept], labels[:kept])
+    return ImageSet(images[:kept], labels[:kept])
 
 
 def _report(spec: str, data: DeviceData) -> None:
@@ -166,15 +166,15 @@ def _report(spec: str, data: DeviceData) -> None:
     if skipped:
         named = ", ".join(data.skipped[:_NAMED_IN_LOG]) + (", ..." if skipped > _NAMED_IN_LOG else "")
         if not train + held_out:
-            raise DataError(f"{spec}: none of its {skipped} pictures can be read: {named}")
+            raise DataError(f"{spec}: none of its {skipped} images can be read: {named}")
         log.warning(
-            "%s: skipped %d unreadable of %d pictures: %s", spec, skipped, train + held_out + skipped, named
+            "%s: skipped %d unreadable of %d images: %s", spec, skipped, train + held_out + skipped, named
         )
     if train < 2 or not held_out:  # normalisation needs two in a batch
         raise DataError(
-            f"{spec}: expected two pictures or more to train on and one to hold out, got {train} and "
-            f"{held_out}; add pictures"
+            f"{spec}: expected two images or more to train on and one to hold out, got {train} and "
+            f"{held_out}; add images"
         )
     log.info(
-        "%s: %d training and %d held-out pictures of %d classes", spec, train, held_out, len(data.class_names)
+        "%s: %d training and %d held-out images of %d classes", spec, train, held_out, len(data.class_names)
     )

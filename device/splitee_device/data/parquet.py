@@ -1,4 +1,4 @@
-"""Pictures in a Parquet file of the usual layout: `image: struct<bytes, path>`, `label: int64`."""
+"""Images in a Parquet file of the usual layout: `image: struct<bytes, path>`, `label: int64`."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from splitee.errors import DataError
-from splitee.samples.images import load_picture
-from splitee_device.data.base import Indices, Picture, Source, Split, numbered
+from splitee.samples.images import load_image
+from splitee_device.data.base import DeferredImage, Indices, Source, Split, numbered
 
-_ROWS_AT_ONCE = 64  # what is held of the encoded pictures at a time
+_ROWS_AT_ONCE = 64  # what is held of the encoded images at a time
 
 
 def open_parquet(path: Path) -> Source:
     """The rows of the file at `path`; there is no test split. Raises DataError."""
-    parquet = ParquetPictures(path)
+    parquet = ParquetImages(path)
     names = parquet.class_names or numbered(parquet.labels)
 
-    def pictures(indices: Indices) -> Iterator[Picture]:
+    def images(indices: Indices) -> Iterator[DeferredImage]:
         return (
-            partial(load_picture, encoded, name=f"{path} row {row}")
+            partial(load_image, encoded, name=f"{path} row {row}")
             for row, encoded in parquet.encoded(indices)
         )
 
-    return Source(names, Split(parquet.labels, pictures), None)
+    return Source(names, Split(parquet.labels, images), None)
 
 
-class ParquetPictures:
-    """Labels and class names of a file, and its encoded pictures as a stream. Raises DataError."""
+class ParquetImages:
+    """Labels and class names of a file, and its encoded images as a stream. Raises DataError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -49,7 +49,7 @@ class ParquetPictures:
         self.class_names = self._class_names(file.schema_arrow.metadata or {})
 
     def encoded(self, rows: npt.NDArray[np.intp]) -> Iterator[tuple[int, bytes]]:
-        """(row, encoded picture) of the wanted rows, which ascend; other rows' bytes are skipped over.
+        """(row, encoded image) of the wanted rows, which ascend; other rows' bytes are skipped over.
 
         Row groups without wanted rows are not read, and a few rows are held at a time.
         """
@@ -66,10 +66,10 @@ class ParquetPictures:
         file: pq.ParquetFile, group: int, start: int, rows: npt.NDArray[np.intp]
     ) -> Iterator[tuple[int, bytes]]:
         for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=["image.bytes"]):
-            pictures = cast(pa.StructArray, batch.column("image")).field("bytes")
-            end = start + len(pictures)
+            images = cast(pa.StructArray, batch.column("image")).field("bytes")
+            end = start + len(images)
             for row in rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)]:
-                yield int(row), pictures[int(row) - start].as_py() or b""
+                yield int(row), images[int(row) - start].as_py() or b""
             start = end
 
     def _check_columns(self, schema: pa.Schema) -> None:

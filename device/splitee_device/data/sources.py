@@ -1,4 +1,4 @@
-"""The forms in which `--data` names a source of labelled pictures, and the checks that all must pass."""
+"""The forms in which `--data` names a source of labelled images, and the checks that all must pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FORMS = "DIR (with DIR/CLASS/*.jpg), FILE.parquet, torchvision:NAME:ROOT, built
 
 
 def open_source(spec: str) -> Source:
-    """The data set that `spec` names, its labels checked, no picture decoded yet. Raises DataError."""
+    """The data set that `spec` names, its labels checked, no image decoded yet. Raises DataError."""
     kind, _, rest = spec.partition(":")
     if kind == "builtin":
         source = open_builtin(rest)
@@ -29,13 +29,13 @@ def open_source(spec: str) -> Source:
 
         source = open_parquet(Path(spec))
     else:
-        raise DataError(f"no pictures at {spec!r}: there is no such folder or file; expected {_FORMS}")
+        raise DataError(f"no images at {spec!r}: there is no such folder or file; expected {_FORMS}")
     for split in filter(None, (source.train, source.test)):
         _check_labels(spec, split.labels, source.class_names)
     present = np.unique(source.train.labels)
     if len(present) == 1:
         raise DataError(
-            f"{spec}: all {len(source.train.labels)} pictures are of one class, "
+            f"{spec}: all {len(source.train.labels)} images are of one class, "
             f"{source.class_names[present[0]]!r}; training needs two or more"
         )
     return source
@@ -43,10 +43,10 @@ def open_source(spec: str) -> Source:
 
 def _check_labels(spec: str, labels: Labels, class_names: tuple[str, ...]) -> None:
     if len(labels) == 0:
-        raise DataError(f"{spec}: holds no pictures; expected {_FORMS}")
+        raise DataError(f"{spec}: holds no images; expected {_FORMS}")
     outside = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if len(outside):
         raise DataError(
-            f"{spec}: picture {outside[0]} has label {labels[outside[0]]}; "
+            f"{spec}: image {outside[0]} has label {labels[outside[0]]}; "
             f"expected 0..{len(class_names) - 1} for its {len(class_names)} classes"
         )

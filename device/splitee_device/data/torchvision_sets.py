@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from splitee.errors import DataError
-from splitee.samples.images import Pixels, Shape, UnreadablePicture, fit_image
-from splitee_device.data.base import Indices, Labels, Picture, Source, Split, numbered
+from splitee.samples.images import Pixels, Shape, UnreadableImage, fit_image
+from splitee_device.data.base import DeferredImage, Indices, Labels, Source, Split, numbered
 
 
 def open_torchvision(rest: str) -> Source:
@@ -30,8 +30,8 @@ def open_torchvision(rest: str) -> Source:
             f"torchvision:{rest}: {root} is not a folder; splitee downloads nothing, put the data there"
         )
     train, test = _open_parts(factory, name, root)
-    train_split = _split(train, f"{name} training picture")
-    test_split = _split(test, f"{name} test picture") if test is not None else None
+    train_split = _split(train, f"{name} training image")
+    test_split = _split(test, f"{name} test image") if test is not None else None
     names = tuple(map(str, getattr(train, "classes", ()))) or numbered(train_split.labels)
     return Source(names, train_split, test_split)
 
@@ -82,17 +82,17 @@ def _open_parts(factory: Any, name: str, root: str) -> tuple[Any, Any]:
 def _split(dataset: Any, name: str) -> Split:
     def fit(index: int, shape: Shape) -> Pixels:
         try:
-            picture = dataset[index][0]
+            image = dataset[index][0]
         except Exception as error:
-            raise UnreadablePicture(f"{name} {index}", str(error)) from None
-        if not isinstance(picture, Image.Image):
-            raise UnreadablePicture(f"{name} {index}", type(picture).__name__)
-        return fit_image(picture, shape)
+            raise UnreadableImage(f"{name} {index}", str(error)) from None
+        if not isinstance(image, Image.Image):
+            raise UnreadableImage(f"{name} {index}", type(image).__name__)
+        return fit_image(image, shape)
 
-    def pictures(indices: Indices) -> Iterator[Picture]:
+    def images(indices: Indices) -> Iterator[DeferredImage]:
         return (partial(fit, int(index)) for index in indices)
 
-    return Split(_labels(dataset, name), pictures)
+    return Split(_labels(dataset, name), images)
 
 
 def _labels(dataset: Any, name: str) -> Labels:
@@ -100,7 +100,7 @@ def _labels(dataset: Any, name: str) -> Labels:
         if hasattr(dataset, attribute):
             labels = np.asarray(getattr(dataset, attribute))
             break
-    else:  # the rest give a label only together with its picture
+    else:  # the rest give a label only together with its image
         labels = np.asarray([dataset[index][1] for index in range(len(dataset))])
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(f"{name}s have no class numbers as labels; expected a data set for classification")

@@ -1,4 +1,4 @@
-"""One picture from the camera, through the program that the system has for it."""
+"""One image from the camera, through the program that the system has for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROGRAMS: tuple[tuple[str, ...], ...] = (
 )
 
 
-def take_picture() -> bytes:
+def capture_image() -> bytes:
     """A JPEG. Raises DataError: there is no program for the camera, or it fails."""
     command = next((command for command in PROGRAMS if shutil.which(command[0])), None)
     if command is None:
@@ -25,9 +25,9 @@ def take_picture() -> bytes:
     try:
         done = subprocess.run(command, capture_output=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        raise DataError(f"{command[0]} took no picture within {TIMEOUT:.0f} s: check the camera") from None
+        raise DataError(f"{command[0]} took no image within {TIMEOUT:.0f} s: check the camera") from None
     if done.returncode or not done.stdout:
         words = done.stderr.decode(errors="replace").strip().splitlines()
         reason = words[-1] if words else f"status {done.returncode}"
-        raise DataError(f"{command[0]} took no picture ({reason}): check the camera")
+        raise DataError(f"{command[0]} took no image ({reason}): check the camera")
     return done.stdout

@@ -1,7 +1,7 @@
 """A device's models on disk: the one in service, the one before, and the switch between them.
 
 `releases/ID/` holds each model directory, `current` and `previous` are links to two of them, and
-`samples.npz` has the device's own pictures, on which a new model is tried. A link is replaced by a rename:
+`samples.npz` has the device's own images, on which a new model is tried. A link is replaced by a rename:
 whoever opens `current` sees one whole model or the other.
 """
 
@@ -68,8 +68,8 @@ class ModelStore:
     def install(self, bundle: bytes, device: str) -> str:
         """Checks and tries a bundle, and puts it into service; returns its release.
 
-        Raises ModelError: it is damaged, of another device, does not load, or answers worse than the model in
-        service, which then stays.
+        Raises ModelError: it is damaged, of another device, does not load, or predicts worse than the model
+        in service, which then stays.
         """
         release = hashlib.sha256(bundle).hexdigest()
         folder = self.path / "releases" / release
@@ -136,12 +136,12 @@ class ModelStore:
         found = _accuracy(model, samples)
         if found is None:
             raise ModelError(
-                "the delivered model is refused: it gives no finite answer to this device's pictures"
+                "the delivered model is refused: its predictions for this device's images are not finite"
             )
         before = self._accuracy_now(samples)
         if before is not None and found < before - MAX_DROP:
             raise ModelError(
-                f"the delivered model is refused: on this device's own pictures it is right in {found:.1%}, "
+                f"the delivered model is refused: on this device's own images it is right in {found:.1%}, "
                 f"the one in service in {before:.1%}"
             )
 
@@ -188,7 +188,7 @@ class ModelStore:
 
 
 def _accuracy(model: ClientModel, samples: Samples) -> float | None:
-    """Of the exit; None: it gives values that are not finite, or does not take these pictures."""
+    """Of the exit; None: it gives values that are not finite, or does not take these images."""
     if samples.held_out.shape[1:] != tuple(model.manifest.input_shape):
         return None
     right = 0

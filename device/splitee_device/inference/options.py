@@ -11,20 +11,20 @@ from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
-from splitee_device.inference.service import Camera, Folder, Pictures
+from splitee_device.inference.service import Camera, Folder, ImageSource
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """Where pictures come from, and how long one waits for the server's answer."""
+    """Where images come from, and how long one waits for the server's prediction."""
 
     watch: Path | None
     camera: bool
-    every: float  # seconds between two pictures of the camera
+    every: float  # seconds between two images of the camera
     timeout: float  # seconds
 
-    def pictures(self) -> Pictures | None:
-        """None: there are none to answer. Raises DataError: there is no such folder."""
+    def images(self) -> ImageSource | None:
+        """None: there are none to classify. Raises DataError: there is no such folder."""
         if self.watch is not None:
             return Folder(self.watch)
         return Camera(self.every) if self.camera else None
@@ -35,7 +35,7 @@ _OPTIONS = (
         "--watch",
         type=click.Path(path_type=Path),
         metavar="FOLDER",
-        help="Classify the pictures that come into it.",
+        help="Classify the images that come into it.",
     ),
     setting("--camera", is_flag=True, help="Classify what this device's camera sees."),
     setting(
@@ -43,14 +43,14 @@ _OPTIONS = (
         type=number(0, above=True),
         default=10.0,
         metavar="SECONDS",
-        help="Between two pictures of the camera.",
+        help="Between two images of the camera.",
     ),
     setting(
         "--timeout",
         type=number(0, above=True),
         default=2.0,
         metavar="SECONDS",
-        help="How long a picture waits for the server; then the exit answers.",
+        help="How long an image waits for the server; then the exit's prediction is taken.",
     ),
 )
 

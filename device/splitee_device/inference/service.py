@@ -1,4 +1,4 @@
-"""The device as an inference service: pictures come, answers are published, models are switched."""
+"""The device as an inference service: images come, predictions are published, models are switched."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
-from splitee.samples.images import PICTURE_SUFFIXES, Shape, load_picture
-from splitee_device.inference.camera import take_picture
+from splitee.samples.images import IMAGE_SUFFIXES, Shape, load_image
+from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
 
@@ -27,13 +27,13 @@ TICK = 0.2  # seconds between two looks at the folder, the clock and the model i
 log = logging.getLogger(__name__)
 
 
-class Pictures(Protocol):
+class ImageSource(Protocol):
     def new(self) -> list[tuple[str, Path | bytes]]:
-        """What has come since the last call: each picture's name, and its file or encoded bytes."""
+        """What has come since the last call: each image's name, and its file or encoded bytes."""
 
 
 class Folder:
-    """The pictures that come into a folder; those that are there at the start are not new.
+    """The images that come into a folder; those that are there at the start are not new.
 
     A file is taken when its size has stayed the same between two looks: it may still be being written.
     """
@@ -58,7 +58,7 @@ class Folder:
     def _sizes(self) -> dict[Path, int]:
         found = {}
         for path in self._path.iterdir():
-            if path.suffix.lower() in PICTURE_SUFFIXES and not path.name.startswith("."):
+            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 try:
                     found[path] = path.stat().st_size
                 except OSError:  # it is gone again
@@ -67,7 +67,7 @@ class Folder:
 
 
 class Camera:
-    """A picture every so many seconds."""
+    """An image every so many seconds."""
 
     def __init__(self, every: float) -> None:
         self._every = every
@@ -77,7 +77,7 @@ class Camera:
         if time.monotonic() < self._due:
             return []
         self._due = time.monotonic() + self._every
-        return [("camera", take_picture())]
+        return [("camera", capture_image())]
 
 
 class InferenceService:
@@ -109,9 +109,9 @@ class InferenceService:
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
         self._shape: Shape = (3, 1, 1)
-        self.answered = 0
+        self.predicted = 0
 
-    def run(self, pictures: Pictures, stop: Callable[[], bool]) -> None:
+    def run(self, images: ImageSource, stop: Callable[[], bool]) -> None:
         """Serves until `stop`. Without a model it waits for one to be released."""
         if self._shelf.release is None:
             log.info("no model yet: waiting for one to be released to %s", self._device)
@@ -123,7 +123,7 @@ class InferenceService:
             if self._shelf.release != self._release:
                 self._switch()
             if self._predictor is not None and not isinstance(event, Message):
-                self._answer(pictures, self._predictor)
+                self._classify(images, self._predictor)
 
     def close(self) -> None:
         if self._offload is not None:
@@ -146,19 +146,19 @@ class InferenceService:
         self._shape = (channels, height, width)
         log.info("in service: round %d of run %s", model.manifest.round, model.manifest.run)
 
-    def _answer(self, pictures: Pictures, predictor: Predictor) -> None:
+    def _classify(self, images: ImageSource, predictor: Predictor) -> None:
         try:
-            new = pictures.new()
+            new = images.new()
         except DataError as error:
             log.warning("%s", error)
             return
         for name, source in new:
             try:
-                pixels = load_picture(source, self._shape, name=name)
+                pixels = load_image(source, self._shape, name=name)
             except DataError as error:
                 log.warning("skipped: %s", error)
                 continue
-            answer = asdict(predictor(pixels))
-            report = PredictionReport(picture=name[:1000], time=time.time(), **answer)
+            prediction = asdict(predictor(pixels))
+            report = PredictionReport(picture=name[:1000], time=time.time(), **prediction)
             self._link.publish(self._topic, report.encode())
-            self.answered += 1
+            self.predicted += 1

@@ -143,8 +143,8 @@ def throttled(root: Path = ROOT, ask: Callable[[], str | None] | None = None) ->
     path = "sys/devices/platform/soc/soc:firmware/get_throttled"
     text, source = _read(root / path), f"/{path}"
     if text is None:
-        answer, source = (ask or _ask_firmware)(), "vcgencmd get_throttled"
-        text = answer.strip().removeprefix("throttled=") if answer else None
+        output, source = (ask or _ask_firmware)(), "vcgencmd get_throttled"
+        text = output.strip().removeprefix("throttled=") if output else None
     if text is None or not re.fullmatch(r"(0x)?[0-9a-fA-F]+", text):
         return Fact(None, source)
     bits = int(text, 16)
@@ -187,12 +187,12 @@ def _busy(times: object) -> float:
 
 def _ask_firmware() -> str | None:
     try:
-        answer = subprocess.run(
+        done = subprocess.run(
             ["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout
+    return done.stdout
 
 
 def _cpu_model(root: Path) -> Fact:

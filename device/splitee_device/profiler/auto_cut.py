@@ -59,7 +59,7 @@ class AutoCut:
     """How a device chooses its cut by itself.
 
     Args:
-        samples: pictures it trains on.
+        samples: images it trains on.
         budget: seconds to measure for.
         memory: bytes that training may take, if it is less than there are.
         first: the cut to begin with; None: the one that is chosen.

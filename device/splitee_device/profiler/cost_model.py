@@ -34,7 +34,7 @@ class LinkSpeed:
 class Work:
     """What a device does in a round, and what its choice must respect."""
 
-    samples: int  # training pictures, all held in memory
+    samples: int  # training images, all held in memory
     steps: int  # batches a round
     reserve: int  # bytes that must stay free
     cpu_share: float = 1.0  # of the usable cores, that training may keep busy
@@ -43,7 +43,7 @@ class Work:
 
 @dataclass(frozen=True)
 class CutRow:
-    """One cut. Times in seconds, memory in bytes; `inference` is one picture's. None: not known."""
+    """One cut. Times in seconds, memory in bytes; `inference` is one image's. None: not known."""
 
     cut: int
     stage: str
@@ -56,7 +56,7 @@ class CutRow:
     encoding: float
     sending: float  # that it takes from training, where training keeps all cores busy
     memory: int
-    needed: int  # of memory in all: torch, training, pictures
+    needed: int  # of memory in all: torch, training, images
     code: int  # of that, pages of files
     inference: float
     inference_memory: int
@@ -200,14 +200,14 @@ class _Model:
         return "CPU share" if share > self._work.cpu_share + 1e-9 else ""
 
     def _needed(self, memory: int, cut: int) -> int:
-        """Bytes with torch, its code and the pictures; what was not measured gets MARGIN on top."""
+        """Bytes with torch, its code and the images; what was not measured gets MARGIN on top."""
         margin = 1.0 if cut in self._costs else MARGIN
         spec = self._measured.spec
-        picture = prod(spec.input_shape) + (
+        image = prod(spec.input_shape) + (
             2 * spec.num_classes if spec.soft_labels else 0
         )  # with its soft label
-        pictures = self._work.samples * picture
-        return self._measured.description.base_memory + self._code + pictures + round(margin * memory)
+        images = self._work.samples * image
+        return self._measured.description.base_memory + self._code + images + round(margin * memory)
 
     def _stage_times(self) -> tuple[list[float], list[float]]:
         """Seconds from the start to each cut, forward and backward; unmeasured stages by their operations."""

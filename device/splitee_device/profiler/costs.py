@@ -31,7 +31,7 @@ class StageFacts(msgspec.Struct, frozen=True):
 
 
 class Description(JsonMessage, frozen=True):
-    """The answer to Setup: the network, and what Python with torch takes before any of it is built."""
+    """The reply to Setup: the network, and what Python with torch takes before any of it is built."""
 
     stages: tuple[StageFacts, ...]  # all L of them
     base_memory: int  # bytes, anonymous: torch and all that the agent imports
@@ -61,7 +61,7 @@ class CutCosts(JsonMessage, frozen=True):
     payload: int  # bytes a batch on the wire
     memory: int  # anonymous, at its peak
     code: int  # pages of libraries and of the program that training touches; no growth, but needed as well
-    inference: float  # seconds a picture
+    inference: float  # seconds an image
     inference_memory: int
     reference: float  # seconds of the reference between the steps: the device's speed at that moment
     seconds: float  # that the measurement took in all
@@ -104,7 +104,7 @@ def mean_costs(looks: Sequence[CutCosts]) -> CutCosts:
 
 
 class Failed(JsonMessage, frozen=True):
-    """The answer instead: why there are no costs."""
+    """The reply instead: why there are no costs."""
 
     message: str
     killed: bool = False  # the process that tried ran out of memory

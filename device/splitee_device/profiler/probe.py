@@ -49,7 +49,7 @@ class Probe:
     """The worker process: started when it is first asked, and again should it die; ended on exit."""
 
     def __init__(self, setup: Setup, deadline: float, tick: Callable[[], None]) -> None:
-        """`deadline`: of all answers, by time.monotonic. `tick` is called twice a second; it may raise."""
+        """`deadline`: of all replies, by time.monotonic. `tick` is called twice a second; it may raise."""
         self._setup = setup
         self._deadline = deadline
         self._tick = tick
@@ -70,7 +70,7 @@ class Probe:
 
         Raises:
             NetworkError: there is no such network, or it does not fit its input.
-            MemoryTooSmall: the worker was killed before it could answer.
+            MemoryTooSmall: the worker was killed before it could reply.
             TimeoutError: the deadline has passed.
         """
         reply = self._start()
@@ -203,11 +203,11 @@ class Plan:
                 return MeasureCut(cut=cut, seconds=self._seconds, most=left / 2)
         return None
 
-    def take(self, asked: MeasureCut, answer: CutCosts | Failed) -> None:
-        if isinstance(answer, CutCosts):
-            self._looks.setdefault(asked.cut, []).append(answer)
+    def take(self, asked: MeasureCut, result: CutCosts | Failed) -> None:
+        if isinstance(result, CutCosts):
+            self._looks.setdefault(asked.cut, []).append(result)
         else:
-            self.failed[asked.cut] = answer
+            self.failed[asked.cut] = result
             self._looks.pop(asked.cut, None)
 
     def _candidates(self) -> list[int]:

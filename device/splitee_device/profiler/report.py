@@ -1,4 +1,4 @@
-"""A profile as people read it (tables, a picture) and as programs do (JSON)."""
+"""A profile as people read it (tables, a chart) and as programs do (JSON)."""
 
 from __future__ import annotations
 

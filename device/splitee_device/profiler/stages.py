@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.batches import batch
-from splitee_device.data.images import PictureSet
+from splitee_device.data.images import ImageSet
 from splitee_device.profiler.costs import StageFacts
 
 SMALL = 2  # samples that show what a stage saves for its backward pass
@@ -49,7 +49,7 @@ def describe_stages(spec: RunSpec) -> Iterator[StageFacts]:
 
 
 def stage_cpu(
-    cut: int, exit_head: nn.Module, pictures: PictureSet, spec: RunSpec
+    cut: int, exit_head: nn.Module, images: ImageSet, spec: RunSpec
 ) -> Iterator[tuple[float, float]]:
     """CPU seconds of forward and backward of each stage: how a step's time divides among the stages.
 
@@ -60,7 +60,7 @@ def stage_cpu(
     forwards: list[list[float]] = []
     backwards: list[list[float]] = []
     for _ in range(STAGE_STEPS):
-        features, labels = batch(pictures, np.arange(spec.batch_size), spec.mean, spec.std)
+        features, labels = batch(images, np.arange(spec.batch_size), spec.mean, spec.std)
         arrived: dict[int, float] = {}
         ends = [time.process_time()]
         for place, stage in enumerate(stages, start=1):

@@ -34,7 +34,7 @@ from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state
 from splitee_device.data.batches import batch
-from splitee_device.data.images import DeviceData, PictureSet
+from splitee_device.data.images import DeviceData, ImageSet
 from splitee_device.machine.memory import MemoryWatch, memory
 from splitee_device.profiler.costs import CutCosts, Description, Failed, MeasureCut, Reply, Setup
 from splitee_device.profiler.reference import Reference
@@ -57,10 +57,10 @@ def main() -> None:
     def describe() -> Reply:
         return Reply(description=Description(stages=tuple(describe_stages(setup.spec)), base_memory=base))
 
-    _answer(_in_a_fork(setup, describe))
+    _send(_in_a_fork(setup, describe))
     for line in iter(sys.stdin.buffer.readline, b""):
         request = MeasureCut.decode(line)
-        _answer(_in_a_fork(setup, lambda asked=request: Reply(costs=measure_cut(setup, asked))))  # type: ignore[misc]
+        _send(_in_a_fork(setup, lambda asked=request: Reply(costs=measure_cut(setup, asked))))  # type: ignore[misc]
 
 
 def _offer_to_be_killed(score: int) -> None:
@@ -69,7 +69,7 @@ def _offer_to_be_killed(score: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(score))
 
 
-def _answer(reply: bytes) -> None:
+def _send(reply: bytes) -> None:
     sys.stdout.buffer.write(reply + b"\n")
     sys.stdout.buffer.flush()
 
@@ -120,7 +120,7 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     started = time.perf_counter()
     before = memory()["RssAnon"]
     spec = setup.spec
-    data = _pictures(spec)
+    data = _noise(spec)
     watch = MemoryWatch()
     with watch:
         trainer = open_trainer(spec, asked.cut, "profile", data)
@@ -199,26 +199,26 @@ def _encode(spec: RunSpec, batch: CutBatch) -> bytes:
 
 
 def _infer(trainer: ClientTrainer, data: DeviceData, spec: RunSpec) -> float:
-    """Seconds to classify one picture by the exit."""
+    """Seconds to classify one image by the exit."""
     trainer.client.eval()
     trainer.exit.eval()
-    picture, _ = batch(data.held_out, np.arange(1), spec.mean, spec.std)
+    image, _ = batch(data.held_out, np.arange(1), spec.mean, spec.std)
     seconds = []
     for _ in range(INFERENCES):
         begun = time.perf_counter()
         with torch.inference_mode():
-            trainer.exit(trainer.client(picture))
+            trainer.exit(trainer.client(image))
         seconds.append(time.perf_counter() - begun)
     return median(seconds)
 
 
-def _pictures(spec: RunSpec) -> DeviceData:
-    """Noise: what training costs does not depend on what is in the pictures."""
+def _noise(spec: RunSpec) -> DeviceData:
+    """Training and held-out images: what training costs does not depend on what is in the images."""
     generator = np.random.default_rng(0)
 
-    def some(count: int) -> PictureSet:
+    def some(count: int) -> ImageSet:
         images = generator.integers(0, 256, (count, *spec.input_shape), np.uint8)
-        return PictureSet(images, np.arange(count) % spec.num_classes)
+        return ImageSet(images, np.arange(count) % spec.num_classes)
 
     return DeviceData(some(spec.batch_size), some(EVALUATION_BATCH), ("a", "b"), ())
 

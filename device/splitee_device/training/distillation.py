@@ -1,4 +1,4 @@
-"""Distillation: the exit learns from the trunk's answers to the same pictures in an earlier round."""
+"""Distillation: the exit learns from the trunk's predictions for the same images in an earlier round."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from splitee.training.soft_labels import SoftLabels
 
 
 class Teacher:
-    """Finds the soft label of each picture; one that was in no batch of that round has none."""
+    """Finds the soft label of each image; one that was in no batch of that round has none."""
 
     def __init__(self, spec: RunSpec, device: str, samples: int, labels: SoftLabels | None) -> None:
-        """`samples`: the device's training pictures. `labels`: None teaches nothing."""
+        """`samples`: the device's training images. `labels`: None teaches nothing."""
         self._weight = spec.soft_labels
         self._labels = labels
-        self._rows = np.full(samples, -1)  # of each picture's latest answer
+        self._rows = np.full(samples, -1)  # of each image's latest soft label
         if labels is not None:
             order = np.concatenate(list(epoch_batches(spec, device, labels.round, samples)))
             self._rows[order] = np.arange(len(order))
 
     def loss(self, indices: npt.NDArray[np.integer], logits: Tensor) -> Tensor:
-        """Cross-entropy of `logits` (B, classes) to the soft labels of these pictures, weighted: a scalar."""
+        """Cross-entropy of `logits` (B, classes) to the soft labels of these images, weighted: a scalar."""
         if self._labels is None:
             return logits.new_zeros(())
         rows = torch.from_numpy(self._rows[indices])
-        answers = self._labels.probabilities[rows.clamp(min=0)].to(logits.device).float()  # (B, classes)
-        each = -(answers * F.log_softmax(logits, dim=1)).sum(dim=1)
+        targets = self._labels.probabilities[rows.clamp(min=0)].to(logits.device).float()  # (B, classes)
+        each = -(targets * F.log_softmax(logits, dim=1)).sum(dim=1)
         return self._weight * (each * (rows >= 0).to(logits.device)).mean()

@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 
 IDENTITY = ("run", "network", "cut")  # the facts by which a state is told from another
-CALIBRATION_PICTURES = 128
-HELD_OUT_PICTURES = 1000
+CALIBRATION_IMAGES = 128
+HELD_OUT_IMAGES = 1000
 
 
 class DeviceStore:
-    """States of one run in a state directory, and the pictures that an exported model is tried on."""
+    """States of one run in a state directory, and the images that an exported model is tried on."""
 
     def __init__(self, directory: StateDirectory, device: str, data: DeviceData) -> None:
         self._directory = directory
@@ -119,12 +119,12 @@ class DeviceStore:
         }
 
     def _save_samples(self) -> None:
-        """Some of the device's pictures, for what is done with the model once the data may be gone."""
+        """Some of the device's images, for what is done with the model once the data may be gone."""
         train, held_out = self._data.train, self._data.held_out
-        chosen = some_of(len(held_out), HELD_OUT_PICTURES, held_out.images[0].nbytes)
+        chosen = some_of(len(held_out), HELD_OUT_IMAGES, held_out.images[0].nbytes)
         samples = Samples(
             held_out.images[chosen],
             held_out.labels[chosen],
-            train.images[some_of(len(train), CALIBRATION_PICTURES, train.images[0].nbytes)],
+            train.images[some_of(len(train), CALIBRATION_IMAGES, train.images[0].nbytes)],
         )
         write_atomically(self._directory.path / SAMPLES, samples.encode())

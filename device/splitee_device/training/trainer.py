@@ -69,7 +69,7 @@ class ClientTrainer:
 
         Args:
             soft_labels: of an earlier round; the exit learns from them beside the labels.
-            steps: batches, where they are not as many as these pictures make.
+            steps: batches, where they are not as many as these images make.
         """
         self._model.train()
         steps = self.steps if steps is None else steps
@@ -77,11 +77,11 @@ class ClientTrainer:
         losses, correct, seen = 0.0, 0, 0
         batches = epoch_batches(self._spec, self._device, number, self.samples, steps)
         for step, indices in enumerate(batches):
-            pictures, labels = self._train_batch(indices)
+            images, labels = self._train_batch(indices)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
             with precision_at(self._place):
-                features = self.client(augment(pictures, self._spec.augmentation))  # (B, *feature_shape)
+                features = self.client(augment(images, self._spec.augmentation))  # (B, *feature_shape)
                 logits = self.exit(features)  # (B, num_classes)
                 loss = F.cross_entropy(logits + self._offsets, labels)
             self.optimizer.zero_grad(set_to_none=True)
@@ -94,19 +94,19 @@ class ClientTrainer:
             yield CutBatch(_array(features.detach().float()), _array(labels))
 
     def evaluate(self, steps: int | None = None) -> Iterator[CutBatch]:
-        """The held-out pictures at the cut, with what the exit predicts.
+        """The held-out images at the cut, with what the exit predicts.
 
         Args:
-            steps: batches, where they are not as many as these pictures make: fewer, or some once more.
+            steps: batches, where they are not as many as these images make: fewer, or some once more.
         """
         self._model.eval()
         everything = np.arange(self.held_out)
         for step in range(self._evaluation_steps if steps is None else steps):
             start = step % self._evaluation_steps * EVALUATION_BATCH
             indices = everything[start : start + EVALUATION_BATCH]
-            pictures, labels = self._held_out_batch(indices)
+            images, labels = self._held_out_batch(indices)
             with torch.inference_mode(), precision_at(self._place):
-                features = self.client(pictures)
+                features = self.client(images)
                 logits = self.exit(features)
             predicted, entropy = logits.argmax(dim=1), normalized_entropy(_array(logits.float()))
             yield CutBatch(_array(features.float()), _array(labels), _array(predicted), entropy)

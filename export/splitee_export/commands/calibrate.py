@@ -21,7 +21,7 @@ from splitee.inference.offload import Offload
 from splitee.inference.trunks import TrunkModels
 from splitee.inference.uncertainty import Array
 from splitee.mqtt.options import LinkOptions
-from splitee.samples.images import PICTURE_SUFFIXES, Pixels, load_picture
+from splitee.samples.images import IMAGE_SUFFIXES, Pixels, load_image
 from splitee.samples.kept import Samples
 from splitee_export.calibration import HeldOut, choose, curve
 
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
     "--measure",
     type=click.Choice(["entropy", "confidence"]),
     default="entropy",
-    help="Of doubt: normalised entropy, or 1 - the largest probability.",
+    help="Of uncertainty: normalised entropy, or 1 - the largest probability.",
 )
 @setting("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curve (png, svg or pdf).")
 @setting(
@@ -104,13 +104,15 @@ def evaluate(
     client: ClientModel, trunk: Callable[[Array], Array], pictures: Pixels, labels: Labels
 ) -> HeldOut:
     """What exit and trunk make of held-out pictures, uint8 (N, C, H, W) with labels (N,)."""
-    doubt, exits, trunks = [], [], []
+    uncertainty, exits, trunks = [], [], []
     for start in range(0, len(labels), BATCH):
         features, logits = client(pictures[start : start + BATCH])
-        doubt.append(client.doubt(logits))
+        uncertainty.append(client.uncertainty(logits))
         exits.append(logits.argmax(axis=1))
         trunks.append(trunk(features).argmax(axis=1))
-    return HeldOut(np.concatenate(doubt), np.concatenate(exits) == labels, np.concatenate(trunks) == labels)
+    return HeldOut(
+        np.concatenate(uncertainty), np.concatenate(exits) == labels, np.concatenate(trunks) == labels
+    )
 
 
 def draw(points: tuple[Point, ...], chosen: Point, measure: str, path: Path) -> None:
@@ -143,12 +145,12 @@ def _held_out(model: Path, client: ClientModel, data: Path | None) -> tuple[Pixe
         for label, name in enumerate(names)
         if (data / name).is_dir()
         for file in sorted((data / name).iterdir())
-        if file.suffix.lower() in PICTURE_SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not files:
         raise DataError(f"{data}: expected pictures in folders named as the classes: {', '.join(names[:10])}")
     channels, height, width = client.manifest.input_shape
-    pictures = np.stack([load_picture(file, (channels, height, width)) for file, _ in files])
+    pictures = np.stack([load_image(file, (channels, height, width)) for file, _ in files])
     return pictures, np.array([label for _, label in files])
 
 

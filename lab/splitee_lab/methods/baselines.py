@@ -21,7 +21,7 @@ from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer, precision_at
 from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batch, batches_at
-from splitee_device.data.images import PictureSet, Shard, open_data
+from splitee_device.data.images import ImageSet, Shard, open_data
 from splitee_lab.local.workers import at_work
 
 CENTRALIZED = "centralized"
@@ -99,7 +99,7 @@ def train(baseline: Baseline) -> Iterator[Progress]:
 class WholeTrainer:
     """The whole network in one place, trained as a device trains its part: same batches, seeds, schedule."""
 
-    def __init__(self, network: nn.Module, run: RunSpec, name: str, pictures: PictureSet) -> None:
+    def __init__(self, network: nn.Module, run: RunSpec, name: str, pictures: ImageSet) -> None:
         self.network = network
         self.steps = steps_a_round(run, len(pictures))
         self._run = run
@@ -130,7 +130,7 @@ class WholeTrainer:
             yield loss.item()
 
 
-def evaluate(network: nn.Module, pictures: PictureSet, run: RunSpec) -> float:
+def evaluate(network: nn.Module, pictures: ImageSet, run: RunSpec) -> float:
     """The share of `pictures` that the network gets right."""
     network.eval()
     place = next(network.parameters()).device
@@ -141,13 +141,13 @@ def evaluate(network: nn.Module, pictures: PictureSet, run: RunSpec) -> float:
     return correct / len(pictures)
 
 
-def held_out_batches(pictures: PictureSet, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
+def held_out_batches(pictures: ImageSet, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """All of `pictures`, normalised (B, C, H, W), with their labels (B,)."""
     for indices in np.array_split(np.arange(len(pictures)), -(-len(pictures) // EVALUATION_BATCH)):
         yield batch(pictures, indices, run.mean, run.std)
 
 
-def _pictures(baseline: Baseline) -> tuple[PictureSet, PictureSet]:
+def _pictures(baseline: Baseline) -> tuple[ImageSet, ImageSet]:
     """(training, held-out); the devices of one source hold out the same pictures."""
     run, data = baseline.run, baseline.data
     parts = [
@@ -162,7 +162,7 @@ def _pictures(baseline: Baseline) -> tuple[PictureSet, PictureSet]:
     ]
     images = np.concatenate([part.train.images for part in parts])
     labels = np.concatenate([part.train.labels for part in parts])
-    return PictureSet(images, labels), parts[0].held_out
+    return ImageSet(images, labels), parts[0].held_out
 
 
 def _train(baseline: Baseline, tell: Callable[[Progress], None]) -> None:

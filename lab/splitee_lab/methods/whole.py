@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from splitee_device.data.images import PictureSet
+from splitee_device.data.images import ImageSet
 from splitee_lab.methods.baselines import CENTRALIZED, WholeTrainer, evaluate
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 
@@ -15,7 +15,7 @@ def centralized(experiment: Experiment) -> Iterator[RoundResult]:
     """One network, all pictures. Devices compute nothing, and send their pictures once, as uint8."""
     own = [experiment.devices[name].data.train for name in experiment.samples]
     images, labels = (np.concatenate([getattr(one, part) for one in own]) for part in ("images", "labels"))
-    trainer = whole_trainer(experiment, CENTRALIZED, PictureSet(images, labels))
+    trainer = whole_trainer(experiment, CENTRALIZED, ImageSet(images, labels))
     for number in range(1, experiment.spec.rounds + 1):
         train_round(experiment, trainer, number)
         found = {}
@@ -41,7 +41,7 @@ def alone(experiment: Experiment) -> Iterator[RoundResult]:
         yield RoundResult(number, found, 0, macs)
 
 
-def whole_trainer(experiment: Experiment, name: str, pictures: PictureSet) -> WholeTrainer:
+def whole_trainer(experiment: Experiment, name: str, pictures: ImageSet) -> WholeTrainer:
     return WholeTrainer(experiment.build().module, experiment.spec, name, pictures)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from splitee.durable import write_atomically
 from splitee.errors import DataError, StateError
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.data.images import DeviceData, PictureSet, open_data, spread_evenly
+from splitee_device.data.images import DeviceData, ImageSet, open_data, spread_evenly
 from splitee_lab.local.workers import at_work
 from splitee_lab.methods.experiment import Experiment, RoundResult
 from splitee_lab.methods.registry import METHODS, batches_of
@@ -90,8 +90,8 @@ class News(msgspec.Struct, frozen=True):
 class Pictures:
     """What all jobs share."""
 
-    train: PictureSet
-    held_out: PictureSet
+    train: ImageSet
+    held_out: ImageSet
     class_names: tuple[str, ...]
 
 
@@ -107,14 +107,14 @@ def open_pictures(choice: PictureChoice, input_shape: tuple[int, int, int]) -> P
         other = open_data(choice.test, input_shape=input_shape, seed=DATA_SEED)
         if other.class_names != data.class_names:
             raise DataError(f"{choice.test}: expected the classes of {choice.data}; they differ")
-        held_out = PictureSet(
+        held_out = ImageSet(
             np.concatenate([other.train.images, other.held_out.images]),
             np.concatenate([other.train.labels, other.held_out.labels]),
         )
     if choice.test_samples is not None and choice.test_samples < len(held_out):
         by_class = np.argsort(held_out.labels, kind="stable")
         kept = np.sort(spread_evenly(by_class, choice.test_samples))
-        held_out = PictureSet(held_out.images[kept], held_out.labels[kept])
+        held_out = ImageSet(held_out.images[kept], held_out.labels[kept])
     return Pictures(data.train, held_out, data.class_names)
 
 
@@ -150,7 +150,7 @@ def experiment_of(job: Job, pictures: Pictures, on_batch: Callable[[], None]) ->
     devices = {}
     for index, (name, mine) in enumerate(zip(client_names(job.clients), hands, strict=True)):
         if len(mine) >= 2:
-            own = PictureSet(train.images[mine], train.labels[mine])
+            own = ImageSet(train.images[mine], train.labels[mine])
             data = DeviceData(own, pictures.held_out, pictures.class_names, ())
             devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data)
     return Experiment(job.run, devices, job.evaluate_every, on_batch, job.place)

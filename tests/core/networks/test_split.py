@@ -357,7 +357,7 @@ def test_a_network_that_cannot_be_cut_is_refused_in_one_line(name: str, reason: 
         ("vgg11", "small", (3, 32, 32), "is for the resnets"),
         ("resnet18", "tiny", (3, 32, 32), "choose one of imagenet, small"),
         ("resnet18", "imagenet", (1, 28, 28), "3 channels"),
-        ("vit_b_16", "imagenet", (3, 32, 64), "square pictures, not 32x64"),
+        ("vit_b_16", "imagenet", (3, 32, 64), "square images, not 32x64"),
     ],
 )
 def test_stem_and_input_are_checked(name: str, stem: str, shape: tuple[int, ...], reason: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from splitee.errors import DataError
-from splitee.samples.images import UnreadablePicture, fit_array, load_picture, normalize
+from splitee.samples.images import UnreadableImage, fit_array, load_image, normalize
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -31,8 +31,8 @@ def test_picture_of_the_wanted_size_keeps_its_pixels(tmp_path: Path) -> None:
     pixels = noise(8, 12, 3)
     path = tmp_path / "noise.png"
     Image.fromarray(pixels).save(path)
-    assert np.array_equal(load_picture(path, (3, 8, 12)), pixels.transpose(2, 0, 1))
-    assert np.array_equal(load_picture(path.read_bytes(), (3, 8, 12)), pixels.transpose(2, 0, 1))
+    assert np.array_equal(load_image(path, (3, 8, 12)), pixels.transpose(2, 0, 1))
+    assert np.array_equal(load_image(path.read_bytes(), (3, 8, 12)), pixels.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -44,7 +44,7 @@ def test_files_and_arrays_give_the_same_pixels(layout: tuple[int, ...], channels
     fitted = fit_array(pixels, shape)
     assert fitted.shape == shape
     assert fitted.dtype == np.uint8
-    assert np.array_equal(fitted, load_picture(encoded(image), shape))
+    assert np.array_equal(fitted, load_image(encoded(image), shape))
 
 
 def test_the_middle_of_an_oblong_picture_is_kept() -> None:
@@ -59,7 +59,7 @@ def test_exif_orientation_turns_the_picture_upright() -> None:
     lying = Image.fromarray(np.rot90(upright))  # as a camera stores it that was turned to the right
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert np.array_equal(load_picture(encoded(lying, exif=exif), (1, 16, 16))[0], upright)
+    assert np.array_equal(load_image(encoded(lying, exif=exif), (1, 16, 16))[0], upright)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -67,7 +67,7 @@ def test_exif_orientation_turns_the_picture_upright() -> None:
 def test_what_is_transparent_becomes_white(mode: str, channels: int) -> None:
     clear_above = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
     clear_above.paste((90, 90, 90, 0), (0, 0, 8, 4))
-    picture = load_picture(encoded(clear_above.convert(mode)), (channels, 8, 8))
+    picture = load_image(encoded(clear_above.convert(mode)), (channels, 8, 8))
     assert np.all(picture[:, :4] == 255)
     assert np.all(picture[:, 4:] == 0)
 
@@ -75,13 +75,13 @@ def test_what_is_transparent_becomes_white(mode: str, channels: int) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_keeps_its_upper_byte(kind: str) -> None:
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    assert np.array_equal(load_picture(encoded(Image.fromarray(deep), kind), (1, 8, 8))[0], deep >> 8)
+    assert np.array_equal(load_image(encoded(Image.fromarray(deep), kind), (1, 8, 8))[0], deep >> 8)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
 def test_every_mode_of_a_file_becomes_rgb(mode: str) -> None:
     image = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)
-    picture = load_picture(encoded(image, "TIFF"), (3, 8, 8))
+    picture = load_image(encoded(image, "TIFF"), (3, 8, 8))
     assert np.all(picture >= 250)
 
 
@@ -90,7 +90,7 @@ def test_large_jpeg_is_close_to_the_picture_resized_in_full() -> None:
     jpeg = encoded(smooth, "JPEG", quality=95)
     with Image.open(io.BytesIO(jpeg)) as whole:
         expected = fit_array(np.asarray(whole), (3, 32, 32))
-    difference = np.abs(load_picture(jpeg, (3, 32, 32)).astype(int) - expected)
+    difference = np.abs(load_image(jpeg, (3, 32, 32)).astype(int) - expected)
     assert difference.mean() < 0.5
     assert difference.max() <= 4
 
@@ -121,8 +121,8 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [8193, 10_000, 60_000])
 @pytest.mark.filterwarnings("error")
 def test_bomb_is_refused_by_its_header(side: int) -> None:
-    with pytest.raises(UnreadablePicture, match=r"^bomb\.png: .*pixels"):
-        load_picture(png_header(side, side), (3, 8, 8), name="bomb.png")
+    with pytest.raises(UnreadableImage, match=r"^bomb\.png: .*pixels"):
+        load_image(png_header(side, side), (3, 8, 8), name="bomb.png")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
@@ -130,8 +130,8 @@ def test_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
     whole = encoded(Image.fromarray(noise(40, 40, 3)), kind)
     path = tmp_path / "half"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UnreadablePicture, match="half: expected a picture") as caught:
-        load_picture(path, (3, 8, 8))
+    with pytest.raises(UnreadableImage, match="half: expected an image") as caught:
+        load_image(path, (3, 8, 8))
     assert caught.value.name == str(path)
     assert "\n" not in str(caught.value)
 
@@ -140,26 +140,26 @@ def test_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
     "content", [b"", b"no picture", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
 )
 def test_what_is_no_picture_is_unreadable(content: bytes) -> None:
-    with pytest.raises(UnreadablePicture, match="got something else"):
-        load_picture(content, (3, 8, 8))
+    with pytest.raises(UnreadableImage, match="got something else"):
+        load_image(content, (3, 8, 8))
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnreadablePicture, match=r"gone\.png: .*no such file"):
-        load_picture(tmp_path / "gone.png", (3, 8, 8))
+    with pytest.raises(UnreadableImage, match=r"gone\.png: .*no such file"):
+        load_image(tmp_path / "gone.png", (3, 8, 8))
 
 
 @pytest.mark.parametrize(
     "array", [np.zeros((4, 4), np.float32), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8)]
 )
 def test_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
-    with pytest.raises(DataError, match="expected a picture as uint8"):
+    with pytest.raises(DataError, match="expected an image as uint8"):
         fit_array(array, (3, 8, 8))
 
 
 def test_network_with_other_channels_is_refused() -> None:
     with pytest.raises(DataError, match=r"1 channel .* or 3"):
-        load_picture(encoded(Image.new("L", (4, 4))), (2, 4, 4))
+        load_image(encoded(Image.new("L", (4, 4))), (2, 4, 4))
 
 
 def test_pictures_need_no_torch() -> None:

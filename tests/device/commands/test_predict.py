@@ -19,7 +19,7 @@ from trained import Trained, train
 from splitee.errors import ExitCode
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, MANIFEST, ClientManifest, read_manifest, write_manifest
-from splitee.inference.uncertainty import doubt, normalized_entropy, softmax
+from splitee.inference.uncertainty import normalized_entropy, softmax, uncertainty
 from splitee.samples.kept import Samples
 from splitee_device.data.batches import batch
 from splitee_export.graphs import ClientGraph, run_torch
@@ -132,14 +132,14 @@ def test_an_unreadable_picture_is_skipped_among_others_and_an_error_alone(
     done = predict("--model", trained.path / "model", tmp_path, "--json")
     assert len(answers(done)) == 1 and "skipped" in done.stderr and "bad.png" in done.stderr
     alone = predict("--model", trained.path / "model", bad)
-    assert alone.returncode == ExitCode.DATA and "expected a picture" in alone.stderr
+    assert alone.returncode == ExitCode.DATA and "expected an image" in alone.stderr
 
 
 def test_what_there_is_nothing_to_classify_in_is_named(trained: Trained, tmp_path: Path) -> None:
     model = ("--model", trained.path / "model")
     for arguments, code, words in (
         (model, ExitCode.CONFIG, "nothing to classify"),
-        ((*model, tmp_path), ExitCode.DATA, "holds no pictures"),
+        ((*model, tmp_path), ExitCode.DATA, "holds no images"),
         ((*model, tmp_path / "missing.png"), ExitCode.DATA, "missing.png"),
         ((*model, "--threshold", 1.5, tmp_path), ExitCode.CONFIG, "--threshold"),
     ):
@@ -198,7 +198,7 @@ def test_a_model_that_is_not_what_its_manifest_says_is_refused(model: Path, dama
     work, words = DAMAGES[damage]
     work(model)
     done = predict("--model", model, model)
-    assert done.returncode == ExitCode.DATA  # the folder holds no pictures: nothing was loaded yet
+    assert done.returncode == ExitCode.DATA  # the folder holds no images: nothing was loaded yet
     save(np.zeros((3, 8, 8), np.uint8), model / "picture.png")
     done = predict("--model", model, model)
     assert done.returncode == ExitCode.MODEL, done.stderr
@@ -241,7 +241,7 @@ def test_normalised_entropy_is_the_softmaxs_and_doubt_stays_within_its_bounds() 
     np.testing.assert_allclose(normalized_entropy(logits), softmaxs.numpy(), atol=1e-5)
     extremes = np.array([[0.0] * 10, [1e4] + [-1e4] * 9], dtype="f4")
     for measure, none in (("entropy", 1.0), ("confidence", 0.9)):
-        np.testing.assert_allclose(doubt(extremes, measure), [none, 0.0], atol=1e-6)  # type: ignore[arg-type]
+        np.testing.assert_allclose(uncertainty(extremes, measure), [none, 0.0], atol=1e-6)  # type: ignore[arg-type]
 
 
 def test_a_model_takes_batches_of_any_size(trained: Trained) -> None:

@@ -7,8 +7,8 @@ import torch
 
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee_device.data.batches import ResidentPictures, batches_at
-from splitee_device.data.images import PictureSet
+from splitee_device.data.batches import ResidentImages, batches_at
+from splitee_device.data.images import ImageSet
 
 
 def test_resident_pictures_are_normalised_like_others() -> None:
@@ -22,10 +22,10 @@ def test_resident_pictures_are_normalised_like_others() -> None:
         std=(0.2,),
     )
     generator = np.random.default_rng(1)
-    pictures = PictureSet(generator.integers(0, 256, (9, 3, 4, 5), np.uint8), np.arange(9))
+    pictures = ImageSet(generator.integers(0, 256, (9, 3, 4, 5), np.uint8), np.arange(9))
     indices = np.array([7, 0, 7, 3])
     place = torch.device("cpu")
-    images, labels = ResidentPictures(place, pictures, run)(indices)
+    images, labels = ResidentImages(place, pictures, run)(indices)
     expected, expected_labels = batches_at(place, pictures, run)(indices)
     torch.testing.assert_close(images, expected)
     assert images.dtype == torch.float32

@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 
 from splitee.errors import ConfigError, DataError
-from splitee.samples.images import load_picture, normalize
+from splitee.samples.images import load_image, normalize
 from splitee_device.data.batches import batch
-from splitee_device.data.images import DeviceData, PictureSet, Shard, open_data
+from splitee_device.data.images import DeviceData, ImageSet, Shard, open_data
 
 SHAPE = (1, 6, 6)
 BUILTIN = Path(__file__).parents[3] / "device/splitee_device/data/builtin/fashion-mnist.npz"
@@ -64,7 +64,7 @@ def write_idx(path: Path, values: np.ndarray, opener: Callable[..., io.BufferedI
         file.write(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
 
 
-def numbers(pictures: PictureSet) -> list[int]:
+def numbers(pictures: ImageSet) -> list[int]:
     return [int(grey) for grey in pictures.images[:, 0, 0, 0]]
 
 
@@ -111,7 +111,7 @@ def test_training_and_inference_see_the_same_pixels(tmp_path: Path) -> None:
             pixels = generator.integers(0, 256, (50, 70, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.jpg")
     data = open_data(str(tmp_path), input_shape=(3, 32, 32))
-    loaded = {load_picture(path, (3, 32, 32)).tobytes() for path in tmp_path.glob("*/*.jpg")}
+    loaded = {load_image(path, (3, 32, 32)).tobytes() for path in tmp_path.glob("*/*.jpg")}
     assert {image.tobytes() for image in [*data.train.images, *data.held_out.images]} == loaded
 
 
@@ -284,7 +284,7 @@ def test_torchvision_picture_that_cannot_be_read_is_skipped(tmp_path: Path) -> N
     (tmp_path / "country211" / "train" / "AE" / "005.png").write_bytes(b"broken")
     data = open_data(f"torchvision:Country211:{tmp_path}", input_shape=SHAPE)
     assert numbers(data.train) == [0, 1, 2, 3, 4, 6, 7]
-    assert data.skipped == ("Country211 training picture 5",)
+    assert data.skipped == ("Country211 training image 5",)
 
 
 # --- bad input: one line each
@@ -318,12 +318,12 @@ def test_source_that_is_not_there(spec: str, expected: str, tmp_path: Path) -> N
 
 def test_folder_without_pictures(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 0, "b": 0})
-    assert "its 2 class folders hold no pictures" in refusal(tmp_path)
+    assert "its 2 class folders hold no images" in refusal(tmp_path)
 
 
 def test_one_class_only_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, {"cats": 3, "dogs": 0})
-    assert "all 3 pictures are of one class, 'cats'" in refusal(tmp_path)
+    assert "all 3 images are of one class, 'cats'" in refusal(tmp_path)
 
 
 def test_unreadable_pictures_are_skipped_and_counted_in_one_line(
@@ -351,7 +351,7 @@ def test_unreadable_pictures_only_are_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 3, "b": 3})
     for path in tmp_path.glob("*/*.png"):
         path.write_bytes(b"broken")
-    assert "none of its 6 pictures can be read" in refusal(tmp_path)
+    assert "none of its 6 images can be read" in refusal(tmp_path)
 
 
 def test_one_picture_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
@@ -360,16 +360,16 @@ def test_one_picture_a_class_leaves_none_to_hold_out(tmp_path: Path) -> None:
 
 
 def test_one_picture_to_train_on_is_too_few(source: str) -> None:
-    assert "expected two pictures or more to train on" in refusal(source, limit=1)
+    assert "expected two images or more to train on" in refusal(source, limit=1)
 
 
 def test_fewer_pictures_than_shards(source: str) -> None:
-    assert "90 training pictures cannot be shared by 91 shards" in refusal(source, shard=Shard(1, 91))
+    assert "90 training images cannot be shared by 91 shards" in refusal(source, shard=Shard(1, 91))
 
 
 def test_set_beyond_the_bound_says_which_limit_fits(source: str) -> None:
     line = refusal(source, max_bytes=100 * 36 - 1)
-    assert "100 pictures of 1 x 6 x 6" in line
+    assert "100 images of 1 x 6 x 6" in line
     assert "--limit 49" in line
     data = open_data(source, input_shape=SHAPE, max_bytes=100 * 36 - 1, limit=49)
     assert len(data.train) == 49
@@ -384,7 +384,7 @@ def test_settings_out_of_range(source: str, settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("label", [-1, 2, 2**62])
 def test_parquet_label_out_of_range(tmp_path: Path, label: int) -> None:
     write_parquet(tmp_path / "x.parquet", [png(n) for n in range(3)], [0, 1, label], ["a", "b"])
-    assert f"picture 2 has label {label}; expected 0..1" in refusal(tmp_path / "x.parquet")
+    assert f"image 2 has label {label}; expected 0..1" in refusal(tmp_path / "x.parquet")
 
 
 def test_parquet_label_beyond_all_bounds_allocates_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee_device.data.images import DeviceData, PictureSet, open_data
+from splitee_device.data.images import DeviceData, ImageSet, open_data
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.experiment import Experiment
 from splitee_lab.methods.registry import BASELINES, METHODS, STRATEGIES, batches_of
@@ -52,7 +52,7 @@ def experiment(run: RunSpec, data: DeviceData, cuts: dict[str, int] | None = Non
     devices = {}
     for index, (name, cut) in enumerate((cuts or CUTS).items()):
         own = slice(index * SAMPLES, (index + 1) * SAMPLES)
-        train = PictureSet(data.train.images[own], data.train.labels[own])
+        train = ImageSet(data.train.images[own], data.train.labels[own])
         devices[name] = SimulatedDevice(cut, dataclasses.replace(data, train=train))
     return Experiment(run, devices)
 
