@@ -17,7 +17,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.agent.agent import Agent
 from splitee_device.agent.monitor import CutWish
 from splitee_device.agent.session import Session
-from splitee_device.data.images import DeviceData, PictureSet
+from splitee_device.data.images import DeviceData, ImageSet
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 
@@ -90,10 +90,10 @@ def new_trainer(spec: RunSpec, cut: int, data: DeviceData) -> ClientTrainer:
     return ClientTrainer(build_for(spec), cut, spec, DEVICE, data)
 
 
-def some_images(count: int) -> PictureSet:
+def some_images(count: int) -> ImageSet:
     generator = np.random.default_rng(count)
     images = generator.integers(0, 256, (count, *SPEC.input_shape), np.uint8)
-    return PictureSet(images, np.arange(count) % 2)
+    return ImageSet(images, np.arange(count) % 2)
 
 
 def steps_sent(device: Device) -> list[tuple[int, str, int]]:
