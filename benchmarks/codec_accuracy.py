@@ -9,7 +9,7 @@ from statistics import fmean
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee_device.data.images import Shard, open_data
-from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
+from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 
 CODECS = ("fp32", "fp16", "int8+zstd")  # what zstd compresses comes back as it was
 DEVICES = 3  # at cuts 1, 2, 3 of the protocol `small`'s network, each with a third of the 6,000 pictures

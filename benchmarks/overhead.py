@@ -43,7 +43,7 @@ from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.data.images import Shard, open_data
-from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
+from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 
 MOST = 1.15  # CPU seconds of the fleet over those of one process
 TURN = 0.5  # seconds that a side runs for
