@@ -9,7 +9,7 @@ from statistics import fmean
 from benchmarks.simulated_devices import simulated_devices
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee_lab.simulate.simulation import Simulation
+from splitee_lab.methods.simulation import Simulation
 
 CODECS = ("fp32", "fp16", "int8+zstd")  # what zstd compresses comes back as it was
 # Of the network of the protocol `small`; each device has a third of the 6,000 pictures.

@@ -41,7 +41,7 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee_lab.simulate.simulation import Simulation
+from splitee_lab.methods.simulation import Simulation
 
 MOST = 1.15  # CPU seconds of the fleet over those of one process
 TURN = 0.5  # seconds that a side runs for

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from splitee.samples.images import Shape
 from splitee_device.data.images import Shard, open_data
-from splitee_lab.simulate.simulation import SimulatedDevice
+from splitee_lab.methods.simulation import SimulatedDevice
 
 
 def simulated_devices(

@@ -18,7 +18,7 @@ from splitee.mqtt.link import Link
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.data.images import Shard, open_data
-from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
+from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 
 import torch
 
@@ -27,3 +29,9 @@ def count(job: Count, tell: Callable[[int], None]) -> None:
 
 def threads(job: Count, tell: Callable[[int], None]) -> None:
     tell(torch.get_num_threads())
+
+
+def die_within_a_message(job: Count, tell: Callable[[int], None]) -> None:
+    pipe: Connection = tell.__self__  # type: ignore[attr-defined]
+    os.write(pipe.fileno(), struct.pack("!i", 100) + b"the rest never comes")
+    os._exit(3)

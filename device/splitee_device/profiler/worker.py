@@ -97,6 +97,7 @@ def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
     """The forked process's life: one reply, and no way back into the worker's loop."""
     code = 1
     _offer_to_be_killed(1000)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a network of the user's own may print
     try:  # whatever happens, this process does not go on as its parent
         torch.set_num_threads(setup.threads)
         try:

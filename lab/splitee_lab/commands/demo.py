@@ -15,10 +15,10 @@ from splitee.cli.settings import setting, settings_file
 from splitee.cli.words import percent, size, span
 from splitee.protocol.codecs import CODECS
 from splitee_lab.demo.fleet import Demo, run
-from splitee_lab.demo.inference import inference_table
 from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
 from splitee_lab.report.demo_page import choices_table, table
+from splitee_lab.report.inference_table import inference_table
 from splitee_server.learning.strategies.registry import STRATEGIES
 
 ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400

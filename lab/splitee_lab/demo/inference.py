@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-import msgspec
 import numpy as np
-from rich.table import Table
-from rich.text import Text
 
-from splitee.cli.words import percent
 from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import Prediction, Predictor
@@ -19,33 +14,12 @@ from splitee.mqtt.options import LinkOptions
 from splitee.samples.kept import Samples
 from splitee_device.after_training import MODELS
 from splitee_device.inference.model_store import ModelStore
+from splitee_lab.report.inference_table import Answers, DeviceInference
 
 PICTURES = 150  # held-out ones a device
 WARM_UP = 3  # pictures that are not counted
 ASK_ALWAYS = -1.0  # a threshold below every doubt
 TIMEOUT = 5.0  # seconds
-
-
-class Answers(msgspec.Struct, frozen=True):
-    """What one way of answering came to. Shares are fractions, times milliseconds a picture."""
-
-    accuracy: float
-    offload_share: float  # answered by the trunk
-    median_ms: float
-    p95_ms: float
-    bytes: float  # sent, a picture
-
-
-class DeviceInference(msgspec.Struct, frozen=True):
-    """One device's released model on its held-out pictures."""
-
-    id: str
-    cut: int
-    threshold: float
-    pictures: int
-    local: Answers
-    adaptive: Answers
-    offload: Answers
 
 
 def infer_on(device: str, state: Path, link: LinkOptions) -> DeviceInference:
@@ -87,33 +61,3 @@ def _answers(predictor: Predictor, offload: Offload, samples: Samples, count: in
 
 def _share(answers: list[Prediction]) -> float:
     return sum(answer.source == "trunk" for answer in answers) / len(answers)
-
-
-def inference_table(results: list[DeviceInference]) -> Table:
-    """Each device's three ways of answering, for a terminal."""
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("device", "answers", "accuracy", "offload", "median ms", "p95 ms", "KB a picture"):
-        shown.add_column(name, justify="left" if name in ("device", "answers") else "right", no_wrap=True)
-    for cells in rows(results):
-        shown.add_row(*map(Text, cells))
-    return shown
-
-
-def rows(results: list[DeviceInference]) -> Iterator[tuple[str, ...]]:
-    """The table's cells: a row for each device and way of answering."""
-    for result in results:
-        ways = {
-            "exit alone": result.local,
-            f"adaptive, {result.threshold:.3f}": result.adaptive,
-            "trunk always": result.offload,
-        }
-        for index, (way, found) in enumerate(ways.items()):
-            yield (
-                f"{result.id} (cut {result.cut})" if index == 0 else "",
-                way,
-                percent(found.accuracy),
-                percent(found.offload_share),
-                f"{found.median_ms:.1f}",
-                f"{found.p95_ms:.1f}",
-                f"{found.bytes / 1e3:.1f}",
-            )

@@ -92,7 +92,7 @@ class _Team(Generic[Job, News]):
         job = self._busy[connection]
         try:
             said: Any = connection.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # at a message's end, or within one
             process = self._processes[connection]
             process.join()
             raise ChildFailed(

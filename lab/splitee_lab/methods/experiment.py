@@ -13,7 +13,7 @@ from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import steps_a_round
 from splitee_device.data.images import ImageSet
-from splitee_lab.simulate.simulation import SimulatedDevice, build_at
+from splitee_lab.methods.simulation import SimulatedDevice, build_at
 
 SERVER = "server"  # in `accuracies`: of the one network that all clients share
 TRAINING_PASSES = 3  # forward, gradient to the weights, gradient to the input: each the same multiplications

@@ -8,9 +8,9 @@ from splitee_lab.methods.alone_exit import alone_exit
 from splitee_lab.methods.baselines import CENTRALIZED
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 from splitee_lab.methods.fedavg import fedavg
+from splitee_lab.methods.simulation import Simulation
 from splitee_lab.methods.splitfed import splitfed
 from splitee_lab.methods.whole import alone, centralized
-from splitee_lab.simulate.simulation import Simulation
 from splitee_server.learning.strategies import registry
 
 Method = Callable[[Experiment], Iterator[RoundResult]]

@@ -22,7 +22,7 @@ from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batches_at
 from splitee_lab.methods.baselines import held_out_batches
 from splitee_lab.methods.experiment import SERVER, Accuracy, Experiment, RoundResult
-from splitee_lab.simulate.simulation import across_the_wire
+from splitee_lab.methods.simulation import across_the_wire
 from splitee_server.learning.averages import average, size_of, weigh
 from splitee_server.learning.strategies.sequential import Sequential
 

@@ -18,7 +18,7 @@ from splitee import __version__
 from splitee.cli.words import megabytes, percent, size, span
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
-from splitee_lab.demo.inference import DeviceInference, rows
+from splitee_lab.report.inference_table import DeviceInference, rows
 from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, over_rounds
 
 

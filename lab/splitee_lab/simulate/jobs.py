@@ -18,8 +18,8 @@ from splitee_device.data.images import DeviceData, ImageSet, open_data, spread_e
 from splitee_lab.local.workers import at_work
 from splitee_lab.methods.experiment import Experiment, RoundResult
 from splitee_lab.methods.registry import METHODS, batches_of
+from splitee_lab.methods.simulation import SimulatedDevice
 from splitee_lab.simulate.partition import Partition, deal, warnings_of
-from splitee_lab.simulate.simulation import SimulatedDevice
 
 DATA_SEED = 0  # which pictures are held out, and which are left out by a limit, is the same for all seeds
 TELL_EVERY = 0.5  # seconds

@@ -92,6 +92,15 @@ def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some
     assert all(step > 0 for step in steps)
 
 
+def test_what_the_network_prints_is_no_measurement(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path(tmp_path, "talkative.py").write_text("from tiny_networks import tiny\nprint('hello', flush=True)")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = run_json(capsys, *TINY, "--network", "talkative:tiny")
+    assert [row["cut"] for row in found["cuts"]] == [1, 2, 3]
+
+
 def test_a_budget_too_short_for_anything_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, *TINY, "--budget", "1")
     assert code == ExitCode.CONFIG

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 
 import pytest
-from counting import Count, count, threads
+from counting import Count, count, die_within_a_message, threads
 
 from splitee.errors import ChildFailed
 from splitee_lab.local.workers import at_work
@@ -24,6 +24,15 @@ def test_a_process_that_dies_is_named() -> None:
     with (
         pytest.raises(ChildFailed, match="the count to -1 ended with status 3 before its result"),
         at_work([Count(-1)], count, workers=1) as news,
+    ):
+        list(news)
+    assert multiprocessing.active_children() == []
+
+
+def test_a_process_that_dies_within_a_message_is_named() -> None:
+    with (
+        pytest.raises(ChildFailed, match="the count to 1 ended with status 3 before its result"),
+        at_work([Count(1)], die_within_a_message, workers=1) as news,
     ):
         list(news)
     assert multiprocessing.active_children() == []

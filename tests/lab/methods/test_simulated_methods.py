@@ -16,7 +16,7 @@ from splitee_device.data.images import DeviceData, ImageSet, open_data
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.experiment import Experiment
 from splitee_lab.methods.registry import BASELINES, METHODS, STRATEGIES, batches_of
-from splitee_lab.simulate.simulation import SimulatedDevice, Simulation
+from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 from splitee_server.learning.averages import average_clients
 from splitee_server.learning.strategies.base import Strategy
 from splitee_server.learning.strategies.registry import make_strategy
