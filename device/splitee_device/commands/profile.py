@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -56,11 +57,6 @@ log = logging.getLogger(__name__)
 @click.option("--plot", "chart", type=FILE, metavar="FILE.png", help="Draw it, too.")
 def profile(
     link: LinkOptions | None,
-    network: str,
-    stem: str,
-    num_classes: int,
-    batch_size: int,
-    codec: str,
     samples: int,
     steps: int,
     threads: int | None,
@@ -72,6 +68,7 @@ def profile(
     state: Path | None,
     as_json_: bool,
     chart: Path | None,
+    **run: Any,
 ) -> None:
     """Measure which cut suits this device.
 
@@ -80,16 +77,8 @@ def profile(
     """
     if chart is not None:
         require_matplotlib()  # before the measurement, not after it
-    work = Work(samples, steps or max(1, samples // batch_size), reserve * MIB, cpu_share)
-    spec = build_run_spec(
-        run="profile",
-        network=network,
-        stem=stem,
-        num_classes=num_classes,
-        rounds=1,
-        batch_size=batch_size,
-        codec=codec,
-    )
+    spec = build_run_spec(run="profile", rounds=1, **run)
+    work = Work(samples, steps or max(1, samples // spec.batch_size), reserve * MIB, cpu_share)
     console = Console()
     console.width = max(console.width, WIDTH)  # a narrow terminal wraps the table rather than hides columns
     with ExitStack() as stack:
