@@ -22,7 +22,7 @@ class ExitCode(IntEnum):
     CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong"
     UNREACHABLE = 3, "no broker answered within --connect-timeout"
     REFUSED = 4, "the broker refused: not authorized, or it does not speak MQTT v5"
-    DATA = 5, "the pictures: missing, empty, unreadable, one class only"
+    DATA = 5, "the images: missing, empty, unreadable, one class only"
     NETWORK = 6, "the network or the cut: unknown name, cut out of range"
     VERSION = 7, "device and server speak different protocol versions"
     ID_IN_USE = 8, "another device started with this id, or another server serves this fleet"

@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
     "--data",
     type=DIRECTORY,
     metavar="DIR",
-    help="Held-out pictures as DIR/CLASS/*.jpg.  [default: those that the device kept]",
+    help="Held-out images as DIR/CLASS/*.jpg.  [default: those that the device kept]",
 )
 @setting("--max-drop", type=number(0, 1), help="Below the trunk's accuracy at most.  [default: 0.01]")
-@setting("--max-offload", type=number(0, 1), help="Share of pictures that may go to the server.")
+@setting("--max-offload", type=number(0, 1), help="Share of images that may go to the server.")
 @setting(
     "--measure",
     type=click.Choice(["entropy", "confidence"]),

@@ -35,9 +35,9 @@ DIRECTORY = click.Path(path_type=Path)
     type=DIRECTORY,
     multiple=True,
     metavar="DIR",
-    help="For a server's state: a device's exported model, whose pictures' features try its trunk.",
+    help="For a server's state: a device's exported model, whose images' features try its trunk.",
 )
-@setting("--int8", is_flag=True, help="For a device's state: quantize, calibrated on its own pictures.")
+@setting("--int8", is_flag=True, help="For a device's state: quantize, calibrated on its own images.")
 @setting(
     "--max-int8-drop",
     type=number(0, 1),

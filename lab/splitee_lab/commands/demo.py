@@ -30,7 +30,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 @setting(
     "--rounds",
     type=whole(1),
-    help=f"Passes over the pictures.  [default: {ROUNDS}; with --quick {QUICK_ROUNDS}]",
+    help=f"Passes over the images.  [default: {ROUNDS}; with --quick {QUICK_ROUNDS}]",
 )
 @setting("--devices", type=whole(1, 100), default=3, help="Device processes.")
 @run_setting("network", default="resnet18")
@@ -50,7 +50,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 @setting(
     "--samples",
     type=whole(10),
-    help=f"Training pictures a device, at most.  [default: all; with --quick {QUICK_SAMPLES}]",
+    help=f"Training images a device, at most.  [default: all; with --quick {QUICK_SAMPLES}]",
 )
 @setting(
     "--out",
@@ -58,7 +58,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
     metavar="DIR",
     help="For the report, states and logs.  [default: runs/demo-DATE-TIME]",
 )
-@click.option("--quick", is_flag=True, help="Fewer pictures and rounds: under 90 s on two cores.")
+@click.option("--quick", is_flag=True, help="Fewer images and rounds: under 90 s on two cores.")
 @click.option("--no-baselines", is_flag=True, help="Do not train the whole network for comparison.")
 @click.option(
     "--profile", is_flag=True, help="Devices with limits (CPU, memory), whose cuts the profiler chooses."

@@ -92,8 +92,8 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     help="DIR, FILE.parquet, torchvision:NAME:ROOT or builtin:NAME.",
 )
 @setting("--test", metavar="SPEC", help="All of this is held out instead of a part of --data.")
-@setting("--samples", type=whole(2), help="Training pictures of all clients together, at most.")
-@setting("--test-samples", type=whole(1), help="Held-out pictures, at most.")
+@setting("--samples", type=whole(2), help="Training images of all clients together, at most.")
+@setting("--test-samples", type=whole(1), help="Held-out images, at most.")
 @setting("--clients", type=whole(1, 10_000), default=6)
 @setting(
     "--cuts", default="auto", metavar="LIST", callback=_cuts, help="The clients' in turn, such as 3,5,7."
