@@ -8,6 +8,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+GUARD = 1e15  # bounds from here on guard the wire, and are none for people
+
 
 class OutOfBounds(click.BadParameter):
     """A value that a setting does not take, where it was given, and what would be taken."""
@@ -41,13 +43,14 @@ class Number(click.ParamType[float]):
             number = None
         if number is None or not self._has(number):
             what = "" if number is not None and math.isfinite(number) else self._kind_in_words()
-            expected = " ".join(filter(None, (what, self.bounds())))
-            raise OutOfBounds(f"{_given(value, param, ctx)}: {expected}", ctx, param)
+            bounds = f"at most {self.most}" if number is not None and number >= GUARD else self.bounds()
+            expected = " ".join(filter(None, (what, bounds)))
+            raise OutOfBounds(f"{given(value, param, ctx)}: {expected}", ctx, param)
         return number
 
     def bounds(self) -> str:
         """What is taken, in words; "" where there are no bounds."""
-        least, most = self.least, self.most
+        least, most = self.least, None if self.most is None or self.most >= GUARD else self.most
         if least is None and most is None:
             return ""
         if least is None:
@@ -81,7 +84,7 @@ def number(least: float | None = None, most: float | None = None, *, above: bool
     return Number(float, least, most, above=above)
 
 
-def _given(value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+def given(value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
     """The value as the user has written it: by a flag, a variable, or the settings file."""
     if param is None or param.name is None:
         return str(value)

@@ -19,8 +19,6 @@ from splitee.protocol.codecs import AUTO, CODECS
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 
-UNBOUNDED = 1e15  # bounds beyond it guard the wire, and are none for people
-
 
 @dataclass(frozen=True)
 class RunSetting:
@@ -103,7 +101,6 @@ def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:
         described = described.type
     if isinstance(described, inspect.IntType | inspect.FloatType):
         least = described.ge if described.gt is None else described.gt
-        most = None if described.le is None or described.le >= UNBOUNDED else described.le
         kind = int if isinstance(described, inspect.IntType) else float
-        return Number(kind, least, most, above=described.gt is not None)
+        return Number(kind, least, described.le, above=described.gt is not None)
     return None

@@ -9,18 +9,27 @@ from typing import Any
 
 import click
 
-from splitee.cli.bounds import Number
+from splitee.cli.bounds import Number, OutOfBounds, given
 from splitee.errors import ConfigError
 
 
 class Setting(click.Option):
-    """An option whose help says within which bounds its number is."""
+    """An option that says in the user's words what it takes."""
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         extra = super().get_help_extra(ctx)
         if isinstance(self.type, Number) and self.type.bounds():
             extra["range"] = self.type.bounds()
         return extra
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().type_cast_value(ctx, value)
+        except click.BadParameter:
+            if not isinstance(self.type, click.Choice):
+                raise
+            known = ", ".join(map(str, self.type.choices))
+            raise OutOfBounds(f"{given(value, self, ctx)}: one of {known}", ctx, self) from None
 
 
 def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
