@@ -93,7 +93,7 @@ def test_no_round_goes_on_with_fewer_than_the_quorum(tmp_path: Path) -> None:
 def test_under_wait_everybody_is_waited_for_and_named(
     fleet: VirtualFleet, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "splitee_server")
     late = fleet.devices["pi-2"]
     before = fleet.clock()
 

@@ -112,7 +112,7 @@ def test_a_round_that_is_opened_anew_is_trained_anew(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Before its round-done: the batches of the attempt before do not count."""
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "splitee_device")
     device = make(script=ONE_ROUND)
 
     def restart_instead_of_an_ack(route: Route, message: Any) -> bool:
@@ -166,7 +166,7 @@ def test_after_round_done_a_new_attempt_supersedes(make: Callable[..., Device]) 
 def test_a_round_that_counts_without_the_device_is_not_kept(
     make: Callable[..., Device], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "splitee_device")
     device = make(script=(("train", 1), ("train", 2), ("finished", 2)))
     server = device.server
     server.on_done = lambda done: server.commit(without=done.round == 1)

@@ -109,7 +109,7 @@ def test_while_the_server_speaks_it_is_not_asked(port: FakePort, clock: FakeCloc
 def test_a_silent_server_is_asked_every_15_seconds(
     port: FakePort, clock: FakeClock, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "splitee_device")
     joined(port, session)
     waits_for = ServerStatus(state="online", instance=7, waiting_for=("pi-2",))
     port.later(31.0, topic(routes.SERVER_STATUS), waits_for.encode())
