@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from splitee import __version__
 from splitee.cli.words import macs, percent, size
 from splitee.durable import write_atomically
+from splitee_lab.report.html_page import render
 from splitee_lab.report.plots import Bar, Colours, Curve, Group, bars, curves
 from splitee_lab.simulate.jobs import Job
 from splitee_lab.simulate.results import CutResult, Figure, MethodResult, Point
@@ -98,15 +97,9 @@ def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> li
 
 
 def page(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> str:
-    """One page that needs nothing else: no script, no font, no other host."""
-    environment = Environment(
-        loader=PackageLoader("splitee_lab.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("simulation.html.j2").render(
+    """The comparison as one HTML page."""
+    return render(
+        "simulation.html.j2",
         job=job,
         results=results,
         columns=COLUMNS,
@@ -115,7 +108,6 @@ def page(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -
         targets=_target_rows(targets),
         spread=any(len(result.seeds) > 1 for result in results),
         plots={name: Markup(svg) for name, svg in _plots(results).items()},  # noqa: S704
-        version=__version__,
     )
 
 

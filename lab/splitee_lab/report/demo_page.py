@@ -9,15 +9,14 @@ from statistics import mean
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from splitee import __version__
-from splitee.cli.words import megabytes, percent, size, span
+from splitee.cli.words import megabytes, percent, size
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee_lab.report.html_page import render
 from splitee_lab.report.inference_table import DeviceInference, rows
 from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, over_rounds
 
@@ -127,17 +126,9 @@ def write(directory: Path, report: dict[str, Any], history: Sequence[Metrics]) -
 
 
 def page(report: Report, history: Sequence[Metrics]) -> str:
-    """The report as one HTML page that needs nothing else: no script, no font, no other host."""
-    environment = Environment(
-        loader=PackageLoader("splitee_lab.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=percent, size=size, span=span)
-    template = environment.get_template("report.html.j2")
-    return template.render(
+    """The report as one HTML page."""
+    return render(
+        "report.html.j2",
         report=report,
         trunk=_range(device.trunk_accuracy for device in report.devices),
         exits=_range(device.exit_accuracy for device in report.devices),
@@ -146,7 +137,6 @@ def page(report: Report, history: Sequence[Metrics]) -> str:
         alone=_range(report.baselines.alone_accuracy.values() if report.baselines else ()),
         plots={name: Markup(svg) for name, svg in _plots(report, history).items()},  # noqa: S704
         answers=list(rows(report.inference)),
-        version=__version__,
     )
 
 
