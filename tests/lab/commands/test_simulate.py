@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -135,7 +136,7 @@ def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_pat
         (("--network", "resnet81"), NetworkError, "resnet18"),
         (("--data", "builtin:nothing"), DataError, "unknown data set builtin:nothing"),
         (("--strategy", "", "--baselines", ""), ConfigError, "nothing to run"),
-        (("--batch-size", "1"), ConfigError, "batch_size"),
+        (("--batch-size", "1"), click.BadParameter, "--batch-size 1: from 2 to 4096"),
     ],
 )
 def test_mistakes_are_named_before_anything_runs(
