@@ -7,6 +7,14 @@ import os
 import socket
 
 
+def feed_watchdog() -> None:
+    """Tell systemd's watchdog that this process works.
+
+    A device's session does so at each event while its link's thread lives; nothing else feeds it.
+    """
+    notify("WATCHDOG=1")
+
+
 def notify(*states: str) -> None:
     """Sends READY=1, STATUS=..., WATCHDOG=1 and the like, one state each."""
     address = os.environ.get("NOTIFY_SOCKET", "")

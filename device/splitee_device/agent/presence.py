@@ -1,4 +1,4 @@
-"""What a device says of itself: its status, its profile, its last will; systemd's status and watchdog."""
+"""What a device says of itself: its status, its profile, its last will, its status in systemd."""
 
 from __future__ import annotations
 
@@ -126,11 +126,6 @@ class Presence:
         """Publish the profile as it is; nothing before there is one."""
         if self.profile is not None:
             self._port.publish(self._profile_topic, self.profile.encode(), retain=True)
-
-    def feed_watchdog(self) -> None:
-        """Tell systemd that the thread which calls this lives, and so does the link's."""
-        if self._port.alive:
-            notify("WATCHDOG=1")
 
     def on_own_status(self, status: DeviceStatus) -> None:
         """What the broker retains as this device's status has changed.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from splitee.cli.signals import Stopped
+from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
 from splitee.errors import Rejected, Stalled, VersionMismatch
 from splitee.mqtt.events import Connected, Disconnected, Message
@@ -160,7 +161,8 @@ class Session:
             Superseded: what is under way no longer counts.
             RunChanged, Stopped, IdInUse, Rejected, VersionMismatch, BrokerRefused: as their names say.
         """
-        self.presence.feed_watchdog()
+        if self._port.alive:
+            feed_watchdog()
         if self._stop():
             raise Stopped
         event = self._port.receive(timeout)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fakes import FakeClock, FakePort
@@ -52,16 +50,6 @@ def presence_on(
     return Presence(
         port, TOPICS, "pi-1", INSTANCE, clock, lambda: rejected, lambda: Fact(degrees, "a sensor")
     )
-
-
-@pytest.fixture
-def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
-    """The socket on which systemd listens."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
-        listener.bind(str(tmp_path / "notify"))
-        listener.setblocking(False)
-        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        yield listener
 
 
 def statuses(port: FakePort) -> list[DeviceStatus]:
@@ -128,17 +116,6 @@ def test_systemd_hears_the_status_in_words(systemd: socket.socket, presence: Pre
         b"STATUS=round 2: training, step 4 of 9, loss 0.5123",
         b"STATUS=round 3: waiting",
     ]
-
-
-def test_the_watchdog_is_fed_while_the_network_thread_lives(
-    systemd: socket.socket, port: FakePort, presence: Presence
-) -> None:
-    presence.feed_watchdog()
-    assert systemd.recv(1000) == b"WATCHDOG=1"
-    port.alive = False
-    presence.feed_watchdog()
-    with pytest.raises(BlockingIOError):
-        systemd.recv(1000)
 
 
 def test_a_twin_that_started_later_is_found_once_the_own_status_was_seen(presence: Presence) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 
 import pytest
 from fakes import FakeClock, FakePort
@@ -58,6 +59,17 @@ def joined(port: FakePort, session: Session) -> None:
     port.deliver(topic(routes.ASSIGNMENT), ASSIGNMENT.encode())
     session.join(WHO)
     port.sent.clear()
+
+
+def test_the_watchdog_is_fed_while_the_links_thread_lives(
+    systemd: socket.socket, port: FakePort, session: Session
+) -> None:
+    session.drain()
+    assert systemd.recv(1000) == b"WATCHDOG=1"
+    port.alive = False
+    session.drain()
+    with pytest.raises(BlockingIOError):
+        systemd.recv(1000)
 
 
 def test_a_session_reads_its_own_devices_topics_and_the_fleets(port: FakePort, session: Session) -> None:
