@@ -2,8 +2,8 @@
 
     python -m benchmarks.stall [--seconds 60] [--strategy sequential|averaging]
 
-A real fleet on a real Mosquitto, with big batches. In the middle of round 2 the server gets SIGSTOP, and
-SIGCONT so many seconds later; round 3 shows that training goes on. The memory of every process and of the
+A real fleet on a real Mosquitto, with big batches. In the middle of round 3 the server gets SIGSTOP, and
+SIGCONT so many seconds later; round 4 shows that training goes on. The memory of every process and of the
 broker is sampled all the time. Prints one JSON line, and exits with 1 when a figure is not what it must be.
 """
 
@@ -96,7 +96,7 @@ class Stalled:
 
 
 def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: float) -> Stalled:
-    """One fleet to its end; its server is stopped for `seconds` in the middle of round 2."""
+    """One fleet to its end; its server is stopped for `seconds` in the middle of round 3."""
     with (
         Fleet(directory, settings.server(strategy), settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "observer")) as link,
@@ -104,8 +104,8 @@ def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: flo
         observer = Observer(fleet, link)
         memory = observer.memory
         observer.until(lambda: observer.trained >= (1, 1))
-        memory.peaks()
-        observer.until(lambda: observer.trained >= (2, STEPS // 4))
+        memory.peaks()  # two commits follow: the peak of one alone varies by some 80 MB
+        observer.until(lambda: observer.trained >= (3, STEPS // 4))
         server = fleet.parts["server"].process
         assert server is not None
         server.send_signal(signal.SIGSTOP)
@@ -115,7 +115,7 @@ def stalled_run(directory: Path, strategy: str, settings: Settings, seconds: flo
         observer.until(lambda: time.monotonic() >= end)
         during, published = memory.peaks(), dict(observer.published)
         server.send_signal(signal.SIGCONT)
-        observer.until(lambda: observer.trained >= (3, 1))
+        observer.until(lambda: observer.trained >= (4, 1))
         after = memory.peaks()  # not of the end: a process that ends touches pages of libraries once more
         observer.until(lambda: fleet.finished)
         report = fleet.report()
@@ -166,7 +166,7 @@ def compare(calm: dict[str, Any], stalled: Stalled, seconds: float) -> dict[str,
 @click.command()
 @click.option("--seconds", default=60.0, show_default=True, help="That the server stands still.")
 @click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
-@click.option("--rounds", type=click.IntRange(min=3), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=4), default=4, show_default=True)
 @out_option
 def main(seconds: float, strategy: str, rounds: int, out: Path | None) -> None:
     """Stop a fleet's server for a while; measure what grows, and compare with an undisturbed run."""

@@ -30,7 +30,7 @@ TORCH = (
     "splitee_device.profiler.worker",
     "splitee_device.training",
     "splitee_export",
-    "splitee_server.commands.run_settings",
+    "splitee_server.commands.learning_flags",
     "splitee_server.commands.server",
     "splitee_server.learning",
     "splitee_server.offload.trunks",

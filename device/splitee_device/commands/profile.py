@@ -15,7 +15,7 @@ from rich.console import Console
 
 from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import optional_link_options
-from splitee.cli.run_settings import build_run_spec, run_setting
+from splitee.cli.run_flags import build_run_spec, run_setting
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.words import MIB
 from splitee.errors import ExtraMissing, NoCutFits

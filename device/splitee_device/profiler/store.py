@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitee.cli.run_settings import declared
+from splitee.cli.run_flags import declared
 from splitee.durable import write_atomically
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.run_spec import RunSpec

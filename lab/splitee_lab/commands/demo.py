@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from splitee.cli.bounds import whole
-from splitee.cli.run_settings import run_setting
+from splitee.cli.run_flags import run_setting
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.words import percent, size, span
 from splitee.protocol.codecs import CODECS

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from splitee.cli.bounds import whole
-from splitee.cli.run_settings import build_run_spec, run_setting, run_settings
+from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.words import percent, span
 from splitee.durable import StateDirectory
@@ -43,7 +43,7 @@ from splitee_lab.simulate.jobs import (
 from splitee_lab.simulate.partition import Partition
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
-from splitee_server.commands.run_settings import learning_settings, strategy_setting
+from splitee_server.commands.learning_flags import learning_settings, strategy_setting
 
 
 def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:

@@ -12,7 +12,7 @@ import torch
 
 from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import link_options
-from splitee.cli.run_settings import build_run_spec, run_setting, run_settings
+from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.durable import StateDirectory
@@ -21,7 +21,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_for
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import claim_fleet, offline
-from splitee_server.commands.run_settings import learning_settings, strategy_setting
+from splitee_server.commands.learning_flags import learning_settings, strategy_setting
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.monitoring.options import Monitoring, monitoring_options
 from splitee_server.rounds.checkpoints import Checkpoints

@@ -1,4 +1,8 @@
-"""What a cooperative strategy must do. Strategies know tensors and devices' names, not MQTT."""
+"""What a cooperative strategy must do. Strategies know tensors and devices' names, not MQTT.
+
+A new strategy is a file beside this one with a subclass of `Strategy` (the shortest to begin from is
+sequential.py), and a line in registry.py.
+"""
 
 from __future__ import annotations
 

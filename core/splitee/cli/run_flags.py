@@ -1,4 +1,4 @@
-"""The settings of a run as flags: each is declared once, as a field of RunSpec."""
+"""Flags for the settings of a run, which are declared in `splitee.protocol.run_spec`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from splitee.cli.bounds import Number, number, whole
 from splitee.cli.flags import option_group
-from splitee.cli.run_settings import build_run_spec, declared, run_setting, run_settings
+from splitee.cli.run_flags import build_run_spec, declared, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.protocol.run_spec import RunSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from splitee.cli.run_settings import declared, run_setting, run_settings
+from splitee.cli.run_flags import declared, run_setting, run_settings
 from splitee_server.learning.strategies.registry import with_setting
 
 
