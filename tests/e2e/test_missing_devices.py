@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -123,13 +124,16 @@ def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> N
     fleet.processes["pi-3"].kill()
     died = time.monotonic()
     assert watcher.until_committed(lambda devices: "pi-3" not in devices) == 2
-    assert time.monotonic() - died < 5 + 10
+    waited = time.monotonic() - died
     watcher.until_the_end()
     assert fleet.wait("server", "pi-1", "pi-2") == [0, 0, 0]
     everybody, others = {"pi-1", "pi-2", "pi-3"}, {"pi-1", "pi-2"}
     assert watcher.commits == {1: everybody, 2: others, 3: others}
     assert fleet.log("server").count("going on without") == 1
-    assert "round 2 of 3: training: going on without pi-3 after 5 s" in fleet.log("server")
+    said = re.search(r"round 2 of 3: training: going on without pi-3 after (\d+) s", fleet.log("server"))
+    assert said is not None
+    assert int(said[1]) >= 5  # more where round 1 took longer than the floor
+    assert waited < int(said[1]) + 10
     report = fleet.report()
     assert [device["batches"] for device in report["devices"]] == [300, 300, 100]
     assert report["rounds"] == 3
