@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -186,7 +187,7 @@ class Agent:
             )
             self._session.drain()
         self._store.save(self._spec, self._cut, number, trainer)
-        sent = phase.outbox.published + sum(map(len, self._packed_weights(phase)))
+        sent = phase.outbox.published + sum(map(len, self._packed_weights(opened)))
         self._sent.batches += steps
         self._sent.bytes += sent
         digest = trainer.digest()
@@ -201,7 +202,7 @@ class Agent:
             accuracy=trainer.accuracy,
             seconds=self._clock() - started,
         )
-        phase.finish(done, lambda: self._packed_weights(phase))
+        phase.finish(done, partial(self._packed_weights, opened))
         self._say("waiting", number, steps, steps, trainer.loss)
         self._await_commit(phase, digest)
         self._reconsider(number)
@@ -247,11 +248,10 @@ class Agent:
             SoftLabelsAssembler(opened.run, opened.attempt, mine.soft_labels, rows, self._spec.num_classes)
         )
 
-    def _packed_weights(self, phase: PhaseUnderWay) -> Iterator[bytes]:
+    def _packed_weights(self, opened: RoundOpen) -> Iterator[bytes]:
         """The client network as messages, where the server has asked for it."""
-        if not phase.mine.weights:
+        if not opened.participants[self._session.device].weights:
             return iter(())
-        opened = phase.opened
         return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.weights())
 
     def _reconsider(self, number: int) -> None:

@@ -51,7 +51,7 @@ class Phase:
         self.opened = opened
         self._clock = clock
         self._assemblers = dict(assemblers or {})
-        self._is_over = is_over or (lambda: not self.behind())
+        self._is_over = is_over  # no closure over `self`: a cycle would keep its networks for many rounds
         steps = {device: participant.steps for device, participant in opened.participants.items()}
         self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window)
         self._losses = dict.fromkeys(opened.participants, 0.0)
@@ -64,7 +64,7 @@ class Phase:
         return self.opened.phase
 
     def is_over(self) -> bool:
-        return self._is_over()
+        return self._is_over() if self._is_over is not None else not self.behind()
 
     def prolong(self, is_over: Callable[[], bool]) -> None:
         """The phase goes on until something else."""
