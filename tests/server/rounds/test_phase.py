@@ -1,0 +1,36 @@
+"""A phase of a round: what it holds is gone with it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+import torch
+from fakes import FakeClock
+
+from splitee.protocol.rounds import Participant, RoundOpen, Weights
+from splitee.training.weights import WeightsAssembler
+from splitee_server.rounds.phase import Phase
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """As in a process of many objects, where cycles wait for a long time to be found."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_the_client_networks_that_a_phase_has_collected_go_with_it(no_collector: None) -> None:
+    opened = RoundOpen(
+        run="r", round=1, attempt=1, phase="train", participants={"pi-1": Participant(cut=1, steps=1, base=0)}
+    )
+    assembler = WeightsAssembler({"client.weight": torch.ones(3)})
+    held = weakref.ref(assembler)
+    phase = Phase(opened, order="step", window=1, clock=FakeClock(), assemblers={"pi-1": assembler})
+    phase.add_weights("pi-1", Weights(run="r", round=1, attempt=1, tensors={}))
+    assert not phase.is_over()
+    del assembler, phase
+    assert held() is None
