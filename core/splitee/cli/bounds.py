@@ -40,13 +40,15 @@ class Number(click.ParamType[float]):
         try:
             number = self.kind(value)
         except (TypeError, ValueError):
-            number = None
-        if number is None or not self._has(number):
-            what = "" if number is not None and math.isfinite(number) else self._kind_in_words()
-            bounds = f"at most {self.most}" if number is not None and number >= GUARD else self.bounds()
-            expected = " ".join(filter(None, (what, bounds)))
-            raise OutOfBounds(f"{given(value, param, ctx)}: {expected}", ctx, param)
-        return number
+            number = math.nan
+        if isinstance(number, int) or math.isfinite(number):  # an integer may be beyond any float
+            if self._has(number):
+                return number
+            beyond_guard = self.most is not None and GUARD <= self.most < number
+            expected = f"at most {self.most}" if beyond_guard else self.bounds()
+        else:
+            expected = f"{self._kind_in_words()} {self.bounds()}".rstrip()
+        raise OutOfBounds(f"{given(value, param, ctx)}: {expected}", ctx, param)
 
     def bounds(self) -> str:
         """What is taken, in words; "" where there are no bounds."""
@@ -62,8 +64,6 @@ class Number(click.ParamType[float]):
         return f"from {least:g} to {most:g}" if self.kind is int else f"between {least:g} and {most:g}"
 
     def _has(self, number: float) -> bool:
-        if not math.isfinite(number):
-            return False
         too_little = self.least is not None and (number <= self.least if self.above else number < self.least)
         return not too_little and (self.most is None or number <= self.most)
 

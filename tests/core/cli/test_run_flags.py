@@ -46,8 +46,10 @@ def test_every_field_that_people_set_is_declared() -> None:
         ("--batch-size", "1", "from 2 to 4096"),
         ("--batch-size", "2.5", "a whole number from 2 to 4096"),
         ("--learning-rate", "0", "more than 0"),
+        ("--learning-rate", "inf", "a number more than 0"),
         ("--steps", "-1", "at least 0"),
         ("--steps", "99999999999999999999", f"at most {1 << 62}"),
+        ("--steps", "1" + 400 * "0", f"at most {1 << 62}"),
         ("--order", "random", "one of step, device"),
     ],
 )
