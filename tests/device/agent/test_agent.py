@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +24,7 @@ from splitee.training.soft_labels import SoftLabels, rows_a_round
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
 from splitee_device.agent.monitor import CutWish
+from splitee_device.agent.phase import PhaseUnderWay
 
 
 def digest_of_round_1(make: Callable[..., Device]) -> str:
@@ -55,6 +57,20 @@ def test_a_run_is_trained_and_committed_round_by_round(make: Callable[..., Devic
     assert (last.doing, last.round) == ("finished", 2)
     assert (last.batches, last.bytes) == (4, first.bytes + second.bytes)
     assert device.server.syncs == []
+
+
+def test_what_a_phase_holds_goes_with_it(make: Callable[..., Device]) -> None:
+    """In a process of many objects cycles would wait for a long time to be found."""
+    device = make()
+    device.server.open_run()
+    gc.collect()
+    gc.disable()
+    try:
+        device.run()
+        left = [found for found in gc.get_objects() if type(found) is PhaseUnderWay]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def test_a_lost_acknowledgement_is_asked_for_after_15_seconds(make: Callable[..., Device]) -> None:
