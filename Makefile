@@ -48,7 +48,7 @@ check-wheels: $(VENV)/.dev
 	done; done
 
 docs: $(VENV)/.dev
-	$(BIN)/python scripts/settings_page.py
+	$(BIN)/python scripts/make_docs.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

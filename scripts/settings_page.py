@@ -1,7 +1,4 @@
-"""Writes docs/settings.md: every command's settings, read from the commands themselves.
-
-python scripts/settings_page.py          (or: make docs)
-"""
+"""Writes docs/settings.md: every command's settings, read from the commands themselves."""
 
 from __future__ import annotations
 
@@ -70,7 +67,3 @@ def _plain(default: object) -> str:
 
 def _escape(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

@@ -27,7 +27,13 @@ Dimension = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
 
 
 class EncodedTensor(msgspec.Struct, frozen=True):
-    """A tensor on the wire: `shape` with the batch first, `data` as its codec lays it out."""
+    """A tensor on the wire: `shape` with the batch first, `data` as its codec lays it out.
+
+    Attributes:
+        codec: `fp32`, `fp16` or `int8`, each with or without `+zstd`.
+        shape: shape of the tensor, the batch first.
+        data: the values, laid out as the codec says.
+    """
 
     codec: Annotated[str, msgspec.Meta(max_length=16)]
     shape: Annotated[list[Dimension], msgspec.Meta(min_length=1, max_length=MAX_AXES)]

@@ -22,7 +22,22 @@ from splitee.protocol.fields import (
 
 
 class DeviceStatus(JsonMessage, frozen=True):
-    """`devices/ID/status`, retained, also the last will. `instance` tells two processes with one id apart."""
+    """How a device is: published about once a second, and by the broker as its last will.
+
+    Attributes:
+        state: `offline` in the last will and in the farewell.
+        instance: number of the process; a process that started later has a greater one.
+        doing: activity of the device.
+        round: number of the round.
+        step: batches done in the phase.
+        steps: batches of the phase.
+        loss: mean loss of the exit so far in the round.
+        batches: batches that this process has sent.
+        bytes: bytes that this process has sent.
+        rejected: malformed messages that this process was sent.
+        temperature: of the hottest sensor, in degrees Celsius.
+        time: seconds since the epoch, by the device's clock.
+    """
 
     state: Literal["online", "offline"]
     instance: Count
@@ -33,13 +48,21 @@ class DeviceStatus(JsonMessage, frozen=True):
     loss: float | None = None
     batches: Count = 0
     bytes: Count = 0
-    rejected: Count = 0  # malformed messages that this process was sent
-    temperature: float | None = None  # degrees Celsius, of the hottest sensor
-    time: float = 0.0  # seconds since the epoch, by the device's clock
+    rejected: Count = 0
+    temperature: float | None = None
+    time: float = 0.0
 
 
 class CutCost(msgspec.Struct, frozen=True):
-    """What one cut costs a device: seconds to train, encode and send a batch, bytes on the wire, memory."""
+    """What one cut costs a device: seconds to train, encode and send a batch, bytes on the wire, memory.
+
+    Attributes:
+        cut: stage after which the network is cut.
+        seconds: seconds to train, encode and send a batch.
+        bytes: bytes of a batch on the wire.
+        memory: bytes of memory that training takes.
+        fits: whether that fits the memory that training may take.
+    """
 
     cut: Positive
     seconds: NonNegative
@@ -49,23 +72,52 @@ class CutCost(msgspec.Struct, frozen=True):
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a device can do, as its profiler measured it; fields that are None are not known to it."""
+    """What a device can do, as its profiler measured it; fields that are None are not known to it.
+
+    Attributes:
+        network: network that was measured.
+        batch_size: samples a batch.
+        codec: codec of the features.
+        machine: model of the machine, or its CPU.
+        cores: cores that training may use.
+        threads: threads that torch uses.
+        memory: bytes of memory that training may take.
+        upload: bytes a second to the broker.
+        round_trip: seconds to the broker and back.
+        reason: why this cut was chosen.
+        cuts: cost of each cut.
+    """
 
     network: Text
     batch_size: Count
     codec: Codec
-    machine: Text  # the model, or the CPU
-    cores: NonNegative  # that it may use
+    machine: Text
+    cores: NonNegative
     threads: Count
-    memory: Count | None = None  # bytes that training may take
-    upload: NonNegative | None = None  # bytes a second
-    round_trip: NonNegative | None = None  # seconds to the broker and back
-    reason: Text = ""  # for the cut
+    memory: Count | None = None
+    upload: NonNegative | None = None
+    round_trip: NonNegative | None = None
+    reason: Text = ""
     cuts: Annotated[tuple[CutCost, ...], Meta(max_length=1000)] = ()
 
 
 class Profile(JsonMessage, frozen=True):
-    """`devices/ID/profile`, retained: what a device is, and the cut it chose. Publishing it asks to join."""
+    """What a device is, and the cut it chose. Publishing it asks to join.
+
+    Attributes:
+        protocol: version of the protocol that the device speaks.
+        instance: instance of the process, as in its status.
+        version: release of the device's software.
+        cut: stage after which it is cut.
+        class_names: names of the classes, in the order of the labels; the same on every device of a run.
+        train_samples: images for training.
+        held_out_samples: images for evaluation.
+        run: run that its committed state belongs to.
+        committed: its last committed round in that run.
+        next_cut: cut that it asks for, after the round under way; 0: it stays.
+        capability: measurements of a device that was profiled.
+        codec: codec of its features, where the run leaves that to the device.
+    """
 
     protocol: Count
     instance: Count
@@ -74,17 +126,21 @@ class Profile(JsonMessage, frozen=True):
     class_names: ClassNames
     train_samples: Positive
     held_out_samples: Count
-    run: Text = ""  # the run its committed state belongs to, if any
-    committed: Count = 0  # its last committed round in that run
-    next_cut: Count = 0  # that it asks for, after the round under way; 0: it stays
-    capability: Capability | None = None  # of a device that was profiled
-    codec: Codec | None = None  # of its features; a run may leave that to the device
+    run: Text = ""
+    committed: Count = 0
+    next_cut: Count = 0
+    capability: Capability | None = None
+    codec: Codec | None = None
 
 
 class ErrorReport(JsonMessage, frozen=True):
-    """`devices/ID/inbox/error`: why a message was not taken; `fatal`: the device cannot take part.
+    """Why a message of a device was not taken, or why the device cannot take part.
 
-    `instance` names the device process that is meant; 0 means whoever it is.
+    Attributes:
+        code: exit code that belongs to the error.
+        message: one line for people.
+        fatal: whether the device cannot take part.
+        instance: instance of the process that is meant; 0: any.
     """
 
     code: Annotated[int, Meta(ge=1, le=255)]
@@ -94,7 +150,17 @@ class ErrorReport(JsonMessage, frozen=True):
 
 
 class ServerStatus(JsonMessage, frozen=True):
-    """`server/status`, retained, also the last will; published again every few seconds."""
+    """How the server is: published every few seconds, and by the broker as its last will.
+
+    Attributes:
+        state: `offline` in the last will and in the farewell.
+        instance: number of the process; a process that started later has a greater one.
+        run: id of the run.
+        doing: one line for people.
+        waiting_for: devices whose next message the run waits for.
+        rejected: messages that were rejected.
+        time: seconds since the epoch, by the server's clock.
+    """
 
     state: Literal["online", "offline"]
     instance: Count
@@ -106,13 +172,31 @@ class ServerStatus(JsonMessage, frozen=True):
 
 
 class ServerClaim(JsonMessage, frozen=True):
-    """`server/claim`: a server that wants to serve the fleet asks whether another one does."""
+    """A server that wants to serve the fleet asks whether another one does.
+
+    Attributes:
+        instance: instance of the server that asks.
+    """
 
     instance: Count
 
 
 class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One device in one committed round; accuracies are on its held-out pictures."""
+    """One device in one committed round; accuracies are on its held-out images.
+
+    Attributes:
+        cut: stage after which the device is cut.
+        stage: name of that stage.
+        train_samples: images for training.
+        batches: batches trained so far, over all rounds.
+        bytes: bytes that the device has sent so far.
+        exit_loss: mean loss of the exit over the round.
+        trunk_loss: mean loss of the trunk over the round.
+        exit_accuracy: accuracy of the exit alone.
+        trunk_accuracy: accuracy of the trunk alone.
+        adaptive_accuracy: accuracy where the exit predicts up to the threshold and the trunk above it.
+        offload_share: share of images whose entropy is above the threshold.
+    """
 
     cut: Positive
     stage: Text
@@ -128,7 +212,17 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
 
 class Metrics(JsonMessage, frozen=True):
-    """`metrics`, retained: the last evaluated round."""
+    """The last evaluated round.
+
+    Attributes:
+        run: id of the run.
+        round: round that was evaluated.
+        rounds: rounds of the run.
+        seconds: seconds since the run began.
+        devices: figures of each device.
+        batches_trained: batches that the trunk was trained on so far.
+        duplicates_dropped: batches that came again after they had been taken.
+    """
 
     run: Text
     round: Count

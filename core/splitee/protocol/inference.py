@@ -1,4 +1,4 @@
-"""Messages of inference and of models on their way to devices; those of training are in messages.py."""
+"""Messages of inference and of models on their way to devices; those of training are in rounds.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from splitee.protocol.fields import Count, Digest, Fraction, Positive, Text
 
 
 class InferRequest(PackedMessage, frozen=True):
-    """`devices/ID/infer`: features (B, ...) that a device's exit is not sure of; the trunk shall answer."""
+    """Features that a device's exit is not sure of: the trunk shall predict.
+
+    Attributes:
+        run: run that the model comes from.
+        cut: cut of the model.
+        features: features (B, ...) of B images.
+    """
 
     run: Annotated[str, Meta(max_length=100)]
     cut: Positive
@@ -20,31 +26,55 @@ class InferRequest(PackedMessage, frozen=True):
 
 
 class InferAnswer(PackedMessage, frozen=True):
-    """To an InferRequest's response topic: the trunk's logits (B, classes), or why there are none."""
+    """The trunk's logits, or why there are none.
+
+    Attributes:
+        run: run that the trunk comes from.
+        round: round that the trunk comes from.
+        logits: logits (B, classes) in fp32.
+        error: why there are no logits.
+        together: samples that shared the forward pass.
+    """
 
     run: Annotated[str, Meta(max_length=100)]
-    round: Count  # that the trunk is of
+    round: Count
     logits: EncodedTensor | None = None
     error: Text = ""
-    together: Count = 0  # samples that shared the forward pass
+    together: Count = 0
 
 
 class ModelOffer(JsonMessage, frozen=True):
-    """`devices/ID/inbox/model`, retained: a model that the device shall fetch and put into service."""
+    """A model that the device shall fetch and put into service.
 
-    release: Digest  # SHA-256 of the bundle
-    size: Annotated[int, Meta(ge=1, le=MAX_PACKED)]  # bytes
+    Attributes:
+        release: SHA-256 of the bundle.
+        size: bytes of the bundle.
+    """
+
+    release: Digest
+    size: Annotated[int, Meta(ge=1, le=MAX_PACKED)]
 
 
 class ModelWant(JsonMessage, frozen=True):
-    """`devices/ID/model-want`: the device has the first `offset` bytes of a release; it asks for more."""
+    """The device asks for the next bytes of a release.
+
+    Attributes:
+        release: SHA-256 of the bundle.
+        offset: bytes of it that the device has.
+    """
 
     release: Digest
     offset: Annotated[int, Meta(ge=0, le=MAX_PACKED)]
 
 
 class ModelPart(PackedMessage, frozen=True):
-    """`devices/ID/inbox/model-part`: bytes of a release from `offset` on."""
+    """Bytes of a release.
+
+    Attributes:
+        release: SHA-256 of the bundle.
+        offset: position of the first byte.
+        data: bytes of the bundle.
+    """
 
     release: Digest
     offset: Annotated[int, Meta(ge=0, le=MAX_PACKED)]
@@ -52,7 +82,13 @@ class ModelPart(PackedMessage, frozen=True):
 
 
 class ModelReport(JsonMessage, frozen=True):
-    """`devices/ID/model`, retained: what became of a release on its device."""
+    """What became of a release on its device.
+
+    Attributes:
+        release: SHA-256 of the bundle.
+        state: outcome.
+        reason: one line for people.
+    """
 
     release: Digest
     state: Literal["in service", "refused", "rolled back"]
@@ -60,7 +96,17 @@ class ModelReport(JsonMessage, frozen=True):
 
 
 class PredictionReport(JsonMessage, frozen=True):
-    """`devices/ID/predictions`: one picture's answer, as `splitee predict --json` prints it."""
+    """The prediction for one image, as `splitee predict --json` prints it.
+
+    Attributes:
+        picture: name of the image's file.
+        label: name of the class.
+        probability: probability of that class.
+        entropy: normalised entropy of the exit's prediction.
+        source: what predicted: the exit, the trunk, or the exit because the server could not be asked.
+        milliseconds: from the image to the prediction.
+        time: seconds since the epoch, by the device's clock.
+    """
 
     picture: Text
     label: Text
@@ -68,4 +114,4 @@ class PredictionReport(JsonMessage, frozen=True):
     entropy: Fraction
     source: Literal["exit", "trunk", "local-fallback"]
     milliseconds: Annotated[float, Meta(ge=0)]
-    time: float  # seconds since the epoch, by the device's clock
+    time: float

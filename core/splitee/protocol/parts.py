@@ -24,7 +24,15 @@ _FIRST = secrets.randbits(61)  # so that no two processes of one sender number t
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """One numbered piece; an array on the wire, so it never looks like a message, which is a map."""
+    """One numbered piece; an array on the wire, so it never looks like a message, which is a map.
+
+    Attributes:
+        message: number of the message, which its sender uses for no other.
+        index: number of the part, from 0.
+        count: number of parts.
+        size: bytes of the whole message.
+        data: bytes of this part.
+    """
 
     message: Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
     index: Annotated[int, msgspec.Meta(ge=0, lt=MAX_PARTS)]

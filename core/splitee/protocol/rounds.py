@@ -1,4 +1,4 @@
-"""Every message of a fleet: one class each, validated where it is decoded. Topics are in topics.py."""
+"""Messages of a run and its rounds: one class each, validated where it is decoded."""
 
 from __future__ import annotations
 
@@ -24,19 +24,39 @@ from splitee.protocol.fields import (
 
 
 class Participant(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one device does in a phase of a round, and the committed round it continues from."""
+    """What one device does in a phase of a round, and the committed round it continues from.
+
+    Attributes:
+        cut: stage after which the device is cut.
+        steps: batches that it sends in the phase.
+        base: committed round that it continues from.
+        samples: images that it had when the phase opened, from which `steps` follow.
+        weights: it sends its client network before its round-done.
+        next_cut: where it is cut after this round; 0: as before.
+        soft_labels: the round of which the server has soft labels for it; 0: none.
+    """
 
     cut: Positive
     steps: Count
     base: Count
-    samples: Count = 0  # pictures that it had when the phase opened, from which `steps` follow
-    weights: bool = False  # it sends its client network with its round-done
-    next_cut: Count = 0  # where it is cut after this round; 0: as before
-    soft_labels: Count = 0  # the round of which the server has soft labels for it; 0: none
+    samples: Count = 0
+    weights: bool = False
+    next_cut: Count = 0
+    soft_labels: Count = 0
 
 
 class RoundOpen(JsonMessage, frozen=True):
-    """`round`, retained: the phase that is under way. `attempt` changes when the server begins it anew."""
+    """The phase that is under way.
+
+    Attributes:
+        run: id of the run.
+        round: number of the round under way, from 1; in `gather`, `evaluate`, `release` and `finished` the
+            last committed one.
+        attempt: number of the server process that opened it; a new process begins anew what was not
+            committed.
+        phase: the phase.
+        participants: the devices that take part in the phase, by their ids.
+    """
 
     run: Text
     round: Count
@@ -46,7 +66,16 @@ class RoundOpen(JsonMessage, frozen=True):
 
 
 class Commit(JsonMessage, frozen=True):
-    """`commit`, retained: round `round` is final. `digests`: of the client networks that count in it."""
+    """A round is final.
+
+    Attributes:
+        run: id of the run.
+        round: number of the round.
+        attempt: attempt of the opening that is committed.
+        digests: digests of the client networks that count in the round, by device, as each gave them in its
+            round-done.
+        weights_sha256: SHA-256 of all weights of the fleet: the same seed gives the same.
+    """
 
     run: Text
     round: Count
@@ -56,20 +85,41 @@ class Commit(JsonMessage, frozen=True):
 
 
 class Assignment(JsonMessage, frozen=True):
-    """`devices/ID/inbox/plan`, retained: the server's word on one device, and its last commit."""
+    """The server's word on one device, and its last commit.
+
+    Attributes:
+        run: id of the run.
+        attempt: attempt of the server process that sends it.
+        instance: instance of the profile that this answers.
+        cut: stage after which the device is cut from now on.
+        committed: the last round that counts for the device; 0: none.
+        digest: digest of the client network that the device's next round starts from.
+        trained: digest that the device gave in the round-done of its last committed round.
+        held: the server has the client network of `digest`: the device may ask for it.
+    """
 
     run: Text
     attempt: Count
-    instance: Count  # of the profile this answers
+    instance: Count
     cut: Positive
     committed: Count = 0
-    digest: Digest | None = None  # of the client network that the next round starts from
-    trained: Digest | None = None  # of what the device said round-done with
-    held: bool = False  # the server has that client network: the device may ask for it
+    digest: Digest | None = None
+    trained: Digest | None = None
+    held: bool = False
 
 
 class Ack(JsonMessage, frozen=True):
-    """`devices/ID/inbox/ack`: all steps below `step` are trained; `room` batches may be unacknowledged."""
+    """How far the server is with a device's batches.
+
+    Attributes:
+        run: id of the run.
+        round: number of the round.
+        attempt: attempt of the opening.
+        phase: phase that the batches belong to.
+        step: all batches below this one are trained, or evaluated.
+        room: batches that may be unacknowledged from now on.
+        resend: what is unacknowledged may be lost: send it, and round-done, again.
+    """
 
     run: Text
     round: Count
@@ -77,14 +127,17 @@ class Ack(JsonMessage, frozen=True):
     phase: Phase
     step: Count
     room: Positive
-    resend: bool = False  # the server may have lost what is under way
+    resend: bool = False
 
 
 class Sync(JsonMessage, frozen=True):
-    """`devices/ID/sync`: a device that has heard nothing for long asks for a fresh acknowledgement.
+    """A device that has heard nothing for long asks for a fresh acknowledgement, or for what the server holds.
 
-    `weights`: or it asks for these tensors of its client network, which the server holds; `soft_labels`: for
-    its soft labels from this row on.
+    Attributes:
+        run: id of the run.
+        instance: instance of the device's process.
+        weights: names of the tensors of its client network that it asks for.
+        soft_labels: first row of the soft labels that it asks for.
     """
 
     run: Text
@@ -94,7 +147,20 @@ class Sync(JsonMessage, frozen=True):
 
 
 class Features(PackedMessage, frozen=True):
-    """`devices/ID/features`: one batch at the cut. Evaluation adds what the exit answered."""
+    """One batch at the cut; in evaluation also what the exit predicts.
+
+    Attributes:
+        run: id of the run.
+        round: number of the round.
+        attempt: attempt of the opening.
+        phase: phase of the opening.
+        step: number of the batch in the phase, from 0.
+        features: output (B, ...) of the stages up to the cut for B images.
+        labels: labels of the B images, unsigned little-endian: one byte each up to 256 classes, else two.
+        exit_labels: in evaluation, the exit's predictions, laid out as `labels`.
+        exit_entropy: in evaluation, the normalised entropies 0..1 of the exit's predictions, as B little-
+            endian float16.
+    """
 
     run: Annotated[str, Meta(max_length=100)]
     round: Count
@@ -102,13 +168,25 @@ class Features(PackedMessage, frozen=True):
     phase: Phase
     step: Count
     features: EncodedTensor
-    labels: bytes  # unsigned little-endian, as wide as the number of classes needs
+    labels: bytes
     exit_labels: bytes = b""
-    exit_entropy: bytes = b""  # float16, normalised: 0..1
+    exit_entropy: bytes = b""
 
 
 class RoundDone(PackedMessage, frozen=True):
-    """`devices/ID/round-done`: the device has trained and durably saved round `round`."""
+    """The device has trained a round and saved it durably.
+
+    Attributes:
+        run: id of the run.
+        round: number of the round.
+        attempt: attempt of the opening.
+        digest: digest of the client network and its exit after the round.
+        batches: batches sent in the round.
+        bytes: bytes of those batches and of the client network.
+        loss: mean loss of the exit over the round.
+        accuracy: share of the round's images that the exit predicted correctly.
+        seconds: duration of the round.
+    """
 
     run: Annotated[str, Meta(max_length=100)]
     round: Count
@@ -122,7 +200,14 @@ class RoundDone(PackedMessage, frozen=True):
 
 
 class Weights(PackedMessage, frozen=True):
-    """`devices/ID/weights` and its inbox: tensors of a client network and its exit, by their names."""
+    """Tensors of a client network and its exit.
+
+    Attributes:
+        run: id of the run.
+        round: round that the weights belong to.
+        tensors: tensors by name, in fp32; a scalar has the shape (1).
+        attempt: attempt of the opening, or of the server process that sends them.
+    """
 
     run: Annotated[str, Meta(max_length=100)]
     round: Count
@@ -131,9 +216,14 @@ class Weights(PackedMessage, frozen=True):
 
 
 class SoftLabelRows(PackedMessage, frozen=True):
-    """`devices/ID/inbox/soft-labels`: probabilities (B, classes) of a device's pictures, from row `first` on.
+    """What the trunk predicted for a device's images, row by row.
 
-    Rows are in the order in which the device sent its batches in round `round`.
+    Attributes:
+        run: id of the run.
+        round: round in which the device sent the images.
+        attempt: attempt of the server process.
+        first: number of the first row.
+        rows: probabilities (B, classes), in the order in which the batches were sent.
     """
 
     run: Annotated[str, Meta(max_length=100)]

@@ -35,7 +35,16 @@ def _setting(help_text: str, *, costs: bool = False, **bounds: Any) -> Meta:
 
 
 class RunSpec(JsonMessage, frozen=True, kw_only=True):
-    """`run`, retained: what the fleet trains. A device needs nothing else to take part."""
+    """What the fleet trains. A device needs nothing else to take part.
+
+    Attributes:
+        protocol: version of the protocol that the server speaks.
+        run: id of the run.
+        mean: subtracted from pixels in 0..1, per channel or one for all.
+        std: divides them then, per channel or one for all.
+        window_bytes: bytes of batches that a device may have unacknowledged.
+        class_names: names of the classes: those of the first device that joined.
+    """
 
     protocol: Count
     run: Text
@@ -50,7 +59,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         tuple[Positive, Positive, Positive],
         _setting("Channels, height and width of the images that the network sees.", costs=True),
     ] = (3, 32, 32)
-    mean: tuple[float, ...] = (0.5,)  # per channel, or one for all, of pixels in 0..1
+    mean: tuple[float, ...] = (0.5,)
     std: tuple[Annotated[float, Meta(gt=0)], ...] = (0.5,)
     rounds: Annotated[Positive, _setting("Rounds that are trained and committed.")]
     strategy: Annotated[Name, _setting("How the devices' batches train the trunk.")] = "sequential"
@@ -73,7 +82,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     ] = 8
     window_bytes: Annotated[int, Meta(ge=1 << 16)] = 16 << 20
     threshold: Annotated[Fraction, _setting("Normalised entropy up to which the exit predicts.")] = 0.5
-    class_names: ClassNames = ()  # of the first device that joined
+    class_names: ClassNames = ()
     client_averaging: Annotated[
         ClientAveraging,
         _setting(

@@ -1,0 +1,22 @@
+"""Writes what is generated in docs/: make docs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncapi
+import drawings
+import protocol_page
+import settings_page
+
+
+def files() -> dict[Path, str]:
+    """What the generated files should hold."""
+    pages = {module.PAGE: module.page() for module in (settings_page, protocol_page, asyncapi)}
+    return pages | {drawings.DIRECTORY / name: text for name, text in drawings.drawings().items()}
+
+
+if __name__ == "__main__":
+    drawings.DIRECTORY.mkdir(exist_ok=True)
+    for path, text in files().items():
+        path.write_text(text)

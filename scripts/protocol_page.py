@@ -1,0 +1,205 @@
+"""Writes the tables of docs/protocol.md, as routes and messages say; the text above them is by hand."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.inspect import (
+    BoolType,
+    BytesType,
+    DictType,
+    Field,
+    FloatType,
+    IntType,
+    ListType,
+    LiteralType,
+    Metadata,
+    NoneType,
+    StrType,
+    StructType,
+    TupleType,
+    Type,
+    UnionType,
+    VarTupleType,
+    type_info,
+)
+
+from splitee.protocol.encoding import JsonMessage
+from splitee.protocol.parts import Part
+from splitee.protocol.routes import ROUTES, Route
+
+PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
+MARK = "<!-- Below this line: made by `make docs`. -->\n"
+
+
+def page() -> str:
+    """The page's text, with the tables as the code has them now."""
+    by_hand = PAGE.read_text().partition(MARK)[0]
+    messages = dict.fromkeys(route.message for route in ROUTES)
+    structs = dict.fromkeys(
+        [*messages, *(struct for kind in messages for struct in nested(type_info(kind))), Part]
+    )
+    return f"{by_hand}{MARK}\n{topics()}" + "".join(section(struct) for struct in structs)
+
+
+def topics() -> str:
+    """Which message travels where."""
+    rows = [
+        (
+            f"`{route.path.replace('+', 'ID')}`",
+            link(route.message),
+            route.sender,
+            ", ".join(route.readers),
+            "yes" if route.retained else "",
+            limit(route),
+        )
+        for route in ROUTES
+    ]
+    head = ("topic below `splitee/v1/FLEET/`", "message", "written by", "read by", "retained", "at most")
+    return "## Topics\n\n" + table(head, rows)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = (head, ["---"] * len(head), *rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def limit(route: Route) -> str:
+    if issubclass(route.message, JsonMessage):
+        return "1 MiB"
+    return f"{route.limit >> 20} MiB{', in parts' if route.parts else ', in one packet'}"
+
+
+def nested(kind: Type) -> Iterator[type]:
+    """The structs inside a type, each before those inside it."""
+    match kind:
+        case StructType(fields=fields):
+            for field in fields:
+                inner = bare(field.type)
+                if isinstance(inner, StructType):
+                    yield inner.cls
+                yield from nested(inner)
+        case UnionType(types=types):
+            for each in types:
+                if isinstance(each, StructType):
+                    yield each.cls
+                yield from nested(each)
+        case DictType(value_type=item) | VarTupleType(item_type=item) | ListType(item_type=item):
+            item = bare(item)
+            if isinstance(item, StructType):
+                yield item.cls
+            yield from nested(item)
+
+
+def section(struct: type) -> str:
+    """One message: what it is for, and its fields."""
+    info = type_info(struct)
+    assert isinstance(info, StructType)
+    summary, meanings = described(struct)
+    rows = [
+        (f"`{field.encode_name}`", in_words(field.type), default(field), meaning(field, meanings))
+        for field in info.fields
+    ]
+    head = ("field", "type and bounds", "if absent", "meaning")
+    return f"\n## {struct.__name__}\n\n{encoding(info)}{summary}\n\n{table(head, rows)}"
+
+
+def encoding(info: StructType) -> str:
+    if info.array_like:
+        return "A msgpack array. "
+    if any(route.message is info.cls for route in ROUTES):
+        return "JSON. " if issubclass(info.cls, JsonMessage) else "A msgpack map. "
+    return ""
+
+
+def described(struct: type) -> tuple[str, dict[str, str]]:
+    """A docstring's summary, and what its `Attributes` say, by their names."""
+    text = inspect.cleandoc(struct.__doc__ or "")
+    summary, _, attributes = text.partition("\n\nAttributes:\n")
+    entries = re.findall(r"^    (\w+): (.+(?:\n     +.+)*)", attributes, re.MULTILINE)
+    return " ".join(summary.split()), {name: " ".join(meaning.split()) for name, meaning in entries}
+
+
+def meaning(field: Field, meanings: dict[str, str]) -> str:
+    """What the field is. Raises KeyError: nobody has said it."""
+    extra = field.type.extra or {} if isinstance(field.type, Metadata) else {}
+    said: str = extra["help"] if "help" in extra else meanings[field.name]
+    return escape(said[0].upper() + said[1:])
+
+
+def default(field: Field) -> str:
+    """What a field that is left out stands for."""
+    if field.required:
+        return "required"
+    value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
+    if isinstance(value, bytes):
+        return "empty"
+    return f"`{msgspec.json.encode(value).decode()}`"
+
+
+def bare(kind: Type) -> Type:
+    return bare(kind.type) if isinstance(kind, Metadata) else kind
+
+
+def in_words(kind: Type) -> str:
+    """A type with its bounds. Raises KeyError: there are no words for it."""
+    inner = bare(kind)
+    return WORDS[type(inner)](inner)
+
+
+def text(kind: StrType) -> str:
+    if kind.pattern is None:
+        return f"text{size(kind, 'characters')}"
+    return f"text `{escape(kind.pattern)}`"
+
+
+def size(kind: Any, of: str) -> str:
+    least, most = kind.min_length, kind.max_length
+    if most is None:
+        return f", at least {least} {of}" if least else ""
+    return f", {least}..{most:,} {of}" if least else f", at most {most:,} {of}"
+
+
+def between(number: IntType | FloatType) -> str:
+    if number.gt is not None:
+        return f", above {number.gt}"
+    most = number.le if number.lt is None else number.lt - 1
+    if most is None:
+        return "" if number.ge is None else f", at least {number.ge:,}"
+    return f", {number.ge}..{'2^62' if most == 1 << 62 else grouped(most)}"
+
+
+def grouped(number: float) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:g}"
+
+
+def link(struct: type) -> str:
+    return f"[{struct.__name__}](#{struct.__name__.lower()})"
+
+
+def escape(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+WORDS: dict[type, Callable[[Any], str]] = {
+    StructType: lambda kind: link(kind.cls),
+    UnionType: lambda kind: " or ".join(map(in_words, kind.types)),
+    LiteralType: lambda kind: ", ".join(f"`{value}`" for value in kind.values),
+    DictType: lambda kind: (
+        f"map of {in_words(kind.key_type)} to {in_words(kind.value_type)}{size(kind, 'entries')}"
+    ),
+    VarTupleType: lambda kind: f"array of {in_words(kind.item_type)}{size(kind, 'items')}",
+    ListType: lambda kind: f"array of {in_words(kind.item_type)}{size(kind, 'items')}",
+    TupleType: lambda kind: f"array of {len(kind.item_types)}: {in_words(kind.item_types[0])}",
+    StrType: text,
+    BytesType: lambda kind: f"bytes{size(kind, 'bytes')}",
+    IntType: lambda kind: f"integer{between(kind)}",
+    FloatType: lambda kind: f"number{between(kind)}",
+    BoolType: lambda kind: "true or false",
+    NoneType: lambda kind: "null",
+}
