@@ -15,7 +15,7 @@ from splitee.protocol.topics import PROTOCOL
 PAGE = Path(__file__).parents[1] / "docs" / "asyncapi.json"
 DESCRIPTION = (
     "Messages between the devices and the server of a fleet. protocol.md has the rules by which they follow "
-    "each other. In messages of the type application/msgpack, bytes are msgpack's bin; their schemas say base64."
+    "each other. In messages of the type application/msgpack bytes are msgpack's bin; the schemas say base64."
 )
 FLEET = {"description": "The fleet: 1 to 64 letters, digits, '_', '.' or '-', not first a mark."}
 DEVICE = {"description": "The device's id, formed as the fleet's name is."}

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from warm import WarmProcess
+
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -23,7 +25,6 @@ from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 LONGEST = 240.0  # seconds
-MODULE = ("-m", "splitee")
 
 
 class Fleet:
@@ -33,7 +34,7 @@ class Fleet:
         self.broker = broker
         self.name = name
         self.directory = directory
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, WarmProcess | subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Fleet:
         return self
@@ -54,9 +55,9 @@ class Fleet:
         devices: int = 3,
         rounds: int = 2,
         release: bool = False,
-        python: tuple[str, ...] = MODULE,
+        python: tuple[str, ...] = (),
     ) -> None:
-        """`python`: what it runs as the `splitee` command."""
+        """`python`: a program that runs as the `splitee` command."""
         alone = ("--client-averaging", "none")  # unless `flags` say otherwise
         flags = (*alone, *flags, *(() if release else ("--no-release",)))
         arguments = ("--network", "tiny_networks:tiny", "--devices", str(devices), "--rounds", str(rounds))
@@ -90,15 +91,19 @@ class Fleet:
     def link(self) -> tuple[str, ...]:
         return "--broker", self.broker, "--fleet", self.name
 
-    def start(self, name: str, *arguments: str, python: tuple[str, ...] = MODULE) -> None:
-        """A `splitee` command as the process `name`."""
-        with (self.directory / f"{name}.log").open("ab") as log:
+    def start(self, name: str, *arguments: str, python: tuple[str, ...] = ()) -> None:
+        """A `splitee` command as the process `name`; `python`: by this program, in a fresh interpreter."""
+        log, environment = self.directory / f"{name}.log", {**os.environ, "PYTHONPATH": str(SUPPORT)}
+        if not python:
+            self.processes[name] = WarmProcess(arguments, log, environment)
+            return
+        with log.open("ab") as file:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *python, *arguments],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+                stdout=file,
+                stderr=file,
+                env=environment,
             )
 
 

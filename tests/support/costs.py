@@ -1,7 +1,7 @@
 """A pytest plugin that tells what each test costs: `make test-costs` writes the table.
 
-Wall and CPU seconds are of setup, test and teardown together; a shared fixture is on the bill of the first test
-that asks for it. Children's CPU counts once they are waited for, and what they started themselves with it.
+Wall and CPU seconds are of setup, test and teardown together; what tests share is on the bill of the first.
+Children's CPU counts once they are waited for, with all that they started.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import warm
 
 KEY = "costs"
-STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.forkpty")
+STARTS = ("subprocess.Popen", "os.fork", "os.posix_spawn", "os.forkpty", warm.FORK)
 SLOWEST = 40  # tests in the terminal's table
 
 
@@ -41,7 +42,7 @@ class Meter:
         return Bill(
             time.perf_counter(),
             own.ru_utime + own.ru_stime,
-            children.ru_utime + children.ru_stime,
+            children.ru_utime + children.ru_stime + warm.children_cpu(),
             self._started,
         )
 

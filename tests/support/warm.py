@@ -1,0 +1,89 @@
+"""`splitee` commands as processes that are forked from one which has loaded torch: 1.5 s saved each.
+
+They are processes as any other, with a pid, signals, a log and an exit code. Start-up itself, memory, and
+what is not the `splitee` command are tested with exec instead.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+
+import psutil
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(  # the command line first: it decides what torch may load
+    [
+        "splitee.cli.main",
+        "splitee_server.commands.server",
+        "splitee_device.commands.device",
+        "torchvision",
+        "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
+    ]
+)
+FORK = "splitee.tests.fork"  # audit event of each start
+
+
+def children_cpu() -> float:
+    """CPU seconds of the forked processes that have ended."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
+    if pid is None:
+        return 0.0
+    times = psutil.Process(pid).cpu_times()
+    return float(times.children_user + times.children_system)
+
+
+class WarmProcess:
+    """What the tests need of subprocess.Popen."""
+
+    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
+        """`arguments`: of `splitee`. `log`: takes what it prints. `environment`: the whole of it."""
+        sys.audit(FORK)
+        self.args = ["splitee", *arguments]
+        self._process = _context.Process(target=_run, args=(self.args, str(log), dict(environment)))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        self._process.join(0)
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises TimeoutExpired."""
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
+    """In the new process: be `splitee`."""
+    from splitee.cli.main import main
+
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    with Path(os.devnull).open() as nothing, Path(log).open("ab") as file:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = arguments
+    sys.exit(main())
