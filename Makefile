@@ -32,7 +32,7 @@ test-all-networks: $(VENV)/.dev
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(PACKAGES) benchmarks scripts
+	$(BIN)/mypy $(PACKAGES) benchmarks examples scripts
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris

@@ -63,7 +63,7 @@ BATCH: Sequence[Row] = (
     Send("ack: step 2, room 3", back=True),
     Send("features: step 3"),
     Note("step 3 waits for its turn", 1),
-    Note("15 s without a word", 0),
+    Note("reconnected, or 15 s without a word", 0),
     Send("sync"),
     Send("ack: step 2, room 3, resend", back=True),
     Send("features: step 2"),

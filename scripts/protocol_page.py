@@ -70,9 +70,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def limit(route: Route) -> str:
-    if issubclass(route.message, JsonMessage):
-        return "1 MiB"
-    return f"{route.limit >> 20} MiB{', in parts' if route.parts else ', in one packet'}"
+    if route.parts:
+        return f"{route.limit >> 20} MiB, in parts"
+    return "1 MiB" if issubclass(route.message, JsonMessage) else "one packet"
 
 
 def nested(kind: Type) -> Iterator[type]:

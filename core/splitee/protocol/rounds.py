@@ -30,7 +30,7 @@ class Participant(msgspec.Struct, frozen=True, omit_defaults=True):
         cut: stage after which the device is cut.
         steps: batches that it sends in the phase.
         base: committed round that it continues from.
-        samples: images that it had when the phase opened, from which `steps` follow.
+        samples: images for training, in evaluation held-out ones, from which `steps` follow.
         weights: it sends its client network before its round-done.
         next_cut: where it is cut after this round; 0: as before.
         soft_labels: the round of which the server has soft labels for it; 0: none.
@@ -90,7 +90,8 @@ class Assignment(JsonMessage, frozen=True):
     Attributes:
         run: id of the run.
         attempt: attempt of the server process that sends it.
-        instance: instance of the profile that this answers.
+        instance: instance of the profile that this answers; 0: a server that has started anew, which
+            has seen no profile yet.
         cut: stage after which the device is cut from now on.
         committed: the last round that counts for the device; 0: none.
         digest: digest of the client network that the device's next round starts from.
@@ -131,7 +132,7 @@ class Ack(JsonMessage, frozen=True):
 
 
 class Sync(JsonMessage, frozen=True):
-    """A device that has heard nothing for long asks for a fresh acknowledgement, or for what the server holds.
+    """A device that has heard nothing asks for a fresh acknowledgement, or for what the server holds.
 
     Attributes:
         run: id of the run.
@@ -156,10 +157,11 @@ class Features(PackedMessage, frozen=True):
         phase: phase of the opening.
         step: number of the batch in the phase, from 0.
         features: output (B, ...) of the stages up to the cut for B images.
-        labels: labels of the B images, unsigned little-endian: one byte each up to 256 classes, else two.
-        exit_labels: in evaluation, the exit's predictions, laid out as `labels`.
-        exit_entropy: in evaluation, the normalised entropies 0..1 of the exit's predictions, as B little-
-            endian float16.
+        labels: labels of the B images, unsigned and little-endian: one byte each in a run of up to 256
+            classes, else two.
+        exit_labels: required in evaluation: the exit's predictions, laid out as `labels`.
+        exit_entropy: required in evaluation: the normalised entropies 0..1 of the exit, B values in half
+            precision, little-endian.
     """
 
     run: Annotated[str, Meta(max_length=100)]
@@ -182,7 +184,7 @@ class RoundDone(PackedMessage, frozen=True):
         attempt: attempt of the opening.
         digest: digest of the client network and its exit after the round.
         batches: batches sent in the round.
-        bytes: bytes of those batches and of the client network.
+        bytes: bytes of the messages with those batches and the client network, each counted once.
         loss: mean loss of the exit over the round.
         accuracy: share of the round's images that the exit predicted correctly.
         seconds: duration of the round.
