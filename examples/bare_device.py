@@ -1,12 +1,10 @@
 """A device with nothing but an MQTT client, msgpack and NumPy, written from docs/protocol.md alone.
 
-It shows what a device in any language has to do: join, keep to the window, resend, begin anew with a new
-attempt, end its rounds, take part in evaluation and follow the commits. It has no network: its features are
-made up, each class a fixed direction plus noise, and its exit takes the nearest direction. So its weights
-never change, and there is nothing to save or to average: the run must have `client_averaging: none`. The
-features have the shape of the cut, as `splitee cuts NETWORK` lists it, without the batch: such as 4,8,8.
+It joins, keeps to the window, resends, begins anew with a new attempt, ends its rounds and is evaluated. Its
+features are made up, each class a direction plus noise, and its exit takes the nearest direction: its weights
+never change, so the run must have `client_averaging: none`. `splitee cuts NETWORK` lists the shape of a cut.
 
-    python examples/bare_device.py --broker HOST:1883 --fleet home --id pi-1 --cut 3 --features 16 --classes cat,dog
+    python examples/bare_device.py --broker HOST:1883 --fleet home --id pi-1 --cut 3 --classes a,b
 """
 
 import argparse
@@ -137,8 +135,7 @@ class Device:
             entropy = -(chances * np.log(chances)).sum(axis=1) / math.log(chances.shape[1])
             message["exit_labels"] = guesses.astype(kind).tobytes()
             message["exit_entropy"] = entropy.clip(0, 1).astype("<f2").tobytes()
-        packed: bytes = msgpack.packb(message)
-        return packed
+        return bytes(msgpack.packb(message))
 
     def send(self, phase: Phase) -> None:
         """Sends what the window allows, and round-done behind the last batch of a round."""
@@ -274,7 +271,6 @@ class Device:
 
     def run(self) -> None:
         host, _, port = self.options.broker.rpartition(":")
-        say(f"waits for the broker {host}:{port}")
         self.client.connect_async(host, int(port))
         self.client.loop_start()
         try:
