@@ -6,9 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+
+from splitee.cli.postponed_compiler import PostponingLoader
 
 TESTS = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(TESTS / folder) for folder in ("support", "e2e"))
@@ -37,23 +46,6 @@ optimizer.zero_grad()
 assert not ({LOADED})
 compiled = torch.compile(network, backend="eager")
 assert torch.equal(compiled(torch.ones(2, 3)), network(torch.ones(2, 3)))
-assert {LOADED}
-"""
-
-DECORATE = f"""
-import sys
-import splitee.cli.main
-import torch
-import torchvision
-from torch._dynamo import disable
-class Network(torch.nn.Module):
-    @%s
-    def forward(self, x):
-        return x + 1
-assert torch.equal(Network()(torch.ones(2)), torch.full((2,), 2.0))
-assert ({LOADED}) is %s
-assert disable(fn=len)("abc") == 3
-assert disable(recursive=False)(len)("abc") == 3
 assert {LOADED}
 """
 
@@ -101,24 +93,58 @@ def test_it_is_there_for_who_compiles() -> None:
     run(COMPILE)
 
 
-@pytest.mark.parametrize("name", ["torch._dynamo.disable", "torch.compiler.disable"])
-def test_a_function_alone_is_left_as_it_is(name: str) -> None:
-    run(DECORATE % (name, False))
+class RealModule(Loader):
+    """Stands for the compiler, which takes seconds to load: notes what is asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+
+    def exec_module(self, module: ModuleType) -> None:
+        def disable(*arguments: Any, **named: Any) -> Callable[[Any], Any]:
+            self.asked.append((arguments, named))
+            return lambda function: function
+
+        module.disable = disable  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def real(monkeypatch: pytest.MonkeyPatch) -> RealModule:
+    """What a postponed `torch._dynamo` becomes, when it becomes real."""
+    real = RealModule()
+    spec = ModuleSpec("torch._dynamo", PostponingLoader(real))
+    module = module_from_spec(spec)
+    assert spec.loader is not None
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "torch._dynamo", module)
+    monkeypatch.setattr(torch, "_dynamo", module, raising=False)
+    return real
+
+
+@pytest.mark.parametrize("owner", ["_dynamo", "compiler"])
+def test_a_function_alone_is_left_as_it_is(real: RealModule, owner: str) -> None:
+    assert getattr(torch, owner).disable(len) is len
+    assert real.asked == []
 
 
 @pytest.mark.parametrize(
-    "form",
+    ("owner", "arguments", "named"),
     [
-        "torch._dynamo.disable()",
-        "torch._dynamo.disable(None, False)",
-        "torch._dynamo.disable(reason='it is slow')",
-        "torch.compiler.disable()",
-        "torch.compiler.disable(recursive=False)",
-        "torch.compiler.disable(reason='it is slow')",
+        ("_dynamo", (), {}),
+        ("_dynamo", (None, False), {}),
+        ("_dynamo", (), {"reason": "it is slow"}),
+        ("_dynamo", (), {"fn": len}),
+        ("compiler", (), {}),
+        ("compiler", (), {"recursive": False}),
+        ("compiler", (), {"reason": "it is slow"}),
     ],
 )
-def test_every_other_form_of_disable_is_the_compilers_own(form: str) -> None:
-    run(DECORATE % (form, True))
+def test_every_other_form_of_disable_is_the_compilers_own(
+    real: RealModule, owner: str, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    assert getattr(torch, owner).disable(*arguments, **named)(len) is len
+    assert len(real.asked) == 1
+    assert torch._dynamo.disable(recursive=False)(len) is len  # it is real from now on
+    assert real.asked[1] == ((), {"recursive": False})
 
 
 def test_a_network_that_speaks_to_the_compiler_can_be_cut(tmp_path: Path) -> None:
