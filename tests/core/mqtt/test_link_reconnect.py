@@ -7,10 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import repeat
 
 import pytest
+from proxy import Proxy
 
 from splitee.errors import BrokerUnreachable
 from splitee.mqtt.address import BrokerAddress
@@ -64,50 +64,6 @@ def test_a_broker_that_was_killed_is_found_again(
     assert writer.publish("later", b"too")
     assert messages(reader, 2) == [Message("state/a", b"after"), Message("later", b"too")]
     assert "next try in" in caplog.text
-
-
-class Proxy:
-    """A TCP relay that can cut its connections: the network between a link and a broker that lives on."""
-
-    def __init__(self, target: BrokerAddress) -> None:
-        self._target = (target.host, target.port)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
-        self._open: list[socket.socket] = []
-        self.blocked = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            if self.blocked.is_set():
-                near.close()
-                continue
-            far = socket.create_connection(self._target)
-            self._open += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
-
-    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass
-
-    def cut(self) -> None:
-        for connection in self._open:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-            connection.close()
-        self._open.clear()
-
-    def close(self) -> None:
-        self._listener.close()
-        self.cut()
 
 
 def test_a_kept_session_delivers_what_came_while_the_network_was_cut(
