@@ -40,9 +40,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             os.close(folder)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StateError(
-            f"cannot write {path}: {error.strerror}; free space or choose another directory"
-        ) from None
+        raise unwritable(path, error) from None
+
+
+def unwritable(path: Path, error: OSError) -> StateError:
+    """What to say of a file that `error` kept from being written."""
+    return StateError(f"cannot write {path}: {error.strerror}; free space or choose another directory")
 
 
 class StateDirectory:

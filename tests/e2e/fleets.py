@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -55,22 +54,30 @@ class Fleet:
         devices: int = 3,
         rounds: int = 2,
         release: bool = False,
-        python: tuple[str, ...] = (),
+        program: Sequence[str] = (),
     ) -> None:
-        """`python`: a program that runs as the `splitee` command."""
+        """`program`: what runs as the `splitee` command."""
         alone = ("--client-averaging", "none")  # unless `flags` say otherwise
         flags = (*alone, *flags, *(() if release else ("--no-release",)))
         arguments = ("--network", "tiny_networks:tiny", "--devices", str(devices), "--rounds", str(rounds))
         state = ("--state", str(self.directory / name), "--threads", "1")
-        self.start(name, "server", *self.link, *arguments, *state, *flags, python=python)
+        self.start(name, "server", *self.link, *arguments, *state, *flags, program=program)
 
-    def device(self, name: str, cut: int, *flags: str, shard: str | None = None, process: str = "") -> None:
+    def device(
+        self,
+        name: str,
+        cut: int,
+        *flags: str,
+        shard: str | None = None,
+        process: str = "",
+        program: Sequence[str] = (),
+    ) -> None:
         data = ("--data", "builtin:fashion-mnist", "--limit", "192")
         state = ("--state", str(self.directory / (process or name)), "--threads", "1")
         trusted = ("--network", "tiny_networks:tiny")
         part = ("--shard", shard) if shard else ()
         arguments = ("--id", name, *self.link, *data, *trusted, *part, "--cut", str(cut), *state, *flags)
-        self.start(process or name, "device", *arguments)
+        self.start(process or name, "device", *arguments, program=program)
 
     def three_devices(self, cuts: Mapping[str, int] = CUTS) -> None:
         for index, (name, cut) in enumerate(cuts.items(), start=1):
@@ -91,15 +98,15 @@ class Fleet:
     def link(self) -> tuple[str, ...]:
         return "--broker", self.broker, "--fleet", self.name
 
-    def start(self, name: str, *arguments: str, python: tuple[str, ...] = ()) -> None:
-        """A `splitee` command as the process `name`; `python`: by this program, in a fresh interpreter."""
+    def start(self, name: str, *arguments: str, program: Sequence[str] = ()) -> None:
+        """A `splitee` command as the process `name`; `program`: by this one, in a fresh interpreter."""
         log, environment = self.directory / f"{name}.log", {**os.environ, "PYTHONPATH": str(SUPPORT)}
-        if not python:
+        if not program:
             self.processes[name] = WarmProcess(arguments, log, environment)
             return
         with log.open("ab") as file:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *python, *arguments],
+                [*program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -25,7 +25,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 TRUNKS = {"pi-1": "trunk-cut-1.onnx", "pi-2": "trunk-cut-2.onnx", "pi-3": "trunk-cut-2.onnx"}
-WITH_STRATEGY = "import third_strategy; from splitee.cli.main import main; main()"
+WITH_STRATEGY = (sys.executable, "-c", "import third_strategy; from splitee.cli.main import main; main()")
 IN_ONE_PROCESS = f"""
 import third_strategy, torch
 from fleets import in_one_process
@@ -87,11 +87,11 @@ def test_a_third_strategy_is_one_file_and_one_line(mosquitto_broker: RunningBrok
 def _train(fleet: Fleet, watcher: Link, topics: Topics) -> None:
     """Three rounds; the server is killed after its first commit, and resumes."""
     flags = ("--strategy", "trunk-per-cut", "--client-averaging", "layerwise")
-    fleet.server(*flags, rounds=3, release=True, python=("-c", WITH_STRATEGY))
+    fleet.server(*flags, rounds=3, release=True, program=WITH_STRATEGY)
     fleet.three_devices(CUTS)
     await_message(watcher, topics.commit)
     fleet.processes["server"].kill()
     fleet.processes["server"].wait()
-    fleet.server(*flags, rounds=3, release=True, python=("-c", WITH_STRATEGY))
+    fleet.server(*flags, rounds=3, release=True, program=WITH_STRATEGY)
     assert fleet.wait() == [0, 0, 0, 0]
     assert "resuming run" in fleet.log("server")

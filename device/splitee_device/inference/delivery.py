@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 from splitee.clock import Clock
-from splitee.errors import MalformedMessage, ModelError, StateError
+from splitee.durable import unwritable
+from splitee.errors import MalformedMessage, ModelError
 from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
@@ -100,7 +101,7 @@ class Delivery:
             with self._file(offer.release).open("ab") as file:
                 file.write(part.data)
         except OSError as error:
-            raise StateError(f"cannot write {self._file(offer.release)}: {error.strerror}") from None
+            raise unwritable(self._file(offer.release), error) from None
         self._have += len(part.data)
         if self._have == offer.size:
             self._finish(offer)

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from splitee.durable import write_atomically
+from splitee.durable import unwritable, write_atomically
 from splitee.errors import MalformedMessage, ModelError, StateError
 from splitee.inference.bundle import Bundle, pack_bundle
 from splitee.inference.graphs import ClientModel
@@ -178,7 +178,7 @@ class ModelStore:
             finally:
                 os.close(folder)
         except OSError as error:
-            raise StateError(f"cannot write {self.path / link}: {error.strerror}") from None
+            raise unwritable(self.path / link, error) from None
 
     def _prune(self) -> None:
         kept = {self._target("current"), self._target("previous")}

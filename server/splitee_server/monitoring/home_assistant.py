@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from splitee import __version__
-from splitee.durable import write_atomically
+from splitee.durable import unwritable, write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee.mqtt.link import Link
 from splitee.protocol.fields import Doing
@@ -102,7 +102,7 @@ class HomeAssistant(Observer):
                 self._record.unlink(missing_ok=True)
                 return
         except OSError as error:
-            raise StateError(f"cannot write {self._record}: {error.strerror}") from None
+            raise unwritable(self._record, error) from None
         lines = sorted((*self._known, *self._stale))
         write_atomically(self._record, "".join(f"{line}\n" for line in lines).encode())
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from splitee.durable import StateDirectory, write_atomically
+from splitee.durable import StateDirectory, unwritable, write_atomically
 from splitee.errors import StateError
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
@@ -100,7 +100,7 @@ class Checkpoints:
             with (self.path / "history.jsonl").open("ab") as file:
                 file.write(metrics.encode() + b"\n")
         except OSError as error:
-            raise StateError(f"cannot write {self.path / 'history.jsonl'}: {error.strerror}") from None
+            raise unwritable(self.path / "history.jsonl", error) from None
 
     def history(self) -> Iterator[Metrics]:
         """The rounds that were evaluated, as they stand in history.jsonl."""
