@@ -6,8 +6,9 @@ PACKAGES := core device server export lab broker_config
 COMPOSE ?= docker compose
 # Test processes: one more than cores, for many tests wait for what others do.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+PYTEST = $(BIN)/pytest -n $(WORKERS) --maxschedchunk 1
 
-.PHONY: demo up down test test-all-networks check fuzz check-wheels docs format clean
+.PHONY: demo up down test test-quick test-costs test-all-networks check fuzz check-wheels docs format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/splitee demo $(DEMO)
@@ -24,7 +25,17 @@ down:
 
 test: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup $(TESTS)
+	$(PYTEST) $(TESTS)
+
+# Under a minute, for what one works on: make test-quick TESTS=tests/server
+test-quick: $(VENV)/.dev
+	scripts/ensure_mosquitto.sh
+	$(PYTEST) -m "not slow" $(TESTS)
+
+# Wall and CPU seconds of each test, and the processes that it starts.
+test-costs: $(VENV)/.dev
+	scripts/ensure_mosquitto.sh
+	PYTHONPATH=tests/support $(PYTEST) -p costs --costs costs.tsv $(TESTS)
 
 test-all-networks: $(VENV)/.dev
 	$(BIN)/pytest tests/core/networks/all_networks.py

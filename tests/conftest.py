@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from open_files import open_to_all
+from trained import Trained, trained_once
 
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Connected, Message
@@ -26,16 +27,15 @@ from splitee_lab.local.brokers import (
 os.environ["OMP_NUM_THREADS"] = "1"  # of all processes that tests start: they run side by side
 
 DEADLINE = 10.0  # seconds
-SHARED = ("trained", "everything", "fleet")  # fixtures of a module that take long to make
 BOTH = [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"]
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share a costly fixture run in one process, so that it is made once."""
+    """Fleets of processes are slow; slow tests begin first, so that no core waits for the last of them."""
     for item in items:
-        if any(name in SHARED for name in getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+        if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def require_mosquitto() -> None:
@@ -93,6 +93,18 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., OwnBroker]]:
             return own
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A run with its models. Tests that change them take copies."""
+    return trained_once(tmp_path_factory, "sequential")
+
+
+@pytest.fixture(scope="session")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The same of the other strategy."""
+    return trained_once(tmp_path_factory, "averaging")
 
 
 @pytest.fixture

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from PIL import Image
 
 from splitee.errors import ExitCode
@@ -50,24 +48,19 @@ def test_server_device_and_status_as_written(mosquitto_broker: RunningBroker, tm
             pixels = random.integers(0, 80, (40, 48, 3), np.uint8) + np.uint8(60 * number)
             Image.fromarray(pixels).save(folder / f"{picture}.jpg")
 
-    def run(words: list[str], changed: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    log = tmp_path / "log"
+
+    def start(words: list[str], changed: dict[str, str] | None = None) -> warm.WarmProcess:
         address = f"{mosquitto_broker.address.host}:{mosquitto_broker.address.port}"
         here = {"BROKER:1883": address, "/var/lib/splitee": str(tmp_path), "~": str(tmp_path)}
         text = words
         for old, new in (here | (changed or {})).items():
             text = [word.replace(old, new) for word in text]
-        return subprocess.Popen(
-            [sys.executable, "-m", *text],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        return warm.WarmProcess(text[1:], log)
 
     server, device, status = commands()[:3]
-    processes = [run(server), run(device), run(device, {"pi-1": "pi-2"})]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], outputs
-    shown = run([*status, "--once"])
-    assert "pi-2" in shown.communicate(timeout=60)[0]
-    assert shown.returncode == 0
+    processes = [start(server), start(device), start(device, {"pi-1": "pi-2"})]
+    assert [process.wait(240) for process in processes] == [0, 0, 0], log.read_text()
+    log.unlink()
+    assert start([*status, "--once"]).wait(60) == 0
+    assert "pi-2" in log.read_text()

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+import warm
 from click.testing import CliRunner, Result
 
 from splitee.mqtt.address import BrokerAddress, TlsFiles
@@ -135,13 +135,6 @@ def connect(fleet: Fleet) -> Iterator[Callable[..., Link]]:
 
 def splitee_device(name: str, *flags: str, state: Path) -> subprocess.CompletedProcess[str]:
     """A real `splitee device` process, which must end by itself."""
-    command = [sys.executable, "-m", "splitee", "device", "--id", name, "--state", str(state)]
+    own = ("--id", name, "--state", state, "--data", "builtin:fashion-mnist")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
-    return subprocess.run(
-        [*command, "--data", "builtin:fashion-mnist", *flags],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment,
-        check=False,
-    )
+    return warm.run("device", *own, *flags, environment=environment)

@@ -33,7 +33,12 @@ def require_systemd_analyze() -> None:
 
 def install(root: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(INSTALL), "--root", str(root), *flags], capture_output=True, text=True, timeout=280, check=False
+        [str(INSTALL), "--root", str(root), *flags],
+        env={**os.environ, "PIP_NO_COMPILE": "1"},  # half of an installation's time
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
 
 

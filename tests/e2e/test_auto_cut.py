@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import warm
 from fleets import Fleet
 
 from splitee_lab.local.brokers import RunningBroker
 
 
 def ask(command: str, broker: RunningBroker, fleet: str) -> Any:
-    arguments = [command, "--broker", str(broker.address), "--fleet", fleet, "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "splitee", *arguments], capture_output=True, check=True, timeout=60
-    )
+    done = warm.run(command, "--broker", broker.address, "--fleet", fleet, "--json")
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 

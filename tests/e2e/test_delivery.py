@@ -18,7 +18,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from PIL import Image
-from trained import Trained, train
+from trained import Trained
+from warm import WarmProcess
 
 from splitee.errors import ExitCode, MalformedMessage, ModelError
 from splitee.inference.bundle import pack_bundle
@@ -32,8 +33,6 @@ from splitee.protocol.topics import Topics
 from splitee.samples.kept import Samples
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
-from splitee_export.models import export_client
-from splitee_export.states import DeviceState, read_state
 from splitee_lab.local.brokers import RunningBroker
 from splitee_server.release.offers import ROUTES, Offers
 
@@ -41,15 +40,13 @@ LONG = 60.0  # seconds
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """With two models of pi-2, `first` and `second`, and one of pi-1, `other`."""
-    trained = train(tmp_path_factory.mktemp("trained"))
-    for device, name in (("pi-2", "first"), ("pi-1", "other")):
-        state = read_state(trained.path / device)
-        assert isinstance(state, DeviceState)
-        export_client(state, Samples.read(trained.path / device), trained.path / name)
-    changed(trained.path / "first", trained.path / "second", lambda weights: weights * 1.001)
-    return trained
+def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models of pi-2, `first` and `second`, and one of pi-1, `other`."""
+    models = tmp_path_factory.mktemp("models")
+    shutil.copytree(trained.path / "model" / "pi-2", models / "first")
+    shutil.copytree(trained.path / "model" / "pi-1", models / "other")
+    changed(models / "first", models / "second", lambda weights: weights * 1.001)
+    return models
 
 
 def changed(model: Path, to: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
@@ -75,20 +72,20 @@ def in_service(shelf: ModelStore) -> str:
 
 
 @pytest.fixture
-def shelf(trained: Trained, tmp_path: Path) -> ModelStore:
+def shelf(models: Path, tmp_path: Path) -> ModelStore:
     """With the first model in service."""
     shelf = ModelStore(tmp_path / "models")
-    shelf.adopt(trained.path / "first")
+    shelf.adopt(models / "first")
     return shelf
 
 
-def test_a_sound_model_is_switched_to_and_back(trained: Trained, shelf: ModelStore) -> None:
-    first, second = sha(trained.path / "first"), sha(trained.path / "second")
+def test_a_sound_model_is_switched_to_and_back(models: Path, shelf: ModelStore) -> None:
+    first, second = sha(models / "first"), sha(models / "second")
     assert shelf.release == first
-    assert shelf.install(pack_bundle(trained.path / "second"), "pi-2") == second == shelf.release
-    assert in_service(shelf) == read_manifest(trained.path / "second", ClientManifest).sha256[CLIENT]
+    assert shelf.install(pack_bundle(models / "second"), "pi-2") == second == shelf.release
+    assert in_service(shelf) == read_manifest(models / "second", ClientManifest).sha256[CLIENT]
     assert shelf.roll_back() == first == shelf.release
-    assert in_service(shelf) == read_manifest(trained.path / "first", ClientManifest).sha256[CLIENT]
+    assert in_service(shelf) == read_manifest(models / "first", ClientManifest).sha256[CLIENT]
     assert shelf.roll_back() == second
     assert {path.name for path in (shelf.path / "releases").iterdir()} == {first, second}
 
@@ -97,24 +94,24 @@ def _flip(bundle: bytes) -> bytes:
     return bundle[: len(bundle) // 2] + bytes([bundle[len(bundle) // 2] ^ 1]) + bundle[len(bundle) // 2 + 1 :]
 
 
-REFUSED: dict[str, Callable[[Trained, Path], bytes]] = {
-    "a flipped bit": lambda trained, _: _flip(pack_bundle(trained.path / "second")),
-    "truncated": lambda trained, _: pack_bundle(trained.path / "second")[:-100],
-    "empty": lambda trained, _: b"",
-    "no bundle": lambda trained, _: msgspec.msgpack.encode({"manifest": 1}),
-    "of another device": lambda trained, _: pack_bundle(trained.path / "other"),
-    "worse": lambda trained, path: pack_bundle(
-        changed(trained.path / "first", path / "worse", lambda weights: -5 * weights)
+REFUSED: dict[str, Callable[[Path, Path], bytes]] = {
+    "a flipped bit": lambda models, _: _flip(pack_bundle(models / "second")),
+    "truncated": lambda models, _: pack_bundle(models / "second")[:-100],
+    "empty": lambda models, _: b"",
+    "no bundle": lambda models, _: msgspec.msgpack.encode({"manifest": 1}),
+    "of another device": lambda models, _: pack_bundle(models / "other"),
+    "worse": lambda models, path: pack_bundle(
+        changed(models / "first", path / "worse", lambda weights: -5 * weights)
     ),
-    "not finite": lambda trained, path: pack_bundle(
-        changed(trained.path / "first", path / "nan", lambda weights: weights * np.nan)
+    "not finite": lambda models, path: pack_bundle(
+        changed(models / "first", path / "nan", lambda weights: weights * np.nan)
     ),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_not_sound_is_refused_and_the_old_one_stays(
-    trained: Trained, shelf: ModelStore, tmp_path: Path, kind: str
+    models: Path, shelf: ModelStore, tmp_path: Path, kind: str
 ) -> None:
     if kind == "worse":  # than one that is always right
         samples = Samples.read(shelf.path)
@@ -122,24 +119,22 @@ def test_what_is_not_sound_is_refused_and_the_old_one_stays(
         right = Samples(samples.held_out, labels, samples.training)
         (shelf.path / "samples.npz").write_bytes(right.encode())
     with pytest.raises(ModelError):
-        shelf.install(REFUSED[kind](trained, tmp_path), "pi-2")
-    assert shelf.release == sha(trained.path / "first")
+        shelf.install(REFUSED[kind](models, tmp_path), "pi-2")
+    assert shelf.release == sha(models / "first")
     assert [path.name for path in (shelf.path / "releases").iterdir()] == [shelf.release]
     ClientModel(shelf.current)
 
 
-def test_a_model_that_no_longer_loads_is_left_for_the_one_before(trained: Trained, shelf: ModelStore) -> None:
-    shelf.install(pack_bundle(trained.path / "second"), "pi-2")
+def test_a_model_that_no_longer_loads_is_left_for_the_one_before(models: Path, shelf: ModelStore) -> None:
+    shelf.install(pack_bundle(models / "second"), "pi-2")
     (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
-    assert shelf.load().manifest.sha256 == read_manifest(trained.path / "first", ClientManifest).sha256
-    assert shelf.release == sha(trained.path / "first")
+    assert shelf.load().manifest.sha256 == read_manifest(models / "first", ClientManifest).sha256
+    assert shelf.release == sha(models / "first")
 
 
-def test_a_damaged_model_in_service_does_not_keep_a_sound_one_out(
-    trained: Trained, shelf: ModelStore
-) -> None:
+def test_a_damaged_model_in_service_does_not_keep_a_sound_one_out(models: Path, shelf: ModelStore) -> None:
     (shelf.current / CLIENT).write_bytes(b"torn by a power cut")
-    assert shelf.install(pack_bundle(trained.path / "second"), "pi-2") == shelf.release
+    assert shelf.install(pack_bundle(models / "second"), "pi-2") == shelf.release
     ClientModel(shelf.current)
 
 
@@ -205,19 +200,17 @@ def pair(
     return Pair(mosquitto_broker, fleet, make_link, shelf)
 
 
-def test_a_release_is_fetched_in_parts_and_reported(trained: Trained, pair: Pair) -> None:
-    releases = pair.offer(trained.path / "second")
+def test_a_release_is_fetched_in_parts_and_reported(models: Path, pair: Pair) -> None:
+    releases = pair.offer(models / "second")
     pair.run(releases, lambda: not releases.missing)
     assert releases.reports["pi-2"].state == "in service"
-    assert pair.shelf.release == sha(trained.path / "second")
-    assert len(pair.parts) == -(
-        -len(pack_bundle(trained.path / "second")) // (pair.server_link.max_packet - 256)
-    )
+    assert pair.shelf.release == sha(models / "second")
+    assert len(pair.parts) == -(-len(pack_bundle(models / "second")) // (pair.server_link.max_packet - 256))
     assert not list(pair.shelf.path.glob("*.incoming"))
 
 
-def test_a_new_process_goes_on_where_the_last_one_ended(trained: Trained, pair: Pair) -> None:
-    releases = pair.offer(trained.path / "second")
+def test_a_new_process_goes_on_where_the_last_one_ended(models: Path, pair: Pair) -> None:
+    releases = pair.offer(models / "second")
     pair.run(releases, lambda: len(pair.parts) == 2)
     fetched = pair.parts[-1].offset + len(pair.parts[-1].data)
     pair.delivery = Delivery(pair.device_link, pair.topics, "pi-2", ModelStore(pair.shelf.path))
@@ -225,18 +218,18 @@ def test_a_new_process_goes_on_where_the_last_one_ended(trained: Trained, pair: 
     pair.run(releases, lambda: not releases.missing)
     assert min(part.offset for part in pair.parts if part.offset) >= fetched
     assert sum(part.offset == 0 for part in pair.parts) == 0
-    assert pair.shelf.release == sha(trained.path / "second")
+    assert pair.shelf.release == sha(models / "second")
 
 
-def test_bytes_that_are_spoilt_twice_are_refused(trained: Trained, pair: Pair) -> None:
-    releases = pair.offer(trained.path / "second")
+def test_bytes_that_are_spoilt_twice_are_refused(models: Path, pair: Pair) -> None:
+    releases = pair.offer(models / "second")
     pair.run(releases, lambda: not releases.missing, spoil=True)
     assert releases.reports["pi-2"].state == "refused"
     assert sum(part.offset == 0 for part in pair.parts) == 2
-    assert pair.shelf.release == sha(trained.path / "first")
+    assert pair.shelf.release == sha(models / "first")
 
 
-def test_what_a_hostile_sender_offers_changes_nothing(trained: Trained, pair: Pair) -> None:
+def test_what_a_hostile_sender_offers_changes_nothing(models: Path, pair: Pair) -> None:
     release = "a" * 64
     hostile = [
         ("inbox/model", b"{"),
@@ -251,12 +244,12 @@ def test_what_a_hostile_sender_offers_changes_nothing(trained: Trained, pair: Pa
     for leaf, payload in hostile:
         pair.delivery.handle(Message(pair.topics.device("pi-2", leaf), payload))
     assert pair.delivery.rejected == 5
-    assert pair.shelf.release == sha(trained.path / "first")
+    assert pair.shelf.release == sha(models / "first")
     assert not [path for path in pair.shelf.path.glob("*.incoming") if path.stat().st_size]
-    releases = pair.offer(trained.path / "second")
+    releases = pair.offer(models / "second")
     wants = (
         ModelWant(release=release, offset=0),
-        ModelWant(release=sha(trained.path / "second"), offset=1 << 20),
+        ModelWant(release=sha(models / "second"), offset=1 << 20),
     )
     for want in wants:
         received = pair.gate.read(Message(pair.topics.device("pi-2", "model-want"), want.encode()))
@@ -265,7 +258,7 @@ def test_what_a_hostile_sender_offers_changes_nothing(trained: Trained, pair: Pa
             releases.handle(received)
 
 
-Run = Callable[..., subprocess.Popen[bytes]]
+Run = Callable[..., WarmProcess]
 
 
 @pytest.fixture
@@ -273,15 +266,10 @@ def splitee(mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Run]:
     """`splitee(command, ...)`: a process whose log is `tmp_path / COMMAND.log`."""
     running = []
 
-    def start(command: str, *arguments: object) -> subprocess.Popen[bytes]:
-        with (tmp_path / f"{command}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "splitee", command, *map(str, arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "SPLITEE_BROKER": str(mosquitto_broker.address)},
-            )
+    def start(command: str, *arguments: object) -> WarmProcess:
+        environment = {**os.environ, "SPLITEE_BROKER": str(mosquitto_broker.address)}
+        words = [command, *map(str, arguments)]
+        process = WarmProcess(words, tmp_path / f"{command}.log", environment)
         running.append(process)
         return process
 
@@ -294,18 +282,19 @@ def splitee(mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Run]:
 
 def test_a_service_answers_is_released_to_and_rolls_back(
     trained: Trained,
+    models: Path,
     splitee: Run,
     mosquitto_broker: RunningBroker,
     make_link: Callable[..., Link],
     tmp_path: Path,
 ) -> None:
-    topics, watched, models = Topics("service"), tmp_path / "watched", tmp_path / "models"
+    topics, watched, shelf = Topics("service"), tmp_path / "watched", tmp_path / "models"
     watched.mkdir()
     picture = Image.fromarray(trained.data.held_out.images[0].transpose(1, 2, 0))
     picture.save(watched / "old.png")
     predictions, reports = topics.device("pi-2", "predictions"), topics.device("pi-2", "model")
     link = make_link(mosquitto_broker.address, "watches-service", predictions, reports)
-    flags = ("--fleet", "service", "--id", "pi-2", "--models", models, "--watch", watched)
+    flags = ("--fleet", "service", "--id", "pi-2", "--models", shelf, "--watch", watched)
     service = splitee("infer", *flags, "--threshold", 1)
     log = tmp_path / "infer.log"
 
@@ -322,18 +311,18 @@ def test_a_service_answers_is_released_to_and_rolls_back(
         shutil.copy(tmp_path / name, watched / name)
         return PredictionReport.decode(wait_for(predictions))
 
-    assert splitee("release", trained.path / "first", "--fleet", "service").wait(LONG) == 0
-    assert ModelReport.decode(wait_for(reports)).release == sha(trained.path / "first")
+    assert splitee("release", models / "first", "--fleet", "service").wait(LONG) == 0
+    assert ModelReport.decode(wait_for(reports)).release == sha(models / "first")
     answer = predicted("one.png")
-    labels = ClientModel(trained.path / "first")(trained.data.held_out.images[:1])[1].argmax(axis=1)
+    labels = ClientModel(models / "first")(trained.data.held_out.images[:1])[1].argmax(axis=1)
     assert (answer.picture, answer.label) == ("one.png", trained.data.class_names[labels[0]])
-    assert splitee("release", trained.path / "second", "--fleet", "service").wait(LONG) == 0
+    assert splitee("release", models / "second", "--fleet", "service").wait(LONG) == 0
     assert predicted("two.png").picture == "two.png"
-    worse = changed(trained.path / "first", tmp_path / "nan", lambda weights: weights * np.nan)
+    worse = changed(models / "first", tmp_path / "nan", lambda weights: weights * np.nan)
     assert splitee("release", worse, "--fleet", "service").wait(LONG) == ExitCode.MODEL
-    assert ModelStore(models).release == sha(trained.path / "second")
-    assert splitee("rollback", "--models", models).wait(LONG) == 0
-    while ModelReport.decode(wait_for(reports)).release != sha(trained.path / "first"):
+    assert ModelStore(shelf).release == sha(models / "second")
+    assert splitee("rollback", "--models", shelf).wait(LONG) == 0
+    while ModelReport.decode(wait_for(reports)).release != sha(models / "first"):
         pass
     assert predicted("three.png").picture == "three.png"
     service.send_signal(signal.SIGTERM)

@@ -9,16 +9,17 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from fleets import Fleet
 from PIL import Image
-from trained import CUTS, Trained, train
+from trained import CUTS, Trained
+from waiting import until
 
 from splitee.cli.link_options import resolve
 from splitee.inference.graphs import ClientModel
@@ -34,9 +35,6 @@ from splitee.protocol.inference import InferAnswer, InferRequest
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee.samples.kept import Samples
-from splitee_export.models import export_client, export_trunks
-from splitee_export.states import DeviceState, ServerState, read_state
 from splitee_lab.local.brokers import OwnBroker, RunningBroker
 
 LONG = 60.0  # seconds
@@ -49,20 +47,6 @@ try:
 finally:
     print("modules:", *sys.modules, file=sys.stderr)
 """
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """With the models of the devices in `model/ID`, and of the server in `model/server`."""
-    trained = train(tmp_path_factory.mktemp("trained"))
-    for device in CUTS:
-        state = read_state(trained.path / device)
-        assert isinstance(state, DeviceState)
-        export_client(state, Samples.read(trained.path / device), trained.path / "model" / device)
-    server = read_state(trained.path / "server")
-    assert isinstance(server, ServerState)
-    export_trunks(server, trained.path / "model" / "server")
-    return trained
 
 
 class Serving:
@@ -85,13 +69,6 @@ class Serving:
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
         return self.process.wait(LONG)
-
-
-def until(condition: Callable[[], object], what: Callable[[], str] = lambda: "") -> None:
-    deadline = time.monotonic() + LONG
-    while not condition():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 Serve = Callable[[str], Serving]
@@ -171,21 +148,9 @@ def test_the_command_asks_where_it_doubts(
     model = ClientModel(trained.path / "model" / "pi-1", threads=1)
     uncertainties = model.uncertainty(model(trained.data.held_out.images[:6])[1])
     threshold = float(np.sort(uncertainties)[2:4].mean())
-    flags = ("--json", "--threshold", str(threshold), "--timeout", "10", "--fleet", "command")
-    flags = (
-        *flags,
-        "--broker",
-        str(mosquitto_broker.address),
-        "--model",
-        str(trained.path / "model" / "pi-1"),
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "splitee", "predict", *flags, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-        check=False,
-    )
+    flags = ("--json", "--threshold", threshold, "--timeout", 10, "--fleet", "command")
+    where = ("--broker", mosquitto_broker.address, "--model", trained.path / "model" / "pi-1")
+    done = warm.run("predict", *flags, *where, tmp_path)
     assert done.returncode == 0, done.stderr
     sources = [json.loads(line)["source"] for line in done.stdout.splitlines()]
     assert sources == ["exit" if uncertainty <= threshold else "trunk" for uncertainty in uncertainties]

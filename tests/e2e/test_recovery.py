@@ -1,6 +1,6 @@
 """A broker that dies and a network that is cut under a fleet with the product's defaults: the same weights.
 
-The defaults: client networks averaged layer by layer, models released at the end.
+The defaults: client networks averaged layer by layer and, in one of the two, models released at the end.
 """
 
 from __future__ import annotations
@@ -38,14 +38,12 @@ def watch(link: Link, topics: Topics) -> None:
 
 
 def check(fleet: Fleet) -> None:
-    """The run ended as one that nothing happened to, with a model on each device."""
+    """The run ended as one that nothing happened to."""
     assert fleet.wait() == [0, 0, 0, 0]
     report = fleet.report()
     expected = in_one_process("sequential", "step", ROUNDS, averaging="layerwise", steps=int(STEPS))
     assert report["weights_sha256"] == expected
     assert report["batches_trained"] == ROUNDS * len(CUTS) * int(STEPS)
-    for device in CUTS:
-        assert (fleet.directory / device / "models" / "current").exists(), fleet.log(device)
 
 
 @pytest.fixture
@@ -68,6 +66,8 @@ def test_a_broker_that_is_killed_loses_nothing(
             broker.kill()
             broker.start()
         check(fleet)
+        for device in CUTS:
+            assert (tmp_path / device / "models" / "current").exists(), fleet.log(device)
     watcher.close()
 
 
@@ -79,7 +79,7 @@ def test_a_network_that_is_cut_loses_nothing(
     watcher = Link(mosquitto_broker.address, "watches-cut-network")
     watch(watcher, topics)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(*flags, rounds=ROUNDS, release=True)
+        fleet.server(*flags, rounds=ROUNDS)
         for name in ("pi-1", "pi-3"):
             fleet.device(name, CUTS[name], shard=f"{name[-1]}/3")
         fleet.device("pi-2", CUTS["pi-2"], "--broker", str(proxy.address), shard="2/3")

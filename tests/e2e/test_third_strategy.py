@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import warm
 from fleets import SUPPORT, Fleet, await_message
 from PIL import Image
 
@@ -35,11 +36,10 @@ print(in_one_process("trunk-per-cut", "step", 3, averaging="layerwise", cuts={CU
 LONG = 120.0  # seconds
 
 
-def run(*arguments: object) -> str:
-    """What `python ARGUMENTS` prints."""
+def in_one_process_with_it() -> str:
     paths = os.pathsep.join((str(SUPPORT), str(Path(__file__).parent)))
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [sys.executable, "-c", IN_ONE_PROCESS],
         env={**os.environ, "PYTHONPATH": paths},
         stdout=subprocess.PIPE,
         text=True,
@@ -48,19 +48,25 @@ def run(*arguments: object) -> str:
     ).stdout
 
 
+def splitee(*arguments: object) -> str:
+    """What the command prints."""
+    done = warm.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_a_third_strategy_is_one_file_and_one_line(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     topics = Topics("third")
     watcher = Link(mosquitto_broker.address, "third-watcher")
     watcher.subscribe(topics.commit, topics.server_status)
     watcher.open(5)
-    models = tmp_path / "server" / "models"
+    model = tmp_path / "pi-2-model"
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         _train(fleet, watcher, topics)
         assert fleet.report()["strategy"] == "trunk-per-cut"
-        assert fleet.report()["weights_sha256"] == run("-c", IN_ONE_PROCESS).strip()
-        assert read_manifest(models / "trunks", TrunkManifest).devices == TRUNKS
-
-        run("-m", "splitee", "export", "--state", tmp_path / "server", "--out", tmp_path / "exported")
+        assert fleet.report()["weights_sha256"] == in_one_process_with_it().strip()
+        splitee("export", "--state", tmp_path / "pi-2", "--out", model)
+        splitee("export", "--state", tmp_path / "server", "--out", tmp_path / "exported")
         assert read_manifest(tmp_path / "exported", TrunkManifest).devices == TRUNKS
 
         fleet.start("serve", "serve", *fleet.link, "--model", str(tmp_path / "exported"))
@@ -70,9 +76,8 @@ def test_a_third_strategy_is_one_file_and_one_line(mosquitto_broker: RunningBrok
             pass
         pixels = np.random.default_rng(1).integers(0, 256, (3, 32, 32), np.uint8)
         Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / "image.png")
-        model = tmp_path / "pi-2" / "models" / "current"
         asking = ("--json", "--threshold", "0", "--timeout", "30", *fleet.link, "--model", model)
-        answer = json.loads(run("-m", "splitee", "predict", *asking, tmp_path / "image.png"))
+        answer = json.loads(splitee("predict", *asking, tmp_path / "image.png"))
         fleet.processes["serve"].terminate()
         assert fleet.wait("serve") == [0]
     watcher.close()
@@ -87,11 +92,11 @@ def test_a_third_strategy_is_one_file_and_one_line(mosquitto_broker: RunningBrok
 def _train(fleet: Fleet, watcher: Link, topics: Topics) -> None:
     """Three rounds; the server is killed after its first commit, and resumes."""
     flags = ("--strategy", "trunk-per-cut", "--client-averaging", "layerwise")
-    fleet.server(*flags, rounds=3, release=True, program=WITH_STRATEGY)
+    fleet.server(*flags, rounds=3, program=WITH_STRATEGY)
     fleet.three_devices(CUTS)
     await_message(watcher, topics.commit)
     fleet.processes["server"].kill()
     fleet.processes["server"].wait()
-    fleet.server(*flags, rounds=3, release=True, program=WITH_STRATEGY)
+    fleet.server(*flags, rounds=3, program=WITH_STRATEGY)
     assert fleet.wait() == [0, 0, 0, 0]
     assert "resuming run" in fleet.log("server")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from trained import Trained, train
+from trained import Trained
 
 from splitee.errors import ConfigError, DataError, SpliteeError
 from splitee.inference.graphs import ClientModel
@@ -19,8 +20,6 @@ from splitee.inference.trunks import TrunkModels
 from splitee.samples.kept import Samples
 from splitee_export.calibration import HeldOut, choose, curve
 from splitee_export.commands.calibrate import calibrate
-from splitee_export.models import export_client, export_trunks
-from splitee_export.states import DeviceState, ServerState, read_state
 
 
 @st.composite
@@ -66,15 +65,12 @@ def test_exactly_one_bound_is_taken() -> None:
             choose(points, **bounds)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """With the models beside the states: `client` of pi-2, and `trunks`."""
-    trained = train(tmp_path_factory.mktemp("trained"))
-    device, server = read_state(trained.path / "pi-2"), read_state(trained.path / "server")
-    assert isinstance(device, DeviceState) and isinstance(server, ServerState)
-    export_client(device, Samples.read(trained.path / "pi-2"), trained.path / "client")
-    export_trunks(server, trained.path / "trunks")
-    return trained
+@pytest.fixture
+def models(trained: Trained, tmp_path: Path) -> Path:
+    """`client` of pi-2, which the command changes, and `trunks`."""
+    shutil.copytree(trained.path / "model" / "pi-2", tmp_path / "models" / "client")
+    shutil.copytree(trained.path / "model" / "server", tmp_path / "models" / "trunks")
+    return tmp_path / "models"
 
 
 def _run(*arguments: object) -> SpliteeError | str:
@@ -86,13 +82,13 @@ def _run(*arguments: object) -> SpliteeError | str:
 
 
 @pytest.mark.parametrize("measure", ["entropy", "confidence"])
-def test_the_command_stores_threshold_and_curve(trained: Trained, tmp_path: Path, measure: str) -> None:
-    model, plot = trained.path / "client", tmp_path / "curve.svg"
+def test_the_command_stores_threshold_and_curve(models: Path, tmp_path: Path, measure: str) -> None:
+    model, plot = models / "client", tmp_path / "curve.svg"
     said = _run(
         "--model",
         model,
         "--trunk",
-        trained.path / "trunks",
+        models / "trunks",
         "--max-offload",
         0.4,
         "--measure",
@@ -104,7 +100,7 @@ def test_the_command_stores_threshold_and_curve(trained: Trained, tmp_path: Path
     assert plot.read_text().lstrip().startswith("<?xml")
     manifest = read_manifest(model, ClientManifest)
     assert manifest.measure == measure
-    client, trunks, samples = ClientModel(model), TrunkModels(trained.path / "trunks"), Samples.read(model)
+    client, trunks, samples = ClientModel(model), TrunkModels(models / "trunks"), Samples.read(model)
     features, logits = client(samples.held_out)
     local = client.uncertainty(logits) <= manifest.threshold
     entry = trunks.entry("pi-2")
@@ -116,8 +112,8 @@ def test_the_command_stores_threshold_and_curve(trained: Trained, tmp_path: Path
     assert stored.accuracy == pytest.approx((answers == samples.labels).mean(), abs=0.02)
 
 
-def test_pictures_in_class_folders_can_be_given(trained: Trained, tmp_path: Path) -> None:
-    samples, names = Samples.read(trained.path / "client"), trained.data.class_names
+def test_pictures_in_class_folders_can_be_given(trained: Trained, models: Path, tmp_path: Path) -> None:
+    samples, names = Samples.read(models / "client"), trained.data.class_names
     for index in range(30):
         folder = tmp_path / names[samples.labels[index]]
         if "/" in names[samples.labels[index]]:
@@ -125,20 +121,17 @@ def test_pictures_in_class_folders_can_be_given(trained: Trained, tmp_path: Path
         folder.mkdir(exist_ok=True)
         Image.fromarray(samples.held_out[index].transpose(1, 2, 0)).save(folder / f"{index}.png")
     count = len(list(tmp_path.glob("*/*.png")))
-    said = _run("--model", trained.path / "client", "--trunk", trained.path / "trunks", "--data", tmp_path)
+    said = _run("--model", models / "client", "--trunk", models / "trunks", "--data", tmp_path)
     assert isinstance(said, str) and said.startswith(f"{count} held-out pictures")
 
 
-def test_what_cannot_be_calibrated_is_named(trained: Trained, tmp_path: Path) -> None:
-    model, trunk = ("--model", trained.path / "client"), ("--trunk", trained.path / "trunks")
-    other = train(tmp_path / "other", "averaging")
-    server = read_state(other.path / "server")
-    assert isinstance(server, ServerState)
-    export_trunks(server, tmp_path / "elsewhere")
+def test_what_cannot_be_calibrated_is_named(models: Path, averaged: Trained, tmp_path: Path) -> None:
+    model, trunk = ("--model", models / "client"), ("--trunk", models / "trunks")
+    elsewhere = averaged.path / "model" / "server"
     cases: list[tuple[tuple[object, ...], type[SpliteeError], str]] = [
         (model, ConfigError, "one of --trunk DIR and --broker URL"),
         ((*model, *trunk, "--broker", "mqtt://127.0.0.1:1"), ConfigError, "one of --trunk"),
-        ((*model, "--trunk", tmp_path / "elsewhere"), ConfigError, "has no trunk for pi-2"),
+        ((*model, "--trunk", elsewhere), ConfigError, "has no trunk for pi-2"),
         ((*model, *trunk, "--data", tmp_path), DataError, "folders named as the classes"),
         ((*model, *trunk, "--plot", tmp_path / "curve.nothing"), ConfigError, "--plot"),
     ]

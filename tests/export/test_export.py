@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from trained import Trained, train
+from trained import Trained
 
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError, ModelError, SpliteeError, StateError
@@ -26,19 +26,11 @@ from splitee_export.parity import check_parity
 from splitee_export.states import DeviceState, ServerState, read_state
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("trained"), "sequential")
-
-
-@pytest.fixture(scope="module", params=["sequential", "averaging"])
-def by_strategy(
-    request: pytest.FixtureRequest, trained: Trained, tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
+@pytest.fixture(params=["trained", "averaged"])
+def by_strategy(request: pytest.FixtureRequest) -> Trained:
     """Servers' states differ by strategy, devices' do not."""
-    if request.param == "sequential":
-        return trained
-    return train(tmp_path_factory.mktemp("averaging"), "averaging")
+    by_strategy: Trained = request.getfixturevalue(request.param)
+    return by_strategy
 
 
 def device_state(trained: Trained, device: str = "pi-2") -> DeviceState:
@@ -71,9 +63,8 @@ def test_a_device_model_answers_as_torch_does(trained: Trained, tmp_path: Path) 
 
 
 def test_each_device_enters_its_own_trunk(by_strategy: Trained, tmp_path: Path) -> None:
-    export_client(device_state(by_strategy), Samples.read(by_strategy.path / "pi-2"), tmp_path / "pi-2")
     state = server_state(by_strategy)
-    manifest = export_trunks(state, tmp_path / "server", [tmp_path / "pi-2"])
+    manifest = export_trunks(state, tmp_path / "server", [by_strategy.path / "model" / "pi-2"])
     trunks = TrunkModels(tmp_path / "server", threads=1)
     for device, cut in state.cuts.items():
         entry = trunks.entry(device)
@@ -91,7 +82,7 @@ def test_each_device_enters_its_own_trunk(by_strategy: Trained, tmp_path: Path) 
 
 
 def test_a_network_with_dropout_and_pooled_branches_exports_with_a_free_batch() -> None:
-    network = build_network("mobilenet_v3_small", num_classes=7, input_shape=(3, 64, 64))
+    network = build_network("tiny_networks:squeezing", num_classes=7, input_shape=(3, 64, 64))
     network.module.eval()
     client, head, trunk = network.client(2).eval(), network.exit_head(2).eval(), network.trunk(2).eval()
     inputs = np.random.default_rng(0).standard_normal((3, 3, 64, 64)).astype("f4")
@@ -148,11 +139,12 @@ def test_the_benchmark_puts_the_faster_graph_in_service(trained: Trained, tmp_pa
     assert manifest.file == (CLIENT_INT8 if timed.int8_ms < timed.fp32_ms else CLIENT)
 
 
-def test_a_client_of_another_run_cannot_try_a_trunk(trained: Trained, tmp_path: Path) -> None:
-    other = train(tmp_path / "other", "averaging")
-    export_client(device_state(other), Samples.read(other.path / "pi-2"), tmp_path / "client")
+def test_a_client_of_another_run_cannot_try_a_trunk(
+    trained: Trained, averaged: Trained, tmp_path: Path
+) -> None:
+    other = averaged.path / "model" / "pi-2"
     with pytest.raises(ConfigError, match="in run"):
-        export_trunks(server_state(trained), tmp_path / "out", [tmp_path / "client"])
+        export_trunks(server_state(trained), tmp_path / "out", [other])
     assert not (tmp_path / "out").exists()
 
 

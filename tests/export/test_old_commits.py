@@ -11,7 +11,7 @@ import pytest
 import torch
 from msgspec.structs import replace as replace_struct
 from torch import Tensor
-from trained import CUTS, Trained, train
+from trained import CUTS, Trained
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
@@ -26,9 +26,11 @@ from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
 
-@pytest.fixture(scope="module", params=["sequential", "averaging"])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return train(tmp_path_factory.mktemp("trained"), request.param)
+@pytest.fixture(params=["trained", "averaged"])
+def run(request: pytest.FixtureRequest) -> Trained:
+    """Of each strategy."""
+    run: Trained = request.getfixturevalue(request.param)
+    return run
 
 
 def commit(path: Path) -> Committed:
@@ -45,13 +47,13 @@ def old(committed: Committed) -> dict[str, Any]:
     return unpack_state(pack_state(state))
 
 
-@pytest.fixture(scope="module")
-def old_state(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def old_state(run: Trained, tmp_path: Path) -> Path:
     """The server's state as it was written before trunks had names."""
-    path = tmp_path_factory.mktemp("old")
+    path = tmp_path / "old"
     directory = StateDirectory(path)
-    Checkpoints(directory).open(trained.spec, fresh=True)
-    directory.save_round(1, pack_state(old(commit(trained.path / "server"))))
+    Checkpoints(directory).open(run.spec, fresh=True)
+    directory.save_round(1, pack_state(old(commit(run.path / "server"))))
     directory.close()
     return path
 
@@ -66,22 +68,21 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_old_commit_exports_what_a_new_one_does(trained: Trained, old_state: Path, tmp_path: Path) -> None:
-    before, now = server_state(old_state), server_state(trained.path / "server")
+def test_an_old_commit_exports_what_a_new_one_does(run: Trained, old_state: Path, tmp_path: Path) -> None:
+    before, now = server_state(old_state), server_state(run.path / "server")
     assert before.cuts == now.cuts == CUTS
     for device in CUTS:
         assert same(before.trunks[device].state_dict(), now.trunks[device].state_dict())
-    export_trunks(before, tmp_path / "before")
-    export_trunks(now, tmp_path / "now")
-    manifests = [read_manifest(tmp_path / name, TrunkManifest) for name in ("before", "now")]
+    export_trunks(before, tmp_path)
+    manifests = [read_manifest(path, TrunkManifest) for path in (tmp_path, run.path / "model" / "server")]
     assert manifests[0].sha256 == manifests[1].sha256
     assert manifests[0].devices == {device: f"trunk-cut-{cut}.onnx" for device, cut in CUTS.items()}
 
 
-def test_a_training_server_answers_from_an_old_commit(trained: Trained, old_state: Path) -> None:
+def test_a_training_server_answers_from_an_old_commit(run: Trained, old_state: Path) -> None:
     directory = StateDirectory(old_state)
-    trunks = CommittedTrunks(trained.spec, Checkpoints(directory))
-    expected = server_state(trained.path / "server")
+    trunks = CommittedTrunks(run.spec, Checkpoints(directory))
+    expected = server_state(run.path / "server")
     for device, cut in CUTS.items():
         entry = trunks.entry(device)
         assert entry is not None and (entry.cut, trunks.round) == (cut, 1)
@@ -93,9 +94,9 @@ def test_a_training_server_answers_from_an_old_commit(trained: Trained, old_stat
     directory.close()
 
 
-def test_a_run_goes_on_from_an_old_commit(trained: Trained) -> None:
-    new = commit(trained.path / "server")
-    spec = replace_struct(trained.spec, rounds=2)
+def test_a_run_goes_on_from_an_old_commit(run: Trained) -> None:
+    new = commit(run.path / "server")
+    spec = replace_struct(run.spec, rounds=2)
     models = [FleetModel(spec, build_for(spec)) for _ in range(2)]
     before = Committed(**old(new))
     assert before.trunks == {}
@@ -110,18 +111,18 @@ def test_a_run_goes_on_from_an_old_commit(trained: Trained) -> None:
     assert models[0].state()["trunk_of"] == new.trunk_of
 
 
-def test_named_trunks_are_not_stored_twice(trained: Trained) -> None:
+def test_named_trunks_are_not_stored_twice(run: Trained) -> None:
     """torch keeps tensors that share memory once; a name and a shape for each are all that is added."""
-    new = commit(trained.path / "server")
+    new = commit(run.path / "server")
     with_names, without = len(pack_state(vars(new))), len(pack_state(old(new)))
     tensors = sum(len(trunk["weights"]) for trunk in new.trunks.values())
     assert 0 < with_names - without < 256 * tensors
 
 
-def test_a_commit_without_any_trunk_is_not_of_this_release(trained: Trained, tmp_path: Path) -> None:
+def test_a_commit_without_any_trunk_is_not_of_this_release(run: Trained, tmp_path: Path) -> None:
     directory = StateDirectory(tmp_path)
-    Checkpoints(directory).open(trained.spec, fresh=True)
-    state = old(replace(commit(trained.path / "server"), strategy={"cuts": CUTS}))
+    Checkpoints(directory).open(run.spec, fresh=True)
+    state = old(replace(commit(run.path / "server"), strategy={"cuts": CUTS}))
     directory.save_round(1, pack_state(state))
     directory.close()
     with pytest.raises(StateError, match="its state is not of this release"):

@@ -29,3 +29,26 @@ def steady(num_classes: int) -> nn.Module:
     network = Tiny(num_classes)
     network.hidden[3] = nn.Identity()
     return network
+
+
+class Squeezing(nn.Module):
+    """As MobileNetV3: channels weighted by a pooled branch, and dropout before the classifier."""
+
+    def __init__(self, num_classes: int) -> None:
+        from torchvision.ops import SqueezeExcitation  # a second, which other networks need not wait
+
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.Hardswish())
+        self.second = nn.Sequential(SqueezeExcitation(8, 4), nn.Conv2d(8, 8, 3), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(
+            nn.Linear(8, 16), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(16, num_classes)
+        )
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.pool(self.second(self.first(pictures))).flatten(1))
+        return logits
+
+
+def squeezing(num_classes: int) -> nn.Module:
+    return Squeezing(num_classes)

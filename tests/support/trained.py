@@ -1,18 +1,23 @@
-"""States of devices and a server after one round, trained in this process through the fleet's own classes."""
+"""States and models of devices and a server after one round, trained by the fleet's own classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
+from once import made_once
 
 from splitee.durable import StateDirectory
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
+from splitee.samples.kept import Samples
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
+from splitee_export.models import export_client, export_trunks
+from splitee_export.states import DeviceState, ServerState, read_state
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
@@ -21,19 +26,33 @@ CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 
 @dataclass(frozen=True)
 class Trained:
-    """`path / DEVICE` and `path / "server"` are state directories."""
+    """`path / NAME` are the state directories, `path / "model" / NAME` the models, of CUTS and "server"."""
 
     path: Path
     spec: RunSpec
     data: DeviceData
 
 
-def train(path: Path, strategy: str = "sequential", network: str = "tiny_networks:tiny") -> Trained:
-    """One round of devices with the cuts CUTS on a few of the built-in pictures."""
+def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
+    """One round of devices with the cuts CUTS on a few of the built-in images."""
     data = open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=96)
     spec = RunSpec(
-        protocol=1, run=f"run-{strategy}", network=network, num_classes=10, rounds=1, strategy=strategy
+        protocol=1,
+        run=f"run-{strategy}",
+        network="tiny_networks:tiny",
+        num_classes=10,
+        rounds=1,
+        strategy=strategy,
     )
+
+    def make(path: Path) -> None:
+        _train(path, spec, data)
+        _export(path)
+
+    return Trained(made_once(factory, f"trained-{strategy}", make), spec, data)
+
+
+def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
     model = FleetModel(spec, build_for(spec))
     for device, cut in CUTS.items():
         model.join(device, cut, len(data.train))
@@ -62,4 +81,13 @@ def train(path: Path, strategy: str = "sequential", network: str = "tiny_network
         )
     )
     directory.close()
-    return Trained(path, spec, data)
+
+
+def _export(path: Path) -> None:
+    for device in CUTS:
+        state = read_state(path / device)
+        assert isinstance(state, DeviceState)
+        export_client(state, Samples.read(path / device), path / "model" / device)
+    server = read_state(path / "server")
+    assert isinstance(server, ServerState)
+    export_trunks(server, path / "model" / "server")

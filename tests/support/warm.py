@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
@@ -42,11 +43,22 @@ def children_cpu() -> float:
 class WarmProcess:
     """What the tests need of subprocess.Popen."""
 
-    def __init__(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
-        """`arguments`: of `splitee`. `log`: takes what it prints. `environment`: the whole of it."""
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str] = os.environ,
+        *,
+        errors: Path | None = None,
+    ) -> None:
+        """`arguments`: of `splitee`. `environment`: the whole of it.
+
+        `log` takes what it prints; `errors`: to another file what it says on stderr.
+        """
         sys.audit(FORK)
         self.args = ["splitee", *arguments]
-        self._process = _context.Process(target=_run, args=(self.args, str(log), dict(environment)))
+        files = (str(log), str(errors or log))
+        self._process = _context.Process(target=_be_splitee, args=(self.args, files, dict(environment)))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -74,16 +86,30 @@ class WarmProcess:
         self.send_signal(signal.SIGTERM)
 
 
-def _run(arguments: list[str], log: str, environment: dict[str, str]) -> None:
-    """In the new process: be `splitee`."""
+def run(
+    *arguments: object, environment: Mapping[str, str] = os.environ, timeout: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """`splitee ARGUMENTS`, as subprocess.run gives it."""
+    with TemporaryDirectory() as folder:
+        log, errors = Path(folder, "log"), Path(folder, "errors")
+        process = WarmProcess([str(argument) for argument in arguments], log, environment, errors=errors)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill()
+        return subprocess.CompletedProcess(process.args, code, log.read_text(), errors.read_text())
+
+
+def _be_splitee(arguments: list[str], files: tuple[str, str], environment: dict[str, str]) -> None:
     from splitee.cli.main import main
 
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
-    with Path(os.devnull).open() as nothing, Path(log).open("ab") as file:
+    with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), 0)
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
+    for descriptor, name in enumerate(files, start=1):
+        with Path(name).open("ab") as file:
+            os.dup2(file.fileno(), descriptor)
     sys.argv = arguments
     sys.exit(main())

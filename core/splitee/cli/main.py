@@ -12,7 +12,7 @@ from splitee import __version__
 from splitee.cli.postponed_compiler import postpone_compiler
 from splitee.errors import ExitCode, ExtraMissing, SpliteeError
 
-postpone_compiler()  # here and not in main(): processes that multiprocessing spawns import this too
+postpone_compiler()  # here and not in main(): processes that multiprocessing starts import this too
 
 EXTRAS = {
     "torch": "train",

@@ -16,6 +16,10 @@ import torch
 
 from splitee.errors import ChildFailed, SpliteeError
 
+# Seconds to import, so all processes are forked from one that has: the command line first, for it decides what
+# torch may load.
+LOADED_ONCE = ["splitee.cli.main", "torch", "torchvision"]
+
 
 class Titled(Protocol):
     """A job; its title names it in an error, such as "baseline 'pi-1'"."""
@@ -63,7 +67,8 @@ class _Team(Generic[Job, News]):
     def __init__(self, work: Work[Job, News], count: int) -> None:
         self._processes: dict[Connection, BaseProcess] = {}
         self._busy: dict[Connection, Job] = {}
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LOADED_ONCE)
         with _one_thread_and_no_interrupt():
             for _ in range(count):
                 ours, theirs = context.Pipe()
@@ -124,6 +129,7 @@ def _one_thread_and_no_interrupt() -> Iterator[None]:
 
 
 def _work(connection: Connection, work: Work[Job, News]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     while True:
         try:

@@ -14,16 +14,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trained import Trained, train
+from trained import Trained
 
 from splitee.errors import ExitCode
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, MANIFEST, ClientManifest, read_manifest, write_manifest
 from splitee.inference.uncertainty import normalized_entropy, softmax, uncertainty
-from splitee.samples.kept import Samples
 from splitee_device.data.batches import batch
 from splitee_export.graphs import ClientGraph, run_torch
-from splitee_export.models import export_client
 from splitee_export.states import DeviceState, read_state
 
 # Runs the command, then tells which modules it has loaded.
@@ -38,18 +36,10 @@ finally:
 LONG = 60.0  # seconds
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """With the exported model of pi-2 in `model`."""
-    trained = train(tmp_path_factory.mktemp("trained"))
-    export_client(_state(trained), Samples.read(trained.path / "pi-2"), trained.path / "model")
-    return trained
-
-
 @pytest.fixture
 def model(trained: Trained, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
-    return Path(shutil.copytree(trained.path / "model", tmp_path / "model"))
+    return Path(shutil.copytree(trained.path / "model" / "pi-2", tmp_path / "model"))
 
 
 def _state(trained: Trained) -> DeviceState:
@@ -82,7 +72,13 @@ def save(picture: np.ndarray, path: Path) -> Path:
 def test_torch_is_never_imported(trained: Trained, tmp_path: Path) -> None:
     picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
     done = predict(
-        "--model", trained.path / "model", picture, "--broker", "mqtt://127.0.0.1:9", "--timeout", 0.2
+        "--model",
+        trained.path / "model" / "pi-2",
+        picture,
+        "--broker",
+        "mqtt://127.0.0.1:9",
+        "--timeout",
+        0.2,
     )
     assert done.returncode == 0, done.stderr
     loaded = set(done.stderr.partition("modules: ")[2].split())
@@ -95,7 +91,7 @@ def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path
     state, pictures = _state(trained), trained.data.held_out
     for index in range(8):
         save(pictures.images[index], tmp_path / f"{index}.png")
-    told = answers(predict("--model", trained.path / "model", tmp_path, "--json", "--threshold", 1))
+    told = answers(predict("--model", trained.path / "model" / "pi-2", tmp_path, "--json", "--threshold", 1))
     inputs, _ = batch(pictures, np.arange(8), state.spec.mean, state.spec.std)
     logits = run_torch(ClientGraph(state.client, state.exit), inputs.numpy())[1]
     probabilities = softmax(logits)
@@ -117,7 +113,7 @@ def test_pictures_of_other_sizes_and_kinds_are_fitted_as_in_training(
     grey.convert("RGBA").save(tmp_path / "b-alpha.png")
     grey.convert("P").save(tmp_path / "c-palette.gif")
     grey.resize((320, 320), Image.Resampling.NEAREST).save(tmp_path / "d-large.bmp")
-    told = answers(predict("--model", trained.path / "model", tmp_path, "--json"))
+    told = answers(predict("--model", trained.path / "model" / "pi-2", tmp_path, "--json"))
     assert len(told) == 4
     assert len({answer["label"] for answer in told}) == 1
     assert [answer["entropy"] for answer in told[1:3]] == pytest.approx([told[0]["entropy"]] * 2, abs=1e-4)
@@ -129,14 +125,14 @@ def test_an_unreadable_picture_is_skipped_among_others_and_an_error_alone(
     save(trained.data.held_out.images[0], tmp_path / "good.png")
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    done = predict("--model", trained.path / "model", tmp_path, "--json")
+    done = predict("--model", trained.path / "model" / "pi-2", tmp_path, "--json")
     assert len(answers(done)) == 1 and "skipped" in done.stderr and "bad.png" in done.stderr
-    alone = predict("--model", trained.path / "model", bad)
+    alone = predict("--model", trained.path / "model" / "pi-2", bad)
     assert alone.returncode == ExitCode.DATA and "expected an image" in alone.stderr
 
 
 def test_what_there_is_nothing_to_classify_in_is_named(trained: Trained, tmp_path: Path) -> None:
-    model = ("--model", trained.path / "model")
+    model = ("--model", trained.path / "model" / "pi-2")
     for arguments, code, words in (
         (model, ExitCode.CONFIG, "nothing to classify"),
         ((*model, tmp_path), ExitCode.DATA, "holds no images"),
@@ -212,7 +208,7 @@ def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_p
     camera = programs / "rpicam-still"
     camera.write_text(f"#!/bin/sh\nexec /bin/cat {picture}\n")
     camera.chmod(0o755)
-    model = ("--model", trained.path / "model", "--json")
+    model = ("--model", trained.path / "model" / "pi-2", "--json")
     (told,) = answers(predict(*model, "--camera", PATH=str(programs)))
     (same,) = answers(predict(*model, picture))
     assert (told["picture"], told["label"]) == ("camera", same["label"])
@@ -228,7 +224,7 @@ def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_p
 def test_without_a_broker_the_exit_answers_and_says_so(trained: Trained, tmp_path: Path) -> None:
     picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
     broker = ("--broker", "mqtt://127.0.0.1:9", "--timeout", 0.3)
-    done = predict("--model", trained.path / "model", picture, "--json", "--threshold", 0, *broker)
+    done = predict("--model", trained.path / "model" / "pi-2", picture, "--json", "--threshold", 0, *broker)
     (told,) = answers(done)
     assert told["source"] == "local-fallback"
     assert "no broker at" in done.stderr and "Traceback" not in done.stderr
@@ -245,7 +241,7 @@ def test_normalised_entropy_is_the_softmaxs_and_doubt_stays_within_its_bounds() 
 
 
 def test_a_model_takes_batches_of_any_size(trained: Trained) -> None:
-    model, pictures = ClientModel(trained.path / "model"), trained.data.held_out.images
+    model, pictures = ClientModel(trained.path / "model" / "pi-2"), trained.data.held_out.images
     together, one = model(pictures[:20]), [model(pictures[i : i + 1]) for i in range(20)]
     for position in range(2):
         apart = np.concatenate([answer[position] for answer in one])

@@ -18,6 +18,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 PAGE = Path(__file__).parents[3] / "docs" / "profile.md"
 TINY = ("--network", "tiny_networks:tiny", "--batch", "8", "--threads", "1", "--samples", "64")
+SHORT = ("--budget", "20")  # seconds: no cut is measured twice
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -34,8 +35,12 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     return found
 
 
-def test_every_cut_is_measured_with_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    found = run_json(capsys, *TINY, "--steps", "20")
+def test_every_cut_is_measured_with_its_parts_whatever_the_network_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Path(tmp_path, "talkative.py").write_text("from tiny_networks import tiny\nprint('hello', flush=True)")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = run_json(capsys, *TINY, "--network", "talkative:tiny", "--steps", "20")
     assert [(row["cut"], row["stage"]) for row in found["cuts"]] == [
         (1, "first"),
         (2, "hidden.0"),
@@ -59,12 +64,16 @@ def test_every_cut_is_measured_with_its_parts(capsys: pytest.CaptureFixture[str]
     assert found["device"]["cores_allowed"]["value"] == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.mosquitto
 def test_the_table_marks_the_recommended_cut_and_says_why(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broker: RunningBroker
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    mosquitto_broker: RunningBroker,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     picture = tmp_path / "profile.png"
-    where = ("--broker", str(broker.address), "--fleet", "profiles")
+    where = ("--broker", str(mosquitto_broker.address), "--fleet", "profiles")
     code, out, _ = run(capsys, *TINY, *where, "--prefer", "deepest", "--plot", str(picture))
     assert code == ExitCode.OK
     (marked,) = [line for line in out.splitlines() if line.startswith(">")]
@@ -75,12 +84,15 @@ def test_the_table_marks_the_recommended_cut_and_says_why(
 
 
 def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broker: RunningBroker
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    embedded_broker: RunningBroker,
 ) -> None:
     block = re.search(r"```sh\nsplitee profile (.*?)```", PAGE.read_text(), re.DOTALL)
     assert block is not None
     monkeypatch.chdir(tmp_path)
-    words = shlex.split(block[1].replace("mqtt://BROKER:1883", str(broker.address)))
+    words = shlex.split(block[1].replace("mqtt://BROKER:1883", str(embedded_broker.address)))
     found = run_json(capsys, *words, "--threads", "1", "--budget", "15")
     assert Path("cuts.png").stat().st_size > 0
     assert found["link"]["message_cpu"] > 0
@@ -90,15 +102,6 @@ def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some
     assert found["seconds"] <= 17
     steps = [row["step"] for row in found["cuts"]]
     assert all(step > 0 for step in steps)
-
-
-def test_what_the_network_prints_is_no_measurement(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    Path(tmp_path, "talkative.py").write_text("from tiny_networks import tiny\nprint('hello', flush=True)")
-    monkeypatch.syspath_prepend(tmp_path)
-    found = run_json(capsys, *TINY, "--network", "talkative:tiny")
-    assert [row["cut"] for row in found["cuts"]] == [1, 2, 3]
 
 
 def test_a_budget_too_short_for_anything_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +123,7 @@ def test_without_torch_the_device_is_described_and_what_to_install_is_said(
 
 
 def test_a_reserve_that_leaves_nothing_fits_no_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, *TINY, "--reserve", str(1 << 30), "--json")
+    code, out, err = run(capsys, *TINY, *SHORT, "--reserve", str(1 << 30), "--json")
     assert code == ExitCode.NO_CUT
     assert "no cut fits this device" in err
     assert [row["obstacle"] for row in json.loads(out)["cuts"]] == ["memory"] * 3

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+import warm
 from click.testing import CliRunner
+from waiting import until
 
 from splitee.cli.main import splitee
 from splitee.errors import ConfigError, DataError, ExitCode, NetworkError, StateError
 from splitee_lab.methods.registry import BASELINES, METHODS
 from splitee_lab.presets import NAMES
 
-SUPPORT = Path(__file__).parents[2] / "support"
 TINY = ("--network", "tiny_networks:tiny", "--samples", "240", "--test-samples", "60", "--workers", "2")
 SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", "--client-averaging", "none")
 
@@ -155,19 +153,11 @@ def test_a_list_that_cannot_be_read_is_named(flag: str, tmp_path: Path) -> None:
 
 def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:
     flags = ["--seeds", "1,2,3", "--strategy", "sequential", "--baselines", ""]
-    command = [sys.executable, "-m", "splitee", "simulate", *SMALL, *flags, "--out", str(tmp_path)]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(SUPPORT), "PYTHONUNBUFFERED": "1"},
-    )
-    assert process.stdout is not None
-    first = process.stdout.readline()
+    process = warm.WarmProcess(["simulate", *SMALL, *flags, "--out", str(tmp_path)], tmp_path / "log")
+    until(lambda: ":" in (tmp_path / "log").read_text(), process.poll)
     process.kill()
     process.wait(30)
-    process.stdout.close()
-    stored = first.split(":")[0]
+    stored = (tmp_path / "log").read_text().split(":")[0]
     assert (tmp_path / "parts" / f"{stored}.json").exists()
     printed = simulate(*SMALL, *flags, "--out", str(tmp_path))
     assert f"{stored}:" not in printed
@@ -196,11 +186,6 @@ def test_a_protocols_settings_are_valid(name: str, tmp_path: Path) -> None:
 
 
 def test_an_unknown_protocol_is_named() -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "splitee", "simulate", "--protocol", "large"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    process = warm.run("simulate", "--protocol", "large")
     assert process.returncode == ExitCode.CONFIG
     assert all(name in process.stderr for name in NAMES)

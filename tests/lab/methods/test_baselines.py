@@ -20,7 +20,14 @@ from splitee_lab.methods.baselines import (
 )
 
 RUN = RunSpec(
-    protocol=1, run="r1", network="resnet18", num_classes=10, rounds=2, seed=1, batch_size=16, mean=(0.5,)
+    protocol=1,
+    run="r1",
+    network="tiny_networks:tiny",
+    num_classes=10,
+    rounds=2,
+    seed=1,
+    batch_size=16,
+    mean=(0.5,),
 )
 DATA = DataSource("builtin:fashion-mnist", limit=32)
 SHARDS = {"pi-1": "1/2", "pi-2": "2/2"}
@@ -60,13 +67,15 @@ def test_processes_give_what_training_here_gives_whatever_their_number() -> None
 def test_the_seed_decides_the_result() -> None:
     baseline = baselines_of(RUN, DATA, SHARDS)[1]
     assert last(baseline) == last(baseline)
-    other = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=2, seed=2, batch_size=16)
+    other = RunSpec(
+        protocol=1, run="r1", network="tiny_networks:tiny", num_classes=10, rounds=2, seed=2, batch_size=16
+    )
     assert last(baselines_of(other, DATA, SHARDS)[1]).loss != last(baseline).loss
 
 
 def test_it_learns() -> None:
-    run = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=4, seed=1)
-    pictures = DataSource("builtin:fashion-mnist", limit=300)
+    run = RunSpec(protocol=1, run="r1", network="tiny_networks:tiny", num_classes=10, rounds=8, seed=1)
+    pictures = DataSource("builtin:fashion-mnist", limit=600)
     accuracy = last(Baseline(CENTRALIZED, run, pictures, ("1/1",))).accuracy
     assert accuracy is not None
     assert accuracy > 0.4  # 0.1 is chance

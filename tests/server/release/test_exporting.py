@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec import structs
-from trained import Trained, train
+from trained import Trained
 
 from splitee.durable import StateDirectory
 from splitee.inference.graphs import ClientModel
@@ -21,25 +21,19 @@ from splitee_server.release.exporting import export_run
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """pi-2 and pi-3 have the same cut."""
-    return train(tmp_path_factory.mktemp("trained"), "averaging")
+def spec(averaged: Trained) -> RunSpec:
+    return structs.replace(averaged.spec, class_names=averaged.data.class_names)
 
 
-def spec(trained: Trained) -> RunSpec:
-    return structs.replace(trained.spec, class_names=trained.data.class_names)
-
-
-def committed(trained: Trained, **taken_from: str) -> Committed:
+def committed(averaged: Trained, **taken_from: str) -> Committed:
     """The server's last commit, with the client networks of these devices."""
-    directory = StateDirectory(trained.path / "server")
+    directory = StateDirectory(averaged.path / "server")
     stored = Checkpoints(directory).load()
     directory.close()
     assert stored is not None
     clients: dict[str, Any] = {}
     for device, other in taken_from.items():
-        state = read_state(trained.path / other.replace("_", "-"))
+        state = read_state(averaged.path / other.replace("_", "-"))
         assert isinstance(state, DeviceState)
         parts = {"client": state.client, "exit": state.exit}
         clients[device.replace("_", "-")] = torch.nn.ModuleDict(parts).state_dict()
@@ -61,13 +55,13 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_devices_whose_networks_were_averaged_share_a_graph(
-    trained: Trained, exports: list[str], tmp_path: Path
+    averaged: Trained, exports: list[str], tmp_path: Path
 ) -> None:
-    stored = committed(trained, pi_1="pi-1", pi_2="pi-2", pi_3="pi-2")
+    stored = committed(averaged, pi_1="pi-1", pi_2="pi-2", pi_3="pi-2")
     for name, tensor in stored.clients["pi-3"].items():
         if name.endswith("num_batches_tracked"):
             tensor.add_(7)  # which is each device's own
-    folders = export_run(spec(trained), stored, {}, tmp_path)
+    folders = export_run(spec(averaged), stored, {}, tmp_path)
     models = {folder.name: ClientModel(folder, threads=1) for folder in folders}
     assert all(model.manifest.device == name for name, model in models.items())
     assert models["pi-2"].manifest.sha256 == models["pi-3"].manifest.sha256
@@ -82,12 +76,12 @@ def test_devices_whose_networks_were_averaged_share_a_graph(
 
 
 def test_devices_with_networks_of_their_own_have_graphs_of_their_own(
-    trained: Trained, exports: list[str], tmp_path: Path
+    averaged: Trained, exports: list[str], tmp_path: Path
 ) -> None:
-    stored = committed(trained, pi_2="pi-2", pi_3="pi-3")
+    stored = committed(averaged, pi_2="pi-2", pi_3="pi-3")
     own = stored.trunks["pi-3"]["weights"]
     next(tensor for tensor in own.values() if tensor.is_floating_point()).add_(1.0)
-    folders = export_run(spec(trained), stored, {}, tmp_path)
+    folders = export_run(spec(averaged), stored, {}, tmp_path)
     pictures = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), np.uint8)
     features, other = (ClientModel(folder, threads=1)(pictures)[0] for folder in folders)
     assert not np.allclose(features, other)
