@@ -17,7 +17,7 @@ from .conftest import DEADLINE, HOST, Fleet, files, run_broker, splitee_device
 
 Connect = Callable[..., Link]
 
-pytestmark = pytest.mark.mosquitto
+pytestmark = [pytest.mark.mosquitto, pytest.mark.slow]
 
 
 def last_line(done: subprocess.CompletedProcess[str], code: ExitCode) -> str:

@@ -110,6 +110,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, flags: tuple[
     assert line in refused(tmp_path, *flags)
 
 
+@pytest.mark.slow
 def test_wheels_that_are_missing_are_named_before_anything_changes(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     root = tmp_path / "root"
@@ -126,6 +127,7 @@ def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device:
     assert f"is for {key} {fleet if key == 'fleet' else device}, but this device's is" in line
 
 
+@pytest.mark.slow
 def test_install_again_and_uninstall(tmp_path: Path) -> None:
     """The wheels come from where pip finds them on this machine."""
     root, flags = tmp_path / "root", ("--infer-only", "--python", sys.executable)

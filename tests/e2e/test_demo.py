@@ -19,6 +19,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
 TINY = ("--network", "tiny_networks:tiny")
+UNDER_WAY = ("--broker", "embedded", "--no-baselines", "--devices", "2")
 IDS = ("pi-1", "pi-2", "pi-3")
 ROUNDS = 8
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -99,12 +100,21 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
 
 
 @pytest.mark.mosquitto
-def test_averaging_on_a_broker_that_runs_already(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
-    flags = ("--strategy", "averaging", "--no-baselines", "--devices", "2", "--codec", "int8+zstd", *TINY)
-    report, _ = demo(tmp_path / "out", "--broker", str(mosquitto_broker.address), *flags)
+def test_averaging_on_a_broker_that_runs_already_by_devices_whose_cuts_the_profiler_chooses(
+    tmp_path: Path, mosquitto_broker: RunningBroker
+) -> None:
+    flags = ("--strategy", "averaging", "--codec", "int8+zstd", "--no-baselines", *TINY)
+    limits = ("--profile", "--devices", "2")
+    report, shown = demo(tmp_path / "out", "--broker", str(mosquitto_broker.address), *flags, *limits)
     assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
     assert report["batches_trained"] == report["batches_published"] == 2 * 2 * 1
     assert "baselines" not in report
+    assert len(report["choices"]) == 2
+    for choice, device in zip(report["choices"], report["devices"], strict=True):
+        assert choice["cut"] == device["cut"] == 3
+        assert choice["memory"] > 100
+        assert choice["reason"].startswith("cut 3 (hidden.3): the deepest that fits")
+        assert f"{device['id']} {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
 
 
 def child(process: subprocess.Popen[str], name: str) -> psutil.Process:
@@ -120,26 +130,15 @@ def child(process: subprocess.Popen[str], name: str) -> psutil.Process:
 
 
 def test_a_device_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
-    process = start(tmp_path / "out", "--broker", "embedded", "--no-baselines")
-    child(process, "pi-3").kill()
+    process = start(tmp_path / "out", *UNDER_WAY)
+    child(process, "pi-2").kill()
     _, errors = finish(process, ExitCode.CHILD)
-    assert errors.startswith("splitee: pi-3 was ended by SIGKILL; the others are stopped")
+    assert errors.startswith("splitee: pi-2 was ended by SIGKILL; the others are stopped")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = start(tmp_path / "out", "--broker", "embedded", "--no-baselines")
-    child(process, "pi-3")
+    process = start(tmp_path / "out", *UNDER_WAY)
+    child(process, "pi-2")
     process.send_signal(number)
     finish(process, code)
-
-
-def test_a_device_with_limits_lets_the_profiler_choose_its_cut(tmp_path: Path) -> None:
-    flags = ("--profile", "--devices", "1", "--rounds", "1", *TINY)
-    report, shown = demo(tmp_path / "out", "--broker", "embedded", "--no-baselines", *flags)
-    (choice,) = report["choices"]
-    assert choice["cut"] == report["devices"][0]["cut"] == 3
-    assert choice["memory"] > 100
-    assert choice["reason"].startswith("cut 3 (hidden.3): the deepest that fits")
-    assert f"pi-1 {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
-    assert "the deepest that fits" in shown

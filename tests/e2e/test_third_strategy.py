@@ -5,15 +5,15 @@ Only the server imports that file: devices, exports and `splitee serve` need to 
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import warm
-from fleets import SUPPORT, Fleet, await_message
+from fleets import Fleet, await_message, in_one_process
 from PIL import Image
 
 from splitee.inference.graphs import ClientModel
@@ -23,29 +23,11 @@ from splitee.mqtt.link import Link
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
+from splitee_server.learning.strategies import registry
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 TRUNKS = {"pi-1": "trunk-cut-1.onnx", "pi-2": "trunk-cut-2.onnx", "pi-3": "trunk-cut-2.onnx"}
 WITH_STRATEGY = (sys.executable, "-c", "import third_strategy; from splitee.cli.main import main; main()")
-IN_ONE_PROCESS = f"""
-import third_strategy, torch
-from fleets import in_one_process
-torch.set_num_threads(1)
-print(in_one_process("trunk-per-cut", "step", 3, averaging="layerwise", cuts={CUTS}))
-"""
-LONG = 120.0  # seconds
-
-
-def in_one_process_with_it() -> str:
-    paths = os.pathsep.join((str(SUPPORT), str(Path(__file__).parent)))
-    return subprocess.run(
-        [sys.executable, "-c", IN_ONE_PROCESS],
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=LONG,
-        check=True,
-    ).stdout
 
 
 def splitee(*arguments: object) -> str:
@@ -55,7 +37,9 @@ def splitee(*arguments: object) -> str:
     return done.stdout
 
 
-def test_a_third_strategy_is_one_file_and_one_line(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+def test_a_third_strategy_is_one_file_and_one_line(
+    mosquitto_broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     topics = Topics("third")
     watcher = Link(mosquitto_broker.address, "third-watcher")
     watcher.subscribe(topics.commit, topics.server_status)
@@ -64,7 +48,11 @@ def test_a_third_strategy_is_one_file_and_one_line(mosquitto_broker: RunningBrok
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         _train(fleet, watcher, topics)
         assert fleet.report()["strategy"] == "trunk-per-cut"
-        assert fleet.report()["weights_sha256"] == in_one_process_with_it().strip()
+        here_alone = dict(registry.STRATEGIES)
+        monkeypatch.setattr(registry, "STRATEGIES", here_alone)
+        importlib.import_module("third_strategy")
+        expected = in_one_process("trunk-per-cut", "step", 3, averaging="layerwise", cuts=CUTS)
+        assert fleet.report()["weights_sha256"] == expected
         splitee("export", "--state", tmp_path / "pi-2", "--out", model)
         splitee("export", "--state", tmp_path / "server", "--out", tmp_path / "exported")
         assert read_manifest(tmp_path / "exported", TrunkManifest).devices == TRUNKS

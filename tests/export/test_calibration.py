@@ -81,6 +81,7 @@ def _run(*arguments: object) -> SpliteeError | str:
     return result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("measure", ["entropy", "confidence"])
 def test_the_command_stores_threshold_and_curve(models: Path, tmp_path: Path, measure: str) -> None:
     model, plot = models / "client", tmp_path / "curve.svg"
@@ -112,6 +113,7 @@ def test_the_command_stores_threshold_and_curve(models: Path, tmp_path: Path, me
     assert stored.accuracy == pytest.approx((answers == samples.labels).mean(), abs=0.02)
 
 
+@pytest.mark.slow
 def test_pictures_in_class_folders_can_be_given(trained: Trained, models: Path, tmp_path: Path) -> None:
     samples, names = Samples.read(models / "client"), trained.data.class_names
     for index in range(30):
@@ -125,6 +127,7 @@ def test_pictures_in_class_folders_can_be_given(trained: Trained, models: Path, 
     assert isinstance(said, str) and said.startswith(f"{count} held-out pictures")
 
 
+@pytest.mark.slow
 def test_what_cannot_be_calibrated_is_named(models: Path, averaged: Trained, tmp_path: Path) -> None:
     model, trunk = ("--model", models / "client"), ("--trunk", models / "trunks")
     elsewhere = averaged.path / "model" / "server"

@@ -25,6 +25,8 @@ from splitee_export.models import Int8Policy, export_client, export_trunks
 from splitee_export.parity import check_parity
 from splitee_export.states import DeviceState, ServerState, read_state
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["trained", "averaged"])
 def by_strategy(request: pytest.FixtureRequest) -> Trained:

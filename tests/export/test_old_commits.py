@@ -25,6 +25,8 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=["trained", "averaged"])
 def run(request: pytest.FixtureRequest) -> Trained:

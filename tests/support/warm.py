@@ -58,6 +58,8 @@ class WarmProcess:
         sys.audit(FORK)
         self.args = ["splitee", *arguments]
         files = (str(log), str(errors or log))
+        for file in files:
+            Path(file).touch()
         self._process = _context.Process(target=_be_splitee, args=(self.args, files, dict(environment)))
         self._process.start()
         assert self._process.pid is not None

@@ -16,8 +16,8 @@ import torch
 
 from splitee.errors import ChildFailed, SpliteeError
 
-# Seconds to import, so all processes are forked from one that has: the command line first, for it decides what
-# torch may load.
+# Takes seconds to import, so all processes are forked from one that has. The command line first: it decides
+# what torch may load.
 LOADED_ONCE = ["splitee.cli.main", "torch", "torchvision"]
 
 

@@ -85,6 +85,7 @@ def test_a_signal_is_nobodys_mistake(folder: Path, signal: type[BaseException]) 
         make(f"{module}:factory", num_classes=10, input_shape=(3,), stem="imagenet", seed=0, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [

@@ -24,6 +24,8 @@ from splitee_device.data.batches import batch
 from splitee_export.graphs import ClientGraph, run_torch
 from splitee_export.states import DeviceState, read_state
 
+pytestmark = pytest.mark.slow
+
 # Runs the command, then tells which modules it has loaded.
 TELL_MODULES = """
 import sys

@@ -17,8 +17,11 @@ from splitee.errors import ExitCode
 from splitee_lab.local.brokers import RunningBroker
 
 PAGE = Path(__file__).parents[3] / "docs" / "profile.md"
-TINY = ("--network", "tiny_networks:tiny", "--batch", "8", "--threads", "1", "--samples", "64")
-SHORT = ("--budget", "20")  # seconds: no cut is measured twice
+SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "20")
+SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "20")
+TINY = ("--network", "tiny_networks:tiny", *SETTINGS)
+
+pytestmark = pytest.mark.slow
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -123,7 +126,7 @@ def test_without_torch_the_device_is_described_and_what_to_install_is_said(
 
 
 def test_a_reserve_that_leaves_nothing_fits_no_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capsys, *TINY, *SHORT, "--reserve", str(1 << 30), "--json")
+    code, out, err = run(capsys, *TINY, "--reserve", str(1 << 30), "--json")
     assert code == ExitCode.NO_CUT
     assert "no cut fits this device" in err
     assert [row["obstacle"] for row in json.loads(out)["cuts"]] == ["memory"] * 3

@@ -20,6 +20,8 @@ from splitee_export.states import DeviceState, read_state
 from splitee_server.release.exporting import export_run
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
+pytestmark = pytest.mark.slow
+
 
 def spec(averaged: Trained) -> RunSpec:
     return structs.replace(averaged.spec, class_names=averaged.data.class_names)
