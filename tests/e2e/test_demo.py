@@ -100,21 +100,20 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
 
 
 @pytest.mark.mosquitto
-def test_averaging_on_a_broker_that_runs_already_by_devices_whose_cuts_the_profiler_chooses(
+def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profiler_chooses(
     tmp_path: Path, mosquitto_broker: RunningBroker
 ) -> None:
     flags = ("--strategy", "averaging", "--codec", "int8+zstd", "--no-baselines", *TINY)
-    limits = ("--profile", "--devices", "2")
+    limits = ("--profile", "--devices", "1")
     report, shown = demo(tmp_path / "out", "--broker", str(mosquitto_broker.address), *flags, *limits)
     assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
-    assert report["batches_trained"] == report["batches_published"] == 2 * 2 * 1
+    assert report["batches_trained"] == report["batches_published"] == 1 * 2 * 1
     assert "baselines" not in report
-    assert len(report["choices"]) == 2
-    for choice, device in zip(report["choices"], report["devices"], strict=True):
-        assert choice["cut"] == device["cut"] == 3
-        assert choice["memory"] > 100
-        assert choice["reason"].startswith("cut 3 (hidden.3): the deepest that fits")
-        assert f"{device['id']} {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
+    (choice,) = report["choices"]
+    assert choice["cut"] == report["devices"][0]["cut"] == 3
+    assert choice["memory"] > 100
+    assert choice["reason"].startswith("cut 3 (hidden.3): the deepest that fits")
+    assert f"pi-1 {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
 
 
 def child(process: subprocess.Popen[str], name: str) -> psutil.Process:

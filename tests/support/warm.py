@@ -26,6 +26,9 @@ _context.set_forkserver_preload(  # the command line first: it decides what torc
         "splitee_device.commands.device",
         "torchvision",
         "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
+        "splitee_server.release.exporting",
+        "torch._dynamo.eval_frame",  # exporting asks for these
+        "torch.onnx._internal.exporter._compat",
     ]
 )
 FORK = "splitee.tests.fork"  # audit event of each start
