@@ -16,7 +16,7 @@ from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.routes import ROUTES
 
 # The same examples in every run; benchmarks/fuzz_messages.py looks for new ones.
-settings.register_profile("splitee", derandomize=True, deadline=None, max_examples=40)
+settings.register_profile("splitee", derandomize=True, deadline=None, max_examples=30)
 settings.load_profile("splitee")
 
 MESSAGES: tuple[type[JsonMessage | PackedMessage], ...] = tuple(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from commands import call
@@ -18,6 +19,9 @@ from PIL import Image
 from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile
+from splitee.protocol.parts import Part
+from splitee.protocol.rounds import Features
+from splitee.protocol.routes import MAX_REQUEST
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import OwnBroker, RunningBroker
@@ -205,7 +209,13 @@ def test_garbage_on_every_topic_changes_nothing(mosquitto_broker: RunningBroker,
         disturb(mosquitto_broker, topics)
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
-    assert report["rejected"] > 0
+        log = fleet.log("server")
+    assert report["rejected"] > 50
+    assert f"{topics.device('pi-1', 'features')} rejected: of run 'another', this is " in log
+    assert (
+        f"{topics.device('pi-1', 'infer')} rejected: Part: of a message of {MAX_REQUEST + 1} B, at most"
+        in log
+    )
     assert report["weights_sha256"] == in_one_process("sequential", "step", rounds=2)
 
 
@@ -215,7 +225,10 @@ def disturb(broker: RunningBroker, topics: Topics) -> None:
     link.subscribe(topics.device("pi-1", "features"))
     link.open(5)
     sample = await_message(link, topics.device("pi-1", "features"))
-    foreign = sample.replace(b"\xa3run\xb4", b"\xa3run\xb4x", 1)
+    foreign = replace(Features.decode(sample), run="another").encode()
+    link.publish(topics.device("pi-1", "features"), foreign)  # first: only the first ten are logged
+    part = Part(message=1, index=0, count=2, size=MAX_REQUEST + 1, data=b"x")
+    link.publish(topics.device("pi-1", "infer"), msgspec.msgpack.encode(part))
     bad = [
         b"",
         b"\xff" * 50,

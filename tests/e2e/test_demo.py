@@ -5,71 +5,81 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from waiting import until
+from warm import WarmProcess
 
 from splitee.errors import ExitCode
 from splitee_lab.local.brokers import RunningBroker
 
 LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
 TINY = ("--network", "tiny_networks:tiny")
-UNDER_WAY = ("--broker", "embedded", "--no-baselines", "--devices", "2")
+UNDER_WAY = ("--broker", "embedded", "--no-baselines", "--devices", "2", *TINY)
 IDS = ("pi-1", "pi-2", "pi-3")
 ROUNDS = 8
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
-def start(out: Path, *flags: str) -> subprocess.Popen[str]:
-    """A demo of two rounds on 40 images a device, unless `flags` say otherwise."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # else what a background job starts ignores it
-    small = ("--rounds", "2", "--samples", "40", "--out", str(out))
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
-    return subprocess.Popen(
-        [sys.executable, "-m", "splitee", "demo", *small, *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**inherited, "PYTHONPATH": str(SUPPORT)},
-    )
+class Demo:
+    """`splitee demo` with its results in `out`: two rounds on 40 images a device, unless `flags` differ."""
 
+    def __init__(self, out: Path, *flags: str) -> None:
+        self.out = out
+        self._shown, self._errors = out.with_name("shown"), out.with_name("errors")
+        small = ("--rounds", "2", "--samples", "40", "--out", str(out))
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
+        self.process = WarmProcess(
+            ["demo", *small, *flags],
+            self._shown,
+            {**inherited, "PYTHONPATH": str(SUPPORT)},
+            errors=self._errors,
+        )
 
-def finish(process: subprocess.Popen[str], code: int) -> tuple[str, str]:
-    """What it printed, once it has ended with `code`; none of its processes is left then."""
-    try:
-        shown, errors = process.communicate(timeout=LIMIT)
-    finally:
-        process.kill()
-    assert process.returncode == code, errors
-    assert not started_for(process)
-    return shown, errors
+    def finish(self, code: int) -> tuple[str, str]:
+        """What it printed, once it has ended with `code`; none of its processes is left then."""
+        try:
+            ended = self.process.wait(LIMIT)
+        finally:
+            self.process.kill()
+        shown, errors = self._shown.read_text(), self._errors.read_text()
+        assert ended == code, errors
+        assert not self._running()
+        return shown, errors
 
+    def report(self) -> tuple[dict[str, Any], str]:
+        """report.json and the output of a demo that ends well."""
+        shown, errors = self.finish(ExitCode.OK)
+        assert errors == ""
+        report: dict[str, Any] = json.loads((self.out / "report.json").read_text())
+        return report, shown
 
-def started_for(process: subprocess.Popen[str]) -> list[str]:
-    """The commands that run with a path in the demo's folder: its broker, server and devices."""
-    assert isinstance(process.args, list)
-    out = process.args[process.args.index("--out") + 1]
-    running = [" ".join(other.info["cmdline"] or ()) for other in psutil.process_iter(["cmdline"])]
-    return [command for command in running if f"{out}/" in command]
+    def child(self, name: str) -> psutil.Process:
+        """Its process of the device `name`, as soon as there is one."""
+        found: list[psutil.Process] = []
 
+        def started() -> bool:
+            assert self.process.poll() is None
+            children = psutil.Process(self.process.pid).children()
+            found.extend(running for running in children if name in running.cmdline())
+            return bool(found)
 
-def demo(out: Path, *flags: str) -> tuple[dict[str, Any], str]:
-    """report.json and the output of a demo that ends well."""
-    shown, errors = finish(start(out, *flags), ExitCode.OK)
-    assert errors == ""
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report, shown
+        until(started, lambda: f"{name} has not been started")
+        return found[0]
+
+    def _running(self) -> list[str]:
+        """The commands that run with a path in the demo's folder: its broker, server and devices."""
+        running = [" ".join(other.info["cmdline"] or ()) for other in psutil.process_iter(["cmdline"])]
+        return [command for command in running if f"{self.out}/" in command]
 
 
 @pytest.mark.mosquitto
 def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
     size = ("--rounds", str(ROUNDS), "--samples", "600", *TINY)
-    report, shown = demo(tmp_path / "out", "--broker", "mosquitto", *size)
+    report, shown = Demo(tmp_path / "out", "--broker", "mosquitto", *size).report()
     assert (report["strategy"], report["seed"], report["rounds"]) == ("sequential", 1, ROUNDS)
     assert (report["broker"], report["codec"]) == ("mosquitto", "fp16")
     assert report["batches_trained"] == report["batches_published"] == 3 * ROUNDS * (600 // 32)
@@ -105,7 +115,8 @@ def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profi
 ) -> None:
     flags = ("--strategy", "averaging", "--codec", "int8+zstd", "--no-baselines", *TINY)
     limits = ("--profile", "--devices", "1")
-    report, shown = demo(tmp_path / "out", "--broker", str(mosquitto_broker.address), *flags, *limits)
+    there = ("--broker", str(mosquitto_broker.address))
+    report, shown = Demo(tmp_path / "out", *there, *flags, *limits).report()
     assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
     assert report["batches_trained"] == report["batches_published"] == 1 * 2 * 1
     assert "baselines" not in report
@@ -116,28 +127,16 @@ def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profi
     assert f"pi-1 {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
 
 
-def child(process: subprocess.Popen[str], name: str) -> psutil.Process:
-    """The demo's process of the device `name`, as soon as there is one."""
-    deadline = time.monotonic() + LIMIT
-    while time.monotonic() < deadline:
-        assert process.poll() is None
-        for running in psutil.Process(process.pid).children():
-            if name in running.cmdline():
-                return running
-        time.sleep(0.05)
-    raise AssertionError(f"{name} has not been started")
-
-
 def test_a_device_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
-    process = start(tmp_path / "out", *UNDER_WAY)
-    child(process, "pi-2").kill()
-    _, errors = finish(process, ExitCode.CHILD)
+    demo = Demo(tmp_path / "out", *UNDER_WAY)
+    demo.child("pi-2").kill()
+    _, errors = demo.finish(ExitCode.CHILD)
     assert errors.startswith("splitee: pi-2 was ended by SIGKILL; the others are stopped")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = start(tmp_path / "out", *UNDER_WAY)
-    child(process, "pi-2")
-    process.send_signal(number)
-    finish(process, code)
+    demo = Demo(tmp_path / "out", *UNDER_WAY)
+    demo.child("pi-2")
+    demo.process.send_signal(number)
+    demo.finish(code)

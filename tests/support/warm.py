@@ -108,6 +108,7 @@ def run(
 def _be_splitee(arguments: list[str], files: tuple[str, str], environment: dict[str, str]) -> None:
     from splitee.cli.main import main
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where pytest runs in the background
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
