@@ -8,7 +8,7 @@ COMPOSE ?= docker compose
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxschedchunk 1
 
-.PHONY: demo up down test test-quick test-costs test-all-networks check fuzz check-wheels docs format clean
+.PHONY: demo up down test test-quick test-costs chaos test-all-networks check fuzz check-wheels docs format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/splitee demo $(DEMO)
@@ -31,6 +31,10 @@ test: $(VENV)/.dev
 test-quick: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
 	$(PYTEST) -m "not slow" $(TESTS)
+
+# A real fleet whose parts are killed and frozen, three times: the weights are those of one that was left alone.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.chaos --strategy averaging --faults 3 --rounds 3 --samples 64
 
 # Wall and CPU seconds of each test, and the processes that it starts.
 test-costs: $(VENV)/.dev
