@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fakes import Sent
+from msgspec.structs import replace
 from virtual_fleet import TOPICS, VirtualFleet
 
 from splitee.cli.signals import Stopped
@@ -12,7 +14,8 @@ from splitee.errors import ExitCode
 from splitee.mqtt.events import Connected
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
-from splitee.protocol.rounds import RoundOpen, Weights
+from splitee.protocol.rounds import Ack, Assignment, Commit, RoundDone, RoundOpen, Weights
+from splitee.protocol.routes import Route
 from splitee_server.rounds.policy import Policy
 
 SKIP = Policy(devices=3, quorum=1, missing="skip", floor=60.0)
@@ -249,6 +252,70 @@ def test_a_batch_that_comes_twice_is_trained_once(fleet: VirtualFleet, tmp_path:
     report = fleet.run()
     assert report["duplicates_dropped"] == len(seen) == 4
     assert report["weights_sha256"] == undisturbed(tmp_path)
+
+
+def test_a_batch_that_comes_twice_is_acknowledged_twice(fleet: VirtualFleet) -> None:
+    """The first acknowledgement may have been lost."""
+    device, hear = fleet.devices["pi-1"], fleet.port.on_sent
+    lost: list[Ack] = []
+
+    def lose(sent: Sent) -> None:
+        if sent.topic == routes.ACK.topic(TOPICS, "pi-1") and not lost:
+            lost.append(Ack.decode(sent.payload))
+            assert device._opened is not None
+            device.say(routes.FEATURES, device.features(device._opened, lost[0].step - 1), 1.0)
+        else:
+            hear(sent)
+
+    fleet.port.on_sent = lose
+    assert fleet.run()["duplicates_dropped"] == len(lost) == 1
+
+
+def test_weights_that_are_not_those_announced_are_sent_again(fleet: VirtualFleet, tmp_path: Path) -> None:
+    device = fleet.devices["pi-1"]
+    say, lies = device.say, []
+
+    def lie_once(route: Route, payload: bytes, seconds: float = 0.0) -> None:
+        if route is routes.ROUND_DONE and not lies:
+            lies.append(replace(RoundDone.decode(payload), digest="0" * 64).encode())
+            say(route, lies[0])
+        say(route, payload, seconds)
+
+    device.say = lie_once  # type: ignore[method-assign]
+    assert fleet.run()["weights_sha256"] == undisturbed(tmp_path)
+    assert fleet.rejected == {("pi-1", "malformed"): 1}
+
+
+def test_a_device_is_not_done_before_its_weights_are_there(fleet: VirtualFleet, tmp_path: Path) -> None:
+    device = fleet.devices["pi-1"]
+    say, lost = device.say, []
+
+    def lose_once(route: Route, payload: bytes, seconds: float = 0.0) -> None:
+        if route is routes.WEIGHTS and not lost:
+            lost.append(payload)
+        else:
+            say(route, payload, seconds)
+
+    device.say = lose_once  # type: ignore[method-assign]
+    assert fleet.run()["weights_sha256"] == undisturbed(tmp_path)
+    assert fleet.rejected == {}
+
+
+def test_a_commit_is_told_when_it_is_saved(fleet: VirtualFleet) -> None:
+    hear = fleet.port.on_sent
+    saved: list[tuple[int, int]] = []
+
+    def look(sent: Sent) -> None:
+        if sent.topic == TOPICS.commit:
+            saved.append((Commit.decode(sent.payload).round, fleet.checkpoints.newest()))
+        elif sent.topic == routes.ASSIGNMENT.topic(TOPICS, "pi-1"):
+            saved.append((Assignment.decode(sent.payload).committed, fleet.checkpoints.newest()))
+        hear(sent)
+
+    fleet.port.on_sent = look
+    fleet.run()
+    assert {told for told, _ in saved} == {0, 1, 2}
+    assert all(told <= newest for told, newest in saved), saved
 
 
 def test_after_a_reconnection_everything_is_said_again(fleet: VirtualFleet) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from profiles import MIB, measured
 
@@ -58,6 +60,15 @@ def test_the_lightest_takes_the_least_memory_and_of_equals_the_fewest_bytes() ->
     bound = 1.02 * min(row.memory for row in rows)
     assert best.cut == min((row for row in rows if row.memory <= bound), key=lambda row: row.payload).cut
     assert "MiB" in best.reason
+
+
+@pytest.mark.parametrize(("slower", "cut"), [(1.015, 4), (1.05, 1)])
+def test_rounds_within_two_percent_are_a_tie(slower: float, cut: int) -> None:
+    found, todo = measured(ALL), Work(320, 10, 0)
+    first, *_, last = predict(found, todo)
+    rows = [first, replace(last, round=first.round * slower)]
+    assert last.payload < first.payload
+    assert choose(rows, "fastest", found, todo).cut == cut
 
 
 def test_ties_go_to_fewer_bytes() -> None:

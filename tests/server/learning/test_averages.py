@@ -104,6 +104,14 @@ def test_sequential_trunks_are_one() -> None:
             assert tensor.data_ptr() == shared[name].data_ptr()
 
 
+def test_a_mean_is_summed_in_float64() -> None:
+    values = {"pi-1": 2.0**24, "pi-2": 1.0, "pi-3": 1.0}
+    holders = {name: {"weight": torch.full((2,), value)} for name, value in values.items()}
+    mean = average_by_name(holders, dict.fromkeys(values, 1))["weight"]
+    assert mean.dtype == torch.float32
+    assert mean.tolist() == [(2**24 + 2) / 3] * 2  # float32 alone: half more
+
+
 def test_one_holder_keeps_its_weights_exactly() -> None:
     tensors = {"x": torch.randn(5)}
     assert torch.equal(average_by_name({"a": tensors}, {"a": 3.0})["x"], tensors["x"])
