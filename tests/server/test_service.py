@@ -298,7 +298,9 @@ def test_a_device_is_not_done_before_its_weights_are_there(fleet: VirtualFleet, 
 
     device.say = lose_once  # type: ignore[method-assign]
     assert fleet.run()["weights_sha256"] == undisturbed(tmp_path)
-    assert fleet.rejected == {}
+    assert (len(lost), fleet.rejected) == (1, {})
+    resends = [Ack.decode(payload) for payload in fleet.port.payloads(routes.ACK.topic(TOPICS, "pi-1"))]
+    assert [ack.resend for ack in resends].count(True) == 1
 
 
 def test_a_commit_is_told_when_it_is_saved(fleet: VirtualFleet) -> None:

@@ -412,6 +412,7 @@ def test_an_exit_averages_over_halves_of_all_axes_but_the_channels_and_normalise
         ("swin_t", 3, 96, 4),
         ("vit_b_32", 5, 768, 2),
         ("convnext_tiny", 2, 96, 4),
+        ("maxvit_t", 3, 64, 4),
     ],
 )
 def test_an_exit_finds_the_channels_of_every_layout(name: str, cut: int, channels: int, cells: int) -> None:
