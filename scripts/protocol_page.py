@@ -41,9 +41,8 @@ def page() -> str:
     """The page's text, with the tables as the code has them now."""
     by_hand = PAGE.read_text().partition(MARK)[0]
     messages = dict.fromkeys(route.message for route in ROUTES)
-    structs = dict.fromkeys(
-        [*messages, *(struct for kind in messages for struct in nested(type_info(kind))), Part]
-    )
+    inside = (struct for kind in messages for struct in structs_in(type_info(kind)))
+    structs = dict.fromkeys([*messages, *inside, Part])
     return f"{by_hand}{MARK}\n{topics()}" + "".join(section(struct) for struct in structs)
 
 
@@ -75,25 +74,18 @@ def limit(route: Route) -> str:
     return "1 MiB" if issubclass(route.message, JsonMessage) else "one packet"
 
 
-def nested(kind: Type) -> Iterator[type]:
-    """The structs inside a type, each before those inside it."""
-    match kind:
-        case StructType(fields=fields):
+def structs_in(kind: Type) -> Iterator[type]:
+    """The structs of a type, each before those inside it."""
+    match bare(kind):
+        case StructType(cls=struct, fields=fields):
+            yield struct
             for field in fields:
-                inner = bare(field.type)
-                if isinstance(inner, StructType):
-                    yield inner.cls
-                yield from nested(inner)
+                yield from structs_in(field.type)
         case UnionType(types=types):
             for each in types:
-                if isinstance(each, StructType):
-                    yield each.cls
-                yield from nested(each)
+                yield from structs_in(each)
         case DictType(value_type=item) | VarTupleType(item_type=item) | ListType(item_type=item):
-            item = bare(item)
-            if isinstance(item, StructType):
-                yield item.cls
-            yield from nested(item)
+            yield from structs_in(item)
 
 
 def section(struct: type) -> str:
