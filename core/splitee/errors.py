@@ -38,10 +38,18 @@ class ExitCode(IntEnum):
     CERT_EXPIRED = 18, "TLS: this client's certificate has expired, or is not valid yet by the broker's clock"
     CERT_REVOKED = 19, "TLS: this client's certificate has been revoked"
     NO_CUT = 20, "no cut fits this device: its memory, or the share of the CPU that is wanted"
+    DIVERGED = (
+        21,
+        "training diverged: a value that is not finite, or out of all bounds; lower the learning rate",
+    )
 
 
 class Terminated(SystemExit):
     """A signal unwinds the stack; unlike another SystemExit, it is never a mistake of the code it meets."""
+
+
+class Unwinding(Exception):
+    """Leaves what is under way on purpose: no mistake of anybody."""
 
 
 class SpliteeError(Exception):
@@ -126,8 +134,27 @@ class ModelError(SpliteeError):
     exit_code = ExitCode.MODEL
 
 
-Reason = Literal["malformed", "oversized", "foreign", "unknown"]
-"""Why a message is rejected: not its topic's, too large, of another run, of a device that has not joined."""
+class Diverged(SpliteeError):
+    exit_code = ExitCode.DIVERGED
+
+
+Reason = Literal[
+    "malformed",
+    "oversized",
+    "foreign",
+    "unknown",
+    "retained",
+    "untrainable",
+    "flood",
+    "quarantined",
+    "unhandled",
+]
+"""Why a message is rejected.
+
+Not its topic's, too large, of another run, of a device that has not joined; retained where the broker must
+keep nothing; a batch whose loss or gradient is out of bounds; more messages than a device ever has to send;
+of a device in quarantine; or it has raised an error that nothing foresees.
+"""
 
 
 class MalformedMessage(SpliteeError):

@@ -145,7 +145,15 @@ class Announcer:
         report = ErrorReport(code=int(code), message=message[:1000], fatal=fatal, instance=instance)
         self._port.publish(routes.ERROR.topic(self._topics, device), report.encode())
 
-    def beat(self, doing: str, waiting_for: tuple[str, ...], rejected: int, *, now: bool = False) -> None:
+    def beat(
+        self,
+        doing: str,
+        waiting_for: tuple[str, ...],
+        rejected: int,
+        quarantined: tuple[str, ...] = (),
+        *,
+        now: bool = False,
+    ) -> None:
         """Publish the status when it is due, or `now`."""
         if not now and self._clock() < self._beat_due:
             return
@@ -156,6 +164,7 @@ class Announcer:
             doing=doing,
             waiting_for=waiting_for[:100],
             rejected=rejected,
+            quarantined=quarantined[:100],
             time=time.time(),
         )
         self._port.publish(self._topics.server_status, status.encode(), retain=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from splitee.cli.signals import Stopped
 from splitee.clock import Clock
-from splitee.errors import ExitCode
+from splitee.errors import BrokerRefused, ExitCode, StateError, Unwinding
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.port import Port
 from splitee.networks.split import SplitNetwork
@@ -22,6 +22,7 @@ from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.admission import Admission, Admitted
 from splitee_server.members.members import Members
+from splitee_server.members.quarantine import Quarantine
 from splitee_server.monitoring.observer import Observer
 from splitee_server.offload.predictions import Predictions
 from splitee_server.offload.trunks import CommittedTrunks
@@ -38,6 +39,7 @@ from splitee_server.rounds.replies import Replies
 log = logging.getLogger(__name__)
 
 IDLE = 0.5  # seconds to wait for an event when there is no batch to work on
+IN_QUARANTINE = "too many messages of this device were refused: nothing of it is read any more in this run"
 
 
 class Service:
@@ -62,13 +64,19 @@ class Service:
         self._stop = stop
         self._observers = tuple(observers)
         self._received = 0  # bytes
+        self._cleared: set[str] = set()  # topics on which something was retained that must not be
         announcer = Announcer(port, topics, instance, spec.run, clock=clock)
-        members = Members(spec.class_names)
+        self._members = members = Members(spec.class_names)
         model = FleetModel(spec, network)
         replies = Replies(spec, model, members, announcer, policy)
         self._announce = announcer
-        self._admission = Admission(spec, network.num_layers, members)
-        self._predictions = Predictions(port, topics, CommittedTrunks(spec, checkpoints))
+        self._admission = Admission(
+            spec, network.num_layers, members, devices=policy.devices, most_images=policy.most_images
+        )
+        self._quarantine = Quarantine(members, policy.quarantine_after)
+        self._predictions = Predictions(
+            port, topics, CommittedTrunks(spec, checkpoints), self._guard(routes.INFER)
+        )
         self._release = EndOfRun(port, topics, checkpoints.path / "models")
         self._coordinator = Coordinator(
             spec,
@@ -76,12 +84,14 @@ class Service:
             members,
             announcer,
             replies,
-            Commits(spec, model, members, announcer, replies, checkpoints, clock),
+            Commits(spec, model, members, announcer, replies, checkpoints, clock, policy.readmit),
             checkpoints,
             policy,
             self._release,
             attempt=instance,
             rejected=self._rejected,
+            guard=self._guard(routes.FEATURES),
+            conflict=lambda: self._admission.conflict,
             evaluated=self._on_evaluated,
             clock=clock,
         )
@@ -90,6 +100,7 @@ class Service:
             model,
             members,
             self._admission,
+            self._quarantine,
             self._coordinator,
             replies,
             announcer,
@@ -102,7 +113,13 @@ class Service:
             routes.INFER: self._predictions.add,
             **dict.fromkeys(offers.ROUTES, self._release.handle),
         }
-        self.gate = Gate(topics, self._handlers, admit=reception.check_sender, on_rejected=self._on_rejected)
+        self.gate = Gate(
+            topics,
+            self._handlers,
+            admit=reception.check_sender,
+            on_rejected=self._on_rejected,
+            passes=(StateError, BrokerRefused, Unwinding),
+        )
 
     def run(self) -> dict[str, Any]:
         """Serve until the run is finished; returns the report.
@@ -149,6 +166,9 @@ class Service:
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         elif isinstance(event, Message):
+            if not event.payload and event.topic in self._cleared:
+                self._cleared.remove(event.topic)  # the word of this server's own clearing
+                return
             self._received += len(event.payload)
             for observer in self._observers:
                 if event.topic in observer.filters:
@@ -157,14 +177,26 @@ class Service:
             if received is not None:
                 self.gate.apply(received, self._handlers[received.route])
 
+    def _guard(self, route: routes.Route) -> Callable[[str, Callable[[], None]], bool]:
+        """What works on messages of a route that have waited for their turn, by their device."""
+        return lambda device, action: self.gate.guard(route, device, action)
+
     def _on_rejected(self, rejection: Rejection) -> None:
         """A device learns why: of a request always, of other messages a few times."""
-        route = rejection.route
+        route, device, reason = rejection.route, rejection.device, rejection.error.reason
+        if reason == "retained":
+            topic = route.topic(self._topics, device)
+            self._cleared.add(topic)
+            self._port.publish(topic, b"", retain=True)
+        if reason == "quarantined" or not route.of_device:
+            return
         if route is routes.INFER:
             self._predictions.refuse(rejection)
-        elif rejection.is_logged and route.of_device:
-            text = f"{route.leaf}: {rejection.error}"
-            self._announce.error(rejection.device, ExitCode.REJECTED, text)
+        elif rejection.is_logged:
+            self._announce.error(device, ExitCode.REJECTED, f"{route.leaf}: {rejection.error}")
+        if self._quarantine.note(device, reason):
+            self._announce.error(device, ExitCode.REJECTED, IN_QUARANTINE)
+            self._coordinator.exclude(device)
 
     def _on_admitted(self, admitted: Admitted) -> None:
         device = admitted.member.device
@@ -187,7 +219,8 @@ class Service:
             fleet=self._topics.fleet,
             run=run,
             statuses={device: statuses[device] for device in devices if device in statuses},
-            rejected=self._rejected(),
+            rejected=dict(self.gate.rejected),
+            quarantined=self._members.quarantined(),
             received=self._received,
             sent=self._port.bytes_published,
             connected=self._port.connected,

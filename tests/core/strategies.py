@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from splitee.protocol.codecs import LARGEST
 from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.routes import ROUTES
 
@@ -23,7 +24,7 @@ MESSAGES: tuple[type[JsonMessage | PackedMessage], ...] = tuple(
     dict.fromkeys(route.message for route in ROUTES)
 )
 PLAIN = st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(max_size=20)
-FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+WITHIN_BOUNDS = st.floats(-LARGEST, LARGEST, width=32)
 Array = npt.NDArray[np.float32]
 
 
@@ -32,7 +33,7 @@ def messages(kind: type[Any]) -> st.SearchStrategy[Any]:
     return _of(msgspec.inspect.type_info(kind))
 
 
-def arrays(values: st.SearchStrategy[float] = FINITE) -> st.SearchStrategy[Array]:
+def arrays(values: st.SearchStrategy[float] = WITHIN_BOUNDS) -> st.SearchStrategy[Array]:
     """Float32 batches of 1 to 4 axes, of one sample or several."""
     shapes = hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=6)
     return hnp.arrays(np.float32, shapes, elements=values)

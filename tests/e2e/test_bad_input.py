@@ -15,6 +15,7 @@ from commands import call
 from fleets import Fleet, await_message, in_one_process, offer
 from msgspec.structs import replace
 from PIL import Image
+from waiting import until
 
 from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
@@ -170,16 +171,14 @@ def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBrok
         assert fleet.wait("second") == [ExitCode.ID_IN_USE]
         assert "another server serves fleet 'refusals'" in fleet.log("second")
 
-        stranger.subscribe(topics.device("pi-1", "inbox/plan"))
-        fleet.device("pi-1", 2)
-        await_message(stranger, topics.device("pi-1", "inbox/plan"))  # pi-1 is in: its class names count
         for name in ("cat", "dog"):
             pictures(tmp_path / "others" / name, 20)
         fleet.device("pi-2", 2, "--data", str(tmp_path / "others"), "--limit", "30")
+        fleet.device("pi-1", 2)
+        until(lambda: "the devices' classes differ (" in fleet.log("server"))
+        fleet.device("pi-3", 2)  # with pi-1 more than half of the two that are waited for
         assert fleet.wait("pi-2") == [ExitCode.REJECTED]
         assert "the classes [cat, dog], the fleet [" in fleet.log("pi-2")
-
-        fleet.device("pi-3", 2)
         assert fleet.wait("pi-1", "pi-3", "server") == [0, 0, 0]
     stranger.close()
 

@@ -203,8 +203,10 @@ READ = tuple(
 
 @pytest.mark.parametrize("phase", ["gather", "train", "evaluate"])
 def test_a_malformed_message_of_every_route_is_counted_and_changes_nothing(
-    fleet: VirtualFleet, tmp_path: Path, phase: str
+    tmp_path: Path, phase: str
 ) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=Policy(3, 1, quarantine_after=0))
+
     def harm(opened: RoundOpen) -> None:
         if opened.phase == phase and opened.round <= 1:
             for route in READ:

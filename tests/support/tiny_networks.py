@@ -31,6 +31,14 @@ def steady(num_classes: int) -> nn.Module:
     return network
 
 
+def normed(num_classes: int) -> nn.Module:
+    """Steady, with BatchNorm where a sample is one value a channel: a batch of one cannot be trained."""
+    network = steady(num_classes)
+    assert isinstance(network, Tiny)
+    network.hidden[3] = nn.BatchNorm1d(16)
+    return network
+
+
 class Squeezing(nn.Module):
     """As MobileNetV3: channels weighted by a pooled branch, and dropout before the classifier."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from splitee.protocol.topics import PROTOCOL, Topics
 from splitee.training.seeds import seed_for
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model, pack_weights
+from splitee_server.monitoring.observer import Observer
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
 from splitee_server.service import Service
@@ -178,7 +179,13 @@ class VirtualFleet:
     """A service, and its devices; `run` serves the run to its end in no time."""
 
     def __init__(
-        self, path: Path, *names: str, policy: Policy | None = None, instance: int = 100, **settings: Any
+        self,
+        path: Path,
+        *names: str,
+        policy: Policy | None = None,
+        instance: int = 100,
+        observers: Sequence[Observer] = (),
+        **settings: Any,
     ) -> None:
         self.clock = FakeClock()
         self.port = FakePort(self.clock)
@@ -202,6 +209,7 @@ class VirtualFleet:
             policy or Policy(devices=len(names), quorum=1),
             instance=instance,
             stop=lambda: self.stopped,
+            observers=observers,
             clock=self.clock,
         )
 

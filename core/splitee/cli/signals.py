@@ -6,8 +6,10 @@ import signal
 import threading
 from types import FrameType
 
+from splitee.errors import Unwinding
 
-class Stopped(Exception):
+
+class Stopped(Unwinding):
     """The process was asked to stop."""
 
 

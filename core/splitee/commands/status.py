@@ -129,6 +129,8 @@ def _server_line(snapshot: FleetSnapshot) -> Text:
         line.append(f", waits for {', '.join(server.waiting_for)}", "yellow")
     if server.rejected:
         line.append(f", {server.rejected} messages rejected", "yellow")
+    if server.quarantined:
+        line.append(f", in quarantine: {', '.join(server.quarantined)}", "red")
     return line
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import zstandard
 
-from splitee.errors import ConfigError, MalformedMessage
+from splitee.errors import ConfigError, Diverged, MalformedMessage
 from splitee.protocol.encoding import MAX_PACKED
 
 MAX_AXES = 6
 BLOCK = 1 << 15  # values that are worked on at once; 128 KiB as float32
-NOT_FINITE = "tensor holds values that are not finite"
-DIVERGED = "a tensor to send holds values that are not finite: training diverged, lower the learning rate"
+LARGEST = 65_504.0  # magnitude of a value that travels: the largest that float16 holds
+ROUNDED = 1.0001  # of int8: a channel's greatest value is its least one plus 255 rounded steps
 
 Array = npt.NDArray[np.float32]
 Dimension = Annotated[int, msgspec.Meta(ge=1, le=1 << 24)]
@@ -48,12 +48,20 @@ class Codec(ABC):
     """
 
     @abstractmethod
-    def encode(self, array: Array) -> bytes:
-        """`array`: contiguous and not empty. Raises ConfigError: a value is not finite."""
+    def encode(self, array: Array, largest: float = LARGEST) -> bytes:
+        """`array`: contiguous and not empty.
+
+        Raises:
+            Diverged: a value is not finite, or beyond +-`largest` where the codec does not clip.
+        """
 
     @abstractmethod
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> Array:
-        """`data`: `size(shape)` bytes before compression. Raises MalformedMessage: a value is not finite."""
+    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], largest: float = LARGEST) -> Array:
+        """`data`: `size(shape)` bytes before compression.
+
+        Raises:
+            MalformedMessage: a value is not finite, or beyond +-`largest`.
+        """
 
     @abstractmethod
     def size(self, shape: tuple[int, ...]) -> int:
@@ -61,14 +69,15 @@ class Codec(ABC):
 
 
 class Fp32(Codec):
-    def encode(self, array: Array) -> bytes:
-        _bounds(array)
+    def encode(self, array: Array, largest: float = LARGEST) -> bytes:
+        if not _within(array, largest):
+            raise diverged(largest)
         return array.tobytes()
 
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> Array:
+    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], largest: float = LARGEST) -> Array:
         array = np.frombuffer(data, dtype=np.float32).reshape(shape)
-        if not np.isfinite(array).all():
-            raise MalformedMessage(NOT_FINITE)
+        if not _within(array, largest):
+            raise out_of_bounds(largest)
         return array
 
     def size(self, shape: tuple[int, ...]) -> int:
@@ -80,13 +89,14 @@ class Fp16(Codec):
 
     LIMIT = float(np.finfo(np.float16).max)
 
-    def encode(self, array: Array) -> bytes:
-        low, high = _bounds(array)
-        if max(-low, high) > self.LIMIT:
+    def encode(self, array: Array, largest: float = LARGEST) -> bytes:
+        if not _within(array, self.LIMIT):
+            if not _within(array, float(np.finfo(np.float32).max)):
+                raise diverged(largest)
             array = np.clip(array, -self.LIMIT, self.LIMIT)
         return _as_half(array).tobytes()
 
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> Array:
+    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], largest: float = LARGEST) -> Array:
         # A half's exponent and fraction, shifted by 13, are a float32's but for a factor of 2^112: so even a
         # NumPy that was not built for the CPU at hand converts many values at once.
         half = np.frombuffer(data, dtype=np.int16)
@@ -98,8 +108,8 @@ class Fp16(Codec):
             bits <<= 13
             bits &= ~0x7000_0000
             flat[block] *= np.float32(2**112)
-        if max(-float(flat.min()), float(flat.max())) > self.LIMIT:  # float16's infinities and NaN land there
-            raise MalformedMessage(NOT_FINITE)
+        if not _within(flat, min(largest, self.LIMIT)):  # float16's infinities and NaN are beyond LIMIT here
+            raise out_of_bounds(largest)
         return flat.reshape(shape)
 
     def size(self, shape: tuple[int, ...]) -> int:
@@ -113,14 +123,15 @@ class Int8(Codec):
     subnormal float32 is restored as its minimum.
     """
 
-    def encode(self, array: Array) -> bytes:
+    def encode(self, array: Array, largest: float = LARGEST) -> bytes:
         channels = _channels(array.shape)
         flat = array.reshape(len(array), -1)  # (B, C x rest)
         with np.errstate(over="ignore", invalid="ignore"):
             low = flat.min(axis=0).reshape(channels, -1).min(axis=1)
-            step = (flat.max(axis=0).reshape(channels, -1).max(axis=1) - low) / np.float32(255)
-        if not np.isfinite(step).all():
-            raise ConfigError(DIVERGED)
+            high = flat.max(axis=0).reshape(channels, -1).max(axis=1)
+            step = (high - low) / np.float32(255)
+        if not (_within(low, largest) and _within(high, largest)):
+            raise diverged(largest)
         inverse = np.divide(1, step, out=np.zeros_like(step), where=step >= np.finfo(np.float32).tiny)
         rest = flat.shape[1] // channels
         lows, inverses = np.repeat(low, rest), np.repeat(inverse, rest)
@@ -136,13 +147,13 @@ class Int8(Codec):
             levels[rows, columns] = np.rint(scaled, out=scaled)
         return b"".join((low.data, step.data, levels.data))
 
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> Array:
+    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], largest: float = LARGEST) -> Array:
         channels = _channels(shape)
         low, step = np.frombuffer(data, dtype=np.float32, count=2 * channels).reshape(2, channels)
         with np.errstate(over="ignore", invalid="ignore"):
             high = low + 255 * step
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            raise MalformedMessage(NOT_FINITE)
+        if not (_within(low, largest) and _within(high, largest * ROUNDED)):
+            raise out_of_bounds(largest)
         levels = np.frombuffer(data, dtype=np.uint8, offset=8 * channels).reshape(shape[0], -1)
         rest = levels.shape[1] // channels
         lows, steps = np.repeat(low, rest), np.repeat(step, rest)
@@ -168,11 +179,11 @@ class Zstd(Codec):
     def __init__(self, inner: Codec) -> None:
         self._inner = inner
 
-    def encode(self, array: Array) -> bytes:
+    def encode(self, array: Array, largest: float = LARGEST) -> bytes:
         compressor = zstandard.ZstdCompressor(compression_params=self.PARAMETERS)
-        return compressor.compress(self._inner.encode(array))
+        return compressor.compress(self._inner.encode(array, largest))
 
-    def decode(self, data: bytes | memoryview, shape: tuple[int, ...]) -> Array:
+    def decode(self, data: bytes | memoryview, shape: tuple[int, ...], largest: float = LARGEST) -> Array:
         size = self._inner.size(shape)
         try:
             announced = zstandard.frame_content_size(data)
@@ -183,7 +194,7 @@ class Zstd(Codec):
             raise MalformedMessage(f"compressed tensor: {error}") from None
         if len(raw) != size:
             raise MalformedMessage(f"compressed tensor holds {len(raw)} B, its shape {shape} needs {size}")
-        return self._inner.decode(raw, shape)
+        return self._inner.decode(raw, shape, largest)
 
     def size(self, shape: tuple[int, ...]) -> int:
         return self._inner.size(shape)
@@ -209,11 +220,12 @@ def codec(name: str) -> Codec:
     return Zstd(inner) if plus and compression else inner
 
 
-def encode_tensor(name: str, array: Array) -> EncodedTensor:
+def encode_tensor(name: str, array: Array, largest: float = LARGEST) -> EncodedTensor:
     """`array` (B, ...) as it travels; float32, of any memory layout.
 
     Raises:
-        ConfigError: it is larger than MAX_PACKED as float32; or a value, or a channel's range, is not finite.
+        ConfigError: it is larger than MAX_PACKED as float32.
+        Diverged: a value is not finite; or beyond +-`largest`, where the codec does not clip.
         ValueError: it is empty, has no batch axis or more than 6 axes.
     """
     if not 1 <= array.ndim <= MAX_AXES or not array.size:
@@ -224,17 +236,20 @@ def encode_tensor(name: str, array: Array) -> EncodedTensor:
             "choose a smaller batch size"
         )
     contiguous = np.ascontiguousarray(array, dtype=np.float32)
-    return EncodedTensor(name, list(array.shape), codec(name).encode(contiguous))
+    return EncodedTensor(name, list(array.shape), codec(name).encode(contiguous, largest))
 
 
-def decode_tensor(tensor: EncodedTensor, expected: tuple[int, ...] | None = None) -> Array:
+def decode_tensor(
+    tensor: EncodedTensor, expected: tuple[int, ...] | None = None, largest: float = LARGEST
+) -> Array:
     """The float32 array (B, ...) of an encoded tensor; it may be a read-only view of the message.
 
     Args:
         expected: the shape without the batch that it must have.
 
     Raises:
-        MalformedMessage: shape, codec and data do not fit each other, or a value is not finite.
+        MalformedMessage: shape, codec and data do not fit each other, or a value is not finite or beyond
+            +-`largest`.
     """
     shape = tuple(tensor.shape)
     if expected is not None and shape[1:] != expected:
@@ -248,7 +263,7 @@ def decode_tensor(tensor: EncodedTensor, expected: tuple[int, ...] | None = None
     size = used.size(shape)
     if not isinstance(used, Zstd) and len(tensor.data) != size:
         raise MalformedMessage(f"tensor holds {len(tensor.data)} bytes, its shape {shape} needs {size}")
-    return used.decode(tensor.data, shape)
+    return used.decode(tensor.data, shape, largest)
 
 
 def _channels(shape: tuple[int, ...]) -> int:
@@ -264,13 +279,20 @@ def _as_half(array: Array) -> npt.NDArray[np.float16]:
     return half
 
 
-def _bounds(array: Array) -> tuple[float, float]:
-    """The least and the greatest value. Raises ConfigError: a value is not finite."""
-    with np.errstate(invalid="ignore"):
-        low, high = float(array.min()), float(array.max())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ConfigError(DIVERGED)
-    return low, high
+def out_of_bounds(largest: float) -> MalformedMessage:
+    return MalformedMessage(f"tensor holds values that are not finite, or beyond +-{largest:g}")
+
+
+def diverged(largest: float) -> Diverged:
+    return Diverged(
+        f"a tensor to send holds values that are not finite, or beyond +-{largest:g}: training diverged, "
+        "lower the learning rate"
+    )
+
+
+def _within(array: Array, largest: float) -> bool:
+    """Whether all values are finite and within +-`largest`."""
+    return bool(-largest <= array.min() and array.max() <= largest)
 
 
 def _tiles(shape: tuple[int, ...]) -> Iterator[tuple[slice, slice]]:

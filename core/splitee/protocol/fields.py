@@ -8,8 +8,9 @@ from msgspec import Meta
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 Text = Annotated[str, Meta(max_length=1000)]
-Count = Annotated[int, Meta(ge=0, le=1 << 62)]
-Positive = Annotated[int, Meta(ge=1, le=1 << 62)]
+LARGEST_COUNT = 1 << 62
+Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
+Positive = Annotated[int, Meta(ge=1, le=LARGEST_COUNT)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
 NonNegative = Annotated[float, Meta(ge=0, le=1e15)]

@@ -159,6 +159,7 @@ class ServerStatus(JsonMessage, frozen=True):
         doing: one line for people.
         waiting_for: devices whose next message the run waits for.
         rejected: messages that were rejected.
+        quarantined: devices of which nothing is read any more, as too much was rejected.
         time: seconds since the epoch, by the server's clock.
     """
 
@@ -168,6 +169,7 @@ class ServerStatus(JsonMessage, frozen=True):
     doing: Text = ""
     waiting_for: tuple[Name, ...] = ()
     rejected: Count = 0
+    quarantined: tuple[Name, ...] = ()
     time: float = 0.0
 
 

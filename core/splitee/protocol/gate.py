@@ -1,7 +1,7 @@
 """The boundary around what others send, at both ends: everything that comes is read and applied here.
 
-A message that is malformed, of another run, or too large changes nothing. It is counted by its sender and the
-reason, the first few of a sender are logged, and whoever owns the gate is told.
+A message that cannot be taken, for whatever reason, changes nothing and ends nothing. It is counted by its
+sender and the reason, the first few of a sender are logged, and whoever owns the gate is told.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from splitee.errors import MalformedMessage
+from splitee.errors import MalformedMessage, SpliteeError, Unwinding
 from splitee.mqtt.events import Message
 from splitee.protocol.parts import Assembler
 from splitee.protocol.routes import Route, find
@@ -43,11 +43,14 @@ class Received:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A message that was not taken. `is_logged`: it is one of the first of its sender."""
+    """A message that was not taken. `is_logged`: it is one of the first of its sender.
+
+    `envelope`: None of a message that was read earlier, such as a batch that has waited for its turn.
+    """
 
     route: Route
     device: str
-    envelope: Message
+    envelope: Message | None
     error: MalformedMessage
     is_logged: bool
 
@@ -64,6 +67,7 @@ class Gate:
         admit: Callable[[Route, str], None] = lambda _route, _device: None,
         on_rejected: Callable[[Rejection], None] = lambda _rejection: None,
         takes_cleared: bool = False,
+        passes: tuple[type[Exception], ...] = (SpliteeError, Unwinding),
         log_first: int = LOGGED,
     ) -> None:
         """What is on other routes is passed over in silence.
@@ -73,6 +77,7 @@ class Gate:
             admit: raises MalformedMessage for a device whose messages are not even to be kept.
             on_rejected: is told of each message that is not taken.
             takes_cleared: an empty payload clears a retained topic; else it is malformed.
+            passes: what an action may raise to whoever applies it. Everything else rejects the message.
             log_first: rejected messages of each sender that are logged; all are counted.
         """
         self._topics = topics
@@ -81,6 +86,7 @@ class Gate:
         self._admit = admit
         self._on_rejected = on_rejected
         self._takes_cleared = takes_cleared
+        self._passes = passes
         self._log_first = log_first
         self._parts = Assembler()
         self._by_sender: Counter[str] = Counter()
@@ -101,6 +107,10 @@ class Gate:
             return None
         try:
             self._admit(route, device)
+            if envelope.retained and not route.retained:
+                raise MalformedMessage(
+                    "retained at the broker, which must keep nothing of this topic", "retained"
+                )
             if not envelope.payload and route.retained and self._takes_cleared:
                 return Received(route, device, None, envelope)
             payload: bytes | None = envelope.payload
@@ -111,21 +121,39 @@ class Gate:
             return Received(route, device, route.message.decode(payload), envelope)
         except MalformedMessage as error:
             self.reject(route, device, envelope, error)
-            return None
+        except Exception as error:
+            self.reject(route, device, envelope, _unhandled(error))
+        return None
 
     def apply(self, received: Received, action: Callable[[Received], object]) -> bool:
-        """Do what the message asks for; False: `action` found it malformed after all.
+        """Do what a message asks for; False: it is rejected after all.
 
         `action` checks all of a message before it changes anything.
         """
-        try:
-            action(received)
-        except MalformedMessage as error:
-            self.reject(received.route, received.device, received.envelope, error)
-            return False
-        return True
+        return self.guard(received.route, received.device, lambda: action(received), received.envelope)
 
-    def reject(self, route: Route, device: str, envelope: Message, error: MalformedMessage) -> None:
+    def guard(
+        self, route: Route, device: str, action: Callable[[], object], envelope: Message | None = None
+    ) -> bool:
+        """Do something with what a device has sent; False: it is rejected, as `action` has raised an error.
+
+        Raises:
+            Exception: one of those that pass.
+        """
+        try:
+            action()
+        except MalformedMessage as error:
+            self.reject(route, device, envelope, error)
+        except self._passes:
+            raise
+        except Exception as error:
+            log.debug("what a message has raised", exc_info=True)
+            self.reject(route, device, envelope, _unhandled(error))
+        else:
+            return True
+        return False
+
+    def reject(self, route: Route, device: str, envelope: Message | None, error: MalformedMessage) -> None:
         """Count a message that is not taken, and tell of it."""
         sender = device if route.sender == "device" else "server"
         if sender not in self._by_sender and len(self._by_sender) >= SENDERS:
@@ -136,13 +164,18 @@ class Gate:
         is_logged = count <= self._log_first
         if is_logged:
             last = "; further ones are only counted" if count == self._log_first else ""
-            log.warning("%s rejected: %s%s", envelope.topic, error, last)
+            log.warning("%s rejected: %s%s", route.topic(self._topics, device), error, last)
         self._on_rejected(Rejection(route, device, envelope, error, is_logged))
 
     def forget_parts(self, device: str) -> None:
         """A new process speaks for `device`: what its last one left unfinished is dropped."""
         for route in self._routes:
             self._parts.forget(_key(route, device))
+
+
+def _unhandled(error: Exception) -> MalformedMessage:
+    reason = str(error).partition("\n")[0][:200]
+    return MalformedMessage(f"it raises {type(error).__name__} ({reason})", "unhandled")
 
 
 def _key(route: Route, device: str) -> str:

@@ -34,6 +34,19 @@ def fleet_digest(trunk: Mapping[str, Tensor], clients: Mapping[str, str]) -> str
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def first_not_finite(state: Mapping[str, Any], path: str = "") -> str | None:
+    """The path of a tensor in nested `state` that holds a value that is not finite; None: all are finite."""
+    for name, value in state.items():
+        here = f"{path}{name}"
+        if isinstance(value, Mapping):
+            found = first_not_finite(value, f"{here}/")
+            if found is not None:
+                return found
+        elif isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value.sum()):
+            return here
+    return None
+
+
 def pack_state(state: Mapping[str, Any]) -> bytes:
     """Tensors and plain values as bytes, for a state file."""
     buffer = io.BytesIO()

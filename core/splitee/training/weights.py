@@ -10,16 +10,18 @@ from torch import Tensor, nn
 
 from splitee.errors import ConfigError, MalformedMessage
 from splitee.networks.split import SplitNetwork
-from splitee.protocol.codecs import EncodedTensor, decode_tensor, encode_tensor
+from splitee.protocol.codecs import LARGEST, EncodedTensor, decode_tensor, encode_tensor
 from splitee.protocol.encoding import MAX_PACKED
 from splitee.protocol.rounds import Weights
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.seeds import seed_for
-from splitee.training.state import weights_digest
+from splitee.training.state import COUNTER, weights_digest
 
 CLIENT = "client."  # prefix of a client network's tensors
 EXIT = "exit."  # prefix of its exit's
 MESSAGE = 4 << 20  # bytes of tensors that share a message
+CODEC = "fp32"  # exact to the bit
+VARIANCE = "running_var"  # last part of the name of BatchNorm's running variance
 
 
 def client_model(network: SplitNetwork, cut: int, spec: RunSpec) -> nn.ModuleDict:
@@ -33,10 +35,13 @@ def pack_weights(run: str, round_number: int, attempt: int, tensors: Mapping[str
 
     Raises:
         ConfigError: one is larger than a message may be.
+        Diverged: one holds a value that is not finite, or out of bounds.
     """
     for names in in_messages({name: tensor.nbytes for name, tensor in tensors.items()}):
         encoded = {
-            name: encode_tensor("fp32", np.atleast_1d(tensors[name].detach().cpu().float().numpy()))
+            name: encode_tensor(
+                CODEC, np.atleast_1d(tensors[name].detach().cpu().float().numpy()), _largest(name)
+            )
             for name in names
         }
         yield Weights(run=run, round=round_number, attempt=attempt, tensors=encoded).encode()
@@ -108,8 +113,19 @@ class WeightsAssembler:
         shape = tuple(like.shape) or (1,)
         if tuple(encoded.shape) != shape:
             raise MalformedMessage(f"Weights: {name} has shape {tuple(encoded.shape)}, expected {shape}")
-        array = decode_tensor(encoded, shape[1:])
+        if encoded.codec != CODEC:
+            raise MalformedMessage(f"Weights: {name} is encoded as {encoded.codec!r}, expected {CODEC}")
+        array = decode_tensor(encoded, shape[1:], _largest(name))
+        if name.endswith((VARIANCE, COUNTER)) and array.min() < 0:
+            raise MalformedMessage(f"Weights: {name} holds negative values")
         return torch.tensor(array).reshape(like.shape).to(like.dtype)
+
+
+def _largest(name: str) -> float:
+    """Magnitude of a tensor's values on the wire: of weights and means; of variances; of counted batches."""
+    if name.endswith(VARIANCE):
+        return LARGEST**2
+    return float(1 << 24) if name.endswith(COUNTER) else LARGEST
 
 
 def select(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from splitee.errors import Unwinding
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.fields import Phase
@@ -15,7 +16,7 @@ from splitee_device.agent.heard import Heard, phase_key
 from splitee_device.agent.outbox import Outbox
 
 
-class Superseded(Exception):
+class Superseded(Unwinding):
     """The server has opened another round, or this one anew; what was under way no longer counts."""
 
 

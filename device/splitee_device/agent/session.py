@@ -11,7 +11,7 @@ from typing import Any
 from splitee.cli.signals import Stopped
 from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
-from splitee.errors import Rejected, Stalled, VersionMismatch
+from splitee.errors import Rejected, Stalled, Unwinding, VersionMismatch
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.protocol import routes
 from splitee.protocol.fleet import ErrorReport, Profile
@@ -42,7 +42,7 @@ READ = (
 REMIND_EVERY = 30.0  # seconds between lines that say what is waited for
 
 
-class RunChanged(Exception):
+class RunChanged(Unwinding):
     """The fleet's server has opened another run."""
 
 

@@ -24,6 +24,7 @@ def learning_settings(command: Any) -> Any:
         "warm_up",
         "momentum",
         "weight_decay",
+        "clip_gradient",
         "augmentation",
         "balanced_loss",
         "soft_labels",

@@ -13,6 +13,7 @@ from splitee.cli.bounds import whole
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
+from splitee.errors import BrokerRefused, Unwinding
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
@@ -62,8 +63,15 @@ def answer_requests(
     port: Port, topics: Topics, trunks: TrunkModels, instance: int, stop: Callable[[], bool]
 ) -> None:
     """Serves until `stop`; the counts go to `server/status`."""
-    predictions = Predictions(port, topics, trunks)
-    gate = Gate(topics, (routes.INFER, routes.SERVER_CLAIM), on_rejected=predictions.refuse)
+    predictions = Predictions(
+        port, topics, trunks, lambda device, action: gate.guard(routes.INFER, device, action)
+    )
+    gate = Gate(
+        topics,
+        (routes.INFER, routes.SERVER_CLAIM),
+        on_rejected=predictions.refuse,
+        passes=(BrokerRefused, Unwinding),
+    )
     announce = Announcer(port, topics, instance, trunks.run)
     port.subscribe(*gate.filters)
 

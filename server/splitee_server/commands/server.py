@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import torch
+from msgspec.structs import replace
 
 from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import link_options
@@ -23,6 +24,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.announcer import claim_fleet, offline
 from splitee_server.commands.learning_flags import learning_settings, strategy_setting
 from splitee_server.learning.strategies.registry import STRATEGIES
+from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
@@ -59,6 +61,21 @@ DIRECTORY = click.Path(path_type=Path)
 @setting(
     "--deadline-floor", type=number(0), default=60.0, help="Seconds that a round may always take (skip)."
 )
+@setting(
+    "--classes",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Class names, one a line.  [default: those of more than half of --devices]",
+)
+@setting(
+    "--quarantine-after",
+    type=whole(0),
+    default=20,
+    metavar="MESSAGES",
+    help="That were refused, after which a device is read no more; 0: it always is.",
+)
+@setting("--readmit", metavar="IDS", help="Devices to let back from quarantine, with commas; all: each.")
+@setting("--most-images", type=whole(1), default=10_000_000, help="That a device may say it has.")
 @setting("--memory", type=whole(1), default=1024, help="MiB of features that may wait for training.")
 @setting("--threads", type=whole(1), help="CPU threads; default: torch's choice.")
 @monitoring_options
@@ -71,12 +88,17 @@ def server(
     missing: Any,
     quorum: int,
     deadline_floor: float,
+    classes: Path | None,
+    quarantine_after: int,
+    readmit: str | None,
+    most_images: int,
     memory: int,
     threads: int | None,
     monitoring: Monitoring,
     **run: Any,
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
+    names = read_class_names(classes, run["num_classes"]) if classes is not None else ()
     spec = build_run_spec(**run)
     network = build_for(spec)
     if threads:
@@ -84,12 +106,22 @@ def server(
     directory = StateDirectory(state)
     store = Checkpoints(directory)
     spec = store.open(spec, fresh=fresh)
+    spec = replace(spec, class_names=names or spec.class_names)
     topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
         link.address, f"splitee-{link.fleet}-server-{instance}", will=offline(topics, instance), tls=link.tls
     )
     stop = stop_on_signals()
-    policy = Policy(devices, min(quorum, devices), missing, deadline_floor, memory << 20)
+    policy = Policy(
+        devices,
+        min(quorum, devices),
+        missing,
+        deadline_floor,
+        memory << 20,
+        quarantine_after=quarantine_after,
+        readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
+        most_images=most_images,
+    )
     with monitoring.observers(connection, topics, store) as observers:
         connection.open(link.connect_timeout)
         farewell = None

@@ -85,6 +85,9 @@ class FleetModel:
 
         Returns:
             The mean loss of the batch, before the step.
+
+        Raises:
+            Untrainable: the batch gives no step that can be taken; nothing has changed.
         """
         loss, logits = self._strategy.train(
             device, features, labels, round_number=round_number, step=step, steps=steps

@@ -9,6 +9,7 @@ from splitee.errors import ExitCode, MalformedMessage
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
+from splitee_server.members.class_names import ClassVote, in_short
 from splitee_server.members.members import Member, Members
 
 KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
@@ -19,8 +20,9 @@ log = logging.getLogger(__name__)
 class Refusal(Exception):
     """Why a device may not take part, and its exit code. `instance`: the process of it that is meant."""
 
-    def __init__(self, profile: Profile, code: ExitCode, message: str) -> None:
+    def __init__(self, device: str, profile: Profile, code: ExitCode, message: str) -> None:
         super().__init__(message)
+        self.device = device
         self.code = code
         self.instance = profile.instance
 
@@ -37,19 +39,35 @@ class Admitted:
 class Admission:
     """Lets a device in once it is online and has sent its profile; retained, that may be of one that is gone.
 
-    `last_status` is what each device has said last.
+    As long as the run's class names are not decided, devices that could join wait for the others.
+
+    Attributes:
+        last_status: what each device has said last.
+        vote: on the class names, where the run does not have them.
     """
 
-    def __init__(self, spec: RunSpec, num_layers: int, members: Members) -> None:
-        """`num_layers`: of the run's network; a cut is in 1..num_layers - 1."""
+    def __init__(
+        self, spec: RunSpec, num_layers: int, members: Members, *, devices: int, most_images: int
+    ) -> None:
+        """`num_layers`: of the run's network; a cut is in 1..num_layers - 1.
+
+        `devices`: that the run waits for. `most_images`: of a device, for training and held out each.
+        """
         self._spec = spec
         self._num_layers = num_layers
         self._members = members
-        self._profiles: dict[str, Profile] = {}  # of devices that have not been heard of as online
+        self._most_images = most_images
+        self._profiles: dict[str, Profile] = {}  # of devices that have not joined
         self.last_status: dict[str, DeviceStatus] = {}
+        self.vote = ClassVote(devices)
 
-    def on_status(self, device: str, status: DeviceStatus) -> Admitted | None:
-        """Raises MalformedMessage: there are too many devices. Refusal: it does not fit the run."""
+    @property
+    def conflict(self) -> str:
+        """Why devices that are here wait to be let in, for people; empty where none do."""
+        return "" if self._members.class_names else self.vote.conflict
+
+    def on_status(self, device: str, status: DeviceStatus) -> list[Admitted | Refusal]:
+        """Whom that lets in or shuts out. Raises MalformedMessage: there are too many devices."""
         _check_room(self.last_status, device)
         self.last_status[device] = status
         was_online = device in self._members and self._members[device].online
@@ -58,31 +76,62 @@ class Admission:
             log.info("%s is offline", device)
         return self._admit(device)
 
-    def on_profile(self, device: str, profile: Profile) -> Admitted | None:
-        """Raises MalformedMessage: there are too many devices. Refusal: it does not fit the run."""
+    def on_profile(self, device: str, profile: Profile) -> list[Admitted | Refusal]:
+        """Whom that lets in or shuts out. Raises MalformedMessage: there are too many devices."""
         _check_room(self._profiles, device)
         self._profiles[device] = profile
         return self._admit(device)
 
-    def _admit(self, device: str) -> Admitted | None:
+    def _admit(self, device: str) -> list[Admitted | Refusal]:
+        if not self._is_ready(device):
+            return []
+        if self._members.class_names:
+            return [self._decide(device)]
+        profile = self._profiles[device]
+        try:
+            self._check(device, profile)
+        except Refusal as refusal:
+            del self._profiles[device]
+            return [refusal]
+        self._members.class_names = self.vote.cast(device, profile.class_names)
+        if not self._members.class_names:
+            return []
+        return [self._decide(waiting) for waiting in sorted(self._profiles) if self._is_ready(waiting)]
+
+    def _is_ready(self, device: str) -> bool:
+        """Whether one process of it has sent its profile, and is online."""
         status, profile = self.last_status.get(device), self._profiles.get(device)
         if status is None or profile is None:
-            return None
-        if status.state != "online" or status.instance != profile.instance:
-            return None
-        del self._profiles[device]
+            return False
+        return status.state == "online" and status.instance == profile.instance
+
+    def _decide(self, device: str) -> Admitted | Refusal:
+        profile = self._profiles.pop(device)
         is_new = device not in self._members or self._members[device].instance != profile.instance
-        self._check(device, profile)
+        try:
+            self._check(device, profile)
+        except Refusal as refusal:
+            return refusal
         return Admitted(self._members.admit(device, profile), profile, is_new)
 
     def _check(self, device: str, profile: Profile) -> None:
         """Raises Refusal."""
         if profile.protocol != PROTOCOL:
             raise Refusal(
+                device,
                 profile,
                 ExitCode.VERSION,
                 f"{device} speaks protocol {profile.protocol}, this server {PROTOCOL}: "
                 f"install release {profile.version} on both, or the server's on the device",
+            )
+        most = max(profile.train_samples, profile.held_out_samples)
+        if most > self._most_images:
+            raise Refusal(
+                device,
+                profile,
+                ExitCode.REJECTED,
+                f"{device} says that it has {most} images; at most {self._most_images} are taken: "
+                "give it fewer (--limit), or the server more --most-images",
             )
         self._check_cut(device, profile)
         self._check_classes(device, profile)
@@ -91,6 +140,7 @@ class Admission:
         for cut in (profile.cut, profile.next_cut or profile.cut):
             if not 1 <= cut < self._num_layers:
                 raise Refusal(
+                    device,
                     profile,
                     ExitCode.REJECTED,
                     f"{device} is cut at {cut}; {self._spec.network} can be cut at 1..{self._num_layers - 1}",
@@ -98,6 +148,7 @@ class Admission:
         known = self._members.get(device)
         if known is not None and profile.cut not in (known.cut, known.previous_cut):
             raise Refusal(
+                device,
                 profile,
                 ExitCode.REJECTED,
                 f"{device} is cut at {profile.cut}, in this run it was cut at {known.cut}: "
@@ -108,6 +159,7 @@ class Admission:
         names = profile.class_names
         if len(names) > self._spec.num_classes:
             raise Refusal(
+                device,
                 profile,
                 ExitCode.REJECTED,
                 f"{device} has {len(names)} classes, the run {self._spec.num_classes}: "
@@ -116,18 +168,14 @@ class Admission:
         fleets = self._members.class_names
         if fleets and names != fleets:
             raise Refusal(
+                device,
                 profile,
                 ExitCode.REJECTED,
-                f"{device} has the classes {_short(names)}, "
-                f"the fleet {_short(fleets)}: every device needs the same class folders",
+                f"{device} has the classes {in_short(names)}, "
+                f"the fleet {in_short(fleets)}: every device needs the same class folders",
             )
 
 
 def _check_room(known: dict[str, DeviceStatus] | dict[str, Profile], device: str) -> None:
     if device not in known and len(known) >= KNOWN_DEVICES:
         raise MalformedMessage(f"more than {KNOWN_DEVICES} devices")
-
-
-def _short(names: tuple[str, ...]) -> str:
-    shown = ", ".join(names[:5])
-    return f"[{shown}{', ...' if len(names) > 5 else ''}]"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from splitee.errors import StateError
+from splitee.protocol.fields import LARGEST_COUNT
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.rounds import RoundDone
+from splitee_server.members.class_names import in_short
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -33,6 +39,7 @@ class Member:
     trained: str | None = None  # of what it has trained in its last round
     next_cut: int = 0  # that it has asked for; 0: it stays
     previous_cut: int = 0  # that a process may still speak of, if it has missed its move
+    quarantined: bool = False  # in this run nothing of it is read any more
     totals: Totals = field(default_factory=Totals)
     online: bool = True
 
@@ -52,7 +59,7 @@ class Members:
     """The devices that have been admitted, by their names."""
 
     def __init__(self, class_names: tuple[str, ...] = ()) -> None:
-        """`class_names`: of the run; without them those of the first device that joins."""
+        """`class_names`: of the run, where they are known from the start."""
         self._by_name: dict[str, Member] = {}
         self.class_names = class_names
 
@@ -71,17 +78,28 @@ class Members:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    def active(self) -> list[Member]:
+        """All but those in quarantine."""
+        return [member for member in self if not member.quarantined]
+
     def online(self) -> list[Member]:
-        return [member for member in self if member.online]
+        """The active ones that are online."""
+        return [member for member in self.active() if member.online]
+
+    def quarantined(self) -> tuple[str, ...]:
+        return tuple(member.device for member in self if member.quarantined)
 
     def cuts(self) -> dict[str, int]:
         return {member.device: member.cut for member in self}
 
     def digests(self, committed: int | None = None) -> dict[str, str]:
-        """Of the client networks, by device; only where the last commit is `committed`, if it is given."""
+        """Of the active devices' client networks, by device.
+
+        `committed`: only of those whose last commit it is.
+        """
         return {
             member.device: member.digest
-            for member in self
+            for member in self.active()
             if member.digest and committed in (None, member.committed)
         }
 
@@ -89,15 +107,19 @@ class Members:
         return [member.durable() for member in self]
 
     def load(self, states: list[dict[str, Any]], class_names: tuple[str, ...]) -> None:
-        self.class_names = class_names
+        """Take up what is stored. Raises StateError: the run has other class names than the stored one."""
+        if self.class_names and class_names and self.class_names != class_names:
+            raise StateError(
+                f"--classes: the run in --state has the classes {in_short(class_names)}, not "
+                f"{in_short(self.class_names)}: leave --classes out, or --fresh starts over"
+            )
+        self.class_names = class_names or self.class_names
         for state in states:
             member = Member.restored(state)
             self._by_name[member.device] = member
 
     def admit(self, device: str, profile: Profile) -> Member:
         """The member for `device`, new or known, as its `profile` says; `Admission` has checked that."""
-        if not self.class_names:
-            self.class_names = profile.class_names
         member = self._by_name.get(device)
         if member is None:
             member = self._by_name[device] = Member(
@@ -115,6 +137,18 @@ class Members:
         if member is not None and status.instance >= member.instance:
             member.online = status.state == "online"
 
+    def quarantine(self, device: str) -> None:
+        """Nothing of the device is read any more, until `readmit`."""
+        self._by_name[device].quarantined = True
+
+    def readmit(self, devices: Iterable[str]) -> None:
+        """Let devices back from quarantine, or "all" of them; unknown ones are passed over."""
+        names = set(devices)
+        for member in self:
+            if member.quarantined and names & {member.device, "all"}:
+                member.quarantined = False
+                log.info("%s is let back from quarantine", member.device)
+
     def absent(self, devices: Iterable[str]) -> None:
         """They were waited for in vain: offline until they are heard of again."""
         for device in devices:
@@ -124,9 +158,10 @@ class Members:
         """A device has taken part in a round with so many batches that the trunk was trained on."""
         member = self._by_name[device]
         member.committed, member.digest, member.trained = done.round, done.digest, done.digest
-        member.totals.batches += trained
-        member.totals.published += done.batches
-        member.totals.bytes += done.bytes
+        totals = member.totals
+        totals.batches += trained
+        totals.published = min(totals.published + done.batches, LARGEST_COUNT)
+        totals.bytes = min(totals.bytes + done.bytes, LARGEST_COUNT)
 
     def move(self, device: str, cut: int) -> None:
         """A device is cut elsewhere, as it has asked."""

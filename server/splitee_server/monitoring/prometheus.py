@@ -13,7 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from splitee import __version__
-from splitee.errors import ConfigError
+from splitee.errors import ConfigError, Reason
 from splitee.protocol.fields import Doing, RunPhase
 from splitee.protocol.fleet import DeviceMetrics
 from splitee_server.monitoring.observer import Observer
@@ -96,6 +96,17 @@ def _waited_for(progress: Progress) -> list[Sample]:
     return [((device,), 1) for device in progress.run.waiting_for[:DEVICES]]
 
 
+def _rejected(progress: Progress) -> list[Sample]:
+    counts = dict.fromkeys(get_args(Reason), 0)
+    for (_, reason), count in progress.rejected.items():
+        counts[reason] += count
+    return [((reason,), count) for reason, count in counts.items()]
+
+
+def _quarantined(progress: Progress) -> list[Sample]:
+    return [((device,), 1) for device in progress.quarantined[:DEVICES]]
+
+
 def _temperature(progress: Progress, standing: Standing) -> float | None:
     status = progress.statuses.get(standing.device)
     return status.temperature if status and standing.online else None
@@ -119,7 +130,14 @@ FIGURES = (
     _count("splitee_trained_samples", "Samples that the trunk has trained", lambda p: p.run.trained.samples),
     _count("splitee_training_seconds", "Time in training steps", lambda p: p.run.trained.seconds),
     _count("splitee_duplicate_batches", "Batches that came twice", lambda p: p.run.duplicates),
-    _count("splitee_rejected_messages", "Messages that were malformed", lambda p: p.rejected),
+    Figure(
+        "splitee_rejected_messages",
+        "Messages that were not taken, by reason",
+        _rejected,
+        ("reason",),
+        CounterMetricFamily,
+    ),
+    Figure("splitee_device_quarantined", "1 for a device in quarantine", _quarantined, ("device",)),
     _count("splitee_received_bytes", "Payloads that have come from the broker", lambda p: p.received),
     _count("splitee_sent_bytes", "Payloads that were sent to the broker", lambda p: p.sent),
     _of_device("splitee_device_cut", "The last stage that the device trains", lambda _, d: d.cut),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -11,17 +13,24 @@ import numpy as np
 from splitee.errors import MalformedMessage
 from splitee.inference.trunks import Entry
 from splitee.inference.uncertainty import Array
-from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
-from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol import routes
+from splitee.protocol.codecs import LARGEST, decode_tensor, encode_tensor
 from splitee.protocol.gate import Received, Rejection
 from splitee.protocol.inference import InferAnswer
 from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.topics import Topics
 
 MAX_SAMPLES = 64  # of a request, and of a forward pass
-NO_ADDRESS = "expected CorrelationData and a ResponseTopic in the device's own inbox"
+MAX_CORRELATION = 64  # bytes
+NO_ADDRESS = (
+    f"expected CorrelationData of at most {MAX_CORRELATION} bytes, "
+    "and the device's own inbox/answer as ResponseTopic"
+)
 MAX_WAITING = 256  # requests; more are answered before the next is taken
+
+Guard = Callable[[str, Callable[[], None]], bool]
+"""Does something for a device; False: that has raised an error, and the device's request is rejected."""
 
 
 class Trunks(Protocol):
@@ -43,21 +52,23 @@ class Trunks(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One device's question, checked: features (B, ...) at its cut, and where the answer goes."""
+    """One device's question, checked: features (B, ...) at its cut, and what the answer is known by."""
 
+    device: str
+    cut: int
     features: Array
-    reply_to: str
     correlation: bytes
 
 
 class Predictions:
     """Collects requests, then answers all of them; counts what it did."""
 
-    def __init__(self, port: Port, topics: Topics, trunks: Trunks) -> None:
+    def __init__(self, port: Port, topics: Topics, trunks: Trunks, guard: Guard) -> None:
         self._port = port
         self._topics = topics
         self._trunks = trunks
-        self._waiting: dict[str, list[Request]] = defaultdict(list)  # by trunk
+        self._guard = guard
+        self._waiting: list[Request] = []
         self.requests = 0  # answered
         self.passes = 0  # forward passes that it took
 
@@ -68,31 +79,64 @@ class Predictions:
 
     def add(self, received: Received) -> None:
         """Takes an InferRequest. Raises MalformedMessage: it cannot be answered."""
-        trunk, request = self._check(received)
-        self._waiting[trunk].append(request)
-        if sum(map(len, self._waiting.values())) >= MAX_WAITING:
+        device, request = received.device, received.message
+        correlation = self._correlation(
+            received.envelope.response_topic, received.envelope.correlation, device
+        )
+        if correlation is None:
+            raise MalformedMessage(NO_ADDRESS)
+        if request.run != self._trunks.run:
+            raise MalformedMessage(
+                f"features of run {request.run}; this server answers run {self._trunks.run}", "foreign"
+            )
+        entry = self._entry(device, request.cut)
+        if request.features.shape[0] > MAX_SAMPLES:
+            raise MalformedMessage(f"{request.features.shape[0]} samples; at most {MAX_SAMPLES} are answered")
+        features = decode_tensor(request.features, entry.feature_shape)
+        self._waiting.append(Request(device, request.cut, features, correlation))
+        if len(self._waiting) >= MAX_WAITING:
             self.answer()
 
     def refuse(self, rejection: Rejection) -> None:
         """Tells a device why its request is not answered."""
-        envelope = rejection.envelope
-        reply_to, correlation = envelope.response_topic, envelope.correlation
-        if reply_to is not None and correlation is not None and self._is_own(rejection.device, reply_to):
+        if rejection.envelope is None:
+            return
+        response_topic, correlation = rejection.envelope.response_topic, rejection.envelope.correlation
+        correlation = self._correlation(response_topic, correlation, rejection.device)
+        if correlation is not None:
             answer = InferAnswer(
                 run=self._trunks.run, round=self._trunks.round, error=str(rejection.error)[:1000]
             )
-            self._reply(reply_to, correlation, answer)
+            self._reply(rejection.device, correlation, answer)
 
     def answer(self) -> None:
-        """Answers what is waiting."""
-        while self._waiting:
-            trunk, requests = self._waiting.popitem()
+        """Answers what is waiting, by the trunks that are committed now."""
+        waiting, self._waiting = self._waiting, []
+        by_trunk: dict[str, list[Request]] = defaultdict(list)
+        for request in waiting:
+            self._guard(request.device, partial(self._sort_in, request, by_trunk))
+        for trunk, requests in by_trunk.items():
             for together in _batches(requests):
                 self._answer(trunk, together)
 
     def _answer(self, trunk: str, requests: list[Request]) -> None:
+        """In one forward pass; where that is not to be had, each request by itself, to its own harm only."""
+        if len(requests) == 1:
+            self._guard(requests[0].device, lambda: self._predict(trunk, requests))
+            return
+        try:
+            self._predict(trunk, requests)
+        except Exception:
+            for request in requests:
+                self._answer(trunk, [request])
+
+    def _predict(self, trunk: str, requests: list[Request]) -> None:
         samples = np.concatenate([request.features for request in requests])
         logits = self._trunks.logits(trunk, samples)
+        if not (np.abs(logits) <= LARGEST).all():
+            raise MalformedMessage(
+                "the trunk's prediction for these features is not finite, or out of bounds"
+            )
         self.passes += 1
         start = 0
         for request in requests:
@@ -103,43 +147,38 @@ class Predictions:
                 logits=encode_tensor("fp32", logits[start:end]),
                 together=len(samples),
             )
-            self._reply(request.reply_to, request.correlation, answer)
+            self._reply(request.device, request.correlation, answer)
             self.requests += 1
             start = end
 
-    def _check(self, received: Received) -> tuple[str, Request]:
-        device, request = received.device, received.message
-        reply_to, correlation = _reply_address(received.envelope)
-        if not self._is_own(device, reply_to):
-            raise MalformedMessage(NO_ADDRESS)
-        if request.run != self._trunks.run:
-            raise MalformedMessage(
-                f"features of run {request.run}; this server answers run {self._trunks.run}", "foreign"
-            )
+    def _sort_in(self, request: Request, by_trunk: dict[str, list[Request]]) -> None:
+        """Raises MalformedMessage: a commit has cut the device elsewhere since."""
+        by_trunk[self._entry(request.device, request.cut).trunk].append(request)
+
+    def _entry(self, device: str, cut: int) -> Entry:
+        """Raises MalformedMessage: there is none for a device with this cut."""
         entry = self._trunks.entry(device)
         if entry is None:
             raise MalformedMessage(f"there is no trunk for {device} in run {self._trunks.run}", "unknown")
-        if request.cut != entry.cut:
-            raise MalformedMessage(f"features of cut {request.cut}; {device} has cut {entry.cut} in this run")
-        if request.features.shape[0] > MAX_SAMPLES:
-            raise MalformedMessage(f"{request.features.shape[0]} samples; at most {MAX_SAMPLES} are answered")
-        return entry.trunk, Request(
-            decode_tensor(request.features, entry.feature_shape), reply_to, correlation
-        )
+        if cut != entry.cut:
+            raise MalformedMessage(
+                f"features of cut {cut}; {device} has cut {entry.cut} in this run", "foreign"
+            )
+        return entry
 
-    def _is_own(self, device: str, topic: str) -> bool:
-        """Otherwise a device could have the server write where the device itself may not."""
-        found = self._topics.parse_device(topic)
-        return found is not None and found[0] == device and found[1].startswith("inbox/")
+    def _correlation(
+        self, response_topic: str | None, correlation: bytes | None, device: str
+    ) -> bytes | None:
+        """What a response is known by; None: it must not be sent where the request wants it.
 
-    def _reply(self, topic: str, correlation: bytes, answer: InferAnswer) -> None:
+        Elsewhere than to the inbox's own topic, the server would write where the device itself may not.
+        """
+        is_own = response_topic == routes.ANSWER.topic(self._topics, device)
+        return correlation if is_own and correlation and len(correlation) <= MAX_CORRELATION else None
+
+    def _reply(self, device: str, correlation: bytes, answer: InferAnswer) -> None:
+        topic = routes.ANSWER.topic(self._topics, device)
         publish_in_parts(self._port, topic, answer.encode(), correlation=correlation)
-
-
-def _reply_address(envelope: Message) -> tuple[str, bytes]:
-    if envelope.response_topic is None or envelope.correlation is None:
-        raise MalformedMessage(NO_ADDRESS)
-    return envelope.response_topic, envelope.correlation
 
 
 def _batches(requests: list[Request]) -> list[list[Request]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from splitee.clock import Clock
@@ -48,13 +48,16 @@ class Attendance:
         policy: Policy,
         release: Release,
         clock: Clock,
+        conflict: Callable[[], str],
     ) -> None:
+        """`conflict`: why devices that are here may not join; empty where nothing hinders them."""
         self._spec = spec
         self._model = model
         self._members = members
         self._policy = policy
         self._release = release
         self._clock = clock
+        self._conflict = conflict
         self._reminded = clock()
 
     def missing(self, committed: int) -> int:
@@ -62,8 +65,8 @@ class Attendance:
         if committed == 0:
             wanted = self._policy.devices
         else:
-            wanted = self._policy.quorum if self._policy.missing == "skip" else len(self._members)
-        return max(wanted - len(self._members.online()), 0)
+            wanted = self._policy.quorum if self._policy.missing == "skip" else len(self._members.active())
+        return max(max(wanted, 1) - len(self._members.online()), 0)
 
     def in_training(self, number: int) -> dict[str, Participant]:
         """The participants of round `number`, and what each does in it."""
@@ -82,9 +85,10 @@ class Attendance:
     def waited_for(self, phase: Phase) -> tuple[str, ...]:
         """The known devices without whose next word the phase does not go on."""
         if phase.kind == "release":
-            return tuple(device for device in self._release.missing if self._members[device].online)
+            online = {member.device for member in self._members.online()}
+            return tuple(device for device in self._release.missing if device in online)
         if phase.kind == "gather":
-            return tuple(member.device for member in self._members if not member.online)
+            return tuple(member.device for member in self._members.active() if not member.online)
         return phase.late()
 
     def remind(self, phase: Phase, doing: str, committed: int) -> None:
@@ -95,10 +99,12 @@ class Attendance:
         self._reminded = now
         whom = ", ".join(self.waited_for(phase)) or f"{self.missing(committed)} more devices"
         log.info("%s: waiting for %s (%d online)", doing, whom, len(self._members.online()))
+        if conflict := self._conflict():
+            log.warning("%s", conflict)
 
     def _taking_part(self) -> list[Member]:
-        """Under `wait` every device, online or not."""
-        return self._members.online() if self._policy.missing == "skip" else list(self._members)
+        """Under `wait` every device, online or not; those in quarantine never."""
+        return self._members.online() if self._policy.missing == "skip" else self._members.active()
 
     def _in_training(self, number: int, member: Member) -> Participant:
         spec, is_last = self._spec, number == self._spec.rounds

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Generic, Literal, TypeVar
 
 Batch = TypeVar("Batch")
@@ -21,9 +22,12 @@ class BatchOrder(Generic[Batch]):
         self._window = window
         self._next = dict.fromkeys(self._steps, 0)
         self._held: dict[str, dict[int, Batch]] = {device: {} for device in self._steps}
+        self._order = order
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
-        self._turns = self._make_turns(order)
-        self._turn = next(self._turns, None)
+        self._turns = [
+            self._rank(device) for device in sorted(self._steps) if self._steps[device]
+        ]  # else a heap
+        heapq.heapify(self._turns)
 
     def next_step(self, device: str) -> int:
         """All of the device's steps below this one have been handed out."""
@@ -48,7 +52,7 @@ class BatchOrder(Generic[Batch]):
         if step >= min(following + self._window, self._steps[device]):
             return "ahead"
         held[step] = batch
-        if step == following and self._turns_are_free:
+        if step == following and self._order == "any":
             self._ready.append(device)
         return "taken"
 
@@ -60,11 +64,13 @@ class BatchOrder(Generic[Batch]):
         step = self._next[device]
         batch = self._held[device].pop(step)
         self._next[device] = step + 1
-        if self._turns_are_free:
+        if self._order == "any":
             if step + 1 in self._held[device]:
                 self._ready.append(device)
         else:
-            self._turn = next(self._turns, None)
+            heapq.heappop(self._turns)
+            if step + 1 < self._steps[device]:
+                heapq.heappush(self._turns, self._rank(device))
         return device, step, batch
 
     def drop(self, device: str) -> None:
@@ -77,26 +83,19 @@ class BatchOrder(Generic[Batch]):
         """The devices whose batches have not all been handed out."""
         return [device for device, steps in self._steps.items() if self._next[device] < steps]
 
-    def _make_turns(self, order: Literal["step", "device", "any"]) -> Iterator[tuple[str, int]]:
-        self._turns_are_free = order == "any"
-        devices, steps = sorted(self._steps), dict(self._steps)
-        if order == "step":
-            last = max(steps.values(), default=0)
-            return ((device, step) for step in range(last) for device in devices if step < steps[device])
-        if order == "device":
-            return ((device, step) for device in devices for step in range(steps[device]))
-        return iter(())
+    def _rank(self, device: str) -> tuple[int, str]:
+        """Whose turn it is: the device with the least rank."""
+        return (self._next[device] if self._order == "step" else 0), device
 
     def _next_device(self) -> str | None:
-        if self._turns_are_free:
+        """The device whose turn it is, when its next batch is here."""
+        if self._order == "any":
             while self._ready:
                 device = self._ready.popleft()
                 if device in self._steps:
                     return device
             return None
-        while self._turn is not None and self._turn[0] not in self._steps:
-            self._turn = next(self._turns, None)
-        if self._turn is None:
-            return None
-        device, step = self._turn
-        return device if step in self._held[device] else None
+        while self._turns and self._turns[0][1] not in self._steps:
+            heapq.heappop(self._turns)
+        device = self._turns[0][1] if self._turns else ""
+        return device if device and self.has_next(device) else None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 from splitee.clock import Clock
+from splitee.errors import Diverged
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.state import fleet_digest
+from splitee.training.state import first_not_finite, fleet_digest
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.members.members import Member, Members
@@ -15,6 +17,8 @@ from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.replies import Replies
 
 log = logging.getLogger(__name__)
+
+START_ANEW = "training diverged; start anew (--fresh) with a lower --learning-rate or --trunk-learning-rate"
 
 
 class Commits:
@@ -29,7 +33,9 @@ class Commits:
         replies: Replies,
         checkpoints: Checkpoints,
         clock: Clock,
+        readmit: Collection[str] = (),
     ) -> None:
+        """`readmit`: devices that a resumed run lets back from quarantine."""
         self._spec = spec
         self._model = model
         self._members = members
@@ -37,6 +43,7 @@ class Commits:
         self._replies = replies
         self._checkpoints = checkpoints
         self._clock = clock
+        self._readmit = readmit
         self._started = clock()
         self._seconds = 0.0  # of earlier processes
         self._round = 0
@@ -81,6 +88,7 @@ class Commits:
         self._duplicates = stored.duplicates
         self._seconds = stored.seconds
         self._members.load(stored.members, stored.class_names)
+        self._members.readmit(self._readmit)
         self._model.load(vars(stored))
         for member in self._members:
             self._model.join(member.device, member.cut, member.train_samples)
@@ -99,7 +107,7 @@ class Commits:
         """End a training phase: aggregate, save durably, and only then tell the devices."""
         self._round = number = phase.opened.round
         for device, done in phase.done.items():
-            self._members.end_round(done, device, phase.next_step(device))
+            self._members.end_round(done, device, phase.trained_batches(device))
             self._losses[device] = done.loss, phase.trunk_loss(device)
         contributions = {
             device: Contribution(
@@ -127,6 +135,13 @@ class Commits:
             self._members.start_from(device, self._round, self._model.digest(device))
 
     def _save(self) -> None:
+        """Raises Diverged: a value is not finite; the commit before stays the last one."""
+        state = self._model.state()
+        if (where := first_not_finite(state)) is not None:
+            raise Diverged(
+                f"round {self._round} is not committed, for {where} holds a value that is not finite: "
+                f"{START_ANEW}"
+            )
         self._checkpoints.save(
             Committed(
                 round=self._round,
@@ -135,7 +150,7 @@ class Commits:
                 weights_sha256=self._weights_sha256,
                 duplicates=self._duplicates,
                 seconds=self.elapsed(),
-                **self._model.state(),
+                **state,
             )
         )
 

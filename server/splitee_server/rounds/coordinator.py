@@ -12,6 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from splitee.clock import Clock
+from splitee.errors import Diverged, MalformedMessage
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fields import RunPhase
 from splitee.protocol.fleet import Metrics
@@ -19,10 +20,11 @@ from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
 from splitee_server.rounds.attendance import Attendance, Release
 from splitee_server.rounds.checkpoints import Checkpoints
-from splitee_server.rounds.commits import Commits
+from splitee_server.rounds.commits import START_ANEW, Commits
 from splitee_server.rounds.deadline import Deadline
 from splitee_server.rounds.phase import IN_WORDS, Phase
 from splitee_server.rounds.policy import Policy
@@ -31,6 +33,11 @@ from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report
 
 log = logging.getLogger(__name__)
+
+
+def unguarded(_device: str, work: Callable[[], None]) -> bool:
+    work()
+    return True
 
 
 class Coordinator:
@@ -50,10 +57,16 @@ class Coordinator:
         *,
         attempt: int,
         rejected: Callable[[], int],
+        guard: Callable[[str, Callable[[], None]], bool] = unguarded,
+        conflict: Callable[[], str] = lambda: "",
         evaluated: Callable[[Metrics], None] = lambda _metrics: None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`attempt`: at which this process opens rounds. `rejected`: how many messages were."""
+        """`attempt`: at which this process opens rounds. `rejected`: how many messages were.
+
+        `conflict`: why devices that are here may not join; empty where nothing hinders them.
+        `guard`: works on a device's batch; False: that has raised an error, and the batch is rejected.
+        """
         self._spec = spec
         self._model = model
         self._members = members
@@ -65,10 +78,11 @@ class Coordinator:
         self._release = release
         self._attempt = attempt
         self._rejected = rejected
+        self._guard = guard
         self._evaluated = evaluated
         self._clock = clock
         self._deadline = Deadline(policy, clock)
-        self._attendance = Attendance(spec, model, members, policy, release, clock)
+        self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._trained = Trained()
         self._phase = self._open("gather", announce=False)
@@ -110,12 +124,12 @@ class Coordinator:
         if taken is None:
             return False
         device, step, batch = taken
-        if self._phase.kind == "train":
-            self._train_on(device, step, batch)
-        else:
-            labels = self._model.predict(device, torch.from_numpy(batch.features)).numpy()
-            self._phase.note_evaluated(device, batch, labels, self._spec.threshold)
-        self._replies.acknowledge(self._phase, device)
+        work = self._train_on if self._phase.kind == "train" else self._evaluate_on
+        if not self._guard(device, lambda: work(device, step, batch)):
+            self._phase.note_rejected(device)
+            self._check_divergence()
+        if device in self._phase:
+            self._replies.acknowledge(self._phase, device)
         return True
 
     def tick(self) -> None:
@@ -129,6 +143,13 @@ class Coordinator:
             self._members.absent(late)
             self._announce.round(self._phase.opened)
             log.warning("%s: going on without %s after %.0f s", self._doing, ", ".join(late), limit)
+
+    def exclude(self, device: str) -> None:
+        """Go on without a device that is in quarantine."""
+        if device in self._phase:
+            self._phase.go_on_without((device,))
+            self._announce.round(self._phase.opened)
+        self.beat(now=True)
 
     def join(self, member: Member) -> None:
         """A device has joined, or a new process of it."""
@@ -146,7 +167,8 @@ class Coordinator:
 
     def beat(self, *, now: bool = False) -> None:
         """Publish the server's status when it is due, or `now`."""
-        self._announce.beat(self._doing, self._attendance.waited_for(self._phase), self._rejected(), now=now)
+        waited_for = self._attendance.waited_for(self._phase)
+        self._announce.beat(self._doing, waited_for, self._rejected(), self._members.quarantined(), now=now)
 
     # Rounds
 
@@ -165,28 +187,47 @@ class Coordinator:
             yield self._open("gather", is_over=lambda: not self._attendance.missing(self._commits.round))
 
     def _train(self, number: int) -> Iterator[Phase]:
-        """Open a round, train what comes, commit."""
-        if self._policy.missing == "skip":
-            yield from self._gather()
-        participants = self._attendance.in_training(number)
-        phase = self._open("train", participants, number=number)
-        yield phase
+        """Open a round, train what comes, commit; once more where no device was left in it."""
+        while True:
+            if self._policy.missing == "skip" or not self._members.active():
+                yield from self._gather()
+            participants = self._attendance.in_training(number)
+            phase = self._open("train", participants, number=number)
+            yield phase
+            if phase.done:
+                break
         if len(phase.done) == len(participants):
             self._deadline.note(phase)
         self._commits.commit(phase)
 
     def _train_on(self, device: str, step: int, batch: CutBatch) -> None:
         phase, started = self._phase, self._clock()
-        loss = self._model.train(
-            device,
-            torch.from_numpy(batch.features),
-            torch.from_numpy(batch.labels),
-            round_number=phase.opened.round,
-            step=step,
-            steps=phase.opened.participants[device].steps,
-        )
+        try:
+            loss = self._model.train(
+                device,
+                torch.from_numpy(batch.features),
+                torch.from_numpy(batch.labels),
+                round_number=phase.opened.round,
+                step=step,
+                steps=phase.opened.participants[device].steps,
+            )
+        except Untrainable as error:
+            raise MalformedMessage(str(error), "untrainable") from None
         phase.note_trained(device, loss)
         self._trained.add(len(batch.labels), self._clock() - started)
+
+    def _evaluate_on(self, device: str, _step: int, batch: CutBatch) -> None:
+        labels = self._model.predict(device, torch.from_numpy(batch.features)).numpy()
+        self._phase.note_evaluated(device, batch, labels, self._spec.threshold)
+
+    def _check_divergence(self) -> None:
+        """Raises Diverged: most devices' batches cannot be trained, so it is not the devices."""
+        spoiled, of = self._phase.spoiled(), len(self._phase.opened.participants)
+        if self._phase.kind == "train" and 2 * len(spoiled) > of:
+            raise Diverged(
+                f"round {self._phase.opened.round}: the batches of {len(spoiled)} of {of} devices give no "
+                f"finite loss; round {self._commits.round} is kept: {START_ANEW}"
+            )
 
     def _evaluate(self) -> Iterator[Phase]:
         """Score the committed round on the devices' held-out images."""
@@ -253,7 +294,7 @@ class Coordinator:
         )
         if announce:
             self._announce.round(opened)
-            self._announce.beat(self._doing, self._phase.late(), self._rejected(), now=True)
+            self.beat(now=True)
         return self._phase
 
     # Where it stands

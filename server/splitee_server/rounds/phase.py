@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -25,6 +26,9 @@ IN_WORDS: Mapping[RunPhase, str] = {
     "release": "releasing models",
     "finished": "finished",
 }
+
+
+SPOILED = 5  # batches
 
 
 class Phase:
@@ -55,6 +59,7 @@ class Phase:
         steps = {device: participant.steps for device, participant in opened.participants.items()}
         self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window)
         self._losses = dict.fromkeys(opened.participants, 0.0)
+        self._rejected: Counter[str] = Counter()
         self.done: dict[str, RoundDone] = {}
         self.scores = {device: Score() for device in opened.participants}
         self.started = self.progressed = clock()
@@ -114,6 +119,15 @@ class Phase:
         self._losses[device] += loss
         self.progressed = self._clock()
 
+    def note_rejected(self, device: str) -> None:
+        """A batch that was taken could not be worked on."""
+        self._rejected[device] += 1
+        self.progressed = self._clock()
+
+    def spoiled(self) -> list[str]:
+        """The participants of which SPOILED batches or more could not be worked on."""
+        return [device for device, count in self._rejected.items() if count >= SPOILED and device in self]
+
     def note_evaluated(
         self, device: str, batch: CutBatch, trunk_labels: npt.NDArray[np.int64], threshold: float
     ) -> None:
@@ -165,5 +179,9 @@ class Phase:
 
     def trunk_loss(self, device: str) -> float | None:
         """Mean over the batches trained so far."""
-        trained = self.next_step(device)
+        trained = self.trained_batches(device)
         return self._losses[device] / trained if trained else None
+
+    def trained_batches(self, device: str) -> int:
+        """Batches that the trunk has been trained on so far."""
+        return self.next_step(device) - self._rejected[device]

@@ -16,6 +16,9 @@ class Policy:
     floor: float = 60.0  # seconds a round may always take
     memory: int = 1 << 30  # bytes of features that may wait to be trained
     release: float = 600.0  # seconds for the devices to take their models
+    quarantine_after: int = 20  # messages of a device that are refused; 0: never
+    readmit: tuple[str, ...] = ()  # devices that are let back from quarantine
+    most_images: int = 10_000_000  # of a device, for training and held out each
 
     def room(self, window: int, batch_bytes: int, participants: int) -> int:
         """Batches that a device may have unacknowledged: the window, within its share of the memory.

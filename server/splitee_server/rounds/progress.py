@@ -61,7 +61,8 @@ class Progress(msgspec.Struct, frozen=True):
     fleet: str
     run: RunProgress
     statuses: Mapping[str, DeviceStatus]
-    rejected: int  # messages
+    rejected: Mapping[tuple[str, str], int]  # messages, by sender and reason
+    quarantined: tuple[str, ...]
     received: int  # bytes
     sent: int  # bytes
     connected: bool

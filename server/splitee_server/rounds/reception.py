@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
-from splitee.errors import MalformedMessage
+from splitee.errors import ExitCode, MalformedMessage
 from splitee.protocol import routes
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.gate import Received
@@ -17,6 +17,7 @@ from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.admission import Admission, Admitted, Refusal
 from splitee_server.members.members import Members
+from splitee_server.members.quarantine import Quarantine
 from splitee_server.rounds.coordinator import Coordinator
 from splitee_server.rounds.replies import Replies
 
@@ -34,6 +35,7 @@ class Reception:
         model: FleetModel,
         members: Members,
         admission: Admission,
+        quarantine: Quarantine,
         coordinator: Coordinator,
         replies: Replies,
         announcer: Announcer,
@@ -41,16 +43,18 @@ class Reception:
         attempt: int,
         admitted: Callable[[Admitted], None],
     ) -> None:
-        """`admitted`: is told of each device that joins, before the coordinator is."""
+        """`admitted`: is told of each device that has joined."""
         self._spec = spec
         self._model = model
         self._members = members
         self._admission = admission
+        self._quarantine = quarantine
         self._coordinator = coordinator
         self._replies = replies
         self._announce = announcer
         self._attempt = attempt
         self._admitted = admitted
+        self._said = ""  # of a conflict
         self.handlers: Mapping[Route, Callable[[Received], None]] = {
             routes.STATUS: self._on_status,
             routes.PROFILE: self._on_profile,
@@ -61,30 +65,34 @@ class Reception:
         }
 
     def check_sender(self, route: Route, device: str) -> None:
-        """Raises MalformedMessage: nothing of this route is to be kept of a device that has not joined."""
+        """Raises MalformedMessage: nothing of this route is to be kept of this device."""
+        self._quarantine.check(device)
         if route in MEMBERS_ONLY and device not in self._members:
             raise MalformedMessage("from a device that has not joined", "unknown")
 
     def _on_status(self, received: Received) -> None:
-        self._admit(received.device, lambda: self._admission.on_status(received.device, received.message))
+        self._admit(received.device, self._admission.on_status(received.device, received.message))
 
     def _on_profile(self, received: Received) -> None:
-        self._admit(received.device, lambda: self._admission.on_profile(received.device, received.message))
+        self._admit(received.device, self._admission.on_profile(received.device, received.message))
 
-    def _admit(self, device: str, note: Callable[[], Admitted | None]) -> None:
-        try:
-            admitted = note()
-        except Refusal as refusal:
-            log.warning("refused: %s", refusal)
-            self._announce.error(device, refusal.code, str(refusal), instance=refusal.instance, fatal=True)
-            return
-        if admitted is None:
-            return
-        member = admitted.member
-        if admitted.is_new:
-            log.info("%s joined: cut %d, %d images", device, member.cut, member.train_samples)
-        self._admitted(admitted)
-        self._coordinator.join(member)
+    def _admit(self, device: str, found: list[Admitted | Refusal]) -> None:
+        """`device`: whose word it was that lets them in, or shuts them out."""
+        conflict = self._admission.conflict
+        if conflict and conflict != self._said:
+            log.warning("%s", conflict)
+            self._announce.error(device, ExitCode.REJECTED, conflict)
+        self._said = conflict
+        for one in found:
+            if isinstance(one, Refusal):
+                log.warning("refused: %s", one)
+                self._announce.error(one.device, one.code, str(one), instance=one.instance, fatal=True)
+                continue
+            member = one.member
+            if one.is_new:
+                log.info("%s joined: cut %d, %d images", member.device, member.cut, member.train_samples)
+            self._coordinator.join(member)
+            self._admitted(one)
 
     def _on_features(self, received: Received) -> None:
         """A batch; one of an older attempt is dropped: its device learns of this one by itself."""
@@ -107,6 +115,9 @@ class Reception:
         device, message, phase = received.device, received.message, self._coordinator.phase
         self._check_run(message.run)
         if phase.is_current(message.round, message.attempt, "train") and device in phase:
+            steps = phase.opened.participants[device].steps
+            if message.batches > steps:
+                raise MalformedMessage(f"RoundDone: {message.batches} batches; the round asks for {steps}")
             if not phase.end_for(device, message):
                 self._replies.acknowledge(phase, device, resend=True)
         elif message.round <= self._coordinator.commits.round:

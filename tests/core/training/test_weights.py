@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from splitee.errors import ConfigError, MalformedMessage
+from splitee.errors import ConfigError, Diverged, MalformedMessage
 from splitee.networks.split import build_for
 from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.rounds import Weights
@@ -100,3 +101,48 @@ def test_what_is_asked_for_is_bounded_and_what_is_unknown_is_left_out() -> None:
     there = {"a": torch.zeros(MESSAGE // 8), "b": torch.zeros(MESSAGE // 8), "c": torch.zeros(1)}
     assert list(select(there, ["a", "b", "c", "nowhere"])) == ["a", "b"]
     assert select(there, ["nowhere"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("client.first.0.weight", float("nan"), "not finite"),
+        ("client.first.0.weight", 1e6, r"beyond \+-65504"),
+        ("client.first.1.running_var", -1.0, "running_var holds negative values"),
+        ("client.first.1.running_var", 1e12, "beyond"),
+        ("client.first.1.num_batches_tracked", -1.0, "holds negative values"),
+        ("client.first.1.num_batches_tracked", 3e38, "beyond"),
+    ],
+)
+def test_values_that_no_honest_network_has_change_nothing(name: str, value: float, said: str) -> None:
+    like = weights()
+    shape = list(like[name].shape) or [1]
+    data = np.full(shape, value, "<f4").tobytes()
+    arrival = WeightsAssembler(like)
+    with pytest.raises(MalformedMessage, match=said):
+        arrival.add(Weights(run="r", round=3, tensors={name: EncodedTensor("fp32", shape, data)}))
+    assert arrival.tensors == {}
+
+
+def test_weights_travel_as_fp32_only() -> None:
+    like = weights()
+    shape = list(like["client.first.0.bias"].shape)
+    half = EncodedTensor("fp16", shape, bytes(2 * shape[0]))
+    with pytest.raises(MalformedMessage, match="is encoded as 'fp16', expected fp32"):
+        WeightsAssembler(like).add(Weights(run="r", round=3, tensors={"client.first.0.bias": half}))
+
+
+def test_large_variances_travel() -> None:
+    sent = weights()
+    sent["client.first.1.running_var"].fill_(1e9)
+    arrival = WeightsAssembler(weights())
+    for message in messages(sent):
+        arrival.add(message)
+    arrival.check(weights_digest(sent))
+
+
+def test_a_network_that_has_diverged_is_not_sent() -> None:
+    diverged = weights()
+    diverged["client.first.0.weight"][0] = float("inf")
+    with pytest.raises(Diverged, match="lower the learning rate"):
+        list(pack_weights("r", 1, 1, diverged))

@@ -72,7 +72,8 @@ def progress(devices: int = 3, **changes: object) -> Progress:
             name: DeviceStatus(state="online", instance=1, doing="training", temperature=61.5)
             for name in names
         },
-        rejected=4,
+        rejected={("pi-1", "malformed"): 3, ("pi-2", "malformed"): 1, ("pi-1", "flood"): 5},
+        quarantined=("pi-1",),
         received=123_456,
         sent=789,
         connected=True,
@@ -124,7 +125,10 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
         ("splitee_trained_samples_total", ()): 1900,
         ("splitee_training_seconds_total", ()): 30.5,
         ("splitee_duplicate_batches_total", ()): 3,
-        ("splitee_rejected_messages_total", ()): 4,
+        ("splitee_rejected_messages_total", ("malformed",)): 4,
+        ("splitee_rejected_messages_total", ("flood",)): 5,
+        ("splitee_rejected_messages_total", ("foreign",)): 0,
+        ("splitee_device_quarantined", ("pi-1",)): 1,
         ("splitee_received_bytes_total", ()): 123_456,
         ("splitee_sent_bytes_total", ()): 789,
         ("splitee_device_cut", ("pi-0002",)): 2,

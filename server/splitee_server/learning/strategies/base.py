@@ -6,6 +6,7 @@ sequential.py), and a line in registry.py.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -13,12 +14,20 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from splitee.errors import Diverged
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.optimizer import make_optimizer, precision_at
 from splitee.training.seeds import seed_for
+
+LARGEST_GRADIENT = 1e6  # norm of a step that is taken; honest ones stay below 1e3
+
+
+class Untrainable(Diverged):
+    """A batch that gives no step: its loss or its gradient is not finite, or out of bounds."""
 
 
 class TrunkStep(NamedTuple):
@@ -89,9 +98,33 @@ class Strategy(ABC):
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
     ) -> TrunkStep:
-        """One step of the trunk on features (B, ...) and labels (B,)."""
+        """One step of the trunk on features (B, ...) and labels (B,).
+
+        Raises:
+            Untrainable: the step is not taken.
+        """
         trunk, optimizer = self.trunk(device), self.optimizer(device)
         trunk.train()
+        statistics = [(buffer, buffer.clone()) for buffer in trunk.buffers()]  # the forward pass changes them
+        try:
+            step_taken = self._step(device, trunk, optimizer, features, labels, round_number, step, steps)
+        except Exception:
+            for buffer, before in statistics:
+                buffer.copy_(before)
+            raise
+        return step_taken
+
+    def _step(
+        self,
+        device: str,
+        trunk: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        features: Tensor,
+        labels: Tensor,
+        round_number: int,
+        step: int,
+        steps: int,
+    ) -> TrunkStep:
         torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
@@ -100,8 +133,18 @@ class Strategy(ABC):
             loss = F.cross_entropy(logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._bound_gradient(trunk, loss.item())
         optimizer.step()
         return TrunkStep(loss.item(), logits.detach())
+
+    def _bound_gradient(self, trunk: nn.Module, loss: float) -> None:
+        """Clip the gradient's norm as the run asks for. Raises Untrainable."""
+        parameters = [parameter for parameter in trunk.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        if not (math.isfinite(loss) and norm.item() <= LARGEST_GRADIENT):
+            raise Untrainable(f"a batch gives the loss {loss:g} and a gradient of norm {norm.item():g}")
+        if 0 < self._spec.clip_gradient < norm:
+            clip_grads_with_norm_(parameters, self._spec.clip_gradient, norm)
 
     @torch.inference_mode()
     def predict(self, device: str, features: Tensor) -> Tensor:

@@ -1,0 +1,297 @@
+"""A member that sends what it must not: it harms nobody but itself. On a fake port and clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from msgspec.structs import replace
+from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
+
+from splitee.cli.signals import Stopped
+from splitee.errors import Diverged
+from splitee.mqtt.events import Message
+from splitee.protocol import routes
+from splitee.protocol.codecs import EncodedTensor
+from splitee.protocol.fleet import Profile, ServerStatus
+from splitee.protocol.inference import InferAnswer, InferRequest
+from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Weights
+from splitee.training.state import first_not_finite
+from splitee_server.monitoring.observer import Observer
+from splitee_server.rounds.policy import Policy
+
+HONEST = ("pi-1", "pi-2")
+EVIL = "zoe"  # the last by name
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> VirtualFleet:
+    """Two honest devices and one that a test makes evil; two rounds."""
+    return VirtualFleet(tmp_path / "server", *HONEST, EVIL)
+
+
+def without_the_evil_one(path: Path, **settings: Any) -> str:
+    """The weights of a run in which only the honest devices take part."""
+    return str(VirtualFleet(path / "honest", *HONEST, **settings).run()["weights_sha256"])
+
+
+def at(fleet: VirtualFleet, phase: str, action: Callable[[RoundOpen], None], number: int = 1) -> None:
+    """`action` once a phase of a round is opened."""
+    fleet.on_phase = lambda opened: (
+        action(opened) if (opened.phase, opened.round) == (phase, number) else None
+    )
+
+
+def batch(device: VirtualDevice, opened: RoundOpen, step: int, **changed: Any) -> bytes:
+    """A batch of the device, with some fields changed."""
+    return replace(Features.decode(device.features(opened, step)), **changed).encode()
+
+
+def filled(value: float, opened: RoundOpen, device: VirtualDevice) -> EncodedTensor:
+    """Features that are all alike."""
+    shape = Features.decode(device.features(opened, 0)).features.shape
+    return EncodedTensor("fp32", list(shape), np.full(shape, value, "<f4").tobytes())
+
+
+def is_refused_until_quarantine(
+    fleet: VirtualFleet,
+    tmp_path: Path,
+    reason: str,
+    payload: Callable[[RoundOpen], tuple[routes.Route, bytes]],
+) -> None:
+    """The evil device sends nothing but that, over and over, in the first round."""
+    evil = fleet.devices[EVIL]
+    evil.before_batch = lambda _number, _phase, _step: evil.pause()
+
+    def harm(opened: RoundOpen) -> None:
+        route, body = payload(opened)
+        for _ in range(30):
+            evil.say(route, body)
+
+    at(fleet, "train", harm)
+    report = fleet.run()
+    assert report["weights_sha256"] == without_the_evil_one(tmp_path)
+    assert fleet.rejected[EVIL, reason] == 20
+    assert fleet.rejected[EVIL, "quarantined"] == 10
+    assert "nothing of it is read any more" in evil.errors[-1].message
+    said = [ServerStatus.decode(payload) for payload in fleet.port.payloads(TOPICS.server_status)]
+    assert said[-1].quarantined == (EVIL,)
+
+
+@pytest.mark.parametrize("value", [3e38, float("nan"), 1e6])
+def test_features_out_of_bounds(fleet: VirtualFleet, tmp_path: Path, value: float) -> None:
+    evil = fleet.devices[EVIL]
+    is_refused_until_quarantine(
+        fleet,
+        tmp_path,
+        "malformed",
+        lambda opened: (routes.FEATURES, batch(evil, opened, 0, features=filled(value, opened, evil))),
+    )
+
+
+def test_weights_with_a_negative_variance(fleet: VirtualFleet, tmp_path: Path) -> None:
+    def payload(opened: RoundOpen) -> tuple[routes.Route, bytes]:
+        name = next(n for n in fleet.network.client(1).state_dict() if n.endswith("running_var"))
+        width = fleet.network.client(1).state_dict()[name].shape[0]
+        tensor = EncodedTensor("fp32", [width], np.full(width, -1e6, "<f4").tobytes())
+        tensors = {f"client.{name}": tensor}
+        return routes.WEIGHTS, Weights(run="run", round=1, attempt=100, tensors=tensors).encode()
+
+    is_refused_until_quarantine(fleet, tmp_path, "malformed", payload)
+
+
+def test_what_raises_an_error_that_nothing_foresees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr("splitee_server.rounds.phase.Phase.add_weights", fail)
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, client_averaging="none")
+    evil = fleet.devices[EVIL]
+    body = Weights(run="run", round=1, attempt=100, tensors={}).encode()
+
+    def harm(_opened: RoundOpen) -> None:
+        for _ in range(3):
+            evil.say(routes.WEIGHTS, body)
+
+    at(fleet, "train", harm)
+    fleet.run()
+    assert fleet.rejected == {(EVIL, "unhandled"): 3}
+    assert "weights: it raises RuntimeError (a defect)" in evil.errors[0].message
+
+
+def test_an_observer_that_fails_does_not_end_the_server(tmp_path: Path) -> None:
+    class Failing(Observer):
+        def on_admitted(self, device: str, profile: Profile) -> None:
+            if device == EVIL:
+                raise ZeroDivisionError
+
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, observers=[Failing()], policy=Policy(2, 1))
+    fleet.run()
+    assert fleet.rejected[EVIL, "unhandled"] == 1
+
+
+@pytest.mark.parametrize(
+    ("response_topic", "correlation"),
+    [
+        ("inbox/answer", b"1" * 2000),
+        ("inbox/answer", b"1" * 65),
+        ("inbox/answer", b""),
+        ("inbox/answer", None),
+        ("inbox/+", b"1"),
+        ("inbox/#", b"1"),
+        ("inbox/plan", b"1"),
+        (None, b"1"),
+    ],
+)
+def test_a_request_whose_answer_has_no_proper_address(
+    fleet: VirtualFleet, response_topic: str | None, correlation: bytes | None
+) -> None:
+    topic = None if response_topic is None else TOPICS.device(EVIL, response_topic)
+    request = Message(routes.INFER.topic(TOPICS, EVIL), b"x", response_topic=topic, correlation=correlation)
+    at(fleet, "train", lambda _opened: fleet.port.happen(request))
+    fleet.run()
+    assert fleet.rejected == {(EVIL, "malformed"): 1}
+    assert [sent for sent in fleet.port.sent if sent.correlation is not None] == []
+
+
+def test_a_request_of_features_out_of_bounds_is_refused_and_those_beside_it_are_answered(
+    fleet: VirtualFleet,
+) -> None:
+    def ask(opened: RoundOpen) -> None:
+        for name in (*HONEST, EVIL):
+            device = fleet.devices[name]
+            features = filled(3e38 if name == EVIL else 0.5, opened, device)
+            cut = opened.participants[name].cut
+            request = InferRequest(run="run", cut=cut, features=features).encode()
+            answer = routes.ANSWER.topic(TOPICS, name)
+            topic = routes.INFER.topic(TOPICS, name)
+            fleet.port.happen(Message(topic, request, response_topic=answer, correlation=b"1"))
+
+    at(fleet, "train", ask, number=2)
+    fleet.run()
+    errors = {
+        name: InferAnswer.decode(fleet.port.payloads(routes.ANSWER.topic(TOPICS, name))[-1]).error
+        for name in (*HONEST, EVIL)
+    }
+    assert (errors["pi-1"], errors["pi-2"]) == ("", "")
+    assert "beyond +-65504" in errors[EVIL]
+
+
+@pytest.mark.parametrize(
+    "route", [routes.FEATURES, routes.INFER, routes.WEIGHTS, routes.SYNC, routes.ROUND_DONE]
+)
+def test_what_must_not_be_retained_is_refused_and_cleared(fleet: VirtualFleet, route: routes.Route) -> None:
+    topic = route.topic(TOPICS, EVIL)
+
+    def retain(_opened: RoundOpen) -> None:
+        fleet.port.deliver(topic, b"x", retained=True)
+        fleet.port.deliver(topic, b"")  # the broker's word of the clearing
+
+    at(fleet, "train", retain)
+    fleet.run()
+    assert fleet.rejected == {(EVIL, "retained"): 1}
+    assert [(sent.payload, sent.retain) for sent in fleet.port.sent if sent.topic == topic] == [(b"", True)]
+
+
+def test_a_round_done_of_more_batches_than_the_round_has(fleet: VirtualFleet) -> None:
+    evil = fleet.devices[EVIL]
+
+    def boast(opened: RoundOpen) -> None:
+        done = RoundDone(
+            run="run", round=1, attempt=100, digest="0" * 64, batches=1 << 62, bytes=1 << 62, loss=1.0,
+            accuracy=1.0, seconds=1.0,
+        )  # fmt: skip
+        evil.say(routes.ROUND_DONE, done.encode())
+
+    at(fleet, "train", boast)
+    report = fleet.run()
+    assert fleet.rejected == {(EVIL, "malformed"): 1}
+    assert report["batches_published"] == 18
+
+
+def test_a_batch_that_gives_no_step_is_passed_over(tmp_path: Path) -> None:
+    """One sample, where BatchNorm needs two: it raises in the middle of the trunk's forward pass."""
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL, network="tiny_networks:normed")
+    evil = fleet.devices[EVIL]
+    of_four = evil.features
+
+    def of_one(opened: RoundOpen, step: int) -> bytes:
+        whole = Features.decode(of_four(opened, step))
+        if opened.phase != "train" or step:
+            return whole.encode()
+        shape = [1, *whole.features.shape[1:]]
+        features = EncodedTensor("fp32", shape, np.ones(shape, "<f4").tobytes())
+        return replace(whole, features=features, labels=whole.labels[:1]).encode()
+
+    evil.features = of_one  # type: ignore[method-assign]
+    report = fleet.run()
+    assert fleet.rejected == {(EVIL, "unhandled"): 2}  # one a round
+    assert report["batches_trained"] == 16
+
+
+def test_a_fleet_that_diverges_says_so_and_its_last_commit_can_be_loaded(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL)
+
+    def spoil(_opened: RoundOpen) -> None:
+        with torch.no_grad():
+            for parameter in fleet.network.module.parameters():
+                parameter.fill_(float("nan"))
+
+    for device in fleet.devices.values():
+        device.profile = replace(device.profile, train_samples=80)
+    at(fleet, "train", spoil, number=2)
+    with pytest.raises(Diverged, match="give no finite loss; round 1 is kept: training diverged"):
+        fleet.run()
+    stored = fleet.checkpoints.load()
+    assert stored is not None
+    assert stored.round == 1
+    assert first_not_finite(vars(stored)) is None
+
+
+def test_no_commit_holds_what_is_not_finite(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *HONEST, EVIL)
+
+    def spoil(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (2, "train", 2):
+            with torch.no_grad():
+                next(iter(fleet.network.trunk(2).parameters()))[0] = float("inf")
+
+    fleet.devices[EVIL].before_batch = spoil
+    with pytest.raises(Diverged):
+        fleet.run()
+    stored = fleet.checkpoints.load()
+    assert stored is not None
+    assert stored.round == 1
+
+
+def test_who_is_in_quarantine_stays_there_until_the_operator_lets_it_back(tmp_path: Path) -> None:
+    first = VirtualFleet(tmp_path / "server", *HONEST, EVIL, rounds=4)
+
+    def harm_then_stop(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("evaluate", 1):
+            for _ in range(20):
+                first.devices[EVIL].say(routes.SYNC, b"x")
+        first.stopped = (opened.phase, opened.round) == ("train", 3)
+
+    first.on_phase = harm_then_stop
+    with pytest.raises(Stopped):
+        first.run()
+    assert ("train", 2) not in [part[:2] for part in first.devices[EVIL].parts]
+
+    def rounds_of_the_evil_one(instance: int, last: int, **policy: Any) -> list[int]:
+        fleet = VirtualFleet(
+            tmp_path / "server", *HONEST, EVIL, rounds=4, instance=instance, policy=Policy(3, 1, **policy)
+        )
+        fleet.on_phase = lambda opened: setattr(fleet, "stopped", opened.round > last)
+        with suppress(Stopped):
+            fleet.run()
+        return [number for phase, number, _ in fleet.devices[EVIL].parts if phase == "train"]
+
+    assert rounds_of_the_evil_one(200, last=3) == []
+    assert rounds_of_the_evil_one(300, last=4, readmit=(EVIL,)) == [4]
