@@ -8,7 +8,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from splitee.durable import StateDirectory
-from splitee.errors import NetworkError
+from splitee.errors import ConfigError, NetworkError
 from splitee.protocol.codecs import AUTO
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
@@ -39,6 +39,8 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
             session.wait(lambda: False, "the next run")
         except RunChanged:
             log.info("the server has opened another run")
+        except ConfigError as error:  # the flags are valid: it is the run that does not suit this device
+            raise NetworkError(str(error)) from None
 
 
 def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings) -> RunSpec:

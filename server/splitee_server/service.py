@@ -9,7 +9,7 @@ from typing import Any
 
 from splitee.cli.signals import Stopped
 from splitee.clock import Clock
-from splitee.errors import BrokerRefused, ExitCode, StateError, Unwinding
+from splitee.errors import BrokerRefused, ExitCode, Reason, StateError, Unwinding
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.port import Port
 from splitee.networks.split import SplitNetwork
@@ -17,6 +17,7 @@ from splitee.protocol import routes
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
@@ -57,12 +58,15 @@ class Service:
         instance: int,
         stop: Callable[[], bool],
         observers: Sequence[Observer] = (),
+        limits: SenderLimits | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """`limits`: what the port's messages are held to."""
         self._port = port
         self._topics = topics
         self._stop = stop
         self._observers = tuple(observers)
+        self._limits = limits or SenderLimits(topics)
         self._received = 0  # bytes
         self._cleared: set[str] = set()  # topics on which something was retained that must not be
         announcer = Announcer(port, topics, instance, spec.run, clock=clock)
@@ -151,6 +155,8 @@ class Service:
             raise Stopped
         for observer in self._observers:
             observer.tick(self._progress)
+        for device, count in self._limits.take_refused().items():
+            self._on_flood(device, count)
         event = self._port.receive(timeout)
         if event is None:
             self._predictions.answer()
@@ -194,7 +200,15 @@ class Service:
             self._predictions.refuse(rejection)
         elif rejection.is_logged:
             self._announce.error(device, ExitCode.REJECTED, f"{route.leaf}: {rejection.error}")
-        if self._quarantine.note(device, reason):
+        self._note(device, reason)
+
+    def _on_flood(self, device: str, count: int) -> None:
+        """So many messages of a device were more than any has to send; they were not read."""
+        self.gate.rejected[device, "flood"] += count
+        self._note(device, "flood", count)
+
+    def _note(self, device: str, reason: Reason, times: int = 1) -> None:
+        if self._quarantine.note(device, reason, times):
             self._announce.error(device, ExitCode.REJECTED, IN_QUARANTINE)
             self._coordinator.exclude(device)
 

@@ -203,7 +203,7 @@ def test_garbage_on_every_topic_changes_nothing(mosquitto_broker: RunningBroker,
     """Malformed, truncated, oversized and foreign messages are counted; the weights are the same."""
     topics = Topics("garbage")
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(rounds=2)
+        fleet.server("--quarantine-after", "0", rounds=2)
         fleet.three_devices()
         disturb(mosquitto_broker, topics)
         assert fleet.wait() == [0, 0, 0, 0]

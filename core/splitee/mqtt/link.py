@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
@@ -52,10 +53,12 @@ class Link:
         keepalive: int = 60,
         max_packet: int = 1 << 20,
         capacity: int = 4096,
+        admits: Callable[[str], bool] = lambda _topic: True,
     ) -> None:
         """`will`: topic and payload that the broker retains when this side vanishes. `keepalive`: seconds.
 
-        `max_packet`: bytes of the largest packet to send. `capacity`: events to hold for `receive`.
+        `max_packet`: bytes of the largest packet to send. `capacity`: events to hold for `receive`. `admits`:
+        whether a message on a topic is taken; asked on the network thread.
         """
         if not client_id or set(client_id) & set("/+#$"):
             # MQTT allows them, but rumqttd 0.20 stops serving everybody when it meets one.
@@ -63,6 +66,7 @@ class Link:
         self.address = address
         self._client_id = client_id
         self._limit = self._max_packet = max_packet
+        self._admits = admits
         self._filters: dict[str, None] = {}
         self._subscribing: dict[int, tuple[str, ...]] = {}
         self._subscriptions = threading.Condition()
@@ -307,6 +311,8 @@ class Link:
                 self._inbox.put(BrokerRefused(f"broker {self.address} denies reading {topic}: {words}"))
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        if not self._admits(message.topic):
+            return
         properties = message.properties
         self._inbox.put(
             Message(

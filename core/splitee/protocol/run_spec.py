@@ -34,6 +34,9 @@ def _setting(help_text: str, *, costs: bool = False, **bounds: Any) -> Meta:
     return Meta(extra={"help": help_text, "costs": costs}, **bounds)
 
 
+Side = Annotated[int, Meta(ge=1, le=4096)]  # pixels
+
+
 class RunSpec(JsonMessage, frozen=True, kw_only=True):
     """What the fleet trains. A device needs nothing else to take part.
 
@@ -56,11 +59,11 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         int, _setting("Classes that the network tells apart.", costs=True, ge=2, le=10_000)
     ]
     input_shape: Annotated[
-        tuple[Positive, Positive, Positive],
+        tuple[Annotated[int, Meta(ge=1, le=64)], Side, Side],
         _setting("Channels, height and width of the images that the network sees.", costs=True),
     ] = (3, 32, 32)
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[Annotated[float, Meta(gt=0)], ...] = (0.5,)
+    mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
+    std: Annotated[tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     rounds: Annotated[Positive, _setting("Rounds that are trained and committed.")]
     strategy: Annotated[Name, _setting("How the devices' batches train the trunk.")] = "sequential"
     order: Annotated[Order, _setting("In which the devices' batches train the trunk.")] = "step"

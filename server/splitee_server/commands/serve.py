@@ -21,6 +21,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.gate import Gate
+from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer, claim_fleet, offline
 from splitee_server.offload.predictions import Predictions
@@ -44,7 +45,11 @@ def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
     trunks = TrunkModels(model, threads=threads)
     topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
-        link.address, f"splitee-{link.fleet}-server-{instance}", will=offline(topics, instance), tls=link.tls
+        link.address,
+        f"splitee-{link.fleet}-server-{instance}",
+        will=offline(topics, instance),
+        tls=link.tls,
+        admits=SenderLimits(topics).admits,
     )
     stop = stop_on_signals()
     connection.open(link.connect_timeout)

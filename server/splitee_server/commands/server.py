@@ -20,6 +20,7 @@ from splitee.durable import StateDirectory
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_for
+from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import claim_fleet, offline
 from splitee_server.commands.learning_flags import learning_settings, strategy_setting
@@ -108,8 +109,13 @@ def server(
     spec = store.open(spec, fresh=fresh)
     spec = replace(spec, class_names=names or spec.class_names)
     topics, instance = Topics(link.fleet), time.time_ns()
+    limits = SenderLimits(topics)
     connection = Link(
-        link.address, f"splitee-{link.fleet}-server-{instance}", will=offline(topics, instance), tls=link.tls
+        link.address,
+        f"splitee-{link.fleet}-server-{instance}",
+        will=offline(topics, instance),
+        tls=link.tls,
+        admits=limits.admits,
     )
     stop = stop_on_signals()
     policy = Policy(
@@ -139,6 +145,7 @@ def server(
                 instance=instance,
                 stop=stop.is_set,
                 observers=observers,
+                limits=limits,
             ).run()
         except Stopped:
             log.info("stopped; the last committed round is in %s", state)

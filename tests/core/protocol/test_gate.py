@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.core.strategies import damaged, messages
 
-from splitee.errors import MalformedMessage
+from splitee.cli.signals import Stopped
+from splitee.errors import MalformedMessage, StateError
 from splitee.mqtt.events import Message
 from splitee.protocol import gate as module
 from splitee.protocol import routes
@@ -64,6 +65,40 @@ def test_nothing_that_comes_raises(data: st.DataObject, route: Route) -> None:
     received = gate.read(sent(route, payload))
     is_part = route.parts and payload[:1] and payload[0] & 0xF0 == 0x90
     assert (received is not None) + gate.rejected.total() == 1 or is_part
+
+
+@pytest.mark.parametrize("error", [ValueError("too long"), KeyError("pi-9"), RuntimeError(), MemoryError()])
+def test_whatever_a_message_raises_rejects_that_message(error: Exception) -> None:
+    def fail(_received: Received) -> None:
+        raise error
+
+    told: list[Rejection] = []
+    gate = Gate(TOPICS, ROUTES, on_rejected=told.append)
+    received = gate.read(sent(routes.STATUS, ONLINE))
+    assert received is not None
+    assert not gate.apply(received, fail)
+    assert gate.rejected == {("pi-1", "unhandled"): 1}
+    assert type(error).__name__ in str(told[0].error)
+
+
+@pytest.mark.parametrize("error", [StateError("the disk is full"), Stopped()])
+def test_what_is_no_fault_of_the_message_passes(error: Exception) -> None:
+    gate = Gate(TOPICS, ROUTES)
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        gate.guard(routes.FEATURES, "pi-1", fail)
+    assert gate.rejected.total() == 0
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
+def test_what_is_retained_where_nothing_must_be_is_refused(route: Route) -> None:
+    gate = Gate(TOPICS, ROUTES)
+    gate.read(Message(route.topic(TOPICS, "pi-1"), b"x", retained=True))
+    [(_, reason)] = gate.rejected
+    assert reason == ("malformed" if route.retained else "retained")
 
 
 def test_what_is_applied_and_found_malformed_is_counted_too() -> None:

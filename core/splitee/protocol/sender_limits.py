@@ -1,0 +1,52 @@
+"""How many messages a device may send: more than any has to, and few enough that others are heard."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+
+from splitee.clock import Clock
+from splitee.protocol.topics import Topics
+
+RATE = 1000.0  # messages a second; a device sends a batch for each that the server has trained
+BURST = 1000  # messages at once
+SENDERS = 100_000  # whose rates are kept
+
+
+class SenderLimits:
+    """A token bucket for each device. It is asked on the link's thread, before a message takes any memory."""
+
+    def __init__(
+        self, topics: Topics, *, rate: float = RATE, burst: int = BURST, clock: Clock = time.monotonic
+    ) -> None:
+        self._prefix = f"{topics.base}/devices/"
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+        self._refused: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def admits(self, topic: str) -> bool:
+        """Whether a message on this topic is within its sender's rate; it counts as sent."""
+        if not topic.startswith(self._prefix):
+            return True
+        device = topic[len(self._prefix) :].partition("/")[0]
+        now = self._clock()
+        tokens, before = self._buckets.get(device, (float(self._burst), now))
+        tokens = min(self._burst, tokens + (now - before) * self._rate)
+        if tokens < 1 or (device not in self._buckets and len(self._buckets) >= SENDERS):
+            with self._lock:
+                self._refused[device] += 1
+            return False
+        self._buckets[device] = tokens - 1, now
+        return True
+
+    def take_refused(self) -> Counter[str]:
+        """Messages that were refused since the last call, by device."""
+        if not self._refused:
+            return self._refused
+        with self._lock:
+            refused, self._refused = self._refused, Counter()
+        return refused
