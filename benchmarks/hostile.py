@@ -42,6 +42,7 @@ from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Commit, Features, RoundDone, RoundOpen, SoftLabelRows, Sync, Weights
 from splitee.protocol.routes import ROUTES, Route
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.sender_limits import RATE
 from splitee_device.agent.session import READ as READ_BY_DEVICE
 
 VICTIM = "pi-3"  # its features are the smallest
@@ -237,8 +238,11 @@ class Flood:
         self._observer = observer
 
     def send(self, count: int, everywhere: list[Target], payloads: Payloads) -> None:
-        """`count` payloads on each topic, which take turns."""
+        """`count` payloads on each topic, which take turns; slowly enough that none is dropped as a flood."""
+        pause, due = len(everywhere) / (RATE / 2), time.monotonic()
         for _ in range(count):
+            due = max(due + pause, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
             for target in everywhere:
                 self._link.publish(target.topic, payloads.draw(target))
                 for reader in target.readers:
@@ -272,8 +276,9 @@ class Flooded:
 
 def flooded_run(directory: Path, settings: Settings, count: int, seed: int) -> Flooded:
     """One fleet to its end; after its first rounds it is flooded, with a `count` of 0 only watched."""
+    server = [*settings.server("sequential"), "--quarantine-after", "0"]  # all come under the victim's name
     with (
-        Fleet(directory, settings.server("sequential"), settings.devices()) as fleet,
+        Fleet(directory, server, settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "vandal")) as listener,
         closing(Link(fleet.broker.address, "vandal")) as vandal,  # of one name: the other's session ends
     ):

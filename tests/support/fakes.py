@@ -83,6 +83,11 @@ class FakePort:
         """Any event, in so many seconds; `receive` raises an exception, as it does what a broker refuses."""
         heapq.heappush(self._events, (self.clock() + seconds, next(self._order), event))
 
+    @property
+    def has_events(self) -> bool:
+        """Whether something is still to come."""
+        return bool(self._events)
+
     def payloads(self, topic: str) -> list[bytes]:
         """What was published on `topic`, in its order."""
         return [sent.payload for sent in self.sent if sent.topic == topic]

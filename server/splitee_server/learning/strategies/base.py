@@ -23,7 +23,7 @@ from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.optimizer import make_optimizer, precision_at
 from splitee.training.seeds import seed_for
 
-LARGEST_GRADIENT = 1e6  # norm of a step that is taken; honest ones stay below 1e3
+LARGEST_GRADIENT = 1e6  # norm that is still scaled down; beyond it the batch gives no step
 
 
 class Untrainable(Diverged):
