@@ -2,10 +2,10 @@
 
     python -m benchmarks.fuzz_server [-max_total_time=60] [CORPUS]
 
-A server trains a round on a fake port, with three members that have joined and stay silent. libFuzzer (atheris)
-plays one of them: the first byte of an input is the topic, the second the envelope, the rest the payload.
-Anything that ends the server's loop is a finding, and left in ./crash-*. The flags are libFuzzer's; CORPUS is a
-folder that inputs are taken from and new ones go to (benchmarks/corpus holds what was worth keeping).
+A server trains a round on a fake port, with three members that have joined and stay silent. libFuzzer
+(atheris) plays one of them: the first byte of an input is the topic, the second the envelope, the rest the
+payload. Anything that ends the server's loop is a finding, and left in ./crash-*. The flags are libFuzzer's;
+CORPUS is a folder that inputs are taken from and new ones go to; benchmarks/corpus holds valid messages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 with atheris.instrument_imports(include=["splitee", "splitee_server"]):
-    from virtual_fleet import TOPICS, VirtualFleet
+    from virtual_fleet import TOPICS, VirtualFleet  # type: ignore[import-not-found]
 
     from splitee.mqtt.events import Event, Message
     from splitee.protocol.routes import ROUTES
@@ -42,7 +42,7 @@ class Feed:
         self._is_given = threading.Semaphore(0)
         self._is_idle = threading.Semaphore(0)
         self._failure: BaseException | None = None
-        fleet.port.receive = self._receive  # type: ignore[method-assign]
+        fleet.port.receive = self._receive
         threading.Thread(target=self._serve, daemon=True).start()
         self._is_idle.acquire()
 
@@ -63,7 +63,8 @@ class Feed:
 
     def _receive(self, timeout: float | None) -> Event | None:
         if self._fleet.port.has_events:
-            return self._others(timeout)
+            event: Event | None = self._others(timeout)
+            return event
         if timeout == 0:
             return None
         self._is_idle.release()
@@ -93,7 +94,7 @@ def main() -> None:
         Path(tempfile.mkdtemp()), "pi-1", "pi-2", EVIL, policy=Policy(3, 1, quarantine_after=0)
     )
     for device in fleet.devices.values():
-        device.before_batch = lambda *_, device=device: device.pause()  # type: ignore[misc]
+        device.before_batch = lambda *_, device=device: device.pause()
     feed = Feed(fleet)
 
     def fuzz(data: bytes) -> None:
