@@ -83,3 +83,20 @@ def test_the_others_go_on_without_a_dropped_device(order: Literal["step", "devic
     assert drain(schedule) == [("b", 0), ("c", 0), ("c", 1)]
     assert "a" not in schedule
     assert schedule.missing() == []
+
+
+@pytest.mark.parametrize("order", ["step", "device"])
+@pytest.mark.timeout(10)
+def test_turns_of_a_dropped_device_cost_nothing_however_many_it_claimed(
+    order: Literal["step", "device"],
+) -> None:
+    batches: BatchOrder[str] = BatchOrder(order, {"a": 2, "evil": 1 << 57}, window=8)
+    for step in range(2):
+        batches.offer("a", step, f"a{step}")
+    batches.offer("evil", 0, "evil0")
+    taken = [batches.take()]
+    batches.drop("evil")
+    while (one := batches.take()) is not None:
+        taken.append(one)
+    assert [one[0] for one in taken if one is not None] == ["a", "a"]
+    assert batches.missing() == []
