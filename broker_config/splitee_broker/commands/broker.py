@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -17,10 +16,19 @@ import click
 
 from splitee.cli.bounds import whole
 from splitee.cli.settings import setting
-from splitee.errors import ConfigError, StateError
+from splitee.errors import ConfigError
 from splitee.protocol.topics import check_name
 from splitee_broker.authority import Authority, Issued, Role
-from splitee_broker.files import access_rules, client_files, configuration, write_bundle, write_folder
+from splitee_broker.files import (
+    CONFIGURATION,
+    access_rules,
+    client_files,
+    configuration,
+    let_pass,
+    write_broker_folder,
+    write_bundle,
+    write_folder,
+)
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 DAYS = 5 * 365
@@ -97,24 +105,24 @@ def init(
 
     Run it again to renew their certificates, or for another name or port; the devices' stay valid.
     """
-    folder = directory.absolute() / "broker"
+    folder, account = directory.absolute() / "broker", _account(owner)
     with closing(_open(directory, fleet)) as authority:
         if keep and (directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml").exists():
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
         authority.serve_at(hosts or default, port or authority.port)
-        _own(folder, owner)
+        let_pass(directory)
         tls = authority.issue("broker", Role.BROKER, days, (*dict.fromkeys((*authority.hosts, "localhost")),))
         health = authority.issue("health", Role.HEALTH, days)
         contents = {
-            "mosquitto.conf": configuration(folder, authority.port, broker_state),
+            CONFIGURATION: configuration(folder, authority.port, broker_state),
             "ca.crt": authority.certificate,
             "broker.crt": tls.certificate,
             "broker.key": tls.key,
             "health.crt": health.certificate,
             "health.key": health.key,
         }
-        write_folder(folder, contents | _rules(authority))
+        write_broker_folder(folder, contents | _rules(authority), account)
         for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
             write_folder(directory / role.value, client_files(role.value, role, identity, authority))
@@ -155,7 +163,7 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
             click.echo(f"{written}: carry it to {device}{hint}")
             if returns:
-                write_folder(directory / "broker", _rules(authority))
+                write_broker_folder(directory / "broker", _rules(authority))
                 click.echo(f"{device} had been revoked; {RELOAD}")
 
 
@@ -169,7 +177,7 @@ def revoke_device(device: str, directory: Path) -> None:
         if not authority.revoke(device):
             known = ", ".join(sorted({line.name for line in authority.issued if line.role is Role.DEVICE}))
             raise ConfigError(f"{device!r} has no valid certificate; devices: {known or 'none'}")
-        write_folder(directory / "broker", _rules(authority))
+        write_broker_folder(directory / "broker", _rules(authority))
     click.echo(f"{device} is revoked; {RELOAD}")
 
 
@@ -208,21 +216,18 @@ def _hand_out(bundles: Path, as_folder: bool, device: str, contents: dict[str, b
     return bundle
 
 
-def _own(folder: Path, owner: str | None) -> None:
-    """The broker's folder, and its parent that it must pass through, for the broker's account."""
+def _account(owner: str | None) -> tuple[int, int] | None:
+    """User and group of an account, by its name or number; None: nobody named one.
+
+    Raises:
+        ConfigError: there is no such account.
+    """
+    if owner is None:
+        return None
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.parent.stat().st_uid == os.geteuid():
-            folder.parent.chmod(0o755)
-        if owner is not None:
-            shutil.chown(folder, int(owner) if owner.isdecimal() else owner)
-        elif os.geteuid() == 0 and folder.stat().st_uid == 0 and _exists("mosquitto"):
-            shutil.chown(folder, "mosquitto", "mosquitto")
-    except LookupError:
+        entry = pwd.getpwuid(int(owner)) if owner.isdecimal() else pwd.getpwnam(owner)
+    except KeyError:
+        if owner.isdecimal():  # of a container, which has accounts of its own
+            return int(owner), int(owner)
         raise ConfigError(f"--owner {owner}: this machine has no such account") from None
-    except OSError as error:
-        raise StateError(f"{folder}: {error.strerror}; run as root, or take another --directory") from None
-
-
-def _exists(account: str) -> bool:
-    return any(entry.pw_name == account for entry in pwd.getpwall())
+    return entry.pw_uid, entry.pw_gid
