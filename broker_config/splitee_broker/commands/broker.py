@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from splitee.cli.bounds import whole
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.topics import check_name
@@ -126,11 +127,11 @@ def init(
         for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
             write_folder(directory / role.value, client_files(role.value, role, identity, authority))
-    click.echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
-    click.echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
-    click.echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
-    click.echo(f"{directory}/homeassistant: for Home Assistant, see docs/operations.md")
-    click.echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
+    echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
+    echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
+    echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
+    echo(f"{directory}/homeassistant: for Home Assistant, see docs/operations.md")
+    echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
 
 
 @broker.command("add-device")
@@ -161,10 +162,10 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
             contents = client_files(device, Role.DEVICE, identity, authority)
             written = _hand_out(directory / "bundles", folder, device, contents)
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
-            click.echo(f"{written}: carry it to {device}{hint}")
+            echo(f"{written}: carry it to {device}{hint}")
             if returns:
                 write_broker_folder(directory / "broker", _rules(authority))
-                click.echo(f"{device} had been revoked; {RELOAD}")
+                echo(f"{device} had been revoked; {RELOAD}")
 
 
 @broker.command("revoke-device")
@@ -178,7 +179,7 @@ def revoke_device(device: str, directory: Path) -> None:
             known = ", ".join(sorted({line.name for line in authority.issued if line.role is Role.DEVICE}))
             raise ConfigError(f"{device!r} has no valid certificate; devices: {known or 'none'}")
         write_broker_folder(directory / "broker", _rules(authority))
-    click.echo(f"{device} is revoked; {RELOAD}")
+    echo(f"{device} is revoked; {RELOAD}")
 
 
 @broker.command("list")
@@ -189,7 +190,7 @@ def list_identities(directory: Path) -> None:
         last = {line.name: line for line in authority.issued}
     width = max((len(name) for name in last), default=0)
     for name, line in sorted(last.items(), key=lambda item: (item[1].role is Role.DEVICE, item[0])):
-        click.echo(f"{name:{width}}  {line.role:7}  {_standing(line, datetime.now(UTC))}")
+        echo(f"{name:{width}}  {line.role:7}  {_standing(line, datetime.now(UTC))}")
 
 
 def _standing(line: Issued, now: datetime) -> str:

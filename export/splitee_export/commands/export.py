@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import number
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
@@ -68,7 +69,7 @@ def export(
 
 def _report_client(out: Path, manifest: ClientManifest) -> None:
     parity, quantization = manifest.parity, manifest.quantization
-    click.echo(
+    echo(
         f"{out / manifest.file}: {manifest.network} up to {manifest.stage} (cut {manifest.cut}), round "
         f"{manifest.round}; off by {parity.max_error:.1e} on {parity.samples} {parity.inputs}"
     )
@@ -76,7 +77,7 @@ def _report_client(out: Path, manifest: ClientManifest) -> None:
         timed = ""
         if quantization.fp32_ms is not None:
             timed = f"; {quantization.fp32_ms:.2f} ms -> {quantization.int8_ms:.2f} ms a picture"
-        click.echo(
+        echo(
             f"int8 {'in service' if quantization.kept else 'not kept'}: exit accuracy "
             f"{quantization.accuracy_fp32:.1%} -> {quantization.accuracy_int8:.1%}{timed}"
         )
@@ -85,8 +86,8 @@ def _report_client(out: Path, manifest: ClientManifest) -> None:
 def _report_trunks(out: Path, manifest: TrunkManifest) -> None:
     for name, graph in manifest.trunks.items():
         users = ", ".join(device for device, file in manifest.devices.items() if file == name)
-        click.echo(
+        echo(
             f"{out / name}: for {users}, round {manifest.round}; "
             f"off by {graph.parity.max_error:.1e} on {graph.parity.samples} {graph.parity.inputs} inputs"
         )
-    click.echo(f"{out / MANIFEST}: {len(manifest.trunks)} trunks for {len(manifest.devices)} devices")
+    echo(f"{out / MANIFEST}: {len(manifest.trunks)} trunks for {len(manifest.devices)} devices")
