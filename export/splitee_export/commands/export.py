@@ -29,6 +29,11 @@ DIRECTORY = click.Path(path_type=Path)
     metavar="DIR",
     help="State of a device (--state of `splitee device`) or of a server.",
 )
+@setting(
+    "--network",
+    metavar="MODULE:FACTORY",
+    help="Allow this factory, should the state name it: it is code that runs here.",
+)
 @setting("--out", type=DIRECTORY, required=True, metavar="DIR", help="Where the model goes.")
 @setting(
     "--client",
@@ -50,12 +55,18 @@ DIRECTORY = click.Path(path_type=Path)
 )
 @settings_file
 def export(
-    state: Path, out: Path, clients: tuple[Path, ...], int8: bool, max_int8_drop: float, benchmark: bool
+    state: Path,
+    network: str | None,
+    out: Path,
+    clients: tuple[Path, ...],
+    int8: bool,
+    max_int8_drop: float,
+    benchmark: bool,
 ) -> None:
     """Write the last committed round as ONNX: client.onnx of a device, a trunk for each cut of a server."""
     if out.resolve() == state.resolve():
         raise ConfigError("--out is the --state directory: give the model a directory of its own")
-    held = read_state(state)
+    held = read_state(state, network)
     if isinstance(held, DeviceState):
         if clients:
             raise ConfigError(f"--client is for a server's state; {state} is of device {held.device}")
