@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pwd
+import re
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from splitee.durable import write_atomically
 from splitee.errors import StateError
 from splitee.protocol.topics import discovery_name
 from splitee_broker.authority import Authority, Identity, Role
+from splitee_broker.limits import limits
 
 SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace
 SHIPPED_STATE = "/var/lib/mosquitto/"
@@ -136,10 +138,12 @@ def client_files(name: str, role: Role, identity: Identity, authority: Authority
     }
 
 
-def configuration(folder: Path, port: int, state: Path) -> bytes:
-    """The shipped mosquitto.conf for a broker's `folder`, `port` and `state` directory."""
+def configuration(folder: Path, port: int, state: Path, devices: int) -> bytes:
+    """The shipped mosquitto.conf for a broker's `folder`, `port`, `state` directory and number of devices."""
     text = _shipped(CONFIGURATION)
     text = text.replace(SHIPPED_PORT, f"listener {port}").replace(SHIPPED_DIRECTORY, str(folder))
+    for name, value in limits(devices).items():
+        text = re.sub(rf"(?m)^{name} .*", f"{name} {value}", text)
     return text.replace(SHIPPED_STATE, f"{state}/").encode()
 
 

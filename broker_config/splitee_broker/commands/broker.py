@@ -17,7 +17,7 @@ import click
 from splitee.cli.bounds import whole
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting
-from splitee.errors import ConfigError
+from splitee.errors import ConfigError, SpliteeError
 from splitee.protocol.topics import check_name
 from splitee_broker.authority import Authority, Issued, Role
 from splitee_broker.files import (
@@ -30,6 +30,8 @@ from splitee_broker.files import (
     write_bundle,
     write_folder,
 )
+from splitee_broker.limits import DEVICES, MOST_DEVICES
+from splitee_broker.retained import clear_retained
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 DAYS = 5 * 365
@@ -80,6 +82,11 @@ def broker() -> None:
 )
 @click.option("--port", type=whole(1, 65535), help="Default: 8883.")
 @click.option(
+    "--devices",
+    type=whole(1, MOST_DEVICES),
+    help=f"How many there will be: sizes the broker's limits. Default: {DEVICES}.",
+)
+@click.option(
     "--owner", metavar="USER", help="Account that the broker runs as. Default: mosquitto, for root."
 )
 @click.option(
@@ -97,6 +104,7 @@ def init(
     fleet: str,
     hosts: tuple[str, ...],
     port: int | None,
+    devices: int | None,
     owner: str | None,
     broker_state: Path,
     keep: bool,
@@ -111,12 +119,12 @@ def init(
         if keep and (directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml").exists():
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
-        authority.serve_at(hosts or default, port or authority.port)
+        authority.serve_at(hosts or default, port or authority.port, devices or authority.devices)
         let_pass(directory)
         tls = authority.issue("broker", Role.BROKER, days, (*dict.fromkeys((*authority.hosts, "localhost")),))
         health = authority.issue("health", Role.HEALTH, days)
         contents = {
-            CONFIGURATION: configuration(folder, authority.port, broker_state),
+            CONFIGURATION: configuration(folder, authority.port, broker_state, authority.devices),
             "ca.crt": authority.certificate,
             "broker.crt": tls.certificate,
             "broker.key": tls.key,
@@ -173,13 +181,24 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
 @in_directory
 @private
 def revoke_device(device: str, directory: Path) -> None:
-    """Shut a device out: for one that is lost, stolen or retired."""
+    """Shut a device out: for one that is lost, stolen or retired.
+
+    What the broker retains of it is cleared, where the broker can be reached from here; run it again to do so
+    later.
+    """
     with closing(_open(directory)) as authority:
-        if not authority.revoke(device):
+        if not authority.revoke(device) and device not in authority.shut_out():
             known = ", ".join(sorted({line.name for line in authority.issued if line.role is Role.DEVICE}))
             raise ConfigError(f"{device!r} has no valid certificate; devices: {known or 'none'}")
         write_broker_folder(directory / "broker", _rules(authority))
     echo(f"{device} is revoked; {RELOAD}")
+    again = f"splitee broker revoke-device {device}"
+    try:
+        count = clear_retained(directory / Role.SERVER, device)
+    except SpliteeError as error:
+        echo(f"what the broker retains of {device} is still there ({error}); to clear it: {again}")
+    else:
+        echo(f"{count} retained topics of {device} are cleared; once the broker has read it, again: {again}")
 
 
 @broker.command("list")
