@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -9,7 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 
 from splitee import __version__
-from splitee.cli.plain_text import PlainFormatter, echo, plain, show_defect, without_password
+from splitee.cli.plain_text import PlainFormatter, echo, show_defect
 from splitee.cli.postponed_compiler import postpone_compiler
 from splitee.errors import ExitCode, ExtraMissing, SpliteeError
 
@@ -109,8 +110,10 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as leave:
         code = leave.exit_code
     except click.ClickException as error:
-        error.message = plain(without_password(error.message))
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        for line in shown.getvalue().removesuffix("\n").split("\n"):
+            echo(line, err=True)
         code = ExitCode.CONFIG
     except click.Abort:
         code = 130
