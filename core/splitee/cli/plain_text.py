@@ -52,8 +52,8 @@ def echo(text: str, *, err: bool = False) -> None:
 
 
 def echo_json(value: Any, indent: int | None = 2) -> None:
-    """Prints a value, a struct of msgspec included, as JSON in ASCII."""
-    click.echo(json.dumps(json.loads(msgspec.json.encode(value)), indent=indent))
+    """Prints a value as JSON in ASCII; it may hold dataclasses, and structs of msgspec."""
+    click.echo(json.dumps(value, default=msgspec.to_builtins, indent=indent))
 
 
 class PlainFormatter(logging.Formatter):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +23,11 @@ from splitee.cli.systemd import notify
 
 EVIL = "\x1b[2J\x1b]0;title\x07\x9b31mEVIL\r\n00:00:00 INFO forged\u2028\u202eabc\u200b\ud800\tend"
 SHOWN = r"\x1b[2J\x1b]0;title\x07\x9b31mEVIL\r\n00:00:00 INFO forged\u2028\u202eabc\u200b\ud800\tend"
+
+
+@dataclass(frozen=True)
+class Sample:
+    name: str
 
 
 @pytest.fixture
@@ -90,6 +98,29 @@ def test_json_is_ascii_and_says_the_same(capsys: pytest.CaptureFixture[str]) -> 
     assert printed.isascii()
     assert all(line.isprintable() for line in printed.splitlines())
     assert json.loads(printed) == value
+
+
+def test_json_holds_structs_and_dataclasses(capsys: pytest.CaptureFixture[str]) -> None:
+    class Struct(msgspec.Struct):
+        share: float
+
+    echo_json([Struct(0.5), Sample("x")], indent=None)
+    assert capsys.readouterr().out == '[{"share": 0.5}, {"name": "x"}]\n'
+
+
+def test_every_command_prints_by_echo() -> None:
+    """Tables and texts of rich aside, and a command's own help."""
+    printing = re.compile(r"\bclick\.echo\(|(?<!\.)\bprint\(")
+    root = Path(__file__).parents[3]
+    packages = ("core", "device", "server", "export", "broker_config")
+    found = {
+        f"{path.name}: {line.strip()}"
+        for package in packages
+        for path in (root / package).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if printing.search(line) and path.name not in ("plain_text.py", "healthcheck.py")
+    }
+    assert found == {"config.py: click.echo(context.get_help())"}
 
 
 def test_a_cell_of_a_table_is_one_line_without_markup() -> None:
