@@ -54,7 +54,7 @@ on_this_system() { [ -z "$root" ]; }
 has_service() { on_this_system && [ -e "$unit" ] && [ -d /run/systemd/system ]; }
 
 value_of() { # KEY FILE: a text of a TOML file's first level
-    sed -n "s/^$1 *= *\"\\([^\"]*\\)\".*/\\1/p" "$2" | head -n 1
+    sed -n "s/^$1 *= *\"\\([^\"]*\\)\".*/\\1/p" "$2" | head -n 1 | LC_ALL=C tr -cd '[:print:]'
 }
 
 works() { # PYTHON: of an environment that can be installed into
@@ -111,11 +111,20 @@ check_wheels() { # nothing that runs is touched
 
 check_bundle() {
     [ -n "$bundle" ] || return 0
-    [ -r "$bundle" ] || fail "$bundle: no such file"
+    { [ -f "$bundle" ] && [ -r "$bundle" ]; } || fail "$bundle: no such file"
+    made_by="expected a device's bundle, made by \`splitee broker add-device\`"
+    entries=$(tar -tvf "$bundle" 2>/dev/null) || fail "$bundle: $made_by"
+    [ -z "$(printf '%s' "$entries" | grep -v '^-')" ] ||
+        fail "$bundle: it holds links, folders or devices; $made_by, which holds plain files only"
+    names=$(tar -tf "$bundle")
+    # Of other releases: bundles may lack what is not named here, and hold more.
+    for name in device.toml ca.crt client.crt client.key; do
+        printf '%s\n' "$names" | grep -qxF "$name" || fail "$bundle: $name is missing; $made_by"
+    done
     fresh=$scratch/bundle
     mkdir "$fresh"
-    tar -xf "$bundle" -C "$fresh" --no-same-owner device.toml ca.crt client.crt client.key 2>/dev/null ||
-        fail "$bundle: expected a device's bundle, made by \`splitee broker add-device\`"
+    tar -xf "$bundle" -C "$fresh" --no-same-owner device.toml ca.crt client.crt client.key ||
+        fail "$bundle: it is damaged; $made_by"
     [ -e "$settings" ] || return 0
     for key in fleet id; do
         [ "$(value_of $key "$settings")" = "$(value_of $key "$fresh/device.toml")" ] ||

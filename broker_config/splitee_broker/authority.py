@@ -24,6 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee.protocol.topics import check_name
+from splitee_broker.limits import DEVICES
 
 BACKDATED = timedelta(days=1)  # clocks differ
 AUTHORITY_DAYS = (
@@ -74,6 +75,7 @@ class Ledger(msgspec.Struct, frozen=True):
     fleet: str
     hosts: tuple[str, ...] = ()  # names of the broker; the first is in the bundles
     port: int = 8883
+    devices: int = DEVICES  # that the broker's limits are for
     issued: tuple[Issued, ...] = ()
 
 
@@ -147,11 +149,20 @@ class Authority:
         last = {line.name: line for line in self.issued}
         return sorted(name for name, line in last.items() if line.revoked is not None)
 
-    def serve_at(self, hosts: tuple[str, ...], port: int) -> None:
-        """From now on the broker is found by these names, at this port; ConfigError: one is no name."""
+    @property
+    def devices(self) -> int:
+        """How many the broker is for."""
+        return self._ledger.devices
+
+    def serve_at(self, hosts: tuple[str, ...], port: int, devices: int) -> None:
+        """From now on the broker is found by these names, at this port, and is for so many devices.
+
+        Raises:
+            ConfigError: one is no name.
+        """
         for host in hosts:
             general_name(host)
-        self._remember(msgspec.structs.replace(self._ledger, hosts=hosts, port=port))
+        self._remember(msgspec.structs.replace(self._ledger, hosts=hosts, port=port, devices=devices))
 
     def issue(self, name: str, role: Role, days: int, hosts: tuple[str, ...] = ()) -> Identity:
         """A new key and its certificate, valid from yesterday on for `days`; `hosts`: a broker's names."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import pwd
+import re
 import tarfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from splitee.durable import write_atomically
 from splitee.errors import StateError
 from splitee.protocol.topics import discovery_name
 from splitee_broker.authority import Authority, Identity, Role
+from splitee_broker.limits import limits
 
 SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace
 SHIPPED_STATE = "/var/lib/mosquitto/"
@@ -21,6 +25,7 @@ SHIPPED_PORT = "listener 8883"
 SHIPPED_FLEET = "splitee/v1/default/"
 SHIPPED_DISCOVERY = "homeassistant/device/splitee_default/"
 
+CONFIGURATION = "mosquitto.conf"
 PUBLIC = (".crt", ".pem")
 
 
@@ -28,20 +33,80 @@ def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Each file durably; keys for the folder's owner alone, who owns all of it.
 
     Raises:
-        StateError: it cannot be written.
+        StateError: it cannot be written, or it is a link.
     """
+    with _opened(folder) as inside:
+        status = os.fstat(inside)
+        _write_files(folder, inside, contents, (status.st_uid, status.st_gid))
+
+
+def write_broker_folder(
+    folder: Path, contents: Mapping[str, bytes], account: tuple[int, int] | None = None
+) -> None:
+    """The broker's files, which its account owns. Written by root, the folder is root's.
+
+    So the account finds its files there, and cannot put anything beside or in the place of them.
+
+    Args:
+        account: user and group that the broker runs as; None: those that the files there belong to.
+
+    Raises:
+        StateError: it cannot be written, or it is a link.
+    """
+    with _opened(folder) as inside:
+        user, group = account or _account_of(inside)
+        if os.geteuid() == 0:
+            os.fchown(inside, 0, group)
+            os.fchmod(inside, 0o750)
+        _write_files(folder, inside, contents, (user, group))
+
+
+def let_pass(folder: Path) -> None:
+    """Every account may pass through `folder`, if it is this process's own.
+
+    Raises:
+        StateError: it is a link, or cannot be made.
+    """
+    with _opened(folder) as inside:
+        if os.fstat(inside).st_uid == os.geteuid():
+            os.fchmod(inside, 0o755)
+
+
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    """A descriptor of `folder`, which is made where there is none."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        owner = folder.stat()
-        for name, data in contents.items():
-            path = folder / name
-            write_atomically(path, data)
-            path.chmod(0o644 if path.suffix in PUBLIC else 0o600)
-            os.chown(path, owner.st_uid, owner.st_gid)
+        inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            yield inside
+        finally:
+            os.close(inside)
     except OSError as error:
+        reason = "it is a link" if folder.is_symlink() else error.strerror
         raise StateError(
-            f"cannot write {folder}: {error.strerror}; run as its owner, or take another --directory"
+            f"cannot write {folder}: {reason}; run as its owner, or take another --directory"
         ) from None
+
+
+def _account_of(inside: int) -> tuple[int, int]:
+    """Whose the files in the broker's folder are; root's go to Mosquitto's account where there is one."""
+    folder = os.fstat(inside)
+    user = folder.st_uid
+    if user == os.geteuid():
+        with suppress(FileNotFoundError):
+            user = os.stat(CONFIGURATION, dir_fd=inside, follow_symlinks=False).st_uid
+    if user == 0:
+        with suppress(KeyError):
+            mosquitto = pwd.getpwnam("mosquitto")
+            return mosquitto.pw_uid, mosquitto.pw_gid
+    return user, folder.st_gid
+
+
+def _write_files(folder: Path, inside: int, contents: Mapping[str, bytes], owner: tuple[int, int]) -> None:
+    for name, data in contents.items():
+        mode = 0o644 if name.endswith(PUBLIC) else 0o600
+        write_atomically(folder / name, data, mode=mode, owner=owner, folder=inside)
 
 
 def write_bundle(path: Path, contents: Mapping[str, bytes]) -> None:
@@ -73,10 +138,12 @@ def client_files(name: str, role: Role, identity: Identity, authority: Authority
     }
 
 
-def configuration(folder: Path, port: int, state: Path) -> bytes:
-    """The shipped mosquitto.conf for a broker's `folder`, `port` and `state` directory."""
-    text = _shipped("mosquitto.conf")
+def configuration(folder: Path, port: int, state: Path, devices: int) -> bytes:
+    """The shipped mosquitto.conf for a broker's `folder`, `port`, `state` directory and number of devices."""
+    text = _shipped(CONFIGURATION)
     text = text.replace(SHIPPED_PORT, f"listener {port}").replace(SHIPPED_DIRECTORY, str(folder))
+    for name, value in limits(devices).items():
+        text = re.sub(rf"(?m)^{name} .*", f"{name} {value}", text)
     return text.replace(SHIPPED_STATE, f"{state}/").encode()
 
 

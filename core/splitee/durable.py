@@ -8,6 +8,9 @@ import json
 import logging
 import os
 import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +20,70 @@ log = logging.getLogger(__name__)
 
 MAGIC = b"SPLITEE1"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
+UNFINISHED = ".new"  # what the names of temporary files end with
 KEEP = 2  # committed rounds: the current and the one before
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int | None = None,
+    owner: tuple[int, int] | None = None,
+    folder: int | None = None,
+) -> None:
     """`data` at `path`, durable when this returns: temporary file, fsync, rename, fsync of the folder.
+
+    Another account may own the folder: the temporary file is always a new one, under a name that nobody can
+    foresee, and no link is followed.
+
+    Args:
+        mode: permissions of the file; None: what the umask leaves.
+        owner: user and group of the file; None: this process's.
+        folder: a descriptor of the folder of `path`, where the caller has one.
 
     Raises:
         StateError: it cannot be written; what was at `path` is still there.
     """
-    temporary = path.with_name(f".{path.name}.new")
     try:
-        with temporary.open("wb") as file:
+        with _opened(path.parent, folder) as inside:
+            _replace(path.name, data, mode, owner, inside)
+            os.fsync(inside)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+@contextmanager
+def _opened(path: Path, folder: int | None) -> Iterator[int]:
+    if folder is not None:
+        yield folder
+        return
+    opened = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _replace(name: str, data: bytes, mode: int | None, owner: tuple[int, int] | None, folder: int) -> None:
+    """Puts a new file in the place of `name`; what fails leaves nothing behind."""
+    temporary = f".{secrets.token_hex(8)}{UNFINISHED}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(temporary, flags, 0o666 if mode is None else 0o600, dir_fd=folder)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise unwritable(path, error) from None
+            os.fsync(descriptor)
+        os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary, dir_fd=folder)
+        raise
 
 
 def unwritable(path: Path, error: OSError) -> StateError:
@@ -60,7 +103,7 @@ class StateDirectory:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise StateError(f"state directory {path}: {error.strerror}; choose another directory") from None
         try:
@@ -68,6 +111,8 @@ class StateDirectory:
         except OSError:
             os.close(self._lock)
             raise StateError(f"state directory {path} is in use by another process; stop it first") from None
+        for unfinished in path.glob(f".*{UNFINISHED}"):  # of a process that was killed as it wrote
+            unfinished.unlink(missing_ok=True)
         write_atomically(path / ".probe", b"")
         (path / ".probe").unlink()
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError, NetworkError
+from splitee.networks.zoo import check_factory
 from splitee.protocol.codecs import AUTO
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
@@ -47,7 +48,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
     """Take part until the run trains no more; returns what the device made of the run's settings."""
     device = settings.device
     pictures = settings.open_data(spec)
-    _check_code(spec, settings.network)
+    check_factory(spec.network, settings.network, whose="the run's", command="start the device")
     store = DeviceStore(directory, device, pictures)
     chosen = _choose_cut(session, spec, directory, settings, len(pictures.train))
     store.open(spec, chosen.cut, fresh=settings.fresh)
@@ -93,12 +94,3 @@ def _choose_cut(
         adapts=settings.adapt_cut,
     )
     return auto.choose(spec, directory, session.drain, fresh=settings.fresh)
-
-
-def _check_code(spec: RunSpec, allowed: str | None) -> None:
-    """A factory is code of this machine's choice, never of the wire's."""
-    if ":" in spec.network and spec.network != allowed:
-        raise NetworkError(
-            f"the run's network is the factory {spec.network!r}, code that would run here: "
-            f"start the device with --network {spec.network} if that is meant"
-        )

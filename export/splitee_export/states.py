@@ -17,6 +17,7 @@ from splitee.durable import StateDirectory
 from splitee.errors import StateError
 from splitee.networks.exits import ExitHead
 from splitee.networks.split import SplitNetwork, build_for
+from splitee.networks.zoo import check_factory, first_line
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import answers_digest, unpack_state
@@ -53,10 +54,14 @@ class ServerState:
         return {name: first.setdefault(id(trunk), name) for name, trunk in sorted(self.trunks.items())}
 
 
-def read_state(path: Path) -> DeviceState | ServerState:
-    """The newest whole round in a state directory.
+def read_state(path: Path, network: str | None = None) -> DeviceState | ServerState:
+    """The newest whole round in a state directory, which may be a stranger's.
+
+    Args:
+        network: `module:factory` that may be called, should it be the state's.
 
     Raises:
+        NetworkError: the state's network is another factory.
         StateError: it is no state directory, one without a round, in use, or of another release.
     """
     facts = _facts(path)
@@ -65,12 +70,25 @@ def read_state(path: Path) -> DeviceState | ServerState:
         number, state = _newest(directory, committed_only=not facts.get("finished", True))
     finally:
         directory.close()
+    spec = _spec(path, facts)
+    check_factory(spec.network, network, whose=f"{path}: its", command="run this again")
     try:
         if "cut" in facts:
-            return _device(facts, number, state)
-        return _server(facts, state)
-    except (KeyError, TypeError, RuntimeError, msgspec.ValidationError) as error:
-        raise StateError(f"{path}: its state is not of this release ({error}): train again") from None
+            return _device(facts, spec, number, state)
+        return _server(spec, state)
+    except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise _not_of_this_release(path, error) from None
+
+
+def _spec(path: Path, facts: dict[str, Any]) -> RunSpec:
+    try:
+        return msgspec.convert(facts["spec"] if "cut" in facts else facts, RunSpec)
+    except (KeyError, msgspec.ValidationError) as error:
+        raise _not_of_this_release(path, error) from None
+
+
+def _not_of_this_release(path: Path, error: Exception) -> StateError:
+    return StateError(f"{path}: its state is not of this release ({first_line(error)}): train again")
 
 
 def _facts(path: Path) -> dict[str, Any]:
@@ -100,8 +118,7 @@ def _build(spec: RunSpec) -> SplitNetwork:
     return network
 
 
-def _device(facts: dict[str, Any], number: int, state: dict[str, Any]) -> DeviceState:
-    spec = msgspec.convert(facts["spec"], RunSpec)
+def _device(facts: dict[str, Any], spec: RunSpec, number: int, state: dict[str, Any]) -> DeviceState:
     return device_state(spec, number, str(facts["device"]), int(facts["cut"]), state["model"])
 
 
@@ -118,9 +135,8 @@ def device_state(
     return DeviceState(device, spec, number, cut, network, model["client"], head)
 
 
-def _server(facts: dict[str, Any], state: dict[str, Any]) -> ServerState:
-    class_names = tuple(state["class_names"])
-    spec = msgspec.structs.replace(msgspec.convert(facts, RunSpec), class_names=class_names)
+def _server(spec: RunSpec, state: dict[str, Any]) -> ServerState:
+    spec = msgspec.structs.replace(spec, class_names=tuple(state["class_names"]))
     return server_state(spec, int(state["round"]), NamedTrunks.read(state))
 
 

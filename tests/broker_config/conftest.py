@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -75,7 +77,8 @@ def mosquitto(directory: Path, port: int, log: Path) -> Iterator[int]:
     program = find_mosquitto()
     assert program is not None
     with log.open("wb") as output:
-        command = [program, "-c", str(directory / "broker" / "mosquitto.conf")]
+        limited = ["sh", "-c", f'ulimit -n {descriptors()} && exec "$@"', "sh"]
+        command = [*limited, program, "-c", str(directory / "broker" / "mosquitto.conf")]
         process = subprocess.Popen(command, stderr=output)
     try:
         until = time.monotonic() + DEADLINE
@@ -91,6 +94,15 @@ def mosquitto(directory: Path, port: int, log: Path) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(DEADLINE)
+
+
+def descriptors() -> int:
+    """What the shipped unit grants the broker, or as much of it as this process may grant."""
+    unit = (Path(__file__).parents[2] / "broker_config" / "splitee-broker.service").read_text()
+    found = re.search(r"(?m)^LimitNOFILE=(\d+)$", unit)
+    assert found is not None
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return int(found[1]) if most == resource.RLIM_INFINITY else min(int(found[1]), most)
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import tarfile
 import tomllib
@@ -15,6 +16,7 @@ from cryptography import x509
 from splitee.errors import ConfigError, ExitCode, SpliteeError, StateError
 from splitee.mqtt.address import TlsFiles
 from splitee_broker.files import SHIPPED_DIRECTORY, SHIPPED_FLEET, SHIPPED_PORT, SHIPPED_STATE, _shipped
+from splitee_broker.limits import DEVICES, MOST_DEVICES, limits
 
 from .conftest import run_broker
 
@@ -48,7 +50,8 @@ def test_keys_are_their_owners_alone_and_are_never_printed(directory: Path) -> N
     for path in directory.rglob("*"):
         mode = stat.S_IMODE(path.stat().st_mode)
         if path.is_dir():
-            assert mode == 0o700, path
+            assert mode & ~0o050 == 0o700, path
+            assert mode == 0o700 or path.name == "broker", path
         else:
             assert mode == (0o600 if path.suffix not in (".crt", ".pem") else mode & 0o644), path
     for folder in ("broker", "server", "viewer", "homeassistant", "bundles"):
@@ -105,7 +108,7 @@ def test_a_second_certificate_needs_the_first_revoked(directory: Path) -> None:
     assert contents(directory) == before
     assert run_broker("revoke-device", "pi-1", directory=directory).exception is None
     assert "user pi-1\ntopic deny #" in (directory / "broker" / "acl").read_text()
-    assert "has no valid certificate; devices: pi-1" in refused("revoke-device", "pi-1", directory=directory)
+    assert "has no valid certificate; devices: pi-1" in refused("revoke-device", "pi-2", directory=directory)
     assert run_broker("add-device", "pi-1", directory=directory).exception is None
     assert "user pi-1" not in (directory / "broker" / "acl").read_text()
     crl = x509.load_pem_x509_crl((directory / "broker" / "crl.pem").read_bytes())
@@ -168,3 +171,41 @@ def test_the_shipped_files_say_what_init_replaces() -> None:
     for text in (SHIPPED_PORT, SHIPPED_DIRECTORY, SHIPPED_STATE):
         assert text in configuration
     assert rules.count("splitee/v1/") == rules.count(SHIPPED_FLEET)
+
+
+def test_the_brokers_limits_follow_from_the_number_of_devices(directory: Path) -> None:
+    def settings() -> dict[str, str]:
+        lines = (directory / "broker" / "mosquitto.conf").read_text().splitlines()
+        return dict(line.split(" ", 1) for line in lines if line and not line.startswith("#"))
+
+    shipped = {name: f" {value}\n" for name, value in limits(DEVICES).items()}
+    assert all(f"\n{name}{value}" in _shipped("mosquitto.conf") for name, value in shipped.items())
+    again = ("init", "--fleet", "barn")
+    assert run_broker(*again, "--devices", "1000", directory=directory).exception is None
+    many = settings()
+    assert many["max_connections"] == str(5 * 1000 + 100 + 4096)
+    assert (many["max_queued_messages"], many["max_queued_bytes"]) == ("10000", str(512 << 20))
+    assert run_broker(*again, directory=directory).exception is None
+    assert settings() == many, "renewing keeps the number"
+    assert "from 1 to 10000" in str(run_broker(*again, "--devices", "0", directory=directory).exception)
+
+
+def test_the_unit_lets_the_broker_have_its_connections() -> None:
+    unit = (Path(__file__).parents[2] / "broker_config" / "splitee-broker.service").read_text()
+    found = re.search(r"(?m)^LimitNOFILE=(\d+)$", unit)
+    assert found is not None
+    assert limits(MOST_DEVICES)["max_connections"] + 100 < int(found[1])
+
+
+def test_a_revocation_needs_no_broker(directory: Path) -> None:
+    run_broker("add-device", "pi-1", directory=directory)
+    revoked = run_broker("revoke-device", "pi-1", directory=directory)
+    assert revoked.exception is None
+    first, second = revoked.output.splitlines()
+    assert first.startswith("pi-1 is revoked; make the broker read it")
+    assert "what the broker retains of pi-1 is still there (no broker at mqtts://hub.local:8883" in second
+    assert second.endswith("to clear it: splitee broker revoke-device pi-1")
+    (directory / "server" / "server.toml").unlink()
+    again = run_broker("revoke-device", "pi-1", directory=directory)
+    assert again.exception is None
+    assert "is still there (" in again.output

@@ -53,7 +53,14 @@ def refused(root: Path, *flags: str) -> str:
     return lines[0]
 
 
-def bundle(path: Path, fleet: str = "barn", device: str = "pi-1") -> str:
+def bundle(
+    path: Path,
+    fleet: str = "barn",
+    device: str = "pi-1",
+    *,
+    without: str = "",
+    besides: tuple[tarfile.TarInfo, ...] = (),
+) -> str:
     """A bundle as `splitee broker add-device` makes it, but for the certificates' contents."""
     files = {
         "device.toml": f'id = "{device}"\nfleet = "{fleet}"\nbroker = "mqtts://hub.local:8883"\n'
@@ -64,10 +71,20 @@ def bundle(path: Path, fleet: str = "barn", device: str = "pi-1") -> str:
     }
     with tarfile.open(path, "w") as tar:
         for name, text in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(text)
-            tar.addfile(entry, io.BytesIO(text.encode()))
+            if name != without:
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                tar.addfile(entry, io.BytesIO(text.encode()))
+        for entry in besides:
+            tar.addfile(entry)
     return str(path)
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    """An entry that is no plain file."""
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    return entry
 
 
 @pytest.mark.parametrize("path", [UNIT, BROKER_UNIT], ids=lambda path: path.stem)
@@ -110,6 +127,43 @@ def test_a_mistake_is_one_line_and_changes_nothing(tmp_path: Path, flags: tuple[
     assert line in refused(tmp_path, *flags)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        special("client.key", tarfile.SYMTYPE, "/etc/shadow"),
+        special("client.key", tarfile.LNKTYPE, "ca.crt"),
+        special("client.key", tarfile.FIFOTYPE),
+        special("client.key", tarfile.CHRTYPE),
+        special("device", tarfile.DIRTYPE),
+        special("-c", tarfile.SYMTYPE, "/etc"),
+    ],
+    ids=["symbolic-link", "hard-link", "fifo", "device", "folder", "elsewhere"],
+)
+def test_a_bundle_holds_plain_files_only(tmp_path: Path, entry: tarfile.TarInfo) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    made = bundle(tmp_path / "b.tar", without=entry.name, besides=(entry,))
+    assert "b.tar: it holds links, folders or devices; expected a device's bundle" in refused(
+        root, "--bundle", made
+    )
+
+
+@pytest.mark.parametrize("name", ["device.toml", "ca.crt", "client.crt", "client.key"])
+def test_what_a_bundle_lacks_is_named(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    made = bundle(tmp_path / "b.tar", without=name)
+    assert f"b.tar: {name} is missing; expected a device's bundle" in refused(root, "--bundle", made)
+
+
+def test_a_bundle_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    made = Path(bundle(tmp_path / "b.tar"))
+    made.write_bytes(made.read_bytes()[:1200])
+    assert "expected a device's bundle" in refused(root, "--bundle", str(made))
+
+
 @pytest.mark.slow
 def test_wheels_that_are_missing_are_named_before_anything_changes(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
@@ -131,7 +185,8 @@ def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device:
 def test_install_again_and_uninstall(tmp_path: Path) -> None:
     """The wheels come from where pip finds them on this machine."""
     root, flags = tmp_path / "root", ("--infer-only", "--python", sys.executable)
-    first = install(root, *flags, "--bundle", bundle(tmp_path / "b.tar"), "--data", 'dir "a"')
+    more = (tarfile.TarInfo("of-a-later-release"),)
+    first = install(root, *flags, "--bundle", bundle(tmp_path / "b.tar", besides=more), "--data", 'dir "a"')
     assert first.returncode == 0, first.stderr
     program, settings = root / "opt/splitee/bin/splitee", root / "etc/splitee/device.toml"
     shown = subprocess.run([program, "config", "status"], capture_output=True, text=True, check=True)

@@ -53,8 +53,9 @@ def test_a_third_strategy_is_one_file_and_one_line(
         importlib.import_module("third_strategy")
         expected = in_one_process("trunk-per-cut", "step", 3, averaging="layerwise", cuts=CUTS)
         assert fleet.report()["weights_sha256"] == expected
-        splitee("export", "--state", tmp_path / "pi-2", "--out", model)
-        splitee("export", "--state", tmp_path / "server", "--out", tmp_path / "exported")
+        trusted = ("--network", "tiny_networks:tiny")
+        splitee("export", "--state", tmp_path / "pi-2", "--out", model, *trusted)
+        splitee("export", "--state", tmp_path / "server", "--out", tmp_path / "exported", *trusted)
         assert read_manifest(tmp_path / "exported", TrunkManifest).devices == TRUNKS
 
         fleet.start("serve", "serve", *fleet.link, "--model", str(tmp_path / "exported"))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from trained import Trained
+from trained import NETWORK, Trained
 
 from splitee.durable import StateDirectory
-from splitee.errors import ConfigError, ModelError, SpliteeError, StateError
+from splitee.errors import ConfigError, ModelError, NetworkError, SpliteeError, StateError
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, CLIENT_INT8, ClientManifest, TrunkManifest, read_manifest
 from splitee.inference.trunks import TrunkModels
@@ -19,6 +20,7 @@ from splitee.inference.uncertainty import Array
 from splitee.networks.split import build_network
 from splitee.samples.images import normalize
 from splitee.samples.kept import Samples
+from splitee.training.state import pack_state
 from splitee_export.commands.export import export
 from splitee_export.graphs import ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.models import Int8Policy, export_client, export_trunks
@@ -36,13 +38,13 @@ def by_strategy(request: pytest.FixtureRequest) -> Trained:
 
 
 def device_state(trained: Trained, device: str = "pi-2") -> DeviceState:
-    state = read_state(trained.path / device)
+    state = read_state(trained.path / device, NETWORK)
     assert isinstance(state, DeviceState)
     return state
 
 
 def server_state(trained: Trained) -> ServerState:
-    state = read_state(trained.path / "server")
+    state = read_state(trained.path / "server", NETWORK)
     assert isinstance(state, ServerState)
     return state
 
@@ -159,10 +161,17 @@ def _run(*arguments: object) -> SpliteeError | str:
 
 
 def test_the_command_says_what_it_wrote(trained: Trained, tmp_path: Path) -> None:
-    said = _run("--state", trained.path / "pi-1", "--out", tmp_path / "client", "--int8")
+    trusted = ("--network", NETWORK)
+    said = _run("--state", trained.path / "pi-1", "--out", tmp_path / "client", "--int8", *trusted)
     assert isinstance(said, str) and "cut 1" in said and "int8" in said
     said = _run(
-        "--state", trained.path / "server", "--out", tmp_path / "trunks", "--client", tmp_path / "client"
+        "--state",
+        trained.path / "server",
+        "--out",
+        tmp_path / "trunks",
+        "--client",
+        tmp_path / "client",
+        *trusted,
     )
     assert isinstance(said, str) and "trunks for 3 devices" in said
 
@@ -187,7 +196,7 @@ def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Pa
         ),
     ]
     for arguments, kind, words in cases:
-        error = _run(*arguments)
+        error = _run(*arguments, "--network", NETWORK)
         assert isinstance(error, kind) and words in str(error), (arguments, error)
     assert not (tmp_path / "out").exists()
 
@@ -196,6 +205,47 @@ def test_a_state_that_is_in_use_is_left_alone(trained: Trained, tmp_path: Path) 
     held = StateDirectory(trained.path / "pi-1")
     try:
         with pytest.raises(StateError, match="in use"):
-            read_state(trained.path / "pi-1")
+            read_state(trained.path / "pi-1", NETWORK)
     finally:
         held.close()
+
+
+@pytest.mark.parametrize("name", ["pi-1", "server"])
+@pytest.mark.parametrize("flags", [(), ("--network", "tiny_networks:steady")], ids=["none", "another"])
+def test_code_that_a_state_names_runs_only_if_the_user_names_it_too(
+    trained: Trained, tmp_path: Path, name: str, flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state directory may be a stranger's, and its module lie beside it on the path."""
+    state = Path(shutil.copytree(trained.path / name, tmp_path / "state"))
+    (tmp_path / "strangers.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    facts = (state / "run.json").read_text()
+    (state / "run.json").write_text(facts.replace(NETWORK, "strangers:network"))
+    error = _run("--state", state, "--out", tmp_path / "out", *flags)
+    assert isinstance(error, NetworkError)
+    assert "its network is the factory 'strangers:network', code that would run here" in str(error)
+    assert "run this again with --network strangers:network" in str(error)
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+class Call:
+    """Pickled, it is a call that creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self._path,)
+
+
+def test_a_call_in_a_state_is_not_made(trained: Trained, tmp_path: Path) -> None:
+    state = Path(shutil.copytree(trained.path / "pi-1", tmp_path / "state"))
+    directory = StateDirectory(state)
+    directory.save_round(1, pack_state({"model": Call(tmp_path / "ran")}))
+    directory.close()
+    error = _run("--state", state, "--out", tmp_path / "out", "--network", NETWORK)
+    assert isinstance(error, StateError)
+    assert "a state holds more than tensors and plain values" in str(error)
+    assert "\n" not in str(error)
+    assert not (tmp_path / "ran").exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from msgspec.structs import replace as replace_struct
 from torch import Tensor
-from trained import CUTS, Trained
+from trained import CUTS, NETWORK, Trained
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
@@ -61,7 +61,7 @@ def old_state(run: Trained, tmp_path: Path) -> Path:
 
 
 def server_state(path: Path) -> ServerState:
-    state = read_state(path)
+    state = read_state(path, NETWORK)
     assert isinstance(state, ServerState)
     return state
 
@@ -128,6 +128,6 @@ def test_a_commit_without_any_trunk_is_not_of_this_release(run: Trained, tmp_pat
     directory.save_round(1, pack_state(state))
     directory.close()
     with pytest.raises(StateError, match="its state is not of this release"):
-        read_state(tmp_path)
+        read_state(tmp_path, NETWORK)
     with pytest.raises(KeyError):
         NamedTrunks.read(state)

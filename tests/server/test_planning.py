@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from itertools import product
 
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from splitee.protocol.fleet import Capability, CutCost
 from splitee.round_time import round_seconds
-from splitee_server.planning import Candidate, candidates, plan_fleet
+from splitee_server.commands.plan import _table
+from splitee_server.planning import Candidate, Planned, candidates, plan_fleet
 
 
 def capability(seconds: list[float], fits: list[bool], upload: float | None) -> Capability:
@@ -72,3 +75,13 @@ def test_no_other_choice_ends_sooner_and_none_as_soon_goes_deeper(fleet: list[li
         if max(choice.seconds for choice in each) <= slowest
     )
     assert sum(row.cut or 0 for row in planned) == deepest
+
+
+def test_the_table_shows_texts_as_they_are() -> None:
+    written = io.StringIO()
+    evil = Planned("pi-1\x1b[2J\n[red]", None, None, "no cut\r\n\x9b31m [blink]")
+    Console(file=written, width=200, force_terminal=True, color_system=None).print(_table([evil]))
+    lines = written.getvalue().removesuffix("\n").split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert lines[-1].split("  ")[0] == r"pi-1\x1b[2J\n[red]"
+    assert lines[-1].rstrip().endswith(r"no cut\r\n\x9b31m [blink]")

@@ -21,6 +21,7 @@ from splitee_export.states import DeviceState, ServerState, read_state
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
+NETWORK = "tiny_networks:tiny"
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 
 
@@ -39,7 +40,7 @@ def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
     spec = RunSpec(
         protocol=1,
         run=f"run-{strategy}",
-        network="tiny_networks:tiny",
+        network=NETWORK,
         num_classes=10,
         rounds=1,
         strategy=strategy,
@@ -85,9 +86,9 @@ def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
 
 def _export(path: Path) -> None:
     for device in CUTS:
-        state = read_state(path / device)
+        state = read_state(path / device, NETWORK)
         assert isinstance(state, DeviceState)
         export_client(state, Samples.read(path / device), path / "model" / device)
-    server = read_state(path / "server")
+    server = read_state(path / "server", NETWORK)
     assert isinstance(server, ServerState)
     export_trunks(server, path / "model" / "server")

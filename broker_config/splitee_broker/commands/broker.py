@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -16,11 +15,23 @@ from typing import Any
 import click
 
 from splitee.cli.bounds import whole
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting
-from splitee.errors import ConfigError, StateError
+from splitee.errors import ConfigError, SpliteeError
 from splitee.protocol.topics import check_name
 from splitee_broker.authority import Authority, Issued, Role
-from splitee_broker.files import access_rules, client_files, configuration, write_bundle, write_folder
+from splitee_broker.files import (
+    CONFIGURATION,
+    access_rules,
+    client_files,
+    configuration,
+    let_pass,
+    write_broker_folder,
+    write_bundle,
+    write_folder,
+)
+from splitee_broker.limits import DEVICES, MOST_DEVICES
+from splitee_broker.retained import clear_retained
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 DAYS = 5 * 365
@@ -71,6 +82,11 @@ def broker() -> None:
 )
 @click.option("--port", type=whole(1, 65535), help="Default: 8883.")
 @click.option(
+    "--devices",
+    type=whole(1, MOST_DEVICES),
+    help=f"How many there will be: sizes the broker's limits. Default: {DEVICES}.",
+)
+@click.option(
     "--owner", metavar="USER", help="Account that the broker runs as. Default: mosquitto, for root."
 )
 @click.option(
@@ -88,6 +104,7 @@ def init(
     fleet: str,
     hosts: tuple[str, ...],
     port: int | None,
+    devices: int | None,
     owner: str | None,
     broker_state: Path,
     keep: bool,
@@ -97,32 +114,32 @@ def init(
 
     Run it again to renew their certificates, or for another name or port; the devices' stay valid.
     """
-    folder = directory.absolute() / "broker"
+    folder, account = directory.absolute() / "broker", _account(owner)
     with closing(_open(directory, fleet)) as authority:
         if keep and (directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml").exists():
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
-        authority.serve_at(hosts or default, port or authority.port)
-        _own(folder, owner)
+        authority.serve_at(hosts or default, port or authority.port, devices or authority.devices)
+        let_pass(directory)
         tls = authority.issue("broker", Role.BROKER, days, (*dict.fromkeys((*authority.hosts, "localhost")),))
         health = authority.issue("health", Role.HEALTH, days)
         contents = {
-            "mosquitto.conf": configuration(folder, authority.port, broker_state),
+            CONFIGURATION: configuration(folder, authority.port, broker_state, authority.devices),
             "ca.crt": authority.certificate,
             "broker.crt": tls.certificate,
             "broker.key": tls.key,
             "health.crt": health.certificate,
             "health.key": health.key,
         }
-        write_folder(folder, contents | _rules(authority))
+        write_broker_folder(folder, contents | _rules(authority), account)
         for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
             write_folder(directory / role.value, client_files(role.value, role, identity, authority))
-    click.echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
-    click.echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
-    click.echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
-    click.echo(f"{directory}/homeassistant: for Home Assistant, see docs/operations.md")
-    click.echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
+    echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
+    echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
+    echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
+    echo(f"{directory}/homeassistant: for Home Assistant, see docs/operations.md")
+    echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
 
 
 @broker.command("add-device")
@@ -153,10 +170,10 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
             contents = client_files(device, Role.DEVICE, identity, authority)
             written = _hand_out(directory / "bundles", folder, device, contents)
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
-            click.echo(f"{written}: carry it to {device}{hint}")
+            echo(f"{written}: carry it to {device}{hint}")
             if returns:
-                write_folder(directory / "broker", _rules(authority))
-                click.echo(f"{device} had been revoked; {RELOAD}")
+                write_broker_folder(directory / "broker", _rules(authority))
+                echo(f"{device} had been revoked; {RELOAD}")
 
 
 @broker.command("revoke-device")
@@ -164,13 +181,24 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
 @in_directory
 @private
 def revoke_device(device: str, directory: Path) -> None:
-    """Shut a device out: for one that is lost, stolen or retired."""
+    """Shut a device out: for one that is lost, stolen or retired.
+
+    What the broker retains of it is cleared, where the broker can be reached from here; run it again to do so
+    later.
+    """
     with closing(_open(directory)) as authority:
-        if not authority.revoke(device):
+        if not authority.revoke(device) and device not in authority.shut_out():
             known = ", ".join(sorted({line.name for line in authority.issued if line.role is Role.DEVICE}))
             raise ConfigError(f"{device!r} has no valid certificate; devices: {known or 'none'}")
-        write_folder(directory / "broker", _rules(authority))
-    click.echo(f"{device} is revoked; {RELOAD}")
+        write_broker_folder(directory / "broker", _rules(authority))
+    echo(f"{device} is revoked; {RELOAD}")
+    again = f"splitee broker revoke-device {device}"
+    try:
+        count = clear_retained(directory / Role.SERVER, device)
+    except SpliteeError as error:
+        echo(f"what the broker retains of {device} is still there ({error}); to clear it: {again}")
+    else:
+        echo(f"{count} retained topics of {device} are cleared; once the broker has read it, again: {again}")
 
 
 @broker.command("list")
@@ -181,7 +209,7 @@ def list_identities(directory: Path) -> None:
         last = {line.name: line for line in authority.issued}
     width = max((len(name) for name in last), default=0)
     for name, line in sorted(last.items(), key=lambda item: (item[1].role is Role.DEVICE, item[0])):
-        click.echo(f"{name:{width}}  {line.role:7}  {_standing(line, datetime.now(UTC))}")
+        echo(f"{name:{width}}  {line.role:7}  {_standing(line, datetime.now(UTC))}")
 
 
 def _standing(line: Issued, now: datetime) -> str:
@@ -208,21 +236,18 @@ def _hand_out(bundles: Path, as_folder: bool, device: str, contents: dict[str, b
     return bundle
 
 
-def _own(folder: Path, owner: str | None) -> None:
-    """The broker's folder, and its parent that it must pass through, for the broker's account."""
+def _account(owner: str | None) -> tuple[int, int] | None:
+    """User and group of an account, by its name or number; None: nobody named one.
+
+    Raises:
+        ConfigError: there is no such account.
+    """
+    if owner is None:
+        return None
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if folder.parent.stat().st_uid == os.geteuid():
-            folder.parent.chmod(0o755)
-        if owner is not None:
-            shutil.chown(folder, int(owner) if owner.isdecimal() else owner)
-        elif os.geteuid() == 0 and folder.stat().st_uid == 0 and _exists("mosquitto"):
-            shutil.chown(folder, "mosquitto", "mosquitto")
-    except LookupError:
+        entry = pwd.getpwuid(int(owner)) if owner.isdecimal() else pwd.getpwnam(owner)
+    except KeyError:
+        if owner.isdecimal():  # of a container, which has accounts of its own
+            return int(owner), int(owner)
         raise ConfigError(f"--owner {owner}: this machine has no such account") from None
-    except OSError as error:
-        raise StateError(f"{folder}: {error.strerror}; run as root, or take another --directory") from None
-
-
-def _exists(account: str) -> bool:
-    return any(entry.pw_name == account for entry in pwd.getpwall())
+    return entry.pw_uid, entry.pw_gid

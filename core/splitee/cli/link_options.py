@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
@@ -16,7 +18,10 @@ from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import check_name
 
+log = logging.getLogger(__name__)
+
 _FILE = click.Path(path_type=Path)
+_FORMS = "mqtt://HOST:PORT or mqtts://HOST:PORT; for a password see --password-file"
 
 
 _OPTIONS = (
@@ -24,7 +29,7 @@ _OPTIONS = (
         "--broker",
         default="mqtt://127.0.0.1:1883",
         metavar="URL",
-        help="mqtt://HOST:PORT or mqtts://HOST:PORT.",
+        help=f"{_FORMS}.",
     ),
     setting(
         "--fleet",
@@ -63,6 +68,11 @@ def resolve(
         ConfigError: a malformed URL or name, an unreadable password, a certificate without its key.
     """
     address = BrokerAddress.parse(broker)
+    if address.password is not None and _is_a_flag("broker"):
+        log.warning(
+            "--broker: everybody on this machine can read its password in the list of processes; give it by "
+            "--password-file, by SPLITEE_BROKER or in the settings file"
+        )
     if username is not None:
         address = replace(address, username=username)
     if password_file is not None:
@@ -73,6 +83,12 @@ def resolve(
 def resolve_if_given(broker: str | None, **options: Any) -> LinkOptions | None:
     """None without a broker. Raises what `resolve` does."""
     return None if broker is None else resolve(broker, **options)
+
+
+def _is_a_flag(name: str) -> bool:
+    """Whether this option of the command that is called came as an argument of the process."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _first_line(path: Path) -> str:
@@ -97,7 +113,11 @@ link_options = option_group("link", resolve, *_OPTIONS)
 optional_link_options = option_group(
     "link",
     resolve_if_given,
-    setting("--broker", metavar="URL", help="mqtt://HOST:PORT or mqtts://HOST:PORT.  [default: none]"),
+    setting(
+        "--broker",
+        metavar="URL",
+        help=f"{_FORMS}.  [default: none]",
+    ),
     *_OPTIONS[1:],
 )
 """The same flags for a command that also works alone: without --broker, `link` is None."""

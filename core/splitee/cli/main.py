@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -9,6 +10,7 @@ from importlib.metadata import EntryPoint, entry_points
 import click
 
 from splitee import __version__
+from splitee.cli.plain_text import PlainFormatter, echo, show_defect
 from splitee.cli.postponed_compiler import postpone_compiler
 from splitee.errors import ExitCode, ExtraMissing, SpliteeError
 
@@ -99,26 +101,27 @@ def splitee() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command line and exits with a documented code."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
+    to_stderr = logging.StreamHandler()
+    to_stderr.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[to_stderr])
+    sys.excepthook = show_defect
     try:
         code = splitee(arguments, standalone_mode=False)
     except click.exceptions.Exit as leave:
         code = leave.exit_code
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        for line in shown.getvalue().removesuffix("\n").split("\n"):
+            echo(line, err=True)
         code = ExitCode.CONFIG
     except click.Abort:
         code = 130
     except SpliteeError as error:
-        click.echo(f"splitee: {error}", err=True)
+        echo(f"splitee: {error}", err=True)
         code = error.exit_code
     except ModuleNotFoundError as error:
         missing = missing_extra(error, " ".join(sys.argv[1:2]))
-        click.echo(f"splitee: {missing}", err=True)
+        echo(f"splitee: {missing}", err=True)
         code = missing.exit_code
     sys.exit(code if isinstance(code, int) else ExitCode.OK)

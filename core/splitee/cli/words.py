@@ -1,4 +1,4 @@
-"""Figures with their units as people read them: shares, sizes, times, rates; and text fit for a terminal."""
+"""Figures with their units as people read them: shares, sizes, times, rates."""
 
 from __future__ import annotations
 
@@ -57,11 +57,6 @@ def ago(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
-
-
-def printable(text: str) -> str:
-    """Text from the wire without what could steer a terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 def _scaled(count: float, units: Sequence[tuple[str, float]]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 
 import click
 from click.core import ParameterSource
 
+from splitee.cli.plain_text import echo, plain, without_password
 from splitee.errors import ConfigError
 
 _SOURCES = {
@@ -40,7 +40,7 @@ def config(context: click.Context, command: str | None, flags: tuple[str, ...]) 
     rows = list(settings(found, list(flags), context.parent))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)] if rows else [0, 0]
     for flag, value, source in rows:
-        click.echo(f"{flag:{widths[0]}}  {value:{widths[1]}}  {source}")
+        echo(f"{flag:{widths[0]}}  {value:{widths[1]}}  {source}")
 
 
 def settings(
@@ -75,8 +75,7 @@ def _shown(value: object, required: bool) -> str:
         return "(missing: required)" if required else "(none)"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    text = ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", text)
+    return plain(without_password(", ".join(map(str, value)) if isinstance(value, tuple) else str(value)))
 
 
 def _origin(parameter: click.Option, source: ParameterSource | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import accumulate
 from math import prod
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from splitee.cli.bounds import whole
+from splitee.cli.plain_text import echo, echo_json, plain_cell
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import NetworkError
 from splitee.networks.split import SplitNetwork, build_network
@@ -69,7 +69,7 @@ def cuts(
         network, num_classes=num_classes, input_shape=input or ONE_INPUT, stem=stem, device="meta"
     )
     if as_json:
-        click.echo(json.dumps({**_summary(split), "stem": stem, "cuts": list(_rows(split))}, indent=2))
+        echo_json({**_summary(split), "stem": stem, "cuts": list(_rows(split))})
     else:
         Console().print(_table(split))
 
@@ -113,7 +113,7 @@ def _table(split: SplitNetwork) -> Table:
     for row in _rows(split):
         table.add_row(
             str(row["cut"]),
-            row["stage"],
+            plain_cell(row["stage"]),
             by(row["feature_shape"]),
             f"{row['kb_per_sample']:,.1f}",
             f"{row['device_parameters']:,}",
@@ -129,16 +129,16 @@ def _print_all(stem: str, num_classes: int, input_shape: tuple[int, ...], as_jso
         found = _try(name, stem, num_classes, input_shape)
         cut += "reason" not in found
         if as_json:
-            click.echo(json.dumps(found))
+            echo_json(found, indent=None)
         elif "reason" in found:
-            click.echo(f"{name:20} cannot be cut: {found['reason']}")
+            echo(f"{name:20} cannot be cut: {found['reason']}")
         else:
-            click.echo(
+            echo(
                 f"{name:20} {found['num_layers'] - 1:4} cuts {found['parameters'] / 1e6:8.1f} M parameters "
                 f"{found['mmacs']:11,.0f} MMACs"
             )
     if not as_json:
-        click.echo(f"{cut} of {len(names)} networks can be cut, at {by(input_shape)}")
+        echo(f"{cut} of {len(names)} networks can be cut, at {by(input_shape)}")
 
 
 def _try(name: str, stem: str, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -9,15 +9,15 @@ import time
 from contextlib import closing
 
 import click
-import msgspec
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from splitee.cli.link_options import link_options
+from splitee.cli.plain_text import echo_json, plain, plain_cell
 from splitee.cli.settings import settings_file
-from splitee.cli.words import ago, bit_rate, megabytes, milliseconds, percent, printable
+from splitee.cli.words import ago, bit_rate, megabytes, milliseconds, percent
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -69,7 +69,7 @@ def _print_once(console: Console, link: LinkOptions, snapshot: FleetSnapshot, as
             f"no fleet {link.fleet!r} at {link.address}: no server or device of it has spoken; check --fleet"
         )
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(snapshot), indent=2))
+        echo_json(snapshot)
     else:
         console.print(render(snapshot, time.time()))
 
@@ -105,12 +105,12 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
 
 
 def _run_line(snapshot: FleetSnapshot) -> Text:
-    line = Text.assemble((printable(snapshot.fleet), "bold"))
+    line = Text.assemble((plain(snapshot.fleet), "bold"))
     run, phase = snapshot.run, snapshot.phase
     if run is None:
         return line.append("  no run yet", "dim")
     line.append(
-        f"  {printable(run.network)}, {run.strategy}, {run.num_classes} classes, {printable(run.codec)}"
+        f"  {plain(run.network)}, {plain(run.strategy)}, {run.num_classes} classes, {plain(run.codec)}"
     )
     if phase is not None and phase.phase == "finished":
         return line.append(f"  finished after {snapshot.committed} rounds", "green")
@@ -124,9 +124,9 @@ def _server_line(snapshot: FleetSnapshot) -> Text:
         return Text("server has not spoken", "yellow")
     line = Text.assemble("server ", (server.state, "green" if server.state == "online" else "red"))
     if server.doing:
-        line.append(f", {printable(server.doing)}")
+        line.append(f", {plain(server.doing)}")
     if server.waiting_for:
-        line.append(f", waits for {', '.join(server.waiting_for)}", "yellow")
+        line.append(f", waits for {plain(', '.join(server.waiting_for))}", "yellow")
     if server.rejected:
         line.append(f", {server.rejected} messages rejected", "yellow")
     if server.quarantined:
@@ -135,15 +135,15 @@ def _server_line(snapshot: FleetSnapshot) -> Text:
 
 
 def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
-    state = Text(device.doing or "?", "green") if device.online else Text("offline", "red")
-    cut = "" if device.cut is None else f"{device.cut} {printable(device.stage or '')}".rstrip()
+    state = plain_cell(device.doing or "?", "green") if device.online else Text("offline", "red")
+    cut = "" if device.cut is None else f"{device.cut} {device.stage or ''}".rstrip()
     cut += "" if device.next_cut is None else f", next {device.next_cut}"
     step = f"{device.step}/{device.steps}" if device.steps else ""
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
     accuracies = [percent(share, "") for share in (device.exit_accuracy, device.trunk_accuracy)]
-    plain = (cut, str(device.round), step, loss, *accuracies, megabytes(device.bytes), seen)
-    return Text(device.id), state, *map(Text, plain)
+    cells = (cut, str(device.round), step, loss, *accuracies, megabytes(device.bytes), seen)
+    return plain_cell(device.id), state, *map(plain_cell, cells)
 
 
 def capability_in_words(device: DeviceView) -> Text | None:
@@ -151,10 +151,10 @@ def capability_in_words(device: DeviceView) -> Text | None:
     can = device.capability
     if can is None:
         return None
-    words = [printable(can.machine), f"{can.cores:g} cores"]
+    words = [plain(can.machine), f"{can.cores:g} cores"]
     words += [f"{milliseconds(cost.seconds)} a batch" for cost in can.cuts if cost.cut == device.cut]
     if can.upload is not None:
         words.append(bit_rate(can.upload))
-    recommended = printable(can.reason).partition(";")[0]
+    recommended = plain(can.reason).partition(";")[0]
     found = "; ".join(filter(None, (", ".join(words), recommended)))
-    return Text.assemble(device.id, (f"  {found}", "dim"))
+    return Text.assemble(plain(device.id), (f"  {found}", "dim"))

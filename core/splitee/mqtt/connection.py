@@ -247,7 +247,7 @@ _ALERTS: dict[str, tuple[type[BrokerRefused], str]] = {
     "unknown ca": (CertificateForeign, "is this client's certificate of another fleet?"),
     "decrypt error": (CertificateForeign, "is this client's certificate of another fleet?"),
     "certificate expired": (CertificateExpired, "this client needs a new one (splitee broker add-device)"),
-    "bad certificate": (CertificateExpired, "is it not valid yet by the broker's clock?"),
+    "bad certificate": (CertificateExpired, "this client's is not valid yet by the broker's clock"),
     "certificate revoked": (CertificateRevoked, "this client has been shut out of the fleet"),
 }
 
@@ -261,10 +261,18 @@ def _tls_failure(address: BrokerAddress, error: ssl.SSLError) -> Exception:
             (answer for words, answer in _ALERTS.items() if words in reason),
             (BrokerRefused, "check port and certificates"),
         )
+        if kind is CertificateExpired:
+            hint += f"; {_clock()}; set the one that is wrong (timedatectl)"
         return kind(f"broker {address}: TLS failed ({reason}): {hint}")
     hint = "check the authority's file and the host's name"
     if "not yet valid" in error.verify_message:
-        hint = f"this machine's clock says {time.strftime('%Y-%m-%d %H:%M')}; set it (timedatectl)"
+        hint = f"{_clock()}; set it (timedatectl)"
+    elif "expired" in error.verify_message:
+        hint = f"{_clock()}; set it (timedatectl), or renew the certificate (splitee broker init)"
     return BrokerUntrusted(
         f"broker {address}: its certificate is not trusted ({error.verify_message}): {hint}"
     )
+
+
+def _clock() -> str:
+    return f"this machine's clock says {time.strftime('%Y-%m-%d %H:%M')}"

@@ -50,6 +50,24 @@ def make(
     return network
 
 
+def check_factory(name: str, allowed: str | None, *, whose: str, command: str) -> None:
+    """A factory is code of this machine's choice: never of the wire's, nor of who made a file.
+
+    Args:
+        allowed: the factory that the user has named.
+        whose: network `name` is, for the error.
+        command: that takes the user's word for it.
+
+    Raises:
+        NetworkError: `name` is another factory.
+    """
+    if ":" in name and name != allowed:
+        raise NetworkError(
+            f"{whose} network is the factory {name!r}, code that would run here: "
+            f"{command} with --network {name} if that is meant"
+        )
+
+
 def _call(name: str, build: Callable[..., nn.Module], num_classes: int, device: str) -> nn.Module:
     try:
         with torch.device(device):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from splitee.errors import DataError
 
@@ -21,7 +24,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 # An allow-list: some of Pillow's other readers start programs (EPS) or are little tested.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 1 << 26  # 8192 x 8192: 192 MiB decoded as RGB, and below the size at which Pillow itself warns
+# Decoded, an image takes up to 4 bytes a pixel, and as much again where its colours are converted.
+MAX_PIXELS = 50_000_000  # below the size at which Pillow itself warns
+PngImagePlugin.MAX_TEXT_MEMORY = 1 << 20  # bytes that the texts in a PNG may unpack to, all together
 
 
 class UnreadableImage(DataError):
@@ -35,13 +40,14 @@ class UnreadableImage(DataError):
 def load_image(source: Path | bytes, shape: Shape, *, name: str | None = None) -> Pixels:
     """An image's file or encoded bytes as uint8 (C, H, W): upright, cropped to the middle, bilinear.
 
-    C is 1 (grey) or 3 (RGB). Raises UnreadableImage for what is missing, truncated, no image, or larger
-    than MAX_PIXELS; it is called `name` there, or by its path.
+    C is 1 (grey) or 3 (RGB). Only the first frame of an animation is decoded. Raises UnreadableImage for what
+    is missing, no regular file, truncated, no image, or larger than MAX_PIXELS; it is called `name` there, or
+    by its path.
     """
     _check_channels(shape)
     name = name or (str(source) if isinstance(source, Path) else f"{len(source)} bytes")
     try:
-        with _open(source) as image:
+        with _opened(name, source) as file, _read_header(file) as image:
             if image.width * image.height > MAX_PIXELS:
                 reason = f"{image.width} x {image.height} pixels, more than {MAX_PIXELS}"
                 raise UnreadableImage(name, reason)
@@ -78,11 +84,11 @@ def fit_image(image: Image.Image, shape: Shape) -> Pixels:
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     mode = "L" if channels == 1 else "RGB"
     if image.has_transparency_data:
-        fitted = ImageOps.fit(image.convert("RGBA"), (width, height), Image.Resampling.BILINEAR)
+        fitted = ImageOps.fit(_converted(image, "RGBA"), (width, height), Image.Resampling.BILINEAR)
         white = Image.new("RGBA", fitted.size, "white")
         fitted = Image.alpha_composite(white, fitted).convert(mode)
     else:
-        fitted = ImageOps.fit(image.convert(mode), (width, height), Image.Resampling.BILINEAR)
+        fitted = ImageOps.fit(_converted(image, mode), (width, height), Image.Resampling.BILINEAR)
     pixels = np.asarray(fitted, dtype=np.uint8).reshape(height, width, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
@@ -100,10 +106,34 @@ def _per_channel(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     return values.astype(np.float32).reshape(-1, 1, 1)
 
 
-def _open(source: Path | bytes) -> Image.Image:
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """Without the copy that Pillow makes of an image that has the mode."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _opened(name: str, source: Path | bytes) -> BinaryIO:
+    """What the image is read from: no FIFO, which would wait for a writer, and no device."""
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    _check_regular(name, source.stat())
+    file = os.fdopen(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY), "rb")
+    try:
+        _check_regular(name, os.fstat(file.fileno()))  # another file may have taken its place
+    except UnreadableImage:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(name: str, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImage(name, "no regular file")
+
+
+def _read_header(file: BinaryIO) -> Image.Image:
     with warnings.catch_warnings():  # the size is checked by load_image, with an error
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS)
+        return Image.open(file, formats=_FORMATS)
 
 
 def _check_channels(shape: Shape) -> None:

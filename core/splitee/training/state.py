@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from splitee.errors import StateError
+
 COUNTER = "num_batches_tracked"  # of BatchNorm: each holder's own, not averaged, without use in answering
 
 
@@ -55,6 +57,18 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
 
 
 def unpack_state(data: bytes) -> dict[str, Any]:
-    """What `pack_state` made; nothing but tensors and plain values is ever unpickled."""
-    state: dict[str, Any] = torch.load(io.BytesIO(data), weights_only=True)
+    """What `pack_state` made; nothing but tensors and plain values is ever unpickled.
+
+    Raises:
+        StateError: it is something else.
+    """
+    try:
+        state = torch.load(io.BytesIO(data), weights_only=True)
+    except Exception as error:  # on hostile bytes, torch raises anything
+        reason = str(error).partition("\n")[0]
+        raise StateError(
+            f"a state holds more than tensors and plain values, or is damaged: {reason}"
+        ) from None
+    if not isinstance(state, dict):
+        raise StateError(f"expected a state's fields, got {type(state).__name__}")
     return state

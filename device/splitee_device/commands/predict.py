@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import click
 
 from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import optional_link_options
+from splitee.cli.plain_text import echo, echo_json
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
@@ -118,9 +118,9 @@ def _load(files: list[Path], camera: bool, input_shape: tuple[int, ...]) -> Iter
 
 def _show(name: str, prediction: Prediction, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps({"picture": name, **asdict(prediction)}))
+        echo_json({"picture": name, **asdict(prediction)}, indent=None)
     else:
-        click.echo(
+        echo(
             f"{name}: {prediction.label} {prediction.probability:.1%}, entropy {prediction.entropy:.3f}, "
             f"{prediction.source}, {prediction.milliseconds:.1f} ms"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import optional_link_options
+from splitee.cli.plain_text import echo_json
 from splitee.cli.run_flags import build_run_spec, run_setting
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.words import MIB
@@ -89,7 +89,7 @@ def profile(
         if find_spec("torch") is None:
             work = _with_link(work, echo, TYPICAL_PAYLOAD)
             if as_json_:
-                click.echo(json.dumps(as_json(facts, None, work, (), None), indent=2))
+                echo_json(as_json(facts, None, work, (), None))
             raise ExtraMissing(
                 "training is not measured, it needs torch: pip install 'hetero-splitee[train]'"
             )
@@ -106,7 +106,7 @@ def profile(
     if chart is not None:
         plot(chart, measured, rows, choice)
     if as_json_:
-        click.echo(json.dumps(as_json(facts, measured, work, rows, choice), indent=2))
+        echo_json(as_json(facts, measured, work, rows, choice))
     else:
         console.print("", cuts_table(measured, work, rows, choice), "")
     if choice.cut is None:

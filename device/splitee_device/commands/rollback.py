@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ModelError
 from splitee_device.commands.infer import DIRECTORY
@@ -19,4 +20,4 @@ def rollback(models: Path) -> None:
     """Put the model before into service again; a running `splitee infer` takes it at once."""
     if not models.is_dir():
         raise ModelError(f"{models}: there are no models here; --models names what `splitee infer` uses")
-    click.echo(f"in service: {ModelStore(models).roll_back()}")
+    echo(f"in service: {ModelStore(models).roll_back()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -35,7 +36,11 @@ class ImageSource(Protocol):
 class Folder:
     """The images that come into a folder; those that are there at the start are not new.
 
-    A file is taken when its size has stayed the same between two looks: it may still be being written.
+    A file is taken when its size has stayed the same between two looks: it may still be being written. What
+    bears an image's name and is no regular file is never opened.
+
+    Attributes:
+        skipped: those that are there and are no regular files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +48,7 @@ class Folder:
         if not path.is_dir():
             raise DataError(f"--watch {path}: there is no such folder")
         self._path = path
+        self.skipped: set[Path] = set()
         self._done = set(self._sizes())
         self._sizes_before: dict[Path, int] = {}
 
@@ -56,13 +62,20 @@ class Folder:
         return [(path.name, path) for path in ready]
 
     def _sizes(self) -> dict[Path, int]:
-        found = {}
+        found, others = {}, set()
         for path in self._path.iterdir():
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
                 try:
-                    found[path] = path.stat().st_size
+                    status = path.stat()
                 except OSError:  # it is gone again
                     continue
+                if stat.S_ISREG(status.st_mode):
+                    found[path] = status.st_size
+                else:
+                    others.add(path)
+        for path in sorted(others - self.skipped):
+            log.warning("skipped: %s: expected an image, got no regular file", path.name)
+        self.skipped = others
         return found
 
 

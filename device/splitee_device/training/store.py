@@ -101,7 +101,7 @@ class DeviceStore:
             return False
         try:
             trainer.load(unpack_state(data))
-        except (RuntimeError, KeyError, ValueError) as error:
+        except (StateError, RuntimeError, KeyError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             log.warning("state: round %d does not fit this network (%s)", number, reason)
             return False

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from splitee.cli.bounds import number
 from splitee.cli.link_options import optional_link_options
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError, DataError, Stalled
 from splitee.inference.graphs import ClientModel
@@ -176,12 +177,12 @@ def _remote(offload: Offload) -> Callable[[Array], Array]:
 
 
 def _report(points: tuple[Point, ...], chosen: Point, count: int) -> None:
-    click.echo(f"{count} held-out pictures")
-    click.echo("threshold  offloads  accuracy")
+    echo(f"{count} held-out pictures")
+    echo("threshold  offloads  accuracy")
     for share in SHOWN:
         point = min(points, key=lambda point: abs(point.offload_share - share))
-        click.echo(f"{point.threshold:9.4f}  {point.offload_share:8.1%}  {point.accuracy:8.1%}")
-    click.echo(
+        echo(f"{point.threshold:9.4f}  {point.offload_share:8.1%}  {point.accuracy:8.1%}")
+    echo(
         f"chosen: threshold {chosen.threshold:.4f}, {chosen.offload_share:.1%} offloads, "
         f"accuracy {chosen.accuracy:.1%}"
     )

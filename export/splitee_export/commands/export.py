@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import number
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
@@ -27,6 +28,11 @@ DIRECTORY = click.Path(path_type=Path)
     required=True,
     metavar="DIR",
     help="State of a device (--state of `splitee device`) or of a server.",
+)
+@setting(
+    "--network",
+    metavar="MODULE:FACTORY",
+    help="Allow this factory, should the state name it: it is code that runs here.",
 )
 @setting("--out", type=DIRECTORY, required=True, metavar="DIR", help="Where the model goes.")
 @setting(
@@ -49,12 +55,18 @@ DIRECTORY = click.Path(path_type=Path)
 )
 @settings_file
 def export(
-    state: Path, out: Path, clients: tuple[Path, ...], int8: bool, max_int8_drop: float, benchmark: bool
+    state: Path,
+    network: str | None,
+    out: Path,
+    clients: tuple[Path, ...],
+    int8: bool,
+    max_int8_drop: float,
+    benchmark: bool,
 ) -> None:
     """Write the last committed round as ONNX: client.onnx of a device, a trunk for each cut of a server."""
     if out.resolve() == state.resolve():
         raise ConfigError("--out is the --state directory: give the model a directory of its own")
-    held = read_state(state)
+    held = read_state(state, network)
     if isinstance(held, DeviceState):
         if clients:
             raise ConfigError(f"--client is for a server's state; {state} is of device {held.device}")
@@ -68,7 +80,7 @@ def export(
 
 def _report_client(out: Path, manifest: ClientManifest) -> None:
     parity, quantization = manifest.parity, manifest.quantization
-    click.echo(
+    echo(
         f"{out / manifest.file}: {manifest.network} up to {manifest.stage} (cut {manifest.cut}), round "
         f"{manifest.round}; off by {parity.max_error:.1e} on {parity.samples} {parity.inputs}"
     )
@@ -76,7 +88,7 @@ def _report_client(out: Path, manifest: ClientManifest) -> None:
         timed = ""
         if quantization.fp32_ms is not None:
             timed = f"; {quantization.fp32_ms:.2f} ms -> {quantization.int8_ms:.2f} ms a picture"
-        click.echo(
+        echo(
             f"int8 {'in service' if quantization.kept else 'not kept'}: exit accuracy "
             f"{quantization.accuracy_fp32:.1%} -> {quantization.accuracy_int8:.1%}{timed}"
         )
@@ -85,8 +97,8 @@ def _report_client(out: Path, manifest: ClientManifest) -> None:
 def _report_trunks(out: Path, manifest: TrunkManifest) -> None:
     for name, graph in manifest.trunks.items():
         users = ", ".join(device for device, file in manifest.devices.items() if file == name)
-        click.echo(
+        echo(
             f"{out / name}: for {users}, round {manifest.round}; "
             f"off by {graph.parity.max_error:.1e} on {graph.parity.samples} {graph.parity.inputs} inputs"
         )
-    click.echo(f"{out / MANIFEST}: {len(manifest.trunks)} trunks for {len(manifest.devices)} devices")
+    echo(f"{out / MANIFEST}: {len(manifest.trunks)} trunks for {len(manifest.devices)} devices")

@@ -24,13 +24,13 @@ START_LIMIT = 10.0  # seconds until a broker must accept connections
 MOSQUITTO_SETTINGS = """\
 allow_anonymous true
 persistence false
-max_packet_size 16777216
+max_packet_size 2097152
 max_inflight_messages 20
 max_inflight_bytes 67108864
 max_queued_messages 10000
 max_queued_bytes 536870912
 memory_limit 1073741824
-persistent_client_expiration 1d
+persistent_client_expiration 1h
 set_tcp_nodelay true
 connection_messages false
 log_dest stderr

@@ -10,14 +10,13 @@ from contextlib import closing
 from dataclasses import asdict
 
 import click
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from splitee.cli.bounds import whole
 from splitee.cli.link_options import link_options
+from splitee.cli.plain_text import echo_json, plain_cell
 from splitee.cli.settings import setting, settings_file
-from splitee.cli.words import printable
 from splitee.commands.status import gather
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
@@ -56,7 +55,7 @@ def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
         )
     planned = plan_fleet(by_device)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode([asdict(row) for row in planned]), indent=2))
+        echo_json([asdict(row) for row in planned])
     else:
         Console().print(_table(planned))
 
@@ -86,5 +85,5 @@ def _table(planned: Sequence[Planned]) -> Table:
         idle = "" if row.seconds is None else f"{1 - row.seconds / slowest:.0%}"
         seconds = "" if row.seconds is None else f"{row.seconds:.3g}"
         cut = "-" if row.cut is None else str(row.cut)
-        table.add_row(printable(row.device), cut, seconds, idle, row.reason)
+        table.add_row(*map(plain_cell, (row.device, cut, seconds, idle, row.reason)))
     return table

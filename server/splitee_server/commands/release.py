@@ -10,6 +10,7 @@ import click
 
 from splitee.cli.bounds import number
 from splitee.cli.link_options import link_options
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import ConfigError, ModelError, Stalled
@@ -63,6 +64,6 @@ def release(models: tuple[Path, ...], link: LinkOptions, wait: float) -> None:
         connection.close()
     refused = {device: report for device, report in offers.reports.items() if report.state != "in service"}
     for device, report in sorted(offers.reports.items()):
-        click.echo(f"{device}: {report.state} {report.reason}".rstrip())
+        echo(f"{device}: {report.state} {report.reason}".rstrip())
     if refused:
         raise ModelError(f"not in service on {', '.join(sorted(refused))}; what was there before still is")

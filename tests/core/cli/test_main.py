@@ -77,6 +77,7 @@ def test_every_error_has_an_exit_code_of_its_own_and_every_code_its_help() -> No
         (["config", "nope"], "splitee: unknown command 'nope'; known: "),
         (["status", "--fleet", "a/b"], "splitee: --fleet 'a/b': expected 1 to 64 letters"),
         (["status", "--config", "none.toml"], "splitee: settings file none.toml: No such file or directory"),
+        (["status", "mqtt://pi:secret@hub"], "Error: Got unexpected extra argument (mqtt://pi:***@hub)"),
         (["status", "--connect-timeout", "soon"], "Error: --connect-timeout soon: a number at least 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -12,7 +12,6 @@ from splitee.cli.words import (
     mib,
     milliseconds,
     percent,
-    printable,
     size,
     span,
 )
@@ -58,7 +57,3 @@ def test_how_long_something_took(seconds: float, shown: str) -> None:
 )
 def test_how_long_ago(seconds: float, shown: str) -> None:
     assert ago(seconds) == shown
-
-
-def test_text_from_the_wire_cannot_steer_a_terminal() -> None:
-    assert printable("training \x1b[2J\x07é") == "training �[2J�é"

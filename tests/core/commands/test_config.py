@@ -39,7 +39,15 @@ def test_a_required_setting_that_is_missing_is_shown_not_demanded() -> None:
 
 
 def test_a_password_in_an_address_is_not_shown() -> None:
-    assert config("status", "--broker", "mqtt://u:secret@h:1")["--broker"][0] == "mqtt://u:***@h:1"
+    for password in ("secret", "se@cret", "se:cr/et"):
+        shown = config("status", "--broker", f"mqtt://u:{password}@h:1")
+        assert shown["--broker"][0] == "mqtt://u:***@h:1"
+
+
+def test_what_a_settings_file_holds_is_shown_as_text(tmp_path: Path) -> None:
+    (tmp_path / "device.toml").write_text('fleet = "a\\u001b[2J\\nb"\n')
+    shown = config("status", "--config", str(tmp_path / "device.toml"))
+    assert shown["--fleet"] == (r"a\x1b[2J\nb", "settings file")
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from splitee.errors import BrokerRefused, BrokerUnreachable, ConfigError
+from splitee.errors import BrokerRefused, BrokerUnreachable, CertificateExpired, ConfigError
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
@@ -128,12 +128,37 @@ def test_tls_refusals_name_the_certificate_at_fault(
 
 
 @pytest.mark.mosquitto
-def test_a_clock_that_is_behind_is_named(authority: Authority, make_broker: MakeBroker) -> None:
-    files = authority.issue("future", from_day=1, to_day=2)
+@pytest.mark.parametrize(
+    ("days", "words", "remedy"),
+    [((1, 2), "not yet valid", "; set it (timedatectl)"), ((-2, -1), "has expired", "splitee broker init)")],
+    ids=["not yet", "no longer"],
+)
+def test_a_brokers_certificate_that_this_clock_does_not_allow(
+    authority: Authority, make_broker: MakeBroker, days: tuple[int, int], words: str, remedy: str
+) -> None:
+    files = authority.issue("other-day", *days)
     settings = f"certfile {files.certificate}\nkeyfile {files.key}\n"
     address = make_broker("mosquitto", settings + MOSQUITTO_SETTINGS).address
     line = refused(BrokerAddress(address.host, address.port, tls=True), TlsFiles(ca=authority.file))
-    assert f"not yet valid): this machine's clock says {datetime.date.today().year}" in line
+    assert f"{words}): this machine's clock says {datetime.date.today():%Y-%m-%d}" in line
+    assert line.endswith(remedy)
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(
+    ("days", "words"),
+    [
+        ((1, 2), "this client's is not valid yet by the broker's clock"),
+        ((-2, -1), "this client needs a new one (splitee broker add-device)"),
+    ],
+    ids=["not yet", "no longer"],
+)
+def test_a_clients_certificate_that_the_brokers_clock_does_not_allow(
+    tls_broker: BrokerAddress, authority: Authority, days: tuple[int, int], words: str
+) -> None:
+    with pytest.raises(CertificateExpired) as error:
+        Link(tls_broker, "link", tls=authority.issue("device", *days)).open(DEADLINE)
+    assert f"{words}; this machine's clock says {datetime.date.today():%Y-%m-%d}" in str(error.value)
 
 
 @pytest.mark.mosquitto

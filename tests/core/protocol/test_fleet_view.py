@@ -244,6 +244,44 @@ def test_the_number_of_devices_is_bounded() -> None:
     assert (len(snapshot.devices), snapshot.malformed) == (MAX_DEVICES, 3)
 
 
+def shown(view: FleetView) -> list[str]:
+    """The lines of `splitee status` on a terminal without colours."""
+    written = io.StringIO()
+    console = Console(file=written, width=300, force_terminal=True, color_system=None)
+    console.print(render(view.snapshot(), NOW))
+    return written.getvalue().split("\n")
+
+
+def test_texts_from_the_wire_steer_no_terminal_and_forge_no_line() -> None:
+    evil = "\x1b[2J\x9b31m\r\n00:00:00 INFO forged \u202e[red]"
+    capability = Capability(
+        network="n", batch_size=1, codec="fp16", machine="board", cores=1, threads=1, reason="cut 3"
+    )
+    device = METRICS.devices["pi-1"]
+    messages: dict[str, JsonMessage] = {
+        **RETAINED,
+        TOPICS.metrics: METRICS,
+        TOPICS.device("pi-1", "profile"): replace(PROFILE, capability=capability),
+    }
+    hostile: dict[str, JsonMessage] = {
+        TOPICS.server_status: replace(SERVER, doing=evil),
+        TOPICS.run: replace(RUN, network=evil),
+        TOPICS.metrics: replace(METRICS, devices={"pi-1": replace(device, stage=evil)}),
+        TOPICS.device("pi-1", "profile"): replace(
+            PROFILE, version=evil, capability=replace(capability, machine=evil, reason=evil)
+        ),
+    }
+    honest, attacked = FleetView("lab"), FleetView("lab")
+    for topic, message in messages.items():
+        honest.take(topic, message.encode(), True, NOW)
+        attacked.take(topic, hostile.get(topic, message).encode(), True, NOW)
+    lines = shown(attacked)
+    assert len(lines) == len(shown(honest))
+    assert all(line.isprintable() for line in lines)
+    text = "\n".join(lines)
+    assert text.count(r"\x1b[2J\x9b31m\r\n00:00:00 INFO forged \u202e[red]") == 5
+
+
 def status(capfd: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of `splitee status`."""
     with pytest.raises(SystemExit) as ended:
@@ -262,14 +300,14 @@ def test_status_prints_what_the_broker_retains(
     link.publish(TOPICS.device("pi-2", "status"), b"not JSON", retain=True)
     assert link.flush(10)
     where = ("--broker", str(broker.address), "--fleet", "lab")
-    code, shown, errors = status(capfd, *where, "--once")
+    code, printed, errors = status(capfd, *where, "--once")
     assert (code, errors) == (ExitCode.OK, "")
     for expected in ("resnet18", "round 2 of 5: train", "waits for pi-1", "layer1.1", "31/62", "75.0 %"):
-        assert expected in shown
-    assert "1 malformed" in shown
-    code, shown, errors = status(capfd, *where, "--json")
+        assert expected in printed
+    assert "1 malformed" in printed
+    code, printed, errors = status(capfd, *where, "--json")
     assert (code, errors) == (ExitCode.OK, "")
-    as_json = json.loads(shown)
+    as_json = json.loads(printed)
     assert as_json["devices"][0]["trunk_accuracy"] == 0.75
     assert as_json["run"]["network"] == "resnet18"
 
@@ -277,8 +315,8 @@ def test_status_prints_what_the_broker_retains(
 def test_status_says_when_there_is_no_such_fleet(
     broker: RunningBroker, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, shown, errors = status(capfd, "--broker", str(broker.address), "--fleet", "nobody", "--once")
-    assert (code, shown) == (ExitCode.CONFIG, "")
+    code, printed, errors = status(capfd, "--broker", str(broker.address), "--fleet", "nobody", "--once")
+    assert (code, printed) == (ExitCode.CONFIG, "")
     assert errors.startswith(f"splitee: no fleet 'nobody' at {broker.address}")
     assert len(errors.splitlines()) == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from splitee.errors import DataError
 from splitee.samples.images import UnreadableImage, fit_array, load_image, normalize
@@ -118,11 +119,72 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("side", [8193, 10_000, 60_000])
+@pytest.mark.parametrize("side", [7072, 10_000, 60_000])
 @pytest.mark.filterwarnings("error")
 def test_bomb_is_refused_by_its_header(side: int) -> None:
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: .*pixels"):
         load_image(png_header(side, side), (3, 8, 8), name="bomb.png")
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from splitee.samples.images import load_image
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+load_image(Path(sys.argv[1]), (3, 32, 32))
+print(peak() - before)
+"""
+
+
+def test_a_large_image_takes_little_more_than_its_pixels(tmp_path: Path) -> None:
+    """However small the file: it is the pixels that are bounded. A fifth of the most, for the test's time."""
+    Image.new("RGB", (4_000, 2_500)).save(tmp_path / "large.png", compress_level=1)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path / "large.png")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) < 55_000  # KB for 10 million pixels of 4 bytes
+
+
+def test_texts_in_a_png_unpack_to_a_megabyte_at_most() -> None:
+    texts = PngImagePlugin.PngInfo()
+    for number in range(100):
+        texts.add_text(f"text {number}", "x" * 500_000, zip=True)
+    bomb = encoded(Image.new("L", (8, 8)), pnginfo=texts)
+    assert len(bomb) < 200_000
+    with pytest.raises(UnreadableImage, match="memory used in text chunks"):
+        load_image(bomb, (1, 8, 8))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_of_an_animation_the_first_frame_is_decoded(kind: str) -> None:
+    frames = [Image.new("L", (8, 8), 255 * (number == 0)).convert("RGB") for number in range(50)]
+    animation = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert np.all(load_image(animation, (1, 8, 8)) >= 250)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link to a device"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x.jpg"
+    if kind == "fifo":
+        os.mkfifo(path)  # to open it would wait for a writer
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UnreadableImage, match="got no regular file"):
+        load_image(path, (3, 8, 8))
+
+
+def test_a_link_to_an_image_is_read(tmp_path: Path) -> None:
+    (tmp_path / "image.png").write_bytes(encoded(Image.new("L", (8, 8), 7)))
+    (tmp_path / "link.png").symlink_to("image.png")
+    assert np.all(load_image(tmp_path / "link.png", (1, 8, 8)) == 7)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])

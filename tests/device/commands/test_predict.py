@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from trained import Trained
+from trained import NETWORK, Trained
 
 from splitee.errors import ExitCode
 from splitee.inference.graphs import ClientModel
@@ -45,7 +45,7 @@ def model(trained: Trained, tmp_path: Path) -> Path:
 
 
 def _state(trained: Trained) -> DeviceState:
-    state = read_state(trained.path / "pi-2")
+    state = read_state(trained.path / "pi-2", NETWORK)
     assert isinstance(state, DeviceState)
     return state
 

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import os
 import struct
 import subprocess
 import sys
@@ -133,6 +134,19 @@ def test_files_beside_the_classes_are_not_pictures(tmp_path: Path) -> None:
     data = open_data(str(tmp_path), input_shape=SHAPE)
     assert data.class_names == ("a", "b")
     assert len(data.train) + len(data.held_out) == 8
+
+
+def test_what_is_no_regular_file_is_skipped_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path, {"a": 4, "b": 4})
+    os.mkfifo(tmp_path / "a" / "fifo.jpg")
+    (tmp_path / "b" / "folder.png").mkdir()
+    (tmp_path / "b" / "zero.png").symlink_to("/dev/zero")
+    data = open_data(str(tmp_path), input_shape=SHAPE)
+    names = sorted(Path(name).name for name in data.skipped)
+    assert names == ["fifo.jpg", "folder.png", "zero.png"]
+    assert "skipped 3 unreadable of 11 images" in caplog.text
 
 
 def test_parquet_without_class_names_numbers_them(tmp_path: Path) -> None:

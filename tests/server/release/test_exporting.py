@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec import structs
-from trained import Trained
+from trained import NETWORK, Trained
 
 from splitee.durable import StateDirectory
 from splitee.inference.graphs import ClientModel
@@ -35,7 +35,7 @@ def committed(averaged: Trained, **taken_from: str) -> Committed:
     assert stored is not None
     clients: dict[str, Any] = {}
     for device, other in taken_from.items():
-        state = read_state(averaged.path / other.replace("_", "-"))
+        state = read_state(averaged.path / other.replace("_", "-"), NETWORK)
         assert isinstance(state, DeviceState)
         parts = {"client": state.client, "exit": state.exit}
         clients[device.replace("_", "-")] = torch.nn.ModuleDict(parts).state_dict()

@@ -1,0 +1,151 @@
+"""What root writes in a folder that another account may write: it ends there, or nowhere."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import secrets
+import stat
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from splitee.durable import write_atomically
+from splitee.errors import StateError
+from splitee_broker.files import write_broker_folder, write_folder
+
+from .conftest import run_broker
+
+NAMES = ("mosquitto.conf", "acl", "crl.pem", "ca.crt", "broker.crt", "broker.key", "health.crt", "health.key")
+
+
+def account() -> pwd.struct_passwd:
+    """That the broker runs as; only root can act for it."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    try:
+        return pwd.getpwnam("mosquitto")
+    except KeyError:
+        pytest.skip("this machine has no account for Mosquitto")
+
+
+def as_broker(*command: str | Path) -> int:
+    """The exit status of what the broker's account does."""
+    entry = account()
+    return subprocess.run(
+        command, user=entry.pw_uid, group=entry.pw_gid, extra_groups=[], capture_output=True, check=False
+    ).returncode
+
+
+@pytest.fixture
+def outside(public_path: Path) -> Path:
+    """A file of root's in a folder of root's."""
+    folder = public_path / "outside"
+    folder.mkdir(mode=0o700)
+    (folder / "shadow").write_text("root's")
+    (folder / "shadow").chmod(0o600)
+    return folder
+
+
+def facts(folder: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """Owner, group, permissions and content of all that is in a folder, and of the folder itself."""
+    found = {}
+    for path in (folder, *sorted(folder.rglob("*"))):
+        status = path.lstat()
+        content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
+        found[str(path)] = (status.st_uid, status.st_gid, status.st_mode, content)
+    return found
+
+
+def init(directory: Path, *flags: str) -> None:
+    made = run_broker("init", "--fleet", "barn", "--name", "hub", *flags, directory=directory)
+    assert made.exception is None, made.exception
+
+
+def test_the_brokers_account_reads_its_files_and_puts_nothing_beside_them(public_path: Path) -> None:
+    entry, folder = account(), public_path / "own" / "broker"
+    init(public_path / "own")
+    assert (folder.stat().st_uid, folder.stat().st_gid) == (0, entry.pw_gid)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+    for name in NAMES:
+        assert as_broker("cat", folder / name) == 0
+        assert as_broker("ln", "-sf", "/etc/passwd", folder / name) != 0
+        assert as_broker("mv", folder / name, folder / "else") != 0
+    assert as_broker("touch", folder / ".acl.new") != 0
+    assert {path.name for path in folder.iterdir()} == set(NAMES)
+
+
+@pytest.mark.parametrize("target", ["shadow", "not-there"])
+def test_links_in_a_folder_of_the_brokers_account_lead_nowhere(
+    public_path: Path, outside: Path, target: str
+) -> None:
+    """Releases before this one gave the whole folder to the broker's account."""
+    entry, folder = account(), public_path / "own" / "broker"
+    folder.mkdir(parents=True)
+    os.chown(folder, entry.pw_uid, entry.pw_gid)
+    for name in NAMES:
+        for planted in (name, f".{name}.new", f".{name}"):
+            assert as_broker("ln", "-s", outside / target, folder / planted) == 0
+    before = facts(outside)
+    init(public_path / "own")
+    for command in ("add-device", "revoke-device", "add-device"):
+        assert run_broker(command, "pi-1", directory=public_path / "own").exception is None
+    assert facts(outside) == before
+    assert folder.stat().st_uid == 0
+    for name in NAMES:
+        status = (folder / name).lstat()
+        assert stat.S_ISREG(status.st_mode)
+        assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid)
+
+
+def test_an_account_that_is_named_keeps_its_files_when_they_are_written_again(public_path: Path) -> None:
+    account()
+    init(public_path / "own", "--owner", "1883")
+    init(public_path / "own")
+    run_broker("add-device", "pi-1", directory=public_path / "own")
+    run_broker("revoke-device", "pi-1", directory=public_path / "own")
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in (public_path / "own/broker").iterdir()}
+    assert owners == {(1883, 1883)}
+
+
+def test_a_temporary_name_that_somebody_foresaw_is_not_written_to(
+    public_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, folder = account(), public_path / "theirs"
+    folder.mkdir()
+    os.chown(folder, entry.pw_uid, entry.pw_gid)
+    monkeypatch.setattr(secrets, "token_hex", lambda _count: "foreseen")
+    assert as_broker("ln", "-s", outside / "shadow", folder / ".foreseen.new") == 0
+    before = facts(outside)
+    for write in (write_folder, write_broker_folder):
+        with pytest.raises(StateError, match="File exists"):
+            write(folder, {"acl": b"new"})
+        os.chown(folder, entry.pw_uid, entry.pw_gid)
+    with pytest.raises(StateError, match="File exists"):
+        write_atomically(folder / "acl", b"new", mode=0o644, owner=(entry.pw_uid, entry.pw_gid))
+    assert facts(outside) == before
+    assert not (folder / "acl").exists()
+
+
+@pytest.mark.parametrize("write", [write_folder, write_broker_folder])
+def test_a_folder_that_is_a_link_is_refused(
+    public_path: Path, outside: Path, write: Callable[[Path, dict[str, bytes]], None]
+) -> None:
+    (public_path / "pi-1").symlink_to(outside)
+    before = facts(outside)
+    with pytest.raises(StateError, match=r"pi-1: it is a link; run as its owner"):
+        write(public_path / "pi-1", {"client.key": b"key"})
+    assert facts(outside) == before
+
+
+def test_files_in_a_folder_of_another_account_are_that_accounts(public_path: Path) -> None:
+    entry, folder = account(), public_path / "server"
+    folder.mkdir()
+    os.chown(folder, entry.pw_uid, entry.pw_gid)
+    write_folder(folder, {"client.key": b"key", "ca.crt": b"authority"})
+    for name, mode in (("client.key", 0o600), ("ca.crt", 0o644)):
+        status = (folder / name).stat()
+        assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid)
+        assert stat.S_IMODE(status.st_mode) == mode

@@ -1,0 +1,70 @@
+"""How a broker's password reaches a command, and that nothing shows it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from splitee.cli.link_options import link_options
+from splitee.cli.settings import settings_file
+from splitee.errors import ConfigError
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.options import LinkOptions
+
+WORD = "secret"
+URL = f"mqtt://pi:{WORD}@hub"
+
+
+@click.command()
+@settings_file
+@link_options
+@click.pass_context
+def command(context: click.Context, link: LinkOptions) -> None:
+    context.obj.append(link.address)
+
+
+def address(*flags: str, **variables: str) -> BrokerAddress:
+    found: list[BrokerAddress] = []
+    result = CliRunner(env=variables).invoke(command, flags, obj=found, standalone_mode=False)
+    if result.exception is not None:
+        raise result.exception
+    return found[0]
+
+
+def test_a_password_from_a_file_belongs_to_the_user(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "password").write_text(f"{WORD}\n")
+    file = ("--password-file", str(tmp_path / "password"))
+    wanted = BrokerAddress("hub", 1883, username="pi", password=WORD)
+    assert address("--broker", "mqtt://pi@hub", *file) == wanted
+    assert address("--broker", "mqtt://hub", "--username", "pi", *file) == wanted
+    assert caplog.records == []
+
+
+def test_a_password_in_a_flag_is_taken_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    assert address("--broker", URL).password == WORD
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    for way in ("--password-file", "SPLITEE_BROKER", "settings file"):
+        assert way in record.getMessage()
+    assert WORD not in record.getMessage()
+
+
+def test_a_password_that_the_list_of_processes_does_not_show_is_no_matter(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "fleet.toml").write_text(f'broker = "{URL}"\n')
+    assert address("--config", str(tmp_path / "fleet.toml")).password == WORD
+    assert address(SPLITEE_BROKER=URL).password == WORD
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("content", [None, "", "\nsecret"])
+def test_a_file_without_a_password_is_named(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "password").write_text(content)
+    with pytest.raises(ConfigError, match=r"--password-file .*password: "):
+        address("--password-file", str(tmp_path / "password"))
