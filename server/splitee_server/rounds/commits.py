@@ -102,11 +102,7 @@ class Commits:
             self._members.end_round(done, device, phase.next_step(device))
             self._losses[device] = done.loss, phase.trunk_loss(device)
         contributions = {
-            device: Contribution(
-                self._members[device].train_samples,
-                phase.weights(device),
-                phase.opened.participants[device].next_cut,
-            )
+            device: Contribution(phase.weights(device), phase.opened.participants[device].next_cut)
             for device in phase.done
         }
         for device, cut in self._model.commit(number, contributions).items():

@@ -19,8 +19,10 @@ from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 
 CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
-SAMPLES = {"a": 40, "b": 10, "c": 30, "d": 20}
-BATCH = 8
+IMAGES = {"a": 20, "b": 5, "c": 15, "d": 10}  # each device's, a batch
+STEPS = 2  # batches in a round
+SAMPLES = {device: STEPS * count for device, count in IMAGES.items()}  # that the trunk trains on in a round
+BATCH = 20  # at most
 NETWORK = build_network("tiny_networks:tiny", num_classes=10)
 STRATEGIES = pytest.mark.parametrize("strategy", ["sequential", "averaging"])
 
@@ -41,7 +43,7 @@ def spec(strategy: str, averaging: Any = "layerwise", **settings: Any) -> RunSpe
         rounds=5,
         strategy=strategy,
         batch_size=BATCH,
-        steps=2,
+        steps=STEPS,
         client_averaging=averaging,
         **settings,
     )
@@ -57,17 +59,17 @@ class Fleet:
         self.cuts = dict(cuts)
         self.model = FleetModel(self.spec, copy.deepcopy(NETWORK))
         for device, cut in cuts.items():
-            self.model.join(device, cut, SAMPLES[device])
+            self.model.join(device, cut, IMAGES[device])
 
     def train(self, number: int, *devices: str) -> dict[str, dict[str, Tensor]]:
         """A round of these devices, all by default; the client networks that they send after it."""
         generator = torch.Generator().manual_seed(number)
         sent = {}
         for device in devices or self.cuts:
-            for step in range(self.spec.steps):
-                features = self.features(device, generator)
-                labels = torch.randint(0, 10, (BATCH,), generator=generator)
-                self.model.train(device, features, labels, round_number=number, step=step, steps=2)
+            for step in range(STEPS):
+                features = self.features(device, generator, IMAGES[device])
+                labels = torch.randint(0, 10, (len(features),), generator=generator)
+                self.model.train(device, features, labels, round_number=number, step=step, steps=STEPS)
             sent[device] = {
                 name: (tensor + torch.rand(tensor.shape, generator=generator)).to(tensor.dtype)
                 for name, tensor in initial(self.cuts[device]).items()
@@ -77,16 +79,13 @@ class Fleet:
     def commit(self, number: int, sent: Mapping[str, dict[str, Tensor]], **moves: int) -> dict[str, int]:
         moved = self.model.commit(
             number,
-            {
-                device: Contribution(SAMPLES[device], weights, moves.get(device, 0))
-                for device, weights in sent.items()
-            },
+            {device: Contribution(weights, moves.get(device, 0)) for device, weights in sent.items()},
         )
         self.cuts.update(moved)
         return moved
 
-    def features(self, device: str, generator: torch.Generator) -> Tensor:
-        return torch.randn(BATCH, *self.model.feature_shape(self.cuts[device]), generator=generator)
+    def features(self, device: str, generator: torch.Generator, count: int = BATCH) -> Tensor:
+        return torch.randn(count, *self.model.feature_shape(self.cuts[device]), generator=generator)
 
     def trunk(self, device: str) -> dict[str, Tensor]:
         """A copy of the trunk that continues this device's client network."""
@@ -160,11 +159,10 @@ def test_what_is_held_for_a_device_ends_with_the_next_round_that_it_finishes(str
     fleet = Fleet(strategy, "none")
     fleet.commit(1, fleet.train(1), a=2)
     moved, digest = dict(fleet.model.client("a")), fleet.model.digest("a")
-    nothing_sent = {device: Contribution(SAMPLES[device]) for device in "bcd"}
-    fleet.model.commit(2, nothing_sent)
+    fleet.model.commit(2, dict.fromkeys("bcd", Contribution()))
     assert same(fleet.model.client("a"), moved) and fleet.model.digest("a") == digest
     assert not fleet.model.holds("b")
-    fleet.model.commit(3, {"a": Contribution(SAMPLES["a"])})
+    fleet.model.commit(3, {"a": Contribution()})
     assert not fleet.model.holds("a")
 
 
@@ -207,7 +205,7 @@ def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str) -> None
     restarted.model.load(unpack_state(pack_state(fleet.model.state())))
     restarted.cuts = fleet.cuts
     for device, cut in fleet.cuts.items():
-        restarted.model.join(device, cut, SAMPLES[device])
+        restarted.model.join(device, cut, IMAGES[device])
     for number in (2, 3):
         for one in (fleet, restarted):
             one.commit(number, one.train(number, "a", "b", "d"))
