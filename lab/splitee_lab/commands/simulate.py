@@ -235,6 +235,8 @@ def _compare(jobs: Sequence[Job], pictures: Pictures, out: Path, workers: int, c
     results = summarize(parts)
     targets = targets_of(results, jobs[0].partition)
     comparison_page.write(out, jobs[0], results, targets)
+    if jobs[0].hostile:
+        console.print(comparison_page.HONEST_ONLY.format(jobs[0].hostile), soft_wrap=True, highlight=False)
     for table in comparison_page.tables(results, targets):
         console.print(table)
         console.print()
