@@ -50,41 +50,30 @@ class ClientNetworks:
         Args:
             received: client networks of devices that have finished the round; they are averaged in place.
             cuts: of all devices. One that was absent takes the average of its cut, or keeps what is held.
-            samples: that trained the trunk, of the devices that have finished the round; of who has none
-                nothing counts, and it takes over the others' averages.
+            samples: that the trunk was trained with, of the devices that have finished the round. One with
+                none does not count, and takes the average as one that was absent.
         """
         before = self._held
         absent = {device: weights for device, weights in before.items() if device not in samples}
-        self._held = dict(received)
-        how = self._spec.client_averaging
-        if how != "none":
+        self._held = {**absent, **received}
+        if self._spec.client_averaging != "none":
+            counting = {device: weights for device, weights in received.items() if samples[device]}
             if self._spec.clip_updates:
-                counting = {device: tensors for device, tensors in received.items() if samples[device]}
                 starts = {device: self._start(device, cuts[device], before) for device in counting}
                 clip_updates(counting, starts, self._spec.clip_updates)
-            weights = weigh(samples, self._spec.weighting)
             average_clients(
-                how,
+                self._spec.client_averaging,
                 received,
                 self._strategy,
                 {device: cuts[device] for device in received},
-                weights,
+                weigh(samples, self._spec.weighting),
                 Rule.of(self._spec),
             )
             for device, cut in cuts.items():
-                self.adopt(device, cut, cuts)
-        self._held = {**absent, **self._held}
+                peer = self._same_cut_peer(cut, cuts, counting)
+                if device not in counting and peer is not None:
+                    self._held[device] = counting[peer]
         self._digests = {}
-
-    def _start(self, device: str, cut: int, held: Mapping[str, Weights]) -> Weights:
-        """What a device has begun the round from: what was `held` for it, else the run's first weights."""
-        if device in held:
-            return held[device]
-        fresh = client_model(self._network, cut, self._spec).state_dict()
-        return {
-            name: self._initial[name.removeprefix(CLIENT)] if name.startswith(CLIENT) else tensor
-            for name, tensor in fresh.items()
-        }
 
     def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
         """A device whose network is not held takes over the average of its cut, if there is one."""
@@ -128,6 +117,16 @@ class ClientNetworks:
     def _same_cut_peer(cut: int, cuts: Mapping[str, int], held: Mapping[str, Weights]) -> str | None:
         """The first device, by name, with this cut and a network among `held`."""
         return min((device for device in held if cuts.get(device) == cut), default=None)
+
+    def _start(self, device: str, cut: int, held: Mapping[str, Weights]) -> Weights:
+        """What a device has begun the round from: what was `held` for it, else the run's first weights."""
+        if device in held:
+            return held[device]
+        fresh = client_model(self._network, cut, self._spec).state_dict()
+        return {
+            name: self._initial[name.removeprefix(CLIENT)] if name.startswith(CLIENT) else tensor
+            for name, tensor in fresh.items()
+        }
 
     def _moved(self, device: str, cut: int, own: Weights, exit_from: Weights) -> Weights:
         """The client network of `device` at its new cut; its trunk is moved with it.

@@ -127,6 +127,11 @@ class FleetModel:
         self._cuts.update(moved)
         return moved
 
+    @property
+    def left_out(self) -> list[str]:
+        """Devices whose batches the next round does not train on, as RunSpec.largest_loss says."""
+        return self._loss_filter.state()
+
     def holds(self, device: str) -> bool:
         """Whether the device is to start its next round from a client network that is held here."""
         return device in self._clients

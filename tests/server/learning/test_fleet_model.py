@@ -324,3 +324,14 @@ def test_a_device_whose_loss_is_far_above_the_others_neither_trains_nor_counts(s
     for name, tensor in fleet.model.client("a").items():
         if not name.endswith(COUNTER):
             torch.testing.assert_close(tensor, initial(2)[name])
+
+
+@STRATEGIES
+def test_who_was_absent_takes_the_average_of_those_who_counted(strategy: str) -> None:
+    """Not the network of its cut's other device, whose batches the trunk was not trained on."""
+    fleet = Fleet(strategy)
+    fleet.commit(1, fleet.train(1))
+    held = copy.deepcopy(dict(fleet.model.client("c")))
+    sent = fleet.train(2, "a", "d")
+    fleet.commit(2, {**sent, "b": {name: torch.full_like(one, 9) for name, one in initial(2).items()}})
+    assert same(fleet.model.client("c"), held)
