@@ -66,7 +66,7 @@ def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
         store.save(spec, cut, 1, trainer)
         store.finish(spec, cut)
         directory.close()
-    model.commit(1, dict.fromkeys(CUTS, Contribution(len(data.train))))
+    model.commit(1, dict.fromkeys(CUTS, Contribution()))
     directory = StateDirectory(path / "server")
     server = Checkpoints(directory)
     server.open(spec, fresh=True)

@@ -13,6 +13,7 @@ from msgspec import Meta
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fields import (
     Augmentation,
+    Average,
     ClassNames,
     ClientAveraging,
     Count,
@@ -100,8 +101,30 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         Count, _setting("Batches after which trunks are averaged within a round; 0: after rounds only.")
     ] = 0
     weighting: Annotated[
-        Weighting, _setting("Of averages: by the devices' samples, or the same for all.")
+        Weighting,
+        _setting("Of averages: by the samples that a device's batches trained with, or the same for all."),
     ] = "samples"
+    average: Annotated[
+        Average,
+        _setting(
+            "Of each weight over the devices that hold it; trimmed leaves out a fifth of the values at each "
+            "end, at least one; in trimmed and median all devices count the same."
+        ),
+    ] = "mean"
+    largest_share: Annotated[
+        float, _setting("That one device may have of a mean's weight; of n at least 1/n.", gt=0, le=1)
+    ] = 1.0
+    clip_updates: Annotated[
+        NonNegative,
+        _setting("Multiple of the devices' median to which longer updates are shortened; 0: none is."),
+    ] = 0.0
+    largest_loss: Annotated[
+        NonNegative,
+        _setting(
+            "Multiple of the devices' median trunk loss above which a device is left out of the next round's "
+            "training and averages; 0: none is."
+        ),
+    ] = 0.0
     augmentation: Annotated[Augmentation, _setting("Of training images, on the device.")] = "none"
     balanced_loss: Annotated[
         bool,

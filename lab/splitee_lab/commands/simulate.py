@@ -27,6 +27,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.sources import open_source
 from splitee_lab.demo.fleet import spread_cuts
 from splitee_lab.local.processes import signals_unwind
+from splitee_lab.methods.hostile import HOSTILE
 from splitee_lab.methods.registry import BASELINES, STRATEGIES
 from splitee_lab.presets import protocol_option
 from splitee_lab.report import comparison_page
@@ -38,6 +39,7 @@ from splitee_lab.simulate.jobs import (
     Pictures,
     check_partition,
     open_pictures,
+    parse_hostile,
     run_all,
 )
 from splitee_lab.simulate.partition import Partition
@@ -76,6 +78,11 @@ def _cuts(context: click.Context, parameter: click.Parameter, value: str) -> tup
     return None if value == "auto" else _numbers(context, parameter, value)
 
 
+def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    parse_hostile(value)
+    return value
+
+
 def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
     if not re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", value):
         raise click.BadParameter(f"expected channels, height and width such as 3x32x32; got {value!r}")
@@ -105,6 +112,13 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     metavar="LIST",
     callback=_partitions,
     help="Of iid, dirichlet:ALPHA, shards:K; each of several has a folder of its own in --out.",
+)
+@setting(
+    "--hostile",
+    default="",
+    metavar="COUNT:KIND",
+    callback=_hostile,
+    help=f"So many clients harm the others: {', '.join(HOSTILE)}; accuracies are those of the others.",
 )
 @setting(
     "--strategy",
@@ -152,6 +166,7 @@ def simulate(
     clients: int,
     cuts: tuple[int, ...] | None,
     partitions: tuple[str, ...],
+    hostile: str,
     strategy: tuple[str, ...],
     baselines: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -174,6 +189,10 @@ def simulate(
     methods = [*strategy, *baselines]
     if not methods:
         raise ConfigError("nothing to run: give --strategy, --baselines, or both")
+    if hostile and baselines:
+        raise ConfigError('--hostile is for strategies, not for baselines: give --baselines ""')
+    if parse_hostile(hostile)[0] >= clients:
+        raise ConfigError(f"--hostile {hostile}: expected an honest client, of {clients}")
     classes = len(open_source(data).class_names)
     spec = build_run_spec(run="simulated", num_classes=classes, **run)
     cuts = _checked_cuts(spec, cuts)
@@ -195,6 +214,7 @@ def simulate(
                     partition,
                     evaluate_every,
                     device,
+                    hostile,
                 )
                 for seed in dict.fromkeys(seeds)
                 for method in methods
@@ -215,6 +235,8 @@ def _compare(jobs: Sequence[Job], pictures: Pictures, out: Path, workers: int, c
     results = summarize(parts)
     targets = targets_of(results, jobs[0].partition)
     comparison_page.write(out, jobs[0], results, targets)
+    if jobs[0].hostile:
+        console.print(comparison_page.HONEST_ONLY.format(jobs[0].hostile), soft_wrap=True, highlight=False)
     for table in comparison_page.tables(results, targets):
         console.print(table)
         console.print()

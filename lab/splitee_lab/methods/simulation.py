@@ -18,6 +18,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import fleet_digest
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
+from splitee_lab.methods.hostile import HOSTILE
 from splitee_server.learning.averages import size_of
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.rounds.batch_order import BatchOrder
@@ -26,15 +27,19 @@ from splitee_server.rounds.evaluation import Score
 
 @dataclass(frozen=True)
 class SimulatedDevice:
-    """One client of a simulation."""
+    """One client of a simulation. `hostile`: how it harms the others, by its name in HOSTILE; empty: not."""
 
     cut: int
     data: DeviceData
+    hostile: str = ""
 
 
 @dataclass(frozen=True)
 class SimulatedRound:
-    """What a round came to; accuracies by device, as `Score.accuracies` names them, if it was evaluated."""
+    """What a round came to.
+
+    `accuracies`: of the honest devices, as `Score.accuracies` names them, if the round was evaluated.
+    """
 
     round: int
     trunk_loss: dict[str, float]
@@ -73,7 +78,7 @@ class Simulation:
                 number,
                 trunk_loss,
                 exit_loss,
-                {name: self._score(name) for name in self._trainers} if self._is_evaluated(number) else {},
+                {name: self._score(name) for name in self._honest()} if self._is_evaluated(number) else {},
                 sent,
             )
 
@@ -83,16 +88,21 @@ class Simulation:
         return fleet_digest(self._model.trunk_weights(), clients)
 
     def _trainer(self, name: str, cut: int) -> ClientTrainer:
-        network = build_at(self.spec, self.place)
-        return ClientTrainer(network, cut, self.spec, name, self.devices[name].data)
+        device = self.devices[name]
+        kind = HOSTILE[device.hostile] if device.hostile else ClientTrainer
+        return kind(build_at(self.spec, self.place), cut, self.spec, name, device.data)
+
+    def _honest(self) -> list[str]:
+        return [name for name in self._trainers if not self.devices[name].hostile]
 
     def _commit(self, number: int) -> int:
         """Devices start from what the commit holds for them. Returns the bytes of weights on their way."""
         moves = self.moves.get(number, {})
         contributions = {
             name: Contribution(
-                trainer.samples,
-                trainer.weights() if self.spec.client_averaging != "none" or name in moves else None,
+                copies_of(trainer.weights())
+                if self.spec.client_averaging != "none" or name in moves
+                else None,
                 moves.get(name, 0),
             )
             for name, trainer in self._trainers.items()
@@ -159,6 +169,11 @@ class Simulation:
             answers = self._model.predict(name, features.to(self.place)).cpu().numpy()
             score.add(batch.labels, batch.exit_labels, entropy, answers, self.spec.threshold)
         return score.accuracies()
+
+
+def copies_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of their own, as they come over the wire: a commit averages them in place and keeps them."""
+    return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def build_at(spec: RunSpec, place: str) -> SplitNetwork:

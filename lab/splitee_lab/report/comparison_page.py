@@ -19,6 +19,7 @@ from splitee_lab.simulate.results import CutResult, Figure, MethodResult, Point
 from splitee_lab.simulate.targets import Target
 
 COLUMNS = ("method", "accuracy %", "exit %", "adaptive %", "bytes", "compute", "of whole")
+HONEST_ONLY = "Hostile clients: {}. Accuracies are means over the honest ones."
 LEFT = ("cut", "method", "target", "bound")
 TARGET_COLUMNS = ("method", "target", "is", "bound", "met")
 
@@ -74,7 +75,8 @@ def markdown(job: Job, results: Sequence[MethodResult], targets: Sequence[Target
         ]
         for result in results
     ]
-    lines = _markdown_table(columns, rows)
+    lines = [HONEST_ONLY.format(job.hostile), ""] if job.hostile else []
+    lines += _markdown_table(columns, rows)
     if targets:
         lines += ["", *_markdown_table(TARGET_COLUMNS, _target_rows(targets))]
     return "\n".join(lines) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ import msgspec
 import numpy as np
 
 from splitee.durable import write_atomically
-from splitee.errors import DataError, StateError
+from splitee.errors import ConfigError, DataError, StateError
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.images import DeviceData, ImageSet, open_data, spread_evenly
 from splitee_lab.local.workers import at_work
 from splitee_lab.methods.experiment import Experiment, RoundResult
+from splitee_lab.methods.hostile import HOSTILE
 from splitee_lab.methods.registry import METHODS, batches_of
 from splitee_lab.methods.simulation import SimulatedDevice
 from splitee_lab.simulate.partition import Partition, deal, warnings_of
@@ -39,7 +41,10 @@ class PictureChoice(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One method with one seed, and all that its result depends on; client i has cuts[i % len(cuts)]."""
+    """One method with one seed, and all that its result depends on; client i has cuts[i % len(cuts)].
+
+    `hostile`: how many clients, the first ones, are hostile, and how: "1:flip-labels"; empty: none.
+    """
 
     method: str
     run: RunSpec
@@ -49,6 +54,7 @@ class Job(msgspec.Struct, frozen=True):
     partition: str
     evaluate_every: int
     place: str = "cpu"
+    hostile: str = ""
 
     @property
     def name(self) -> str:
@@ -143,16 +149,28 @@ def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
     return lines
 
 
+def parse_hostile(text: str) -> tuple[int, str]:
+    """How many clients are hostile, and how, of `COUNT:KIND`; empty: none. Raises ConfigError."""
+    count, _, kind = text.partition(":")
+    if not text:
+        return 0, ""
+    if not re.fullmatch("[1-9][0-9]{0,3}", count) or kind not in HOSTILE:
+        raise ConfigError(f"expected COUNT:KIND with one of {', '.join(HOSTILE)}; got {text!r}")
+    return int(count), kind
+
+
 def experiment_of(job: Job, pictures: Pictures, on_batch: Callable[[], None]) -> Experiment:
     """The job's clients with their pictures; who has fewer than two is left out."""
     train = pictures.train
     hands = deal(train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
+    count, kind = parse_hostile(job.hostile)
     devices = {}
     for index, (name, mine) in enumerate(zip(client_names(job.clients), hands, strict=True)):
         if len(mine) >= 2:
             own = ImageSet(train.images[mine], train.labels[mine])
             data = DeviceData(own, pictures.held_out, pictures.class_names, ())
-            devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data)
+            attack = kind if index < count else ""
+            devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data, attack)
     return Experiment(job.run, devices, job.evaluate_every, on_batch, job.place)
 
 

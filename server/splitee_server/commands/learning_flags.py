@@ -30,4 +30,5 @@ def learning_settings(command: Any) -> Any:
         "soft_labels",
         "client_averaging",
     )
-    return first(strategy_setting("aggregation_every")(run_setting("weighting")(command)))
+    averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
+    return first(strategy_setting("aggregation_every")(averages(command)))

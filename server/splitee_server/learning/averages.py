@@ -10,19 +10,23 @@ from torch import Tensor
 from splitee.protocol.fields import ClientAveraging, Weighting
 from splitee.training.state import COUNTER
 from splitee.training.weights import CLIENT
+from splitee_server.learning.means import Rule
 from splitee_server.learning.strategies.base import Strategy
+
+MEAN = Rule()
 
 
 def average_by_name(
-    holders: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float]
+    holders: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float], rule: Rule = MEAN
 ) -> dict[str, Tensor]:
-    """The weighted mean of every tensor over its holders: stage l over {i : l_i < l}.
+    """The average of every tensor over its holders: stage l over {i : l_i < l}.
 
     BatchNorm's running mean and variance are averaged like weights; its batch counter is left out.
 
     Args:
         holders: for each device, its trunk's tensors by name.
-        weights: for each of these devices, its weight, such as its number of samples.
+        weights: for each of these devices, its weight, such as its number of samples; 0: it does not count.
+        rule: how they are averaged.
 
     Returns:
         Tensors by name, in float64 while they are summed, of the holders' type at the end.
@@ -30,21 +34,17 @@ def average_by_name(
     names = sorted({name for tensors in holders.values() for name in tensors if not name.endswith(COUNTER)})
     means: dict[str, Tensor] = {}
     for name in names:
-        having = [device for device in sorted(holders) if name in holders[device]]
-        total = sum(weights[device] for device in having)
-        if total <= 0:
-            continue
-        first = holders[having[0]][name]
-        mean = torch.zeros_like(first, dtype=torch.float64)
-        for device in having:
-            mean.add_(holders[device][name], alpha=weights[device] / total)
-        means[name] = mean.to(first.dtype)
+        having = [device for device in sorted(holders) if name in holders[device] and weights[device] > 0]
+        if having:
+            tensors = [holders[device][name] for device in having]
+            mean = rule.combine(tensors, [weights[device] for device in having])
+            means[name] = mean.to(tensors[0].dtype)
     return means
 
 
 def weigh(samples: Mapping[str, int], how: Weighting) -> dict[str, int]:
-    """What each device counts in an average: its samples, or the same for all."""
-    return {device: count if how == "samples" else 1 for device, count in samples.items()}
+    """What each device counts in an average: its samples, or the same for all who have any."""
+    return {device: count if how == "samples" else min(count, 1) for device, count in samples.items()}
 
 
 Weights = Mapping[str, Tensor]
@@ -55,9 +55,10 @@ def average_clients(
     clients: Mapping[str, Weights],
     strategy: Strategy,
     cuts: Mapping[str, int],
-    samples: Mapping[str, int],
+    weights: Mapping[str, float],
+    rule: Rule = MEAN,
 ) -> None:
-    """Average what the devices hold, weighted by their `samples`, and write it back to all holders.
+    """Average what the devices hold, weighted by their `weights`, and write it back to all holders.
 
     `same-cut`: client networks and exits over the devices of each cut. `layerwise`: exits likewise, but each
     stage over all its holders, client networks and trunks alike; a shared trunk counts once for each device
@@ -69,19 +70,21 @@ def average_clients(
     if how == "none":
         return
     for cut in set(cuts.values()):
-        average({name: clients[name] for name in clients if cuts[name] == cut}, samples)
+        average({name: clients[name] for name in clients if cuts[name] == cut}, weights, rule)
     if how == "layerwise":
         whole = {name: _whole(clients[name], strategy.trunk(name).state_dict()) for name in clients}
-        strategy.absorb(average(whole, samples))
+        strategy.absorb(average(whole, weights, rule))
 
 
-def average(holders: Mapping[str, Weights], samples: Mapping[str, int]) -> dict[str, Tensor]:
-    """Replaces every tensor by its mean over those who hold it, in place; BatchNorm's counters are kept.
+def average(
+    holders: Mapping[str, Weights], weights: Mapping[str, float], rule: Rule = MEAN
+) -> dict[str, Tensor]:
+    """Replaces every tensor by its average over those who hold it, in place; BatchNorm's counters are kept.
 
     Returns:
-        The means.
+        The averages.
     """
-    means = average_by_name(holders, samples)
+    means = average_by_name(holders, weights, rule)
     with torch.no_grad():
         for tensors in holders.values():
             for name in tensors.keys() & means.keys():

@@ -12,6 +12,8 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import weights_digest
 from splitee.training.weights import CLIENT, WeightsAssembler, client_model, select
 from splitee_server.learning.averages import average_clients, weigh
+from splitee_server.learning.clipping import clip_updates
+from splitee_server.learning.means import Rule
 from splitee_server.learning.strategies.base import Strategy
 
 Weights = Mapping[str, Tensor]
@@ -26,6 +28,8 @@ class ClientNetworks:
         self._strategy = strategy
         self._held: dict[str, Weights] = {}
         self._digests: dict[str, str] = {}
+        first = network.module.state_dict() if spec.clip_updates else {}
+        self._initial = {name: tensor.clone() for name, tensor in first.items()}
 
     def __contains__(self, device: str) -> bool:
         return device in self._held
@@ -46,19 +50,29 @@ class ClientNetworks:
         Args:
             received: client networks of devices that have finished the round; they are averaged in place.
             cuts: of all devices. One that was absent takes the average of its cut, or keeps what is held.
-            samples: of the devices that have finished the round.
+            samples: that the trunk was trained with, of the devices that have finished the round. One with
+                none does not count, and takes the average as one that was absent.
         """
-        absent = {device: weights for device, weights in self._held.items() if device not in samples}
-        self._held = dict(received)
-        how = self._spec.client_averaging
-        if how != "none":
-            weights = weigh(samples, self._spec.weighting)
+        before = self._held
+        absent = {device: weights for device, weights in before.items() if device not in samples}
+        self._held = {**absent, **received}
+        if self._spec.client_averaging != "none":
+            counting = {device: weights for device, weights in received.items() if samples[device]}
+            if self._spec.clip_updates:
+                starts = {device: self._start(device, cuts[device], before) for device in counting}
+                clip_updates(counting, starts, self._spec.clip_updates)
             average_clients(
-                how, received, self._strategy, {device: cuts[device] for device in received}, weights
+                self._spec.client_averaging,
+                received,
+                self._strategy,
+                {device: cuts[device] for device in received},
+                weigh(samples, self._spec.weighting),
+                Rule.of(self._spec),
             )
             for device, cut in cuts.items():
-                self.adopt(device, cut, cuts)
-        self._held = {**absent, **self._held}
+                peer = self._same_cut_peer(cut, cuts, counting)
+                if device not in counting and peer is not None:
+                    self._held[device] = counting[peer]
         self._digests = {}
 
     def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
@@ -103,6 +117,16 @@ class ClientNetworks:
     def _same_cut_peer(cut: int, cuts: Mapping[str, int], held: Mapping[str, Weights]) -> str | None:
         """The first device, by name, with this cut and a network among `held`."""
         return min((device for device in held if cuts.get(device) == cut), default=None)
+
+    def _start(self, device: str, cut: int, held: Mapping[str, Weights]) -> Weights:
+        """What a device has begun the round from: what was `held` for it, else the run's first weights."""
+        if device in held:
+            return held[device]
+        fresh = client_model(self._network, cut, self._spec).state_dict()
+        return {
+            name: self._initial[name.removeprefix(CLIENT)] if name.startswith(CLIENT) else tensor
+            for name, tensor in fresh.items()
+        }
 
     def _moved(self, device: str, cut: int, own: Weights, exit_from: Weights) -> Weights:
         """The client network of `device` at its new cut; its trunk is moved with it.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from splitee.networks.split import SplitNetwork
@@ -14,7 +16,9 @@ from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.weights import WeightsAssembler
 from splitee_server.learning.client_networks import ClientNetworks
+from splitee_server.learning.loss_filter import LossFilter
 from splitee_server.learning.soft_labels import SoftLabelStore
+from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.learning.strategies.registry import make_strategy
 
 
@@ -23,13 +27,11 @@ class Contribution:
     """What a device has brought to a round that it has finished.
 
     Args:
-        samples: that it trains on in a round; its weight in averages, where the run weighs by samples.
         weights: its client network and exit, averaged in place; None: it has sent none. A device that
             moves must have sent them.
         next_cut: where it is cut from this commit on; 0: it stays.
     """
 
-    samples: int
     weights: Mapping[str, Tensor] | None = None
     next_cut: int = 0
 
@@ -44,7 +46,9 @@ class FleetModel:
         self._strategy = make_strategy(network, spec)
         self._clients = ClientNetworks(spec, network, self._strategy)
         self._soft_labels = SoftLabelStore(spec)
+        self._loss_filter = LossFilter(spec.largest_loss)
         self._cuts: dict[str, int] = {}
+        self._trained: dict[str, int] = {}  # samples by device, since the last commit
 
     @property
     def order(self) -> Literal["step", "device", "any"]:
@@ -76,7 +80,7 @@ class FleetModel:
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
     ) -> float:
-        """One step of the device's trunk.
+        """One step of the device's trunk; of a device that is left out, a look at the loss only.
 
         Args:
             features: (B, *feature_shape) float32 at the device's cut.
@@ -89,9 +93,17 @@ class FleetModel:
         Raises:
             Untrainable: the batch gives no step that can be taken; nothing has changed.
         """
-        loss, logits = self._strategy.train(
-            device, features, labels, round_number=round_number, step=step, steps=steps
-        )
+        if self._loss_filter.leaves_out(device):
+            logits = self._strategy.logits(device, features)
+            loss = F.cross_entropy(logits, labels).item()
+            if not math.isfinite(loss):
+                raise Untrainable(f"a batch gives the loss {loss:g}")
+        else:
+            loss, logits = self._strategy.train(
+                device, features, labels, round_number=round_number, step=step, steps=steps
+            )
+            self._trained[device] = self._trained.get(device, 0) + len(labels)
+        self._loss_filter.add(device, loss)
         self._soft_labels.add(device, round_number, logits)
         return loss
 
@@ -102,13 +114,17 @@ class FleetModel:
     def commit(self, number: int, contributions: Mapping[str, Contribution]) -> dict[str, int]:
         """End round `number`: soft labels, averages of trunks and client networks, then moves.
 
+        Where a run weighs by samples, a device counts with those that the trunk was trained on in the round.
+
         Args:
             contributions: by device, of those that have finished the round; each has joined.
 
         Returns:
             The new cuts, of the devices that have moved.
         """
-        samples = {device: contribution.samples for device, contribution in contributions.items()}
+        samples = {device: self._trained.get(device, 0) for device in contributions}
+        self._trained = {}
+        self._loss_filter.end_round()
         self._soft_labels.end_round(number, contributions)
         self._strategy.aggregate(samples)
         received = {d: c.weights for d, c in contributions.items() if c.weights is not None}
@@ -117,6 +133,11 @@ class FleetModel:
         self._clients.move(moved, self._cuts)
         self._cuts.update(moved)
         return moved
+
+    @property
+    def left_out(self) -> list[str]:
+        """Devices whose batches the next round does not train on, as RunSpec.largest_loss says."""
+        return self._loss_filter.state()
 
     def holds(self, device: str) -> bool:
         """Whether the device is to start its next round from a client network that is held here."""
@@ -148,6 +169,7 @@ class FleetModel:
             "strategy": self._strategy.state(),
             "clients": self._clients.state(),
             "soft_labels": self._soft_labels.state(),
+            "left_out": self._loss_filter.state(),
             **self._named_trunks().state(),
         }
 
@@ -160,6 +182,8 @@ class FleetModel:
         self._strategy.load(state["strategy"])
         self._clients.load(state["clients"])
         self._soft_labels.load(state["soft_labels"])
+        self._loss_filter.load(state["left_out"])
+        self._trained = {}
         self._cuts = NamedTrunks.read(state).cuts
 
     def _named_trunks(self) -> NamedTrunks:

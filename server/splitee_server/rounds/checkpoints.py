@@ -35,6 +35,7 @@ class Committed:
     soft_labels: dict[str, Any] = field(default_factory=dict)  # that devices learn from next, by device
     trunks: dict[str, Any] = field(default_factory=dict)  # by name, as `NamedTrunks` reads them
     trunk_of: dict[str, str] = field(default_factory=dict)  # by device
+    left_out: list[str] = field(default_factory=list)  # devices that the next round does not train with
 
 
 class Checkpoints:

@@ -110,16 +110,15 @@ class Commits:
             self._members.end_round(done, device, phase.trained_batches(device))
             self._losses[device] = done.loss, phase.trunk_loss(device)
         contributions = {
-            device: Contribution(
-                self._members[device].train_samples,
-                phase.weights(device),
-                phase.opened.participants[device].next_cut,
-            )
+            device: Contribution(phase.weights(device), phase.opened.participants[device].next_cut)
             for device in phase.done
         }
         for device, cut in self._model.commit(number, contributions).items():
             log.info("%s is cut at %d now, before at %d", device, cut, self._members[device].cut)
             self._members.move(device, cut)
+        if self._model.left_out:
+            names = ", ".join(self._model.left_out)
+            log.info("round %d trains without %s: their loss is far above most", number + 1, names)
         for member in self._members:
             self._start_from_held(member.device)
         self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())

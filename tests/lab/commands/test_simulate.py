@@ -136,6 +136,10 @@ def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_pat
         (("--network", "resnet81"), NetworkError, "resnet18"),
         (("--data", "builtin:nothing"), DataError, "unknown data set builtin:nothing"),
         (("--strategy", "", "--baselines", ""), ConfigError, "nothing to run"),
+        (("--hostile", "1:sleep"), ConfigError, "expected COUNT:KIND with one of flip-labels, "),
+        (("--hostile", "0:noise"), ConfigError, "expected COUNT:KIND"),
+        (("--hostile", "1:noise"), ConfigError, "--hostile is for strategies"),
+        (("--hostile", "3:noise", "--baselines", ""), ConfigError, "expected an honest client, of 3"),
         (("--batch-size", "1"), click.BadParameter, "--batch-size 1: from 2 to 4096"),
     ],
 )
@@ -151,6 +155,17 @@ def test_mistakes_are_named_before_anything_runs(
 def test_a_list_that_cannot_be_read_is_named(flag: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=r"expected .*; got 'x"):
         simulate(*SMALL, flag, "x,y", "--out", str(tmp_path))
+
+
+def test_accuracies_are_those_of_honest_clients_and_the_report_says_so(tmp_path: Path) -> None:
+    flags = ("--hostile", "1:constant", "--baselines", "", "--strategy", "sequential", "--out", str(tmp_path))
+    said = "Hostile clients: 1:constant. Accuracies are means over the honest ones."
+    assert said in simulate(*SMALL, *flags)
+    assert (tmp_path / "table.md").read_text().startswith(said)
+    assert "mean over the honest clients" in (tmp_path / "report.html").read_text()
+    part = json.loads((tmp_path / "parts" / "sequential-seed1.json").read_text())
+    assert sorted(part["rounds"][-1]["accuracies"]) == ["client-2", "client-3"]
+    assert sorted(part["clients"]) == ["client-1", "client-2", "client-3"]
 
 
 def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:

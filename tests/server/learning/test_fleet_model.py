@@ -19,8 +19,10 @@ from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 
 CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
-SAMPLES = {"a": 40, "b": 10, "c": 30, "d": 20}
-BATCH = 8
+IMAGES = {"a": 20, "b": 5, "c": 15, "d": 10}  # each device's, a batch
+STEPS = 2  # batches in a round
+SAMPLES = {device: STEPS * count for device, count in IMAGES.items()}  # that the trunk trains on in a round
+BATCH = 20  # at most
 NETWORK = build_network("tiny_networks:tiny", num_classes=10)
 STRATEGIES = pytest.mark.parametrize("strategy", ["sequential", "averaging"])
 
@@ -41,7 +43,7 @@ def spec(strategy: str, averaging: Any = "layerwise", **settings: Any) -> RunSpe
         rounds=5,
         strategy=strategy,
         batch_size=BATCH,
-        steps=2,
+        steps=STEPS,
         client_averaging=averaging,
         **settings,
     )
@@ -57,17 +59,17 @@ class Fleet:
         self.cuts = dict(cuts)
         self.model = FleetModel(self.spec, copy.deepcopy(NETWORK))
         for device, cut in cuts.items():
-            self.model.join(device, cut, SAMPLES[device])
+            self.model.join(device, cut, IMAGES[device])
 
     def train(self, number: int, *devices: str) -> dict[str, dict[str, Tensor]]:
         """A round of these devices, all by default; the client networks that they send after it."""
         generator = torch.Generator().manual_seed(number)
         sent = {}
         for device in devices or self.cuts:
-            for step in range(self.spec.steps):
-                features = self.features(device, generator)
-                labels = torch.randint(0, 10, (BATCH,), generator=generator)
-                self.model.train(device, features, labels, round_number=number, step=step, steps=2)
+            for step in range(STEPS):
+                features = self.features(device, generator, IMAGES[device])
+                labels = torch.randint(0, 10, (len(features),), generator=generator)
+                self.model.train(device, features, labels, round_number=number, step=step, steps=STEPS)
             sent[device] = {
                 name: (tensor + torch.rand(tensor.shape, generator=generator)).to(tensor.dtype)
                 for name, tensor in initial(self.cuts[device]).items()
@@ -77,16 +79,13 @@ class Fleet:
     def commit(self, number: int, sent: Mapping[str, dict[str, Tensor]], **moves: int) -> dict[str, int]:
         moved = self.model.commit(
             number,
-            {
-                device: Contribution(SAMPLES[device], weights, moves.get(device, 0))
-                for device, weights in sent.items()
-            },
+            {device: Contribution(weights, moves.get(device, 0)) for device, weights in sent.items()},
         )
         self.cuts.update(moved)
         return moved
 
-    def features(self, device: str, generator: torch.Generator) -> Tensor:
-        return torch.randn(BATCH, *self.model.feature_shape(self.cuts[device]), generator=generator)
+    def features(self, device: str, generator: torch.Generator, count: int = BATCH) -> Tensor:
+        return torch.randn(count, *self.model.feature_shape(self.cuts[device]), generator=generator)
 
     def trunk(self, device: str) -> dict[str, Tensor]:
         """A copy of the trunk that continues this device's client network."""
@@ -160,11 +159,10 @@ def test_what_is_held_for_a_device_ends_with_the_next_round_that_it_finishes(str
     fleet = Fleet(strategy, "none")
     fleet.commit(1, fleet.train(1), a=2)
     moved, digest = dict(fleet.model.client("a")), fleet.model.digest("a")
-    nothing_sent = {device: Contribution(SAMPLES[device]) for device in "bcd"}
-    fleet.model.commit(2, nothing_sent)
+    fleet.model.commit(2, dict.fromkeys("bcd", Contribution()))
     assert same(fleet.model.client("a"), moved) and fleet.model.digest("a") == digest
     assert not fleet.model.holds("b")
-    fleet.model.commit(3, {"a": Contribution(SAMPLES["a"])})
+    fleet.model.commit(3, {"a": Contribution()})
     assert not fleet.model.holds("a")
 
 
@@ -199,15 +197,20 @@ def test_a_move_keeps_the_weights_of_every_stage(strategy: str, old: int, new: i
     fleet.commit(2, fleet.train(2))
 
 
+ROBUST = {"average": "trimmed", "clip_updates": 0.9, "largest_loss": 1.001, "largest_share": 0.4}
+
+
 @STRATEGIES
-def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str) -> None:
-    fleet, restarted = Fleet(strategy, soft_labels=1.0), Fleet(strategy, soft_labels=1.0, cuts={})
+@pytest.mark.parametrize("settings", [{}, ROBUST, {"average": "median", "aggregation_every": 1}])
+def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str, settings: dict[str, Any]) -> None:
+    settings = {"soft_labels": 1.0, **settings}
+    fleet, restarted = Fleet(strategy, **settings), Fleet(strategy, cuts={}, **settings)
     assert fleet.model.soft_labels("b") is None
     fleet.commit(1, fleet.train(1), d=1)
     restarted.model.load(unpack_state(pack_state(fleet.model.state())))
     restarted.cuts = fleet.cuts
     for device, cut in fleet.cuts.items():
-        restarted.model.join(device, cut, SAMPLES[device])
+        restarted.model.join(device, cut, IMAGES[device])
     for number in (2, 3):
         for one in (fleet, restarted):
             one.commit(number, one.train(number, "a", "b", "d"))
@@ -217,3 +220,118 @@ def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str) -> None
         ours, theirs = fleet.model.soft_labels("b"), restarted.model.soft_labels("b")
         assert ours is not None and theirs is not None and ours.round == theirs.round == number
         assert torch.equal(ours.probabilities, theirs.probabilities)
+
+
+@STRATEGIES
+def test_only_what_the_trunk_was_trained_with_weighs(strategy: str) -> None:
+    """A device that says it has many images, and sends no batch, is no part of any average."""
+    fleet = Fleet(strategy)
+    fleet.model.join("a", 1, 1 << 62)
+    honest = fleet.train(1, "b", "c", "d")
+    silent = {name: torch.full_like(tensor, 7) for name, tensor in initial(1).items()}
+    before = {device: fleet.whole(device, client) for device, client in honest.items()}
+    fleet.commit(1, {"a": silent, **honest})
+    for name, tensor in fleet.whole("a", fleet.model.client("a")).items():
+        if name in before["b"] and not name.endswith(COUNTER):
+            np.testing.assert_allclose(tensor.numpy(), mean(before, name), rtol=1e-5, atol=1e-6)
+
+
+def test_what_was_trained_counts_for_one_round() -> None:
+    fleet = Fleet("averaging")
+    fleet.commit(1, fleet.train(1))
+    own = fleet.trunk("b")
+    fleet.commit(2, fleet.train(2, "c"))
+    assert not same(own, fleet.trunk("b"))
+    assert same(fleet.trunk("b"), fleet.trunk("c"))
+
+
+@STRATEGIES
+def test_no_device_has_more_than_the_largest_share(strategy: str) -> None:
+    capped, alike = Fleet(strategy, largest_share=0.25), Fleet(strategy, weighting="uniform")
+    for fleet in (capped, alike):
+        fleet.commit(1, fleet.train(1))
+    for name, tensor in capped.whole("a", capped.model.client("a")).items():
+        torch.testing.assert_close(tensor, alike.whole("a", alike.model.client("a"))[name])
+
+
+@STRATEGIES
+@pytest.mark.parametrize("average", ["trimmed", "median"])
+def test_one_client_network_among_four_cannot_move_an_average_beyond_the_others(
+    strategy: str, average: str
+) -> None:
+    fleet = Fleet(strategy, average=average, cuts=dict.fromkeys("abcd", 2))
+    sent = fleet.train(1)
+    honest = [{name: tensor.clone() for name, tensor in sent[device].items()} for device in "bcd"]
+    for tensor in sent["a"].values():
+        tensor.fill_(1e6)
+    fleet.commit(1, sent)
+    for name, tensor in fleet.model.client("b").items():
+        values = torch.stack([client[name] for client in honest])
+        assert bool((tensor >= values.amin(0)).all() and (tensor <= values.amax(0)).all()), name
+
+
+@STRATEGIES
+def test_an_update_is_measured_from_what_the_device_began_the_round_with(strategy: str) -> None:
+    """In the first round the run's first weights, later what was committed for it."""
+    fleet = Fleet(strategy, clip_updates=1.5)
+    first = fleet.train(1)
+    exit_of_a = first["a"]["exit.linear.weight"].clone()
+    fleet.commit(1, first)
+    alike = fleet.model.client("a")["exit.linear.weight"]
+    assert torch.equal(alike, exit_of_a)  # it is not clipped: all updates are as long
+    sent = fleet.train(2)
+    for device, client in sent.items():
+        for name, tensor in client.items():
+            change = tensor - initial(CUTS[device])[name]
+            tensor.copy_(fleet.model.client(device)[name] + change * (1 if device == "a" else 0.01))
+    fleet.commit(2, sent)
+    assert (fleet.model.client("a")["exit.linear.weight"] - exit_of_a).abs().max() < 0.05
+
+
+@STRATEGIES
+def test_a_huge_update_moves_an_average_by_a_few_honest_ones_only(strategy: str) -> None:
+    fleet = Fleet(strategy, clip_updates=1.0, cuts=dict.fromkeys("abcd", 2))
+    sent = fleet.train(1)
+    for tensor in sent["a"].values():
+        tensor.fill_(1e6)
+    fleet.commit(1, sent)
+    for name, tensor in fleet.model.client("b").items():
+        if not name.endswith(COUNTER):
+            assert (tensor - initial(2)[name]).abs().max() < 2
+
+
+@STRATEGIES
+def test_a_device_whose_loss_is_far_above_the_others_neither_trains_nor_counts(strategy: str) -> None:
+    """Left out, it is answered still, and takes over the averages of the others."""
+    cuts = dict.fromkeys("abcd", 2)
+    fleet = Fleet(strategy, cuts=cuts, largest_loss=2.0)
+    features, labels = fleet.features("a", torch.Generator().manual_seed(0)), torch.arange(BATCH) % 10
+
+    def train(number: int, device: str, factor: float = 1.0) -> float:
+        return fleet.model.train(device, factor * features, labels, round_number=number, step=0, steps=1)
+
+    losses = [train(1, "b"), train(1, "c"), train(1, "d"), train(1, "a", 1000)]
+    assert losses[3] > 2 * max(losses[:3])
+    fleet.commit(1, {device: copy.deepcopy(initial(2)) for device in cuts})
+    before = fleet.trunk("a")
+    assert train(2, "a") > 0 and same(before, fleet.trunk("a"))
+    for device in "bcd":
+        train(2, device)
+    sent = {device: copy.deepcopy(initial(2)) for device in cuts}
+    for tensor in sent["a"].values():
+        tensor.fill_(9)
+    fleet.commit(2, sent)
+    for name, tensor in fleet.model.client("a").items():
+        if not name.endswith(COUNTER):
+            torch.testing.assert_close(tensor, initial(2)[name])
+
+
+@STRATEGIES
+def test_who_was_absent_takes_the_average_of_those_who_counted(strategy: str) -> None:
+    """Not the network of its cut's other device, whose batches the trunk was not trained on."""
+    fleet = Fleet(strategy)
+    fleet.commit(1, fleet.train(1))
+    held = copy.deepcopy(dict(fleet.model.client("c")))
+    sent = fleet.train(2, "a", "d")
+    fleet.commit(2, {**sent, "b": {name: torch.full_like(one, 9) for name, one in initial(2).items()}})
+    assert same(fleet.model.client("c"), held)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.learning.averages import average_by_name, weigh
+from splitee_server.learning.clipping import clip_updates
+from splitee_server.learning.means import Rule
 from splitee_server.learning.strategies.base import Strategy, TrunkStep
 
 
@@ -66,8 +68,12 @@ class Averaging(Strategy):
         self._period, self._trained = 0, {}
 
     def _average(self, samples: Mapping[str, int]) -> None:
-        holders = {device: self._trunks[device].state_dict() for device in samples}
-        self.absorb(average_by_name(holders, weigh(samples, self._spec.weighting)))
+        holders = {device: self._trunks[device].state_dict() for device, count in samples.items() if count}
+        if self._spec.clip_updates:
+            last = self._network.trunk(1).state_dict()
+            clip_updates(holders, dict.fromkeys(holders, last), self._spec.clip_updates)
+        weights = weigh(samples, self._spec.weighting)
+        self.absorb(average_by_name(holders, weights, Rule.of(self._spec)))
 
     def absorb(self, means: Mapping[str, Tensor]) -> None:
         for trunk in (*self._trunks.values(), self._network.trunk(1)):

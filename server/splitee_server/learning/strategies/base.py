@@ -146,14 +146,18 @@ class Strategy(ABC):
         if 0 < self._spec.clip_gradient < norm:
             clip_grads_with_norm_(parameters, self._spec.clip_gradient, norm)
 
-    @torch.inference_mode()
-    def predict(self, device: str, features: Tensor) -> Tensor:
-        """Labels (B,) that the trunk gives features (B, ...) of `device`."""
+    @torch.no_grad()
+    def logits(self, device: str, features: Tensor) -> Tensor:
+        """What the trunk answers to features (B, ...) of `device`: (B, classes); it learns nothing."""
         trunk = self.trunk(device)
         trunk.eval()
         with precision_at(features.device):
-            answer: Tensor = trunk(features).argmax(dim=1)
+            answer: Tensor = trunk(features)
         return answer
+
+    def predict(self, device: str, features: Tensor) -> Tensor:
+        """Labels (B,) that the trunk gives features (B, ...) of `device`."""
+        return self.logits(device, features).argmax(dim=1)
 
     @staticmethod
     @torch.no_grad()

@@ -1,0 +1,62 @@
+"""Clipping: no device's update is larger than a multiple of the fleet's median."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from splitee.training.state import COUNTER
+
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm
+
+Weights = Mapping[str, Tensor]
+
+
+def clip_updates(trained: Mapping[str, Weights], starts: Mapping[str, Weights], multiple: float) -> None:
+    """Shorten, in place, what lies between a device's start and its weights, where it is too long.
+
+    An update's size is the root of its mean square, so that networks of different cuts compare; the limit is
+    `multiple` of the devices' median. Parameters and BatchNorm's statistics, which have other scales, are
+    measured and clipped apart. What is clipped lies on the line to the start: a variance stays above 0.
+
+    Args:
+        trained: each device's tensors by name.
+        starts: for the same devices, these tensors when the round began.
+    """
+    for statistics in (False, True):
+        sizes = {
+            device: update_size(tensors, starts[device], _names(tensors, statistics))
+            for device, tensors in trained.items()
+        }
+        limit = multiple * median(sizes.values()) if sizes else 0.0
+        for device, size in sizes.items():
+            if size > limit:
+                _shorten(trained[device], starts[device], _names(trained[device], statistics), limit / size)
+
+
+def update_size(tensors: Weights, start: Weights, names: Iterable[str]) -> float:
+    """The root mean square of `tensors` - `start` over the coordinates of `names`."""
+    squares, count = 0.0, 0
+    for name in names:
+        squares += float((tensors[name].double() - start[name].double()).square().sum())
+        count += tensors[name].numel()
+    return math.sqrt(squares / max(count, 1))
+
+
+@torch.no_grad()
+def _shorten(tensors: Weights, start: Weights, names: Iterable[str], factor: float) -> None:
+    for name in names:
+        begun = start[name].double()
+        tensors[name].copy_(begun + factor * (tensors[name].double() - begun))
+
+
+def _names(tensors: Weights, statistics: bool) -> list[str]:
+    return [
+        name
+        for name in sorted(tensors)
+        if not name.endswith(COUNTER) and name.endswith(STATISTICS) == statistics
+    ]

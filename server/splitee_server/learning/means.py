@@ -1,0 +1,90 @@
+"""How one tensor comes of several devices' own: a mean with bounded shares, a trimmed mean, a median."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splitee.protocol.fields import Average
+from splitee.protocol.run_spec import RunSpec
+
+TRIMMED = 5  # one in so many values is left out at each end
+FEWEST = 3  # holders among whom one can be told from the others
+AT_ONCE = 1 << 20  # coordinates that are sorted together, to bound the memory
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a run asks of its averages.
+
+    Args:
+        average: `mean` is weighted; in `trimmed` and `median`, taken of each coordinate, all devices count
+            the same (Yin et al. 2018, arXiv 1803.01498). One or two holders of a tensor are averaged by
+            `mean` in any case: no majority tells which of them is wrong.
+        largest_share: of the weight in a mean that one of its n holders may have; at least 1/n.
+    """
+
+    average: Average = "mean"
+    largest_share: float = 1.0
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Rule:
+        return cls(spec.average, spec.largest_share)
+
+    def combine(self, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+        """What `tensors` of one shape come to, in float64.
+
+        Args:
+            tensors: at least one, in an order that does not depend on when they came.
+            weights: of each, above 0.
+        """
+        count = len(tensors)
+        if self.average == "mean" or count < FEWEST:
+            return weighted_mean(tensors, bounded(weights, self.largest_share))
+        trim = (count - 1) // 2 if self.average == "median" else max(1, count // TRIMMED)
+        return trimmed_mean(tensors, trim)
+
+
+def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """The weighted mean, in float64."""
+    total = sum(weights)
+    mean = torch.zeros_like(tensors[0], dtype=torch.float64)
+    for tensor, weight in zip(tensors, weights, strict=True):
+        mean.add_(tensor, alpha=weight / total)
+    return mean
+
+
+def trimmed_mean(tensors: Sequence[Tensor], trim: int) -> Tensor:
+    """The mean of each coordinate's values without the `trim` smallest and the `trim` largest, in float64.
+
+    With all but one or two values trimmed it is the median.
+    """
+    kept = len(tensors) - 2 * trim
+    mean = torch.zeros_like(tensors[0], dtype=torch.float64, memory_format=torch.contiguous_format)
+    sums, flat = mean.view(-1), [tensor.reshape(-1) for tensor in tensors]
+    for first in range(0, len(sums), AT_ONCE):
+        piece = slice(first, first + AT_ONCE)
+        for row in torch.stack([one[piece] for one in flat]).sort(dim=0).values[trim : trim + kept]:
+            sums[piece].add_(row)
+    return mean / kept
+
+
+def bounded(weights: Sequence[float], largest: float) -> Sequence[float]:
+    """The same weights with a ceiling, so that none is more than the share `largest` of their sum.
+
+    Of n weights, where `largest` is 1/n or less, all become equal.
+    """
+    if max(weights) <= largest * sum(weights):
+        return weights
+    if largest * len(weights) <= 1:
+        return [1.0] * len(weights)
+    descending = sorted(weights, reverse=True)
+    ceiling = descending[0]
+    for above in range(1, len(weights)):  # as many reach the ceiling
+        ceiling = largest * sum(descending[above:]) / (1 - above * largest)
+        if descending[above] <= ceiling:
+            break
+    return [min(weight, ceiling) for weight in weights]

@@ -1,0 +1,109 @@
+"""What hostile clients send, and that a simulation with them is as repeatable as one without."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from splitee.networks.split import build_for
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee_device.data.images import DeviceData, ImageSet, open_data
+from splitee_device.training.trainer import ClientTrainer
+from splitee_lab.methods.hostile import FLIP_SCALE, HOSTILE
+from splitee_lab.methods.simulation import SimulatedDevice, Simulation
+from splitee_server.learning.strategies.registry import STRATEGIES
+
+SAMPLES = 32
+ROBUST = {"average": "trimmed", "clip_updates": 2.0, "largest_loss": 1.5}
+
+
+@pytest.fixture(scope="module")
+def data() -> DeviceData:
+    return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=4 * SAMPLES)
+
+
+def spec(**settings: Any) -> RunSpec:
+    known: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "run": "r",
+        "network": "tiny_networks:tiny",
+        "num_classes": 10,
+        "rounds": 2,
+        "seed": 1,
+        "batch_size": 16,
+    }
+    return RunSpec(**{**known, **settings})
+
+
+def after_a_round(kind: type[ClientTrainer], data: DeviceData) -> tuple[ClientTrainer, list[Any]]:
+    trainer = kind(build_for(spec()), 2, spec(), "client", data)
+    return trainer, list(trainer.round(1))
+
+
+def simulation(run: RunSpec, hostile: str, data: DeviceData) -> Simulation:
+    devices = {}
+    for index in range(4):
+        own = slice(index * SAMPLES, (index + 1) * SAMPLES)
+        part = dataclasses.replace(data, train=ImageSet(data.train.images[own], data.train.labels[own]))
+        devices[f"client-{index}"] = SimulatedDevice(1 + index % 2, part, "" if index else hostile)
+    return Simulation(run, devices)
+
+
+def test_flipped_labels_are_those_of_the_honest_client_turned_round(data: DeviceData) -> None:
+    _, honest = after_a_round(ClientTrainer, data)
+    _, sent = after_a_round(HOSTILE["flip-labels"], data)
+    for mine, theirs in zip(sent, honest, strict=True):
+        assert np.array_equal(mine.labels, 9 - theirs.labels)
+
+
+def test_a_flipped_sign_turns_the_update_round_and_leaves_batches_alone(data: DeviceData) -> None:
+    start = ClientTrainer(build_for(spec()), 2, spec(), "client", data).weights()
+    start = {name: tensor.clone() for name, tensor in start.items()}
+    honest, batches = after_a_round(ClientTrainer, data)
+    hostile, sent = after_a_round(HOSTILE["flip-sign"], data)
+    assert all(np.array_equal(one.features, two.features) for one, two in zip(sent, batches, strict=True))
+    for name, tensor in hostile.weights().items():
+        update = honest.weights()[name] - start[name]
+        if name.endswith("running_var"):
+            assert bool((tensor >= 0).all())
+        elif tensor.is_floating_point():
+            torch.testing.assert_close(tensor, start[name] - FLIP_SCALE * update)
+
+
+def test_a_constant_network_sends_nothing_but_zeros(data: DeviceData) -> None:
+    trainer, sent = after_a_round(HOSTILE["constant"], data)
+    assert not any(tensor.any() for tensor in trainer.weights().values())
+    assert not any(batch.features.any() for batch in sent)
+
+
+def test_noise_has_the_scale_of_what_it_replaces(data: DeviceData) -> None:
+    honest, batches = after_a_round(ClientTrainer, data)
+    hostile, sent = after_a_round(HOSTILE["noise"], data)
+    features, true = sent[0].features, batches[0].features
+    assert features.shape == true.shape and features.dtype == true.dtype
+    assert features.std() == pytest.approx(true.std(), rel=0.2)
+    assert abs(np.corrcoef(features.ravel(), true.ravel())[0, 1]) < 0.1
+    weights = hostile.weights()
+    assert weights.keys() == honest.weights().keys()
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_seed_decides_all_and_only_honest_clients_have_accuracies(
+    kind: str, strategy: str, data: DeviceData
+) -> None:
+    run = spec(strategy=strategy, **ROBUST)
+    one, other = (simulation(run, kind, data) for _ in range(2))
+    rounds = list(one.rounds())
+    assert rounds == list(other.rounds())
+    assert one.digest() == other.digest()
+    assert list(rounds[-1].accuracies) == ["client-1", "client-2", "client-3"]
+    honest = simulation(run, "", data)
+    assert len(list(honest.rounds())[-1].accuracies) == 4
+    assert honest.digest() != one.digest()

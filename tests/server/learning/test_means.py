@@ -1,0 +1,97 @@
+"""Rules of averages against plain NumPy, and what one holder of a tensor can do to them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitee_server.learning import means
+from splitee_server.learning.averages import average_by_name
+from splitee_server.learning.means import Rule, bounded, trimmed_mean
+
+SHAPE = (3, 5)
+
+
+def tensors(count: int) -> list[torch.Tensor]:
+    return list(torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(count)))
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 10, 11])
+def test_a_median_and_a_trimmed_mean_are_those_of_every_coordinate(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = tensors(count)
+    stacked = np.stack([value.numpy() for value in values]).astype(np.float64)
+    trim = max(1, int(0.2 * count))
+    expected = np.sort(stacked, axis=0)[trim : count - trim].mean(axis=0)
+    for at_once in (means.AT_ONCE, 4):
+        monkeypatch.setattr(means, "AT_ONCE", at_once)
+        trimmed = Rule("trimmed").combine(values, [1.0] * count)
+        np.testing.assert_allclose(trimmed.numpy(), expected, rtol=1e-12)
+        median = Rule("median").combine(values, [1.0] * count)
+        np.testing.assert_allclose(median.numpy(), np.median(stacked, axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("average", ["trimmed", "median"])
+def test_two_holders_are_averaged_by_weight_and_more_are_not(average: means.Average) -> None:
+    values = tensors(3)
+    two = Rule(average).combine(values[:2], [3, 1])
+    torch.testing.assert_close(two, (3 * values[0].double() + values[1].double()) / 4)
+    assert torch.equal(Rule(average).combine(values, [3, 1, 1]), Rule(average).combine(values, [1, 1, 1]))
+
+
+@pytest.mark.parametrize("average", ["trimmed", "median"])
+@pytest.mark.parametrize("wild", [1e30, -1e30, float("inf"), float("nan")])
+def test_one_of_five_stays_between_the_others(average: means.Average, wild: float) -> None:
+    values = tensors(4)
+    answer = Rule(average).combine([*values, torch.full(SHAPE, wild)], [1.0] * 5)
+    honest = torch.stack(values).double()
+    assert bool((answer >= honest.amin(0)).all() and (answer <= honest.amax(0)).all())
+
+
+def test_a_scalar_and_a_layout_of_channels_last_are_averaged_alike() -> None:
+    assert trimmed_mean([torch.tensor(float(value)) for value in (1, 2, 9)], 1) == 2
+    images = [torch.randn(2, 3, 4, 4) for _ in range(3)]
+    turned = [image.to(memory_format=torch.channels_last) for image in images]
+    assert torch.equal(trimmed_mean(images, 1), trimmed_mean(turned, 1))
+
+
+def test_who_counts_nothing_is_no_holder() -> None:
+    holders = {name: {"x": torch.full((2,), value)} for name, value in {"a": 1.0, "b": 9.0, "c": 3.0}.items()}
+    for rule in (Rule(), Rule("median")):
+        average = average_by_name(holders, {"a": 1, "b": 0, "c": 1}, rule)["x"]
+        assert average.tolist() == [2.0, 2.0]
+    assert average_by_name(holders, dict.fromkeys(holders, 0), Rule("median")) == {}
+
+
+def test_shares_below_the_largest_stay_as_they_are() -> None:
+    weights = [250, 240, 180]
+    assert bounded(weights, 0.5) is weights
+    assert bounded(weights, 1.0) is weights
+    assert bounded([7], 0.1) == [1.0]
+
+
+def test_a_share_above_the_largest_is_given_to_the_others_in_their_proportions() -> None:
+    assert bounded([1 << 62, 2, 1], 0.5) == [3.0, 2, 1]
+    assert bounded([8, 8, 1, 1], 0.3) == pytest.approx([1.5, 1.5, 1, 1])
+    assert bounded([100, 1, 1], 1 / 3) == [1.0, 1.0, 1.0]
+
+
+@given(
+    st.lists(st.integers(1, 1 << 40), min_size=1, max_size=30),
+    st.floats(0.001, 1),
+)
+def test_no_share_is_above_the_largest_and_none_overtakes_another(weights: list[int], largest: float) -> None:
+    shares = np.array(bounded(weights, largest), dtype=np.float64)
+    shares /= shares.sum()
+    assert shares.max() <= max(largest, 1 / len(weights)) * (1 + 1e-9)
+    order = np.argsort(weights, kind="stable")
+    assert all(first <= second * (1 + 1e-9) for first, second in pairwise(shares[order]))
+    below = shares < shares.max() * (1 - 1e-9)
+    kept = np.array(weights, dtype=np.float64)[below]
+    np.testing.assert_allclose(shares[below] / shares[below].sum(), kept / kept.sum())
