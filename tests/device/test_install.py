@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,40 @@ def test_wheels_that_are_missing_are_named_before_anything_changes(tmp_path: Pat
     root = tmp_path / "root"
     root.mkdir()
     assert "splitee itself does not build" in refused(root, "--wheels", str(tmp_path / "wheels"))
+
+
+def hollow_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
+    """A wheel that installs nothing but its own name."""
+    distribution = f"{name.replace('-', '_')}-{version}"
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    about += "".join(f"Requires-Dist: {need}\n" for need in needs)
+    with zipfile.ZipFile(folder / f"{distribution}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{distribution}.dist-info/METADATA", about)
+        wheel.writestr(
+            f"{distribution}.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr(f"{distribution}.dist-info/RECORD", "")
+
+
+@pytest.mark.slow
+def test_a_package_that_was_exchanged_is_not_installed(tmp_path: Path) -> None:
+    """Where the name and the version are right, and the content is somebody else's."""
+    wheels, root = tmp_path / "wheels", tmp_path / "root"
+    for folder in (wheels, root):
+        folder.mkdir()
+    hollow_wheel(wheels, "hetero-splitee", "0.1.0", "click")
+    pins = re.findall(r"(?m)^([\w-]+)==([\w.]+)", (ROOT / "requirements" / "base.txt").read_text())
+    for name, version in pins:
+        hollow_wheel(wheels, name, version)
+    flags = ("--infer-only", "--wheels", str(wheels), "--python", sys.executable)
+    refusal = install(root, *flags)
+    assert "DO NOT MATCH THE HASHES" in refusal.stderr
+    assert "not all wheels are to be had" in refusal.stderr.splitlines()[-1]
+    assert list(root.rglob("*")) == [root / "opt"]
+    assert "the installed program does not start" in install(root, *flags, "--no-hashes").stderr
+    site = next((root / "opt/splitee/lib").iterdir()) / "site-packages"
+    assert [path.name for path in site.glob("click-*")] == [f"click-{dict(pins)['click']}.dist-info"]
 
 
 @pytest.mark.parametrize(("fleet", "device", "key"), [("bay", "pi-1", "fleet"), ("barn", "pi-2", "id")])
