@@ -14,6 +14,7 @@ from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.inference.trunks import TrunkModels
+from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -45,6 +46,7 @@ def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
     connection = Link(
         link.address, f"splitee-{link.fleet}-server-{instance}", will=offline(topics, instance), tls=link.tls
     )
+    warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     farewell = None
