@@ -8,7 +8,7 @@ COMPOSE ?= docker compose
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxschedchunk 1
 
-.PHONY: demo up down test test-quick test-costs chaos test-all-networks check fuzz check-wheels docs format clean
+.PHONY: demo up down test test-quick test-costs chaos test-all-networks check fuzz check-wheels lock sbom docs format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/splitee demo $(DEMO)
@@ -62,6 +62,10 @@ check-wheels: $(VENV)/.dev
 			--python-platform aarch64-manylinux_2_36 --only-binary :all: \
 			--quiet --no-header --no-annotate || exit 1; \
 	done; done
+
+# requirements/*.txt: what an installation as root takes, pinned to constraints.txt and with hashes.
+lock: $(VENV)/.dev
+	$(BIN)/python scripts/lock_requirements.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/make_docs.py

@@ -6,12 +6,14 @@ set -eu
 usage() {
     cat <<'EOF'
 sudo device/install.sh [--bundle splitee-ID.tar] [--data SPEC] [--infer-only] [--wheels DIR]
+                       [--no-hashes]
 sudo device/install.sh --uninstall [--purge]
 
   --bundle FILE  this device's identity, made by `splitee broker add-device ID`
   --data SPEC    what to train on, as for `splitee device --data`
   --infer-only   without torch: the device classifies and asks, it does not train
   --wheels DIR   install from the wheels in DIR, and reach for no index
+  --no-hashes    take other versions and builds than those that requirements/*.txt pins
   --python EXE   the Python to use (3.11 or later); default: python3
   --root DIR     install under DIR, without an account and without starting anything: images, tests
   --uninstall    remove the service and the program; keep settings, identity and state
@@ -25,7 +27,7 @@ fail() {
 }
 
 here=$(cd "$(dirname "$0")/.." && pwd)
-bundle='' data='' extra='[train]' wheels='' python=python3 root='' action=install purge=''
+bundle='' data='' extra='[train]' wheels='' python=python3 root='' action=install purge='' hashes=yes
 while [ $# -gt 0 ]; do
     case $1 in
     --bundle | --data | --wheels | --python | --root)
@@ -35,6 +37,7 @@ while [ $# -gt 0 ]; do
         shift
         ;;
     --infer-only) extra='' ;;
+    --no-hashes) hashes='' ;;
     --uninstall) action=uninstall ;;
     --purge) purge=yes ;;
     -h | --help) usage && exit 0 ;;
@@ -89,6 +92,35 @@ pip_install() { # PYTHON FLAGS...
     "$with" -m pip install --disable-pip-version-check --quiet --only-binary :all: "$@"
 }
 
+build_wheel() { # by a setuptools of known hash, and from a copy: a build leaves things behind
+    mkdir "$scratch/source"
+    (cd "$here" && cp -R pyproject.toml README.md LICENSE core device server export lab broker_config \
+        "$scratch/source")
+    if [ -n "$hashes" ]; then
+        set -- --require-hashes -r "$here/requirements/build.txt"
+    else
+        set -- 'setuptools>=77'
+    fi
+    pip_install "$checker" --target "$scratch/build" "$@" &&
+        PYTHONPATH=$scratch/build "$checker" -m pip wheel --disable-pip-version-check --quiet --no-deps \
+            --no-build-isolation --wheel-dir "$scratch" "$scratch/source"
+}
+
+install_packages() { # PYTHON FLAGS...: splitee, and all that it needs, pinned and with the hashes that are known
+    into=$1
+    shift
+    if [ -n "$hashes" ]; then
+        lock=base
+        [ -z "$extra" ] || lock=train
+        printf 'hetero-splitee%s @ file://%s --hash=sha256:%s\n' \
+            "$extra" "$built" "$(sha256sum "$built" | cut -d' ' -f1)" >"$scratch/own.txt"
+        set -- --require-hashes -r "$scratch/own.txt" -r "$here/requirements/$lock.txt" "$@"
+    else
+        set -- "$built$extra" "$@"
+    fi
+    pip_install "$into" "$@"
+}
+
 check_wheels() { # nothing that runs is touched
     checker=$program/bin/python
     if ! works "$checker"; then
@@ -96,16 +128,13 @@ check_wheels() { # nothing that runs is touched
         checker=$scratch/venv/bin/python
     fi
     built=$(find "${wheels:-$scratch}" -maxdepth 1 -name 'hetero_splitee-*.whl' | sort | tail -n 1)
-    if [ -z "$built" ]; then # from a copy: a build leaves things behind
-        mkdir "$scratch/source"
-        (cd "$here" && cp -R pyproject.toml README.md LICENSE core device server export lab broker_config \
-            "$scratch/source")
-        "$checker" -m pip wheel --disable-pip-version-check --quiet --no-deps \
-            ${wheels:+--no-index --find-links "$wheels"} --wheel-dir "$scratch" "$scratch/source" ||
-            fail "splitee itself does not build; see above"
-        built=$(ls "$scratch"/hetero_splitee-*.whl)
+    if [ -z "$built" ]; then
+        build_wheel || fail "splitee itself does not build; see above"
+    else
+        cp "$built" "$scratch"
     fi
-    pip_install "$checker" --dry-run "$built$extra" ||
+    built=$(find "$scratch" -maxdepth 1 -name 'hetero_splitee-*.whl')
+    install_packages "$checker" --dry-run ||
         fail "not all wheels are to be had for Python $("$python" -V | cut -d' ' -f2) on $(uname -m); see above"
 }
 
@@ -159,7 +188,7 @@ install_settings() {
 install_program() {
     # A broken environment (another Python, a run that was cut off) is made anew.
     works "$program/bin/python" || "$python" -m venv --clear "$program"
-    pip_install "$program/bin/python" "$built$extra"
+    install_packages "$program/bin/python"
     pip_install "$program/bin/python" --no-deps --force-reinstall "$built"
     "$program/bin/splitee" --version >/dev/null || fail "the installed program does not start; see above"
 }

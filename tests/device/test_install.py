@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,37 @@ def test_wheels_that_are_missing_are_named_before_anything_changes(tmp_path: Pat
     assert "splitee itself does not build" in refused(root, "--wheels", str(tmp_path / "wheels"))
 
 
+def hollow_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
+    """A wheel that installs nothing but its own name."""
+    distribution = f"{name.replace('-', '_')}-{version}"
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    about += "".join(f"Requires-Dist: {need}\n" for need in needs)
+    with zipfile.ZipFile(folder / f"{distribution}-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{distribution}.dist-info/METADATA", about)
+        wheel.writestr(
+            f"{distribution}.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
+        wheel.writestr(f"{distribution}.dist-info/RECORD", "")
+
+
+@pytest.mark.slow
+def test_a_package_that_was_exchanged_is_not_installed(tmp_path: Path) -> None:
+    """Where the name and the version are right, and the content is somebody else's."""
+    wheels, root = tmp_path / "wheels", tmp_path / "root"
+    for folder in (wheels, root):
+        folder.mkdir()
+    hollow_wheel(wheels, "hetero-splitee", "0.1.0", "click")
+    pins = (ROOT / "requirements" / "base.txt").read_text()
+    for name, version in re.findall(r"(?m)^([\w-]+)==([\w.]+)", pins):
+        hollow_wheel(wheels, name, version)
+    flags = ("--infer-only", "--wheels", str(wheels), "--python", sys.executable)
+    refusal = install(root, *flags)
+    assert "DO NOT MATCH THE HASHES" in refusal.stderr
+    assert "not all wheels are to be had" in refusal.stderr.splitlines()[-1]
+    assert list(root.rglob("*")) == [root / "opt"]
+
+
 @pytest.mark.parametrize(("fleet", "device", "key"), [("bay", "pi-1", "fleet"), ("barn", "pi-2", "id")])
 def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device: str, key: str) -> None:
     settings = tmp_path / "root" / "etc" / "splitee" / "device.toml"
@@ -203,7 +235,9 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     assert unit.read_bytes() == UNIT.read_bytes()
 
     settings.write_text(settings.read_text() + "cut = 5\n")
-    again = install(root, *flags, "--bundle", bundle(tmp_path / "b.tar"), "--data", "/srv/pictures")
+    again = install(
+        root, *flags, "--no-hashes", "--bundle", bundle(tmp_path / "b.tar"), "--data", "/srv/pictures"
+    )
     assert again.returncode == 0, again.stderr
     assert settings.read_text().splitlines()[3:] == ["cut = 5", 'data = "/srv/pictures"']
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import pwd
 import socket
-from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -20,6 +16,8 @@ from splitee.cli.settings import setting
 from splitee.errors import ConfigError, SpliteeError
 from splitee.protocol.topics import check_name
 from splitee_broker.authority import Authority, Issued, Role
+from splitee_broker.commands.options import DIRECTORY, RELOAD, in_directory, private, valid_for
+from splitee_broker.commands.renew import renew_identities
 from splitee_broker.files import (
     CONFIGURATION,
     access_rules,
@@ -32,36 +30,6 @@ from splitee_broker.files import (
 )
 from splitee_broker.limits import DEVICES, MOST_DEVICES
 from splitee_broker.retained import clear_retained
-
-DIRECTORY = click.Path(path_type=Path, file_okay=False)
-DAYS = 5 * 365
-RELOAD = "make the broker read it: systemctl reload mosquitto (or send it SIGHUP)"
-
-in_directory = click.option(
-    "--directory",
-    type=DIRECTORY,
-    default=Path("/etc/splitee"),
-    show_default=True,
-    envvar="SPLITEE_BROKER_DIRECTORY",
-    help="Holds authority/, broker/, server/, viewer/, homeassistant/ and bundles/.",
-)
-valid_for = click.option(
-    "--days", type=whole(1, 7000), default=DAYS, show_default=True, help="Certificates are valid."
-)
-
-
-def private(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Runs the command so that what it creates is its owner's alone."""
-
-    @wraps(command)
-    def with_umask(**arguments: Any) -> Any:
-        before = os.umask(0o077)
-        try:
-            return command(**arguments)
-        finally:
-            os.umask(before)
-
-    return with_umask
 
 
 @click.group()
@@ -163,7 +131,8 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
             if there is not None:
                 raise ConfigError(
                     f"{device} has a certificate until {there.until:%Y-%m-%d}: "
-                    f"revoke it first, if it needs another (splitee broker revoke-device {device})"
+                    f"renew it (splitee broker renew {device}), or, if somebody else may have it, "
+                    f"revoke it first (splitee broker revoke-device {device})"
                 )
             returns = device in authority.shut_out()
             identity = authority.issue(device, Role.DEVICE, days)
@@ -199,6 +168,9 @@ def revoke_device(device: str, directory: Path) -> None:
         echo(f"what the broker retains of {device} is still there ({error}); to clear it: {again}")
     else:
         echo(f"{count} retained topics of {device} are cleared; once the broker has read it, again: {again}")
+
+
+broker.add_command(renew_identities)
 
 
 @broker.command("list")

@@ -16,6 +16,7 @@ from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
 from splitee.durable import StateDirectory
+from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
@@ -123,6 +124,7 @@ def device(
     connection = Link(
         link.address, f"splitee-{link.fleet}-{device}", will=offline(topics, device, instance), tls=link.tls
     )
+    warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
     session = Session(connection, topics, device, instance, patience=patience or None, stop=stop.is_set)
     notify(f"STATUS=connecting to {link.address}")

@@ -12,6 +12,7 @@ from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import ConfigError
+from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
@@ -61,6 +62,7 @@ def infer(
     service = InferenceService(
         connection, link, topics, device, shelf, threshold=threshold, timeout=serving.timeout, threads=threads
     )
+    warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     try:

@@ -15,6 +15,7 @@ from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import BrokerRefused, Unwinding
 from splitee.inference.trunks import TrunkModels
+from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -51,6 +52,7 @@ def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
         tls=link.tls,
         admits=SenderLimits(topics).admits,
     )
+    warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     farewell = None

@@ -17,6 +17,7 @@ from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.durable import StateDirectory
+from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_for
@@ -128,7 +129,9 @@ def server(
         readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
         most_images=most_images,
     )
-    with monitoring.observers(connection, topics, store) as observers:
+    certificate = own_certificate(link.tls)
+    warn_before_it_ends(certificate)
+    with monitoring.observers(connection, topics, store, certificate) as observers:
         connection.open(link.connect_timeout)
         farewell = None
         try:

@@ -13,6 +13,7 @@ import click
 from splitee.cli.bounds import whole
 from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
+from splitee.mqtt.certificate import OwnCertificate
 from splitee.mqtt.link import Link
 from splitee.protocol.topics import Topics
 from splitee_server.monitoring.home_assistant import RECORD, HomeAssistant
@@ -33,8 +34,13 @@ class Monitoring:
     tensorboard: Path | None
 
     @contextmanager
-    def observers(self, link: Link, topics: Topics, store: Checkpoints) -> Iterator[list[Observer]]:
+    def observers(
+        self, link: Link, topics: Topics, store: Checkpoints, certificate: OwnCertificate | None = None
+    ) -> Iterator[list[Observer]]:
         """The observers of one run; /metrics is served while the context lasts.
+
+        Args:
+            certificate: by which the link is let in, if by any.
 
         Raises:
             ConfigError: a setting that cannot be; the port is in use.
@@ -52,7 +58,7 @@ class Monitoring:
             if self.metrics_port is not None:
                 from splitee_server.monitoring.prometheus import Figures, serving
 
-                figures = Figures()
+                figures = Figures(certificate.end if certificate else None)
                 stack.enter_context(serving(figures, self.metrics_bind, self.metrics_port))
                 found.append(figures)
             yield found

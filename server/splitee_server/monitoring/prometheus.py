@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
@@ -21,6 +22,7 @@ from splitee_server.rounds.progress import Progress, Standing
 
 EVERY = 1.0  # seconds between two looks at the run
 DEVICES = 2000  # that have series of their own, the first by name; the sums count all
+CERTIFICATE = "splitee_certificate_expiry_timestamp_seconds"
 STATES = (*get_args(Doing), "offline")
 
 Sample = tuple[tuple[str, ...], float]  # values of the labels, value
@@ -170,7 +172,9 @@ FIGURES = (
 class Figures(Observer, Collector):
     """Keeps the run's last progress; a scrape reads that, on a thread of its own, and disturbs nobody."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate_end: datetime | None = None) -> None:
+        """`certificate_end`: when the certificate ends by which the server is let in."""
+        self._certificate_end = certificate_end
         self._latest: Progress | None = None
         self._due = 0.0
 
@@ -181,6 +185,9 @@ class Figures(Observer, Collector):
             self._due = now + EVERY
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        if self._certificate_end is not None:
+            help = "When the server's own certificate ends, since the epoch"
+            yield GaugeMetricFamily(CERTIFICATE, help, value=self._certificate_end.timestamp())
         progress = self._latest
         if progress is not None:
             for figure in FIGURES:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -22,6 +23,7 @@ from splitee_lab.local.brokers import free_port
 from splitee_server.monitoring.prometheus import DEVICES, Figures, serving
 from splitee_server.rounds.progress import Progress, RunProgress, Standing, Trained
 
+CERTIFICATE_END = datetime(2031, 11, 27, tzinfo=UTC)
 HOST = "127.0.0.1"
 OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
 SPEC = RunSpec(protocol=1, run="run-a", network="resnet18", num_classes=10, rounds=5)
@@ -100,7 +102,7 @@ def samples(families: dict[str, Metric]) -> dict[tuple[str, tuple[str, ...]], fl
 
 
 def told(progress: Progress) -> Figures:
-    figures = Figures()
+    figures = Figures(CERTIFICATE_END)
     figures.tick(lambda: progress)
     return figures
 
@@ -141,6 +143,7 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
         ("splitee_device_trunk_accuracy_ratio", ("pi-0000",)): 0.75,
         ("splitee_device_adaptive_accuracy_ratio", ("pi-0000",)): 0.7,
         ("splitee_device_offload_ratio", ("pi-0000",)): 0.25,
+        ("splitee_certificate_expiry_timestamp_seconds", ()): 1_953_504_000,
     }
     assert {key: found.get(key) for key in expected} == expected
     info = families["splitee_info"].samples[0].labels

@@ -1,0 +1,43 @@
+"""What the commands of `splitee broker` share: the directory, the days that a certificate is valid."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from splitee.cli.bounds import whole
+
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+DAYS = 5 * 365
+RELOAD = "make the broker read it: systemctl reload mosquitto (or send it SIGHUP)"
+
+in_directory = click.option(
+    "--directory",
+    type=DIRECTORY,
+    default=Path("/etc/splitee"),
+    show_default=True,
+    envvar="SPLITEE_BROKER_DIRECTORY",
+    help="Holds authority/, broker/, server/, viewer/, homeassistant/ and bundles/.",
+)
+valid_for = click.option(
+    "--days", type=whole(1, 7000), default=DAYS, show_default=True, help="Certificates are valid."
+)
+
+
+def private(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Runs the command so that what it creates is its owner's alone."""
+
+    @wraps(command)
+    def with_umask(**arguments: Any) -> Any:
+        before = os.umask(0o077)
+        try:
+            return command(**arguments)
+        finally:
+            os.umask(before)
+
+    return with_umask

@@ -1,0 +1,61 @@
+"""`splitee broker renew`: new certificates before the old ones end."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import click
+
+from splitee.cli.bounds import whole
+from splitee.cli.plain_text import echo
+from splitee_broker.authority import Authority, Issued, Role
+from splitee_broker.commands.options import RELOAD, in_directory, private, valid_for
+from splitee_broker.renewal import renew, to_renew
+
+WITHIN = 60  # days: twice the time for which those that end are warned
+
+
+@click.command("renew")
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@in_directory
+@click.option(
+    "--within",
+    type=whole(0, 7000),
+    metavar="DAYS",
+    help=f"Renew what ends in so many days.  [default: {WITHIN}; for those that are named: whenever it ends]",
+)
+@click.option("--folder", is_flag=True, help="Write a folder for each device, not a tar file.")
+@valid_for
+@private
+def renew_identities(
+    ids: tuple[str, ...], directory: Path, within: int | None, folder: bool, days: int
+) -> None:
+    """Issue new certificates for those that end soon, or for these: devices, server, viewer, broker.
+
+    Nothing is revoked: the old certificates are good until they end.
+    """
+    if within is None and not ids:
+        within = WITHIN
+    with closing(Authority(directory / "authority")) as authority:
+        lines = to_renew(authority, tuple(dict.fromkeys(ids)), within)
+        for line in lines:
+            written = renew(authority, line, days, directory, as_folder=folder)
+            echo(f"{written}: {_next_step(line, written)}; the old one ends {line.until:%Y-%m-%d}")
+    if not lines:
+        echo(f"nothing to renew: no certificate ends within {within} days")
+
+
+def _next_step(line: Issued, written: Path) -> str:
+    """What the new certificate waits for."""
+    if line.role is Role.DEVICE:
+        how = f", then: device/install.sh --bundle {written.name}" if written.suffix == ".tar" else ""
+        return f"carry it to {line.name}{how}"
+    if line.role is Role.BROKER:
+        return RELOAD
+    return {
+        Role.SERVER: "restart splitee server",
+        Role.HEALTH: "in force at once",
+        Role.VIEWER: "in force at once, here; copy it to where else it is used",
+        Role.HOME_ASSISTANT: "give it to Home Assistant again, see docs/operations.md",
+    }[line.role]

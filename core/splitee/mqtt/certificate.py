@@ -1,0 +1,86 @@
+"""When this side's certificate ends, and the warnings in the log before that."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from splitee.errors import ConfigError
+from splitee.mqtt.address import TlsFiles
+
+WARNED = timedelta(days=30)  # before the end
+DAY = 24 * 3600.0  # seconds between two warnings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OwnCertificate:
+    """What is to be known of a client's certificate: whose it is, and until when it is valid."""
+
+    path: Path
+    name: str
+    end: datetime
+
+    def warning(self, now: datetime) -> str | None:
+        """What to say of it now; None as long as it is valid for more than 30 days."""
+        left = self.end - now
+        if left > WARNED:
+            return None
+        ends = f"ends in {left.days} days, on {self.end:%Y-%m-%d}" if left > timedelta(0) else "has ended"
+        return (
+            f"the certificate of {self.name!r} in {self.path} {ends}: renew it where the authority is "
+            f"(splitee broker renew {self.name}), bring it here, and start this command again"
+        )
+
+
+def own_certificate(tls: TlsFiles | None) -> OwnCertificate | None:
+    """The certificate by which this side is let in; None: it has none.
+
+    Raises:
+        ConfigError: the file is no PEM certificate.
+    """
+    if tls is None or tls.certificate is None:
+        return None
+    # Only where there is a certificate: it takes memory that a device without one need not spend.
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+
+    try:
+        certificate = x509.load_pem_x509_certificate(tls.certificate.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "expected a PEM certificate"
+        raise ConfigError(f"TLS certificate {tls.certificate}: {reason}") from None
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    name = str(names[0].value) if names else tls.certificate.stem
+    return OwnCertificate(tls.certificate, name, certificate.not_valid_after_utc)
+
+
+def warnings(
+    certificate: OwnCertificate,
+    *,
+    wait: Callable[[float], None] = time.sleep,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> Iterator[str]:
+    """What to say of the certificate: at once and every day, for ever."""
+    while True:
+        text = certificate.warning(now())
+        if text is not None:
+            yield text
+        wait(DAY)
+
+
+def warn_before_it_ends(certificate: OwnCertificate | None) -> None:
+    """From 30 days before the end on, logs a warning at once and every day while the process lives."""
+    if certificate is not None:
+        threading.Thread(target=_log, args=(certificate,), name="certificate", daemon=True).start()
+
+
+def _log(certificate: OwnCertificate) -> None:
+    for text in warnings(certificate):
+        log.warning("%s", text)

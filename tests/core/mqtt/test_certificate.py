@@ -1,0 +1,72 @@
+"""When this side's certificate ends: read from its file, and said in time."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from splitee.errors import ConfigError
+from splitee.mqtt.address import TlsFiles
+from splitee.mqtt.certificate import DAY, OwnCertificate, own_certificate, warnings
+from splitee_broker.authority import Authority, Role
+
+END = datetime(2031, 11, 27, 12, tzinfo=UTC)
+CERTIFICATE = OwnCertificate(Path("client.crt"), "pi-1", END)
+
+
+def test_it_is_read_from_its_file(tmp_path: Path) -> None:
+    with closing(Authority(tmp_path / "authority", "barn")) as authority:
+        path = tmp_path / "client.crt"
+        path.write_bytes(authority.issue("pi-1", Role.DEVICE, 10).certificate)
+        assert own_certificate(TlsFiles(certificate=path)) == OwnCertificate(
+            path, "pi-1", authority.issued[-1].until.replace(microsecond=0)
+        )
+
+
+@pytest.mark.parametrize("tls", [None, TlsFiles(), TlsFiles(ca=Path("ca.crt"))])
+def test_without_one_there_is_nothing_to_say(tls: TlsFiles | None) -> None:
+    assert own_certificate(tls) is None
+
+
+def test_a_file_that_is_no_certificate(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none.crt", "No such file"), (tmp_path / "bad.crt", "expected a PEM")):
+        (tmp_path / "bad.crt").write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        with pytest.raises(ConfigError, match=f"{path}: {reason}"):
+            own_certificate(TlsFiles(certificate=path))
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (timedelta(days=30, seconds=1), None),
+        (timedelta(days=30), "ends in 30 days, on 2031-11-27"),
+        (timedelta(hours=5), "ends in 0 days, on 2031-11-27"),
+        (timedelta(0), "has ended"),
+        (-timedelta(days=400), "has ended"),
+    ],
+)
+def test_it_is_said_from_30_days_before_the_end_on(left: timedelta, words: str | None) -> None:
+    text = CERTIFICATE.warning(END - left)
+    assert (text is None) == (words is None)
+    assert text is None or (words or "") in text
+    assert text is None or "splitee broker renew pi-1" in text
+
+
+def test_it_is_said_at_once_and_every_day() -> None:
+    now = END - timedelta(days=32, hours=-1)  # a day and 23 hours before the first warning
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        assert seconds == DAY
+        now += timedelta(seconds=seconds)
+
+    said = [
+        (text.split(",")[0].rpartition("ends ")[2], now)
+        for text in islice(warnings(CERTIFICATE, wait=wait, now=lambda: now), 3)
+    ]
+    assert [words for words, _ in said] == ["in 29 days", "in 28 days", "in 27 days"]
+    assert [time - said[0][1] for _, time in said] == [timedelta(days=day) for day in range(3)]
