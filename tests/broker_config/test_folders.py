@@ -7,8 +7,9 @@ import pwd
 import secrets
 import stat
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -40,9 +41,17 @@ def as_broker(*command: str | Path) -> int:
 
 
 @pytest.fixture
-def outside(public_path: Path) -> Path:
+def shared() -> Iterator[Path]:
+    """A folder that every account may enter: pytest's are closed."""
+    with TemporaryDirectory(prefix="splitee-folders-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+@pytest.fixture
+def outside(shared: Path) -> Path:
     """A file of root's in a folder of root's."""
-    folder = public_path / "outside"
+    folder = shared / "outside"
     folder.mkdir(mode=0o700)
     (folder / "shadow").write_text("root's")
     (folder / "shadow").chmod(0o600)
@@ -64,9 +73,9 @@ def init(directory: Path, *flags: str) -> None:
     assert made.exception is None, made.exception
 
 
-def test_the_brokers_account_reads_its_files_and_puts_nothing_beside_them(public_path: Path) -> None:
-    entry, folder = account(), public_path / "own" / "broker"
-    init(public_path / "own")
+def test_the_brokers_account_reads_its_files_and_puts_nothing_beside_them(shared: Path) -> None:
+    entry, folder = account(), shared / "own" / "broker"
+    init(shared / "own")
     assert (folder.stat().st_uid, folder.stat().st_gid) == (0, entry.pw_gid)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
     for name in NAMES:
@@ -79,19 +88,19 @@ def test_the_brokers_account_reads_its_files_and_puts_nothing_beside_them(public
 
 @pytest.mark.parametrize("target", ["shadow", "not-there"])
 def test_links_in_a_folder_of_the_brokers_account_lead_nowhere(
-    public_path: Path, outside: Path, target: str
+    shared: Path, outside: Path, target: str
 ) -> None:
     """Releases before this one gave the whole folder to the broker's account."""
-    entry, folder = account(), public_path / "own" / "broker"
+    entry, folder = account(), shared / "own" / "broker"
     folder.mkdir(parents=True)
     os.chown(folder, entry.pw_uid, entry.pw_gid)
     for name in NAMES:
         for planted in (name, f".{name}.new", f".{name}"):
             assert as_broker("ln", "-s", outside / target, folder / planted) == 0
     before = facts(outside)
-    init(public_path / "own")
+    init(shared / "own")
     for command in ("add-device", "revoke-device", "add-device"):
-        assert run_broker(command, "pi-1", directory=public_path / "own").exception is None
+        assert run_broker(command, "pi-1", directory=shared / "own").exception is None
     assert facts(outside) == before
     assert folder.stat().st_uid == 0
     for name in NAMES:
@@ -100,20 +109,20 @@ def test_links_in_a_folder_of_the_brokers_account_lead_nowhere(
         assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid)
 
 
-def test_an_account_that_is_named_keeps_its_files_when_they_are_written_again(public_path: Path) -> None:
+def test_an_account_that_is_named_keeps_its_files_when_they_are_written_again(shared: Path) -> None:
     account()
-    init(public_path / "own", "--owner", "1883")
-    init(public_path / "own")
-    run_broker("add-device", "pi-1", directory=public_path / "own")
-    run_broker("revoke-device", "pi-1", directory=public_path / "own")
-    owners = {(path.stat().st_uid, path.stat().st_gid) for path in (public_path / "own/broker").iterdir()}
+    init(shared / "own", "--owner", "1883")
+    init(shared / "own")
+    run_broker("add-device", "pi-1", directory=shared / "own")
+    run_broker("revoke-device", "pi-1", directory=shared / "own")
+    owners = {(path.stat().st_uid, path.stat().st_gid) for path in (shared / "own/broker").iterdir()}
     assert owners == {(1883, 1883)}
 
 
 def test_a_temporary_name_that_somebody_foresaw_is_not_written_to(
-    public_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+    shared: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry, folder = account(), public_path / "theirs"
+    entry, folder = account(), shared / "theirs"
     folder.mkdir()
     os.chown(folder, entry.pw_uid, entry.pw_gid)
     monkeypatch.setattr(secrets, "token_hex", lambda _count: "foreseen")
@@ -131,17 +140,17 @@ def test_a_temporary_name_that_somebody_foresaw_is_not_written_to(
 
 @pytest.mark.parametrize("write", [write_folder, write_broker_folder])
 def test_a_folder_that_is_a_link_is_refused(
-    public_path: Path, outside: Path, write: Callable[[Path, dict[str, bytes]], None]
+    shared: Path, outside: Path, write: Callable[[Path, dict[str, bytes]], None]
 ) -> None:
-    (public_path / "pi-1").symlink_to(outside)
+    (shared / "pi-1").symlink_to(outside)
     before = facts(outside)
     with pytest.raises(StateError, match=r"pi-1: it is a link; run as its owner"):
-        write(public_path / "pi-1", {"client.key": b"key"})
+        write(shared / "pi-1", {"client.key": b"key"})
     assert facts(outside) == before
 
 
-def test_files_in_a_folder_of_another_account_are_that_accounts(public_path: Path) -> None:
-    entry, folder = account(), public_path / "server"
+def test_files_in_a_folder_of_another_account_are_that_accounts(shared: Path) -> None:
+    entry, folder = account(), shared / "server"
     folder.mkdir()
     os.chown(folder, entry.pw_uid, entry.pw_gid)
     write_folder(folder, {"client.key": b"key", "ca.crt": b"authority"})

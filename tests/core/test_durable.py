@@ -79,3 +79,41 @@ def test_unreadable_facts_are_no_facts(tmp_path: Path) -> None:
     assert state.facts() == {"run": "x"}
     (tmp_path / "run.json").write_bytes(b'{"run": ')
     assert state.facts() is None
+
+
+def test_a_link_in_the_place_of_a_file_is_replaced_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"before")
+    (tmp_path / "file").symlink_to("outside")
+    write_atomically(tmp_path / "file", b"after")
+    assert (tmp_path / "outside").read_bytes() == b"before"
+    assert not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"after"
+
+
+def test_what_a_killed_process_left_unfinished_is_removed(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    state.save_round(1, b"x")
+    state.close()
+    (tmp_path / ".0123456789abcdef.new").write_bytes(b"half")
+    StateDirectory(tmp_path).close()
+    assert {file.name for file in tmp_path.iterdir()} == {".lock", "round-000001.state"}
+
+
+def test_a_lock_that_is_a_link_is_refused_and_creates_nothing(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / ".lock").symlink_to(tmp_path / "outside")
+    with pytest.raises(StateError, match="choose another directory"):
+        StateDirectory(tmp_path / "state")
+    assert not (tmp_path / "outside").exists()
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_the_umask_decides_who_reads_a_file_unless_it_is_said(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "file", b"")
+        write_atomically(tmp_path / "own", b"", mode=0o640)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+    assert (tmp_path / "own").stat().st_mode & 0o777 == 0o640
