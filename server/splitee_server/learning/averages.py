@@ -9,8 +9,8 @@ from torch import Tensor
 
 from splitee.protocol.fields import ClientAveraging, Weighting
 from splitee.training.state import COUNTER
-from splitee.training.weights import CLIENT
-from splitee_server.learning.means import Rule
+from splitee.training.weights import CLIENT, EXIT
+from splitee_server.learning.means import FEWEST, Rule
 from splitee_server.learning.strategies.base import Strategy
 
 MEAN = Rule()
@@ -62,7 +62,8 @@ def average_clients(
 
     `same-cut`: client networks and exits over the devices of each cut. `layerwise`: exits likewise, but each
     stage over all its holders, client networks and trunks alike; a shared trunk counts once for each device
-    whose batches train the stage there.
+    whose batches train the stage there. By `trimmed` and `median`, what is averaged over a cut stays as it is
+    where fewer than three devices have that cut.
 
     Args:
         clients: client networks and exits by device, averaged in place.
@@ -70,10 +71,36 @@ def average_clients(
     if how == "none":
         return
     for cut in set(cuts.values()):
-        average({name: clients[name] for name in clients if cuts[name] == cut}, weights, rule)
+        average(_with_cut(cut, how, clients, cuts, weights, rule), weights, rule)
     if how == "layerwise":
         whole = {name: _whole(clients[name], strategy.trunk(name).state_dict()) for name in clients}
         strategy.absorb(average(whole, weights, rule))
+
+
+def _with_cut(
+    cut: int,
+    how: ClientAveraging,
+    clients: Mapping[str, Weights],
+    cuts: Mapping[str, int],
+    weights: Mapping[str, float],
+    rule: Rule,
+) -> dict[str, Weights]:
+    """What is averaged over the devices of a cut; nothing where a robust rule finds no majority among them.
+
+    With a robust rule and `layerwise` these are the exits: averaged among two of a cut first, a hostile
+    client network would be two of the values that its stages are chosen from.
+    """
+    mates = {name: clients[name] for name in clients if cuts[name] == cut}
+    if rule.average == "mean":
+        return mates
+    if sum(weights[name] > 0 for name in mates) < FEWEST:
+        return {}
+    if how == "same-cut":
+        return mates
+    return {
+        device: {name: tensor for name, tensor in tensors.items() if name.startswith(EXIT)}
+        for device, tensors in mates.items()
+    }
 
 
 def average(

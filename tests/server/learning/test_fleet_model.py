@@ -335,3 +335,22 @@ def test_who_was_absent_takes_the_average_of_those_who_counted(strategy: str) ->
     sent = fleet.train(2, "a", "d")
     fleet.commit(2, {**sent, "b": {name: torch.full_like(one, 9) for name, one in initial(2).items()}})
     assert same(fleet.model.client("c"), held)
+
+
+@STRATEGIES
+@pytest.mark.parametrize("average", ["trimmed", "median"])
+def test_a_hostile_network_reaches_neither_its_cuts_other_exit_nor_a_stage_by_it(
+    strategy: str, average: str
+) -> None:
+    fleet = Fleet(strategy, average=average, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
+    sent = fleet.train(1)
+    honest = {device: copy.deepcopy(sent[device]) for device in "bcd"}
+    for tensor in sent["a"].values():
+        tensor.fill_(1e6)
+    fleet.commit(1, sent)
+    for name, tensor in fleet.model.client("b").items():
+        if name.startswith(EXIT):
+            assert torch.equal(tensor, honest["b"][name])
+        else:
+            values = torch.stack([client[name] for client in honest.values()])
+            assert bool((tensor >= values.amin(0)).all() and (tensor <= values.amax(0)).all()), name
