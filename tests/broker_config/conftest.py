@@ -26,6 +26,7 @@ from splitee_broker.authority import Authority, Role
 from splitee_broker.commands.broker import broker
 from splitee_broker.files import client_files, write_folder
 from splitee_lab.local.brokers import find_mosquitto
+from splitee_lab.local.forked import without_settings
 
 HOST = "127.0.0.1"
 DEADLINE = 10.0  # seconds
@@ -148,5 +149,4 @@ def connect(fleet: Fleet) -> Iterator[Callable[..., Link]]:
 def splitee_device(name: str, *flags: str, state: Path) -> subprocess.CompletedProcess[str]:
     """A real `splitee device` process, which must end by itself."""
     own = ("--id", name, "--state", state, "--data", "builtin:fashion-mnist")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
-    return warm.run("device", *own, *flags, environment=environment)
+    return warm.run("device", *own, *flags, environment=without_settings())

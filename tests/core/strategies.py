@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ WITHIN_BOUNDS = st.floats(-LARGEST, LARGEST, width=32)
 Array = npt.NDArray[np.float32]
 
 
+@cache  # a strategy is checked when it is first used: once, not for every example
 def messages(kind: type[Any]) -> st.SearchStrategy[Any]:
     """Valid messages of `kind`, within the bounds that its fields declare."""
     return _of(msgspec.inspect.type_info(kind))

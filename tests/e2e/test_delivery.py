@@ -43,8 +43,8 @@ LONG = 60.0  # seconds
 def models(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of pi-2, `first` and `second`, and one of pi-1, `other`."""
     models = tmp_path_factory.mktemp("models")
-    shutil.copytree(trained.path / "model" / "pi-2", models / "first")
-    shutil.copytree(trained.path / "model" / "pi-1", models / "other")
+    shutil.copytree(trained.model("pi-2"), models / "first")
+    shutil.copytree(trained.model("pi-1"), models / "other")
     changed(models / "first", models / "second", lambda weights: weights * 1.001)
     return models
 

@@ -15,12 +15,14 @@ from warm import WarmProcess
 
 from splitee.errors import ExitCode
 from splitee_lab.local.brokers import RunningBroker
+from splitee_lab.local.forked import without_settings
 
 LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
 TINY = ("--network", "tiny_networks:tiny")
 UNDER_WAY = ("--broker", "embedded", "--no-baselines", "--devices", "2", *TINY)
 IDS = ("pi-1", "pi-2", "pi-3")
 ROUNDS = 8
+MARK = "DEMO_UNDER_TEST"  # a variable that all of a demo's processes inherit
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
@@ -31,11 +33,10 @@ class Demo:
         self.out = out
         self._shown, self._errors = out.with_name("shown"), out.with_name("errors")
         small = ("--rounds", "2", "--samples", "40", "--out", str(out))
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
         self.process = WarmProcess(
             ["demo", *small, *flags],
             self._shown,
-            {**inherited, "PYTHONPATH": str(SUPPORT)},
+            {**without_settings(), "PYTHONPATH": str(SUPPORT), MARK: str(out)},
             errors=self._errors,
         )
 
@@ -47,7 +48,7 @@ class Demo:
             self.process.kill()
         shown, errors = self._shown.read_text(), self._errors.read_text()
         assert ended == code, errors
-        assert not self._running()
+        until(lambda: not self._running(), lambda: f"{self._running()} outlive the demo")
         return shown, errors
 
     def report(self) -> tuple[dict[str, Any], str]:
@@ -63,17 +64,19 @@ class Demo:
 
         def started() -> bool:
             assert self.process.poll() is None
-            children = psutil.Process(self.process.pid).children()
-            found.extend(running for running in children if name in running.cmdline())
+            children = psutil.Process(self.process.pid).children(recursive=True)
+            found.extend(running for running in children if running.name() == f"splitee {name}")
             return bool(found)
 
         until(started, lambda: f"{name} has not been started")
         return found[0]
 
     def _running(self) -> list[str]:
-        """The commands that run with a path in the demo's folder: its broker, server and devices."""
-        running = [" ".join(other.info["cmdline"] or ()) for other in psutil.process_iter(["cmdline"])]
-        return [command for command in running if f"{self.out}/" in command]
+        """What the demo has started: broker, server, devices, and what they are forked from."""
+        processes = psutil.process_iter(["environ", "name"])
+        return [
+            other.name() for other in processes if (other.info["environ"] or {}).get(MARK) == str(self.out)
+        ]
 
 
 @pytest.mark.mosquitto
@@ -136,7 +139,8 @@ def test_a_device_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    """It goes to the demo's group, as a terminal's and `timeout`'s do."""
     demo = Demo(tmp_path / "out", *UNDER_WAY)
     demo.child("pi-2")
-    demo.process.send_signal(number)
+    os.killpg(demo.process.pid, number)
     demo.finish(code)

@@ -81,7 +81,7 @@ def serve(trained: Trained, mosquitto_broker: RunningBroker, tmp_path: Path) -> 
 
     def start(fleet: str) -> Serving:
         address = str(mosquitto_broker.address)
-        server = Serving(address, fleet, trained.path / "model" / "server", tmp_path / f"{len(running)}.log")
+        server = Serving(address, fleet, trained.model("server"), tmp_path / f"{len(running)}.log")
         running.append(server)
         server.wait_until_ready()
         return server
@@ -103,7 +103,7 @@ def device(trained: Trained, mosquitto_broker: RunningBroker) -> Devices:
     def open_device(
         fleet: str, name: str = "pi-2", timeout: float = 5.0, broker: RunningBroker = mosquitto_broker
     ) -> Iterator[tuple[Predictor, Offload]]:
-        model = ClientModel(trained.path / "model" / name, threads=1)
+        model = ClientModel(trained.model(name), threads=1)
         offload = Offload(options(broker, fleet), model.manifest, timeout=timeout)
         offload.open()
         try:
@@ -120,10 +120,10 @@ def options(broker: RunningBroker, fleet: str) -> LinkOptions:
 
 def test_the_trunk_of_each_devices_cut_answers(trained: Trained, serve: Serve, device: Devices) -> None:
     server = serve("each")
-    trunks = TrunkModels(trained.path / "model" / "server", threads=1)
+    trunks = TrunkModels(trained.model("server"), threads=1)
     pictures = trained.data.held_out.images[:10]
     for name in CUTS:
-        model = ClientModel(trained.path / "model" / name, threads=1)
+        model = ClientModel(trained.model(name), threads=1)
         entry = trunks.entry(name)
         assert entry is not None
         expected = trunks.logits(entry.trunk, model(pictures)[0]).argmax(axis=1)
@@ -145,11 +145,11 @@ def test_the_command_asks_where_it_doubts(
     for index in range(6):
         picture = trained.data.held_out.images[index].transpose(1, 2, 0)
         Image.fromarray(picture).save(tmp_path / f"{index}.png")
-    model = ClientModel(trained.path / "model" / "pi-1", threads=1)
+    model = ClientModel(trained.model("pi-1"), threads=1)
     uncertainties = model.uncertainty(model(trained.data.held_out.images[:6])[1])
     threshold = float(np.sort(uncertainties)[2:4].mean())
     flags = ("--json", "--threshold", threshold, "--timeout", 10, "--fleet", "command")
-    where = ("--broker", mosquitto_broker.address, "--model", trained.path / "model" / "pi-1")
+    where = ("--broker", mosquitto_broker.address, "--model", trained.model("pi-1"))
     done = warm.run("predict", *flags, *where, tmp_path)
     assert done.returncode == 0, done.stderr
     sources = [json.loads(line)["source"] for line in done.stdout.splitlines()]
@@ -163,7 +163,7 @@ def test_requests_that_arrive_together_share_a_forward_pass(
     server, topics = serve("together"), Topics("together")
     inbox = topics.device("pi-2", "inbox/answer")
     link = make_link(mosquitto_broker.address, "asks-together", inbox, topics.server_status)
-    model = ClientModel(trained.path / "model" / "pi-2", threads=1)
+    model = ClientModel(trained.model("pi-2"), threads=1)
     features = model(trained.data.held_out.images[:12])[0]
     os.kill(server.process.pid, signal.SIGSTOP)
     correlations = [secrets.token_bytes(16) for _ in range(12)]
@@ -180,7 +180,7 @@ def test_requests_that_arrive_together_share_a_forward_pass(
         assert event is not None
         if isinstance(event, Message) and event.topic == inbox and event.correlation is not None:
             answers[event.correlation] = InferAnswer.decode(event.payload)
-    entry = (trunks := TrunkModels(trained.path / "model" / "server", threads=1)).entry("pi-2")
+    entry = (trunks := TrunkModels(trained.model("server"), threads=1)).entry("pi-2")
     assert entry is not None
     expected = trunks.logits(entry.trunk, features)
     for correlation, logits in zip(correlations, expected, strict=True):
@@ -271,7 +271,7 @@ def test_a_thousand_predictions_outlive_the_server(
     assert set(sources[-100:]) == {"local-fallback"}
     slowest = max(answer.milliseconds for answer in told)
     assert slowest <= 1000 * timeout + 250, f"{slowest} ms"  # the exit's own time, on a busy machine
-    model = ClientModel(trained.path / "model" / "pi-2", threads=1)
+    model = ClientModel(trained.model("pi-2"), threads=1)
     labels = model(pictures)[1].argmax(axis=1)
     for index, answer in enumerate(told):
         if answer.source == "local-fallback":
@@ -299,9 +299,7 @@ def test_a_broker_that_comes_late_is_found(
     with device("late", timeout=0.5, broker=broker.broker) as (predictor, _):
         assert predictor(picture).source == "local-fallback"
         broker.start()
-        server = Serving(
-            str(broker.address), "late", trained.path / "model" / "server", tmp_path / "late.log"
-        )
+        server = Serving(str(broker.address), "late", trained.model("server"), tmp_path / "late.log")
         try:
             until(lambda: predictor(picture).source == "trunk")
         finally:
@@ -311,7 +309,7 @@ def test_a_broker_that_comes_late_is_found(
 def test_devices_in_parallel_get_their_own_answers(trained: Trained, serve: Serve, device: Devices) -> None:
     serve("parallel")
     pictures = trained.data.held_out.images[:30]
-    trunks = TrunkModels(trained.path / "model" / "server", threads=1)
+    trunks = TrunkModels(trained.model("server"), threads=1)
     told: dict[str, list[Prediction]] = {}
 
     def work(name: str) -> None:
@@ -324,7 +322,7 @@ def test_devices_in_parallel_get_their_own_answers(trained: Trained, serve: Serv
     for thread in threads:
         thread.join(LONG)
     for name in CUTS:
-        entry, model = trunks.entry(name), ClientModel(trained.path / "model" / name, threads=1)
+        entry, model = trunks.entry(name), ClientModel(trained.model(name), threads=1)
         assert entry is not None
         labels = trunks.logits(entry.trunk, model(pictures)[0]).argmax(axis=1)
         assert [answer.label for answer in told[name]] == [

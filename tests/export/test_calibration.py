@@ -68,8 +68,8 @@ def test_exactly_one_bound_is_taken() -> None:
 @pytest.fixture
 def models(trained: Trained, tmp_path: Path) -> Path:
     """`client` of pi-2, which the command changes, and `trunks`."""
-    shutil.copytree(trained.path / "model" / "pi-2", tmp_path / "models" / "client")
-    shutil.copytree(trained.path / "model" / "server", tmp_path / "models" / "trunks")
+    shutil.copytree(trained.model("pi-2"), tmp_path / "models" / "client")
+    shutil.copytree(trained.model("server"), tmp_path / "models" / "trunks")
     return tmp_path / "models"
 
 
@@ -130,7 +130,7 @@ def test_pictures_in_class_folders_can_be_given(trained: Trained, models: Path, 
 @pytest.mark.slow
 def test_what_cannot_be_calibrated_is_named(models: Path, averaged: Trained, tmp_path: Path) -> None:
     model, trunk = ("--model", models / "client"), ("--trunk", models / "trunks")
-    elsewhere = averaged.path / "model" / "server"
+    elsewhere = averaged.model("server")
     cases: list[tuple[tuple[object, ...], type[SpliteeError], str]] = [
         (model, ConfigError, "one of --trunk DIR and --broker URL"),
         ((*model, *trunk, "--broker", "mqtt://127.0.0.1:1"), ConfigError, "one of --trunk"),

@@ -27,7 +27,7 @@ from splitee_export.models import Int8Policy, export_client, export_trunks
 from splitee_export.parity import check_parity
 from splitee_export.states import DeviceState, ServerState, read_state
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_exports")]
 
 
 @pytest.fixture(params=["trained", "averaged"])
@@ -68,7 +68,7 @@ def test_a_device_model_answers_as_torch_does(trained: Trained, tmp_path: Path) 
 
 def test_each_device_enters_its_own_trunk(by_strategy: Trained, tmp_path: Path) -> None:
     state = server_state(by_strategy)
-    manifest = export_trunks(state, tmp_path / "server", [by_strategy.path / "model" / "pi-2"])
+    manifest = export_trunks(state, tmp_path / "server", [by_strategy.model("pi-2")])
     trunks = TrunkModels(tmp_path / "server", threads=1)
     for device, cut in state.cuts.items():
         entry = trunks.entry(device)
@@ -146,7 +146,7 @@ def test_the_benchmark_puts_the_faster_graph_in_service(trained: Trained, tmp_pa
 def test_a_client_of_another_run_cannot_try_a_trunk(
     trained: Trained, averaged: Trained, tmp_path: Path
 ) -> None:
-    other = averaged.path / "model" / "pi-2"
+    other = averaged.model("pi-2")
     with pytest.raises(ConfigError, match="in run"):
         export_trunks(server_state(trained), tmp_path / "out", [other])
     assert not (tmp_path / "out").exists()

@@ -25,7 +25,7 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_exports")]
 
 
 @pytest.fixture(params=["trained", "averaged"])
@@ -76,7 +76,7 @@ def test_an_old_commit_exports_what_a_new_one_does(run: Trained, old_state: Path
     for device in CUTS:
         assert same(before.trunks[device].state_dict(), now.trunks[device].state_dict())
     export_trunks(before, tmp_path)
-    manifests = [read_manifest(path, TrunkManifest) for path in (tmp_path, run.path / "model" / "server")]
+    manifests = [read_manifest(path, TrunkManifest) for path in (tmp_path, run.model("server"))]
     assert manifests[0].sha256 == manifests[1].sha256
     assert manifests[0].devices == {device: f"trunk-cut-{cut}.onnx" for device, cut in CUTS.items()}
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from once import made_once
+from quick_exports import describe_operators_once
 
 from splitee.durable import StateDirectory
 from splitee.networks.split import build_for
@@ -27,11 +28,15 @@ CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 
 @dataclass(frozen=True)
 class Trained:
-    """`path / NAME` are the state directories, `path / "model" / NAME` the models, of CUTS and "server"."""
+    """`path / NAME` are the state directories, `model(NAME)` the models, of CUTS and "server"."""
 
     path: Path
     spec: RunSpec
     data: DeviceData
+
+    def model(self, name: str) -> Path:
+        """The folder of an exported model."""
+        return _model(self.path, name)
 
 
 def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
@@ -85,10 +90,15 @@ def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
 
 
 def _export(path: Path) -> None:
+    describe_operators_once()
     for device in CUTS:
         state = read_state(path / device, NETWORK)
         assert isinstance(state, DeviceState)
-        export_client(state, Samples.read(path / device), path / "model" / device)
+        export_client(state, Samples.read(path / device), _model(path, device))
     server = read_state(path / "server", NETWORK)
     assert isinstance(server, ServerState)
-    export_trunks(server, path / "model" / "server")
+    export_trunks(server, _model(path, "server"))
+
+
+def _model(path: Path, name: str) -> Path:
+    return path / "model" / name

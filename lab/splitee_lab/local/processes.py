@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from splitee.errors import ChildFailed, ExitCode, Terminated
+from splitee_lab.local.forked import ForkedCommand, without_settings
 
 GRACE = 10.0  # seconds to finish after SIGTERM
 LEAVING = 60.0  # seconds from the first child's end to the last one's
@@ -26,7 +25,7 @@ class Child:
     """One `splitee` command in a process of its own."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: ForkedCommand
     log: Path
 
 
@@ -36,8 +35,7 @@ class Children:
     def __init__(self, logs: Path, settings: Mapping[str, str]) -> None:
         """`settings`: SPLITEE_* variables for all of them; this command's own are not theirs."""
         self._logs = logs
-        inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
-        self._environment = {**inherited, **settings}
+        self._environment = {**without_settings(), **settings}
         self._children: list[Child] = []
         self._first_end: float | None = None
 
@@ -53,19 +51,12 @@ class Children:
     def start(self, name: str, arguments: Sequence[str]) -> Child:
         """Runs `splitee ARGUMENTS`; its output goes to NAME.log.
 
-        It is in a session of its own, so that a Ctrl-C reaches it once, as this side's SIGTERM.
+        Raises:
+            ChildFailed: no process can be forked here.
         """
         path = self._logs / f"{name}.log"
-        with _deferred(), path.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "splitee", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,
-            )
-            child = Child(name, process, path)
+        with _deferred():
+            child = Child(name, ForkedCommand(arguments, path, self._environment, title=name), path)
             self._children.append(child)
         return child
 

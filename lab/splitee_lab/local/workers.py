@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 
 from splitee.errors import ChildFailed, SpliteeError
-
-# Takes seconds to import, so all processes are forked from one that has. The command line first: it decides
-# what torch may load.
-LOADED_ONCE = ["splitee.cli.main", "torch", "torchvision"]
+from splitee_lab.local.forked import CONTEXT, start
 
 
 class Titled(Protocol):
@@ -67,15 +61,10 @@ class _Team(Generic[Job, News]):
     def __init__(self, work: Work[Job, News], count: int) -> None:
         self._processes: dict[Connection, BaseProcess] = {}
         self._busy: dict[Connection, Job] = {}
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(LOADED_ONCE)
-        with _one_thread_and_no_interrupt():
-            for _ in range(count):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs, work), daemon=True)
-                process.start()
-                theirs.close()
-                self._processes[ours] = process
+        for _ in range(count):
+            ours, theirs = CONTEXT.Pipe()
+            self._processes[ours] = start(_work, theirs, work, daemon=True)
+            theirs.close()
 
     def news(self, waiting: deque[Job]) -> Iterator[tuple[Job, News]]:
         while waiting or self._busy:
@@ -112,24 +101,7 @@ class _Team(Generic[Job, News]):
             yield job, said
 
 
-@contextmanager
-def _one_thread_and_no_interrupt() -> Iterator[None]:
-    """What a process inherits that is started now: one OpenMP thread, and Ctrl-C left to its parent."""
-    threads = os.environ.get("OMP_NUM_THREADS")
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
-
-
 def _work(connection: Connection, work: Work[Job, News]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     while True:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -13,6 +12,7 @@ import pytest
 from splitee import __version__
 from splitee.cli.main import EXTRAS, SUMMARIES
 from splitee.errors import ExitCode, SpliteeError
+from splitee_lab.local.forked import without_settings
 
 BLOCKER = """
 import sys
@@ -28,11 +28,10 @@ sys.meta_path.insert(0, Blocked())
 
 def splitee(*arguments: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own; stray SPLITEE_* variables are left out."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
     return subprocess.run(
         [sys.executable, "-m", "splitee", *arguments],
         cwd=cwd,
-        env={**inherited, **variables},
+        env={**without_settings(), **variables},
         capture_output=True,
         text=True,
         timeout=120,

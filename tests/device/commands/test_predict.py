@@ -41,7 +41,7 @@ LONG = 60.0  # seconds
 @pytest.fixture
 def model(trained: Trained, tmp_path: Path) -> Path:
     """A copy that the test may damage."""
-    return Path(shutil.copytree(trained.path / "model" / "pi-2", tmp_path / "model"))
+    return Path(shutil.copytree(trained.model("pi-2"), tmp_path / "model"))
 
 
 def _state(trained: Trained) -> DeviceState:
@@ -75,7 +75,7 @@ def test_torch_is_never_imported(trained: Trained, tmp_path: Path) -> None:
     picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
     done = predict(
         "--model",
-        trained.path / "model" / "pi-2",
+        trained.model("pi-2"),
         picture,
         "--broker",
         "mqtt://127.0.0.1:9",
@@ -93,7 +93,7 @@ def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path
     state, pictures = _state(trained), trained.data.held_out
     for index in range(8):
         save(pictures.images[index], tmp_path / f"{index}.png")
-    told = answers(predict("--model", trained.path / "model" / "pi-2", tmp_path, "--json", "--threshold", 1))
+    told = answers(predict("--model", trained.model("pi-2"), tmp_path, "--json", "--threshold", 1))
     inputs, _ = batch(pictures, np.arange(8), state.spec.mean, state.spec.std)
     logits = run_torch(ClientGraph(state.client, state.exit), inputs.numpy())[1]
     probabilities = softmax(logits)
@@ -115,7 +115,7 @@ def test_pictures_of_other_sizes_and_kinds_are_fitted_as_in_training(
     grey.convert("RGBA").save(tmp_path / "b-alpha.png")
     grey.convert("P").save(tmp_path / "c-palette.gif")
     grey.resize((320, 320), Image.Resampling.NEAREST).save(tmp_path / "d-large.bmp")
-    told = answers(predict("--model", trained.path / "model" / "pi-2", tmp_path, "--json"))
+    told = answers(predict("--model", trained.model("pi-2"), tmp_path, "--json"))
     assert len(told) == 4
     assert len({answer["label"] for answer in told}) == 1
     assert [answer["entropy"] for answer in told[1:3]] == pytest.approx([told[0]["entropy"]] * 2, abs=1e-4)
@@ -127,14 +127,14 @@ def test_an_unreadable_picture_is_skipped_among_others_and_an_error_alone(
     save(trained.data.held_out.images[0], tmp_path / "good.png")
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    done = predict("--model", trained.path / "model" / "pi-2", tmp_path, "--json")
+    done = predict("--model", trained.model("pi-2"), tmp_path, "--json")
     assert len(answers(done)) == 1 and "skipped" in done.stderr and "bad.png" in done.stderr
-    alone = predict("--model", trained.path / "model" / "pi-2", bad)
+    alone = predict("--model", trained.model("pi-2"), bad)
     assert alone.returncode == ExitCode.DATA and "expected an image" in alone.stderr
 
 
 def test_what_there_is_nothing_to_classify_in_is_named(trained: Trained, tmp_path: Path) -> None:
-    model = ("--model", trained.path / "model" / "pi-2")
+    model = ("--model", trained.model("pi-2"))
     for arguments, code, words in (
         (model, ExitCode.CONFIG, "nothing to classify"),
         ((*model, tmp_path), ExitCode.DATA, "holds no images"),
@@ -210,7 +210,7 @@ def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_p
     camera = programs / "rpicam-still"
     camera.write_text(f"#!/bin/sh\nexec /bin/cat {picture}\n")
     camera.chmod(0o755)
-    model = ("--model", trained.path / "model" / "pi-2", "--json")
+    model = ("--model", trained.model("pi-2"), "--json")
     (told,) = answers(predict(*model, "--camera", PATH=str(programs)))
     (same,) = answers(predict(*model, picture))
     assert (told["picture"], told["label"]) == ("camera", same["label"])
@@ -226,7 +226,7 @@ def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_p
 def test_without_a_broker_the_exit_answers_and_says_so(trained: Trained, tmp_path: Path) -> None:
     picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
     broker = ("--broker", "mqtt://127.0.0.1:9", "--timeout", 0.3)
-    done = predict("--model", trained.path / "model" / "pi-2", picture, "--json", "--threshold", 0, *broker)
+    done = predict("--model", trained.model("pi-2"), picture, "--json", "--threshold", 0, *broker)
     (told,) = answers(done)
     assert told["source"] == "local-fallback"
     assert "no broker at" in done.stderr and "Traceback" not in done.stderr
@@ -243,7 +243,7 @@ def test_normalised_entropy_is_the_softmaxs_and_doubt_stays_within_its_bounds() 
 
 
 def test_a_model_takes_batches_of_any_size(trained: Trained) -> None:
-    model, pictures = ClientModel(trained.path / "model" / "pi-2"), trained.data.held_out.images
+    model, pictures = ClientModel(trained.model("pi-2")), trained.data.held_out.images
     together, one = model(pictures[:20]), [model(pictures[i : i + 1]) for i in range(20)]
     for position in range(2):
         apart = np.concatenate([answer[position] for answer in one])

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from splitee.errors import ChildFailed
 from splitee_lab.local.processes import Children
 
 DEADLINE = 60.0  # seconds
+START = """
+import sys
+import time
+from pathlib import Path
+from splitee.errors import ChildFailed
+from splitee_lab.local.forked import CONTEXT
+from splitee_lab.local.processes import Children
+CONTEXT.set_forkserver_preload([])
+try:
+    child = Children(Path(sys.argv[1]), {}).start("patient", sys.argv[2:])
+    print(child.process.pid, flush=True)
+    child.process.wait()
+except ChildFailed as error:
+    print(error)
+"""
 ADDRESS = "mqtt://127.0.0.1:1"
 
 
@@ -24,7 +43,8 @@ def wait_until_all_done(children: Children) -> None:
 
 def running() -> list[psutil.Process]:
     """The `splitee` commands that this test has started and that have not ended."""
-    return [child for child in psutil.Process().children() if "splitee" in child.cmdline()]
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if child.name() in ("splitee patient", "splitee watcher")]
 
 
 def test_a_failed_child_is_named_with_its_exit_code_and_last_words(tmp_path: Path) -> None:
@@ -64,3 +84,30 @@ def test_a_killed_child_is_named_by_its_signal(tmp_path: Path) -> None:
         children.start("status", ["status", "--broker", ADDRESS]).process.kill()
         with pytest.raises(ChildFailed, match="status was ended by SIGKILL"):
             wait_until_all_done(children)
+
+
+def test_where_nothing_can_be_forked_is_said(tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["long"] * 30)
+    deep.mkdir(parents=True)
+    command = [sys.executable, "-c", START, str(tmp_path), "--version"]
+    said = subprocess.check_output(command, text=True, env={**os.environ, "TMPDIR": str(deep)})
+    assert said.startswith("no process can be forked: AF_UNIX path too long")
+    assert len(said.splitlines()) == 1
+
+
+def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", START, str(tmp_path), "status", "--connect-timeout", "600"]
+    with subprocess.Popen([*command, "--broker", ADDRESS], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        forked_by = child.parent()
+        parent.kill()
+    assert forked_by is not None
+    until(lambda: ended(child) and ended(forked_by))
+
+
+def ended(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
