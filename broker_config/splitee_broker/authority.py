@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -91,9 +92,11 @@ class Authority:
         """
         if fleet is None and not (directory / "ledger.json").exists():
             raise ConfigError(f"no authority in {directory}: make it with `splitee broker init`")
+        if directory.is_symlink():
+            raise StateError(f"authority in {directory}: it is a link; take another --directory")
         self._state = StateDirectory(directory)
-        directory.chmod(0o700)
         try:
+            _keep_private(directory)
             if fleet is not None and not (directory / "ledger.json").exists():
                 self._found(check_name(fleet, "--fleet"))
             self._load()
@@ -269,6 +272,14 @@ class Authority:
 
     def _write(self, name: str, data: bytes) -> None:
         write_atomically(self._state.path / name, data)
+
+
+def _keep_private(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
 
 
 _SIGNS = x509.KeyUsage(

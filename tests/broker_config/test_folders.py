@@ -158,3 +158,14 @@ def test_files_in_a_folder_of_another_account_are_that_accounts(shared: Path) ->
         status = (folder / name).stat()
         assert (status.st_uid, status.st_gid) == (entry.pw_uid, entry.pw_gid)
         assert stat.S_IMODE(status.st_mode) == mode
+
+
+def test_an_authority_that_is_a_link_is_refused(shared: Path, outside: Path) -> None:
+    """As in a folder that root got from the host's user, of a container."""
+    (shared / "own").mkdir()
+    (shared / "own" / "authority").symlink_to(outside)
+    before = facts(outside)
+    made = run_broker("init", "--name", "hub", directory=shared / "own")
+    assert isinstance(made.exception, StateError)
+    assert "authority: it is a link" in str(made.exception)
+    assert facts(outside) == before
