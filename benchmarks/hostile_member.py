@@ -268,7 +268,7 @@ def _shape(spec: RunSpec) -> tuple[int, ...]:
     "--messages", type=click.IntRange(min=12), default=12_000, show_default=True, help="Of all members."
 )
 @click.option("--seed", default=1, show_default=True, help="Of the messages; the fleet's own is always 1.")
-@click.option("--samples", default=256, show_default=True, help="Training images a device.")
+@click.option("--samples", default=64, show_default=True, help="Training images a device.")
 @out_option
 def main(messages: int, seed: int, samples: int, out: Path | None) -> None:
     """Let hostile members into a fleet; compare with an undisturbed run."""
