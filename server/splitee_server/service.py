@@ -10,6 +10,7 @@ from typing import Any
 from splitee.cli.signals import Stopped
 from splitee.clock import Clock
 from splitee.errors import ExitCode
+from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.port import Port
 from splitee.networks.split import SplitNetwork
@@ -55,8 +56,10 @@ class Service:
         instance: int,
         stop: Callable[[], bool],
         observers: Sequence[Observer] = (),
+        signer: ReleaseSigner | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        """`signer`: of the models that the run's end releases; None: they are not signed."""
         self._port = port
         self._topics = topics
         self._stop = stop
@@ -69,7 +72,7 @@ class Service:
         self._announce = announcer
         self._admission = Admission(spec, network.num_layers, members)
         self._predictions = Predictions(port, topics, CommittedTrunks(spec, checkpoints))
-        self._release = EndOfRun(port, topics, checkpoints.path / "models")
+        self._release = EndOfRun(port, topics, checkpoints.path / "models", signer)
         self._coordinator = Coordinator(
             spec,
             model,

@@ -21,6 +21,7 @@ from splitee.errors import ConfigError, StateError
 from splitee.protocol.topics import check_name
 from splitee_broker.authority import Authority, Issued, Role
 from splitee_broker.files import access_rules, client_files, configuration, write_bundle, write_folder
+from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 DAYS = 5 * 365
@@ -99,7 +100,7 @@ def init(
     """
     folder = directory.absolute() / "broker"
     with closing(_open(directory, fleet)) as authority:
-        if keep and (directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml").exists():
+        if keep and _is_whole(directory):
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
         authority.serve_at(hosts or default, port or authority.port)
@@ -117,9 +118,12 @@ def init(
         write_folder(folder, contents | _rules(authority))
         for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
-            write_folder(directory / role.value, client_files(role.value, role, identity, authority))
+            key = _signing_key(directory) if role is Role.SERVER else None
+            contents = client_files(role.value, role, identity, authority, release_key=key)
+            write_folder(directory / role.value, contents)
     click.echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
     click.echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
+    click.echo(f"{directory}/server/{SIGNING_KEY}: signs what is released; devices take nothing else")
     click.echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
     click.echo(f"{directory}/homeassistant: for Home Assistant, see docs/operations.md")
     click.echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
@@ -150,7 +154,8 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
                 )
             returns = device in authority.shut_out()
             identity = authority.issue(device, Role.DEVICE, days)
-            contents = client_files(device, Role.DEVICE, identity, authority)
+            key = _pinned_key(directory)
+            contents = client_files(device, Role.DEVICE, identity, authority, release_key=key)
             written = _hand_out(directory / "bundles", folder, device, contents)
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
             click.echo(f"{written}: carry it to {device}{hint}")
@@ -188,6 +193,31 @@ def _standing(line: Issued, now: datetime) -> str:
     if line.revoked is not None:
         return f"revoked {line.revoked:%Y-%m-%d}"
     return f"{'valid until' if now < line.until else 'EXPIRED'} {line.until:%Y-%m-%d}"
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether all that `init` makes is there, what came with later releases included."""
+    last = directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml"
+    return last.exists() and bool(_pinned_key(directory))
+
+
+def _signing_key(directory: Path) -> dict[str, bytes]:
+    """The server's half of the release key; none, where its operator has taken it away.
+
+    It is made with the fleet, and never again: devices have pinned it.
+    """
+    there = directory / Role.SERVER / SIGNING_KEY
+    if _pinned_key(directory):
+        return {SIGNING_KEY: there.read_bytes()} if there.exists() else {}
+    made = new_release_key()
+    write_folder(directory / "authority", {RELEASE_KEY: made[RELEASE_KEY]})
+    return {SIGNING_KEY: made[SIGNING_KEY]}
+
+
+def _pinned_key(directory: Path) -> dict[str, bytes]:
+    """The devices' half; none in a fleet of an older release, until `init` is run again."""
+    there = directory / "authority" / RELEASE_KEY
+    return {RELEASE_KEY: there.read_bytes()} if there.exists() else {}
 
 
 def _open(directory: Path, fleet: str | None = None) -> Authority:

@@ -59,7 +59,16 @@ def infer(
     topics = Topics(link.fleet)
     connection = Link(link.address, f"splitee-{link.fleet}-{device}-service", tls=link.tls)
     service = InferenceService(
-        connection, link, topics, device, shelf, threshold=threshold, timeout=serving.timeout, threads=threads
+        connection,
+        link,
+        topics,
+        device,
+        shelf,
+        threshold=threshold,
+        timeout=serving.timeout,
+        floors=serving.floors,
+        key=serving.key,
+        threads=threads,
     )
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
