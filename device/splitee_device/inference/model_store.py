@@ -184,7 +184,7 @@ class ModelStore:
 
     def _pin_what_serves(self) -> None:
         """A model that came before there were pins is what its owner took first."""
-        if not self.trust.read().network and (tried := self._in_service()) is not None:
+        if self.trust.is_new and (tried := self._in_service()) is not None:
             assert tried.structure is not None
             self.trust.pin(read_manifest(self.current, ClientManifest), tried.structure)
 

@@ -63,14 +63,14 @@ def _hits(model: ClientModel, samples: Samples, seconds: float) -> tuple[bool, .
             f"its images are {model.manifest.input_shape}, this device's {samples.held_out.shape[1:]}"
         )
     hits: list[bool] = []
-    end = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     for start in range(0, min(MOST_IMAGES, len(samples.labels)), BATCH):
-        images, labels = (array[start : start + BATCH] for array in (samples.held_out, samples.labels))
-        features, logits = model(images)
+        end = start + BATCH
+        features, logits = model(samples.held_out[start:end])
         if not (np.isfinite(features).all() and np.isfinite(logits).all()):
             raise ModelError("its predictions for this device's images are not finite")
-        hits += (logits.argmax(axis=1) == labels).tolist()
-        if time.monotonic() > end:
+        hits += (logits.argmax(axis=1) == samples.labels[start:end]).tolist()
+        if time.monotonic() > deadline:
             break
     return tuple(hits)
 

@@ -66,6 +66,11 @@ class Trust:
         self._path = folder / FILE
         self._expected = expected
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has ever been pinned or forgotten here."""
+        return not self._path.exists()
+
     def read(self) -> Trusted:
         """Raises ModelError: the file is damaged, and then nothing is trusted."""
         try:
@@ -76,8 +81,8 @@ class Trust:
             raise ModelError(f"{self._path} cannot be read ({error}): no release is taken; {HINT}") from None
 
     def forget(self) -> None:
-        """The next release sets what is trusted."""
-        self._path.unlink(missing_ok=True)
+        """The next release sets what is trusted, whatever is in service."""
+        self._write(Trusted())
 
     def check_model(self, manifest: ClientManifest) -> None:
         """Raises ModelError: the release is of another network, or of a cut that this device was never at."""
