@@ -50,6 +50,7 @@ program=$root/opt/splitee
 state=$root/var/lib/splitee
 settings=$root/etc/splitee/device.toml
 identity=$root/etc/splitee/device
+pinned=$root/etc/splitee/release.pub
 unit=$root/etc/systemd/system/splitee-device.service
 service=splitee-device
 
@@ -154,6 +155,8 @@ check_bundle() {
     mkdir "$fresh"
     tar -xf "$bundle" -C "$fresh" --no-same-owner device.toml ca.crt client.crt client.key ||
         fail "$bundle: it is damaged; $made_by"
+    # Bundles of older releases have none; then what this device has pinned stays.
+    tar -xf "$bundle" -C "$fresh" --no-same-owner release.pub 2>/dev/null || true
     [ -e "$settings" ] || return 0
     for key in fleet id; do
         [ "$(value_of $key "$settings")" = "$(value_of $key "$fresh/device.toml")" ] ||
@@ -170,8 +173,13 @@ install_identity() {
         install -m 600 "$fresh/$name" "$identity/$name"
     done
     # The paths are the unit's: systemd hands the keys to the service, and to nobody else.
-    [ -e "$settings" ] || grep -vE '^(ca|cert|key) *=' "$fresh/device.toml" |
+    [ -e "$settings" ] || grep -vE '^(ca|cert|key|release-key) *=' "$fresh/device.toml" |
         install -m 644 /dev/stdin "$settings"
+    [ -f "$fresh/release.pub" ] || return 0
+    # No secret: it lies beside the settings that name it.
+    install -m 644 "$fresh/release.pub" "$pinned"
+    sed -i '/^release-key *=/d' "$settings"
+    printf 'release-key = "release.pub"\n' >>"$settings"
 }
 
 install_settings() {
@@ -229,7 +237,7 @@ uninstall() {
     rm -rf "$program" "$unit.d"
     ! on_this_system || [ ! -d /run/systemd/system ] || systemctl daemon-reload
     if [ -n "$purge" ]; then
-        rm -rf "$identity" "$settings" "$state"
+        rm -rf "$identity" "$settings" "$pinned" "$state"
         rmdir "$root/etc/splitee" 2>/dev/null || true
         ! on_this_system || ! getent passwd splitee >/dev/null || userdel splitee
         echo "removed, with settings, identity and state"

@@ -18,6 +18,7 @@ from splitee.errors import StateError
 from splitee.protocol.topics import discovery_name
 from splitee_broker.authority import Authority, Identity, Role
 from splitee_broker.limits import limits
+from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY
 
 SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace
 SHIPPED_STATE = "/var/lib/mosquitto/"
@@ -120,8 +121,19 @@ def write_bundle(path: Path, contents: Mapping[str, bytes]) -> None:
     write_folder(path.parent, {path.name: memory.getvalue()})
 
 
-def client_files(name: str, role: Role, identity: Identity, authority: Authority) -> dict[str, bytes]:
-    """What a client needs: `device.toml` (or its role's) for `--config`, and the three files it names."""
+def client_files(
+    name: str,
+    role: Role,
+    identity: Identity,
+    authority: Authority,
+    *,
+    release_key: Mapping[str, bytes] | None = None,
+) -> dict[str, bytes]:
+    """What a client needs: `device.toml` (or its role's) for `--config`, and the files that it names.
+
+    Args:
+        release_key: the half that it has of the key by which releases are signed, by its file's name.
+    """
     settings = [f'id = "{name}"'] if role is Role.DEVICE else []
     settings += [
         f'fleet = "{authority.fleet}"',
@@ -130,11 +142,17 @@ def client_files(name: str, role: Role, identity: Identity, authority: Authority
         'cert = "client.crt"',
         'key = "client.key"',
     ]
+    files_of_key = dict(release_key or {})
+    if SIGNING_KEY in files_of_key:
+        settings.append(f'signing-key = "{SIGNING_KEY}"')
+    if RELEASE_KEY in files_of_key:
+        settings.append(f'release-key = "{RELEASE_KEY}"')
     return {
         f"{role}.toml": ("\n".join(settings) + "\n").encode(),
         "ca.crt": identity.authority,
         "client.crt": identity.certificate,
         "client.key": identity.key,
+        **files_of_key,
     }
 
 

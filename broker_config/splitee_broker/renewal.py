@@ -9,6 +9,7 @@ from pathlib import Path
 from splitee.errors import ConfigError
 from splitee_broker.authority import Authority, Issued, Role
 from splitee_broker.files import client_files, write_broker_folder, write_bundle, write_folder
+from splitee_broker.release_key import pinned_key
 
 
 def to_renew(authority: Authority, names: Collection[str], within: int | None) -> list[Issued]:
@@ -50,7 +51,8 @@ def renew(authority: Authority, line: Issued, days: int, directory: Path, *, as_
     """
     if line.role is Role.DEVICE:
         identity = authority.issue(line.name, line.role, days)
-        contents = client_files(line.name, line.role, identity, authority)
+        key = pinned_key(directory)
+        contents = client_files(line.name, line.role, identity, authority, release_key=key)
         bundles = directory / "bundles"
         if as_folder or (bundles / line.name).is_dir():
             write_folder(bundles / line.name, contents)

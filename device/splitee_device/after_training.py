@@ -14,6 +14,7 @@ from splitee.samples.kept import SAMPLES
 from splitee_device.agent.session import RunChanged, Session
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.service import InferenceService
+from splitee_device.inference.trust import Expected
 from splitee_device.settings import DeviceSettings
 
 log = logging.getLogger(__name__)
@@ -26,16 +27,22 @@ class _Nothing:
         return []
 
 
-def serve(session: Session, settings: DeviceSettings, topics: Topics, state: Path) -> None:
+def serve(
+    session: Session, settings: DeviceSettings, topics: Topics, state: Path, expected: Expected
+) -> None:
     """Take the run's model, and answer pictures with it where there are some.
 
-    Returns when the model is here, or is not to come, and there is nothing to answer.
+    Returns when there is nothing to answer and the model is here; or is not to come with the run's end. A
+    device that stays goes on to wait for it: somebody may have to sign it first.
+
+    Args:
+        expected: what the device knows of its model.
 
     Raises:
         RunChanged: the fleet trains again, and this device shall stay with it.
     """
     link, pictures = settings.link, settings.serving.images()
-    models = ModelStore(state / MODELS)
+    models = ModelStore(state / MODELS, expected)
     if (state / SAMPLES).exists():
         write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())
     connection = Link(link.address, f"splitee-{link.fleet}-{session.device}-service", tls=link.tls)
@@ -46,6 +53,8 @@ def serve(session: Session, settings: DeviceSettings, topics: Topics, state: Pat
         session.device,
         models,
         timeout=settings.serving.timeout,
+        floors=settings.serving.floors,
+        key=settings.serving.key,
         threads=settings.threads,
     )
 
@@ -57,7 +66,8 @@ def serve(session: Session, settings: DeviceSettings, topics: Topics, state: Pat
                 raise
         opened = session.heard.round
         session.presence.say("serving", opened.round if opened is not None else 0)
-        return pictures is None and (session.heard.is_finished or _is_of(models, session))
+        is_given_up = session.heard.is_finished and not settings.stay
+        return pictures is None and (is_given_up or _is_of(models, session))
 
     connection.open(link.connect_timeout)
     try:

@@ -16,6 +16,7 @@ from splitee.protocol.topics import Topics
 from splitee_device.after_training import serve
 from splitee_device.agent.agent import Agent
 from splitee_device.agent.session import RunChanged, Session
+from splitee_device.inference.trust import Expected
 from splitee_device.profiler.auto_codec import AutoCodec
 from splitee_device.profiler.auto_cut import AutoCut, ChosenCut
 from splitee_device.profiler.drift import DriftMonitor
@@ -32,9 +33,10 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
     while True:
         spec = session.await_run()
         try:
-            spec = _train(session, spec, directory, settings)
+            spec, cuts = _train(session, spec, directory, settings)
             if spec.release or settings.serving.images() is not None:
-                serve(session, settings, topics, directory.path)
+                expected = Expected(spec.network, spec.input_shape, cuts)
+                serve(session, settings, topics, directory.path, expected)
             if not settings.stay:
                 return
             session.wait(lambda: False, "the next run")
@@ -44,8 +46,14 @@ def take_part(session: Session, topics: Topics, directory: StateDirectory, setti
             raise NetworkError(str(error)) from None
 
 
-def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings) -> RunSpec:
-    """Take part until the run trains no more; returns what the device made of the run's settings."""
+def _train(
+    session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings
+) -> tuple[RunSpec, frozenset[int]]:
+    """Take part until the run trains no more.
+
+    Returns:
+        What the device made of the run's settings; and the cuts that it was at in the run, or asked for.
+    """
     device = settings.device
     pictures = settings.open_data(spec)
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
@@ -72,14 +80,28 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         forecast=chosen.forecast,
         adapts=settings.adapt_cut,
     )
-    Agent(session, spec, chosen.cut, trainer_at, store, monitor, chosen.capability).take_part(pictures)
-    return spec
+    agent = Agent(
+        session,
+        spec,
+        chosen.cut,
+        trainer_at,
+        store,
+        monitor,
+        chosen.capability,
+        lowest_cut=settings.floor,
+    )
+    agent.take_part(pictures)
+    return spec, store.cuts
 
 
 def _choose_cut(
     session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings, samples: int
 ) -> ChosenCut:
-    """The cut to begin with. A device that may ask for another one later knows what each would cost."""
+    """The cut to begin with. A device that may ask for another one later knows what each would cost.
+
+    Raises:
+        ConfigError: the run was trained at a cut that is not allowed any more.
+    """
     if settings.cut is not None and not settings.adapt_cut:
         return ChosenCut(settings.cut)
     auto = AutoCut(
@@ -91,6 +113,13 @@ def _choose_cut(
         settings.budget,
         memory=settings.most_memory,
         first=settings.cut,
+        lowest=settings.floor,
         adapts=settings.adapt_cut,
     )
-    return auto.choose(spec, directory, session.drain, fresh=settings.fresh)
+    chosen = auto.choose(spec, directory, session.drain, fresh=settings.fresh)
+    if chosen.cut < settings.floor:
+        raise ConfigError(
+            f"this run has been trained at cut {chosen.cut}, below --lowest-cut {settings.floor}: "
+            f"--lowest-cut {chosen.cut} goes on with it, --fresh starts over"
+        )
+    return chosen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from splitee.errors import ConfigError
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.images import DeviceData, Shard, open_data
@@ -23,6 +24,7 @@ class DeviceSettings:
     limit: int | None
     network: str | None
     cut: int | None  # None: what the profiler recommends
+    lowest_cut: int | None  # that this device may ever be cut at; None: `cut`, or any
     prefer: Preference
     memory: int | None  # MiB that training may take; None: what there is
     adapt_cut: bool
@@ -32,6 +34,16 @@ class DeviceSettings:
     threads: int
     stay: bool
     serving: ServingOptions
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError: the cut is below the lowest."""
+        if self.cut is not None and self.cut < self.floor:
+            raise ConfigError(f"--cut {self.cut} is below --lowest-cut {self.lowest_cut}: give one of them")
+
+    @property
+    def floor(self) -> int:
+        """The lowest cut that this device takes: what its owner said, else what its owner gave."""
+        return self.lowest_cut or self.cut or 1
 
     @property
     def most_memory(self) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from splitee.errors import ModelError
+from splitee.inference.graph_check import parse_checked
 from splitee.inference.graphs import FEATURES, LOGITS, open_session
 from splitee.inference.uncertainty import Array
 from splitee.networks.exits import ExitHead
@@ -40,8 +41,13 @@ class ClientGraph(nn.Module):
 
 
 def client_graph(client: nn.Module, head: ExitHead, input_shape: Sequence[int]) -> bytes:
-    """ONNX of a device's model: `pictures` -> `features`, `logits`."""
-    return to_onnx(ClientGraph(client, head), input_shape, "pictures", [FEATURES, LOGITS])
+    """ONNX of a device's model: `pictures` -> `features`, `logits`.
+
+    Raises ModelError: torch cannot export it, or devices would not take what it is made of.
+    """
+    graph = to_onnx(ClientGraph(client, head), input_shape, "pictures", [FEATURES, LOGITS])
+    parse_checked(graph, "this network")
+    return graph
 
 
 def trunk_graph(trunk: nn.Module, feature_shape: Sequence[int]) -> bytes:

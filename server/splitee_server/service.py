@@ -10,6 +10,7 @@ from typing import Any
 from splitee.cli.signals import Stopped
 from splitee.clock import Clock
 from splitee.errors import BrokerRefused, ExitCode, Reason, StateError, Unwinding
+from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.port import Port
 from splitee.networks.split import SplitNetwork
@@ -59,9 +60,13 @@ class Service:
         stop: Callable[[], bool],
         observers: Sequence[Observer] = (),
         limits: SenderLimits | None = None,
+        signer: ReleaseSigner | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`limits`: what the port's messages are held to."""
+        """`limits`: what the port's messages are held to.
+
+        `signer`: of the models that the run's end releases; None: they are not signed.
+        """
         self._port = port
         self._topics = topics
         self._stop = stop
@@ -81,7 +86,7 @@ class Service:
         self._predictions = Predictions(
             port, topics, CommittedTrunks(spec, checkpoints), self._guard(routes.INFER)
         )
-        self._release = EndOfRun(port, topics, checkpoints.path / "models")
+        self._release = EndOfRun(port, topics, checkpoints.path / "models", signer)
         self._coordinator = Coordinator(
             spec,
             model,

@@ -8,9 +8,11 @@ from pathlib import Path
 from fleets import CUTS, Fleet, await_message, in_one_process
 from msgspec.structs import replace
 
+from splitee.durable import StateDirectory
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet import Profile
 from splitee.protocol.rounds import Assignment, RoundOpen
+from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
@@ -18,21 +20,35 @@ ROUNDS = 3
 MOVES = {"pi-1": 3, "pi-3": 1}
 
 
+def asked_before(path: Path, run: RunSpec, cut: int, wanted: int) -> None:
+    """The state of a device that has trained no round yet, and has asked for another cut."""
+    directory = StateDirectory(path)
+    facts = {"run": run.run, "network": run.network, "cut": cut, "cuts": [cut, wanted], "finished": False}
+    directory.save_facts(facts)
+    directory.close()
+
+
 def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    """The test asks in the devices' names before the first round, so all move at its commit."""
+    """The test asks in the devices' names before the first round, so all move at its commit.
+
+    A device goes where it has asked to be and nowhere else: its state says that an earlier process did.
+    """
     topics = Topics("moving")
     watcher = Link(mosquitto_broker.address, "moving-watcher")
     watcher.subscribe(
+        topics.run,
         topics.round,
         *(topics.all_devices(leaf) for leaf in ("profile", "inbox/plan", "features", "round-done")),
     )
     watcher.open(5)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(rounds=ROUNDS)
+        run = RunSpec.decode(await_message(watcher, topics.run))
         for name, cut in MOVES.items():
-            fleet.device(name, CUTS[name], shard=f"{name[-1]}/3")
+            asked_before(tmp_path / name, run, CUTS[name], cut)
+            fleet.device(name, CUTS[name], "--lowest-cut", "1", shard=f"{name[-1]}/3")
             profile = Profile.decode(await_message(watcher, topics.device(name, "profile")))
             await_message(watcher, topics.device(name, "inbox/plan"))  # it is in
             wish = replace(profile, next_cut=cut)
@@ -51,7 +67,7 @@ def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
         await_message(
             watcher, topics.device("pi-1", "inbox/plan"), lambda payload: Assignment.decode(payload).cut == 3
         )
-        fleet.device("pi-1", CUTS["pi-1"], shard="1/3")
+        fleet.device("pi-1", CUTS["pi-1"], "--lowest-cut", "1", shard="1/3")
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
     watcher.close()

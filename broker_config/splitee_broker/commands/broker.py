@@ -29,6 +29,7 @@ from splitee_broker.files import (
     write_folder,
 )
 from splitee_broker.limits import DEVICES, MOST_DEVICES
+from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key, pinned_key
 from splitee_broker.retained import clear_retained
 
 
@@ -84,7 +85,7 @@ def init(
     """
     folder, account = directory.absolute() / "broker", _account(owner)
     with closing(_open(directory, fleet)) as authority:
-        if keep and (directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml").exists():
+        if keep and _is_whole(directory):
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
         authority.serve_at(hosts or default, port or authority.port, devices or authority.devices)
@@ -102,9 +103,12 @@ def init(
         write_broker_folder(folder, contents | _rules(authority), account)
         for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
-            write_folder(directory / role.value, client_files(role.value, role, identity, authority))
+            key = _signing_key(directory) if role is Role.SERVER else None
+            contents = client_files(role.value, role, identity, authority, release_key=key)
+            write_folder(directory / role.value, contents)
     echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
     echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
+    echo(f"{directory}/server/{SIGNING_KEY}: signs what is released; devices take nothing else")
     echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
     echo(f"{directory}/homeassistant: for Home Assistant, see docs/operations.md")
     echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
@@ -136,7 +140,8 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
                 )
             returns = device in authority.shut_out()
             identity = authority.issue(device, Role.DEVICE, days)
-            contents = client_files(device, Role.DEVICE, identity, authority)
+            key = pinned_key(directory)
+            contents = client_files(device, Role.DEVICE, identity, authority, release_key=key)
             written = _hand_out(directory / "bundles", folder, device, contents)
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
             echo(f"{written}: carry it to {device}{hint}")
@@ -188,6 +193,25 @@ def _standing(line: Issued, now: datetime) -> str:
     if line.revoked is not None:
         return f"revoked {line.revoked:%Y-%m-%d}"
     return f"{'valid until' if now < line.until else 'EXPIRED'} {line.until:%Y-%m-%d}"
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether all that `init` makes is there, what came with later releases included."""
+    last = directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml"
+    return last.exists() and bool(pinned_key(directory))
+
+
+def _signing_key(directory: Path) -> dict[str, bytes]:
+    """The server's half of the release key; none, where its operator has taken it away.
+
+    It is made with the fleet, and never again: devices have pinned it.
+    """
+    there = directory / Role.SERVER / SIGNING_KEY
+    if pinned_key(directory):
+        return {SIGNING_KEY: there.read_bytes()} if there.exists() else {}
+    made = new_release_key()
+    write_folder(directory / "authority", {RELEASE_KEY: made[RELEASE_KEY]})
+    return {SIGNING_KEY: made[SIGNING_KEY]}
 
 
 def _open(directory: Path, fleet: str | None = None) -> Authority:

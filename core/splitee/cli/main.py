@@ -20,10 +20,8 @@ EXTRAS = {
     "torch": "train",
     "torchvision": "train",
     "pyarrow": "train",
-    "onnx": "train",
     "onnxscript": "train",
     "iotcore": "lab",
-    "cryptography": "admin",
     "matplotlib": "lab",
     "prometheus_client": "server",
     "tensorboardX": "server",
@@ -76,6 +74,7 @@ SUMMARIES = {
     "serve": "answer devices from exported trunks, without torch",
     "server": "train the shared trunk from the devices' features",
     "simulate": "compare strategies and baselines in one process, without a broker",
+    "trust": "show what released models are held to on this device, or forget it",
     "status": "show the fleet live, as the broker knows it",
 }
 

@@ -12,6 +12,9 @@ import click
 from splitee.cli.bounds import Number, OutOfBounds, given
 from splitee.errors import ConfigError
 
+# Written by `splitee broker` into settings that several commands read, for some of them.
+BROUGHT = ("signing_key", "release_key")
+
 
 class Setting(click.Option):
     """An option that says in the user's words what it takes."""
@@ -50,7 +53,7 @@ def read_settings(command: click.Command, path: Path) -> dict[str, str]:
     """The command's parameters that a settings file (TOML) gives, as a flag would.
 
     Raises:
-        ConfigError: it cannot be read, or a key is none of the command's.
+        ConfigError: it cannot be read, or a key is none of the command's (nor one of BROUGHT).
     """
     try:
         values = tomllib.loads(path.read_text())
@@ -62,7 +65,10 @@ def read_settings(command: click.Command, path: Path) -> dict[str, str]:
     files = {parameter.name for parameter in command.params if isinstance(parameter.type, click.Path)}
     given = {}
     for key, value in values.items():
-        parameter = parameters.get(key.replace("-", "_"))
+        name = key.replace("-", "_")
+        parameter = parameters.get(name)
+        if parameter is None and name in BROUGHT:
+            continue
         if parameter is None:
             known = ", ".join(sorted(parameters))
             raise ConfigError(f"settings file {path}: unknown key {key!r}; known: {known}")

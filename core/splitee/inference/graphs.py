@@ -58,12 +58,23 @@ class ClientModel:
 
         Raises ModelError: it is missing, damaged, or not what its manifest says.
         """
-        self.manifest = manifest = read_manifest(directory, ClientManifest)
+        manifest = read_manifest(directory, ClientManifest)
         file = file or manifest.file
-        self._session = open_session(read_graph(directory, file, manifest.sha256), file, threads)
+        self._load(manifest, read_graph(directory, file, manifest.sha256), str(directory / file), threads)
+
+    @classmethod
+    def of(cls, manifest: ClientManifest, graph: bytes, *, threads: int | None = None) -> ClientModel:
+        """The model of a graph in memory. Raises ModelError: it is not what the manifest says."""
+        model = cls.__new__(cls)
+        model._load(manifest, graph, manifest.file, threads)
+        return model
+
+    def _load(self, manifest: ClientManifest, graph: bytes, name: str, threads: int | None) -> None:
+        self.manifest = manifest
+        self._session = open_session(graph, name, threads)
         check_signature(
             self._session,
-            str(directory / file),
+            name,
             {"pictures": tuple(manifest.input_shape)},
             {FEATURES: tuple(manifest.feature_shape), LOGITS: (len(manifest.class_names),)},
         )

@@ -136,11 +136,15 @@ def read_graph(directory: Path, name: str, sha256: dict[str, str]) -> bytes:
         data = (directory / name).read_bytes()
     except OSError as error:
         raise ModelError(f"{directory / name}: {error.strerror}: export the model again") from None
+    check_graph_digest(data, str(directory / name), sha256.get(name, "none"))
+    return data
+
+
+def check_graph_digest(data: bytes, name: str, expected: str) -> None:
+    """Raises ModelError: the bytes of the graph are not those of its manifest."""
     found = hashlib.sha256(data).hexdigest()
-    if found != sha256.get(name):
-        expected = sha256.get(name, "none")
+    if found != expected:
         raise ModelError(
-            f"{directory / name} is damaged: SHA-256 {found[:12]}... of {len(data)} bytes, its manifest says "
+            f"{name} is damaged: SHA-256 {found[:12]}... of {len(data)} bytes, its manifest says "
             f"{expected[:12]}...: export or deliver the model again"
         )
-    return data

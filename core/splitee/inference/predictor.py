@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -11,6 +12,7 @@ from splitee.inference.uncertainty import Array, softmax
 from splitee.samples.images import Pixels
 
 Source = Literal["exit", "trunk", "local-fallback"]
+WINDOW = 100  # images in a row, for the share of them that the trunk is asked about
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,40 @@ class Trunk(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class OffloadFloors:
+    """What bounds how much of its images a device sends, whatever a model's manifest says.
+
+    Attributes:
+        lowest_threshold: uncertainty up to which the exit's prediction is always taken.
+        most_offload: share of any WINDOW images in a row that the trunk is asked about, at most.
+    """
+
+    lowest_threshold: float = 0.0
+    most_offload: float = 1.0
+
+
+NO_FLOORS = OffloadFloors()
+
+
 class Predictor:
     """A device's model, and the trunk that continues it where there is one."""
 
     def __init__(
-        self, model: ClientModel, *, threshold: float | None = None, trunk: Trunk | None = None
+        self,
+        model: ClientModel,
+        *,
+        threshold: float | None = None,
+        trunk: Trunk | None = None,
+        floors: OffloadFloors = NO_FLOORS,
     ) -> None:
         """`threshold`: uncertainty up to which the exit's prediction is taken; default: the manifest's."""
         self._model = model
-        self._threshold = model.manifest.threshold if threshold is None else threshold
+        threshold = model.manifest.threshold if threshold is None else threshold
+        self._threshold = max(threshold, floors.lowest_threshold)
         self._trunk = trunk
+        self._most = round(floors.most_offload * WINDOW)
+        self._asked: deque[bool] = deque(maxlen=WINDOW - 1)  # of the images before
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -56,9 +82,12 @@ class Predictor:
         features, logits = self._model(pixels[None])
         uncertainty = float(self._model.uncertainty(logits)[0])
         source: Source = "exit"
+        asks = False
         if uncertainty > self._threshold and self._trunk is not None:
-            trunk_logits = self._trunk.logits(features, time.perf_counter() - started)
+            asks = sum(self._asked) < self._most
+            trunk_logits = self._trunk.logits(features, time.perf_counter() - started) if asks else None
             logits, source = (logits, "local-fallback") if trunk_logits is None else (trunk_logits, "trunk")
+        self._asked.append(asks)
         probabilities = softmax(logits)[0]
         best = int(probabilities.argmax())
         return Prediction(

@@ -11,11 +11,13 @@ Text = Annotated[str, Meta(max_length=1000)]
 LARGEST_COUNT = 1 << 62
 Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
 Positive = Annotated[int, Meta(ge=1, le=LARGEST_COUNT)]
+Milliseconds = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # since the epoch, up to the year 9999
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
 NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
 TensorName = Annotated[str, Meta(max_length=300)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Signature = Annotated[str, Meta(pattern=r"^([0-9a-f]{128})?\Z")]
 ClassNames = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
 ]

@@ -8,7 +8,7 @@ from msgspec import Meta
 
 from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
-from splitee.protocol.fields import Count, Digest, Fraction, Positive, Text
+from splitee.protocol.fields import Count, Digest, Fraction, Milliseconds, Positive, Signature, Text
 
 
 class InferRequest(PackedMessage, frozen=True):
@@ -49,10 +49,17 @@ class ModelOffer(JsonMessage, frozen=True):
     Attributes:
         release: SHA-256 of the bundle.
         size: bytes of the bundle.
+        run: run that the model comes from.
+        signed_at: milliseconds since the epoch, by the signer's clock.
+        signature: Ed25519, in hexadecimal, over the JSON array of "splitee release 1", the fleet, the device,
+            `run`, `release` and `signed_at`, without spaces; "": it is not signed.
     """
 
     release: Digest
     size: Annotated[int, Meta(ge=1, le=MAX_PACKED)]
+    run: Text = ""
+    signed_at: Milliseconds = 0
+    signature: Signature = ""
 
 
 class ModelWant(JsonMessage, frozen=True):

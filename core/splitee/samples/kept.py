@@ -6,6 +6,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -35,20 +36,29 @@ class Samples:
         """The samples in a state or model directory. Raises ModelError: none, or broken ones."""
         path = directory / SAMPLES
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                samples = cls(arrays["held_out"], arrays["labels"], arrays["training"])
+            with path.open("rb") as file:
+                return cls.load(file, str(path))
         except FileNotFoundError:
             raise ModelError(f"{directory} has no {SAMPLES}, the device's held-out images") from None
+        except OSError as error:
+            raise ModelError(f"{path}: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, file: IO[bytes], name: str) -> Samples:
+        """From an open file. Raises ModelError: it holds other things."""
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                samples = cls(arrays["held_out"], arrays["labels"], arrays["training"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{path}: expected held-out images as a device stores them ({error})") from None
-        samples._check(path)
+            raise ModelError(f"{name}: expected held-out images as a device stores them ({error})") from None
+        samples._check(name)
         return samples
 
-    def _check(self, path: Path) -> None:
+    def _check(self, name: str) -> None:
         both = (self.held_out, self.training)
         sound = all(images.dtype == np.uint8 and images.ndim == 4 for images in both)
         if not sound or self.labels.shape != self.held_out.shape[:1] or self.labels.dtype.kind != "i":
-            raise ModelError(f"{path}: expected uint8 images (N, C, H, W) with a label each")
+            raise ModelError(f"{name}: expected uint8 images (N, C, H, W) with a label each")
 
 
 def some_of(count: int, most: int, each: int) -> npt.NDArray[np.intp]:

@@ -54,9 +54,15 @@ class Agent:
         monitor: RoundMonitor,
         capability: Capability | None = None,
         *,
+        lowest_cut: int = 1,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`trainer_at`: makes the trainer for a cut, with the weights that the run's seed gives."""
+        """An agent for one run.
+
+        Args:
+            trainer_at: makes the trainer for a cut, with the weights that the run's seed gives.
+            lowest_cut: the device is never cut below it, whoever asks.
+        """
         self._session = session
         self._heard = session.heard
         self._spec = spec
@@ -64,6 +70,7 @@ class Agent:
         self._store = store
         self._monitor = monitor
         self._capability = capability
+        self._lowest_cut = lowest_cut
         self._clock = clock
         self._set_cut(cut)
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
@@ -77,6 +84,7 @@ class Agent:
             IdInUse: another process has taken this id.
         """
         session = self._session
+        session.guard_cuts(self._spec.run, self._may_be_cut_at)
         session.join(
             Profile(
                 protocol=PROTOCOL,
@@ -114,6 +122,10 @@ class Agent:
         opened = self._heard.next_phase(run, done)
         assert opened is not None
         return opened
+
+    def _may_be_cut_at(self, cut: int) -> bool:
+        """Whether the server may cut this device there: it is, was or asked to be, and its owner allows."""
+        return cut >= self._lowest_cut and (cut == self._cut or cut in self._store.cuts)
 
     def _set_cut(self, cut: int) -> None:
         self._cut = cut
@@ -257,7 +269,8 @@ class Agent:
     def _reconsider(self, number: int) -> None:
         """Ask for another cut, where the rounds so far call for one."""
         wish = self._monitor.end_round(number, self._cut)
-        if wish is not None:
+        if wish is not None and wish.cut >= self._lowest_cut:
+            self._store.ask(self._spec, self._cut, wish.cut)
             if self._capability is not None:
                 self._capability = replace(self._capability, reason=wish.reason[:1000])
             self._session.presence.change_profile(next_cut=wish.cut, capability=self._capability)

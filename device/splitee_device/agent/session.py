@@ -11,12 +11,12 @@ from typing import Any
 from splitee.cli.signals import Stopped
 from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
-from splitee.errors import Rejected, Stalled, Unwinding, VersionMismatch
+from splitee.errors import MalformedMessage, Rejected, Stalled, Unwinding, VersionMismatch
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.protocol import routes
 from splitee.protocol.fleet import ErrorReport, Profile
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received
-from splitee.protocol.rounds import Ack, RoundOpen
+from splitee.protocol.rounds import Ack, Assignment, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL, Topics
@@ -75,6 +75,8 @@ class Session:
         self._stop = stop
         self._clock = clock
         self._phase: PhaseUnderWay | None = None
+        self._guarded = ""  # the run of which assignments are checked
+        self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
         self.heard = Heard(device, instance, clock())
         self._gate = Gate(topics, READ, device=device)
         self.presence = Presence(port, topics, device, instance, clock, self._gate.rejected.total)
@@ -84,7 +86,7 @@ class Session:
             routes.ROUND: self._hear,
             routes.COMMIT: self._hear,
             routes.SERVER_STATUS: self._hear,
-            routes.ASSIGNMENT: self._hear,
+            routes.ASSIGNMENT: self._on_assignment,
             routes.ACK: self._on_ack,
             routes.HELD_WEIGHTS: lambda weights: self.requests.on_weights(weights, self.heard.assignment),
             routes.SOFT_LABELS: self.requests.on_soft_labels,
@@ -103,6 +105,14 @@ class Session:
         self.wait(lambda: self.heard.spec is not None, "a server to open a run")
         assert self.heard.spec is not None
         return self.heard.spec
+
+    def guard_cuts(self, run: str, may_be_cut_at: Callable[[int], bool]) -> None:
+        """From here on, an assignment of `run` to a cut where this device may not be is not heard."""
+        self._guarded, self._may_be_cut_at = run, may_be_cut_at
+        told = self.heard.assignment
+        if told is not None and not self._is_allowed(told):
+            log.warning("not followed: %s", self._refusal(told))
+            self.heard.assignment = None
 
     def join(self, profile: Profile) -> None:
         """Ask to take part, and wait for the server's word; a run that is over needs none.
@@ -195,6 +205,21 @@ class Session:
         self._hear(spec)
         if before is not None and before.run != spec.run:
             raise RunChanged
+
+    def _on_assignment(self, assignment: Assignment) -> None:
+        """Raises MalformedMessage: it is to a cut that this device's owner has not allowed."""
+        if not self._is_allowed(assignment):
+            raise MalformedMessage(self._refusal(assignment), "foreign")
+        self._hear(assignment)
+
+    def _is_allowed(self, assignment: Assignment) -> bool:
+        return assignment.run != self._guarded or self._may_be_cut_at(assignment.cut)
+
+    def _refusal(self, assignment: Assignment) -> str:
+        return (
+            f"the server cuts this device at {assignment.cut}, which it has not asked for or its owner does "
+            f"not allow: start it with --cut {assignment.cut} if that is meant"
+        )
 
     def _on_ack(self, ack: Ack) -> None:
         self._hear(ack)

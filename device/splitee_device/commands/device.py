@@ -64,6 +64,14 @@ log = logging.getLogger(__name__)
     default="auto",
     help="Last stage on this device, see `splitee cuts`; auto: what `splitee profile` recommends.",
 )
+@setting(
+    "--lowest-cut",
+    type=whole(1),
+    metavar="CUT",
+    help="Never be cut before this stage, whoever asks: what is sent shows less of an image the later it is. "
+    " [default: --cut, or 1 for auto]",
+    show_default=False,
+)
 @setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What auto chooses.")
 @setting(
     "--memory",

@@ -60,7 +60,16 @@ def infer(
     topics = Topics(link.fleet)
     connection = Link(link.address, f"splitee-{link.fleet}-{device}-service", tls=link.tls)
     service = InferenceService(
-        connection, link, topics, device, shelf, threshold=threshold, timeout=serving.timeout, threads=threads
+        connection,
+        link,
+        topics,
+        device,
+        shelf,
+        threshold=threshold,
+        timeout=serving.timeout,
+        floors=serving.floors,
+        key=serving.key,
+        threads=threads,
     )
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()

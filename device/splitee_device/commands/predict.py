@@ -17,9 +17,10 @@ from splitee.cli.plain_text import echo, echo_json
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
-from splitee.inference.predictor import Prediction, Predictor
+from splitee.inference.predictor import OffloadFloors, Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
 from splitee.samples.images import IMAGE_SUFFIXES, Pixels, Shape, UnreadableImage, load_image
+from splitee_device.inference.options import lowest_threshold, most_offload
 
 if TYPE_CHECKING:
     from splitee.inference.offload import Offload
@@ -47,6 +48,8 @@ PATH = click.Path(path_type=Path)
     metavar="SECONDS",
     help="How long an image waits for the server; then the exit's prediction is taken.",
 )
+@lowest_threshold
+@most_offload
 @setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
 @setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
 @optional_link_options
@@ -58,6 +61,8 @@ def predict(
     as_json: bool,
     threshold: float | None,
     timeout: float,
+    lowest_threshold: float,
+    most_offload: float,
     device: str | None,
     threads: int | None,
     link: LinkOptions | None,
@@ -72,7 +77,8 @@ def predict(
         if link is not None:
             trunk = _open_offload(link, loaded, device, timeout)
             stack.callback(trunk.close)
-        predictor = Predictor(loaded, threshold=threshold, trunk=trunk)
+        floors = OffloadFloors(lowest_threshold, most_offload)
+        predictor = Predictor(loaded, threshold=threshold, trunk=trunk, floors=floors)
         predicted = 0
         for name, pixels in _load(files, camera, loaded.manifest.input_shape):
             _show(name, predictor(pixels), as_json)

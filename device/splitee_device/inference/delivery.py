@@ -10,8 +10,10 @@ from pathlib import Path
 from splitee.clock import Clock
 from splitee.durable import unwritable
 from splitee.errors import MalformedMessage, ModelError
+from splitee.inference.signatures import ReleaseKey
 from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
@@ -19,6 +21,7 @@ from splitee.protocol.topics import Topics
 from splitee_device.inference.model_store import ModelStore
 
 ASK_AGAIN = 5.0  # seconds without a part before the device asks again
+LOG_EVERY = 5.0  # seconds between lines on offers that are not trusted; each is reported
 
 log = logging.getLogger(__name__)
 
@@ -27,9 +30,19 @@ class Delivery:
     """One device's side. What has come is on disk, so that a new process goes on where the last one ended."""
 
     def __init__(
-        self, port: Port, topics: Topics, device: str, shelf: ModelStore, *, clock: Clock = time.monotonic
+        self,
+        port: Port,
+        topics: Topics,
+        device: str,
+        shelf: ModelStore,
+        *,
+        key: ReleaseKey | None = None,
+        clock: Clock = time.monotonic,
     ) -> None:
+        """`key`: only what it has signed is fetched; None: signatures do not count."""
         self._port = port
+        self._fleet = topics.fleet
+        self._key = key
         self._device = device
         self._shelf = shelf
         self._clock = clock
@@ -38,7 +51,9 @@ class Delivery:
         self._reports = routes.MODEL_REPORT.topic(topics, device)
         self._offer: ModelOffer | None = None
         self._refused: set[str] = set()
+        self._distrusted: ModelOffer | None = None
         self._torn: set[str] = set()
+        self._log_distrust = RateLimiter(LOG_EVERY)
         self._have = 0
         self._due = 0.0
         port.subscribe(*self._gate.filters)
@@ -74,7 +89,9 @@ class Delivery:
         if offer.release == self._shelf.release:
             self.report(offer.release, "in service")
             return
-        if offer.release in self._refused or offer == self._offer:
+        if offer.release in self._refused or offer in (self._offer, self._distrusted):
+            return
+        if not self._is_trusted(offer):
             return
         for stale in self._shelf.path.glob("*.incoming"):
             if stale != self._file(offer.release):
@@ -90,6 +107,25 @@ class Delivery:
             self._finish(offer)
         else:
             self._ask()
+
+    def _is_trusted(self, offer: ModelOffer) -> bool:
+        """Whether the offer is signed as it must be; what is not is reported, and none of it is fetched."""
+        if self._key is None:
+            return True
+        try:
+            self._key.check(offer, self._fleet, self._device)
+            if offer.signed_at <= self._shelf.trust.read().signed_at:
+                raise ModelError(
+                    "the release was signed before the newest that this device took, or is that one again: "
+                    "sign it anew (`splitee release --signing-key FILE`)"
+                )
+        except ModelError as error:
+            self._distrusted = offer
+            if self._log_distrust.due():
+                log.warning("model %s is not fetched: %s", offer.release[:12], error)
+            self.report(offer.release, "refused", str(error))
+            return False
+        return True
 
     def _on_part(self, part: ModelPart) -> None:
         offer = self._offer
@@ -117,7 +153,7 @@ class Delivery:
             if hashlib.sha256(bundle).hexdigest() != offer.release:
                 self._again(offer)
                 return
-            self._shelf.install(bundle, self._device)
+            self._shelf.install(bundle, self._device, signed=None if self._key is None else offer)
         except ModelError as error:
             log.warning("%s", error)
             self._refused.add(offer.release)

@@ -1,8 +1,8 @@
 """A device's models on disk: the one in service, the one before, and the switch between them.
 
-`releases/ID/` holds each model directory, `current` and `previous` are links to two of them, and
-`samples.npz` has the device's own images, on which a new model is tried. A link is replaced by a rename:
-whoever opens `current` sees one whole model or the other.
+`releases/ID/` holds each model directory, `current` and `previous` are links to two of them, `samples.npz`
+has the device's own images, on which a new model is tried, and `trust.json` what releases are held to. A link
+is replaced by a rename: whoever opens `current` sees one whole model or the other.
 """
 
 from __future__ import annotations
@@ -11,37 +11,47 @@ import hashlib
 import logging
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from splitee.durable import unwritable, write_atomically
 from splitee.errors import MalformedMessage, ModelError, StateError
 from splitee.inference.bundle import Bundle, pack_bundle
 from splitee.inference.graphs import ClientModel
-from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_manifest
+from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_graph, read_manifest
 from splitee.protocol.encoding import unpack
-from splitee.samples.kept import SAMPLES, Samples
+from splitee.protocol.inference import ModelOffer
+from splitee.samples.kept import SAMPLES
+from splitee_device.inference.trial import Tried, try_model
+from splitee_device.inference.trust import Expected, Trust
 
 MAX_DROP = 0.05  # of the exit's accuracy on the stored samples, below the model in service
 
 
-TRIED = 256  # stored samples that a new model is tried on
-
-
-BATCH = 32
-
+TRIAL = "trial.json"  # in a release's folder: what its trial has shown
 
 log = logging.getLogger(__name__)
+
+
+class _Trial(msgspec.Struct, frozen=True):
+    """A trial and the digest of the images that it was made with; "": there were none."""
+
+    images: str
+    tried: Tried
 
 
 class ModelStore:
     """The models of one device."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises StateError: it cannot be written."""
+    def __init__(self, path: Path, expected: Expected | None = None) -> None:
+        """`expected`: what a device that has trained knows of its model.
+
+        Raises StateError: it cannot be written.
+        """
         self.path = path
+        self.trust = Trust(path, expected)
         try:
             (path / "releases").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -58,30 +68,53 @@ class ModelStore:
         return self._target("current")
 
     def adopt(self, directory: Path) -> str:
-        """Puts an exported model into service, and keeps its samples. Raises ModelError: it is not sound."""
+        """Puts an exported model into service by its owner's word, and keeps its samples.
+
+        What it is made of is what releases are held to from then on. Raises ModelError: it is not sound.
+        """
         samples = directory / SAMPLES
         if samples.exists():
             write_atomically(self.path / SAMPLES, samples.read_bytes())
-        bundle = pack_bundle(directory)
-        return self.install(bundle, read_manifest(directory, ClientManifest).device)
+        device = read_manifest(directory, ClientManifest).device
+        return self._install(pack_bundle(directory), device, by_owner=True)
 
-    def install(self, bundle: bytes, device: str) -> str:
-        """Checks and tries a bundle, and puts it into service; returns its release.
+    def install(self, bundle: bytes, device: str, *, signed: ModelOffer | None = None) -> str:
+        """Checks and tries a bundle that was released, and puts it into service; returns its release.
 
-        Raises ModelError: it is damaged, of another device, does not load, or predicts worse than the model
-        in service, which then stays.
+        Args:
+            signed: the offer, where its signature is the fleet's.
+
+        Raises ModelError: it is damaged, of another device, run or network than it should be, differs from
+        what is pinned, does not load, or predicts worse than the model in service, which then stays.
         """
+        if signed is not None and signed.signed_at <= self.trust.read().signed_at:
+            raise ModelError("the delivered model is refused: a newer release was signed and taken before it")
+        release = self._install(bundle, device, run=signed.run if signed else None)
+        if signed is not None:
+            self.trust.note_signature(signed.signed_at)
+        return release
+
+    def _install(self, bundle: bytes, device: str, *, run: str | None = None, by_owner: bool = False) -> str:
         release = hashlib.sha256(bundle).hexdigest()
         folder = self.path / "releases" / release
         if self.release == release:
             return release
         try:
-            self._unpack(bundle, folder)
-            self._try(folder, device)
-        except ModelError:
+            manifest = self._unpack(bundle, folder)
+            _check_address(manifest, device, run)
+            if not by_owner:
+                self._pin_what_serves()
+                self.trust.check_model(manifest)
+            tried = self._try(folder, manifest.file)
+            assert tried.structure is not None
+            if not by_owner:
+                self.trust.check_graph(manifest.cut, tried.structure)
+            self._compare(tried)
+        except ModelError as error:
             if release != self._target("previous"):
                 shutil.rmtree(folder, ignore_errors=True)
-            raise
+            raise ModelError(f"the delivered model is refused: {error}") from None
+        self.trust.pin(manifest, tried.structure)
         before = self.release
         if before is not None:
             self._point("previous", before)
@@ -115,50 +148,57 @@ class ModelStore:
         self.roll_back()
         return ClientModel(self.current, threads=threads)
 
-    def _unpack(self, bundle: bytes, folder: Path) -> None:
+    def _unpack(self, bundle: bytes, folder: Path) -> ClientManifest:
         try:
             files = unpack(bundle, Bundle)
             manifest = msgspec.json.decode(files.manifest, type=ClientManifest)
             name = msgspec.convert(manifest.file, FileName)
         except (MalformedMessage, msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise ModelError(f"the delivered model is refused: {error}") from None
+            raise ModelError(str(error)) from None
         folder.mkdir(exist_ok=True)
         write_atomically(folder / name, files.graph)
         write_atomically(folder / MANIFEST, files.manifest)
+        return manifest
 
-    def _try(self, folder: Path, device: str) -> None:
-        model = ClientModel(folder)
-        if model.manifest.device != device:
-            raise ModelError(
-                f"the delivered model is refused: it is of {model.manifest.device}, not {device}"
-            )
-        samples = self._samples(model)
-        found = _accuracy(model, samples)
-        if found is None:
-            raise ModelError(
-                "the delivered model is refused: its predictions for this device's images are not finite"
-            )
-        before = self._accuracy_now(samples)
-        if before is not None and found < before - MAX_DROP:
-            raise ModelError(
-                f"the delivered model is refused: on this device's own images it is right in {found:.1%}, "
-                f"the one in service in {before:.1%}"
-            )
+    def _try(self, folder: Path, file: str) -> Tried:
+        """The trial of a model; one that was tried on the same images is not tried again."""
+        samples = self.path / SAMPLES
+        images = hashlib.sha256(samples.read_bytes()).hexdigest() if samples.exists() else ""
+        kept = folder / TRIAL
+        with suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            known = msgspec.json.decode(kept.read_bytes(), type=_Trial)
+            if known.images == images:
+                return known.tried
+        tried = try_model(folder, file, samples)
+        write_atomically(kept, msgspec.json.encode(_Trial(images, tried)))
+        return tried
 
-    def _accuracy_now(self, samples: Samples) -> float | None:
-        """Of the model in service; None: there is none, or it does not load."""
+    def _in_service(self) -> Tried | None:
+        """The trial of the model in service; None: there is none, or it is not sound any more."""
         try:
-            return _accuracy(ClientModel(self.current), samples)
+            manifest = read_manifest(self.current, ClientManifest)
+            read_graph(self.current, manifest.file, manifest.sha256)
+            return self._try(self.current, manifest.file)
         except ModelError:
             return None
 
-    def _samples(self, model: ClientModel) -> Samples:
-        """The device's own; where it keeps none, noise without a class that is right."""
-        if (self.path / SAMPLES).exists():
-            return Samples.read(self.path)
-        shape = (BATCH, *model.manifest.input_shape)
-        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        return Samples(noise, np.full(BATCH, -1), noise)
+    def _pin_what_serves(self) -> None:
+        """A model that came before there were pins is what its owner took first."""
+        if self.trust.is_new and (tried := self._in_service()) is not None:
+            assert tried.structure is not None
+            self.trust.pin(read_manifest(self.current, ClientManifest), tried.structure)
+
+    def _compare(self, tried: Tried) -> None:
+        """Raises ModelError: it is worse than the model in service, on the images that both were tried on."""
+        serves = self._in_service()
+        count = min(len(tried.hits), len(serves.hits)) if serves is not None else 0
+        if serves is None or not count:
+            return
+        found, before = (sum(hits[:count]) / count for hits in (tried.hits, serves.hits))
+        if found < before - MAX_DROP:
+            raise ModelError(
+                f"on this device's own images it is right in {found:.1%}, the one in service in {before:.1%}"
+            )
 
     def _target(self, link: str) -> str | None:
         try:
@@ -187,16 +227,9 @@ class ModelStore:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _accuracy(model: ClientModel, samples: Samples) -> float | None:
-    """Of the exit; None: it gives values that are not finite, or does not take these images."""
-    if samples.held_out.shape[1:] != tuple(model.manifest.input_shape):
-        return None
-    right = 0
-    count = min(TRIED, len(samples.labels))
-    for start in range(0, count, BATCH):
-        end = min(start + BATCH, count)
-        features, logits = model(samples.held_out[start:end])
-        if not (np.isfinite(features).all() and np.isfinite(logits).all()):
-            return None
-        right += int((logits.argmax(axis=1) == samples.labels[start:end]).sum())
-    return right / max(count, 1)
+def _check_address(manifest: ClientManifest, device: str, run: str | None) -> None:
+    """Raises ModelError: the model is not this device's, or not of the run that was signed."""
+    if manifest.device != device:
+        raise ModelError(f"it is of {manifest.device}, not {device}")
+    if run is not None and manifest.run != run:
+        raise ModelError(f"it is of run {manifest.run}, the signature of run {run}")

@@ -11,6 +11,8 @@ from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
+from splitee.inference.predictor import NO_FLOORS, WINDOW, OffloadFloors
+from splitee.inference.signatures import ReleaseKey
 from splitee_device.inference.service import Camera, Folder, ImageSource
 
 
@@ -22,6 +24,8 @@ class ServingOptions:
     camera: bool
     every: float  # seconds between two images of the camera
     timeout: float  # seconds
+    floors: OffloadFloors = NO_FLOORS
+    key: ReleaseKey | None = None  # that releases must be signed by
 
     def images(self) -> ImageSource | None:
         """None: there are none to classify. Raises DataError: there is no such folder."""
@@ -30,6 +34,19 @@ class ServingOptions:
         return Camera(self.every) if self.camera else None
 
 
+lowest_threshold = setting(
+    "--lowest-threshold",
+    type=number(0, 1),
+    default=0.0,
+    help="The threshold is never below it, whatever the model says.",
+)
+most_offload = setting(
+    "--most-offload",
+    type=number(0, 1),
+    default=1.0,
+    metavar="SHARE",
+    help=f"Of any {WINDOW} images in a row, ask the server about no more than this share.",
+)
 _OPTIONS = (
     setting(
         "--watch",
@@ -52,13 +69,30 @@ _OPTIONS = (
         metavar="SECONDS",
         help="How long an image waits for the server; then the exit's prediction is taken.",
     ),
+    lowest_threshold,
+    most_offload,
+    setting(
+        "--release-key",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Take only releases that this key has signed: the release.pub of the device's bundle.",
+    ),
 )
 
 
-def _serving(watch: Path | None, camera: bool, every: float, timeout: float) -> ServingOptions:
+def _serving(
+    watch: Path | None,
+    camera: bool,
+    every: float,
+    timeout: float,
+    lowest_threshold: float,
+    most_offload: float,
+    release_key: Path | None,
+) -> ServingOptions:
     if watch is not None and camera:
         raise ConfigError("give one of --watch FOLDER and --camera, not both")
-    return ServingOptions(watch, camera, every, timeout)
+    key = ReleaseKey.read(release_key) if release_key is not None else None
+    return ServingOptions(watch, camera, every, timeout, OffloadFloors(lowest_threshold, most_offload), key)
 
 
 serving_options = option_group("serving", _serving, *_OPTIONS)

@@ -12,7 +12,8 @@ from typing import Protocol
 
 from splitee.errors import DataError
 from splitee.inference.offload import Offload
-from splitee.inference.predictor import Predictor
+from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Predictor
+from splitee.inference.signatures import ReleaseKey
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -106,9 +107,15 @@ class InferenceService:
         *,
         threshold: float | None = None,
         timeout: float = 2.0,
+        floors: OffloadFloors = NO_FLOORS,
+        key: ReleaseKey | None = None,
         threads: int | None = None,
     ) -> None:
-        """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`."""
+        """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
+
+        Args:
+            key: that releases must be signed by; None: by none.
+        """
         self._link = link
         self._options = options
         self._topic = topics.device(device, "predictions")
@@ -117,7 +124,8 @@ class InferenceService:
         self._threshold = threshold
         self._timeout = timeout
         self._threads = threads
-        self._delivery = Delivery(link, topics, device, shelf)
+        self._floors = floors
+        self._delivery = Delivery(link, topics, device, shelf, key=key)
         self._release: str | None = None
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
@@ -154,7 +162,9 @@ class InferenceService:
         self.close()
         self._offload = Offload(self._options, model.manifest, device=self._device, timeout=self._timeout)
         self._offload.open()
-        self._predictor = Predictor(model, threshold=self._threshold, trunk=self._offload)
+        self._predictor = Predictor(
+            model, threshold=self._threshold, trunk=self._offload, floors=self._floors
+        )
         channels, height, width = model.manifest.input_shape
         self._shape = (channels, height, width)
         log.info("in service: round %d of run %s", model.manifest.round, model.manifest.run)

@@ -1,7 +1,8 @@
-"""The peak of this process's own memory: of what it has allocated, without the pages of files."""
+"""This process's own memory: the peak of what it has allocated, without the pages of files; what it maps."""
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,12 @@ def peak() -> int:
     """Bytes of anonymous memory at its peak, as far as the kernel's own mark shows it."""
     now = memory()
     return max(now["RssAnon"], now["VmHWM"] - now["RssFile"])
+
+
+def address_space() -> int:
+    """Bytes that this process has mapped, used or not."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryWatch:

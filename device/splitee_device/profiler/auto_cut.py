@@ -63,6 +63,7 @@ class AutoCut:
         budget: seconds to measure for.
         memory: bytes that training may take, if it is less than there are.
         first: the cut to begin with; None: the one that is chosen.
+        lowest: no cut below it is chosen.
         adapts: it may want another cut later, and needs to know what each would cost.
     """
 
@@ -74,6 +75,7 @@ class AutoCut:
     budget: float
     memory: int | None = None
     first: int | None = None
+    lowest: int = 1
     adapts: bool = False
 
     def choose(
@@ -97,7 +99,13 @@ class AutoCut:
                 return ChosenCut(held)
             measured = self._measure(spec, store, tick)
         measured = replace(measured, available=hardware.least(self.memory, measured.available))
-        work = Work(self.samples, steps_a_round(spec, self.samples), RESERVE, link=self._link(measured))
+        work = Work(
+            self.samples,
+            steps_a_round(spec, self.samples),
+            RESERVE,
+            link=self._link(measured),
+            lowest_cut=self.lowest,
+        )
         forecast = Forecast(measured, work, self.prefer)
         choice = forecast.choose()
         cut, reason = choice.cut, choice.reason

@@ -107,7 +107,8 @@ def _nothing_fits(rows: Sequence[CutRow], measured: Measured, work: Work) -> str
     if not rows:
         tried = "; ".join(f"cut {cut} {why}" for cut, why in list(measured.failed.items())[:1])
         return f"no cut fits this device ({tried}): take a smaller --batch-size or network, or free memory"
-    nearest = min(rows, key=lambda row: row.needed)
+    allowed = [row for row in rows if row.cut >= work.lowest_cut] or rows
+    nearest = min(allowed, key=lambda row: row.needed)
     start = f"no cut fits this device; cut {nearest.cut}: {_obstacle(nearest, measured, work)}"
     if nearest.obstacle == "CPU share":
         return f"{start}; take fewer --threads, a slower pace is the link's, or allow a larger --cpu-share"

@@ -39,6 +39,7 @@ class Work:
     reserve: int  # bytes that must stay free
     cpu_share: float = 1.0  # of the usable cores, that training may keep busy
     link: LinkSpeed | None = None
+    lowest_cut: int = 1  # that its owner allows
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ class _Model:
         failed, available = self._measured.failed, self._measured.available
         if cut in failed:
             return failed[cut]
+        if cut < self._work.lowest_cut:
+            return f"it is below --lowest-cut {self._work.lowest_cut}"
         if available is not None and needed + self._work.reserve > available:
             return "memory"
         return "CPU share" if share > self._work.cpu_share + 1e-9 else ""

@@ -31,6 +31,12 @@ class DeviceStore:
         self._directory = directory
         self._device = device
         self._data = data
+        self._cuts: set[int] = set()
+
+    @property
+    def cuts(self) -> frozenset[int]:
+        """Where this device was cut in the run, or has asked to be; over all of its processes."""
+        return frozenset(self._cuts)
 
     def open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
         """Use the directory for this run.
@@ -39,10 +45,13 @@ class DeviceStore:
             StateError: it holds another run that has not finished, or this one at another cut.
         """
         held = self._directory.facts()
+        self._cuts = {cut}
         if held is None or fresh:
             self._directory.clear()
             return
         mine = self._facts(spec, cut, finished=False)
+        if held.get("run") == spec.run:
+            self._cuts |= _cuts(held)
         if held.get("finished", False):
             if held.get("run") != spec.run:
                 self._directory.clear()
@@ -54,12 +63,18 @@ class DeviceStore:
                 f"{moved}--fresh starts over, another --state keeps it"
             )
 
+    def ask(self, spec: RunSpec, cut: int, wanted: int) -> None:
+        """This device, cut at `cut`, asks to be cut at `wanted`; a later process knows of it."""
+        self._cuts.add(wanted)
+        self._directory.save_facts(self._facts(spec, cut, finished=False))
+
     def finish(self, spec: RunSpec, cut: int) -> None:
         """The run is over; another run may use the directory."""
         self._directory.save_facts(self._facts(spec, cut, finished=True))
 
     def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
         """The state after round `number`, durable; it counts once the server commits the round."""
+        self._cuts.add(cut)
         facts = self._directory.facts()
         if facts is None:
             self._save_samples()
@@ -113,6 +128,7 @@ class DeviceStore:
             "run": spec.run,
             "network": spec.network,
             "cut": cut,
+            "cuts": sorted(self._cuts),
             "finished": finished,
             "device": self._device,
             "spec": json.loads(known.encode()),
@@ -128,3 +144,10 @@ class DeviceStore:
             train.images[some_of(len(train), CALIBRATION_IMAGES, train.images[0].nbytes)],
         )
         write_atomically(self._directory.path / SAMPLES, samples.encode())
+
+
+def _cuts(facts: dict[str, Any]) -> set[int]:
+    """Those of a state's facts; of a state without them the cut that it is at."""
+    found = facts.get("cuts")
+    listed = found if isinstance(found, list) else []
+    return {cut for cut in (*listed, facts.get("cut")) if isinstance(cut, int)}

@@ -14,11 +14,13 @@ from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
 from splitee.errors import ConfigError, ModelError, Stalled
+from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics
+from splitee_server.commands.signing_flag import signing_key
 from splitee_server.release.offers import ROUTES, Offers
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,9 @@ log = logging.getLogger(__name__)
     metavar="SECONDS",
     help="For the devices to fetch and try their models.",
 )
+@signing_key
 @settings_file
-def release(models: tuple[Path, ...], link: LinkOptions, wait: float) -> None:
+def release(models: tuple[Path, ...], link: LinkOptions, wait: float, signing_key: Path | None) -> None:
     """Send MODELS, which `splitee export` wrote for devices, each to its device.
 
     The device checks what it got, tries it on its own pictures, and switches over only then.
@@ -44,7 +47,8 @@ def release(models: tuple[Path, ...], link: LinkOptions, wait: float) -> None:
         raise ConfigError("nothing to release: name the model directories that `splitee export` wrote")
     topics = Topics(link.fleet)
     connection = Link(link.address, f"splitee-{link.fleet}-release-{time.time_ns()}", tls=link.tls)
-    offers, gate = Offers(connection, topics, list(models)), Gate(topics, ROUTES)
+    signer = ReleaseSigner(signing_key) if signing_key is not None else None
+    offers, gate = Offers(connection, topics, list(models), signer), Gate(topics, ROUTES)
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     deadline = time.monotonic() + wait

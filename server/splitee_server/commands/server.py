@@ -17,6 +17,7 @@ from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.durable import StateDirectory
+from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -25,6 +26,7 @@ from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import claim_fleet, offline
 from splitee_server.commands.learning_flags import learning_settings, strategy_setting
+from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
@@ -80,6 +82,7 @@ DIRECTORY = click.Path(path_type=Path)
 @setting("--most-images", type=whole(1), default=10_000_000, help="That a device may say it has.")
 @setting("--memory", type=whole(1), default=1024, help="MiB of features that may wait for training.")
 @setting("--threads", type=whole(1), help="CPU threads; default: torch's choice.")
+@signing_key
 @monitoring_options
 @settings_file
 def server(
@@ -96,12 +99,14 @@ def server(
     most_images: int,
     memory: int,
     threads: int | None,
+    signing_key: Path | None,
     monitoring: Monitoring,
     **run: Any,
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
     names = read_class_names(classes, run["num_classes"]) if classes is not None else ()
     spec = build_run_spec(**run)
+    signer = ReleaseSigner(signing_key) if signing_key is not None else None
     network = build_for(spec)
     if threads:
         torch.set_num_threads(threads)
@@ -149,6 +154,7 @@ def server(
                 stop=stop.is_set,
                 observers=observers,
                 limits=limits,
+                signer=signer,
             ).run()
         except Stopped:
             log.info("stopped; the last committed round is in %s", state)

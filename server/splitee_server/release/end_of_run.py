@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from splitee.errors import SpliteeError
+from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.port import Port
 from splitee.protocol.gate import Received
 from splitee.protocol.run_spec import RunSpec
@@ -22,11 +23,12 @@ log = logging.getLogger(__name__)
 class EndOfRun:
     """Exports on a thread of its own, while the server goes on answering; then offers what came of it."""
 
-    def __init__(self, port: Port, topics: Topics, models: Path) -> None:
-        """`models`: the folder that the exported models go to."""
+    def __init__(self, port: Port, topics: Topics, models: Path, signer: ReleaseSigner | None = None) -> None:
+        """`models`: the folder that the exported models go to. `signer`: of the offers; None: nobody."""
         self._port = port
         self._topics = topics
         self._models = models
+        self._signer = signer
         self._worker = ThreadPoolExecutor(1, "export")
         self._exported: Future[list[Path]] | None = None
         self._offers = Offers(port, topics, [])
@@ -48,7 +50,7 @@ class EndOfRun:
         assert self._exported is not None
         self._worker.shutdown()
         try:
-            self._offers = Offers(self._port, self._topics, self._exported.result())
+            self._offers = Offers(self._port, self._topics, self._exported.result(), self._signer)
         except SpliteeError as error:
             log.error("nothing is released: %s", error)
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 from splitee.errors import MalformedMessage
 from splitee.inference.bundle import pack_bundle
 from splitee.inference.manifest import ClientManifest, read_manifest
+from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.gate import Received
@@ -25,17 +26,25 @@ log = logging.getLogger(__name__)
 class Offers:
     """Models on offer, one a device."""
 
-    def __init__(self, port: Port, topics: Topics, models: list[Path]) -> None:
-        """`models`: exported model directories. Raises ModelError: one is missing or damaged."""
+    def __init__(
+        self, port: Port, topics: Topics, models: list[Path], signer: ReleaseSigner | None = None
+    ) -> None:
+        """`models`: exported model directories. `signer`: None, the offers are not signed.
+
+        Raises ModelError: a model is missing or damaged.
+        """
         self._port = port
         self._topics = topics
         self._bundles: dict[str, bytes] = {}
         self._offers: dict[str, ModelOffer] = {}
         self.reports: dict[str, ModelReport] = {}
         for path in models:
-            device, bundle = read_manifest(path, ClientManifest).device, pack_bundle(path)
-            self._bundles[device] = bundle
-            self._offers[device] = ModelOffer(release=hashlib.sha256(bundle).hexdigest(), size=len(bundle))
+            manifest, bundle = read_manifest(path, ClientManifest), pack_bundle(path)
+            release = hashlib.sha256(bundle).hexdigest()
+            offer = ModelOffer(release=release, size=len(bundle), run=manifest.run)
+            if signer is not None:
+                offer = signer.sign(offer, topics.fleet, manifest.device)
+            self._bundles[manifest.device], self._offers[manifest.device] = bundle, offer
         port.subscribe(*(route.topic(topics) for route in ROUTES))
 
     def offer(self) -> None:

@@ -231,14 +231,16 @@ def test_a_process_that_starts_anew_sends_only_what_the_server_has_not(make: Cal
 def test_a_device_moves_to_another_cut_with_the_weights_that_the_server_holds(
     make: Callable[..., Device],
 ) -> None:
-    device = make(wish=CutWish(2, "cut 2: faster"))
+    spec = replace(SPEC, rounds=3)
+    script = (("train", 1), ("train", 2), ("train", 3), ("finished", 3))
+    device = make(spec, script=script, wish=CutWish(2, "cut 2: faster"))
     server = device.server
-    moved = other_weights(client_model(build_for(SPEC), 2, SPEC).state_dict())
+    moved = other_weights(client_model(build_for(spec), 2, spec).state_dict())
 
     def move(done: RoundDone) -> None:
-        if done.round == 1:
+        if done.round == 2:
             server.cut, server.held = 2, moved
-            server.committed, server.trained, server.digest = 1, done.digest, weights_digest(moved)
+            server.committed, server.trained, server.digest = 2, done.digest, weights_digest(moved)
             server.assign()
             server.open_next()
         else:
@@ -251,13 +253,13 @@ def test_a_device_moves_to_another_cut_with_the_weights_that_the_server_holds(
     cuts = [(profile.cut, profile.next_cut) for profile in server.profiles]
     assert cuts == [(1, 0), (1, 2), (2, 0)]
     assert [sync.weights for sync in server.syncs] == [tuple(sorted(moved))]
-    trainer = new_trainer(SPEC, 2, device.data)
+    trainer = new_trainer(spec, 2, device.data)
     trainer.adopt(moved)
-    for _ in trainer.round(2):
+    for _ in trainer.round(3):
         pass
-    assert server.done[1].digest == trainer.digest()
+    assert server.done[2].digest == trainer.digest()
     facts = device.directory.facts()
-    assert facts is not None and facts["cut"] == 2
+    assert facts is not None and (facts["cut"], facts["cuts"]) == (2, [1, 2])
 
 
 def test_soft_labels_are_fetched_and_learnt_from(make: Callable[..., Device]) -> None:

@@ -1,0 +1,110 @@
+"""Releases are signed with Ed25519: by the fleet's server or its operator, for the devices that pin the key.
+
+What is signed is the fleet, the device, the run, the digest of the model's bundle, and when it was signed.
+cryptography is imported where something is signed or verified, and nowhere before.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
+
+from splitee.errors import ConfigError, ModelError
+from splitee.protocol.inference import ModelOffer
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+CONTEXT = "splitee release 1"  # no other message of ours begins with it
+BEGIN, END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
+PREFIX = bytes.fromhex("302a300506032b6570032100")  # before the 32 bytes of every Ed25519 key (RFC 8410)
+
+
+class ReleaseSigner:
+    """Signs a fleet's releases."""
+
+    def __init__(self, key_file: Path) -> None:
+        """Raises ConfigError: it cannot be read, or holds no Ed25519 key."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+        try:
+            key = load_pem_private_key(_read(key_file, "--signing-key"), None)
+        except (ValueError, TypeError) as error:
+            reason = str(error).partition(".")[0]
+            raise ConfigError(
+                f"--signing-key {key_file}: expected an Ed25519 key in PEM without a password ({reason})"
+            ) from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError(
+                f"--signing-key {key_file}: expected an Ed25519 key, got {type(key).__name__.strip('_')}; "
+                "`splitee broker init` makes one, server/release.key"
+            )
+        self._key: Ed25519PrivateKey = key
+
+    def sign(self, offer: ModelOffer, fleet: str, device: str) -> ModelOffer:
+        """The offer as of now, signed for a device."""
+        dated = replace(offer, signed_at=time.time_ns() // 1_000_000)
+        return replace(dated, signature=self._key.sign(_statement(dated, fleet, device)).hex())
+
+
+@dataclass(frozen=True)
+class ReleaseKey:
+    """The public half, which a device pins."""
+
+    raw: bytes  # 32
+
+    @classmethod
+    def read(cls, path: Path) -> ReleaseKey:
+        """From a PEM file. Raises ConfigError: it cannot be read, or holds no Ed25519 public key."""
+        text = _read(path, "--release-key").decode(errors="replace").strip()
+        try:
+            if not (text.startswith(BEGIN) and text.endswith(END)):
+                raise ValueError
+            der = base64.b64decode("".join(text.removeprefix(BEGIN).removesuffix(END).split()), validate=True)
+            if not der.startswith(PREFIX) or len(der) != len(PREFIX) + 32:
+                raise ValueError
+        except (ValueError, binascii.Error):
+            raise ConfigError(
+                f"--release-key {path}: expected an Ed25519 public key in PEM, the release.pub of this "
+                "device's bundle"
+            ) from None
+        return cls(der[len(PREFIX) :])
+
+    def check(self, offer: ModelOffer, fleet: str, device: str) -> None:
+        """Raises ModelError: the offer is not signed, or not by this key for this device."""
+        if not offer.signature:
+            raise ModelError(
+                "the release is not signed, and this device takes only signed ones: "
+                "`splitee release --signing-key FILE` signs it"
+            )
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        try:
+            Ed25519PublicKey.from_public_bytes(self.raw).verify(
+                bytes.fromhex(offer.signature), _statement(offer, fleet, device)
+            )
+        except InvalidSignature:
+            raise ModelError(
+                f"the release's signature is not this fleet's for {device} and run {offer.run!r}: "
+                "sign it with the key whose release.pub is in the device's bundle"
+            ) from None
+
+
+def _statement(offer: ModelOffer, fleet: str, device: str) -> bytes:
+    return msgspec.json.encode([CONTEXT, fleet, device, offer.run, offer.release, offer.signed_at])
+
+
+def _read(path: Path, flag: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: {error.strerror}") from None

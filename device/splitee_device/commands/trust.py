@@ -1,0 +1,57 @@
+"""`splitee trust`: what released models are held to on this device."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from splitee.cli.plain_text import plain
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import ModelError
+from splitee_device.commands.infer import DIRECTORY
+from splitee_device.inference.trust import Trust, Trusted
+
+
+@click.command()
+@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where the device keeps models.")
+@click.option(
+    "--forget", is_flag=True, help="Let the next release set it: after another network, or classes."
+)
+@settings_file
+def trust(models: Path, forget: bool) -> None:
+    """Show what released models are held to: the first release's network and structure, the newest signature.
+
+    Whatever a release brings beyond other weights is refused. The key itself is named by --release-key of
+    `splitee device` and `splitee infer`.
+    """
+    if not models.is_dir():
+        raise ModelError(f"{models}: there are no models here; --models names what the device uses")
+    kept = Trust(models)
+    if forget:
+        kept.forget()
+        click.echo("forgotten: the next release sets what later ones are held to")
+        return
+    for line in _words(kept.read()):
+        click.echo(line)
+
+
+def _words(trusted: Trusted) -> list[str]:
+    if not trusted.network:
+        lines = ["nothing is pinned: the next release sets it"]
+    else:
+        shape = "x".join(map(str, trusted.input_shape))
+        lines = [f"network: {plain(trusted.network)}, {trusted.classes} classes, images {shape}"]
+    for cut, graphs in sorted(trusted.graphs.items()):
+        kinds = [
+            f"{kind} {digest[:12]}"
+            for kind, digest in (("fp32", graphs.fp32), ("int8", graphs.int8))
+            if digest
+        ]
+        lines.append(f"cut {cut}: {', '.join(kinds)}")
+    if trusted.signed_at:
+        lines.append(
+            f"newest signature: {datetime.fromtimestamp(trusted.signed_at / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+        )
+    return lines

@@ -1,0 +1,127 @@
+"""A model is tried in a process of its own, which has limits: what it holds may be hostile.
+
+The process gets the manifest, the graph and the device's own images as open files, and answers with one line.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from splitee.cli.plain_text import plain
+from splitee.errors import ModelError
+from splitee.inference.manifest import MANIFEST
+from splitee.inference.structure import Structure
+from splitee_device.machine.confinement import MAX_OUTPUT
+from splitee_device.machine.hardware import available_memory, least
+
+SECONDS = 75  # that a trial may take; two in a row stay below the service's watchdog of 3 minutes
+ROOM = 512 << 20  # bytes of memory, besides
+COPIES = 4  # of the graph that are made while it is read, checked and loaded
+MOST_IMAGES = 256  # that a model is tried on
+
+
+class Tried(msgspec.Struct, frozen=True):
+    """What became of a trial.
+
+    Attributes:
+        refused: why the model is not sound; "": it is.
+        structure: of its graph.
+        hits: for each image whether the exit's prediction was right; false where the label is not known.
+    """
+
+    refused: str = ""
+    structure: Structure | None = None
+    hits: Annotated[tuple[bool, ...], msgspec.Meta(max_length=MOST_IMAGES)] = ()
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What the process is told in its arguments: open files by their numbers, and its limits."""
+
+    manifest: int
+    graph: int
+    samples: int | None
+    memory: int
+    seconds: int
+
+
+def try_model(folder: Path, file: str, samples: Path, *, seconds: int = SECONDS) -> Tried:
+    """Try the graph `file` of a model directory on the device's images, where `samples` exists.
+
+    Args:
+        seconds: that it may take.
+
+    Raises ModelError: it is not sound, or it does not end in time or within its memory.
+    """
+    with ExitStack() as stack:
+        manifest, graph = (stack.enter_context((folder / name).open("rb")) for name in (MANIFEST, file))
+        images = stack.enter_context(samples.open("rb")) if samples.exists() else None
+        setup = Setup(
+            manifest.fileno(),
+            graph.fileno(),
+            images.fileno() if images else None,
+            _memory(os.fstat(graph.fileno()).st_size),
+            seconds,
+        )
+        tried = _run(setup)
+    if tried.refused:
+        raise ModelError(plain(tried.refused))
+    return tried
+
+
+def _memory(graph: int) -> int:
+    """Bytes that the trial of a graph of so many bytes may take: what there is, if that is less."""
+    available = available_memory().available
+    return least(ROOM + COPIES * graph, available) or ROOM
+
+
+def _run(setup: Setup) -> Tried:
+    files = tuple(number for number in (setup.manifest, setup.graph, setup.samples) if number is not None)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "splitee_device.inference.trial_worker", msgspec.json.encode(setup)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.DEVNULL,
+            pass_fds=files,
+            env=_environment(),
+            cwd="/",
+        )
+        try:
+            status = process.wait(setup.seconds)
+        except subprocess.TimeoutExpired:
+            return Tried(f"it does not answer within {setup.seconds} s")
+        finally:
+            process.kill()
+            process.wait()
+        output.seek(0)
+        answer = output.read(MAX_OUTPUT)
+    if status:
+        return Tried(_why(status, setup))
+    try:
+        return msgspec.json.decode(answer, type=Tried)
+    except msgspec.MsgspecError:
+        return Tried("its trial ends without a word")
+
+
+def _environment() -> dict[str, str]:
+    """No passwords in it, nor anything else that the trial does not need. One thread is enough."""
+    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path if entry)
+    return {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def _why(status: int, setup: Setup) -> str:
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
+        return f"its trial takes more than {setup.seconds} s, or more memory than there is"
+    if status < 0:
+        name = signal.Signals(-status).name
+        return f"its trial ends with {name}, with {setup.memory >> 20} MiB of memory to take"
+    return f"its trial ends with status {status}"

@@ -1,0 +1,148 @@
+"""What a device holds releases to: the network that its owner's first one brought, and the newest signature.
+
+Over the air only weights change. The first release that is taken pins the network, its input and its classes,
+and at each cut the structure of the graph. `trust.json` beside the models keeps it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec.structs import replace
+
+from splitee.durable import write_atomically
+from splitee.errors import ModelError
+from splitee.inference.manifest import ClientManifest
+from splitee.inference.structure import Structure
+from splitee.protocol.fields import Count, Digest, Milliseconds, Positive, Text
+
+FILE = "trust.json"
+HINT = "if that is meant, `splitee trust --forget` on the device lets the next release set what is trusted"
+
+
+class Graphs(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Pinned digests of one cut's structure. "": there has been no such graph."""
+
+    layers: Digest
+    fp32: str = ""
+    int8: str = ""
+
+
+class Trusted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is pinned.
+
+    Attributes:
+        network: name of the network; "": nothing is pinned.
+        classes: how many there are.
+        input_shape: of an image.
+        graphs: by the cut.
+        signed_at: of the newest signed release that was taken, milliseconds since the epoch; 0: none was.
+    """
+
+    network: Text = ""
+    classes: Count = 0
+    input_shape: Annotated[tuple[Positive, ...], msgspec.Meta(max_length=5)] = ()
+    graphs: dict[int, Graphs] = {}
+    signed_at: Milliseconds = 0
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a device that has trained knows of the model it is to get: its network, and where it was cut."""
+
+    network: str
+    input_shape: tuple[int, ...]
+    cuts: frozenset[int] = field(default_factory=frozenset)
+
+
+class Trust:
+    """The pins of one device's models; each look at them is at the file."""
+
+    def __init__(self, folder: Path, expected: Expected | None = None) -> None:
+        """`expected`: None, for a device that has not trained."""
+        self._path = folder / FILE
+        self._expected = expected
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has ever been pinned or forgotten here."""
+        return not self._path.exists()
+
+    def read(self) -> Trusted:
+        """Raises ModelError: the file is damaged, and then nothing is trusted."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=Trusted)
+        except FileNotFoundError:
+            return Trusted()
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ModelError(f"{self._path} cannot be read ({error}): no release is taken; {HINT}") from None
+
+    def forget(self) -> None:
+        """The next release sets what is trusted, whatever is in service."""
+        self._write(Trusted())
+
+    def check_model(self, manifest: ClientManifest) -> None:
+        """Raises ModelError: the release is of another network, or of a cut that this device was never at."""
+        pinned, expected = self.read(), self._expected
+        mine = manifest.network, tuple(manifest.input_shape)
+        if expected is not None and (mine != (expected.network, expected.input_shape)):
+            raise ModelError(f"it is {_words(*mine)}, this device has trained {_words(*_of(expected))}")
+        if pinned.network and (*mine, len(manifest.class_names)) != (*_of(pinned), pinned.classes):
+            raise ModelError(
+                f"it is {_words(*mine)} and {len(manifest.class_names)} classes, this device's model "
+                f"{_words(*_of(pinned))} and {pinned.classes}; {HINT}"
+            )
+        if expected is None:
+            is_known = not pinned.network or manifest.cut in pinned.graphs
+        else:
+            is_known = manifest.cut in expected.cuts
+        if not is_known:
+            raise ModelError(f"it is cut at {manifest.cut}, where this device was never cut; {HINT}")
+
+    def check_graph(self, cut: int, structure: Structure) -> None:
+        """Raises ModelError: it is not the graph that was pinned, with other weights."""
+        pinned = self.read().graphs.get(cut)
+        if pinned is None:
+            return
+        exact = pinned.int8 if structure.is_int8 else pinned.fp32
+        if structure.layers != pinned.layers or exact not in ("", structure.exact):
+            raise ModelError(
+                f"its graph differs in more than weights from this device's at cut {cut}; {HINT}"
+            )
+
+    def pin(self, manifest: ClientManifest, structure: Structure) -> None:
+        """From now on releases are held to this one; what was pinned of this cut and kind is replaced."""
+        known, network = self.read(), (manifest.network, tuple(manifest.input_shape))
+        if (*network, len(manifest.class_names)) != (*_of(known), known.classes):
+            known = Trusted(signed_at=known.signed_at)
+        before = known.graphs.get(manifest.cut)
+        if before is None or before.layers != structure.layers:
+            before = Graphs(structure.layers)
+        exact = {"int8" if structure.is_int8 else "fp32": structure.exact}
+        self._write(
+            replace(
+                known,
+                network=network[0],
+                classes=len(manifest.class_names),
+                input_shape=network[1],
+                graphs={**known.graphs, manifest.cut: replace(before, **exact)},
+            )
+        )
+
+    def note_signature(self, signed_at: int) -> None:
+        """No release that was signed before this one is taken again."""
+        self._write(replace(self.read(), signed_at=signed_at))
+
+    def _write(self, trusted: Trusted) -> None:
+        write_atomically(self._path, msgspec.json.format(msgspec.json.encode(trusted), indent=1))
+
+
+def _of(known: Trusted | Expected) -> tuple[str, tuple[int, ...]]:
+    return known.network, known.input_shape
+
+
+def _words(network: str, shape: tuple[int, ...]) -> str:
+    return f"{network} for {'x'.join(map(str, shape))}"

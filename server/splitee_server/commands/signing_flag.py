@@ -1,0 +1,17 @@
+"""The flag that names the key by which releases are signed, of `splitee server` and `splitee release`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from splitee.cli.settings import setting
+
+signing_key = setting(
+    "--signing-key",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Sign what is released: server/release.key of `splitee broker init`. Devices that have its public "
+    "half take nothing that is not signed.",
+)

@@ -1,0 +1,215 @@
+"""Models whose maker means harm: no file, no image and no more of the machine than a trial may take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import graphs
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper
+
+from splitee.errors import ModelError
+from splitee.inference.predictor import Predictor
+from splitee.inference.uncertainty import Array
+from splitee.samples.kept import SAMPLES, Samples
+from splitee_device.inference.model_store import TRIAL, ModelStore
+from splitee_device.inference.trial import try_model
+from splitee_device.inference.trust import Expected
+
+SECRET = b"-----BEGIN PRIVATE KEY-----"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ModelStore:
+    return ModelStore(tmp_path / "models")
+
+
+def hands_out_pixels(secret: Path) -> ModelProto:
+    """Its features are the image itself and the bytes of a file."""
+    tensor = TensorProto(name="file", data_type=TensorProto.UINT8, dims=[len(SECRET)])
+    tensor.data_location = TensorProto.EXTERNAL
+    places = {"location": str(secret).lstrip("/"), "offset": "0", "length": str(len(SECRET))}
+    for key, value in places.items():
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, value
+    nodes = [
+        helper.make_node("Flatten", ["pictures"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "v"], ["logits"]),
+        helper.make_node("Cast", ["file"], ["bytes"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["flat", "axis"], ["mean"], keepdims=1),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["nothing", "bytes"], ["spread"]),
+        helper.make_node("Concat", ["flat", "spread"], ["features"], axis=1),
+    ]
+    tensors = [
+        graphs.weights("v", graphs.PIXELS, graphs.CLASSES),
+        tensor,
+        graphs.tensor("zero", np.zeros(1, np.float32)),
+        graphs.tensor("axis", np.array([1])),
+    ]
+    return graphs.graph(nodes, tensors, features=graphs.PIXELS + len(SECRET))
+
+
+def hands_out_only_pixels() -> ModelProto:
+    nodes = [
+        helper.make_node("Flatten", ["pictures"], ["features"], axis=1),
+        helper.make_node("MatMul", ["features", "v"], ["logits"]),
+    ]
+    return graphs.graph(nodes, [graphs.weights("v", graphs.PIXELS, 2)], features=graphs.PIXELS)
+
+
+def test_a_release_that_reads_a_file_and_hands_out_images_is_refused(
+    store: ModelStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the device's images are; and the exit, not the trunk, goes on to answer."""
+    monkeypatch.chdir("/")  # as a service's
+    secret = tmp_path / "client.key"
+    secret.write_bytes(SECRET)
+    images = np.random.default_rng(0).integers(0, 256, (16, *graphs.SHAPE), np.uint8)
+    (store.path / SAMPLES).write_bytes(Samples(images, np.zeros(16, np.int64), images).encode())
+    honest = store.install(graphs.bundle(), "pi-1")
+    hostile = {
+        "another file": (hands_out_pixels(secret), graphs.PIXELS + len(SECRET)),
+        "differs in more than weights": (hands_out_only_pixels(), graphs.PIXELS),
+    }
+    for reason, (model, length) in hostile.items():
+        with pytest.raises(ModelError, match=reason):
+            store.install(graphs.bundle(model, features=length, threshold=0.0), "pi-1")
+    assert store.release == honest
+    sent: list[Array] = []
+
+    class Trunk:
+        def logits(self, features: Array, waited: float = 0.0) -> Array | None:
+            sent.append(features)
+            return None
+
+    Predictor(store.load(1), threshold=0.0, trunk=Trunk())(images[3])
+    assert [features.shape for features in sent] == [(1, graphs.FEATURES)]
+
+
+def eats_memory() -> ModelProto:
+    """32 GiB of zeros."""
+    return behind(
+        helper.make_node("ConstantOfShape", ["large"], ["zeros"]),
+        helper.make_node("ReduceMean", ["zeros"], ["zero"], keepdims=0),
+        large=np.array([8, 1 << 30]),
+    )
+
+
+def never_ends() -> ModelProto:
+    side = 2000
+    products = [
+        helper.make_node("MatMul", [f"m{step}", f"m{step}"], [f"m{step + 1}"]) for step in range(2000)
+    ]
+    return behind(
+        helper.make_node("ConstantOfShape", ["square"], ["m0"]),
+        *products,
+        helper.make_node("ReduceMean", [f"m{len(products)}"], ["zero"], keepdims=0),
+        square=np.array([side, side]),
+    )
+
+
+def behind(*nodes: object, **constants: object) -> ModelProto:
+    """The exit's logits come once `zero` is there; what it is made of depends on the image."""
+    sound = graphs.sound_nodes()
+    sound[3].output[0] = "early"
+    added = helper.make_node("Add", ["early", "zero"], ["logits"])
+    tensors = [graphs.tensor(name, values) for name, values in constants.items()]
+    return graphs.graph([*sound, *nodes, added], [*graphs.sound_tensors(), *tensors])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(("make", "seconds"), [(eats_memory, 30), (never_ends, 4)])
+def test_what_takes_too_much_is_refused_and_the_device_lives(
+    tmp_path: Path, make: Callable[[], ModelProto], seconds: int
+) -> None:
+    data = make().SerializeToString()
+    (tmp_path / "client.onnx").write_bytes(data)
+    (tmp_path / "manifest.json").write_bytes(graphs.encoded(graphs.manifest(data)))
+    started = time.monotonic()
+    with pytest.raises(ModelError, match=r"memory|alloc|within|trial"):
+        try_model(tmp_path, "client.onnx", tmp_path / SAMPLES, seconds=seconds)
+    assert time.monotonic() - started < seconds + 5
+
+
+CONFINED = """
+import os, socket
+from splitee_device.machine.confinement import confine
+confine(memory=64 << 20, seconds=60)
+found = []
+for attempt in (lambda: open("/etc/passwd"), socket.socket, lambda: bytearray(1 << 30)):
+    try:
+        attempt()
+    except (OSError, MemoryError) as error:
+        found.append(type(error).__name__)
+print(*found, os.getuid())
+"""
+
+
+def test_a_confined_process_opens_nothing_and_is_not_root() -> None:
+    done = subprocess.run([sys.executable, "-c", CONFINED], capture_output=True, text=True, check=True)
+    *failed, user = done.stdout.split()
+    assert failed == ["OSError", "OSError", "MemoryError"]
+    assert int(user) == (65534 if os.geteuid() == 0 else os.geteuid())
+
+
+def test_what_is_tried_once_is_not_tried_again(store: ModelStore) -> None:
+    store.install(graphs.bundle(), "pi-1")
+    trial = store.current / TRIAL
+    first = trial.stat().st_mtime_ns
+    store.install(graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed=5))), "pi-1")
+    assert store.roll_back() and trial.stat().st_mtime_ns == first
+
+
+OTHER_RELEASES: dict[str, dict[str, object]] = {
+    "another network": {"network": "resnet50"},
+    "another cut": {"cut": 1},
+    "other classes": {"class_names": ("a", "b", "c")},
+    "another input": {"input_shape": (3, 16, 16)},
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_RELEASES)
+def test_over_the_air_only_weights_change(store: ModelStore, kind: str) -> None:
+    first = store.install(graphs.bundle(), "pi-1")
+    other = graphs.graph(tensors=graphs.sound_tensors(seed=5))
+    with pytest.raises(ModelError, match="splitee trust --forget"):
+        store.install(graphs.bundle(other, **OTHER_RELEASES[kind]), "pi-1")
+    assert store.release == first
+    assert store.install(graphs.bundle(other), "pi-1") == store.release != first
+
+
+def test_what_is_forgotten_is_set_anew_by_the_next_release(store: ModelStore) -> None:
+    store.install(graphs.bundle(), "pi-1")
+    store.trust.forget()
+    store.install(graphs.bundle(cut=1, network="resnet50"), "pi-1")
+    assert (store.trust.read().network, list(store.trust.read().graphs)) == ("resnet50", [1])
+
+
+def test_a_model_that_serves_since_an_older_release_is_what_is_pinned(store: ModelStore) -> None:
+    store.install(graphs.bundle(), "pi-1")
+    (store.path / "trust.json").unlink()
+    (store.current / TRIAL).unlink()
+    with pytest.raises(ModelError, match="where this device was never cut"):
+        store.install(graphs.bundle(cut=1), "pi-1")
+
+
+def test_nothing_is_taken_while_what_is_trusted_cannot_be_read(store: ModelStore) -> None:
+    (store.path / "trust.json").write_bytes(b'{"network":')
+    with pytest.raises(ModelError, match=r"trust\.json cannot be read .* no release is taken"):
+        store.install(graphs.bundle(), "pi-1")
+
+
+def test_a_device_that_trained_takes_its_own_cuts_of_its_own_network(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "models", Expected("resnet18", graphs.SHAPE, frozenset({2, 3})))
+    for refused in (graphs.bundle(cut=1), graphs.bundle(network="resnet50")):
+        with pytest.raises(ModelError):
+            store.install(refused, "pi-1")
+    for cut in (3, 2):
+        store.install(graphs.bundle(cut=cut), "pi-1")
+    assert sorted(store.trust.read().graphs) == [2, 3]

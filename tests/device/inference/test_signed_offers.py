@@ -1,0 +1,165 @@
+"""Offers on a device that has pinned its fleet's key: what is not signed for it is not even fetched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import graphs
+import pytest
+from commands import call
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from fakes import FakeClock, FakePort
+from msgspec.structs import replace
+
+from splitee.errors import ConfigError, ExitCode
+from splitee.inference.signatures import ReleaseKey, ReleaseSigner
+from splitee.mqtt.events import Message
+from splitee.protocol import routes
+from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport
+from splitee.protocol.topics import Topics
+from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
+from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.model_store import ModelStore
+
+TOPICS, DEVICE = Topics("barn"), "pi-1"
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder with both halves of the fleet's key, and another fleet's in `other`."""
+    for folder in (tmp_path / "keys", tmp_path / "keys" / "other"):
+        folder.mkdir()
+        for name, data in new_release_key().items():
+            (folder / name).write_bytes(data)
+    return tmp_path / "keys"
+
+
+class Receiver:
+    """A device that waits for releases."""
+
+    def __init__(self, models: Path, key: Path) -> None:
+        self.port = FakePort(FakeClock())
+        self.store = ModelStore(models)
+        self.delivery = Delivery(self.port, TOPICS, DEVICE, self.store, key=ReleaseKey.read(key))
+
+    def hear(self, offer: ModelOffer, data: bytes | None = None) -> ModelReport:
+        """An offer, then its bytes where they are asked for; what the device says of it."""
+        self.delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, DEVICE), offer.encode(), retained=True))
+        if data is not None:
+            assert self.has_asked
+            part = ModelPart(release=offer.release, offset=0, data=data)
+            self.delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, DEVICE), part.encode()))
+        return ModelReport.decode(self.port.payloads(routes.MODEL_REPORT.topic(TOPICS, DEVICE))[-1])
+
+    @property
+    def has_asked(self) -> bool:
+        return bool(self.port.payloads(routes.MODEL_WANT.topic(TOPICS, DEVICE)))
+
+
+@pytest.fixture
+def receiver(keys: Path, tmp_path: Path) -> Receiver:
+    return Receiver(tmp_path / "models", keys / RELEASE_KEY)
+
+
+def offer_of(bundle: bytes, run: str = "run-a") -> ModelOffer:
+    return ModelOffer(release=hashlib.sha256(bundle).hexdigest(), size=len(bundle), run=run)
+
+
+Forge = Callable[[ReleaseSigner, ReleaseSigner, ModelOffer], ModelOffer]
+FORGED: dict[str, Forge] = {
+    "not signed": lambda ours, other, offer: offer,
+    "another key": lambda ours, other, offer: other.sign(offer, "barn", DEVICE),
+    "another fleet": lambda ours, other, offer: ours.sign(offer, "bay", DEVICE),
+    "another device": lambda ours, other, offer: ours.sign(offer, "barn", "pi-2"),
+    "another run": lambda ours, other, offer: replace(ours.sign(offer, "barn", DEVICE), run="run-b"),
+    "another release": lambda ours, other, offer: replace(ours.sign(offer, "barn", DEVICE), release="a" * 64),
+    "another time": lambda ours, other, offer: replace(
+        ours.sign(offer, "barn", DEVICE), signed_at=253_402_300_799_999
+    ),
+    "nonsense": lambda ours, other, offer: replace(offer, signature="0" * 128),
+}
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_what_is_not_signed_for_this_device_is_not_fetched(keys: Path, receiver: Receiver, kind: str) -> None:
+    ours, other = ReleaseSigner(keys / SIGNING_KEY), ReleaseSigner(keys / "other" / SIGNING_KEY)
+    report = receiver.hear(FORGED[kind](ours, other, offer_of(graphs.bundle())))
+    assert report.state == "refused"
+    assert ("is not signed" if kind == "not signed" else "signature is not this fleet's") in report.reason
+    assert not receiver.has_asked
+
+
+def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, receiver: Receiver) -> None:
+    signer = ReleaseSigner(keys / SIGNING_KEY)
+    first, second = (graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed))) for seed in (0, 5))
+    assert receiver.hear(offer_of(first)).state == "refused"
+    signed = signer.sign(offer_of(first), "barn", DEVICE)
+    assert receiver.hear(signed, first).state == "in service"
+    assert receiver.hear(signed).state == "in service"  # said again, as a retained offer is
+    newer = replace(signed, signed_at=signed.signed_at)
+    while newer.signed_at == signed.signed_at:
+        newer = signer.sign(offer_of(second), "barn", DEVICE)
+    assert receiver.hear(newer, second).state == "in service"
+    replayed = receiver.hear(signed)
+    assert (replayed.state, receiver.store.release) == ("refused", newer.release)
+    assert "signed before the newest that this device took" in replayed.reason
+    receiver.store.roll_back()  # its owner may
+    assert receiver.store.release == signed.release
+    assert receiver.hear(newer).state == "refused"  # and the retained offer does not undo that
+
+
+def test_a_model_of_another_run_than_was_signed_is_refused(keys: Path, receiver: Receiver) -> None:
+    data = graphs.bundle(run="run-b")
+    signed = ReleaseSigner(keys / SIGNING_KEY).sign(offer_of(data), "barn", DEVICE)
+    report = receiver.hear(signed, data)
+    assert report.state == "refused" and "it is of run run-b, the signature of run run-a" in report.reason
+
+
+def test_without_a_pinned_key_signatures_do_not_count(keys: Path, tmp_path: Path) -> None:
+    receiver = Receiver(tmp_path / "models", keys / RELEASE_KEY)
+    receiver.delivery = Delivery(receiver.port, TOPICS, DEVICE, receiver.store)
+    data = graphs.bundle()
+    forged = replace(offer_of(data), signature="0" * 128, signed_at=253_402_300_799_999)
+    assert receiver.hear(forged, data).state == "in service"
+    assert receiver.store.trust.read().signed_at == 0
+
+
+def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> tuple[bytes, bytes]:
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+    )
+
+
+@pytest.mark.parametrize("kind", ["elliptic", "certificate", "empty", "none", "halves exchanged"])
+def test_a_key_that_is_not_ed25519_is_a_mistake_that_is_named(keys: Path, tmp_path: Path, kind: str) -> None:
+    private, public = tmp_path / "private", tmp_path / "public"
+    halves = {
+        "elliptic": pem(ec.generate_private_key(ec.SECP256R1())),
+        "certificate": (b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n",) * 2,
+        "empty": (b"", b""),
+        "none": None,
+        "halves exchanged": ((keys / RELEASE_KEY).read_bytes(), (keys / SIGNING_KEY).read_bytes()),
+    }[kind]
+    if halves is not None:
+        private.write_bytes(halves[0])
+        public.write_bytes(halves[1])
+    expected = "No such file" if kind == "none" else "expected an Ed25519"
+    with pytest.raises(ConfigError, match=expected):
+        ReleaseSigner(private)
+    with pytest.raises(ConfigError, match=expected):
+        ReleaseKey.read(public)
+
+
+def test_the_commands_say_so_in_a_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, keys: Path
+) -> None:
+    wrong = str(keys / RELEASE_KEY)
+    code, line = call(capsys, "release", str(tmp_path), "--signing-key", wrong)
+    assert (code, "--signing-key" in line) == (ExitCode.CONFIG, True)
+    flags = ("infer", "--id", "pi-1", "--models", str(tmp_path), "--watch", str(tmp_path))
+    code, line = call(capsys, *flags, "--release-key", str(keys / SIGNING_KEY))
+    assert (code, "--release-key" in line) == (ExitCode.CONFIG, True)
