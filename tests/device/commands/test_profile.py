@@ -14,6 +14,7 @@ import pytest
 
 from splitee.cli.main import main
 from splitee.errors import ExitCode
+from splitee_device.profiler import probe
 from splitee_lab.local.brokers import RunningBroker
 
 PAGE = Path(__file__).parents[3] / "docs" / "profile.md"
@@ -21,6 +22,12 @@ SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "20
 TINY = ("--network", "tiny_networks:tiny", *SETTINGS)
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.2 s of steps a look are enough where the figures themselves do not matter."""
+    monkeypatch.setattr(probe, "SECONDS", 0.2)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -37,6 +44,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     return found
 
 
+@pytest.mark.usefixtures("short_looks")
 def test_every_cut_is_measured_with_its_parts_whatever_the_network_prints(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -66,6 +74,7 @@ def test_every_cut_is_measured_with_its_parts_whatever_the_network_prints(
     assert found["device"]["cores_allowed"]["value"] == len(os.sched_getaffinity(0))
 
 
+@pytest.mark.usefixtures("short_looks")
 @pytest.mark.mosquitto
 def test_the_table_marks_the_recommended_cut_and_says_why(
     capsys: pytest.CaptureFixture[str],
@@ -124,6 +133,7 @@ def test_without_torch_the_device_is_described_and_what_to_install_is_said(
     assert found["device"]["memory_available"]["value"] > 0
 
 
+@pytest.mark.usefixtures("short_looks")
 def test_a_reserve_that_leaves_nothing_fits_no_cut(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = run(capsys, *TINY, "--reserve", str(1 << 30), "--json")
     assert code == ExitCode.NO_CUT
