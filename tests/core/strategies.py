@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -26,13 +25,15 @@ MESSAGES: tuple[type[JsonMessage | PackedMessage], ...] = tuple(
 )
 PLAIN = st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(max_size=20)
 WITHIN_BOUNDS = st.floats(-LARGEST, LARGEST, width=32)
+_MADE: dict[type[Any], st.SearchStrategy[Any]] = {}  # checked once each, not for every example
 Array = npt.NDArray[np.float32]
 
 
-@cache  # a strategy is checked when it is first used: once, not for every example
 def messages(kind: type[Any]) -> st.SearchStrategy[Any]:
     """Valid messages of `kind`, within the bounds that its fields declare."""
-    return _of(msgspec.inspect.type_info(kind))
+    if kind not in _MADE:
+        _MADE[kind] = _of(msgspec.inspect.type_info(kind))
+    return _MADE[kind]
 
 
 def arrays(values: st.SearchStrategy[float] = WITHIN_BOUNDS) -> st.SearchStrategy[Array]:

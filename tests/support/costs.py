@@ -1,7 +1,8 @@
 """A pytest plugin that tells what each test costs: `make test-costs` writes the table.
 
 Wall and CPU seconds are of setup, test and teardown together; what tests share is on the bill of the first.
-Children's CPU counts once they are waited for, with all that they started.
+Children's CPU counts once they are waited for, with all that they started and waited for: not the fork
+server of a demo, which ends after it.
 """
 
 from __future__ import annotations

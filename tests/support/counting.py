@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,11 @@ def count(job: Count, tell: Callable[[int], None]) -> None:
 
 def threads(job: Count, tell: Callable[[int], None]) -> None:
     tell(torch.get_num_threads())
+
+
+def count_through_an_interrupt(job: Count, tell: Callable[[int], None]) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    count(job, tell)
 
 
 def die_within_a_message(job: Count, tell: Callable[[int], None]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from splitee.cli.plain_text import plain
+from splitee.cli.plain_text import echo, plain
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ModelError
 from splitee_device.commands.infer import DIRECTORY
@@ -31,10 +31,10 @@ def trust(models: Path, forget: bool) -> None:
     kept = Trust(models)
     if forget:
         kept.forget()
-        click.echo("forgotten: the next release sets what later ones are held to")
+        echo("forgotten: the next release sets what later ones are held to")
         return
     for line in _words(kept.read()):
-        click.echo(line)
+        echo(line)
 
 
 def _words(trusted: Trusted) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 
 import pytest
-from counting import Count, count, die_within_a_message, threads
+from counting import Count, count, count_through_an_interrupt, die_within_a_message, threads
 
 from splitee.errors import ChildFailed
 from splitee_lab.local.workers import at_work
@@ -46,4 +46,9 @@ def test_leaving_early_ends_the_processes() -> None:
 
 def test_a_process_has_one_thread() -> None:
     with at_work([Count(1)], threads, workers=4) as news:
+        assert [number for _, number in news] == [1]
+
+
+def test_an_interrupt_is_left_to_who_started_the_process() -> None:
+    with at_work([Count(1)], count_through_an_interrupt, workers=1) as news:
         assert [number for _, number in news] == [1]
