@@ -67,12 +67,12 @@ class Mutations:
         route = self._random.choice(tuple(self._samples))
         payload = self._random.choice(self._ways)(route)
         draw = self._random.random
-        inbox = self._random.choice(("answer", "answer", "+", "#", "plan", "a" * 900))
+        inbox = self._random.choice(("answer", "answer", "+", "#", "plan", "a" * 300))
         return route, Publication(
             payload,
             retain=draw() < 0.02,
             response_topic=self._topics.device(self._device, f"inbox/{inbox}") if draw() < 0.5 else None,
-            correlation=self._random.randbytes(self._random.choice((0, 8, 16, 64, 65, 900)))
+            correlation=self._random.randbytes(self._random.choice((0, 8, 16, 64, 65, 200)))
             if draw() < 0.5
             else None,
         )
