@@ -89,6 +89,8 @@ class Mutations:
         return msgspec.json.encode(fields)
 
     def _replace(self, fields: dict[str, Any]) -> None:
+        if not fields:  # all have been taken out
+            return
         name = self._random.choice(tuple(fields))
         value = fields[name]
         if isinstance(value, dict) and value and self._random.random() < 0.8:
