@@ -69,9 +69,8 @@ def _resnet(network: ResNet, images: Tensor, pooled: bool) -> None:
                 _scale(block.bn2, 0.0)
         else:
             places = (values.shape[-1] // 2) ** 2
-            _downsample(
-                block, values, images, block.conv2.out_channels // places if before_last and pooled else None
-            )
+            most = _room_for_copies(block, places) if before_last and pooled else None
+            _downsample(block, values, images, most)
         values = block(values)
 
 
@@ -85,12 +84,17 @@ def _downsample(block: BasicBlock, values: Tensor, images: Tensor, most: int | N
     _scale(block.bn2, 1.0)
 
 
+def _room_for_copies(block: BasicBlock, places: int) -> int:
+    """Channels of which the block has room for a copy a place, and for each step on the way there."""
+    return int(block.conv2.out_channels) // max(places, len(NEAR) ** 2)
+
+
 def _shift_in_block(block: BasicBlock, size: int) -> None:
     """Before the average: the block adds copies of its channels, shifted by up to two places."""
     steps = range(-((size - 1) // 2), size // 2 + 1)
     shifts = list(product(steps, steps))
-    count = block.conv2.out_channels // len(shifts)
     near = list(product(NEAR, NEAR))
+    count = _room_for_copies(block, len(shifts))
     block.conv1.weight.zero_()
     block.conv2.weight.zero_()
     for channel in range(count):
