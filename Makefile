@@ -67,6 +67,11 @@ check-wheels: $(VENV)/.dev
 lock: $(VENV)/.dev
 	$(BIN)/python scripts/lock_requirements.py
 
+# The software bill of materials, CycloneDX: sbom.json; of a device that trains: make sbom OF=train
+sbom: $(VENV)/.dev
+	$(BIN)/uvx --quiet --constraints constraints.txt --from cyclonedx-bom cyclonedx-py requirements \
+		--pyproject pyproject.toml --output-reproducible --output-file sbom.json requirements/$(or $(OF),server).txt
+
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/make_docs.py
 
