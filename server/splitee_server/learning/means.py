@@ -23,7 +23,7 @@ class Rule:
     Args:
         average: `mean` is weighted; in `trimmed` and `median`, taken of each coordinate, all devices count
             the same (Yin et al. 2018, arXiv 1803.01498). One or two holders of a tensor are averaged by
-            `mean` in any case: no majority tells which of them is wrong.
+            `mean` all the same: no majority tells which of them is wrong.
         largest_share: of the weight in a mean that one of its n holders may have; at least 1/n.
     """
 
