@@ -107,6 +107,7 @@ def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path)
         "ca": "ca.crt",
         "cert": "client.crt",
         "key": "client.key",
+        "release-key": "release.pub",
     }
     TlsFiles(*(tmp_path / "device" / settings[name] for name in ("ca", "cert", "key"))).context()
     certificate = x509.load_pem_x509_certificate((tmp_path / "device" / "client.crt").read_bytes())
