@@ -14,7 +14,9 @@ import pytest
 from cryptography import x509
 
 from splitee.errors import ConfigError, ExitCode, SpliteeError, StateError
+from splitee.inference.signatures import ReleaseKey, ReleaseSigner
 from splitee.mqtt.address import TlsFiles
+from splitee.protocol.inference import ModelOffer
 from splitee_broker.files import SHIPPED_DIRECTORY, SHIPPED_FLEET, SHIPPED_PORT, SHIPPED_STATE, _shipped
 from splitee_broker.limits import DEVICES, MOST_DEVICES, limits
 
@@ -59,6 +61,40 @@ def test_keys_are_their_owners_alone_and_are_never_printed(directory: Path) -> N
             assert (directory / "authority" / "ca.key").read_bytes() not in path.read_bytes()
 
 
+def test_releases_are_signed_by_the_server_and_each_bundle_pins_its_key(directory: Path) -> None:
+    server = directory / "server"
+    run_broker("add-device", "pi-1", "--folder", directory=directory)
+    device = directory / "bundles" / "pi-1"
+    assert tomllib.loads((server / "server.toml").read_text())["signing-key"] == "release.key"
+    assert tomllib.loads((device / "device.toml").read_text())["release-key"] == "release.pub"
+    offer = ReleaseSigner(server / "release.key").sign(
+        ModelOffer(release="a" * 64, size=1, run="r"), "barn", "pi-1"
+    )
+    ReleaseKey.read(device / "release.pub").check(offer, "barn", "pi-1")
+    assert stat.S_IMODE((server / "release.key").stat().st_mode) == 0o600
+
+
+def test_the_release_key_is_made_once(directory: Path) -> None:
+    """Devices have pinned it; and its operator may take it away from the server."""
+    key, pinned = directory / "server" / "release.key", directory / "authority" / "release.pub"
+    before = key.read_bytes(), pinned.read_bytes()
+    assert run_broker("init", "--fleet", "barn", directory=directory).exception is None
+    assert (key.read_bytes(), pinned.read_bytes()) == before
+    key.unlink()
+    assert run_broker("init", "--fleet", "barn", directory=directory).exception is None
+    assert not key.exists() and pinned.read_bytes() == before[1]
+    assert "signing-key" not in (directory / "server" / "server.toml").read_text()
+
+
+def test_a_fleet_of_an_older_release_gets_its_key_by_init(directory: Path) -> None:
+    for path in (directory / "server" / "release.key", directory / "authority" / "release.pub"):
+        path.unlink()
+    assert run_broker("add-device", "pi-1", "--folder", directory=directory).exception is None
+    assert not (directory / "bundles" / "pi-1" / "release.pub").exists()
+    assert run_broker("init", "--fleet", "barn", "--keep", directory=directory).exception is None
+    assert (directory / "server" / "release.key").exists()
+
+
 def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path) -> None:
     result = run_broker("add-device", "pi-1", directory=directory)
     bundle = directory / "bundles" / "splitee-pi-1.tar"
@@ -74,6 +110,7 @@ def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path)
         "ca": "ca.crt",
         "cert": "client.crt",
         "key": "client.key",
+        "release-key": "release.pub",
     }
     TlsFiles(*(tmp_path / "device" / settings[name] for name in ("ca", "cert", "key"))).context()
     certificate = x509.load_pem_x509_certificate((tmp_path / "device" / "client.crt").read_bytes())

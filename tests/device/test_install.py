@@ -58,11 +58,15 @@ def bundle(
     path: Path,
     fleet: str = "barn",
     device: str = "pi-1",
+    release_key: str = "",
     *,
     without: str = "",
     besides: tuple[tarfile.TarInfo, ...] = (),
 ) -> str:
-    """A bundle as `splitee broker add-device` makes it, but for the certificates' contents."""
+    """A bundle as `splitee broker add-device` makes it, but for the certificates' contents.
+
+    Those of older releases have no `release_key`.
+    """
     files = {
         "device.toml": f'id = "{device}"\nfleet = "{fleet}"\nbroker = "mqtts://hub.local:8883"\n'
         'ca = "ca.crt"\ncert = "client.crt"\nkey = "client.key"\n',
@@ -70,6 +74,9 @@ def bundle(
         "client.crt": f"certificate of {device}",
         "client.key": "key",
     }
+    if release_key:
+        files["release.pub"] = release_key
+        files["device.toml"] += 'release-key = "release.pub"\n'
     with tarfile.open(path, "w") as tar:
         for name, text in files.items():
             if name != without:
@@ -235,11 +242,16 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     assert unit.read_bytes() == UNIT.read_bytes()
 
     settings.write_text(settings.read_text() + "cut = 5\n")
-    again = install(
-        root, *flags, "--no-hashes", "--bundle", bundle(tmp_path / "b.tar"), "--data", "/srv/pictures"
-    )
+    newer = bundle(tmp_path / "b.tar", release_key="public half")
+    again = install(root, *flags, "--no-hashes", "--bundle", newer, "--data", "/srv/pictures")
     assert again.returncode == 0, again.stderr
-    assert settings.read_text().splitlines()[3:] == ["cut = 5", 'data = "/srv/pictures"']
+    pinned = root / "etc/splitee/release.pub"
+    assert (pinned.read_text(), pinned.stat().st_mode & 0o777) == ("public half", 0o644)
+    assert settings.read_text().splitlines()[3:] == [
+        "cut = 5",
+        'release-key = "release.pub"',
+        'data = "/srv/pictures"',
+    ]
 
     assert install(root, "--uninstall").returncode == 0
     assert not program.exists()

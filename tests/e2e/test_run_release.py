@@ -13,11 +13,15 @@ from splitee.mqtt.link import Link
 from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
+from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_lab.local.brokers import RunningBroker
 
 
 def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
-    """pi-1 takes its model and ends; pi-2 watches a folder and answers what comes into it, until SIGTERM."""
+    """pi-1 takes its model and ends; pi-2 watches a folder and answers what comes into it, until SIGTERM.
+
+    Both have pinned the key with which the server signs.
+    """
     topics = Topics("released")
     watcher = Link(mosquitto_broker.address, "released-watcher")
     status, predictions = (topics.device("pi-2", leaf) for leaf in ("status", "predictions"))
@@ -25,10 +29,16 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
     watcher.open(5)
     folder = tmp_path / "pictures"
     folder.mkdir()
+    for name, data in new_release_key().items():
+        (tmp_path / name).write_bytes(data)
+    signed, pinned = (
+        ("--signing-key", str(tmp_path / SIGNING_KEY)),
+        ("--release-key", str(tmp_path / RELEASE_KEY)),
+    )
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(devices=2, release=True)
-        fleet.device("pi-1", 1, shard="1/2")
-        fleet.device("pi-2", 3, "--watch", str(folder), shard="2/2")
+        fleet.server(*signed, devices=2, release=True)
+        fleet.device("pi-1", 1, *pinned, shard="1/2")
+        fleet.device("pi-2", 3, *pinned, "--watch", str(folder), shard="2/2")
         assert fleet.wait("server", "pi-1") == [0, 0]
         while DeviceStatus.decode(await_message(watcher, status)).doing != "serving":
             pass

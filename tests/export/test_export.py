@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from trained import NETWORK, Trained
 
@@ -174,6 +175,18 @@ def test_the_command_says_what_it_wrote(trained: Trained, tmp_path: Path) -> Non
         *trusted,
     )
     assert isinstance(said, str) and "trunks for 3 devices" in said
+
+
+class Cumulative(torch.nn.Module):
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        return pictures.cumsum(1)
+
+
+def test_a_network_that_devices_would_not_take_is_not_exported() -> None:
+    head = build_network("tiny_networks:tiny", num_classes=2).exit_head(1, seed=0)
+    features = torch.nn.Sequential(Cumulative(), torch.nn.Conv2d(3, 4, 3, stride=4))
+    with pytest.raises(ModelError, match="this network: it needs the operator 'CumSum'"):
+        client_graph(features, head, (3, 32, 32))
 
 
 def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Path) -> None:

@@ -62,23 +62,35 @@ class Device:
         held_out: int = 2,
         instance: int = 1,
         wish: CutWish | None = None,
+        cut: int = 1,
+        lowest_cut: int = 1,
         **session: Any,
     ) -> None:
         self.clock = FakeClock()
         self.port = FakePort(self.clock)
         self.spec = spec
         self.data = DeviceData(some_images(train), some_images(held_out), ("a", "b"), ())
-        self.server = ScriptedServer(self.port, spec, script)
+        self.server = ScriptedServer(self.port, spec, script, cut=cut)
         self.session = Session(self.port, TOPICS, DEVICE, instance, clock=self.clock, **session)
         self.directory = StateDirectory(path)
         self.trainers: list[ClientTrainer] = []
         self._wish = wish
+        self._cut, self._lowest_cut = cut, lowest_cut
 
     def run(self) -> None:
         """From the run's first word to its end."""
         store = DeviceStore(self.directory, DEVICE, self.data)
         spec = self.session.await_run()
-        agent = Agent(self.session, spec, 1, self._trainer_at, store, Unmoved(self._wish), clock=self.clock)
+        agent = Agent(
+            self.session,
+            spec,
+            self._cut,
+            self._trainer_at,
+            store,
+            Unmoved(self._wish),
+            lowest_cut=self._lowest_cut,
+            clock=self.clock,
+        )
         agent.take_part(self.data)
 
     def _trainer_at(self, cut: int) -> ClientTrainer:

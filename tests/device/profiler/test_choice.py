@@ -32,6 +32,12 @@ def test_without_a_link_the_fastest_trains_least() -> None:
     assert "without a measured link" in reason
 
 
+def test_a_cut_below_the_owners_lowest_is_not_chosen() -> None:
+    assert chosen("fastest", lowest_cut=2)[0] == 2
+    cut, reason = chosen("fastest", lowest_cut=2, available=needed(1))
+    assert cut is None and reason.startswith("no cut fits this device; cut 2: it needs")
+
+
 def test_a_slow_link_is_worth_training_more() -> None:
     cut, reason = chosen("fastest", link=LinkSpeed(upload=2e5, round_trip=0.01))
     assert cut == 4
