@@ -21,9 +21,11 @@ from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.fleet import Profile, ServerStatus
 from splitee.protocol.inference import InferAnswer, InferRequest
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Weights
+from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
 from splitee_server.monitoring.observer import Observer
 from splitee_server.rounds.policy import Policy
+from splitee_server.service import MEMBERS_ONLY
 
 HONEST = ("pi-1", "pi-2")
 EVIL = "zoe"  # the last by name
@@ -213,6 +215,28 @@ def test_a_round_done_of_more_batches_than_the_round_has(fleet: VirtualFleet) ->
     report = fleet.run()
     assert fleet.rejected == {(EVIL, "malformed"): 1}
     assert report["batches_published"] == 18
+
+
+def test_a_flood_is_not_even_handed_out_by_the_broker(fleet: VirtualFleet, tmp_path: Path) -> None:
+    evil = fleet.devices[EVIL]
+    evil.before_batch = lambda _number, _phase, _step: evil.pause()
+    topic, everybody = routes.SYNC.topic(TOPICS, EVIL), routes.SYNC.topic(TOPICS)
+    heard: list[bool] = []
+
+    def flood(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 1):
+            for _ in range(BURST + 500):
+                fleet.limits.admits(topic)
+        elif opened.phase == "evaluate":
+            heard.append(everybody in fleet.port.subscribed)
+            fleet.clock.advance(MEMBERS_ONLY + 1 if opened.round == 1 else 0)
+
+    fleet.on_phase = flood
+    report = fleet.run()
+    assert report["weights_sha256"] == without_the_evil_one(tmp_path)
+    assert fleet.rejected == {(EVIL, "flood"): 500}
+    assert heard == [False, True]
+    assert topic not in fleet.port.subscribed
 
 
 def test_a_batch_that_gives_no_step_is_passed_over(tmp_path: Path) -> None:

@@ -95,6 +95,9 @@ class FakePort:
     def subscribe(self, *filters: str) -> None:
         self.subscribed.extend(name for name in filters if name not in self.subscribed)
 
+    def unsubscribe(self, *filters: str) -> None:
+        self.subscribed = [name for name in self.subscribed if name not in filters]
+
     def publish(
         self,
         topic: str,

@@ -20,6 +20,7 @@ from splitee.protocol.fleet import DeviceStatus, ErrorReport, Metrics, Profile
 from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundDone, RoundOpen, Sync
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import PROTOCOL, Topics
 from splitee.training.seeds import seed_for
 from splitee.training.state import weights_digest
@@ -190,6 +191,7 @@ class VirtualFleet:
         self.clock = FakeClock()
         self.port = FakePort(self.clock)
         self.port.on_sent = self._on_sent
+        self.limits = SenderLimits(TOPICS, clock=self.clock)
         self.spec = replace(RUN, **settings)
         self.directory = StateDirectory(path)
         self.checkpoints = Checkpoints(self.directory)
@@ -210,6 +212,7 @@ class VirtualFleet:
             instance=instance,
             stop=lambda: self.stopped,
             observers=observers,
+            limits=self.limits,
             clock=self.clock,
         )
 

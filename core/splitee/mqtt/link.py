@@ -177,6 +177,13 @@ class Link:
         if self.connected:
             self._ask_for(filters)
 
+    def unsubscribe(self, *filters: str) -> None:
+        """Topics that are not to be heard any more; what is on its way still comes."""
+        for name in filters:
+            self._filters.pop(name, None)
+        if self.connected and filters:
+            self._client.unsubscribe(list(filters))
+
     def receive(self, timeout: float | None) -> Event | None:
         """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
         return self._inbox.get(timeout)

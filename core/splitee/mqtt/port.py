@@ -23,6 +23,8 @@ class Port(Protocol):
 
     def subscribe(self, *filters: str) -> None: ...
 
+    def unsubscribe(self, *filters: str) -> None: ...
+
     def publish(
         self,
         topic: str,
