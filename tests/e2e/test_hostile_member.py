@@ -70,6 +70,7 @@ def test_it_is_put_in_quarantine_and_the_others_train_as_without_it(
         fleet.server(rounds=3)
         fleet.three_devices()
         spec = RunSpec.decode(await_message(link, topics.run, lambda payload: b"class_names" in payload))
+        await_message(link, topics.round, lambda payload: RoundOpen.decode(payload).phase == "train")
         join(link, topics, spec)
         opened = RoundOpen.decode(
             await_message(link, topics.round, lambda payload: EVIL in RoundOpen.decode(payload).participants)

@@ -14,6 +14,7 @@ from splitee.protocol.fleet import Profile
 from splitee.protocol.rounds import Assignment, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
+from splitee_device.data.sources import open_source
 from splitee_lab.local.brokers import RunningBroker
 
 ROUNDS = 3
@@ -44,7 +45,9 @@ def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
     )
     watcher.open(5)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(rounds=ROUNDS)
+        classes = tmp_path / "classes.txt"  # so that each device is let in without waiting for the others
+        classes.write_text("\n".join(open_source("builtin:fashion-mnist").class_names))
+        fleet.server("--classes", str(classes), rounds=ROUNDS)
         run = RunSpec.decode(await_message(watcher, topics.run))
         for name, cut in MOVES.items():
             asked_before(tmp_path / name, run, CUTS[name], cut)

@@ -90,7 +90,7 @@ def test_a_fleet_that_is_watched(
         assert figures[("splitee_trained_batches_total",)] >= last.batches_trained
         sent = sum(values.bytes for values in last.devices.values())
         assert figures[("splitee_received_bytes_total",)] > sent > 0
-        assert figures[("splitee_rejected_messages_total",)] == 0
+        assert figures[("splitee_rejected_messages_total", "malformed")] == 0
         assert set(announced) == {TOPICS.discovery(PREFIX, device) for device in ("pi-1", "pi-2")}
         for payload in announced.values():
             assert json.loads(payload)["components"]["accuracy"]["state_topic"] == TOPICS.metrics
