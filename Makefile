@@ -51,8 +51,8 @@ check: $(VENV)/.dev
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt atheris
-	$(BIN)/python -m benchmarks.fuzz_messages -max_total_time=60
-	$(BIN)/python -m benchmarks.fuzz_server -max_total_time=60 benchmarks/corpus
+	$(BIN)/python -m benchmarks.fuzz_messages -max_total_time=60 benchmarks/corpus/messages
+	$(BIN)/python -m benchmarks.fuzz_server -max_total_time=60 benchmarks/corpus/server
 
 # A Raspberry Pi installs without a compiler: base and [train] resolve to wheels for Debian 12's glibc.
 check-wheels: $(VENV)/.dev
