@@ -6,8 +6,8 @@ In a run on a real Mosquitto three more devices join, each with a valid profile:
 devices, one in a training phase, one in an evaluation. Each sends mutations of every message class that a
 device may send (`benchmarks.mutations`), under its own name: fields out of all bounds, values that are not
 finite, torn bytes, retained messages, addresses that are not its own. What the server would take as a proper
-batch of the phase is not sent: such a lie is within the bounds, and docs/security.md has its price. A quarter
-of a device's messages are refused one by one, the others because it is in quarantine.
+batch of the phase is not sent: such a lie is within the bounds, and docs/security.md has its price. Three
+quarters of a device's messages are refused one by one, the others because it is in quarantine.
 
 Then the server's CPU time a round is taken, without and with a device that sends 27,000 tiny messages a
 second.
@@ -59,10 +59,12 @@ from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.sender_limits import RATE
 
 JOINS_IN = {"evil-gather": ("gather", 0), "evil-train": ("train", 2), "evil-evaluate": ("evaluate", 3)}
 CUT = CUTS["pi-3"]  # that of an honest device: the trunk has no other stages than without them
 ROUNDS = 12
+PACE = 0.8 * RATE  # messages a second
 FLOOD = 27_000  # messages a second
 FLOODED = (6, 8)  # rounds; as many before them are the calm ones
 DEARER = 4 / 3  # at most, of the server's CPU time a round
@@ -85,9 +87,11 @@ class Member:
             self._link.publish(route.topic(TOPICS, self._name), samples[route].encode(), retain=True)
 
     def send(self, count: int, opened: RoundOpen | None, seed: int) -> None:
-        """So many mutations, of messages that speak of the phase `opened`."""
+        """So many mutations, of messages that speak of `opened`; slowly enough that all are read."""
         self._mutations = Mutations(TOPICS, self._name, self._samples(opened), seed)
-        for _ in range(count):
+        started = time.monotonic()
+        for number in range(count):
+            time.sleep(max(0.0, started + number / PACE - time.monotonic()))
             route, drawn = self._mutations.draw()
             if self._is_proper_batch(route, drawn.payload):
                 continue
@@ -219,7 +223,7 @@ def flooding(address: tuple[str, int]) -> Iterator[list[int]]:
 def attacked_run(directory: Path, settings: Settings, messages: int, seed: int) -> dict[str, Any]:
     """One fleet to its end with the hostile members in it: its report, with what was done to it."""
     each = messages // len(JOINS_IN)
-    server = [*settings.server("sequential"), "--quarantine-after", str(each // 4)]
+    server = [*settings.server("sequential"), "--quarantine-after", str(each * 3 // 4)]
     with (
         Fleet(directory, server, settings.devices()) as fleet,
         closing(Link(fleet.broker.address, "watch")) as listener,
