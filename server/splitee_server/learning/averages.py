@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ def average_clients(
     cuts: Mapping[str, int],
     weights: Mapping[str, float],
     rule: Rule = MEAN,
+    apart: Collection[int] = (),
 ) -> None:
     """Average what the devices hold, weighted by their `weights`, and write it back to all holders.
 
@@ -67,10 +68,11 @@ def average_clients(
 
     Args:
         clients: client networks and exits by device, averaged in place.
+        apart: cuts over whose devices nothing is averaged.
     """
     if how == "none":
         return
-    for cut in set(cuts.values()):
+    for cut in set(cuts.values()).difference(apart):
         average(_with_cut(cut, how, clients, cuts, weights, rule), weights, rule)
     if how == "layerwise":
         whole = {name: _whole(clients[name], strategy.trunk(name).state_dict()) for name in clients}

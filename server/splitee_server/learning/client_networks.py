@@ -10,9 +10,9 @@ from torch import Tensor
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import weights_digest
-from splitee.training.weights import CLIENT, WeightsAssembler, client_model, select
+from splitee.training.weights import CLIENT, EXIT, WeightsAssembler, client_model, select
 from splitee_server.learning.averages import average_clients, weigh
-from splitee_server.learning.clipping import clip_updates
+from splitee_server.learning.clipping import clip_updates, contradict
 from splitee_server.learning.means import Rule
 from splitee_server.learning.strategies.base import Strategy
 
@@ -58,9 +58,11 @@ class ClientNetworks:
         self._held = {**absent, **received}
         if self._spec.client_averaging != "none":
             counting = {device: weights for device, weights in received.items() if samples[device]}
+            apart: set[int] = set()
             if self._spec.clip_updates:
                 starts = {device: self._start(device, cuts[device], before) for device in counting}
                 clip_updates(counting, starts, self._spec.clip_updates)
+                apart = self._apart(counting, starts, cuts)
             average_clients(
                 self._spec.client_averaging,
                 received,
@@ -68,12 +70,29 @@ class ClientNetworks:
                 {device: cuts[device] for device in received},
                 weigh(samples, self._spec.weighting),
                 Rule.of(self._spec),
+                apart,
             )
             for device, cut in cuts.items():
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
                     self._held[device] = counting[peer]
         self._digests = {}
+
+    @staticmethod
+    def _apart(
+        trained: Mapping[str, Weights], starts: Mapping[str, Weights], cuts: Mapping[str, int]
+    ) -> set[int]:
+        """The cuts of just two devices whose exits have learnt the contrary of each other."""
+        by_cut: dict[int, list[str]] = {}
+        for device in sorted(trained):
+            by_cut.setdefault(cuts[device], []).append(device)
+        found = set()
+        for cut, pair in by_cut.items():
+            exits = [name for name in trained[pair[0]] if name.startswith(EXIT)]
+            updates = [trained[device] for device in pair], [starts[device] for device in pair]
+            if len(pair) == 2 and contradict(*updates, exits):
+                found.add(cut)
+        return found
 
     def adopt(self, device: str, cut: int, cuts: Mapping[str, int]) -> None:
         """A device whose network is not held takes over the average of its cut, if there is one."""

@@ -1,9 +1,9 @@
-"""Clipping: no device's update is larger than a multiple of the fleet's median."""
+"""Updates of client networks: none beyond a multiple of the median; whether two contradict each other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 import torch
@@ -45,6 +45,21 @@ def update_size(tensors: Weights, start: Weights, names: Iterable[str]) -> float
         squares += float((tensors[name].double() - start[name].double()).square().sum())
         count += tensors[name].numel()
     return math.sqrt(squares / max(count, 1))
+
+
+def contradict(trained: Sequence[Weights], starts: Sequence[Weights], names: Iterable[str]) -> bool:
+    """Whether two devices' updates of the tensors `names` point away from each other.
+
+    Their mean would take back what one of them has learnt, and of two nobody knows which is wrong.
+    """
+    product = 0.0
+    for name in names:
+        first, second = (
+            tensors[name].double() - start[name].double()
+            for tensors, start in zip(trained, starts, strict=True)
+        )
+        product += float((first * second).sum())
+    return product < 0
 
 
 @torch.no_grad()

@@ -354,3 +354,22 @@ def test_a_hostile_network_reaches_neither_its_cuts_other_exit_nor_a_stage_by_it
         else:
             values = torch.stack([client[name] for client in honest.values()])
             assert bool((tensor >= values.amin(0)).all() and (tensor <= values.amax(0)).all()), name
+
+
+@STRATEGIES
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_two_exits_of_a_cut_that_contradict_each_other_are_not_averaged(
+    strategy: str, is_reversed: bool
+) -> None:
+    """Of two nobody knows which is wrong, and their mean has learnt nothing."""
+    fleet = Fleet(strategy, clip_updates=10.0, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
+    sent = fleet.train(1)
+    own = copy.deepcopy(sent["b"])
+    for name, tensor in sent["a"].items():
+        if is_reversed and name.startswith(EXIT):
+            tensor.copy_(2 * initial(2)[name] - tensor)
+    fleet.commit(1, sent)
+    exits = [name for name in own if name.startswith(EXIT)]
+    held = {device: fleet.model.client(device) for device in "ab"}
+    assert all(torch.equal(held["b"][name], own[name]) for name in exits) == is_reversed
+    assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
