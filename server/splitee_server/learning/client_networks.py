@@ -88,9 +88,8 @@ class ClientNetworks:
             by_cut.setdefault(cuts[device], []).append(device)
         found = set()
         for cut, pair in by_cut.items():
-            exits = [name for name in trained[pair[0]] if name.startswith(EXIT)]
             updates = [trained[device] for device in pair], [starts[device] for device in pair]
-            if len(pair) == 2 and contradict(*updates, exits):
+            if len(pair) == 2 and contradict(*updates, EXIT):
                 found.add(cut)
         return found
 

@@ -47,13 +47,15 @@ def update_size(tensors: Weights, start: Weights, names: Iterable[str]) -> float
     return math.sqrt(squares / max(count, 1))
 
 
-def contradict(trained: Sequence[Weights], starts: Sequence[Weights], names: Iterable[str]) -> bool:
-    """Whether two devices' updates of the tensors `names` point away from each other.
+def contradict(trained: Sequence[Weights], starts: Sequence[Weights], prefix: str) -> bool:
+    """Whether two devices' updates of the parameters whose names begin so point away from each other.
 
     Their mean would take back what one of them has learnt, and of two nobody knows which is wrong.
     """
     product = 0.0
-    for name in names:
+    for name in _names(trained[0], statistics=False):
+        if not name.startswith(prefix):
+            continue
         first, second = (
             tensors[name].double() - start[name].double()
             for tensors, start in zip(trained, starts, strict=True)
