@@ -50,16 +50,15 @@ def update_size(tensors: Weights, start: Weights, names: Iterable[str]) -> float
 def contradict(trained: Sequence[Weights], starts: Sequence[Weights], prefix: str) -> bool:
     """Whether two devices' updates of the parameters whose names begin so point away from each other.
 
-    Their mean would take back what one of them has learnt, and of two nobody knows which is wrong.
+    Their mean would take back what one of them has learnt, and of two nobody knows which is wrong. Two that
+    have begun the round apart have contradicted each other before.
     """
+    names = [name for name in _names(trained[0], statistics=False) if name.startswith(prefix)]
+    if any(not torch.equal(starts[0][name], starts[1][name]) for name in names):
+        return True
     product = 0.0
-    for name in _names(trained[0], statistics=False):
-        if not name.startswith(prefix):
-            continue
-        first, second = (
-            tensors[name].double() - start[name].double()
-            for tensors, start in zip(trained, starts, strict=True)
-        )
+    for name in names:
+        first, second = (tensors[name].double() - starts[0][name].double() for tensors in trained)
         product += float((first * second).sum())
     return product < 0
 
