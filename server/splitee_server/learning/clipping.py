@@ -11,6 +11,7 @@ from torch import Tensor
 
 from splitee.training.state import COUNTER
 
+CONTRARY = -0.3  # cosine of two updates; those of honest devices may be a little below 0
 STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 
 Weights = Mapping[str, Tensor]
@@ -56,11 +57,11 @@ def contradict(trained: Sequence[Weights], starts: Sequence[Weights], prefix: st
     names = [name for name in _names(trained[0], statistics=False) if name.startswith(prefix)]
     if any(not torch.equal(starts[0][name], starts[1][name]) for name in names):
         return True
-    product = 0.0
-    for name in names:
-        first, second = (tensors[name].double() - starts[0][name].double() for tensors in trained)
-        product += float((first * second).sum())
-    return product < 0
+    first, second = (
+        torch.cat([(tensors[name].double() - starts[0][name].double()).flatten() for name in names])
+        for tensors in trained
+    )
+    return bool(first @ second < CONTRARY * first.norm() * second.norm())
 
 
 @torch.no_grad()
