@@ -23,6 +23,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.admission import Admission, Admitted
+from splitee_server.members.audience import Audience
 from splitee_server.members.members import Members
 from splitee_server.members.quarantine import Quarantine
 from splitee_server.monitoring.observer import Observer
@@ -41,7 +42,6 @@ from splitee_server.rounds.replies import Replies
 log = logging.getLogger(__name__)
 
 IDLE = 0.5  # seconds to wait for an event when there is no batch to work on
-MEMBERS_ONLY = 600.0  # seconds without new devices, after a flood
 IN_QUARANTINE = "too many messages of this device were refused: nothing of it is read any more in this run"
 
 
@@ -73,8 +73,6 @@ class Service:
         self._stop = stop
         self._observers = tuple(observers)
         self._limits = limits or SenderLimits(topics)
-        self._clock = clock
-        self._members_only_until: float | None = None  # by the clock; None: everybody is heard
         self._received = 0  # bytes
         self._cleared: set[str] = set()  # topics on which something was retained that must not be
         announcer = Announcer(port, topics, instance, spec.run, clock=clock)
@@ -132,6 +130,9 @@ class Service:
             on_rejected=self._on_rejected,
             passes=(StateError, BrokerRefused, Unwinding),
         )
+        self._audience = Audience(
+            port, topics, self._handlers, lambda: [member.device for member in members.active()], clock
+        )
 
     def run(self) -> dict[str, Any]:
         """Serve until the run is finished; returns the report.
@@ -165,7 +166,7 @@ class Service:
             observer.tick(self._progress)
         for device, count in self._limits.take_refused().items():
             self._on_flood(device, count)
-        self._hear_everybody()
+        self._audience.tick()
         event = self._port.receive(timeout)
         if event is None:
             self._predictions.answer()
@@ -215,32 +216,7 @@ class Service:
         """So many messages of a device were more than any has to send; they were not read."""
         self.gate.rejected[device, "flood"] += count
         self._note(device, "flood", count)
-        if self._members_only_until is None:
-            log.warning(
-                "%s floods this server: for %.0f s only the other devices that have joined are heard",
-                device,
-                MEMBERS_ONLY,
-            )
-            self._members_only_until = self._clock() + MEMBERS_ONLY
-            self._port.subscribe(*self._of_members(but=device))
-            self._port.unsubscribe(*self._of_everybody())
-
-    def _hear_everybody(self) -> None:
-        """After a flood, once it is time to look whether it goes on."""
-        if self._members_only_until is not None and self._clock() > self._members_only_until:
-            self._members_only_until = None
-            self._port.subscribe(*self._of_everybody())
-            self._port.unsubscribe(*self._of_members())
-
-    def _of_everybody(self) -> list[str]:
-        """The filters that take in every device there is."""
-        return [route.topic(self._topics) for route in self._handlers if route.of_device]
-
-    def _of_members(self, but: str = "") -> list[str]:
-        """The topics of the devices that have joined, and are not in quarantine."""
-        names = [member.device for member in self._members.active() if member.device != but]
-        routes_of_device = [route for route in self._handlers if route.of_device]
-        return [route.topic(self._topics, name) for name in names for route in routes_of_device]
+        self._audience.shut_out(device)
 
     def _note(self, device: str, reason: Reason, times: int = 1) -> None:
         if self._quarantine.note(device, reason, times):

@@ -23,9 +23,9 @@ from splitee.protocol.inference import InferAnswer, InferRequest
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Weights
 from splitee.protocol.sender_limits import BURST
 from splitee.training.state import first_not_finite
+from splitee_server.members.audience import MEMBERS_ONLY
 from splitee_server.monitoring.observer import Observer
 from splitee_server.rounds.policy import Policy
-from splitee_server.service import MEMBERS_ONLY
 
 HONEST = ("pi-1", "pi-2")
 EVIL = "zoe"  # the last by name
@@ -237,6 +237,19 @@ def test_a_flood_is_not_even_handed_out_by_the_broker(fleet: VirtualFleet, tmp_p
     assert fleet.rejected == {(EVIL, "flood"): 500}
     assert heard == [False, True]
     assert topic not in fleet.port.subscribed
+
+
+def test_a_second_member_that_floods_is_not_heard_either(fleet: VirtualFleet) -> None:
+    def flood(opened: RoundOpen) -> None:
+        for device in (EVIL, HONEST[1]):
+            fleet.devices[device].pause()
+            for _ in range(BURST + 100):
+                fleet.limits.admits(routes.SYNC.topic(TOPICS, device))
+
+    at(fleet, "train", flood)
+    fleet.run()
+    heard = {device: routes.SYNC.topic(TOPICS, device) in fleet.port.subscribed for device in (*HONEST, EVIL)}
+    assert heard == {"pi-1": True, "pi-2": False, EVIL: False}
 
 
 def test_a_batch_that_gives_no_step_is_passed_over(tmp_path: Path) -> None:
