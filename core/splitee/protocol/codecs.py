@@ -71,13 +71,13 @@ class Codec(ABC):
 class Fp32(Codec):
     def encode(self, array: Array, largest: float = LARGEST) -> bytes:
         if not _within(array, largest):
-            raise diverged(largest)
+            raise _diverged(largest)
         return array.tobytes()
 
     def decode(self, data: bytes | memoryview, shape: tuple[int, ...], largest: float = LARGEST) -> Array:
         array = np.frombuffer(data, dtype=np.float32).reshape(shape)
         if not _within(array, largest):
-            raise out_of_bounds(largest)
+            raise _out_of_bounds(largest)
         return array
 
     def size(self, shape: tuple[int, ...]) -> int:
@@ -92,7 +92,7 @@ class Fp16(Codec):
     def encode(self, array: Array, largest: float = LARGEST) -> bytes:
         if not _within(array, self.LIMIT):
             if not _within(array, float(np.finfo(np.float32).max)):
-                raise diverged(largest)
+                raise _diverged(largest)
             array = np.clip(array, -self.LIMIT, self.LIMIT)
         return _as_half(array).tobytes()
 
@@ -109,7 +109,7 @@ class Fp16(Codec):
             bits &= ~0x7000_0000
             flat[block] *= np.float32(2**112)
         if not _within(flat, min(largest, self.LIMIT)):  # float16's infinities and NaN are beyond LIMIT here
-            raise out_of_bounds(largest)
+            raise _out_of_bounds(largest)
         return flat.reshape(shape)
 
     def size(self, shape: tuple[int, ...]) -> int:
@@ -131,7 +131,7 @@ class Int8(Codec):
             high = flat.max(axis=0).reshape(channels, -1).max(axis=1)
             step = (high - low) / np.float32(255)
         if not (_within(low, largest) and _within(high, largest)):
-            raise diverged(largest)
+            raise _diverged(largest)
         inverse = np.divide(1, step, out=np.zeros_like(step), where=step >= np.finfo(np.float32).tiny)
         rest = flat.shape[1] // channels
         lows, inverses = np.repeat(low, rest), np.repeat(inverse, rest)
@@ -153,7 +153,7 @@ class Int8(Codec):
         with np.errstate(over="ignore", invalid="ignore"):
             high = low + 255 * step
         if not (_within(low, largest) and _within(high, largest * ROUNDED)):
-            raise out_of_bounds(largest)
+            raise _out_of_bounds(largest)
         levels = np.frombuffer(data, dtype=np.uint8, offset=8 * channels).reshape(shape[0], -1)
         rest = levels.shape[1] // channels
         lows, steps = np.repeat(low, rest), np.repeat(step, rest)
@@ -279,11 +279,11 @@ def _as_half(array: Array) -> npt.NDArray[np.float16]:
     return half
 
 
-def out_of_bounds(largest: float) -> MalformedMessage:
+def _out_of_bounds(largest: float) -> MalformedMessage:
     return MalformedMessage(f"tensor holds values that are not finite, or beyond +-{largest:g}")
 
 
-def diverged(largest: float) -> Diverged:
+def _diverged(largest: float) -> Diverged:
     return Diverged(
         f"a tensor to send holds values that are not finite, or beyond +-{largest:g}: training diverged, "
         "lower the learning rate"

@@ -35,11 +35,6 @@ from splitee_server.rounds.report import log_metrics, round_metrics, run_report
 log = logging.getLogger(__name__)
 
 
-def unguarded(_device: str, work: Callable[[], None]) -> bool:
-    work()
-    return True
-
-
 class Coordinator:
     """One run. `phases` yields what is to be done; whoever iterates takes in what devices send meanwhile."""
 
@@ -57,8 +52,8 @@ class Coordinator:
         *,
         attempt: int,
         rejected: Callable[[], int],
-        guard: Callable[[str, Callable[[], None]], bool] = unguarded,
-        conflict: Callable[[], str] = lambda: "",
+        guard: Callable[[str, Callable[[], None]], bool],
+        conflict: Callable[[], str],
         evaluated: Callable[[Metrics], None] = lambda _metrics: None,
         clock: Clock = time.monotonic,
     ) -> None:

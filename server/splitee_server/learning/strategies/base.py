@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -35,6 +36,18 @@ class TrunkStep(NamedTuple):
 
     loss: float
     logits: Tensor
+
+
+@contextmanager
+def statistics_kept_on_error(trunk: nn.Module) -> Iterator[None]:
+    """A forward pass changes BatchNorm's statistics; whatever is raised after it takes that back."""
+    before = [(buffer, buffer.clone()) for buffer in trunk.buffers()]
+    try:
+        yield
+    except Exception:
+        for buffer, kept in before:
+            buffer.copy_(kept)
+        raise
 
 
 class Strategy(ABC):
@@ -105,35 +118,16 @@ class Strategy(ABC):
         """
         trunk, optimizer = self.trunk(device), self.optimizer(device)
         trunk.train()
-        statistics = [(buffer, buffer.clone()) for buffer in trunk.buffers()]  # the forward pass changes them
-        try:
-            step_taken = self._step(device, trunk, optimizer, features, labels, round_number, step, steps)
-        except Exception:
-            for buffer, before in statistics:
-                buffer.copy_(before)
-            raise
-        return step_taken
-
-    def _step(
-        self,
-        device: str,
-        trunk: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        features: Tensor,
-        labels: Tensor,
-        round_number: int,
-        step: int,
-        steps: int,
-    ) -> TrunkStep:
         torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
-        with precision_at(features.device):
-            logits = trunk(features)
-            loss = F.cross_entropy(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._bound_gradient(trunk, loss.item())
+        with statistics_kept_on_error(trunk):
+            with precision_at(features.device):
+                logits = trunk(features)
+                loss = F.cross_entropy(logits, labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._bound_gradient(trunk, loss.item())
         optimizer.step()
         return TrunkStep(loss.item(), logits.detach())
 
