@@ -22,7 +22,8 @@ MANIFEST = "manifest.json"
 CLIENT = "client.onnx"
 CLIENT_INT8 = "client-int8.onnx"
 
-FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}\Z")]
+# Of a graph, beside which lie files that a delivered model must not bring, such as what its trial has shown.
+FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,94}\.onnx\Z")]
 Shape = Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=5)]
 Labels = Annotated[
     tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(min_length=2, max_length=10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -10,16 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import graphs
+import msgspec
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
 from splitee.errors import ModelError
+from splitee.inference.bundle import Bundle
 from splitee.inference.predictor import Predictor
+from splitee.inference.structure import Structure
 from splitee.inference.uncertainty import Array
+from splitee.protocol.encoding import unpack
 from splitee.samples.kept import SAMPLES, Samples
 from splitee_device.inference.model_store import TRIAL, ModelStore
-from splitee_device.inference.trial import try_model
+from splitee_device.inference.trial import Tried, try_model
 from splitee_device.inference.trust import Expected
 
 SECRET = b"-----BEGIN PRIVATE KEY-----"
@@ -213,3 +218,16 @@ def test_a_device_that_trained_takes_its_own_cuts_of_its_own_network(tmp_path: P
     for cut in (3, 2):
         store.install(graphs.bundle(cut=cut), "pi-1")
     assert sorted(store.trust.read().graphs) == [2, 3]
+
+
+@pytest.mark.parametrize("name", [TRIAL, "manifest.json", "trust.json"])
+def test_a_graph_cannot_take_the_place_of_what_is_known_of_it(store: ModelStore, name: str) -> None:
+    """A trial's outcome lies beside the graph; a release brings none of its own."""
+    structure = Structure(layers="0" * 64, exact="0" * 64, is_int8=False)
+    claim = msgspec.json.encode({"images": "", "tried": Tried(structure=structure)})
+    honest = unpack(graphs.bundle(), Bundle)
+    manifest = msgspec.json.decode(honest.manifest)
+    manifest |= {"file": name, "sha256": {name: hashlib.sha256(claim).hexdigest()}}
+    with pytest.raises(ModelError, match="refused"):
+        store.install(msgspec.msgpack.encode(Bundle(msgspec.json.encode(manifest), claim)), "pi-1")
+    assert store.release is None
