@@ -190,6 +190,7 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         cut: stage after which the device is cut.
         stage: name of that stage.
         train_samples: images for training.
+        held_out_samples: held-out images that its accuracies rest on.
         batches: batches trained so far, over all rounds.
         bytes: bytes that the device has sent so far.
         exit_loss: mean loss of the exit over the round.
@@ -203,10 +204,29 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     cut: Positive
     stage: Text
     train_samples: Count
+    held_out_samples: Count = 0
     batches: Count = 0
     bytes: Count = 0
     exit_loss: float | None = None
     trunk_loss: float | None = None
+    exit_accuracy: Fraction | None = None
+    trunk_accuracy: Fraction | None = None
+    adaptive_accuracy: Fraction | None = None
+    offload_share: Fraction | None = None
+
+
+class FleetMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One committed round over the held-out images of all devices, each image counted once.
+
+    Attributes:
+        images: held-out images that were evaluated.
+        exit_accuracy: accuracy of the devices' exits alone.
+        trunk_accuracy: accuracy of the trunks alone.
+        adaptive_accuracy: accuracy where the exit predicts up to the threshold and the trunk above it.
+        offload_share: share of images whose entropy is above the threshold.
+    """
+
+    images: Count = 0
     exit_accuracy: Fraction | None = None
     trunk_accuracy: Fraction | None = None
     adaptive_accuracy: Fraction | None = None
@@ -224,6 +244,7 @@ class Metrics(JsonMessage, frozen=True):
         devices: figures of each device.
         batches_trained: batches that the trunk was trained on so far.
         duplicates_dropped: batches that came again after they had been taken.
+        fleet: figures of the fleet as a whole.
     """
 
     run: Text
@@ -233,3 +254,4 @@ class Metrics(JsonMessage, frozen=True):
     devices: dict[Name, DeviceMetrics]
     batches_trained: Count
     duplicates_dropped: Count
+    fleet: FleetMetrics = FleetMetrics()

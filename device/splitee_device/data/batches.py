@@ -21,7 +21,7 @@ def batch(
     image_set: ImageSet, indices: npt.NDArray[np.integer], mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """The images at `indices`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
-    images = normalize(image_set.images[indices], mean, std)
+    images = normalize(image_set.take(indices), mean, std)
     return torch.from_numpy(images), torch.from_numpy(image_set.labels[indices])
 
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from splitee.errors import ConfigError, DataError
 from splitee.samples.images import Pixels, Shape, UnreadableImage
@@ -43,6 +44,11 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, indices: npt.NDArray[np.integer]) -> Pixels:
+        """The images at `indices` (B,): uint8 (B, C, H, W)."""
+        taken: Pixels = self.images[indices]
+        return taken
 
 
 @dataclass(frozen=True)

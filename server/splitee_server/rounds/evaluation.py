@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,6 +41,19 @@ class Score:
         self.adaptive_right += int((adaptive == labels).sum())
         self.offloaded += int(offload.sum())
         self.answers.append((entropy, exit_labels == labels, trunk_labels == labels))
+
+    @classmethod
+    def over(cls, scores: Iterable[Score]) -> Score:
+        """The sums over several devices."""
+        total = cls()
+        for score in scores:
+            total.samples += score.samples
+            total.exit_right += score.exit_right
+            total.trunk_right += score.trunk_right
+            total.adaptive_right += score.adaptive_right
+            total.offloaded += score.offloaded
+            total.answers += score.answers
+        return total
 
     def held_out(self) -> tuple[Doubt, Right, Right]:
         """Of all samples, in their order: the exit's entropy, and whether exit and trunk are right."""

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.members.members import Member
 from splitee_server.rounds.evaluation import Score
 
 log = logging.getLogger(__name__)
+
+ACCURACIES = ("exit_accuracy", "trunk_accuracy", "adaptive_accuracy", "offload_share")
 
 
 def round_metrics(
@@ -39,12 +41,14 @@ def round_metrics(
             cut=member.cut,
             stage=stage,
             train_samples=member.train_samples,
+            held_out_samples=score.samples if score else 0,
             batches=member.totals.batches,
             bytes=member.totals.bytes,
             exit_loss=exit_loss,
             trunk_loss=trunk_loss,
             **(score.accuracies() if score else {}),
         )
+    fleet = Score.over(scores.values())
     return Metrics(
         run=spec.run,
         round=number,
@@ -53,6 +57,7 @@ def round_metrics(
         devices=devices,
         batches_trained=sum(member.totals.batches for member, _ in members),
         duplicates_dropped=duplicates,
+        fleet=FleetMetrics(images=fleet.samples, **fleet.accuracies()),
     )
 
 
@@ -93,11 +98,11 @@ def run_report(
         "duplicates_dropped": metrics.duplicates_dropped,
         "bytes_published": sum(member.totals.bytes for member in members),
         "rejected": rejected,
+        "fleet": {name: getattr(metrics.fleet, name) for name in ("images", *ACCURACIES)},
         "devices": [_device(member.device, metrics.devices[member.device]) for member in members],
     }
 
 
 def _device(device: str, values: DeviceMetrics) -> dict[str, Any]:
-    names = ("cut", "stage", "train_samples", "batches", "bytes")
-    accuracies = ("exit_accuracy", "trunk_accuracy", "adaptive_accuracy", "offload_share")
-    return {"id": device} | {name: getattr(values, name) for name in (*names, *accuracies)}
+    names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "bytes")
+    return {"id": device} | {name: getattr(values, name) for name in (*names, *ACCURACIES)}

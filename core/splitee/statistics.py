@@ -1,0 +1,21 @@
+"""How far a share that was counted can be trusted."""
+
+from __future__ import annotations
+
+import math
+
+Z = 1.96  # of a 95 % interval
+
+
+def wilson(hits: int, count: int, z: float = Z) -> tuple[float, float]:
+    """The interval in which the share behind `hits` of `count` lies with 95 %; (0, 1) where nothing counts.
+
+    Wilson's score interval (1927), which keeps its coverage for few samples and shares near 0 and 1.
+    """
+    if not count:
+        return 0.0, 1.0
+    share = hits / count
+    spread = 1 + z * z / count
+    centre = (share + z * z / (2 * count)) / spread
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / spread
+    return max(0.0, centre - half), min(1.0, centre + half)

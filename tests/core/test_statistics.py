@@ -1,0 +1,27 @@
+"""The interval of a share, against values that are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from splitee.statistics import wilson
+
+
+@pytest.mark.parametrize(
+    ("hits", "count", "expected"),
+    [
+        (0, 0, (0.0, 1.0)),
+        (0, 10, (0.0, 0.2775)),
+        (10, 10, (0.7225, 1.0)),
+        (81, 263, (0.2553, 0.3662)),  # Newcombe 1998, table I
+        (15, 148, (0.0624, 0.1605)),
+        (1, 29, (0.0061, 0.1718)),
+    ],
+)
+def test_the_interval_is_that_of_the_literature(hits: int, count: int, expected: tuple[float, float]) -> None:
+    assert wilson(hits, count) == pytest.approx(expected, abs=1e-4)
+
+
+def test_more_samples_narrow_the_interval() -> None:
+    narrow, wide = wilson(800, 1000), wilson(8, 10)
+    assert wide[0] < narrow[0] < 0.8 < narrow[1] < wide[1]
