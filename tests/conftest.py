@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from open_files import open_to_all
-from quick_exports import describe_operators_once
 from trained import Trained, trained_once
 
 from splitee.mqtt.address import BrokerAddress
@@ -94,12 +93,6 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., OwnBroker]]:
             return own
 
         yield make
-
-
-@pytest.fixture(scope="session")
-def quick_exports() -> None:
-    """For tests that export by themselves."""
-    describe_operators_once()
 
 
 @pytest.fixture(scope="session")

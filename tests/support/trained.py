@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from once import made_once
-from quick_exports import describe_operators_once
 
 from splitee.durable import StateDirectory
 from splitee.networks.split import build_for
@@ -90,7 +89,6 @@ def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
 
 
 def _export(path: Path) -> None:
-    describe_operators_once()
     for device in CUTS:
         state = read_state(path / device, NETWORK)
         assert isinstance(state, DeviceState)
