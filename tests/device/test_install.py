@@ -191,7 +191,7 @@ def hollow_wheel(folder: Path, name: str, version: str, *needs: str) -> None:
         wheel.writestr(f"{distribution}.dist-info/RECORD", "")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 def test_a_package_that_was_exchanged_is_not_installed(tmp_path: Path) -> None:
     """Where the name and the version are right, and the content is somebody else's."""
     wheels, root = tmp_path / "wheels", tmp_path / "root"
@@ -217,7 +217,7 @@ def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device:
     assert f"is for {key} {fleet if key == 'fleet' else device}, but this device's is" in line
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_install_again_and_uninstall(tmp_path: Path) -> None:
     """The wheels come from where pip finds them on this machine; where some are missing, nothing changes."""
     root, flags = tmp_path / "root", ("--infer-only", "--python", sys.executable)

@@ -1,4 +1,4 @@
-"""Imported, it exports a network: processes forked from here on have what the first export takes seconds for."""
+"""Imported, it exports a network: processes forked from here on need not load what exporting takes."""
 
 from torch import nn
 
