@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+# As every `splitee` process begins: torch's compiler, which takes seconds, is loaded only where it is used.
+import splitee.cli.main  # noqa: F401  # isort: skip
+
 import pytest
 import torch
 from open_files import open_to_all
