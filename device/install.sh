@@ -125,8 +125,13 @@ install_packages() { # PYTHON FLAGS...: splitee, and all that it needs, pinned a
 check_wheels() { # nothing that runs is touched
     checker=$program/bin/python
     if ! works "$checker"; then
-        "$python" -m venv "$scratch/venv"
-        checker=$scratch/venv/bin/python
+        environment=$scratch/venv
+        if [ ! -e "$program" ]; then # the one that is installed into: to make two takes a Pi half a minute
+            environment=$program
+            unchecked=$program
+        fi
+        "$python" -m venv "$environment"
+        checker=$environment/bin/python
     fi
     built=$(find "${wheels:-$scratch}" -maxdepth 1 -name 'hetero_splitee-*.whl' | sort | tail -n 1)
     if [ -z "$built" ]; then
@@ -137,6 +142,7 @@ check_wheels() { # nothing that runs is touched
     built=$(find "$scratch" -maxdepth 1 -name 'hetero_splitee-*.whl')
     install_packages "$checker" --dry-run ||
         fail "not all wheels are to be had for Python $("$python" -V | cut -d' ' -f2) on $(uname -m); see above"
+    unchecked=''
 }
 
 check_bundle() {
@@ -252,7 +258,8 @@ if [ $action = uninstall ]; then
     exit 0
 fi
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+unchecked='' # an environment that goes again unless all can be installed into it
+trap 'rm -rf "$scratch" ${unchecked:+"$unchecked"}' EXIT
 check_machine
 check_bundle
 check_wheels

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+# As every `splitee` process begins: torch's compiler, which takes seconds, is loaded only where it is used.
+import splitee.cli.main  # noqa: F401  # isort: skip
+
 import pytest
 import torch
 from open_files import open_to_all
-from quick_exports import describe_operators_once
 from trained import Trained, trained_once
 
 from splitee.mqtt.address import BrokerAddress
@@ -28,15 +30,28 @@ from splitee_lab.local.brokers import (
 os.environ["OMP_NUM_THREADS"] = "1"  # of all processes that tests start: they run side by side
 
 DEADLINE = 10.0  # seconds
+FLEET = 3  # CPU seconds of most of the tests that start one
 BOTH = [pytest.param("mosquitto", marks=pytest.mark.mosquitto), "embedded"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fleets of processes are slow; slow tests begin first, so that no core waits for the last of them."""
+    """Fleets and trained models are slow; the dearest tests begin first, so that no core waits at the end."""
     for item in items:
+        if item.get_closest_marker("slow") is not None:
+            continue
         if "e2e" in item.path.parts:
+            item.add_marker(pytest.mark.slow(FLEET))
+        elif {"trained", "averaged"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=cost, reverse=True)
+
+
+def cost(item: pytest.Item) -> float:
+    """CPU seconds of a slow test, as its mark tells them; 1 where it tells none, 0 of every other test."""
+    mark = item.get_closest_marker("slow")
+    if mark is None:
+        return 0
+    return float(mark.args[0]) if mark.args else 1
 
 
 def require_mosquitto() -> None:
@@ -94,12 +109,6 @@ def make_broker(tmp_path: Path) -> Iterator[Callable[..., OwnBroker]]:
             return own
 
         yield make
-
-
-@pytest.fixture(scope="session")
-def quick_exports() -> None:
-    """For tests that export by themselves."""
-    describe_operators_once()
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,7 @@ def test_each_waits_for_the_broker_to_be_healthy() -> None:
             assert service["depends_on"] == {"broker": {"condition": "service_healthy"}}
 
 
+@pytest.mark.slow
 def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
     used = [secret["source"] for service in SERVICES.values() for secret in service.get("secrets", [])]
     assert sorted(used) == sorted(COMPOSE["secrets"])

@@ -38,7 +38,7 @@ def test_every_make_target_it_names_is_there() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.slow
+@pytest.mark.slow(25)
 @pytest.mark.mosquitto
 def test_server_device_and_status_as_written(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     random = np.random.default_rng(0)

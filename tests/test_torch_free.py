@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "core": "splitee",
@@ -69,6 +71,7 @@ def is_torch(module: str) -> bool:
     return any(module == wing or module.startswith(f"{wing}.") for wing in TORCH)
 
 
+@pytest.mark.slow
 def test_what_is_outside_of_the_torch_wings_imports_without_torch() -> None:
     free = [module for module in modules() if not is_torch(module)]
     assert "splitee_server.commands.serve" in free
@@ -78,5 +81,6 @@ def test_what_is_outside_of_the_torch_wings_imports_without_torch() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.slow
 def test_no_wing_is_named_in_vain() -> None:
     assert [wing for wing in TORCH if not any(m == wing or m.startswith(f"{wing}.") for m in modules())] == []

@@ -18,6 +18,7 @@ from splitee.inference.graph_check import parse_checked
 from splitee.inference.graphs import FEATURES, LOGITS, open_session
 from splitee.inference.uncertainty import Array
 from splitee.networks.exits import ExitHead
+from splitee_export.operators import describe_operators_once
 
 OPSET = 20
 EXAMPLES = 2  # a batch of one would be taken for a constant
@@ -61,6 +62,7 @@ def to_onnx(module: nn.Module, shape: Sequence[int], source: str, outputs: list[
     Raises ModelError where torch cannot export it.
     """
     module.eval()
+    describe_operators_once()
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(

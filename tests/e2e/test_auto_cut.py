@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import warm
 from fleets import Fleet
 
@@ -18,6 +19,7 @@ def ask(command: str, broker: RunningBroker, fleet: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow(17)
 def test_devices_choose_their_cuts_and_publish_why(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     auto = ("--cut", "auto", "--budget", "20")
     with Fleet(str(mosquitto_broker.address), "auto", tmp_path) as fleet:

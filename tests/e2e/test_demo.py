@@ -79,6 +79,7 @@ class Demo:
         ]
 
 
+@pytest.mark.slow(40)
 @pytest.mark.mosquitto
 def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
     size = ("--rounds", str(ROUNDS), "--samples", "600", *TINY)
@@ -112,6 +113,7 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
         assert said in shown
 
 
+@pytest.mark.slow(30)
 @pytest.mark.mosquitto
 def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profiler_chooses(
     tmp_path: Path, mosquitto_broker: RunningBroker
@@ -130,6 +132,7 @@ def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profi
     assert f"pi-1 {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
 
 
+@pytest.mark.slow(8)
 def test_a_device_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     demo = Demo(tmp_path / "out", *UNDER_WAY)
     demo.child("pi-2").kill()
@@ -137,6 +140,7 @@ def test_a_device_that_dies_ends_the_demo_with_its_name(tmp_path: Path) -> None:
     assert errors.startswith("splitee: pi-2 was ended by SIGKILL; the others are stopped")
 
 
+@pytest.mark.slow(7)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_everything(tmp_path: Path, number: signal.Signals, code: int) -> None:
     """It goes to the demo's group, as a terminal's and `timeout`'s do."""

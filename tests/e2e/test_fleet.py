@@ -75,6 +75,7 @@ def test_how_a_run_learns_is_the_same_in_a_fleet_and_in_one_process(
     assert report["weights_sha256"] == expected
 
 
+@pytest.mark.slow(10)
 def test_the_servers_memory_does_not_grow_with_rounds(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:

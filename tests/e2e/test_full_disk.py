@@ -58,6 +58,7 @@ def small_disks(tmp_path: Path) -> None:
         pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
 
 
+@pytest.mark.slow(10)
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("victim", ["server", "pi-2"])
 def test_a_full_disk_ends_one_process_and_loses_nothing(

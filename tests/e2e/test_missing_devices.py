@@ -116,6 +116,7 @@ def frozen(fleet: Fleet, device: str) -> Iterator[None]:
         fleet.processes[device].send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow(8)
 def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> None:
     """It delays its round by the deadline, once; the run ends with the others."""
     fleet, watcher = watched
@@ -212,6 +213,7 @@ def test_a_late_joiner_is_in_the_next_round(watched: tuple[Fleet, Watcher]) -> N
     assert late == set(range(under_way + 1, 6))
 
 
+@pytest.mark.slow(6)
 def test_a_frozen_device_counts_until_its_deadline_and_again_when_it_is_back(
     watched: tuple[Fleet, Watcher],
 ) -> None:

@@ -51,6 +51,7 @@ def flags() -> tuple[str, ...]:
     return "--client-averaging", "layerwise", "--steps", STEPS
 
 
+@pytest.mark.slow(20)
 @pytest.mark.mosquitto
 def test_a_broker_that_is_killed_loses_nothing(
     make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]
@@ -71,6 +72,7 @@ def test_a_broker_that_is_killed_loses_nothing(
     watcher.close()
 
 
+@pytest.mark.slow(7)
 @pytest.mark.mosquitto
 def test_a_network_that_is_cut_loses_nothing(
     mosquitto_broker: RunningBroker, tmp_path: Path, flags: tuple[str, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from fleets import Fleet, await_message
 from PIL import Image
 
@@ -17,6 +18,7 @@ from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_lab.local.brokers import RunningBroker
 
 
+@pytest.mark.slow(11)
 def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     """pi-1 takes its model and ends; pi-2 watches a folder and answers what comes into it, until SIGTERM.
 

@@ -28,7 +28,7 @@ from splitee_export.models import Int8Policy, export_client, export_trunks
 from splitee_export.parity import check_parity
 from splitee_export.states import DeviceState, ServerState, read_state
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_exports")]
+pytestmark = pytest.mark.slow(4)
 
 
 @pytest.fixture(params=["trained", "averaged"])

@@ -25,7 +25,7 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_exports")]
+pytestmark = pytest.mark.slow(5)
 
 
 @pytest.fixture(params=["trained", "averaged"])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm
 from once import made_once
-from quick_exports import describe_operators_once
 
 from splitee.durable import StateDirectory
 from splitee.networks.split import build_for
@@ -52,10 +52,18 @@ def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
     )
 
     def make(path: Path) -> None:
-        _train(path, spec, data)
-        _export(path)
+        process = warm.CONTEXT.Process(target=_make, args=(path, spec, data))  # which has exported before
+        process.start()
+        process.join()
+        assert process.exitcode == 0
 
     return Trained(made_once(factory, f"trained-{strategy}", make), spec, data)
+
+
+def _make(path: Path, spec: RunSpec, data: DeviceData) -> None:
+    torch.set_num_threads(1)
+    _train(path, spec, data)
+    _export(path)
 
 
 def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
@@ -90,7 +98,6 @@ def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
 
 
 def _export(path: Path) -> None:
-    describe_operators_once()
     for device in CUTS:
         state = read_state(path / device, NETWORK)
         assert isinstance(state, DeviceState)

@@ -24,8 +24,7 @@ CONTEXT.set_forkserver_preload(
         "splitee_server.commands.server",
         "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
         "splitee_server.release.exporting",
-        "torch._dynamo.eval_frame",  # exporting asks for these
-        "torch.onnx._internal.exporter._compat",
+        "first_export",
     ]
 )
 FORK = "splitee.tests.fork"  # audit event of each start

@@ -31,7 +31,7 @@ from splitee_server.release.exporting import TRUNKS
 DATA = "builtin:fashion-mnist"
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
 CONNECT = 30.0  # seconds
-BUDGET = 40  # seconds in which a device with limits measures what cuts cost it
+BUDGET = 120  # seconds in which a device with limits measures what cuts cost it, also beside other work
 TICK = 0.25  # seconds between looks at the processes while no message comes
 
 
@@ -152,7 +152,7 @@ def _limits_in_words(devices: list[DemoDevice], shares: CpuShares) -> str:
         if device.limits is not None
     )
     why = " (smaller shares need root: a control group for each)" if shares.pinned else ""
-    return f"{each}{why}; they measure which cut suits them, for {BUDGET} s"
+    return f"{each}{why}; they measure which cut suits them, for at most {BUDGET} s"
 
 
 def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[DeviceChoice]:

@@ -135,6 +135,7 @@ def test_a_missing_extra_is_one_line_and_exit_code_12(command: str, tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_base_install_needs_none_of_the_extras(tmp_path: Path) -> None:
     variables = without(tmp_path, *EXTRAS)
     for arguments in (["--help"], ["config", "status"], ["status", "--help"]):

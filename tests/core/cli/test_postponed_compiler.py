@@ -85,12 +85,12 @@ def run(program: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.slow(5)
 def test_a_fleet_that_trains_does_not_load_it() -> None:
     run(TRAIN)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 def test_it_is_there_for_who_compiles() -> None:
     run(COMPILE)
 
@@ -149,7 +149,7 @@ def test_every_other_form_of_disable_is_the_compilers_own(
     assert real.asked[1] == ((), {"recursive": False})
 
 
-@pytest.mark.slow
+@pytest.mark.slow(6)
 def test_a_network_that_speaks_to_the_compiler_can_be_cut(tmp_path: Path) -> None:
     Path(tmp_path, "own_network.py").write_text(OWN_NETWORK)
     done = subprocess.run(

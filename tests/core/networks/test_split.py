@@ -206,6 +206,7 @@ def test_client_and_trunk_equal_the_whole_at_every_cut_and_the_trunks_gradients(
             assert torch.equal(gradient, expected[key]), (cut, key)
 
 
+@pytest.mark.slow
 def test_resnet18_has_a_stem_eight_blocks_and_a_classifier() -> None:
     split = build_network("resnet18", num_classes=10, stem="small")
     blocks = [f"layer{layer}.{block}" for layer in (1, 2, 3, 4) for block in (0, 1)]
@@ -229,6 +230,7 @@ def test_resnet18_has_a_stem_eight_blocks_and_a_classifier() -> None:
     check_equal(split, range(1, 10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121", "vit_b_16", "convnext_tiny"])
 def test_parameters_and_macs_are_those_that_torchvision_publishes(name: str) -> None:
     published = models.get_model_weights(name).IMAGENET1K_V1.meta
@@ -251,6 +253,7 @@ def test_no_cut_between_a_layer_and_its_normalisation() -> None:
     check_equal(split, [1, 2])
 
 
+@pytest.mark.slow
 def test_parts_share_the_networks_parameters_and_its_mode() -> None:
     split = build("swin_t")
     trunk, deeper = split.trunk(5).eval(), split.trunk(9)
@@ -260,6 +263,7 @@ def test_parts_share_the_networks_parameters_and_its_mode() -> None:
     assert not any(module.training for module in trunk.modules() if list(module.parameters(recurse=False)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "swin_t"])
 def test_a_deep_copy_trains_alone(name: str) -> None:
     split = build(name)
@@ -309,6 +313,7 @@ def test_state_that_is_not_saved_stays_out_of_the_parts_state() -> None:
     assert set(trunk.state_dict()) == {"second.weight", "second.bias", "head.weight", "head.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
@@ -358,6 +363,7 @@ def test_a_cut_out_of_range_is_refused_with_the_range(cut: int) -> None:
             part(cut)
 
 
+@pytest.mark.slow
 def test_the_seed_alone_decides_the_weights() -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -392,6 +398,7 @@ def test_an_exit_averages_over_halves_of_all_axes_but_the_channels_and_normalise
     torch.testing.assert_close(head(features), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "cut", "channels", "cells"),
     [

@@ -247,6 +247,7 @@ def test_a_sender_that_starts_anew_leaves_nothing_behind() -> None:
     assert assembler.add("other", other[1]) == message(2 * ROOM, 2)
 
 
+@pytest.mark.slow
 def test_a_flood_of_parts_stays_within_the_bounds() -> None:
     """Parts of one byte, of messages that announce as much as they may: the worst that a sender can do."""
     assembler = Assembler(limit=1 << 16)

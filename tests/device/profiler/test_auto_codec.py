@@ -74,6 +74,7 @@ def test_real_batches_are_measured(data: DeviceData) -> None:
     assert [cost.payload for cost in costs[:2]] == [codec(name).size(shape) for name in ("fp16", "int8")]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_codec(data: DeviceData, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     auto, make = AutoCodec(NOBODY, "pi-1"), partial(trainer_at, data=data)
     with caplog.at_level(logging.INFO, "splitee_device.profiler.auto_codec"):
@@ -85,6 +86,7 @@ def test_a_run_keeps_its_codec(data: DeviceData, tmp_path: Path, caplog: pytest.
             auto.choose(another, CUT, tmp_path, no_trainer, fresh=fresh)
 
 
+@pytest.mark.slow
 def test_a_choice_that_is_torn_is_made_again(data: DeviceData, tmp_path: Path) -> None:
     auto, make = AutoCodec(NOBODY, "pi-1"), partial(trainer_at, data=data)
     auto.choose(SPEC, CUT, tmp_path, make, fresh=False)
@@ -94,6 +96,7 @@ def test_a_choice_that_is_torn_is_made_again(data: DeviceData, tmp_path: Path) -
         assert auto.choose(SPEC, CUT, tmp_path, make, fresh=False) == "fp16"
 
 
+@pytest.mark.slow
 def test_the_link_is_measured_by_its_echo(
     data: DeviceData, tmp_path: Path, mosquitto_broker: RunningBroker, caplog: pytest.LogCaptureFixture
 ) -> None:

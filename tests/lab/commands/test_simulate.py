@@ -17,7 +17,7 @@ from splitee.errors import ConfigError, DataError, ExitCode, NetworkError, State
 from splitee_lab.methods.registry import BASELINES, METHODS
 from splitee_lab.presets import NAMES
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(4)
 
 TINY = ("--network", "tiny_networks:tiny", "--samples", "240", "--test-samples", "60", "--workers", "2")
 SMALL = (*TINY, "--clients", "3", "--cuts", "1,3", "--rounds", "2", "--client-averaging", "none")

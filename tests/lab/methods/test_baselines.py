@@ -53,6 +53,7 @@ def last(baseline: Baseline) -> Progress:
     return final
 
 
+@pytest.mark.slow
 def test_processes_give_what_training_here_gives_whatever_their_number() -> None:
     wanted = baselines_of(RUN, DATA, SHARDS)
     here = {baseline.name: last(baseline).accuracy for baseline in wanted}
@@ -73,6 +74,7 @@ def test_the_seed_decides_the_result() -> None:
     assert last(baselines_of(other, DATA, SHARDS)[1]).loss != last(baseline).loss
 
 
+@pytest.mark.slow
 def test_it_learns() -> None:
     run = RunSpec(protocol=1, run="r1", network="tiny_networks:tiny", num_classes=10, rounds=8, seed=1)
     pictures = DataSource("builtin:fashion-mnist", limit=600)

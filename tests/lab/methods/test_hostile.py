@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_runs import images, tiny_run
 
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import PROTOCOL
-from splitee_device.data.images import DeviceData, ImageSet, open_data
+from splitee_device.data.images import DeviceData, ImageSet
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.hostile import FLIP_SCALE, HOSTILE
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation
@@ -24,24 +24,11 @@ ROBUST = {"average": "trimmed", "clip_updates": 2.0, "largest_loss": 1.5}
 
 @pytest.fixture(scope="module")
 def data() -> DeviceData:
-    return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=4 * SAMPLES)
-
-
-def spec(**settings: Any) -> RunSpec:
-    known: dict[str, Any] = {
-        "protocol": PROTOCOL,
-        "run": "r",
-        "network": "tiny_networks:tiny",
-        "num_classes": 10,
-        "rounds": 2,
-        "seed": 1,
-        "batch_size": 16,
-    }
-    return RunSpec(**{**known, **settings})
+    return images(4 * SAMPLES)
 
 
 def after_a_round(kind: type[ClientTrainer], data: DeviceData) -> tuple[ClientTrainer, list[Any]]:
-    trainer = kind(build_for(spec()), 2, spec(), "client", data)
+    trainer = kind(build_for(tiny_run()), 2, tiny_run(), "client", data)
     return trainer, list(trainer.round(1))
 
 
@@ -62,7 +49,7 @@ def test_flipped_labels_are_those_of_the_honest_client_turned_round(data: Device
 
 
 def test_a_flipped_sign_turns_the_update_round_and_leaves_batches_alone(data: DeviceData) -> None:
-    start = ClientTrainer(build_for(spec()), 2, spec(), "client", data).weights()
+    start = ClientTrainer(build_for(tiny_run()), 2, tiny_run(), "client", data).weights()
     start = {name: tensor.clone() for name, tensor in start.items()}
     honest, batches = after_a_round(ClientTrainer, data)
     hostile, sent = after_a_round(HOSTILE["flip-sign"], data)
@@ -93,12 +80,13 @@ def test_noise_has_the_scale_of_what_it_replaces(data: DeviceData) -> None:
     assert all(bool(torch.isfinite(tensor).all()) for tensor in weights.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_seed_decides_all_and_only_honest_clients_have_accuracies(
     kind: str, strategy: str, data: DeviceData
 ) -> None:
-    run = spec(strategy=strategy, **ROBUST)
+    run = tiny_run(strategy=strategy, **ROBUST)
     one, other = (simulation(run, kind, data) for _ in range(2))
     rounds = list(one.rounds())
     assert rounds == list(other.rounds())

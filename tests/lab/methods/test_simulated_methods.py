@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_runs import BATCH, images, tiny_run
 
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.topics import PROTOCOL
-from splitee_device.data.images import DeviceData, ImageSet, open_data
+from splitee_device.data.images import DeviceData, ImageSet
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.experiment import Experiment
 from splitee_lab.methods.registry import BASELINES, METHODS, STRATEGIES, batches_of
@@ -22,7 +22,7 @@ from splitee_server.learning.strategies.base import Strategy
 from splitee_server.learning.strategies.registry import make_strategy
 
 CUTS = {"a": 1, "b": 2, "c": 2}
-BATCH, SAMPLES = 16, 64  # so 4 batches a client
+SAMPLES = 64  # so 4 batches a client
 FEATURES = {1: 4 * 8 * 8, 2: 8 * 3 * 3}  # numbers at each cut of the tiny network
 MACS = {1: 4 * 27 * 64, 2: 4 * 27 * 64 + 8 * 36 * 9}  # stages 1..cut: outputs x inputs of each
 WHOLE = MACS[2] + 72 * 16 + 16 * 10
@@ -30,22 +30,12 @@ WHOLE = MACS[2] + 72 * 16 + 16 * 10
 
 @pytest.fixture(scope="module")
 def data() -> DeviceData:
-    return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=3 * SAMPLES)
+    return images(3 * SAMPLES)
 
 
 def spec(**settings: Any) -> RunSpec:
-    known: dict[str, Any] = {
-        "protocol": PROTOCOL,
-        "run": "r",
-        "network": "tiny_networks:tiny",
-        "num_classes": 10,
-        "rounds": 2,
-        "seed": 1,
-        "batch_size": BATCH,
-        "codec": "fp32",
-        "client_averaging": "none",
-    }
-    return RunSpec(**{**known, **settings})
+    """A run whose bytes can be counted by heart."""
+    return tiny_run(**{"codec": "fp32", "client_averaging": "none", **settings})
 
 
 def experiment(run: RunSpec, data: DeviceData, cuts: dict[str, int] | None = None) -> Experiment:
@@ -57,6 +47,7 @@ def experiment(run: RunSpec, data: DeviceData, cuts: dict[str, int] | None = Non
     return Experiment(run, devices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_batch_is_counted_and_the_seed_decides_all(method: str, data: DeviceData) -> None:
     run = spec(strategy=method) if method in STRATEGIES else spec()
@@ -68,6 +59,7 @@ def test_every_batch_is_counted_and_the_seed_decides_all(method: str, data: Devi
     assert list(METHODS[method](experiment(run, data))) == rounds
 
 
+@pytest.mark.slow
 def test_what_is_not_asked_for_is_not_evaluated(data: DeviceData) -> None:
     for method, train in METHODS.items():
         run = spec(rounds=3, strategy=method) if method in STRATEGIES else spec(rounds=3)
@@ -132,6 +124,7 @@ def test_alone_at_its_cut_is_the_exit_of_a_fleet_without_averaging(data: DeviceD
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_averaging_of_clients_changes_what_they_learn_and_costs_bytes(
     strategy: str, data: DeviceData
@@ -198,6 +191,7 @@ def exit_of(trainer: ClientTrainer) -> torch.Tensor:
     return trainer.weights()["exit.linear.weight"]
 
 
+@pytest.mark.slow
 def test_soft_labels_are_bytes_from_the_second_round_on(data: DeviceData) -> None:
     """Two for each class and picture; exits learn from them, and only in the end not."""
     none, some = (

@@ -20,7 +20,7 @@ from splitee_export.states import DeviceState, read_state
 from splitee_server.release.exporting import export_run
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_exports")]
+pytestmark = pytest.mark.slow(9)
 
 
 def spec(averaged: Trained) -> RunSpec:

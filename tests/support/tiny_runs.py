@@ -1,0 +1,34 @@
+"""A run of the tiny network, and a few images for its clients: for simulations that take a moment."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee_device.data.images import DeviceData, ImageSet, open_data
+
+BATCH = 16
+HELD_OUT = 256
+
+
+def images(count: int) -> DeviceData:
+    """`count` training images, and HELD_OUT others."""
+    data = open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=count)
+    held_out = ImageSet(data.held_out.images[:HELD_OUT], data.held_out.labels[:HELD_OUT])
+    return dataclasses.replace(data, held_out=held_out)
+
+
+def tiny_run(**settings: Any) -> RunSpec:
+    """Two rounds, unless `settings` say otherwise."""
+    known: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "run": "r",
+        "network": "tiny_networks:tiny",
+        "num_classes": 10,
+        "rounds": 2,
+        "seed": 1,
+        "batch_size": BATCH,
+    }
+    return RunSpec(**{**known, **settings})
