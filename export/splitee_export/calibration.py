@@ -48,7 +48,9 @@ def calibrate(held_out: HeldOut, threshold: float) -> Calibration:
         images, point = 0, _at(held_out, threshold)
     else:
         images, point = len(held_out), choose(held_out, max_drop=MAX_DROP, max_offload=None)
-    chosen = ReleasedThreshold(threshold=point.threshold, images=images, expected_offload=round(point.offload_share, 6))
+    chosen = ReleasedThreshold(
+        threshold=point.threshold, images=images, expected_offload=round(point.offload_share, 6)
+    )
     return Calibration(chosen, curve(held_out))
 
 

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
-from splitee_lab.report.demo_page import Report, complete, page, read_history, table, write
+from splitee_lab.report.demo_page import complete, page, read_history, table, write
+from splitee_lab.report.demo_report import Report
 from splitee_lab.report.plots import spread
 
 BASELINES = {"centralized": 0.9, "pi-1": 0.71, "pi-2": 0.72}

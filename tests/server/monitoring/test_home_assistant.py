@@ -14,8 +14,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
-from splitee.protocol.fields import Doing
 from splitee.protocol.accuracies import ClassRecall
+from splitee.protocol.fields import Doing
 from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
