@@ -47,15 +47,11 @@ class Predictions:
         if not len(self):
             return Accuracies()
         return Accuracies(
-            exit_accuracy=_share(self.exit == self.labels),
-            trunk_accuracy=_share(self.trunk == self.labels),
-            adaptive_accuracy=_share(self.adaptive == self.labels),
-            offload_share=_share(self.offloaded),
+            exit_accuracy=float((self.exit == self.labels).mean()),
+            trunk_accuracy=float((self.trunk == self.labels).mean()),
+            adaptive_accuracy=float((self.adaptive == self.labels).mean()),
+            offload_share=float(self.offloaded.mean()),
         )
-
-
-def _share(flags: Hits) -> float:
-    return round(float(flags.mean()), 6)  # as precise as a million images, and short on the wire
 
 
 _NO_LABELS = np.empty(0, np.int16)
