@@ -116,7 +116,6 @@ def table(report: Report) -> Table:
             device.id,
             f"{device.cut} {device.stage}",
             f"{device.train_samples:,}",
-            f"{device.held_out_samples:,}",
             percent(device.exit_accuracy),
             percent(device.trunk_accuracy),
             percent(device.adaptive_accuracy),

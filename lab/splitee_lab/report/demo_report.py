@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from splitee.cli.accuracy_words import accuracies_in_words, threshold_in_words, weakest_in_words
+from splitee.cli.words import images
 from splitee.protocol.accuracies import Accuracies, ClassRecall, ReleasedThreshold
 from splitee.protocol.fleet import FleetMetrics
 from splitee_lab.report.inference_table import DeviceInference
@@ -88,7 +89,12 @@ def fleet_in_words(report: Report) -> list[str]:
     lines = [
         ("fleet", accuracies_in_words(fleet, fleet.images), weakest_in_words(fleet.weakest_class)),
         *(
-            (device.id, weakest_in_words(device.weakest_class), device.threshold_in_words)
+            (
+                device.id,
+                f"{images(device.held_out_samples)} held out" if device.held_out_samples else "",
+                weakest_in_words(device.weakest_class),
+                device.threshold_in_words,
+            )
             for device in report.devices
         ),
     ]
