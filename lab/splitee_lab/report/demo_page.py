@@ -99,17 +99,8 @@ def table(report: Report) -> Table:
     alone = report.baselines.alone_accuracy if report.baselines else {}
     shown.add_column("device", overflow="fold")
     shown.add_column("cut", overflow="fold")
-    names = (
-        "images",
-        "held out",
-        "exit",
-        "trunk",
-        "adaptive",
-        "offload",
-        *(("alone",) if alone else ()),
-        "MB",
-    )
-    for name in names:
+    figures = ("exit", "trunk", "adaptive", "offload", *(("alone",) if alone else ()))
+    for name in ("images", *figures, "MB"):
         shown.add_column(name, justify="right")
     for device in report.devices:
         cells = (

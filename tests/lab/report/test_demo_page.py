@@ -262,6 +262,13 @@ def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
     assert "81.0 %" in shown
 
 
+def test_the_terminals_table_fits_80_columns(tmp_path: Path) -> None:
+    output = io.StringIO()
+    report = write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES), [])
+    Console(width=80, file=output).print(table(report))
+    assert len(output.getvalue().splitlines()) == 3, "no cell is folded"
+
+
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
 def test_a_missing_or_broken_report_is_named(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "server.json"
