@@ -42,7 +42,9 @@ def measure_accuracy(seeds: Sequence[int], rounds: int) -> Iterator[Accuracy]:
                 codec=codec,
             )
             *_, last = Simulation(spec, devices, evaluate_every=rounds).rounds()
-            yield Accuracy(codec, seed, fmean(score["trunk_accuracy"] for score in last.accuracies.values()))
+            yield Accuracy(
+                codec, seed, fmean(score.trunk_accuracy or 0.0 for score in last.accuracies.values())
+            )
 
 
 def points_lost(results: Sequence[Accuracy]) -> dict[str, float]:

@@ -44,7 +44,7 @@ from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.topics import Topics
 from splitee.samples.images import normalize
 from splitee.samples.kept import Samples
-from splitee_export.calibration import HeldOut, choose, curve
+from splitee_export.calibration import MAX_DROP, HeldOut, choose
 from splitee_export.commands.calibrate import evaluate
 from splitee_export.graphs import ClientGraph, GraphRunner
 from splitee_export.models import export_client, export_trunks
@@ -54,7 +54,7 @@ from splitee_lab.local.brokers import open_broker
 COLD_STARTS = 9
 MAX_START, MAX_MEMORY = 1.0, 120.0  # seconds, MB
 RUNS, MIN_SPEED_UP = 300, 1.7
-MAX_DROP, MAX_OFFLOADS = 0.01, 0.4
+MAX_OFFLOADS = 0.4
 PREDICTIONS, TIMEOUT = 1000, 1.0  # seconds
 DEVICES, REQUESTS = 8, 200  # requests a device
 FLEET = "benchmark"
@@ -169,7 +169,7 @@ def adaptive(exported: Exported) -> dict[str, Any]:
 
 
 def _judge(halves: Sequence[HeldOut]) -> dict[str, Any]:
-    thresholds = [choose(curve(half), max_drop=MAX_DROP / 2, max_offload=None).threshold for half in halves]
+    thresholds = [choose(half, max_drop=MAX_DROP, max_offload=None).threshold for half in halves]
     local = np.concatenate(
         [half.uncertainty <= threshold for half, threshold in zip(halves, reversed(thresholds), strict=True)]
     )

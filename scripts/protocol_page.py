@@ -110,11 +110,14 @@ def encoding(info: StructType) -> str:
 
 
 def described(struct: type) -> tuple[str, dict[str, str]]:
-    """A docstring's summary, and what its `Attributes` say, by their names."""
-    text = inspect.cleandoc(struct.__doc__ or "")
-    summary, _, attributes = text.partition("\n\nAttributes:\n")
-    entries = re.findall(r"^    (\w+): (.+(?:\n     +.+)*)", attributes, re.MULTILINE)
-    return " ".join(summary.split()), {name: " ".join(meaning.split()) for name, meaning in entries}
+    """A docstring's summary, and what its `Attributes` and those of its bases say, by their names."""
+    meanings: dict[str, str] = {}
+    for kind in reversed(struct.__mro__):
+        text = inspect.cleandoc(kind.__doc__ or "")
+        summary, _, attributes = text.partition("\n\nAttributes:\n")
+        entries = re.findall(r"^    (\w+): (.+(?:\n     +.+)*)", attributes, re.MULTILINE)
+        meanings |= {name: " ".join(meaning.split()) for name, meaning in entries}
+    return " ".join(summary.split()), meanings
 
 
 def meaning(field: Field, meanings: dict[str, str]) -> str:

@@ -19,3 +19,8 @@ def wilson(hits: int, count: int, z: float = Z) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / spread
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / spread
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """`wilson` of a share in 0..1 of `count`."""
+    return wilson(round(share * count), count)

@@ -1,8 +1,7 @@
-"""The exit's threshold: what adaptive inference makes of held-out pictures, for every share of offloads."""
+"""The exit's threshold: what adaptive inference makes of held-out images, and up to where that is sure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,17 +10,48 @@ import numpy.typing as npt
 from splitee.errors import ConfigError
 from splitee.inference.manifest import Point
 from splitee.inference.uncertainty import Array
+from splitee.protocol.accuracies import ReleasedThreshold
+from splitee.statistics import Z
 
 POINTS = 101
+LEAST_IMAGES = 200  # that a threshold is chosen on
+MAX_DROP = 0.02  # of accuracy, against the better of exit and trunk
+
+Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Of N held-out pictures: the exit's uncertainty in 0..1, whether exit and trunk are right; each (N,)."""
+    """Of N held-out images: the exit's uncertainty in 0..1, whether exit and trunk are right; each (N,)."""
 
     uncertainty: Array
     exit_right: npt.NDArray[np.bool_]
     trunk_right: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.uncertainty)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """When a model predicts by itself, and the curve of held-out images; no points where there are none."""
+
+    chosen: ReleasedThreshold
+    points: tuple[Point, ...] = ()
+
+
+def calibrate(held_out: HeldOut, threshold: float) -> Calibration:
+    """The threshold that `choose` finds within MAX_DROP; `threshold` stays where images are too few."""
+    if not len(held_out):
+        return Calibration(ReleasedThreshold(threshold=threshold))
+    if len(held_out) < LEAST_IMAGES:
+        images, point = 0, _at(held_out, threshold)
+    else:
+        images, point = len(held_out), choose(held_out, max_drop=MAX_DROP, max_offload=None)
+    chosen = ReleasedThreshold(
+        threshold=point.threshold, images=images, expected_offload=round(point.offload_share, 6)
+    )
+    return Calibration(chosen, curve(held_out))
 
 
 def curve(held_out: HeldOut) -> tuple[Point, ...]:
@@ -38,18 +68,65 @@ def _at(held_out: HeldOut, threshold: float) -> Point:
     return Point(threshold, float(right.mean()), float(1 - local.mean()))
 
 
-def choose(points: Sequence[Point], *, max_drop: float | None, max_offload: float | None) -> Point:
-    """The point with the fewest offloads within `max_drop` of always asking the trunk, or else the most
-    accurate one within `max_offload`.
+def choose(held_out: HeldOut, *, max_drop: float | None, max_offload: float | None) -> Point:
+    """The point with the fewest offloads that is surely within `max_drop` of the better of exit and trunk,
+    or else the most accurate one within `max_offload`.
 
     Raises ConfigError: not exactly one of the two is given.
     """
     if (max_drop is None) == (max_offload is None):
         raise ConfigError("give one of --max-drop and --max-offload, not both")
+    points = curve(held_out)
     if max_offload is not None:
         allowed = [point for point in points if point.offload_share <= max_offload]
         return max(allowed, key=lambda point: (point.accuracy, -point.offload_share))
     assert max_drop is not None
-    always = max(points, key=lambda point: point.offload_share)
-    allowed = [point for point in points if point.accuracy >= always.accuracy - max_drop - 1e-9]
-    return min(allowed, key=lambda point: (point.offload_share, -point.accuracy))
+    return points[_surest(held_out, np.array([point.threshold for point in points]), max_drop)]
+
+
+def _surest(held_out: HeldOut, thresholds: npt.NDArray[np.float64], max_drop: float) -> int:
+    """The place of the highest of the ascending `thresholds` that is surely within `max_drop`.
+
+    Each is tested twice on the same images: adaptive against the trunk, and against the exit. It passes
+    where the lower end of the 95 % interval of the difference is above -max_drop. Of many thresholds some
+    would pass by luck; so each series of tests begins where adaptive is the other predictor itself (the
+    trunk at 0, the exit at 1) and ends at the first that fails. In such a fixed sequence all that pass hold
+    together with the confidence of one (Angelopoulos et al., Learn then Test, 2021), so what passes both is
+    within `max_drop` of the better one in 95 % of cases. Where nothing does, the images tell exit and trunk
+    too little apart; then the threshold counts whose lower ends are the highest.
+    """
+    order = np.argsort(held_out.uncertainty, kind="stable")
+    local = np.searchsorted(held_out.uncertainty[order].astype(np.float64), thresholds, side="right")
+    exit_alone = _sums((held_out.exit_right & ~held_out.trunk_right)[order])
+    trunk_alone = _sums((held_out.trunk_right & ~held_out.exit_right)[order])
+    count = len(held_out)
+    over_trunk = paired_lower(exit_alone[local], trunk_alone[local], count)
+    over_exit = paired_lower(trunk_alone[-1] - trunk_alone[local], exit_alone[-1] - exit_alone[local], count)
+    passed = np.logical_and.accumulate(over_trunk >= -max_drop)
+    passed &= np.logical_and.accumulate((over_exit >= -max_drop)[::-1])[::-1]
+    if passed.any():
+        return int(np.flatnonzero(passed)[-1])
+    return int(np.minimum(over_trunk, over_exit).argmax())
+
+
+def _sums(flags: npt.NDArray[np.bool_]) -> Counts:
+    """(N,) -> (N + 1,): how many of the first 0, 1, ... N are set."""
+    return np.concatenate([[0], np.cumsum(flags)])
+
+
+def paired_lower(gains: Counts, losses: Counts, count: int) -> npt.NDArray[np.float64]:
+    """The lower end of the 95 % interval of how much more accurate one predictor is than another.
+
+    Both have predicted the same `count` images. Agresti and Min's interval for matched proportions
+    (Statistics in Medicine 24, 2005): Wald's with half an image added to each cell of the table of right and
+    wrong.
+
+    Args:
+        gains: images that the one alone has right, in each of several comparisons.
+        losses: images that the other alone has right.
+    """
+    adjusted = count + 2
+    difference = (gains - losses) / adjusted
+    variance = ((gains + losses + 1) / adjusted - difference**2) / adjusted
+    lower: npt.NDArray[np.float64] = difference - Z * np.sqrt(variance)
+    return lower

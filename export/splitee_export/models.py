@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from msgspec.structs import replace
@@ -23,7 +23,6 @@ from splitee.inference.manifest import (
     CLIENT_INT8,
     MANIFEST,
     ClientManifest,
-    Point,
     Quantization,
     TrunkGraph,
     TrunkManifest,
@@ -32,9 +31,11 @@ from splitee.inference.manifest import (
     write_manifest,
 )
 from splitee.inference.uncertainty import Array
+from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.codecs import AUTO, DEFAULT
 from splitee.samples.images import Pixels, normalize
 from splitee.samples.kept import SAMPLES, Samples
+from splitee_export.calibration import Calibration
 from splitee_export.graphs import OPSET, ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.parity import check_parity
 from splitee_export.quantize import accuracy, time_both, to_int8
@@ -63,14 +64,13 @@ def export_client(
     out: Path,
     *,
     int8: Int8Policy | None = None,
-    calibration: Sequence[Point] = (),
-    threshold: float | None = None,
+    calibration: Calibration | None = None,
 ) -> ClientManifest:
     """Writes a device's model directory.
 
     Args:
         samples: of the device's pictures; None where there are none, then the graph is tried on noise.
-        threshold: that the exit answers up to; None: the run's. `calibration`: the curve it was chosen from.
+        calibration: when the exit predicts; None: up to the run's threshold.
 
     Raises:
         ModelError: torch cannot export the network, or the graph does not answer as torch does.
@@ -105,8 +105,7 @@ def export_client(
         std=spec.std,
         codec=DEFAULT if spec.codec == AUTO else spec.codec,
         measure="entropy",
-        threshold=spec.threshold if threshold is None else threshold,
-        calibration=tuple(calibration),
+        **_threshold(calibration or Calibration(ReleasedThreshold(threshold=spec.threshold))),
         opset=OPSET,
         file=CLIENT_INT8 if CLIENT_INT8 in graphs else CLIENT,
         sha256=_digests(graphs),
@@ -118,9 +117,7 @@ def export_client(
     return manifest
 
 
-def export_same(
-    model: Path, device: str, out: Path, *, calibration: Sequence[Point], threshold: float
-) -> ClientManifest:
+def export_same(model: Path, device: str, out: Path, calibration: Calibration) -> ClientManifest:
     """Writes the model directory of a device whose network has the weights of the one exported to `model`.
 
     Raises:
@@ -128,7 +125,7 @@ def export_same(
     """
     theirs = read_manifest(model, ClientManifest)
     graphs = {CLIENT: read_graph(model, CLIENT, theirs.sha256)}
-    manifest = replace(theirs, device=device, calibration=tuple(calibration), threshold=threshold)
+    manifest = replace(theirs, device=device, **_threshold(calibration))
     _write(out, graphs, manifest)
     return manifest
 
@@ -176,6 +173,16 @@ def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -
     )
     _write(out, graphs, manifest)
     return manifest
+
+
+def _threshold(calibration: Calibration) -> dict[str, Any]:
+    """The fields of a manifest."""
+    return {
+        "threshold": calibration.chosen.threshold,
+        "threshold_images": calibration.chosen.images,
+        "expected_offload": calibration.chosen.expected_offload,
+        "calibration": calibration.points,
+    }
 
 
 def _trunk_files(state: ServerState) -> dict[str, str]:

@@ -108,7 +108,14 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
         assert answers["offload"]["offload_share"] == 1
         assert answers["offload"]["bytes"] >= answers["adaptive"]["bytes"]
         assert answers["offload"]["accuracy"] > 0.45
-    assert "<svg" in (tmp_path / "out" / "report.html").read_text()
+        assert devices[cut - 1]["threshold"] == answers["threshold"]
+    for device in devices:
+        assert device["threshold_images"] == device["held_out_samples"] == 600
+        assert 0 <= device["expected_offload"] <= 1
+    assert report["fleet"]["images"] == 3 * 600
+    assert "threshold " in shown and "chosen on 600 images" in shown
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert 'aria-label="confusion"' in page and "ankle boot" in page
     for said in ("round 1 of 8", "round 8 of 8", "baseline centralized", "hidden.3", "trunk always"):
         assert said in shown
 

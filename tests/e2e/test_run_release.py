@@ -11,7 +11,7 @@ from PIL import Image
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.link import Link
-from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.fleet import DeviceStatus, Metrics
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
 from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
@@ -49,12 +49,20 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         assert (answer.picture, answer.source in ("exit", "local-fallback")) == ("white.png", True)
         fleet.processes["pi-2"].terminate()
         assert fleet.wait("pi-2") == [0]
-        run = fleet.report()["run"]
+        report = fleet.report()
+    watcher.subscribe(topics.metrics)
+    metrics = Metrics.decode(await_message(watcher, topics.metrics))  # retained: the last that was said
     watcher.close()
     trunks = TrunkModels(tmp_path / "server" / "models" / "trunks")
     for device, cut in (("pi-1", 1), ("pi-2", 3)):
         manifest = read_manifest(tmp_path / device / "models" / "current", ClientManifest)
-        assert (manifest.run, manifest.round, manifest.device, manifest.cut) == (run, 2, device, cut)
+        assert (manifest.run, manifest.round) == (report["run"], 2)
+        assert (manifest.device, manifest.cut) == (device, cut)
+        (reported,) = (found for found in report["devices"] if found["id"] == device)
+        assert manifest.threshold_images == 0  # its 192 held-out images are too few to choose on
+        assert (reported["threshold"], reported["threshold_images"]) == (manifest.threshold, 0)
+        assert reported["expected_offload"] == manifest.expected_offload is not None
+        assert metrics.devices[device].released == manifest.released
         assert manifest.calibration[0].offload_share > 0.9  # of the server's evaluation
         entry = trunks.entry(device)
         assert entry is not None

@@ -108,7 +108,7 @@ def test_a_fleet_that_is_watched(
     assert scrape(port) == {}
     (run,) = folder.iterdir()
     found = curves(run)
-    assert sorted(found) == ["cut-1", "cut-1/pi-1", "cut-3", "cut-3/pi-2"]
+    assert sorted(found) == ["cut-1", "cut-1/pi-1", "cut-3", "cut-3/pi-2", "fleet"]
     for of_folder in found.values():
         assert [step for step, _ in of_folder["accuracy/exit"]] == list(range(1, ROUNDS + 1))
     accuracies = [

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from contextlib import closing
 
 import click
@@ -14,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from splitee.cli.accuracy_words import accuracies_in_words, threshold_in_words, weakest_in_words
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo_json, plain, plain_cell
 from splitee.cli.settings import settings_file
@@ -22,6 +24,7 @@ from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 
 FIRST = 2.0  # seconds to wait for the first retained message, and at most for all
@@ -96,12 +99,32 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     table.add_column("device", overflow="fold")
     table.add_column("state", no_wrap=True)
     table.add_column("cut")
-    for name in ("round", "step", "loss", "exit", "trunk", "MB sent", "seen ago"):
+    for name in ("round", "step", "loss", "exit", "trunk", "images", "MB sent", "seen ago"):
         table.add_column(name, justify="right")
     for device in snapshot.devices:
         table.add_row(*_cells(device, now))
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
-    return Group(*lines, "", table, *([Text(), *profiles] if profiles else []))
+    judged = list(_judged(snapshot))
+    return Group(
+        *lines, "", table, *([Text(), *judged] if judged else []), *([Text(), *profiles] if profiles else [])
+    )
+
+
+def _judged(snapshot: FleetSnapshot) -> Iterator[Text]:
+    """How good the fleet is, what each device is weakest in, and when it predicts by itself."""
+    run, metrics = snapshot.run, snapshot.metrics
+    if run is None or metrics is None or not metrics.fleet.images:
+        return
+    fleet = metrics.fleet
+    yield _facts("fleet", accuracies_in_words(fleet, fleet.images), weakest_in_words(fleet.weakest_class))
+    for device in snapshot.devices:
+        if device.held_out_samples:
+            released = device.released or ReleasedThreshold(threshold=run.threshold)
+            yield _facts(device.id, weakest_in_words(device.weakest_class), threshold_in_words(released))
+
+
+def _facts(of: str, *words: str) -> Text:
+    return Text.assemble(plain(of), (f"  {plain('; '.join(filter(None, words)))}", "dim"))
 
 
 def _run_line(snapshot: FleetSnapshot) -> Text:
@@ -142,7 +165,8 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
     accuracies = [percent(share, "") for share in (device.exit_accuracy, device.trunk_accuracy)]
-    cells = (cut, str(device.round), step, loss, *accuracies, megabytes(device.bytes), seen)
+    images = f"{device.held_out_samples:,}" if device.held_out_samples else ""
+    cells = (cut, str(device.round), step, loss, *accuracies, images, megabytes(device.bytes), seen)
     return plain_cell(device.id), state, *map(plain_cell, cells)
 
 

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from splitee.durable import write_atomically
 from splitee.errors import ModelError
+from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fields import Count, Digest, Fraction, Name, Positive, Text
 
 MANIFEST = "manifest.json"
@@ -77,6 +78,8 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     codec: Text  # of features that are sent to the server
     measure: Measure  # of the exit's uncertainty
     threshold: Fraction  # uncertainty at or below which the exit's prediction is taken
+    threshold_images: Count = 0  # held-out images that it was chosen on; 0: the run's settings say it
+    expected_offload: Fraction | None = None  # share of held-out images above it
     calibration: Annotated[tuple[Point, ...], Meta(max_length=1000)]
     opset: Positive
     file: FileName  # the graph in service
@@ -84,6 +87,13 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     parity: Parity
     quantization: Quantization | None
     versions: dict[Text, Text]
+
+    @property
+    def released(self) -> ReleasedThreshold:
+        """When the model predicts by itself."""
+        return ReleasedThreshold(
+            threshold=self.threshold, images=self.threshold_images, expected_offload=self.expected_offload
+        )
 
 
 class TrunkGraph(msgspec.Struct, frozen=True, kw_only=True):

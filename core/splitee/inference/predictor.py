@@ -53,7 +53,11 @@ NO_FLOORS = OffloadFloors()
 
 
 class Predictor:
-    """A device's model, and the trunk that continues it where there is one."""
+    """A device's model, and the trunk that continues it where there is one.
+
+    Attributes:
+        threshold: uncertainty up to which the exit's prediction is taken.
+    """
 
     def __init__(
         self,
@@ -66,7 +70,7 @@ class Predictor:
         """`threshold`: uncertainty up to which the exit's prediction is taken; default: the manifest's."""
         self._model = model
         threshold = model.manifest.threshold if threshold is None else threshold
-        self._threshold = max(threshold, floors.lowest_threshold)
+        self.threshold = max(threshold, floors.lowest_threshold)
         self._trunk = trunk
         self._most = round(floors.most_offload * WINDOW)
         self._asked: deque[bool] = deque(maxlen=WINDOW - 1)  # of the images before
@@ -83,7 +87,7 @@ class Predictor:
         uncertainty = float(self._model.uncertainty(logits)[0])
         source: Source = "exit"
         asks = False
-        if uncertainty > self._threshold and self._trunk is not None:
+        if uncertainty > self.threshold and self._trunk is not None:
             asks = sum(self._asked) < self._most
             trunk_logits = self._trunk.logits(features, time.perf_counter() - started) if asks else None
             logits, source = (logits, "local-fallback") if trunk_logits is None else (trunk_logits, "trunk")

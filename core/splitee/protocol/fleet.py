@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from splitee.protocol.accuracies import Accuracies, ClassRecall, ClassRecalls, ReleasedThreshold
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fields import (
     ClassNames,
     Codec,
     Count,
     Doing,
-    Fraction,
     Name,
     NonNegative,
     Positive,
@@ -183,7 +183,7 @@ class ServerClaim(JsonMessage, frozen=True):
     instance: Count
 
 
-class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
     """One device in one committed round; accuracies are on its held-out images.
 
     Attributes:
@@ -195,10 +195,8 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         bytes: bytes that the device has sent so far.
         exit_loss: mean loss of the exit over the round.
         trunk_loss: mean loss of the trunk over the round.
-        exit_accuracy: accuracy of the exit alone.
-        trunk_accuracy: accuracy of the trunk alone.
-        adaptive_accuracy: accuracy where the exit predicts up to the threshold and the trunk above it.
-        offload_share: share of images whose entropy is above the threshold.
+        weakest_class: class whose recall has the lowest upper end of its 95 % interval.
+        released: when the model that was released to the device predicts by itself.
     """
 
     cut: Positive
@@ -209,28 +207,22 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     bytes: Count = 0
     exit_loss: float | None = None
     trunk_loss: float | None = None
-    exit_accuracy: Fraction | None = None
-    trunk_accuracy: Fraction | None = None
-    adaptive_accuracy: Fraction | None = None
-    offload_share: Fraction | None = None
+    weakest_class: ClassRecall | None = None
+    released: ReleasedThreshold | None = None
 
 
-class FleetMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class FleetMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
     """One committed round over the held-out images of all devices, each image counted once.
 
     Attributes:
         images: held-out images that were evaluated.
-        exit_accuracy: accuracy of the devices' exits alone.
-        trunk_accuracy: accuracy of the trunks alone.
-        adaptive_accuracy: accuracy where the exit predicts up to the threshold and the trunk above it.
-        offload_share: share of images whose entropy is above the threshold.
+        weakest_class: class whose recall has the lowest upper end of its 95 % interval.
+        class_recalls: recall of each class that has held-out images, of at most the first 256.
     """
 
     images: Count = 0
-    exit_accuracy: Fraction | None = None
-    trunk_accuracy: Fraction | None = None
-    adaptive_accuracy: Fraction | None = None
-    offload_share: Fraction | None = None
+    weakest_class: ClassRecall | None = None
+    class_recalls: ClassRecalls = ()
 
 
 class Metrics(JsonMessage, frozen=True):

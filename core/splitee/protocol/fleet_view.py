@@ -9,6 +9,7 @@ import msgspec
 from splitee.errors import MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
+from splitee.protocol.accuracies import ClassRecall, ReleasedThreshold
 from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile, ServerStatus
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.rounds import Commit, RoundOpen
@@ -22,7 +23,10 @@ WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
 
 @dataclass(frozen=True)
 class DeviceView:
-    """One device as last heard; what it has not said yet is None. Accuracies are fractions."""
+    """One device as last heard; what it has not said yet is None. Accuracies are fractions.
+
+    `held_out_samples`: images that they rest on.
+    """
 
     id: str
     online: bool
@@ -41,6 +45,10 @@ class DeviceView:
     train_samples: int | None = None
     next_cut: int | None = None  # that it has asked for, and gets when a round is committed
     capability: Capability | None = None  # as its profiler measured it
+    adaptive_accuracy: float | None = None
+    held_out_samples: int = 0
+    weakest_class: ClassRecall | None = None
+    released: ReleasedThreshold | None = None
 
     @property
     def done(self) -> float:
@@ -190,4 +198,8 @@ class FleetView:
             train_samples=profile.train_samples if profile else None,
             next_cut=profile.next_cut if profile and profile.next_cut not in (0, cut) else None,
             capability=profile.capability if profile else None,
+            adaptive_accuracy=measured.adaptive_accuracy if measured else None,
+            held_out_samples=measured.held_out_samples if measured else 0,
+            weakest_class=measured.weakest_class if measured else None,
+            released=measured.released if measured else None,
         )

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from splitee.cli.accuracy_words import threshold_in_words
 from splitee.errors import DataError
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Predictor
@@ -167,7 +168,11 @@ class InferenceService:
         )
         channels, height, width = model.manifest.input_shape
         self._shape = (channels, height, width)
-        log.info("in service: round %d of run %s", model.manifest.round, model.manifest.run)
+        in_force, released = self._predictor.threshold, model.manifest.released
+        words = threshold_in_words(released)
+        if in_force != released.threshold:
+            words = f"threshold {in_force:.3f}, by this device's settings"
+        log.info("in service: round %d of run %s; %s", model.manifest.round, model.manifest.run, words)
 
     def _classify(self, images: ImageSource, predictor: Predictor) -> None:
         try:

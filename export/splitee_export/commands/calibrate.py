@@ -15,6 +15,7 @@ from splitee.cli.bounds import number
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
+from splitee.cli.words import images, share_of
 from splitee.errors import ConfigError, DataError, Stalled
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import Measure, Point, write_manifest
@@ -24,7 +25,7 @@ from splitee.inference.uncertainty import Array
 from splitee.mqtt.options import LinkOptions
 from splitee.samples.images import IMAGE_SUFFIXES, Pixels, load_image
 from splitee.samples.kept import Samples
-from splitee_export.calibration import HeldOut, choose, curve
+from splitee_export.calibration import LEAST_IMAGES, MAX_DROP, HeldOut, choose, curve
 
 BATCH = 16
 SHOWN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # shares of offloads in the table
@@ -44,7 +45,11 @@ log = logging.getLogger(__name__)
     metavar="DIR",
     help="Held-out images as DIR/CLASS/*.jpg.  [default: those that the device kept]",
 )
-@setting("--max-drop", type=number(0, 1), help="Below the trunk's accuracy at most.  [default: 0.01]")
+@setting(
+    "--max-drop",
+    type=number(0, 1),
+    help=f"Below the better of exit and trunk at most, surely.  [default: {MAX_DROP}]",
+)
 @setting("--max-offload", type=number(0, 1), help="Share of images that may go to the server.")
 @setting(
     "--measure",
@@ -75,14 +80,22 @@ def calibrate(
     device: str | None,
     link: LinkOptions | None,
 ) -> None:
-    """Find the threshold for a wanted accuracy or offload share, and store it in the model's manifest."""
+    """Find the threshold for a wanted accuracy or offload share, and store it in the model's manifest.
+
+    It is chosen on 200 held-out images or more, for none that are fewer say enough.
+    """
     if (trunk is None) == (link is None):
         raise ConfigError("the trunk's answers are needed: give one of --trunk DIR and --broker URL")
     if max_drop is None and max_offload is None:
-        max_drop = 0.01
+        max_drop = MAX_DROP
     client = ClientModel(model)
     client.manifest = replace(client.manifest, measure=measure)
     pictures, labels = _held_out(model, client, data)
+    if len(labels) < LEAST_IMAGES:
+        raise DataError(
+            f"{data or model}: {images(len(labels))} held out, a threshold is chosen on {LEAST_IMAGES} or "
+            f"more: give more with --data; {client.manifest.threshold:.3f} stays"
+        )
     if trunk is not None:
         held_out = evaluate(client, _local(client, trunk), pictures, labels)
     else:
@@ -94,8 +107,15 @@ def calibrate(
         finally:
             offload.close()
     points = curve(held_out)
-    chosen = choose(points, max_drop=max_drop, max_offload=max_offload)
-    write_manifest(model, replace(client.manifest, threshold=chosen.threshold, calibration=points))
+    chosen = choose(held_out, max_drop=max_drop, max_offload=max_offload)
+    calibrated = replace(
+        client.manifest,
+        threshold=chosen.threshold,
+        threshold_images=len(labels),
+        expected_offload=chosen.offload_share,
+        calibration=points,
+    )
+    write_manifest(model, calibrated)
     _report(points, chosen, len(labels))
     if plot is not None:
         draw(points, chosen, measure, plot)
@@ -177,12 +197,12 @@ def _remote(offload: Offload) -> Callable[[Array], Array]:
 
 
 def _report(points: tuple[Point, ...], chosen: Point, count: int) -> None:
-    echo(f"{count} held-out pictures")
+    echo(images(count) + " held out")
     echo("threshold  offloads  accuracy")
     for share in SHOWN:
         point = min(points, key=lambda point: abs(point.offload_share - share))
         echo(f"{point.threshold:9.4f}  {point.offload_share:8.1%}  {point.accuracy:8.1%}")
     echo(
         f"chosen: threshold {chosen.threshold:.4f}, {chosen.offload_share:.1%} offloads, "
-        f"accuracy {chosen.accuracy:.1%}"
+        f"accuracy {share_of(chosen.accuracy, count)}"
     )

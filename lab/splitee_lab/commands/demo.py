@@ -18,6 +18,7 @@ from splitee_lab.demo.fleet import Demo, run
 from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
 from splitee_lab.report.demo_page import choices_table, table
+from splitee_lab.report.demo_report import fleet_in_words
 from splitee_lab.report.inference_table import inference_table
 from splitee_server.learning.strategies.registry import STRATEGIES
 
@@ -104,6 +105,8 @@ def demo(
         report = run(wanted, display, lambda line: console.print(line, markup=False, soft_wrap=True))
     console.print()
     console.print(table(report))
+    for line in fleet_in_words(report):
+        console.print(line, markup=False, highlight=False)
     console.print()
     if report.choices:
         console.print(choices_table(report.choices))

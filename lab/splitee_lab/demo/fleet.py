@@ -25,8 +25,11 @@ from splitee_lab.local.brokers import RunningBroker, open_broker
 from splitee_lab.local.limits import CpuShares, Limits, kinds_of_devices
 from splitee_lab.local.processes import Children
 from splitee_lab.methods.baselines import DataSource, baselines_of, train_all
-from splitee_lab.report.demo_page import DeviceChoice, Report, complete, read_history, write
+from splitee_lab.report.class_figures import read_class_report
+from splitee_lab.report.demo_page import complete, read_history, write
+from splitee_lab.report.demo_report import DeviceChoice, Report
 from splitee_server.release.exporting import TRUNKS
+from splitee_server.rounds.class_report import EVALUATION
 
 DATA = "builtin:fashion-mnist"
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
@@ -132,7 +135,12 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         inference=answers,
         choices=choices_of(devices, snapshot),
     )
-    return write(demo.out, report, read_history(demo.out / "server" / "history.jsonl"))
+    return write(
+        demo.out,
+        report,
+        read_history(demo.out / "server" / "history.jsonl"),
+        read_class_report(demo.out / "server" / EVALUATION),
+    )
 
 
 def _start(demo: Demo, device: DemoDevice, children: Children, shares: CpuShares) -> DemoDevice:

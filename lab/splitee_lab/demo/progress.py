@@ -13,7 +13,8 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, T
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from splitee.cli.words import megabytes, percent
+from splitee.cli.accuracy_words import accuracies_in_words
+from splitee.cli.words import images, megabytes, percent
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
 from splitee_lab.methods.baselines import Progress
 
@@ -52,11 +53,16 @@ class LineDisplay:
             return
         self._round = metrics.round
         results = "; ".join(
-            f"{device} exit {percent(found.exit_accuracy)} trunk {percent(found.trunk_accuracy)}"
+            f"{device} exit {percent(found.exit_accuracy)} trunk {percent(found.trunk_accuracy)} "
+            f"of {images(found.held_out_samples)}"
             for device, found in metrics.devices.items()
         )
         sent = megabytes(sum(found.bytes for found in metrics.devices.values()))
-        self._say(f"round {metrics.round} of {metrics.rounds}: {results}; {sent} MB, {metrics.seconds:.0f} s")
+        fleet = accuracies_in_words(metrics.fleet, metrics.fleet.images)
+        self._say(
+            f"round {metrics.round} of {metrics.rounds}: fleet {fleet}; {results}; {sent} MB, "
+            f"{metrics.seconds:.0f} s"
+        )
 
     def baseline(self, progress: Progress) -> None:
         if progress.accuracy is not None:
@@ -145,5 +151,5 @@ def _facts(device: DeviceView, rounds: int) -> str:
     if device.exit_accuracy is not None:
         facts.append(f"exit {percent(device.exit_accuracy)}")
     if device.trunk_accuracy is not None:
-        facts.append(f"trunk {percent(device.trunk_accuracy)}")
+        facts.append(f"trunk {percent(device.trunk_accuracy)} of {images(device.held_out_samples)}")
     return "  ".join([*facts, f"{megabytes(device.bytes)} MB"])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from splitee.networks.split import SplitNetwork, build_for
+from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.labels import encode_labels
@@ -38,13 +39,13 @@ class SimulatedDevice:
 class SimulatedRound:
     """What a round came to.
 
-    `accuracies`: of the honest devices, as `Score.accuracies` names them, if the round was evaluated.
+    `accuracies`: of the honest devices, if the round was evaluated.
     """
 
     round: int
     trunk_loss: dict[str, float]
     exit_loss: dict[str, float]
-    accuracies: dict[str, dict[str, float]]
+    accuracies: dict[str, Accuracies]
     bytes: int  # that all devices have sent and received in it
 
 
@@ -160,14 +161,14 @@ class Simulation:
         for rest in batches.values():
             next(rest, None)  # let the trainer end its round
 
-    def _score(self, name: str) -> dict[str, float]:
+    def _score(self, name: str) -> Accuracies:
         score = Score()
         for batch in self._trainers[name].evaluate():
             features, _ = across_the_wire(self.spec.codec, batch.features)
             assert batch.exit_labels is not None and batch.exit_entropy is not None
             entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
-            answers = self._model.predict(name, features.to(self.place)).cpu().numpy()
-            score.add(batch.labels, batch.exit_labels, entropy, answers, self.spec.threshold)
+            predicted = self._model.predict(name, features.to(self.place)).cpu().numpy()
+            score.add(batch.labels, batch.exit_labels, entropy, predicted, self.spec.threshold)
         return score.accuracies()
 
 

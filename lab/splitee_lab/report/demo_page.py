@@ -16,66 +16,12 @@ from rich.text import Text
 from splitee.cli.words import megabytes, percent, size
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee_lab.report.class_figures import class_rows, confusion_plot
+from splitee_lab.report.demo_report import DeviceChoice, Report, fleet_in_words
 from splitee_lab.report.html_page import render
 from splitee_lab.report.inference_table import DeviceInference, rows
 from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, over_rounds
-
-
-class DeviceResult(msgspec.Struct, frozen=True):
-    """One device at the end of the run; accuracies and shares are fractions."""
-
-    id: str
-    cut: int
-    stage: str
-    train_samples: int
-    exit_accuracy: float | None
-    trunk_accuracy: float | None
-    adaptive_accuracy: float | None
-    offload_share: float | None
-    batches: int
-    bytes: int
-
-
-class BaselineResult(msgspec.Struct, frozen=True):
-    """Held-out accuracies of the whole network: trained on all pictures, and on each device's own."""
-
-    centralized_accuracy: float
-    alone_accuracy: dict[str, float]
-
-
-class DeviceChoice(msgspec.Struct, frozen=True):
-    """A device with limits (cores; MiB to train) and the cut that its profiler chose."""
-
-    id: str
-    cpu: float
-    memory: int
-    cut: int
-    reason: str
-
-
-class Report(msgspec.Struct, frozen=True):
-    """What report.json holds: the server's report, where it ran, and what it is compared with."""
-
-    strategy: str
-    order: str
-    seed: int
-    rounds: int
-    seconds: float
-    codec: str
-    threshold: float
-    weights_sha256: str
-    batches_published: int
-    batches_trained: int
-    duplicates_dropped: int
-    bytes_published: int
-    rejected: int
-    devices: list[DeviceResult]
-    network: str
-    data: str
-    broker: str
-    baselines: BaselineResult | None = None
-    inference: list[DeviceInference] = []
-    choices: list[DeviceChoice] = []
+from splitee_server.rounds.class_report import ClassReport
 
 
 def complete(
@@ -117,16 +63,21 @@ def read_history(path: Path) -> list[Metrics]:
     return [rounds[number] for number in sorted(rounds)]
 
 
-def write(directory: Path, report: dict[str, Any], history: Sequence[Metrics]) -> Report:
+def write(
+    directory: Path, report: dict[str, Any], history: Sequence[Metrics], classes: ClassReport | None = None
+) -> Report:
     """Writes report.json and report.html to `directory`."""
     typed = _typed(report, directory / "report.json")
     (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (directory / "report.html").write_text(page(typed, history))
+    (directory / "report.html").write_text(page(typed, history, classes))
     return typed
 
 
-def page(report: Report, history: Sequence[Metrics]) -> str:
-    """The report as one HTML page."""
+def page(report: Report, history: Sequence[Metrics], classes: ClassReport | None = None) -> str:
+    """The report as one HTML page. `classes`: the last round, class by class."""
+    plots = _plots(report, history)
+    if classes is not None and (confusion := confusion_plot(classes)) is not None:
+        plots["confusion"] = confusion
     return render(
         "report.html.j2",
         report=report,
@@ -135,8 +86,10 @@ def page(report: Report, history: Sequence[Metrics]) -> str:
         adaptive=_range(device.adaptive_accuracy for device in report.devices),
         offload=_range(device.offload_share for device in report.devices),
         alone=_range(report.baselines.alone_accuracy.values() if report.baselines else ()),
-        plots={name: Markup(svg) for name, svg in _plots(report, history).items()},  # noqa: S704
+        plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
         answers=list(rows(report.inference)),
+        facts=fleet_in_words(report),
+        classes=list(class_rows(classes)) if classes is not None else [],
     )
 
 
@@ -146,8 +99,8 @@ def table(report: Report) -> Table:
     alone = report.baselines.alone_accuracy if report.baselines else {}
     shown.add_column("device", overflow="fold")
     shown.add_column("cut", overflow="fold")
-    names = ("pictures", "exit", "trunk", "adaptive", "offload", *(("alone",) if alone else ()), "MB")
-    for name in names:
+    figures = ("exit", "trunk", "adaptive", "offload", *(("alone",) if alone else ()))
+    for name in ("images", *figures, "MB"):
         shown.add_column(name, justify="right")
     for device in report.devices:
         cells = (

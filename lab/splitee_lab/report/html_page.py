@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from splitee import __version__
-from splitee.cli.words import percent, size, span
+from splitee.cli.words import images, percent, share_of, size, span
 
 
 def render(template: str, **values: Any) -> str:
@@ -19,5 +19,5 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, size=size, span=span)
+    environment.filters.update(images=images, percent=percent, share_of=share_of, size=size, span=span)
     return environment.get_template(template).render(version=__version__, **values)

@@ -119,7 +119,7 @@ def over_rounds(
                 look = {"marker": "o", "linestyle": DASHES[seen.get(line.cut, 0) % len(DASHES)]}
                 seen[line.cut] = seen.get(line.cut, 0) + 1
             axes.plot(rounds, [line.values[at] for at in rounds], color=colour, **look)
-            labels.append((line.values[rounds[-1]], f"{_short(line.label)}, cut {line.cut}", colour))
+            labels.append((line.values[rounds[-1]], f"{shortened(line.label)}, cut {line.cut}", colour))
         if len(lines) > MANY:
             labels = _label_each_cut(lines, colours)
         for name, level in references.items():
@@ -137,7 +137,7 @@ def over_rounds(
             axes.set_ylim(max(low, 0), min(high, 1.005))
         _label_ends(axes, labels)
 
-    return _svg(key, 3.1, (0.105, 0.15, 0.625, 0.81), draw)
+    return svg(key, 3.1, (0.105, 0.15, 0.625, 0.81), draw)
 
 
 def curves(key: str, lines: Sequence[Curve], x_label: str) -> str:
@@ -159,7 +159,7 @@ def curves(key: str, lines: Sequence[Curve], x_label: str) -> str:
         axes.set_ylim(max(low, 0), min(high, 1.005))
         _label_ends(axes, labels)
 
-    return _svg(key, 3.1, (0.105, 0.15, 0.625, 0.81), draw)
+    return svg(key, 3.1, (0.105, 0.15, 0.625, 0.81), draw)
 
 
 def bars(
@@ -172,13 +172,13 @@ def bars(
         at = 0.0
         for group in groups:
             if group.heading:
-                axes.text(0, at + 0.05, _short(group.heading, 60), va="center", weight="bold")
+                axes.text(0, at + 0.05, shortened(group.heading, 60), va="center", weight="bold")
                 at += 1.0
             for bar in group.bars:
                 colour = MUTED if bar.strength is None else colours.of[group.cut]
                 alpha = 0.45 if bar.strength is None else bar.strength
                 axes.barh(at, bar.value, height=0.72, color=colour, alpha=alpha, linewidth=0)
-                axes.text(-0.015 * top, at, _short(bar.label), va="center", ha="right", color=INK)
+                axes.text(-0.015 * top, at, shortened(bar.label), va="center", ha="right", color=INK)
                 axes.text(bar.value + 0.012 * top, at, shown(bar.value), va="center", color=INK)
                 at += 1.0
             at += 0.3 if group.heading else 0
@@ -189,7 +189,7 @@ def bars(
         axes.set_xticks([])
 
     height = max(rows, 1) * ROW + 0.1
-    return _svg(key, height, (0.16, 0.01, 0.7, 0.98), draw)
+    return svg(key, height, (0.16, 0.01, 0.7, 0.98), draw)
 
 
 def _label_each_cut(lines: Sequence[Line], colours: Colours) -> list[tuple[float, str, str]]:
@@ -221,17 +221,27 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _short(text: str, length: int = 16) -> str:
+def shortened(text: str, length: int = 16) -> str:
+    """`text`, or its beginning with a mark that it goes on."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _svg(
-    key: str, height: float, place: tuple[float, float, float, float], draw: Callable[[Axes], None]
+def svg(
+    key: str,
+    height: float,
+    place: tuple[float, float, float, float],
+    draw: Callable[[Axes], None],
+    width: float = WIDTH,
 ) -> str:
-    """What `draw` draws, as an SVG element whose ids begin with `key` and whose size is the page's choice."""
+    """What `draw` draws, as an SVG element whose ids begin with `key` and whose size is the page's choice.
+
+    Args:
+        height: of the drawing, and `width`: in inches.
+        place: of the axes in it, as shares: left, bottom, width, height.
+    """
     buffer = io.StringIO()
     with rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, height))
+        figure = Figure(figsize=(width, height))
         draw(figure.add_axes(place))
         figure.savefig(
             buffer,

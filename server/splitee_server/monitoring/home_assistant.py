@@ -123,7 +123,7 @@ def discovery(topics: Topics, device: str, profile: Profile) -> dict[str, Any]:
     status, here = topics.device(device, "status"), {"state_topic": topics.device(device, "status")}
     online = {"availability": [{"topic": status, "value_template": "{{ value_json.state }}"}]}
     predictions = topics.device(device, "predictions")
-    accuracy = f"value_json.devices.get({device!r}, {{}}).get('exit_accuracy')"
+    figures = f"value_json.devices.get({device!r}, {{}})"
     sensors: dict[str, dict[str, Any]] = {
         "status": here
         | {
@@ -139,8 +139,12 @@ def discovery(topics: Topics, device: str, profile: Profile) -> dict[str, Any]:
         "accuracy": {
             "name": "Accuracy",
             "state_topic": topics.metrics,
-            "value_template": f"{{% set share = {accuracy} %}}"
+            "value_template": f"{{% set share = {figures}.get('exit_accuracy') %}}"
             "{{ none if share is none else (100 * share) | round(1) }}",
+            "json_attributes_topic": topics.metrics,
+            "json_attributes_template": f"{{% set found = {figures} %}}"
+            "{{ {'images': found.get('held_out_samples', 0), 'weakest_class': found.get('weakest_class')} "
+            "| tojson }}",
             "unit_of_measurement": "%",
             "state_class": "measurement",
             "icon": "mdi:target",

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from splitee import __version__
 from splitee.errors import ConfigError, Reason
+from splitee.protocol.accuracies import Accuracies, ClassRecall
 from splitee.protocol.fields import Doing, RunPhase
 from splitee.protocol.fleet import DeviceMetrics
 from splitee_server.monitoring.observer import Observer
@@ -109,6 +110,24 @@ def _quarantined(progress: Progress) -> list[Sample]:
     return [((device,), 1) for device in progress.quarantined[:DEVICES]]
 
 
+def _fleet_accuracies(progress: Progress) -> Iterator[Sample]:
+    metrics = progress.run.metrics
+    if metrics is not None:
+        for name in Accuracies.__struct_fields__:
+            share = getattr(metrics.fleet, name)
+            if share is not None and name != "offload_share":
+                yield (name.removesuffix("_accuracy"),), share
+
+
+def _of_classes(read: Callable[[ClassRecall], float]) -> Callable[[Progress], Iterable[Sample]]:
+    def samples(progress: Progress) -> Iterable[Sample]:
+        metrics = progress.run.metrics
+        found = {of_class.name: of_class for of_class in metrics.fleet.class_recalls} if metrics else {}
+        return [((name,), read(of_class)) for name, of_class in found.items()]  # a name has one series
+
+    return samples
+
+
 def _temperature(progress: Progress, standing: Standing) -> float | None:
     status = progress.statuses.get(standing.device)
     return status.temperature if status and standing.online else None
@@ -165,6 +184,27 @@ FIGURES = (
     ),
     _evaluated(
         "splitee_device_offload_ratio", "Held-out pictures left to the trunk", lambda m: m.offload_share
+    ),
+    _evaluated(
+        "splitee_device_held_out_images", "Images behind its accuracies", lambda m: m.held_out_samples or None
+    ),
+    _one(
+        "splitee_held_out_images",
+        "Held-out images of all devices in the last evaluated round",
+        lambda p: p.run.metrics.fleet.images if p.run.metrics else 0,
+    ),
+    Figure("splitee_accuracy_ratio", "Accuracy over all of them", _fleet_accuracies, ("predictor",)),
+    Figure(
+        "splitee_class_recall",
+        "Share of a class's held-out images that are predicted as of it, adaptively",
+        _of_classes(lambda found: found.recall),
+        ("class",),
+    ),
+    Figure(
+        "splitee_class_images",
+        "Held-out images of a class",
+        _of_classes(lambda found: found.images),
+        ("class",),
     ),
 )
 

@@ -13,25 +13,31 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from splitee.errors import StateError
-from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
 from splitee_server.monitoring.observer import Observer
 
 log = logging.getLogger(__name__)
 
 DEVICES = 100  # that have curves of their own: each keeps a file open, and writes it through each round
-TAGS = {
-    "loss/exit": "exit_loss",
-    "loss/trunk": "trunk_loss",
+ACCURACIES = {
     "accuracy/exit": "exit_accuracy",
     "accuracy/trunk": "trunk_accuracy",
     "accuracy/adaptive": "adaptive_accuracy",
     "offload/share": "offload_share",
+}
+TAGS = {
+    "loss/exit": "exit_loss",
+    "loss/trunk": "trunk_loss",
     "bytes/sent": "bytes",
+    "images/held_out": "held_out_samples",
+    **ACCURACIES,
 }
 
 
 class TensorBoard(Observer):
     """Writes DIR/RUN/cut-3/pi-1 for a device, DIR/RUN/cut-3 for the mean over all devices of that cut.
+
+    And DIR/RUN/fleet for the accuracies over all held-out images, and each class's recall.
 
     The files are made from the run's history when the first round is told, so that a server that is resumed
     has each round once, whenever the one before was killed; what follows is appended.
@@ -84,6 +90,8 @@ class TensorBoard(Observer):
             self._write(f"cut-{values.cut}/{device}", metrics, _scalars([values]))
         for cut, group in by_cut.items():
             self._write(f"cut-{cut}", metrics, _scalars(group))
+        if metrics.fleet.images:
+            self._write("fleet", metrics, _of_fleet(metrics.fleet))
 
     def _write(self, name: str, metrics: Metrics, scalars: Mapping[str, float]) -> None:
         file = self._open(name, metrics)
@@ -113,3 +121,14 @@ def _scalars(devices: list[DeviceMetrics]) -> dict[str, float]:
         for tag, field in TAGS.items()
     }
     return {tag: fmean(values) for tag, values in known.items() if values}
+
+
+def _of_fleet(found: FleetMetrics) -> dict[str, float]:
+    """Accuracies, and of each class its recall, with the images behind them."""
+    known = {tag: getattr(found, field) for tag, field in ACCURACIES.items()}
+    return {
+        "images/held_out": found.images,
+        **{tag: value for tag, value in known.items() if value is not None},
+        **{f"recall/{of_class.name}": of_class.recall for of_class in found.class_recalls},
+        **{f"images/{of_class.name}": of_class.images for of_class in found.class_recalls},
+    }

@@ -10,6 +10,7 @@ from pathlib import Path
 from splitee.errors import SpliteeError
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.port import Port
+from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.gate import Received
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
@@ -55,6 +56,11 @@ class EndOfRun:
             log.error("nothing is released: %s", error)
         else:
             self._offers.offer()
+
+    @property
+    def thresholds(self) -> dict[str, ReleasedThreshold]:
+        """When the offered models predict by themselves, by device."""
+        return self._offers.thresholds
 
     @property
     def missing(self) -> list[str]:

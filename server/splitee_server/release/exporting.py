@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from splitee.cli.accuracy_words import threshold_in_words
+from splitee.cli.words import images
 from splitee.errors import ModelError
 from splitee.inference.manifest import TrunkManifest, read_manifest
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import answers_digest
-from splitee_export.calibration import HeldOut, choose, curve
+from splitee_export.calibration import LEAST_IMAGES, Calibration, HeldOut, calibrate
 from splitee_export.models import export_client, export_same, export_trunks
 from splitee_export.states import device_state, server_state
 from splitee_server.rounds.checkpoints import Committed
-from splitee_server.rounds.evaluation import Score
+from splitee_server.rounds.evaluation import Predictions, Score
 
 log = logging.getLogger(__name__)
 
-MAX_DROP = 0.01  # of accuracy, against asking the trunk about every picture: chooses the threshold
 TRUNKS = "trunks"  # the server's model directory; `splitee serve` answers from it
 DEVICES = "devices"  # the folder of the devices' model directories
 
@@ -37,15 +37,17 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
     folders = {device: models / DEVICES / device for device in sorted(committed.clients)}
     trunks = NamedTrunks.read(vars(committed))
     if not _is_there(models / TRUNKS, spec, committed):
+        clients = {device: answers_digest(committed.clients[device]) for device in folders}
+        calibrations = _calibrations(spec, trunks, clients, scores)
         exported: dict[tuple[int, str], Path] = {}  # averaged networks of one cut are the same
         for device, folder in folders.items():
             cut, weights = trunks.cuts[device], committed.clients[device]
-            key, chosen = (cut, answers_digest(weights)), _calibration(spec, scores.get(device))
+            key = (cut, clients[device])
             if key in exported:
-                export_same(exported[key], device, folder, **chosen)
+                export_same(exported[key], device, folder, calibrations[device])
             else:
                 state = device_state(spec, committed.round, device, cut, weights)
-                export_client(state, None, folder, **chosen)
+                export_client(state, None, folder, calibration=calibrations[device])
                 exported[key] = folder
         export_trunks(server_state(spec, committed.round, trunks), models / TRUNKS)
         log.info("exported %d devices' models and the trunks to %s", len(folders), models)
@@ -61,12 +63,39 @@ def _is_there(trunks: Path, spec: RunSpec, committed: Committed) -> bool:
     return (manifest.run, manifest.round) == (spec.run, committed.round)
 
 
-def _calibration(spec: RunSpec, score: Score | None) -> dict[str, Any]:
-    """When the device answers by itself: as the run says where it has not been scored."""
-    if score is None or not score.samples:
-        return {"calibration": (), "threshold": spec.threshold}
-    points = curve(HeldOut(*score.held_out()))
-    return {
-        "calibration": points,
-        "threshold": choose(points, max_drop=MAX_DROP, max_offload=None).threshold,
-    }
+def _calibrations(
+    spec: RunSpec, trunks: NamedTrunks, clients: Mapping[str, str], scores: Mapping[str, Score]
+) -> dict[str, Calibration]:
+    """When each device predicts by itself, from the held-out images of all that have its networks.
+
+    `clients`: digests of the client networks, by device.
+    """
+    digests = {name: answers_digest(trunk.weights) for name, trunk in trunks.trunks.items()}
+    groups: dict[tuple[int, str, str], list[str]] = {}
+    for device, client in clients.items():
+        key = (trunks.cuts[device], client, digests[trunks.trunk_of[device]])
+        groups.setdefault(key, []).append(device)
+    found: dict[str, Calibration] = {}
+    for (cut, *_), devices in groups.items():
+        held_out = _held_out([scores[device] for device in devices if device in scores])
+        calibration = calibrate(held_out, spec.threshold)
+        _log(cut, devices, calibration, len(held_out))
+        found |= dict.fromkeys(devices, calibration)
+    return found
+
+
+def _held_out(scores: list[Score]) -> HeldOut:
+    """The images of several devices; those of devices that hold out the very same ones count once."""
+    distinct = {_bytes(found): found for found in (score.predictions for score in scores)}
+    found = Predictions.join(list(distinct.values()))
+    return HeldOut(found.uncertainty, found.exit == found.labels, found.trunk == found.labels)
+
+
+def _bytes(found: Predictions) -> bytes:
+    return b"".join(array.tobytes() for array in vars(found).values())
+
+
+def _log(cut: int, devices: list[str], calibration: Calibration, count: int) -> None:
+    chosen = calibration.chosen
+    few = "" if chosen.images else f" ({images(count)} held out; choosing one takes {LEAST_IMAGES})"
+    log.info("cut %d (%s): %s%s", cut, ", ".join(devices), threshold_in_words(chosen), few)

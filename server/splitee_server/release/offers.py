@@ -12,6 +12,7 @@ from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
+from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.gate import Received
 from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
 from splitee.protocol.topics import Topics
@@ -37,9 +38,11 @@ class Offers:
         self._topics = topics
         self._bundles: dict[str, bytes] = {}
         self._offers: dict[str, ModelOffer] = {}
+        self.thresholds: dict[str, ReleasedThreshold] = {}  # when the models predict by themselves
         self.reports: dict[str, ModelReport] = {}
         for path in models:
             manifest, bundle = read_manifest(path, ClientManifest), pack_bundle(path)
+            self.thresholds[manifest.device] = manifest.released
             release = hashlib.sha256(bundle).hexdigest()
             offer = ModelOffer(release=release, size=len(bundle), run=manifest.run)
             if signer is not None:

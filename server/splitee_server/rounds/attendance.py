@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from splitee.clock import Clock
+from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.rounds import Participant
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import evaluation_steps, steps_a_round
@@ -35,6 +36,10 @@ class Release(Protocol):
     @property
     def missing(self) -> list[str]:
         """Devices that have not said what became of their model."""
+
+    @property
+    def thresholds(self) -> Mapping[str, ReleasedThreshold]:
+        """When the offered models predict by themselves, by device."""
 
 
 class Attendance:

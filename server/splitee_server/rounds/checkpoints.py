@@ -16,6 +16,7 @@ from splitee.errors import StateError
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state, unpack_state
+from splitee_server.rounds.class_report import EVALUATION, ClassReport
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +130,10 @@ class Checkpoints:
         if whole != data:
             log.warning("state: the last line of %s is torn; it is dropped", path)
             write_atomically(path, whole)
+
+    def write_evaluation(self, report: ClassReport) -> None:
+        """evaluation.json: the last evaluated round, class by class."""
+        write_atomically(self.path / EVALUATION, msgspec.json.encode(report) + b"\n")
 
     def write_report(self, report: dict[str, Any]) -> None:
         write_atomically(self.path / "report.json", json.dumps(report, indent=2).encode() + b"\n")

@@ -24,13 +24,14 @@ from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
 from splitee_server.rounds.attendance import Attendance, Release
 from splitee_server.rounds.checkpoints import Checkpoints
+from splitee_server.rounds.class_report import class_report
 from splitee_server.rounds.commits import START_ANEW, Commits
 from splitee_server.rounds.deadline import Deadline
 from splitee_server.rounds.phase import IN_WORDS, Phase
 from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import RunProgress, Trained, standing
 from splitee_server.rounds.replies import Replies
-from splitee_server.rounds.report import log_metrics, round_metrics, run_report
+from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 
 log = logging.getLogger(__name__)
 
@@ -228,14 +229,18 @@ class Coordinator:
         """Score the committed round on the devices' held-out images."""
         phase = self._open("evaluate", self._attendance.in_evaluation(self._commits.round))
         yield phase
+        spec = self._spec_now()
         self._metrics = metrics = round_metrics(
-            self._spec,
+            spec,
             self._commits.round,
             self._commits.elapsed(),
             [(member, self._model.stage_name(member.cut)) for member in self._members],
             self._commits.losses,
             phase.scores,
             self._commits.duplicates,
+        )
+        self._checkpoints.write_evaluation(
+            class_report(spec.run, metrics.round, phase.scores, spec.num_classes, spec.class_names)
         )
         self._checkpoints.add_metrics(metrics)
         self._announce.metrics(metrics)
@@ -250,6 +255,7 @@ class Coordinator:
         self._release.start(self._spec_now(), committed, scores)
         yield phase
         self._release.offer()
+        self._note_thresholds()
         until = self._clock() + self._policy.release
         phase.prolong(lambda: not self._attendance.waited_for(phase) or self._clock() > until)
         yield phase
@@ -258,6 +264,16 @@ class Coordinator:
                 "no word of their models from %s: `splitee release` brings them later",
                 ", ".join(self._release.missing),
             )
+
+    def _note_thresholds(self) -> None:
+        """Of the released models: in the round's figures and the report."""
+        assert self._metrics is not None
+        metrics = with_thresholds(self._metrics, self._release.thresholds)
+        if metrics != self._metrics:
+            self._metrics = metrics
+            self._checkpoints.add_metrics(metrics)
+            self._announce.metrics(metrics)
+            self._checkpoints.write_report(self.report())
 
     # Phases
 

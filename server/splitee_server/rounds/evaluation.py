@@ -1,72 +1,102 @@
-"""How good exits, trunks and their combination are on the devices' held-out pictures."""
+"""What exits and trunks predict for the devices' held-out images, and how good that is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
+from splitee.protocol.accuracies import Accuracies
+
 Labels = npt.NDArray[np.int64]
-Doubt = npt.NDArray[np.float32]
-Right = npt.NDArray[np.bool_]
+Uncertainty = npt.NDArray[np.float32]
+Hits = npt.NDArray[np.bool_]
 
 
-@dataclass
+@dataclass(frozen=True)
+class Predictions:
+    """For N held-out images, each (N,): labels, those that exit and trunk predicted, the exit's uncertainty.
+
+    `offloaded`: where that is above the run's threshold.
+    """
+
+    labels: npt.NDArray[np.int16]
+    exit: npt.NDArray[np.int16]
+    trunk: npt.NDArray[np.int16]
+    offloaded: Hits
+    uncertainty: Uncertainty
+
+    @classmethod
+    def join(cls, batches: Sequence[Predictions]) -> Predictions:
+        """All of them, in their order."""
+        kept = batches or [_NONE]
+        return cls(*(np.concatenate([vars(each)[field.name] for each in kept]) for field in fields(cls)))
+
+    @property
+    def adaptive(self) -> npt.NDArray[np.int16]:
+        """The exit's predictions up to the threshold, the trunk's above it."""
+        return np.where(self.offloaded, self.trunk, self.exit)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def accuracies(self) -> Accuracies:
+        """Each None where there is no image."""
+        if not len(self):
+            return Accuracies()
+        return Accuracies(
+            exit_accuracy=float((self.exit == self.labels).mean()),
+            trunk_accuracy=float((self.trunk == self.labels).mean()),
+            adaptive_accuracy=float((self.adaptive == self.labels).mean()),
+            offload_share=float(self.offloaded.mean()),
+        )
+
+
+_NO_LABELS = np.empty(0, np.int16)
+_NONE = Predictions(_NO_LABELS, _NO_LABELS, _NO_LABELS, np.empty(0, np.bool_), np.empty(0, np.float32))
+
+
 class Score:
-    """Sums over the held-out samples of one device. Adaptive: the exit answers where it is sure enough."""
+    """What was predicted for the held-out images of one device, or of several."""
 
-    samples: int = 0
-    exit_right: int = 0
-    trunk_right: int = 0
-    adaptive_right: int = 0
-    offloaded: int = 0
-    answers: list[tuple[Doubt, Right, Right]] = field(default_factory=list)
+    def __init__(self, batches: Iterable[Predictions] = ()) -> None:
+        self._batches = list(batches)
 
     def add(
         self,
         labels: Labels,
         exit_labels: Labels,
-        entropy: npt.NDArray[np.float32],
+        uncertainty: Uncertainty,
         trunk_labels: Labels,
         threshold: float,
     ) -> None:
-        """One batch, all of shape (B,); the exit answers where its normalised entropy <= threshold."""
-        offload = entropy > threshold
-        adaptive = np.where(offload, trunk_labels, exit_labels)
-        self.samples += len(labels)
-        self.exit_right += int((exit_labels == labels).sum())
-        self.trunk_right += int((trunk_labels == labels).sum())
-        self.adaptive_right += int((adaptive == labels).sum())
-        self.offloaded += int(offload.sum())
-        self.answers.append((entropy, exit_labels == labels, trunk_labels == labels))
+        """One batch, all of shape (B,)."""
+        self._batches.append(
+            Predictions(
+                labels.astype(np.int16),
+                exit_labels.astype(np.int16),
+                trunk_labels.astype(np.int16),
+                uncertainty > threshold,
+                uncertainty,
+            )
+        )
 
     @classmethod
     def over(cls, scores: Iterable[Score]) -> Score:
-        """The sums over several devices."""
-        total = cls()
-        for score in scores:
-            total.samples += score.samples
-            total.exit_right += score.exit_right
-            total.trunk_right += score.trunk_right
-            total.adaptive_right += score.adaptive_right
-            total.offloaded += score.offloaded
-            total.answers += score.answers
-        return total
+        """The images of several devices."""
+        return cls(batch for score in scores for batch in score._batches)
 
-    def held_out(self) -> tuple[Doubt, Right, Right]:
-        """Of all samples, in their order: the exit's entropy, and whether exit and trunk are right."""
-        doubt, exit_right, trunk_right = zip(*self.answers, strict=True)
-        return np.concatenate(doubt), np.concatenate(exit_right), np.concatenate(trunk_right)
+    @property
+    def images(self) -> int:
+        return sum(map(len, self._batches))
 
-    def accuracies(self) -> dict[str, float]:
-        """Fractions by the report's names; empty when there was nothing to evaluate."""
-        if not self.samples:
-            return {}
-        return {
-            "exit_accuracy": self.exit_right / self.samples,
-            "trunk_accuracy": self.trunk_right / self.samples,
-            "adaptive_accuracy": self.adaptive_right / self.samples,
-            "offload_share": self.offloaded / self.samples,
-        }
+    @property
+    def predictions(self) -> Predictions:
+        """For all images, in their order."""
+        return Predictions.join(self._batches)
+
+    def accuracies(self) -> Accuracies:
+        """Each None where there was nothing to evaluate."""
+        return self.predictions.accuracies()

@@ -6,14 +6,19 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec.structs import asdict, replace
+
+from splitee.cli.accuracy_words import accuracies_in_words, weakest_in_words
+from splitee.cli.words import images
+from splitee.protocol.accuracies import MOST_CLASSES, Accuracies, ClassRecall, ReleasedThreshold
 from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee.statistics import share_interval
 from splitee_server.members.members import Member
+from splitee_server.rounds.confusion import Confusion, class_recalls, weakest_class
 from splitee_server.rounds.evaluation import Score
 
 log = logging.getLogger(__name__)
-
-ACCURACIES = ("exit_accuracy", "trunk_accuracy", "adaptive_accuracy", "offload_share")
 
 
 def round_metrics(
@@ -28,6 +33,7 @@ def round_metrics(
     """The figures of a round that has been committed and evaluated.
 
     Args:
+        spec: with the class names.
         seconds: that the run has taken so far.
         members: each with the name of the stage that it is cut after.
         losses: of exit and trunk by device, means over the round's batches.
@@ -36,19 +42,19 @@ def round_metrics(
     devices = {}
     for member, stage in members:
         exit_loss, trunk_loss = losses.get(member.device, (None, None))
-        score = scores.get(member.device)
+        score = scores.get(member.device, Score())
         devices[member.device] = DeviceMetrics(
             cut=member.cut,
             stage=stage,
             train_samples=member.train_samples,
-            held_out_samples=score.samples if score else 0,
+            held_out_samples=score.images,
             batches=member.totals.batches,
             bytes=member.totals.bytes,
             exit_loss=exit_loss,
             trunk_loss=trunk_loss,
-            **(score.accuracies() if score else {}),
+            weakest_class=weakest_class(_recalls(spec, score)),
+            **asdict(score.accuracies()),
         )
-    fleet = Score.over(scores.values())
     return Metrics(
         run=spec.run,
         round=number,
@@ -57,22 +63,52 @@ def round_metrics(
         devices=devices,
         batches_trained=sum(member.totals.batches for member, _ in members),
         duplicates_dropped=duplicates,
-        fleet=FleetMetrics(images=fleet.samples, **fleet.accuracies()),
+        fleet=_fleet_metrics(spec, Score.over(scores.values())),
     )
 
 
+def _fleet_metrics(spec: RunSpec, score: Score) -> FleetMetrics:
+    recalls = _recalls(spec, score)
+    return FleetMetrics(
+        images=score.images,
+        weakest_class=weakest_class(recalls),
+        class_recalls=recalls[:MOST_CLASSES],
+        **asdict(score.accuracies()),
+    )
+
+
+def _recalls(spec: RunSpec, score: Score) -> tuple[ClassRecall, ...]:
+    """Of the adaptive predictions."""
+    found = score.predictions
+    return class_recalls(Confusion.count(found.labels, found.adaptive, spec.num_classes), spec.class_names)
+
+
+def with_thresholds(metrics: Metrics, released: Mapping[str, ReleasedThreshold]) -> Metrics:
+    """The figures, with the thresholds of the models that were released, by device."""
+    devices = {
+        device: replace(values, released=released.get(device, values.released))
+        for device, values in metrics.devices.items()
+    }
+    return replace(metrics, devices=devices)
+
+
 def log_metrics(metrics: Metrics) -> None:
-    """One line a device."""
+    """A line for the fleet, and one a device."""
+    at = f"round {metrics.round} of {metrics.rounds}"
+    fleet = metrics.fleet
+    if fleet.images:
+        words = accuracies_in_words(fleet, fleet.images), weakest_in_words(fleet.weakest_class)
+        log.info("%s: fleet: %s", at, "; ".join(filter(None, words)))
     for device, values in metrics.devices.items():
         if values.trunk_accuracy is not None and values.exit_accuracy is not None:
             log.info(
-                "round %d of %d: %s (cut %d): exit %.1f %%, trunk %.1f %%, trunk loss %s",
-                metrics.round,
-                metrics.rounds,
+                "%s: %s (cut %d): exit %.1f %%, trunk %.1f %% of %s, trunk loss %s",
+                at,
                 device,
                 values.cut,
                 100 * values.exit_accuracy,
                 100 * values.trunk_accuracy,
+                images(values.held_out_samples),
                 "-" if values.trunk_loss is None else f"{values.trunk_loss:.4f}",
             )
 
@@ -98,11 +134,35 @@ def run_report(
         "duplicates_dropped": metrics.duplicates_dropped,
         "bytes_published": sum(member.totals.bytes for member in members),
         "rejected": rejected,
-        "fleet": {name: getattr(metrics.fleet, name) for name in ("images", *ACCURACIES)},
-        "devices": [_device(member.device, metrics.devices[member.device]) for member in members],
+        "fleet": {"images": metrics.fleet.images} | _accuracies(metrics.fleet, metrics.fleet.images),
+        "devices": [_device(spec, member.device, metrics.devices[member.device]) for member in members],
     }
 
 
-def _device(device: str, values: DeviceMetrics) -> dict[str, Any]:
+def _device(spec: RunSpec, device: str, values: DeviceMetrics) -> dict[str, Any]:
     names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "bytes")
-    return {"id": device} | {name: getattr(values, name) for name in (*names, *ACCURACIES)}
+    threshold = values.released or ReleasedThreshold(
+        threshold=spec.threshold, expected_offload=values.offload_share
+    )
+    return (
+        {"id": device}
+        | {name: getattr(values, name) for name in names}
+        | _accuracies(values, values.held_out_samples)
+        | {
+            "threshold": threshold.threshold,
+            "threshold_images": threshold.images,
+            "expected_offload": threshold.expected_offload,
+        }
+    )
+
+
+def _accuracies(found: DeviceMetrics | FleetMetrics, count: int) -> dict[str, Any]:
+    """Each accuracy, its 95 % interval on `count` images, and the weakest class."""
+    shares = {name: getattr(found, name) for name in Accuracies.__struct_fields__}
+    intervals = {
+        name.removesuffix("_accuracy") + "_interval": share_interval(share, count)
+        for name, share in shares.items()
+        if name.endswith("_accuracy") and share is not None
+    }
+    weakest = found.weakest_class
+    return shares | intervals | {"weakest_class": None if weakest is None else asdict(weakest)}

@@ -7,11 +7,13 @@ import pytest
 from splitee.cli.words import (
     ago,
     bit_rate,
+    images,
     macs,
     megabytes,
     mib,
     milliseconds,
     percent,
+    share_of,
     size,
     span,
 )
@@ -20,6 +22,13 @@ from splitee.cli.words import (
 def test_shares() -> None:
     assert percent(0.75) == "75.0 %"
     assert (percent(None), percent(None, "")) == ("-", "")
+
+
+def test_shares_with_what_they_rest_on() -> None:
+    assert share_of(0.83, 400) == "83.0 % (79.0 to 86.4, 400 images)"
+    assert share_of(0.0, 1) == "0.0 % (0.0 to 79.3, 1 image)"
+    assert (share_of(None, 400), share_of(0.5, 0, "none")) == ("-", "none")
+    assert [images(count) for count in (0, 1, 1234)] == ["0 images", "1 image", "1,234 images"]
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ from splitee.cli.main import main
 from splitee.commands.status import render
 from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
+from splitee.protocol.accuracies import ClassRecall, ReleasedThreshold
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fleet import (
     Capability,
     CutCost,
     DeviceMetrics,
     DeviceStatus,
+    FleetMetrics,
     Metrics,
     Profile,
     ServerStatus,
@@ -124,6 +126,31 @@ def test_every_topic_has_its_place() -> None:
 def test_the_order_of_arrival_does_not_matter() -> None:
     backwards = dict(reversed(RETAINED.items()))
     assert view_of(backwards).snapshot() == view_of(RETAINED).snapshot()
+
+
+def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
+    weakest = ClassRecall("glass", 20, 0.4)
+    figures = DeviceMetrics(
+        cut=3,
+        stage="layer1.1",
+        train_samples=2000,
+        held_out_samples=31,
+        adaptive_accuracy=0.7,
+        weakest_class=ClassRecall("[red]\n", 3, 0.0),
+        released=ReleasedThreshold(threshold=0.4, images=400, expected_offload=0.2),
+    )
+    fleet = FleetMetrics(images=400, adaptive_accuracy=0.83, weakest_class=weakest)
+    view = view_of(RETAINED)
+    metrics = replace(METRICS, devices={"pi-1": figures}, fleet=fleet)
+    view.take(TOPICS.metrics, metrics.encode(), False, NOW)
+    shown = printed(view)
+    assert "fleet  adaptive 83.0 % (79.0 to 86.4, 400 images)" in shown
+    assert "weakest class glass 40.0 % (21.9 to 61.3, 20 images)" in shown
+    assert (
+        "pi-1  weakest class [red]\\n 0.0 % (0.0 to 56.2, 3 images); "
+        "threshold 0.400, chosen on 400 images, offloads about 20.0 %"
+    ) in shown
+    assert device_of(view).held_out_samples == 31
 
 
 def test_an_unknown_fleet_is_empty() -> None:

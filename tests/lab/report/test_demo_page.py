@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +18,11 @@ from rich.console import Console
 
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
-from splitee_lab.report.demo_page import Report, complete, page, read_history, table, write
+from splitee_lab.report.demo_page import complete, page, read_history, table, write
+from splitee_lab.report.demo_report import Report
 from splitee_lab.report.plots import spread
+from splitee_server.rounds.class_report import ClassReport, class_report
+from splitee_server.rounds.evaluation import Score
 
 BASELINES = {"centralized": 0.9, "pi-1": 0.71, "pi-2": 0.72}
 
@@ -151,6 +155,51 @@ def test_the_page_shows_every_figure(tmp_path: Path) -> None:
     assert shown.tags.count("svg") == 6
 
 
+def evaluation(classes: int = 3, images: int = 60, name: str = "class") -> ClassReport:
+    """Of a device whose trunk is always right, and whose exit takes each class for the next one."""
+    labels, score = np.arange(images) % classes, Score()
+    score.add(labels, (labels + 1) % classes, np.arange(images, dtype="f4") / images, labels, 0.5)
+    names = tuple(f"{name} {index}" for index in range(classes))
+    return class_report("r1", 3, {"pi-1": score}, classes, names)
+
+
+def test_the_page_shows_each_class_with_its_images_and_what_it_is_taken_for(tmp_path: Path) -> None:
+    raw = server_report("pi-1") | {
+        "fleet": {
+            "images": 60,
+            "adaptive_accuracy": 0.5,
+            "weakest_class": {"name": "class 1", "images": 20, "recall": 0.45},
+        }
+    }
+    raw["devices"][0] |= {"held_out_samples": 60, "threshold": 0.4, "threshold_images": 400}
+    write(tmp_path, completed(tmp_path, raw, None), history("pi-1"), evaluation())
+    html = (tmp_path / "report.html").read_text()
+    shown = Page(html)
+    assert shown.tags.count("svg") == 7
+    assert "weakest class class 1 45.0 % (25.8 to 65.8, 20 images)" in shown.text
+    assert "threshold 0.400, chosen on 400 images" in shown.text
+    assert "50.0 % (37.7 to 62.3, 60 images)" in shown.text  # of the fleet
+    (confusion,) = re.findall(r'<svg [^>]*aria-label="confusion".*?</svg>', html, re.DOTALL)
+    found = Page(confusion).text.split("\n")
+    assert [line.strip() for line in found].count("class 0") == 2  # a row and a column
+    assert len(shown.ids) == len(set(shown.ids))
+
+
+@pytest.mark.parametrize(("classes", "drawn"), [(2, 2), (30, 20), (300, 0)])
+def test_of_many_classes_the_most_confused_are_drawn(classes: int, drawn: int, tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        completed(tmp_path, server_report("pi-1"), None),
+        [],
+        evaluation(classes, 10 * classes, "<b>"),
+    )
+    html = (tmp_path / "report.html").read_text()
+    assert (html.count('aria-label="confusion"'), "b" in Page(html).tags) == (int(drawn > 0), True)
+    shown = Page(html).text
+    assert ("The 20 classes with the most wrong predictions" in shown) == (classes == 30)
+    assert "<b> 1" in shown
+
+
 def test_the_page_needs_nothing_else_and_its_ids_are_unique(tmp_path: Path) -> None:
     report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES)
     write(tmp_path, report, history("pi-1", "pi-2"))
@@ -211,6 +260,13 @@ def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
     shown = output.getvalue()
     assert "[red]pi[/red]" in shown
     assert "81.0 %" in shown
+
+
+def test_the_terminals_table_fits_80_columns(tmp_path: Path) -> None:
+    output = io.StringIO()
+    report = write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES), [])
+    Console(width=80, file=output).print(table(report))
+    assert len(output.getvalue().splitlines()) == 3, "no cell is folded"
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])

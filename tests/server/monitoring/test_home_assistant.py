@@ -14,6 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.protocol.accuracies import ClassRecall
 from splitee.protocol.fields import Doing
 from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile
 from splitee.protocol.inference import PredictionReport
@@ -120,7 +121,7 @@ def test_what_is_shown_of_a_device_that_trains_and_of_one_that_is_gone() -> None
 
 
 def test_accuracy_is_the_exits_in_percent() -> None:
-    def measured(**devices: float | None) -> bytes:
+    def measured(weakest: ClassRecall | None = None, **devices: float | None) -> bytes:
         return Metrics(
             run="run-a",
             round=1,
@@ -129,7 +130,14 @@ def test_accuracy_is_the_exits_in_percent() -> None:
             batches_trained=1,
             duplicates_dropped=0,
             devices={
-                device: DeviceMetrics(cut=1, stage="s", train_samples=1, exit_accuracy=value)
+                device: DeviceMetrics(
+                    cut=1,
+                    stage="s",
+                    train_samples=1,
+                    held_out_samples=31,
+                    exit_accuracy=value,
+                    weakest_class=weakest,
+                )
                 for device, value in devices.items()
             },
         ).encode()
@@ -140,6 +148,13 @@ def test_accuracy_is_the_exits_in_percent() -> None:
     assert shown(payload, "accuracy", measured(pi=0.0)) == "0.0"
     assert shown(payload, "accuracy", measured(pi=None)) == "None"
     assert shown(payload, "accuracy", measured(other=0.1)) == "None"
+    attributes = payload["components"]["accuracy"]["json_attributes_template"]
+    weakest = ClassRecall("glass", 5, 0.4)
+    assert json.loads(rendered(attributes, measured(weakest, pi=0.8))) == {
+        "images": 31,
+        "weakest_class": {"name": "glass", "images": 5, "recall": 0.4},
+    }
+    assert json.loads(rendered(attributes, measured(other=0.1))) == {"images": 0, "weakest_class": None}
 
 
 def test_the_last_prediction_is_its_label_with_the_rest_as_attributes() -> None:

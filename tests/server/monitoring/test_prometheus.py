@@ -17,7 +17,8 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from splitee.errors import ConfigError, ExitCode
-from splitee.protocol.fleet import DeviceMetrics, DeviceStatus, Metrics
+from splitee.protocol.accuracies import ClassRecall
+from splitee.protocol.fleet import DeviceMetrics, DeviceStatus, FleetMetrics, Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee_lab.local.brokers import free_port
 from splitee_server.monitoring.prometheus import DEVICES, Figures, serving
@@ -37,6 +38,7 @@ def progress(devices: int = 3, **changes: object) -> Progress:
             cut=2,
             stage="layer1",
             train_samples=8,
+            held_out_samples=20,
             exit_loss=1.5,
             trunk_loss=1.25,
             exit_accuracy=0.5,
@@ -65,6 +67,13 @@ def progress(devices: int = 3, **changes: object) -> Progress:
             devices=evaluated,
             batches_trained=60,
             duplicates_dropped=3,
+            fleet=FleetMetrics(
+                images=40,
+                exit_accuracy=0.5,
+                trunk_accuracy=0.75,
+                adaptive_accuracy=0.7,
+                class_recalls=(ClassRecall('a "glass"', 30, 0.9), ClassRecall("paper", 10, 0.1)),
+            ),
         ),
     }
     return Progress(
@@ -143,6 +152,13 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
         ("splitee_device_trunk_accuracy_ratio", ("pi-0000",)): 0.75,
         ("splitee_device_adaptive_accuracy_ratio", ("pi-0000",)): 0.7,
         ("splitee_device_offload_ratio", ("pi-0000",)): 0.25,
+        ("splitee_device_held_out_images", ("pi-0000",)): 20,
+        ("splitee_held_out_images", ()): 40,
+        ("splitee_accuracy_ratio", ("exit",)): 0.5,
+        ("splitee_accuracy_ratio", ("trunk",)): 0.75,
+        ("splitee_accuracy_ratio", ("adaptive",)): 0.7,
+        ("splitee_class_recall", ('a "glass"',)): 0.9,
+        ("splitee_class_images", ("paper",)): 10,
         ("splitee_certificate_expiry_timestamp_seconds", ()): 1_953_504_000,
     }
     assert {key: found.get(key) for key in expected} == expected

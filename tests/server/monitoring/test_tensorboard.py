@@ -8,7 +8,8 @@ import pytest
 from event_files import curves, events
 
 from splitee.errors import StateError
-from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee.protocol.accuracies import ClassRecall
+from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
 from splitee_server.monitoring import tensorboard as module
 from splitee_server.monitoring.tensorboard import TensorBoard
 
@@ -27,6 +28,7 @@ def metrics(number: int, *, run: str = "run-a", devices: dict[str, int] | None =
                 train_samples=8,
                 bytes=100 * number,
                 exit_loss=cut / number,
+                held_out_samples=20,
                 exit_accuracy=None if number == 1 else 0.5,
             )
             for device, cut in (devices or {"pi-1": 2, "pi-2": 4, "pi-3": 4}).items()
@@ -49,6 +51,7 @@ def test_a_device_has_a_folder_and_so_has_the_mean_of_its_cut(tmp_path: Path) ->
         "loss/exit": [(1, 4.0), (2, 2.0)],
         "accuracy/exit": [(2, 0.5)],
         "bytes/sent": [(1, 100.0), (2, 200.0)],
+        "images/held_out": [(1, 20.0), (2, 20.0)],
     }
     assert found["run-a/cut-4"]["loss/exit"] == [(1, 4.0), (2, 2.0)]
 
@@ -62,6 +65,18 @@ def test_the_mean_counts_every_device_of_the_cut(tmp_path: Path) -> None:
 
 def _fields(value: Metrics) -> dict[str, object]:
     return {name: getattr(value, name) for name in value.__struct_fields__}
+
+
+def test_the_fleet_has_its_accuracies_and_the_recall_of_each_class(tmp_path: Path) -> None:
+    fleet = FleetMetrics(images=40, trunk_accuracy=0.75, class_recalls=(ClassRecall("glass", 10, 0.5),))
+    evaluated = Metrics(**{**_fields(metrics(2)), "fleet": fleet})  # type: ignore[arg-type]
+    TensorBoard(tmp_path, lambda: [evaluated]).on_evaluated(evaluated)
+    assert curves(tmp_path)["run-a/fleet"] == {
+        "images/held_out": [(2, 40.0)],
+        "accuracy/trunk": [(2, 0.75)],
+        "recall/glass": [(2, 0.5)],
+        "images/glass": [(2, 10.0)],
+    }
 
 
 def test_a_server_that_is_resumed_writes_each_round_once(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from trained import NETWORK, Trained
 
 from splitee.durable import StateDirectory
 from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.trunks import TrunkModels
 from splitee.protocol.run_spec import RunSpec
 from splitee_export.states import DeviceState, read_state
 from splitee_server.release.exporting import export_run
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
+from splitee_server.rounds.evaluation import Score
 
 pytestmark = pytest.mark.slow(9)
 
@@ -42,6 +45,16 @@ def committed(averaged: Trained, **taken_from: str) -> Committed:
     return replace(stored, clients=clients)
 
 
+def evaluated(seed: int, images: int) -> Score:
+    """Of a device whose trunk is always right and whose exit is so for low uncertainties only."""
+    generator, score = np.random.default_rng(seed), Score()
+    labels = generator.integers(0, 10, images)
+    uncertainty = generator.random(images).astype("f4")
+    exit_labels = np.where(uncertainty < 0.4, labels, (labels + 1) % 10)
+    score.add(labels, exit_labels, uncertainty, labels, 0.5)
+    return score
+
+
 @pytest.fixture
 def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows with each network that torch exports."""
@@ -56,23 +69,41 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_devices_whose_networks_were_averaged_share_a_graph(
-    averaged: Trained, exports: list[str], tmp_path: Path
+def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
+    averaged: Trained, exports: list[str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    stored = committed(averaged, pi_1="pi-1", pi_2="pi-2", pi_3="pi-2")
+    """pi-2 and pi-3 hold out 240 images, pi-4 the same as pi-3; pi-1's are too few to choose on."""
+    caplog.set_level("INFO", "splitee_server")
+    stored = committed(averaged, pi_1="pi-1", pi_2="pi-2", pi_3="pi-2", pi_4="pi-2")
+    stored.trunk_of["pi-4"] = stored.trunk_of["pi-3"]
     for name, tensor in stored.clients["pi-3"].items():
         if name.endswith("num_batches_tracked"):
             tensor.add_(7)  # which is each device's own
-    folders = export_run(spec(averaged), stored, {}, tmp_path)
+    scores = {device: evaluated(seed, 120) for seed, device in enumerate(("pi-1", "pi-2", "pi-3"))}
+    scores["pi-4"] = scores["pi-3"]
+    folders = export_run(spec(averaged), stored, scores, tmp_path)
     models = {folder.name: ClientModel(folder, threads=1) for folder in folders}
     assert all(model.manifest.device == name for name, model in models.items())
     assert models["pi-2"].manifest.sha256 == models["pi-3"].manifest.sha256
     assert models["pi-1"].manifest.sha256 != models["pi-2"].manifest.sha256
+    few, *pooled = (models[device].manifest for device in ("pi-1", "pi-2", "pi-3", "pi-4"))
+    assert (few.threshold, few.threshold_images) == (0.5, 0)
+    assert few.expected_offload == scores["pi-1"].accuracies().offload_share
+    for manifest in pooled:
+        assert manifest.threshold_images == 240
+        assert manifest.threshold == pytest.approx(0.4, abs=0.03)
+        assert manifest.expected_offload == pytest.approx(0.6, abs=0.1)
+    assert "cut 1 (pi-1): threshold 0.500, the run's, offloads about" in caplog.text
+    assert "(120 images held out; choosing one takes 200)" in caplog.text
+    assert re.search(
+        r"cut 2 \(pi-2, pi-3, pi-4\): threshold 0\.\d+, chosen on 240 images, offloads", caplog.text
+    )
     trunks = TrunkModels(tmp_path / "trunks").manifest
     assert trunks.devices == {
         "pi-1": "trunk-cut-1.onnx",
         "pi-2": "trunk-cut-2.onnx",
         "pi-3": "trunk-cut-2.onnx",
+        "pi-4": "trunk-cut-2.onnx",
     }
     assert len(exports) == 4
 
@@ -83,7 +114,10 @@ def test_devices_with_networks_of_their_own_have_graphs_of_their_own(
     stored = committed(averaged, pi_2="pi-2", pi_3="pi-3")
     own = stored.trunks["pi-3"]["weights"]
     next(tensor for tensor in own.values() if tensor.is_floating_point()).add_(1.0)
-    folders = export_run(spec(averaged), stored, {}, tmp_path)
+    scores = {"pi-2": evaluated(2, 300), "pi-3": evaluated(3, 100)}
+    folders = export_run(spec(averaged), stored, scores, tmp_path)
+    manifests = (read_manifest(folder, ClientManifest) for folder in folders)
+    assert [manifest.threshold_images for manifest in manifests] == [300, 0]
     pictures = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), np.uint8)
     features, other = (ClientModel(folder, threads=1)(pictures)[0] for folder in folders)
     assert not np.allclose(features, other)

@@ -1,0 +1,35 @@
+"""What an evaluation has found, as logs and tables say it: each figure with the images that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from splitee.cli.words import images, percent, share_of
+from splitee.protocol.accuracies import Accuracies, ClassRecall, ReleasedThreshold
+
+
+def accuracies_in_words(found: Accuracies, count: int) -> str:
+    """Of `count` images: "adaptive 83.0 % (79.0 to 86.4, 400 images), exit 71.0 %, trunk 84.0 %"."""
+    return ", ".join(_accuracies(found, count)) or "not evaluated"
+
+
+def _accuracies(found: Accuracies, count: int) -> Iterator[str]:
+    if found.adaptive_accuracy is not None:
+        yield f"adaptive {share_of(found.adaptive_accuracy, count, percent(found.adaptive_accuracy))}"
+    if found.exit_accuracy is not None:
+        yield f"exit {percent(found.exit_accuracy)}"
+    if found.trunk_accuracy is not None:
+        yield f"trunk {percent(found.trunk_accuracy)}"
+
+
+def weakest_in_words(found: ClassRecall | None) -> str:
+    """ "weakest class glass 40.0 % (21.9 to 61.3, 20 images)", or nothing."""
+    return "" if found is None else f"weakest class {found.name} {share_of(found.recall, found.images)}"
+
+
+def threshold_in_words(released: ReleasedThreshold) -> str:
+    """ "threshold 0.412, chosen on 1,000 images, offloads about 23.0 %"."""
+    source = f"chosen on {images(released.images)}" if released.images else "the run's"
+    share = released.expected_offload
+    offloads = "" if share is None else f", offloads about {percent(share)}"
+    return f"threshold {released.threshold:.3f}, {source}{offloads}"

@@ -1,0 +1,59 @@
+"""How good a fleet is on held-out images, as the figures of a round hold it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from splitee.protocol.fields import Count, Fraction
+
+MOST_CLASSES = 256  # whose recall travels
+
+
+class Accuracies(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Shares of held-out images; None: nothing was evaluated.
+
+    Attributes:
+        exit_accuracy: accuracy of the exit alone.
+        trunk_accuracy: accuracy of the trunk alone.
+        adaptive_accuracy: accuracy where the exit predicts up to the threshold and the trunk above it.
+        offload_share: share of images whose entropy is above the threshold.
+    """
+
+    exit_accuracy: Fraction | None = None
+    trunk_accuracy: Fraction | None = None
+    adaptive_accuracy: Fraction | None = None
+    offload_share: Fraction | None = None
+
+
+class ClassRecall(msgspec.Struct, frozen=True):
+    """How much of one class the adaptive prediction finds.
+
+    Attributes:
+        name: name of the class.
+        images: held-out images of the class.
+        recall: share of them that are predicted as of this class.
+    """
+
+    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    images: Count
+    recall: Fraction
+
+
+ClassRecalls = Annotated[tuple[ClassRecall, ...], Meta(max_length=MOST_CLASSES)]
+
+
+class ReleasedThreshold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a released model predicts by itself.
+
+    Attributes:
+        threshold: uncertainty up to which the exit predicts.
+        images: held-out images that it was chosen on; 0: it is the run's, for there were too few.
+        expected_offload: share of held-out images above the threshold, which are asked of the trunk.
+    """
+
+    threshold: Fraction
+    images: Count = 0
+    expected_offload: Fraction | None = None

@@ -1,0 +1,110 @@
+"""evaluation.json: the last evaluated round class by class, each figure with the images that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from splitee.statistics import wilson
+from splitee_server.rounds.confusion import Confusion, class_name
+from splitee_server.rounds.evaluation import Predictions, Score
+
+EVALUATION = "evaluation.json"  # in the server's state directory
+
+Interval = tuple[float, float]  # of 95 %, Wilson's
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """A share of `images` that was counted; None: of none."""
+
+    share: float | None
+    images: int
+    interval: Interval
+
+
+class ClassFigures(msgspec.Struct, frozen=True):
+    """One class. `recall`: of the images of the class; `precision`: of those that were predicted as of it."""
+
+    name: str
+    recall: Figure
+    precision: Figure
+
+
+class PredictorFigures(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Exit, trunk or both together.
+
+    Attributes:
+        classes: those of which there are images or predictions, in the order of the labels.
+        confusion: (K, K) images, class by predicted class; None for devices, and above 256 classes.
+    """
+
+    accuracy: Figure
+    classes: tuple[ClassFigures, ...]
+    confusion: list[list[int]] | None = None
+
+
+class Evaluated(msgspec.Struct, frozen=True):
+    """The held-out images of a device, or of the fleet."""
+
+    images: int
+    exit: PredictorFigures
+    trunk: PredictorFigures
+    adaptive: PredictorFigures
+
+
+class ClassReport(msgspec.Struct, frozen=True):
+    """The file's content; `class_names` are those of the confusion matrices' rows and columns."""
+
+    run: str
+    round: int
+    class_names: tuple[str, ...]
+    fleet: Evaluated
+    devices: dict[str, Evaluated]
+
+
+def class_report(
+    run: str, number: int, scores: Mapping[str, Score], classes: int, names: Sequence[str]
+) -> ClassReport:
+    """Of round `number`. `scores`: by device; `classes`: that the network tells apart."""
+    return ClassReport(
+        run,
+        number,
+        tuple(class_name(names, index) for index in range(classes)),
+        _evaluated(Score.over(scores.values()).predictions, classes, names, with_matrix=True),
+        {
+            device: _evaluated(score.predictions, classes, names, with_matrix=False)
+            for device, score in scores.items()
+        },
+    )
+
+
+def _evaluated(found: Predictions, classes: int, names: Sequence[str], *, with_matrix: bool) -> Evaluated:
+    def figures(predicted: np.ndarray) -> PredictorFigures:
+        return _figures(Confusion.count(found.labels, predicted, classes), names, with_matrix=with_matrix)
+
+    return Evaluated(len(found), figures(found.exit), figures(found.trunk), figures(found.adaptive))
+
+
+def _figures(confusion: Confusion, names: Sequence[str], *, with_matrix: bool) -> PredictorFigures:
+    images, predicted, hits = (of.tolist() for of in (confusion.images, confusion.predicted, confusion.hits))
+    seen = np.flatnonzero(confusion.images + confusion.predicted).tolist()
+    matrix = confusion.matrix.tolist() if with_matrix and confusion.matrix is not None else None
+    return PredictorFigures(
+        _figure(sum(hits), sum(images)),
+        tuple(
+            ClassFigures(
+                class_name(names, index),
+                recall=_figure(hits[index], images[index]),
+                precision=_figure(hits[index], predicted[index]),
+            )
+            for index in seen
+        ),
+        matrix,
+    )
+
+
+def _figure(hits: int, images: int) -> Figure:
+    low, high = wilson(hits, images)
+    return Figure(round(hits / images, 6) if images else None, images, (round(low, 6), round(high, 6)))

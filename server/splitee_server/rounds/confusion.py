@@ -1,0 +1,68 @@
+"""Which classes are taken for which: counts of held-out images by their class and by the predicted one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from splitee.protocol.accuracies import MOST_CLASSES, ClassRecall
+from splitee.statistics import share_interval
+
+Labels = npt.NDArray[np.integer]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Of K classes.
+
+    Attributes:
+        images: (K,), of each class.
+        predicted: (K,), that were predicted as of each class.
+        hits: (K,), of each class that were predicted as of it.
+        matrix: (K, K), class by predicted class; None where K is above MOST_CLASSES, for its size.
+    """
+
+    images: Counts
+    predicted: Counts
+    hits: Counts
+    matrix: Counts | None
+
+    @classmethod
+    def count(cls, labels: Labels, predictions: Labels, classes: int) -> Confusion:
+        """Of images with the `labels` (N,) and `predictions` (N,), both below `classes`."""
+        images, predicted, hits = (
+            np.bincount(of, minlength=classes) for of in (labels, predictions, labels[labels == predictions])
+        )
+        if classes > MOST_CLASSES:
+            return cls(images, predicted, hits, None)
+        cells = np.bincount(labels.astype(np.int64) * classes + predictions, minlength=classes**2)
+        return cls(images, predicted, hits, cells.reshape(classes, classes))
+
+
+def class_name(names: Sequence[str], index: int) -> str:
+    """A network may tell more classes apart than have names."""
+    return names[index] if index < len(names) else f"class {index}"
+
+
+def class_recalls(confusion: Confusion, names: Sequence[str]) -> tuple[ClassRecall, ...]:
+    """Of each class that has images."""
+    return tuple(
+        ClassRecall(
+            class_name(names, int(index)),
+            int(confusion.images[index]),
+            round(int(confusion.hits[index]) / int(confusion.images[index]), 6),
+        )
+        for index in np.flatnonzero(confusion.images)
+    )
+
+
+def weakest_class(recalls: Sequence[ClassRecall]) -> ClassRecall | None:
+    """The one whose recall has the lowest upper end of its 95 % interval.
+
+    A class of which one image was missed is not called weak: that one may have been bad luck.
+    """
+    return min(recalls, key=lambda found: share_interval(found.recall, found.images)[1], default=None)
