@@ -114,6 +114,11 @@ class Agent:
         self._store.finish(self._spec, self._cut)
         self._say("finished", opened.round)
 
+    @property
+    def has_trained(self) -> bool:
+        """Whether this process has trained a round."""
+        return self._sent.batches > 0
+
     def _next_phase(self, done: PhaseKey | None) -> RoundOpen:
         """Wait for a phase that this device takes part in, or for the end of the run."""
         self._say("waiting", self._position or 0)

@@ -78,9 +78,18 @@ def log_metrics(metrics: Metrics) -> None:
 
 
 def run_report(
-    spec: RunSpec, metrics: Metrics, members: list[Member], weights_sha256: str, rejected: int
+    spec: RunSpec,
+    metrics: Metrics,
+    best: Metrics | None,
+    members: list[Member],
+    weights_sha256: str,
+    rejected: int,
 ) -> dict[str, Any]:
-    """The run as report.json holds it; accuracies are fractions, times seconds."""
+    """The run as report.json holds it; accuracies are fractions, times seconds.
+
+    Args:
+        metrics: of the last round. `best`: of the best one; None: no image was held out.
+    """
     return {
         "run": spec.run,
         "network": spec.network,
@@ -98,9 +107,14 @@ def run_report(
         "duplicates_dropped": metrics.duplicates_dropped,
         "bytes_published": sum(member.totals.bytes for member in members),
         "rejected": rejected,
-        "fleet": {name: getattr(metrics.fleet, name) for name in ("images", *ACCURACIES)},
+        "fleet": _fleet(metrics),
+        "best": None if best is None else {"round": best.round, **_fleet(best)},
         "devices": [_device(member.device, metrics.devices[member.device]) for member in members],
     }
+
+
+def _fleet(metrics: Metrics) -> dict[str, Any]:
+    return {name: getattr(metrics.fleet, name) for name in ("images", *ACCURACIES)}
 
 
 def _device(device: str, values: DeviceMetrics) -> dict[str, Any]:
