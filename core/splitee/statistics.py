@@ -19,3 +19,13 @@ def wilson(hits: int, count: int, z: float = Z) -> tuple[float, float]:
     centre = (share + z * z / (2 * count)) / spread
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / spread
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def chance_of_as_many(losses: int, gains: int) -> float:
+    """The probability of at least `losses` heads in `losses + gains` throws of a fair coin.
+
+    This is McNemar's exact test (1947), one-sided, of two models on the same samples: `losses` are right
+    with the first model only, `gains` with the second only. A small value says that the second is worse.
+    """
+    throws = losses + gains
+    return sum(math.comb(throws, heads) for heads in range(losses, throws + 1)) / 2**throws
