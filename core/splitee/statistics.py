@@ -28,4 +28,5 @@ def chance_of_as_many(losses: int, gains: int) -> float:
     with the first model only, `gains` with the second only. A small value says that the second is worse.
     """
     throws = losses + gains
-    return sum(math.comb(throws, heads) for heads in range(losses, throws + 1)) / 2**throws
+    as_many: float = sum(math.comb(throws, heads) for heads in range(losses, throws + 1)) / 2**throws
+    return as_many

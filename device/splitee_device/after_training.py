@@ -74,7 +74,12 @@ def serve(
     def is_over() -> bool:
         session.drain_after_training(stay=settings.stay)
         opened = session.heard.round
-        session.presence.say("serving", opened.round if opened is not None else 0)
+        session.presence.say(
+            "serving",
+            opened.round if opened is not None else 0,
+            predicted=service.tally.predicted,
+            offloaded=service.tally.offloaded,
+        )
         is_given_up = session.heard.is_finished and not settings.stay
         is_here = models.release != outdated and _is_of(models, session)
         return pictures is None and (is_given_up or is_here)

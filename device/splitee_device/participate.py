@@ -24,6 +24,7 @@ from splitee_device.profiler.auto_cut import AutoCut, ChosenCut
 from splitee_device.profiler.drift import DriftMonitor
 from splitee_device.profiler.meter import Meter
 from splitee_device.settings import DeviceSettings
+from splitee_device.training.baseline import alone_accuracy
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import open_trainer
 
@@ -94,6 +95,11 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         spec = replace(
             spec, codec=auto_codec.choose(spec, chosen.cut, directory.path, trainer_at, fresh=settings.fresh)
         )
+    alone = None
+    if settings.baseline:
+        alone = alone_accuracy(
+            spec, chosen.cut, trainer_at, directory.path, partial(_after_step_alone, session)
+        )
     monitor = DriftMonitor(
         Meter(settings.threads, settings.most_memory),
         rounds=settings.adapt_after,
@@ -109,9 +115,16 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         monitor,
         chosen.capability,
         lowest_cut=settings.floor,
+        alone_accuracy=alone,
     )
     agent.take_part(pictures)
     return Part(spec, store.cuts, released if agent.has_trained else None)
+
+
+def _after_step_alone(session: Session, number: int, step: int, steps: int, loss: float) -> None:
+    """Say how far the baseline is, and hear what the fleet says meanwhile."""
+    session.presence.say("starting", number, step, steps, loss)
+    session.drain()
 
 
 def _choose_cut(

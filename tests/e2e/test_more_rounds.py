@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from fleets import Fleet, await_message
@@ -19,22 +20,26 @@ def test_a_finished_run_goes_on_with_more_rounds(mosquitto_broker: RunningBroker
     watcher.subscribe(topics.round)
     watcher.open(5)
 
-    def finished(payload: bytes) -> bool:
-        return RoundOpen.decode(payload).phase == "finished"
+    def is_at(phase: str) -> Callable[[bytes], bool]:
+        return lambda payload: RoundOpen.decode(payload).phase == phase
 
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(devices=2, rounds=1)
-        fleet.device("pi-1", 1, "--fresh", "--stay", shard="1/2")
+        fleet.device("pi-1", 1, "--fresh", "--stay", "--baseline", shard="1/2")
         fleet.device("pi-2", 3, shard="2/2")
         assert fleet.wait("server", "pi-2") == [0, 0]
-        assert RoundOpen.decode(await_message(watcher, topics.round, finished)).round == 1
+        assert RoundOpen.decode(await_message(watcher, topics.round, is_at("finished"))).round == 1
         run = fleet.report()["run"]
 
         fleet.server(devices=2, rounds=3)
+        await_message(watcher, topics.round, is_at("gather"))
         fleet.device("pi-2", 3, shard="2/2")
         assert fleet.wait("server", "pi-2") == [0, 0], fleet.log("pi-1")
         report = fleet.report()
         assert (report["run"], report["rounds"]) == (run, 3)
+        alone = {device["id"]: device["alone_accuracy"] for device in report["devices"]}
+        assert 0 <= alone.pop("pi-1") <= 1
+        assert alone == {"pi-2": None}
         fleet.processes["pi-1"].terminate()
         assert fleet.wait("pi-1") == [0]
         assert "the run has 3 rounds now, before 1" in fleet.log("pi-1")

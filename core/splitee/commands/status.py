@@ -96,7 +96,7 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     table.add_column("device", overflow="fold")
     table.add_column("state", no_wrap=True)
     table.add_column("cut")
-    for name in ("round", "step", "loss", "exit", "trunk", "MB sent", "seen ago"):
+    for name in ("round", "step", "loss", "alone", "exit", "trunk", "predicted", "MB sent", "seen ago"):
         table.add_column(name, justify="right")
     for device in snapshot.devices:
         table.add_row(*_cells(device, now))
@@ -141,8 +141,11 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     step = f"{device.step}/{device.steps}" if device.steps else ""
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
-    accuracies = [percent(share, "") for share in (device.exit_accuracy, device.trunk_accuracy)]
-    cells = (cut, str(device.round), step, loss, *accuracies, megabytes(device.bytes), seen)
+    shares = device.alone_accuracy, device.exit_accuracy, device.trunk_accuracy
+    accuracies = [percent(share, "") for share in shares]
+    asked = f", {device.offloaded / device.predicted:.0%} asked" if device.offloaded else ""
+    predicted = f"{device.predicted}{asked}" if device.predicted else ""
+    cells = (cut, str(device.round), step, loss, *accuracies, predicted, megabytes(device.bytes), seen)
     return plain_cell(device.id), state, *map(plain_cell, cells)
 
 

@@ -37,6 +37,8 @@ class DeviceStatus(JsonMessage, frozen=True):
         rejected: malformed messages that this process was sent.
         temperature: of the hottest sensor, in degrees Celsius.
         time: seconds since the epoch, by the device's clock.
+        predicted: images that this process has classified for its owner.
+        offloaded: images of these that it has asked the server about.
     """
 
     state: Literal["online", "offline"]
@@ -51,6 +53,8 @@ class DeviceStatus(JsonMessage, frozen=True):
     rejected: Count = 0
     temperature: float | None = None
     time: float = 0.0
+    predicted: Count = 0
+    offloaded: Count = 0
 
 
 class CutCost(msgspec.Struct, frozen=True):
@@ -117,6 +121,8 @@ class Profile(JsonMessage, frozen=True):
         next_cut: cut that it asks for, after the round under way; 0: it stays.
         capability: measurements of a device that was profiled.
         codec: codec of its features, where the run leaves that to the device.
+        alone_accuracy: accuracy on its held-out images of the exit that it has trained by itself for as many
+            rounds, before it joined.
     """
 
     protocol: Count
@@ -131,6 +137,7 @@ class Profile(JsonMessage, frozen=True):
     next_cut: Count = 0
     capability: Capability | None = None
     codec: Codec | None = None
+    alone_accuracy: Fraction | None = None
 
 
 class ErrorReport(JsonMessage, frozen=True):
@@ -195,6 +202,7 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
         bytes: bytes that the device has sent so far.
         exit_loss: mean loss of the exit over the round.
         trunk_loss: mean loss of the trunk over the round.
+        alone_accuracy: accuracy of an exit that the device has trained by itself, without the fleet.
         exit_accuracy: accuracy of the exit alone.
         trunk_accuracy: accuracy of the trunk alone.
         adaptive_accuracy: accuracy where the exit predicts up to the threshold and the trunk above it.
@@ -209,6 +217,7 @@ class DeviceMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     bytes: Count = 0
     exit_loss: float | None = None
     trunk_loss: float | None = None
+    alone_accuracy: Fraction | None = None
     exit_accuracy: Fraction | None = None
     trunk_accuracy: Fraction | None = None
     adaptive_accuracy: Fraction | None = None

@@ -41,6 +41,9 @@ class DeviceView:
     train_samples: int | None = None
     next_cut: int | None = None  # that it has asked for, and gets when a round is committed
     capability: Capability | None = None  # as its profiler measured it
+    predicted: int = 0  # images that it has classified
+    offloaded: int = 0  # of these, those that it has asked the server about
+    alone_accuracy: float | None = None  # of what it learnt by itself, before it joined
 
     @property
     def done(self) -> float:
@@ -190,4 +193,7 @@ class FleetView:
             train_samples=profile.train_samples if profile else None,
             next_cut=profile.next_cut if profile and profile.next_cut not in (0, cut) else None,
             capability=profile.capability if profile else None,
+            predicted=status.predicted if status else 0,
+            offloaded=status.offloaded if status else 0,
+            alone_accuracy=profile.alone_accuracy if profile else None,
         )

@@ -46,6 +46,7 @@ def round_metrics(
             bytes=member.totals.bytes,
             exit_loss=exit_loss,
             trunk_loss=trunk_loss,
+            alone_accuracy=member.alone_accuracy,
             **(score.accuracies() if score else {}),
         )
     fleet = Score.over(scores.values())
@@ -65,12 +66,14 @@ def log_metrics(metrics: Metrics) -> None:
     """One line a device."""
     for device, values in metrics.devices.items():
         if values.trunk_accuracy is not None and values.exit_accuracy is not None:
+            alone = "" if values.alone_accuracy is None else f"alone {100 * values.alone_accuracy:.1f} %, "
             log.info(
-                "round %d of %d: %s (cut %d): exit %.1f %%, trunk %.1f %%, trunk loss %s",
+                "round %d of %d: %s (cut %d): %sexit %.1f %%, trunk %.1f %%, trunk loss %s",
                 metrics.round,
                 metrics.rounds,
                 device,
                 values.cut,
+                alone,
                 100 * values.exit_accuracy,
                 100 * values.trunk_accuracy,
                 "-" if values.trunk_loss is None else f"{values.trunk_loss:.4f}",
@@ -118,5 +121,5 @@ def _fleet(metrics: Metrics) -> dict[str, Any]:
 
 
 def _device(device: str, values: DeviceMetrics) -> dict[str, Any]:
-    names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "bytes")
+    names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "bytes", "alone_accuracy")
     return {"id": device} | {name: getattr(values, name) for name in (*names, *ACCURACIES)}
