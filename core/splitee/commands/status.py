@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import closing
 
 import click
@@ -96,12 +97,29 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     table.add_column("device", overflow="fold")
     table.add_column("state", no_wrap=True)
     table.add_column("cut")
-    for name in ("round", "step", "loss", "alone", "exit", "trunk", "predicted", "MB sent", "seen ago"):
+    extra = _extra_columns(snapshot.devices)
+    for name in ("round", "step", "loss", "exit", "trunk", "MB sent", "seen ago", *extra):
         table.add_column(name, justify="right")
-    for device in snapshot.devices:
-        table.add_row(*_cells(device, now))
+    for index, device in enumerate(snapshot.devices):
+        table.add_row(*_cells(device, now), *(plain_cell(column[index]) for column in extra.values()))
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
     return Group(*lines, "", table, *([Text(), *profiles] if profiles else []))
+
+
+def _extra_columns(devices: Sequence[DeviceView]) -> dict[str, list[str]]:
+    """The cells of columns that are shown only where a device has them: a terminal has 80 characters."""
+    columns = {
+        "alone": [percent(device.alone_accuracy, "") for device in devices],
+        "predicted": [_predicted(device) for device in devices],
+    }
+    return {name: cells for name, cells in columns.items() if any(cells)}
+
+
+def _predicted(device: DeviceView) -> str:
+    asked = (
+        f", {device.offloaded / device.predicted:.0%} asked" if device.predicted and device.offloaded else ""
+    )
+    return f"{device.predicted}{asked}" if device.predicted else ""
 
 
 def _run_line(snapshot: FleetSnapshot) -> Text:
@@ -141,11 +159,8 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     step = f"{device.step}/{device.steps}" if device.steps else ""
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
-    shares = device.alone_accuracy, device.exit_accuracy, device.trunk_accuracy
-    accuracies = [percent(share, "") for share in shares]
-    asked = f", {device.offloaded / device.predicted:.0%} asked" if device.offloaded else ""
-    predicted = f"{device.predicted}{asked}" if device.predicted else ""
-    cells = (cut, str(device.round), step, loss, *accuracies, predicted, megabytes(device.bytes), seen)
+    accuracies = [percent(share, "") for share in (device.exit_accuracy, device.trunk_accuracy)]
+    cells = (cut, str(device.round), step, loss, *accuracies, megabytes(device.bytes), seen)
     return plain_cell(device.id), state, *map(plain_cell, cells)
 
 
