@@ -163,11 +163,12 @@ class StateDirectory:
         names = (re.fullmatch(r"round-(\d+)\.state", file.name) for file in self.path.iterdir())
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
-    def prune(self, committed: int) -> None:
-        """Drop what is older than the round that was kept before `committed`."""
+    def prune(self, committed: int, keep: int = 0) -> None:
+        """Drop what is older than the round that was kept before `committed`, but for the round `keep`."""
         older = [number for number in self.rounds() if number < committed]
         for number in older[KEEP - 1 :]:
-            self._file(number).unlink(missing_ok=True)
+            if number != keep:
+                self._file(number).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:
         return self.path / f"round-{number:06d}.state"

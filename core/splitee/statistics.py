@@ -24,3 +24,14 @@ def wilson(hits: int, count: int, z: float = Z) -> tuple[float, float]:
 def share_interval(share: float, count: int) -> tuple[float, float]:
     """`wilson` of a share in 0..1 of `count`."""
     return wilson(round(share * count), count)
+
+
+def chance_of_as_many(losses: int, gains: int) -> float:
+    """The probability of at least `losses` heads in `losses + gains` throws of a fair coin.
+
+    This is McNemar's exact test (1947), one-sided, of two models on the same samples: `losses` are right
+    with the first model only, `gains` with the second only. A small value says that the second is worse.
+    """
+    throws = losses + gains
+    as_many: float = sum(math.comb(throws, heads) for heads in range(losses, throws + 1)) / 2**throws
+    return as_many

@@ -11,7 +11,7 @@ from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.mqtt.link import Link
 from splitee.protocol.topics import Topics
 from splitee.samples.kept import SAMPLES
-from splitee_device.agent.session import RunChanged, Session
+from splitee_device.agent.session import Session
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.service import InferenceService
 from splitee_device.inference.trust import Expected
@@ -27,8 +27,20 @@ class _Nothing:
         return []
 
 
+def release_in_service(state: Path) -> str | None:
+    """The release with which the device of this state directory answers; None: it has no model yet."""
+    models = state / MODELS
+    return ModelStore(models).release if models.exists() else None
+
+
 def serve(
-    session: Session, settings: DeviceSettings, topics: Topics, state: Path, expected: Expected
+    session: Session,
+    settings: DeviceSettings,
+    topics: Topics,
+    state: Path,
+    expected: Expected,
+    *,
+    outdated: str | None = None,
 ) -> None:
     """Take the run's model, and answer pictures with it where there are some.
 
@@ -37,9 +49,10 @@ def serve(
 
     Args:
         expected: what the device knows of its model.
+        outdated: a release in service that is not the one to wait for, though it may be of this run.
 
     Raises:
-        RunChanged: the fleet trains again, and this device shall stay with it.
+        RunChanged: the run goes on; or there is another one, and the device stays for it.
     """
     link, pictures = settings.link, settings.serving.images()
     models = ModelStore(state / MODELS, expected)
@@ -59,15 +72,17 @@ def serve(
     )
 
     def is_over() -> bool:
-        try:
-            session.drain()
-        except RunChanged:
-            if settings.stay:
-                raise
+        session.drain_after_training(stay=settings.stay)
         opened = session.heard.round
-        session.presence.say("serving", opened.round if opened is not None else 0)
+        session.presence.say(
+            "serving",
+            opened.round if opened is not None else 0,
+            predicted=service.tally.predicted,
+            offloaded=service.tally.offloaded,
+        )
         is_given_up = session.heard.is_finished and not settings.stay
-        return pictures is None and (is_given_up or _is_of(models, session))
+        is_here = models.release != outdated and _is_of(models, session)
+        return pictures is None and (is_given_up or is_here)
 
     connection.open(link.connect_timeout)
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 from functools import partial
 
 from msgspec.structs import replace
@@ -13,7 +15,7 @@ from splitee.networks.zoo import check_factory
 from splitee.protocol.codecs import AUTO
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee_device.after_training import serve
+from splitee_device.after_training import release_in_service, serve
 from splitee_device.agent.agent import Agent
 from splitee_device.agent.session import RunChanged, Session
 from splitee_device.inference.trust import Expected
@@ -22,38 +24,57 @@ from splitee_device.profiler.auto_cut import AutoCut, ChosenCut
 from splitee_device.profiler.drift import DriftMonitor
 from splitee_device.profiler.meter import Meter
 from splitee_device.settings import DeviceSettings
+from splitee_device.training.baseline import alone_accuracy
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import open_trainer
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a device took part in.
+
+    Attributes:
+        spec: the run's settings, as the device has made them its own.
+        cuts: where it was cut in the run, or asked to be.
+        outdated: the release that was in service before this process trained; None: there was none, or this
+            process has trained nothing.
+    """
+
+    spec: RunSpec
+    cuts: frozenset[int]
+    outdated: str | None
+
+    @property
+    def expected(self) -> Expected:
+        """What the device knows of the model it is to get."""
+        return Expected(self.spec.network, self.spec.input_shape, self.cuts)
+
+
 def take_part(session: Session, topics: Topics, directory: StateDirectory, settings: DeviceSettings) -> None:
     """Train and answer in the fleet's run; and in those after it, where the device shall stay."""
+    begun = ""  # the run that this process takes part in
     while True:
         spec = session.await_run()
+        fresh, begun = settings.fresh and spec.run != begun, spec.run
         try:
-            spec, cuts = _train(session, spec, directory, settings)
-            if spec.release or settings.serving.images() is not None:
-                expected = Expected(spec.network, spec.input_shape, cuts)
-                serve(session, settings, topics, directory.path, expected)
+            part = _train(session, spec, directory, replace_fields(settings, fresh=fresh))
+            if part.spec.release or settings.serving.images() is not None:
+                serve(session, settings, topics, directory.path, part.expected, outdated=part.outdated)
+            session.drain_after_training(stay=settings.stay)
             if not settings.stay:
                 return
             session.wait(lambda: False, "the next run")
-        except RunChanged:
-            log.info("the server has opened another run")
+        except RunChanged as change:
+            log.info("%s", change)
         except ConfigError as error:  # the flags are valid: it is the run that does not suit this device
             raise NetworkError(str(error)) from None
 
 
-def _train(
-    session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings
-) -> tuple[RunSpec, frozenset[int]]:
-    """Take part until the run trains no more.
-
-    Returns:
-        What the device made of the run's settings; and the cuts that it was at in the run, or asked for.
-    """
+def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings: DeviceSettings) -> Part:
+    """Take part until the run trains no more."""
+    released = release_in_service(directory.path)
     device = settings.device
     pictures = settings.open_data(spec)
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
@@ -74,6 +95,11 @@ def _train(
         spec = replace(
             spec, codec=auto_codec.choose(spec, chosen.cut, directory.path, trainer_at, fresh=settings.fresh)
         )
+    alone = None
+    if settings.baseline:
+        alone = alone_accuracy(
+            spec, chosen.cut, trainer_at, directory.path, partial(_after_step_alone, session)
+        )
     monitor = DriftMonitor(
         Meter(settings.threads, settings.most_memory),
         rounds=settings.adapt_after,
@@ -89,9 +115,16 @@ def _train(
         monitor,
         chosen.capability,
         lowest_cut=settings.floor,
+        alone_accuracy=alone,
     )
     agent.take_part(pictures)
-    return spec, store.cuts
+    return Part(spec, store.cuts, released if agent.has_trained else None)
+
+
+def _after_step_alone(session: Session, number: int, step: int, steps: int, loss: float) -> None:
+    """Say how far the baseline is, and hear what the fleet says meanwhile."""
+    session.presence.say("starting", number, step, steps, loss)
+    session.drain()
 
 
 def _choose_cut(

@@ -33,6 +33,7 @@ class DeviceSettings:
     fresh: bool
     threads: int
     stay: bool
+    baseline: bool  # to train alone, too, before it joins
     serving: ServingOptions
 
     def __post_init__(self) -> None:

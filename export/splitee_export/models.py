@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from msgspec.structs import replace
 
@@ -47,6 +48,10 @@ NOISE = 64  # pictures of noise that a client network is tried on where there ar
 log = logging.getLogger(__name__)
 
 
+class _Kind(msgspec.Struct):
+    kind: Literal["client", "trunk"]
+
+
 @dataclass(frozen=True)
 class Int8Policy:
     """When the int8 graph goes into service: at an accuracy of the exit at most `max_drop` below fp32's.
@@ -73,8 +78,10 @@ def export_client(
         calibration: when the exit predicts; None: up to the run's threshold.
 
     Raises:
+        ConfigError: `out` holds a server's trunks.
         ModelError: torch cannot export the network, or the graph does not answer as torch does.
     """
+    _check_kind(out, "client")
     spec = state.spec
     graph = client_graph(state.client, state.exit, spec.input_shape)
     run = GraphRunner(graph, CLIENT)
@@ -139,8 +146,9 @@ def export_trunks(state: ServerState, out: Path, clients: Sequence[Path] = ()) -
 
     Raises:
         ModelError: torch cannot export a trunk, or a graph does not answer as torch does.
-        ConfigError: a client is of another run or cut.
+        ConfigError: a client is of another run or cut, or `out` holds a device's model.
     """
+    _check_kind(out, "trunk")
     inputs = dict(_features(state, path) for path in clients)
     devices = _trunk_files(state)
     graphs: dict[str, bytes] = {}
@@ -226,6 +234,17 @@ def _random_features(shape: Sequence[int]) -> Array:
     """Not negative, as behind a ReLU."""
     generator = np.random.default_rng(0)
     return np.abs(generator.standard_normal((RANDOM_FEATURES, *shape), dtype=np.float32))
+
+
+def _check_kind(out: Path, kind: Literal["client", "trunk"]) -> None:
+    """Raises ConfigError: there is a model of the other kind, which would be half overwritten."""
+    try:
+        held = msgspec.json.decode((out / MANIFEST).read_bytes(), type=_Kind).kind
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return
+    if held != kind:
+        whose = "a device's model" if held == "client" else "a server's trunks"
+        raise ConfigError(f"--out {out} holds {whose}: give this model a directory of its own")
 
 
 def _write(out: Path, files: dict[str, bytes], manifest: ClientManifest | TrunkManifest) -> None:

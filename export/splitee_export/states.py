@@ -19,9 +19,12 @@ from splitee.networks.exits import ExitHead
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.networks.zoo import check_factory, first_line
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.history import course, read_history
 from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import answers_digest, unpack_state
 from splitee.training.weights import client_model
+
+LAST, BEST = "last", "best"  # rounds by name
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,24 @@ class ServerState:
         return {name: first.setdefault(id(trunk), name) for name, trunk in sorted(self.trunks.items())}
 
 
-def read_state(path: Path, network: str | None = None) -> DeviceState | ServerState:
-    """The newest whole round in a state directory, which may be a stranger's.
+def read_state(path: Path, network: str | None = None, wanted: str = LAST) -> DeviceState | ServerState:
+    """A whole round in a state directory, which may be a stranger's.
 
     Args:
         network: `module:factory` that may be called, should it be the state's.
+        wanted: LAST, the newest; BEST, of a server's state, the one that its run releases; or a number.
 
     Raises:
         NetworkError: the state's network is another factory.
-        StateError: it is no state directory, one without a round, in use, or of another release.
+        StateError: it is no state directory, one without that round, in use, or of another release.
     """
     facts = _facts(path)
     directory = StateDirectory(path)
     try:
-        number, state = _newest(directory, committed_only=not facts.get("finished", True))
+        rounds = directory.rounds()
+        if not facts.get("finished", True) and len(rounds) > 1:
+            rounds = rounds[1:]  # of a device that was stopped, the last round may lack its commit
+        number, state = _load(directory, _wanted(path, facts, rounds, wanted))
     finally:
         directory.close()
     spec = _spec(path, facts)
@@ -102,10 +109,26 @@ def _facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def _newest(directory: StateDirectory, *, committed_only: bool) -> tuple[int, dict[str, Any]]:
-    """Of a device that was stopped, the last round may lack its commit; the one before has it."""
-    rounds = directory.rounds()
-    for number in rounds[1:] if committed_only and len(rounds) > 1 else rounds:
+def _wanted(path: Path, facts: dict[str, Any], rounds: list[int], wanted: str) -> list[int]:
+    """The rounds of `rounds`, the newest first, that will do. Raises StateError: there are none."""
+    if wanted == LAST:
+        return rounds
+    if wanted == BEST:
+        if "cut" in facts:
+            raise StateError(f"{path}: only a server's state says which round is the best: give a number")
+        best = course(read_history(path), max(rounds, default=0)).best
+        if best is None:
+            raise StateError(f"{path}: no round was evaluated on held-out images: give --round last")
+        wanted = str(best.round)
+    if int(wanted) not in rounds:
+        kept = ", ".join(map(str, sorted(rounds))) or "none"
+        raise StateError(f"{path} does not hold round {wanted}: it keeps {kept}")
+    return [int(wanted)]
+
+
+def _load(directory: StateDirectory, rounds: list[int]) -> tuple[int, dict[str, Any]]:
+    """The first of `rounds` whose file is whole."""
+    for number in rounds:
         data = directory.load_round(number)
         if data is not None:
             return number, unpack_state(data)

@@ -1,10 +1,10 @@
-"""The interval of a share, against values that are known."""
+"""The interval of a share and the test of a difference, against values that are known."""
 
 from __future__ import annotations
 
 import pytest
 
-from splitee.statistics import wilson
+from splitee.statistics import chance_of_as_many, wilson
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,11 @@ def test_the_interval_is_that_of_the_literature(hits: int, count: int, expected:
 def test_more_samples_narrow_the_interval() -> None:
     narrow, wide = wilson(800, 1000), wilson(8, 10)
     assert wide[0] < narrow[0] < 0.8 < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(
+    ("losses", "gains", "chance"),
+    [(0, 0, 1.0), (5, 0, 1 / 32), (6, 0, 1 / 64), (1, 9, 1023 / 1024), (15, 5, 0.0207), (5, 15, 0.9941)],
+)
+def test_the_chance_of_a_difference_is_the_binomials(losses: int, gains: int, chance: float) -> None:
+    assert chance_of_as_many(losses, gains) == pytest.approx(chance, abs=1e-4)

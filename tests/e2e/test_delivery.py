@@ -125,6 +125,29 @@ def test_what_is_not_sound_is_refused_and_the_old_one_stays(
     ClientModel(shelf.current)
 
 
+@pytest.mark.parametrize(("losses", "taken"), [(5, True), (6, False)])
+def test_a_release_is_refused_only_if_it_is_worse_beyond_chance(
+    models: Path, shelf: ModelStore, tmp_path: Path, losses: int, taken: bool
+) -> None:
+    """With a chance below 2.5 %: 5 lost images and none gained are 3.1 %, 6 are 1.6 %."""
+    other = changed(models / "first", tmp_path / "other", lambda weights: -5 * weights)
+    samples = Samples.read(shelf.path)
+    before, after = (
+        ClientModel(model)(samples.held_out)[1].argmax(axis=1) for model in (shelf.current, other)
+    )
+    lost = np.flatnonzero(before != after)[:losses]
+    labels = np.array([min({0, 1, 2} - set(pair)) for pair in zip(before, after, strict=True)])  # nobody's
+    labels[lost] = before[lost]
+    (shelf.path / "samples.npz").write_bytes(Samples(samples.held_out, labels, samples.training).encode())
+    if taken:
+        assert shelf.install(pack_bundle(other), "pi-2") == shelf.release
+        return
+    with pytest.raises(
+        ModelError, match=r"right in 0\.0%, the one in .*: 6 are lost and 0 gained, .* of 0\.016"
+    ):
+        shelf.install(pack_bundle(other), "pi-2")
+
+
 def test_a_model_that_no_longer_loads_is_left_for_the_one_before(models: Path, shelf: ModelStore) -> None:
     shelf.install(pack_bundle(models / "second"), "pi-2")
     (shelf.current / CLIENT).write_bytes(b"torn by a power cut")

@@ -139,7 +139,12 @@ def test_the_trunk_of_each_devices_cut_answers(trained: Trained, serve: Serve, d
 
 
 def test_the_command_asks_where_it_doubts(
-    trained: Trained, serve: Serve, mosquitto_broker: RunningBroker, tmp_path: Path
+    trained: Trained,
+    serve: Serve,
+    device: Devices,
+    mosquitto_broker: RunningBroker,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     serve("command")
     for index in range(6):
@@ -150,7 +155,12 @@ def test_the_command_asks_where_it_doubts(
     threshold = float(np.sort(uncertainties)[2:4].mean())
     flags = ("--json", "--threshold", threshold, "--timeout", 10, "--fleet", "command")
     where = ("--broker", mosquitto_broker.address, "--model", trained.model("pi-1"))
-    done = warm.run("predict", *flags, *where, tmp_path)
+    with device("command", "pi-1") as (running, _):  # the same device, which goes on
+        before = running(trained.data.held_out.images[0])
+        done = warm.run("predict", *flags, *where, tmp_path)
+        after = running(trained.data.held_out.images[0])
+    assert (before.source, after.source) == ("trunk", "trunk")
+    assert "connection lost" not in caplog.text + done.stderr
     assert done.returncode == 0, done.stderr
     sources = [json.loads(line)["source"] for line in done.stdout.splitlines()]
     assert sources == ["exit" if uncertainty <= threshold else "trunk" for uncertainty in uncertainties]

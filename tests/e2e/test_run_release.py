@@ -47,6 +47,10 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         Image.new("RGB", (32, 32), "white").save(folder / "white.png")
         answer = PredictionReport.decode(await_message(watcher, predictions))
         assert (answer.picture, answer.source in ("exit", "local-fallback")) == ("white.png", True)
+        while not (seen := DeviceStatus.decode(await_message(watcher, status))).predicted:
+            pass
+        assert (seen.doing, seen.predicted) == ("serving", 1)
+        assert f"INFO white.png: {answer.label}" in fleet.log("pi-2")
         fleet.processes["pi-2"].terminate()
         assert fleet.wait("pi-2") == [0]
         report = fleet.report()

@@ -19,9 +19,10 @@ from splitee.inference.manifest import CLIENT, CLIENT_INT8, ClientManifest, Trun
 from splitee.inference.trunks import TrunkModels
 from splitee.inference.uncertainty import Array
 from splitee.networks.split import build_network
+from splitee.protocol.fleet import FleetMetrics, Metrics
 from splitee.samples.images import normalize
 from splitee.samples.kept import Samples
-from splitee.training.state import pack_state
+from splitee.training.state import pack_state, unpack_state
 from splitee_export.commands.export import export
 from splitee_export.graphs import ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.models import Int8Policy, export_client, export_trunks
@@ -201,6 +202,27 @@ def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Pa
         (("--state", tmp_path / "torn", *out), StateError, "no state of a device"),
         (("--state", tmp_path / "empty", *out), StateError, "no whole round"),
         (("--state", trained.path / "server", *out, "--int8"), ConfigError, "of a server"),
+        (
+            ("--state", trained.path / "server", *out, "--round", 7),
+            StateError,
+            "does not hold round 7: it keeps 1",
+        ),
+        (("--state", trained.path / "server", *out, "--round", "best"), StateError, "no round was evaluated"),
+        (
+            ("--state", trained.path / "pi-1", *out, "--round", "best"),
+            StateError,
+            "only a server's state says",
+        ),
+        (
+            ("--state", trained.path / "pi-1", "--out", trained.model("server")),
+            ConfigError,
+            "holds a server's trunks",
+        ),
+        (
+            ("--state", trained.path / "server", "--out", trained.model("pi-1")),
+            ConfigError,
+            "holds a device's model",
+        ),
         (("--state", trained.path / "pi-1", *out, "--client", tmp_path), ConfigError, "for a server's"),
         (
             ("--state", trained.path / "pi-1", "--out", trained.path / "pi-1"),
@@ -212,6 +234,26 @@ def test_states_that_cannot_be_exported_are_named(trained: Trained, tmp_path: Pa
         error = _run(*arguments, "--network", NETWORK)
         assert isinstance(error, kind) and words in str(error), (arguments, error)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_round_that_is_exported_can_be_chosen(trained: Trained, tmp_path: Path) -> None:
+    state = tmp_path / "server"
+    shutil.copytree(trained.path / "server", state)
+    directory = StateDirectory(state)
+    data = directory.load_round(1)
+    assert data is not None
+    directory.save_round(2, pack_state({**unpack_state(data), "round": 2}))
+    directory.close()
+    figures = [
+        Metrics(
+            run="r", round=number, rounds=2, seconds=1.0, devices={}, batches_trained=1, duplicates_dropped=0,
+            fleet=FleetMetrics(images=100, adaptive_accuracy=accuracy),
+        )
+        for number, accuracy in ((1, 0.8), (2, 0.5))
+    ]  # fmt: skip
+    (state / "history.jsonl").write_bytes(b"".join(line.encode() + b"\n" for line in figures))
+    rounds = {wanted: read_state(state, NETWORK, wanted).round for wanted in ("last", "best", "1", "2")}
+    assert rounds == {"last": 2, "best": 1, "1": 1, "2": 2}
 
 
 def test_a_state_that_is_in_use_is_left_alone(trained: Trained, tmp_path: Path) -> None:

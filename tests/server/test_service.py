@@ -16,6 +16,8 @@ from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
 from splitee.protocol.rounds import Ack, Assignment, Commit, RoundDone, RoundOpen, Weights
 from splitee.protocol.routes import Route
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.policy import Policy
 
 SKIP = Policy(devices=3, quorum=1, missing="skip", floor=60.0)
@@ -356,3 +358,71 @@ def test_a_run_that_is_over_needs_no_device(tmp_path: Path) -> None:
     again = VirtualFleet(tmp_path, instance=101)
     again.run()
     assert again.phases == [("finished", 2)]
+
+
+def test_a_finished_run_that_is_given_more_rounds_goes_on_and_no_device_takes_it_for_finished(
+    tmp_path: Path,
+) -> None:
+    VirtualFleet(tmp_path, *THREE).run()
+    again = VirtualFleet(tmp_path, *THREE, instance=101, rounds=3)
+    order: list[str] = []
+    hear = again.port.on_sent
+
+    def listen(sent: Sent) -> None:
+        order.append(sent.topic)
+        hear(sent)
+
+    again.port.on_sent = listen
+    report = again.run()
+    assert again.phases == [("gather", 2), ("train", 3), ("evaluate", 3), ("finished", 3)]
+    assert order.index(TOPICS.round) < order.index(TOPICS.run)
+    assert (report["rounds"], report["batches_trained"]) == (3, 27)
+    assert RunSpec.decode(again.port.payloads(TOPICS.run)[0]).rounds == 3
+
+
+def test_rounds_that_bring_nothing_better_end_the_run_and_the_best_commit_is_the_one_to_release(
+    tmp_path: Path,
+) -> None:
+    def begin(instance: int, stop_after: int) -> VirtualFleet:
+        policy = Policy(devices=3, quorum=1, stop_after=stop_after)
+        fleet = VirtualFleet(tmp_path, *THREE, policy=policy, instance=instance, rounds=9)
+        for device in fleet.devices.values():
+            device.good_rounds = frozenset({2})
+        return fleet
+
+    first = begin(100, stop_after=3)
+
+    def stop(opened: RoundOpen) -> None:
+        first.stopped = (opened.phase, opened.round) == ("train", 4)
+
+    first.on_phase = stop
+    with pytest.raises(Stopped):
+        first.run()
+    second = begin(101, stop_after=3)
+    report = second.run()
+    assert (report["rounds"], report["fleet"]["adaptive_accuracy"]) == (5, 0.0)
+    assert report["best"] == {
+        "round": 2, "images": 12, "exit_accuracy": 1.0, "trunk_accuracy": report["best"]["trunk_accuracy"],
+        "adaptive_accuracy": 1.0, "offload_share": 0.0,
+    }  # fmt: skip
+    released, _ = BestRound(second.checkpoints, 3).release(5)
+    assert (released.round, second.checkpoints.answering(), second.checkpoints.newest()) == (2, 2, 5)
+    assert sorted(released.clients) == list(THREE)
+    again = begin(102, stop_after=3)
+    assert again.run()["rounds"] == 5
+    assert again.phases == [("finished", 5)]
+    assert begin(103, stop_after=0).run()["rounds"] == 9
+
+
+def test_of_a_run_that_releases_its_best_round_each_commit_has_the_client_networks(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path, *THREE, rounds=3, release=True, client_averaging="none")
+
+    def stop(opened: RoundOpen) -> None:
+        fleet.stopped = opened.round == 2
+
+    fleet.on_phase = stop
+    with pytest.raises(Stopped):
+        fleet.run()
+    stored = fleet.checkpoints.load()
+    assert stored is not None
+    assert (stored.round, sorted(stored.clients)) == (1, list(THREE))

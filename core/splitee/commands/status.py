@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 
 import click
@@ -99,10 +99,11 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     table.add_column("device", overflow="fold")
     table.add_column("state", no_wrap=True)
     table.add_column("cut")
-    for name in ("round", "step", "loss", "exit", "trunk", "images", "MB sent", "seen ago"):
+    extra = _extra_columns(snapshot.devices)
+    for name in ("round", "step", "loss", "exit", "trunk", "images", "MB sent", "seen ago", *extra):
         table.add_column(name, justify="right")
-    for device in snapshot.devices:
-        table.add_row(*_cells(device, now))
+    for index, device in enumerate(snapshot.devices):
+        table.add_row(*_cells(device, now), *(plain_cell(column[index]) for column in extra.values()))
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
     judged = list(_judged(snapshot))
     return Group(
@@ -125,6 +126,22 @@ def _judged(snapshot: FleetSnapshot) -> Iterator[Text]:
 
 def _facts(of: str, *words: str) -> Text:
     return Text.assemble(plain(of), (f"  {plain('; '.join(filter(None, words)))}", "dim"))
+
+
+def _extra_columns(devices: Sequence[DeviceView]) -> dict[str, list[str]]:
+    """The cells of columns that are shown only where a device has them: a terminal has 80 characters."""
+    columns = {
+        "alone": [percent(device.alone_accuracy, "") for device in devices],
+        "predicted": [_predicted(device) for device in devices],
+    }
+    return {name: cells for name, cells in columns.items() if any(cells)}
+
+
+def _predicted(device: DeviceView) -> str:
+    asked = (
+        f", {device.offloaded / device.predicted:.0%} asked" if device.predicted and device.offloaded else ""
+    )
+    return f"{device.predicted}{asked}" if device.predicted else ""
 
 
 def _run_line(snapshot: FleetSnapshot) -> Text:

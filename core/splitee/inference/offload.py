@@ -38,15 +38,19 @@ class Offload:
         *,
         device: str | None = None,
         timeout: float = 2.0,
+        role: str = "infer",
     ) -> None:
-        """`timeout`: seconds in which one image must have a prediction. `device`: default the manifest's."""
+        """`timeout`: seconds in which one image must have a prediction. `device`: default the manifest's.
+
+        `role`: the end of the client id; of two connections with the same id the broker keeps the later one.
+        """
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
         self._timeout = timeout
         self._gate = Gate(topics, (routes.ANSWER, routes.SERVER_STATUS), device=device)
         self._requests = routes.INFER.topic(topics, device)
         self._responses = routes.ANSWER.topic(topics, device)
-        self._link = Link(options.address, f"splitee-{options.fleet}-{device}-infer", tls=options.tls)
+        self._link = Link(options.address, f"splitee-{options.fleet}-{device}-{role}", tls=options.tls)
         self._link.subscribe(*self._gate.filters)
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE

@@ -14,6 +14,7 @@ from splitee.protocol.fields import (
     Codec,
     Count,
     Doing,
+    Fraction,
     Name,
     NonNegative,
     Positive,
@@ -37,6 +38,8 @@ class DeviceStatus(JsonMessage, frozen=True):
         rejected: malformed messages that this process was sent.
         temperature: of the hottest sensor, in degrees Celsius.
         time: seconds since the epoch, by the device's clock.
+        predicted: images that this process has classified for its owner.
+        offloaded: images of these that it has asked the server about.
     """
 
     state: Literal["online", "offline"]
@@ -51,6 +54,8 @@ class DeviceStatus(JsonMessage, frozen=True):
     rejected: Count = 0
     temperature: float | None = None
     time: float = 0.0
+    predicted: Count = 0
+    offloaded: Count = 0
 
 
 class CutCost(msgspec.Struct, frozen=True):
@@ -117,6 +122,8 @@ class Profile(JsonMessage, frozen=True):
         next_cut: cut that it asks for, after the round under way; 0: it stays.
         capability: measurements of a device that was profiled.
         codec: codec of its features, where the run leaves that to the device.
+        alone_accuracy: accuracy on its held-out images of the exit that it has trained by itself for as many
+            rounds, before it joined.
     """
 
     protocol: Count
@@ -131,6 +138,7 @@ class Profile(JsonMessage, frozen=True):
     next_cut: Count = 0
     capability: Capability | None = None
     codec: Codec | None = None
+    alone_accuracy: Fraction | None = None
 
 
 class ErrorReport(JsonMessage, frozen=True):
@@ -197,6 +205,7 @@ class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
         trunk_loss: mean loss of the trunk over the round.
         weakest_class: class whose recall has the lowest upper end of its 95 % interval.
         released: when the model that was released to the device predicts by itself.
+        alone_accuracy: accuracy of an exit that the device has trained by itself, without the fleet.
     """
 
     cut: Positive
@@ -209,6 +218,7 @@ class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
     trunk_loss: float | None = None
     weakest_class: ClassRecall | None = None
     released: ReleasedThreshold | None = None
+    alone_accuracy: Fraction | None = None
 
 
 class FleetMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):

@@ -49,6 +49,9 @@ class DeviceView:
     held_out_samples: int = 0
     weakest_class: ClassRecall | None = None
     released: ReleasedThreshold | None = None
+    predicted: int = 0  # images that it has classified
+    offloaded: int = 0  # of these, those that it has asked the server about
+    alone_accuracy: float | None = None  # of what it learnt by itself, before it joined
 
     @property
     def done(self) -> float:
@@ -202,4 +205,7 @@ class FleetView:
             held_out_samples=measured.held_out_samples if measured else 0,
             weakest_class=measured.weakest_class if measured else None,
             released=measured.released if measured else None,
+            predicted=status.predicted if status else 0,
+            offloaded=status.offloaded if status else 0,
+            alone_accuracy=profile.alone_accuracy if profile else None,
         )

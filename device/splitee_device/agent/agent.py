@@ -55,6 +55,7 @@ class Agent:
         capability: Capability | None = None,
         *,
         lowest_cut: int = 1,
+        alone_accuracy: float | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """An agent for one run.
@@ -62,6 +63,7 @@ class Agent:
         Args:
             trainer_at: makes the trainer for a cut, with the weights that the run's seed gives.
             lowest_cut: the device is never cut below it, whoever asks.
+            alone_accuracy: of the exit that the device has trained by itself; None: it has trained none.
         """
         self._session = session
         self._heard = session.heard
@@ -71,6 +73,7 @@ class Agent:
         self._monitor = monitor
         self._capability = capability
         self._lowest_cut = lowest_cut
+        self._alone_accuracy = alone_accuracy
         self._clock = clock
         self._set_cut(cut)
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
@@ -96,6 +99,7 @@ class Agent:
                 held_out_samples=len(data.held_out),
                 capability=self._capability,
                 codec=self._spec.codec,
+                alone_accuracy=self._alone_accuracy,
             )
         )
         done: PhaseKey | None = None
@@ -113,6 +117,11 @@ class Agent:
         self._finish()
         self._store.finish(self._spec, self._cut)
         self._say("finished", opened.round)
+
+    @property
+    def has_trained(self) -> bool:
+        """Whether this process has trained a round."""
+        return self._sent.batches > 0
 
     def _next_phase(self, done: PhaseKey | None) -> RoundOpen:
         """Wait for a phase that this device takes part in, or for the end of the run."""

@@ -80,12 +80,15 @@ class Presence:
         *,
         batches: int = 0,
         sent: int = 0,
+        predicted: int = 0,
+        offloaded: int = 0,
     ) -> None:
         """Publish the status, about once a second, and at once when what the device does has changed.
 
         Args:
             number: of the round.
             batches, sent: batches and their bytes that this process has published.
+            predicted, offloaded: images that it has classified, and of these, asked the server about.
         """
         changed = (doing, number) != (self._status.doing, self._status.round)
         self._status = DeviceStatus(
@@ -100,6 +103,8 @@ class Presence:
             bytes=sent,
             rejected=self._rejected(),
             time=time.time(),
+            predicted=predicted,
+            offloaded=offloaded,
         )
         if changed or self._clock() >= self._status_due:
             self.publish_status()

@@ -43,7 +43,16 @@ REMIND_EVERY = 30.0  # seconds between lines that say what is waited for
 
 
 class RunChanged(Unwinding):
-    """The fleet's server has opened another run."""
+    """The fleet's server has opened another run, or goes on with this one to another number of rounds.
+
+    Attributes:
+        goes_on: it is the same run.
+    """
+
+    def __init__(self, before: RunSpec, spec: RunSpec) -> None:
+        self.goes_on = before.run == spec.run
+        rounds = f"the run has {spec.rounds} rounds now, before {before.rounds}"
+        super().__init__(rounds if self.goes_on else "the server has opened another run")
 
 
 class Session:
@@ -164,6 +173,18 @@ class Session:
             if not self.pump(0):
                 return
 
+    def drain_after_training(self, *, stay: bool) -> None:
+        """Handle what has come since the run was over.
+
+        Raises:
+            RunChanged: the run goes on; or there is another one, and the device is to `stay` for it.
+        """
+        try:
+            self.drain()
+        except RunChanged as change:
+            if stay or change.goes_on:
+                raise
+
     def pump(self, timeout: float) -> bool:
         """Handle one event; False when none came within `timeout` seconds.
 
@@ -203,8 +224,8 @@ class Session:
             )
         before = self.heard.spec
         self._hear(spec)
-        if before is not None and before.run != spec.run:
-            raise RunChanged
+        if before is not None and (before.run, before.rounds) != (spec.run, spec.rounds):
+            raise RunChanged(before, spec)
 
     def _on_assignment(self, assignment: Assignment) -> None:
         """Raises MalformedMessage: it is to a cut that this device's owner has not allowed."""

@@ -105,6 +105,11 @@ log = logging.getLogger(__name__)
 )
 @serving_options
 @setting("--stay", is_flag=True, help="Wait for the fleet's next run when one is finished.")
+@setting(
+    "--baseline",
+    is_flag=True,
+    help="Before it joins, train alone for as many rounds, and tell the server that accuracy for comparison.",
+)
 @settings_file
 def device(
     device: str,

@@ -76,7 +76,7 @@ def infer(
     connection.open(link.connect_timeout)
     try:
         service.run(images, stop.is_set)
-        log.info("stopped after %d images", service.predicted)
+        log.info("stopped after %d images", service.tally.predicted)
     finally:
         service.close()
         connection.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,9 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.predictor import OffloadFloors, Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
 from splitee.samples.images import IMAGE_SUFFIXES, Pixels, Shape, UnreadableImage, load_image
+from splitee_device.inference.find_model import find_model
 from splitee_device.inference.options import lowest_threshold, most_offload
+from splitee_device.inference.tally import Tally, class_of
 
 if TYPE_CHECKING:
     from splitee.inference.offload import Offload
@@ -32,7 +34,13 @@ PATH = click.Path(path_type=Path)
 
 @click.command()
 @click.argument("images", nargs=-1, type=PATH)
-@setting("--model", type=PATH, required=True, metavar="DIR", help="What `splitee export` wrote for a device.")
+@setting(
+    "--model",
+    type=PATH,
+    required=True,
+    metavar="DIR",
+    help="What `splitee export` wrote for a device, or a device's state: what is in service there.",
+)
 @setting("--camera", is_flag=True, help="Take one image with this device's camera.")
 @setting("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @setting(
@@ -67,11 +75,14 @@ def predict(
     threads: int | None,
     link: LinkOptions | None,
 ) -> None:
-    """Classify IMAGES: files and folders. With --broker, the server is asked where the exit is unsure."""
+    """Classify IMAGES: files and folders. With --broker, the server is asked where the exit is unsure.
+
+    After several images a summary goes to the standard error; with --json there is none.
+    """
     if not images and not camera:
         raise ConfigError("nothing to classify: name images or folders, or give --camera")
-    files = [file for path in images for file in find_images(path)]
-    loaded = ClientModel(model, threads=threads)
+    found = [(file, path) for path in images for file in find_images(path)]
+    loaded = ClientModel(find_model(model), threads=threads)
     with ExitStack() as stack:
         trunk = None
         if link is not None:
@@ -79,12 +90,21 @@ def predict(
             stack.callback(trunk.close)
         floors = OffloadFloors(lowest_threshold, most_offload)
         predictor = Predictor(loaded, threshold=threshold, trunk=trunk, floors=floors)
-        predicted = 0
-        for name, pixels in _load(files, camera, loaded.manifest.input_shape):
-            _show(name, predictor(pixels), as_json)
-            predicted += 1
-    if not predicted:
-        raise DataError(f"none of the {len(files)} images could be read")
+        channels, height, width = loaded.manifest.input_shape
+        shape, tally = (channels, height, width), Tally()
+        if camera:
+            _show("camera", predictor(_capture(shape)), as_json)
+        for file, root in found:
+            pixels = _load(file, shape, alone=len(found) == 1)
+            if pixels is not None:
+                prediction = predictor(pixels)
+                _show(str(file), prediction, as_json)
+                tally.add(prediction, class_of(file, root, predictor.class_names))
+    if found and not tally.predicted:
+        raise DataError(f"none of the {len(found)} images could be read")
+    if len(found) > 1 and not as_json:
+        for line in tally.lines():
+            echo(line, err=True)
 
 
 def find_images(path: Path) -> list[Path]:
@@ -100,26 +120,28 @@ def find_images(path: Path) -> list[Path]:
 def _open_offload(link: LinkOptions, model: ClientModel, device: str | None, timeout: float) -> Offload:
     from splitee.inference.offload import Offload
 
-    offload = Offload(link, model.manifest, device=device, timeout=timeout)
+    # A running device with this name has connections of its own, which one of the same client id would end.
+    role = f"predict-{os.getpid()}"
+    offload = Offload(link, model.manifest, device=device, timeout=timeout, role=role)
     offload.open()
     return offload
 
 
-def _load(files: list[Path], camera: bool, input_shape: tuple[int, ...]) -> Iterator[tuple[str, Pixels]]:
-    """Decoded images; one that cannot be read is named in the log, and alone it is an error."""
-    channels, height, width = input_shape
-    shape: Shape = (channels, height, width)
-    if camera:
-        from splitee_device.inference.camera import capture_image
+def _capture(input_shape: Shape) -> Pixels:
+    from splitee_device.inference.camera import capture_image
 
-        yield "camera", load_image(capture_image(), shape, name="camera")
-    for file in files:
-        try:
-            yield str(file), load_image(file, shape)
-        except UnreadableImage as error:
-            if len(files) == 1:
-                raise
-            log.warning("skipped: %s", error)
+    return load_image(capture_image(), input_shape, name="camera")
+
+
+def _load(file: Path, input_shape: Shape, *, alone: bool) -> Pixels | None:
+    """The decoded image; one that cannot be read is named in the log, and `alone` it is an error."""
+    try:
+        return load_image(file, input_shape)
+    except UnreadableImage as error:
+        if alone:
+            raise
+        log.warning("skipped: %s", error)
+        return None
 
 
 def _show(name: str, prediction: Prediction, as_json: bool) -> None:

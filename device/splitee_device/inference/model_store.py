@@ -24,11 +24,11 @@ from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_
 from splitee.protocol.encoding import unpack
 from splitee.protocol.inference import ModelOffer
 from splitee.samples.kept import SAMPLES
+from splitee.statistics import chance_of_as_many
 from splitee_device.inference.trial import Tried, try_model
 from splitee_device.inference.trust import Expected, Trust
 
-MAX_DROP = 0.05  # of the exit's accuracy on the stored samples, below the model in service
-
+CHANCE = 0.025  # of a difference as large between equally good models, below which the new one is worse
 
 TRIAL = "trial.json"  # in a release's folder: what its trial has shown
 
@@ -189,15 +189,23 @@ class ModelStore:
             self.trust.pin(read_manifest(self.current, ClientManifest), tried.structure)
 
     def _compare(self, tried: Tried) -> None:
-        """Raises ModelError: it is worse than the model in service, on the images that both were tried on."""
+        """Raises ModelError: it is worse than the model in service, on the images that both were tried on.
+
+        Worse beyond chance: by McNemar's exact test of the images that only one of the two gets right.
+        """
         serves = self._in_service()
         count = min(len(tried.hits), len(serves.hits)) if serves is not None else 0
         if serves is None or not count:
             return
-        found, before = (sum(hits[:count]) / count for hits in (tried.hits, serves.hits))
-        if found < before - MAX_DROP:
+        both = list(zip(serves.hits[:count], tried.hits[:count], strict=True))
+        losses, gains = both.count((True, False)), both.count((False, True))
+        chance = chance_of_as_many(losses, gains)
+        if chance < CHANCE:
+            found, before = (sum(hits[:count]) / count for hits in (tried.hits, serves.hits))
             raise ModelError(
-                f"on this device's own images it is right in {found:.1%}, the one in service in {before:.1%}"
+                f"on {count} of this device's own images it is right in {found:.1%}, the one in service in "
+                f"{before:.1%}: {losses} are lost and {gains} gained, which equally good models show with a "
+                f"chance of {chance:.2g}"
             )
 
     def _target(self, link: str) -> str | None:

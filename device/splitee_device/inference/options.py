@@ -13,7 +13,8 @@ from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.inference.predictor import NO_FLOORS, WINDOW, OffloadFloors
 from splitee.inference.signatures import ReleaseKey
-from splitee_device.inference.service import Camera, Folder, ImageSource
+from splitee_device.inference.folder import Folder
+from splitee_device.inference.service import Camera, ImageSource
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class ServingOptions:
     timeout: float  # seconds
     floors: OffloadFloors = NO_FLOORS
     key: ReleaseKey | None = None  # that releases must be signed by
+    existing: bool = False  # images that lie in the watched folder at the start are classified, too
 
     def images(self) -> ImageSource | None:
         """None: there are none to classify. Raises DataError: there is no such folder."""
         if self.watch is not None:
-            return Folder(self.watch)
+            return Folder(self.watch, existing=self.existing)
         return Camera(self.every) if self.camera else None
 
 
@@ -53,6 +55,11 @@ _OPTIONS = (
         type=click.Path(path_type=Path),
         metavar="FOLDER",
         help="Classify the images that come into it.",
+    ),
+    setting(
+        "--existing",
+        is_flag=True,
+        help="And those that lie in the folder when the watching starts, at each start.",
     ),
     setting("--camera", is_flag=True, help="Classify what this device's camera sees."),
     setting(
@@ -82,6 +89,7 @@ _OPTIONS = (
 
 def _serving(
     watch: Path | None,
+    existing: bool,
     camera: bool,
     every: float,
     timeout: float,
@@ -91,8 +99,11 @@ def _serving(
 ) -> ServingOptions:
     if watch is not None and camera:
         raise ConfigError("give one of --watch FOLDER and --camera, not both")
+    if existing and watch is None:
+        raise ConfigError("--existing is of --watch FOLDER: give both, or none")
     key = ReleaseKey.read(release_key) if release_key is not None else None
-    return ServingOptions(watch, camera, every, timeout, OffloadFloors(lowest_threshold, most_offload), key)
+    floors = OffloadFloors(lowest_threshold, most_offload)
+    return ServingOptions(watch, camera, every, timeout, floors, key, existing)
 
 
 serving_options = option_group("serving", _serving, *_OPTIONS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,18 +12,21 @@ from typing import Protocol
 from splitee.cli.accuracy_words import threshold_in_words
 from splitee.errors import DataError
 from splitee.inference.offload import Offload
-from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Predictor
+from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
-from splitee.samples.images import IMAGE_SUFFIXES, Shape, load_image
+from splitee.samples.images import Shape, load_image
 from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.tally import Tally
 
+LOG_EVERY = 2.0  # seconds between two predictions in the log
 TICK = 0.2  # seconds between two looks at the folder, the clock and the model in service
 
 log = logging.getLogger(__name__)
@@ -33,52 +35,6 @@ log = logging.getLogger(__name__)
 class ImageSource(Protocol):
     def new(self) -> list[tuple[str, Path | bytes]]:
         """What has come since the last call: each image's name, and its file or encoded bytes."""
-
-
-class Folder:
-    """The images that come into a folder; those that are there at the start are not new.
-
-    A file is taken when its size has stayed the same between two looks: it may still be being written. What
-    bears an image's name and is no regular file is never opened.
-
-    Attributes:
-        skipped: those that are there and are no regular files.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Raises DataError: there is no such folder."""
-        if not path.is_dir():
-            raise DataError(f"--watch {path}: there is no such folder")
-        self._path = path
-        self.skipped: set[Path] = set()
-        self._done = set(self._sizes())
-        self._sizes_before: dict[Path, int] = {}
-
-    def new(self) -> list[tuple[str, Path | bytes]]:
-        sizes = self._sizes()
-        self._done &= sizes.keys()  # what is gone may come again under its name
-        fresh = {path: size for path, size in sizes.items() if path not in self._done and size}
-        ready = sorted(path for path, size in fresh.items() if self._sizes_before.get(path) == size)
-        self._sizes_before = fresh
-        self._done.update(ready)
-        return [(path.name, path) for path in ready]
-
-    def _sizes(self) -> dict[Path, int]:
-        found, others = {}, set()
-        for path in self._path.iterdir():
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                try:
-                    status = path.stat()
-                except OSError:  # it is gone again
-                    continue
-                if stat.S_ISREG(status.st_mode):
-                    found[path] = status.st_size
-                else:
-                    others.add(path)
-        for path in sorted(others - self.skipped):
-            log.warning("skipped: %s: expected an image, got no regular file", path.name)
-        self.skipped = others
-        return found
 
 
 class Camera:
@@ -96,7 +52,11 @@ class Camera:
 
 
 class InferenceService:
-    """Predicts with the model in service, publishes, and takes releases; all on the caller's thread."""
+    """Predicts with the model in service, publishes, and takes releases; all on the caller's thread.
+
+    Attributes:
+        tally: of the predictions so far.
+    """
 
     def __init__(
         self,
@@ -131,7 +91,9 @@ class InferenceService:
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
         self._shape: Shape = (3, 1, 1)
-        self.predicted = 0
+        self.tally = Tally()
+        self._log_due = RateLimiter(LOG_EVERY)
+        self._unlogged = 0
 
     def run(self, images: ImageSource, stop: Callable[[], bool]) -> None:
         """Serves until `stop`. Without a model it waits for one to be released."""
@@ -186,7 +148,24 @@ class InferenceService:
             except DataError as error:
                 log.warning("skipped: %s", error)
                 continue
-            prediction = asdict(predictor(pixels))
-            report = PredictionReport(picture=name[:1000], time=time.time(), **prediction)
+            prediction = predictor(pixels)
+            report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
             self._link.publish(self._topic, report.encode())
-            self.predicted += 1
+            self.tally.add(prediction)
+            self._log(name, prediction)
+
+    def _log(self, name: str, prediction: Prediction) -> None:
+        """At most a line in LOG_EVERY seconds, with the number of images that had none."""
+        if not self._log_due.due():
+            self._unlogged += 1
+            return
+        others = f"; {self._unlogged} others since the line before" if self._unlogged else ""
+        self._unlogged = 0
+        log.info(
+            "%s: %s %.1f %%, %s%s",
+            name,
+            prediction.label,
+            100 * prediction.probability,
+            prediction.source,
+            others,
+        )

@@ -75,11 +75,11 @@ class DeviceStore:
     def save(self, spec: RunSpec, cut: int, number: int, trainer: ClientTrainer) -> None:
         """The state after round `number`, durable; it counts once the server commits the round."""
         self._cuts.add(cut)
-        facts = self._directory.facts()
+        facts, mine = self._directory.facts(), self._facts(spec, cut, finished=False)
         if facts is None:
             self._save_samples()
-        if facts is None or facts.get("cut") != cut:
-            self._directory.save_facts(self._facts(spec, cut, finished=False))
+        if facts != mine:  # it has moved, or a run that was finished has been given more rounds
+            self._directory.save_facts(mine)
         self._directory.save_round(number, pack_state(trainer.state()))
 
     def commit(self, number: int) -> None:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import click
 
-from splitee.cli.bounds import number
+from splitee.cli.bounds import number, whole
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
 from splitee.samples.kept import Samples
 from splitee_export.models import Int8Policy, export_client, export_trunks
-from splitee_export.states import DeviceState, read_state
+from splitee_export.states import BEST, LAST, DeviceState, read_state
 
 log = logging.getLogger(__name__)
 
 DIRECTORY = click.Path(path_type=Path)
+
+
+class RoundType(click.ParamType[str]):
+    """last, best, or the number of a round."""
+
+    name = "last|best|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value in (LAST, BEST):
+            return str(value)
+        return str(whole(1).convert(value, param, ctx))
 
 
 @click.command()
@@ -33,6 +45,13 @@ DIRECTORY = click.Path(path_type=Path)
     "--network",
     metavar="MODULE:FACTORY",
     help="Allow this factory, should the state name it: it is code that runs here.",
+)
+@setting(
+    "--round",
+    "wanted",
+    type=RoundType(),
+    default=LAST,
+    help="last; best, of a server's state, as a run releases it; or the number of one that is kept.",
 )
 @setting("--out", type=DIRECTORY, required=True, metavar="DIR", help="Where the model goes.")
 @setting(
@@ -57,16 +76,17 @@ DIRECTORY = click.Path(path_type=Path)
 def export(
     state: Path,
     network: str | None,
+    wanted: str,
     out: Path,
     clients: tuple[Path, ...],
     int8: bool,
     max_int8_drop: float,
     benchmark: bool,
 ) -> None:
-    """Write the last committed round as ONNX: client.onnx of a device, a trunk for each cut of a server."""
+    """Write a committed round as ONNX: client.onnx of a device, a trunk for each cut of a server."""
     if out.resolve() == state.resolve():
         raise ConfigError("--out is the --state directory: give the model a directory of its own")
-    held = read_state(state, network)
+    held = read_state(state, network, wanted)
     if isinstance(held, DeviceState):
         if clients:
             raise ConfigError(f"--client is for a server's state; {state} is of device {held.device}")

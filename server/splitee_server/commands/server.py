@@ -45,7 +45,16 @@ DIRECTORY = click.Path(path_type=Path)
 @run_setting("stem")
 @run_setting("num_classes", default=10)
 @setting("--devices", type=whole(1), default=3, help="Devices that must join before round 1.")
-@run_setting("rounds", default=5)
+@run_setting(
+    "rounds", default=5, help="Rounds that are trained and committed; may be raised when a run is resumed."
+)
+@setting(
+    "--stop-after",
+    type=whole(0),
+    default=0,
+    metavar="ROUNDS",
+    help="That were evaluated without a better accuracy of the fleet, after which the run ends; 0: never.",
+)
 @run_setting("strategy", type=click.Choice(list(STRATEGIES)))
 @strategy_setting("order")
 @run_setting("seed", default=1)
@@ -88,6 +97,7 @@ DIRECTORY = click.Path(path_type=Path)
 def server(
     link: LinkOptions,
     devices: int,
+    stop_after: int,
     state: Path,
     fresh: bool,
     missing: Any,
@@ -133,6 +143,7 @@ def server(
         quarantine_after=quarantine_after,
         readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
         most_images=most_images,
+        stop_after=stop_after,
     )
     certificate = own_certificate(link.tls)
     warn_before_it_ends(certificate)

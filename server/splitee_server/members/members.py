@@ -42,6 +42,7 @@ class Member:
     quarantined: bool = False  # in this run nothing of it is read any more
     totals: Totals = field(default_factory=Totals)
     online: bool = True
+    alone_accuracy: float | None = None  # of what it has trained by itself, where it has said so
 
     def durable(self) -> dict[str, Any]:
         """What is kept in the server's state."""
@@ -128,6 +129,8 @@ class Members:
         member.train_samples, member.held_out_samples = profile.train_samples, profile.held_out_samples
         if profile.cut == member.cut:
             member.next_cut = profile.next_cut if profile.next_cut != member.cut else 0
+        if profile.alone_accuracy is not None:
+            member.alone_accuracy = profile.alone_accuracy
         member.instance, member.online = profile.instance, True
         return member
 

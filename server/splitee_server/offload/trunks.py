@@ -1,4 +1,4 @@
-"""The last committed trunks of a run that is still training, for devices that ask meanwhile."""
+"""The committed trunks of a run that is still training, for devices that ask meanwhile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitee_server.rounds.checkpoints import Checkpoints
 
 
 class CommittedTrunks:
-    """A second set of trunks, read from the last commit when a device first asks after it.
+    """A second set of trunks, read from the last or the released commit when a device first asks after it.
 
     The set in training cannot answer: it is ahead of the client networks that devices have committed.
     """
@@ -21,7 +21,7 @@ class CommittedTrunks:
     def __init__(self, spec: RunSpec, store: Checkpoints) -> None:
         self._spec = spec
         self._store = store
-        self._newest = 0
+        self._number = 0
         self._state: ServerState | None = None
 
     @property
@@ -33,7 +33,7 @@ class CommittedTrunks:
         return self._state.round if self._state else 0
 
     def entry(self, device: str) -> Entry | None:
-        """Where `device` enters the trunk of the last commit; None: it has no part in one."""
+        """Where `device` enters the trunk of that commit; None: it has no part in it."""
         self._follow()
         if self._state is None or device not in self._state.cuts:
             return None
@@ -48,8 +48,8 @@ class CommittedTrunks:
         return logits
 
     def _follow(self) -> None:
-        newest = self._store.newest()
-        committed = self._store.load() if newest != self._newest else None
+        number = self._store.answering()
+        committed = self._store.load(number) if number != self._number else None
         if committed is not None:
-            self._newest = newest
+            self._number = number
             self._state = server_state(self._spec, committed.round, NamedTrunks.read(vars(committed)))

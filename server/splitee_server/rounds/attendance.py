@@ -120,7 +120,8 @@ class Attendance:
             steps_a_round(spec, member.train_samples),
             member.committed,
             member.train_samples,
-            weights=spec.client_averaging != "none" or bool(next_cut) or (spec.release and is_last),
+            # Of a run that releases its best round, any round may be that one.
+            weights=spec.client_averaging != "none" or bool(next_cut) or spec.release,
             next_cut=next_cut,
             soft_labels=soft_labels.round if soft_labels else 0,
         )

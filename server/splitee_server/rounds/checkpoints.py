@@ -15,6 +15,7 @@ from splitee.durable import StateDirectory, unwritable, write_atomically
 from splitee.errors import StateError
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.history import HISTORY, course, read_history
 from splitee.training.state import pack_state, unpack_state
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
 
@@ -44,6 +45,7 @@ class Checkpoints:
 
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
+        self._released = 0
 
     @property
     def path(self) -> Path:
@@ -52,8 +54,10 @@ class Checkpoints:
     def open(self, spec: RunSpec, *, fresh: bool) -> RunSpec:
         """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
 
+        Its rounds are those of `spec`: a run may be given more, or fewer that are not committed yet.
+
         Raises:
-            StateError: the directory holds a run with other settings.
+            StateError: the directory holds a run with other settings, or with more rounds committed.
         """
         facts = None if fresh else self._directory.facts()
         if facts is None:
@@ -69,7 +73,7 @@ class Checkpoints:
         changed = [
             f"{name} {getattr(stored, name)!r} there, {getattr(spec, name)!r} here"
             for name in spec.__struct_fields__
-            if name not in ("run", "class_names") and getattr(stored, name) != getattr(spec, name)
+            if name not in ("run", "class_names", "rounds") and getattr(stored, name) != getattr(spec, name)
         ]
         if changed:
             raise StateError(
@@ -77,20 +81,53 @@ class Checkpoints:
                 "--fresh starts over, another --state keeps it"
             )
         self._mend_history()
-        return stored
+        return self._with_rounds(stored, spec.rounds)
+
+    def _with_rounds(self, stored: RunSpec, rounds: int) -> RunSpec:
+        """The stored run with so many rounds, durably. Raises StateError: more are committed."""
+        if rounds == stored.rounds:
+            return stored
+        committed = self.newest()
+        if rounds < committed:
+            raise StateError(
+                f"--rounds {rounds}: {committed} rounds of run {stored.run} are committed in {self.path}: "
+                f"give at least {committed}, or --fresh starts over"
+            )
+        spec = msgspec.structs.replace(stored, rounds=rounds)
+        self._directory.save_facts(json.loads(spec.encode()))
+        log.info(
+            "run %s has %d rounds now, before %d: from round %d on the learning rate is that of a run of %d",
+            spec.run,
+            rounds,
+            stored.rounds,
+            committed + 1,
+            rounds,
+        )
+        return spec
 
     def save(self, committed: Committed) -> None:
-        """Durable when this returns; only then may the commit be published."""
+        """Durable when this returns; only then may the commit be published. The best round so far is kept."""
         self._directory.save_round(committed.round, pack_state(vars(committed)))
-        self._directory.prune(committed.round)
+        best = course(self.history(), committed.round).best
+        self._directory.prune(committed.round, keep=best.round if best is not None else 0)
 
     def newest(self) -> int:
         """The last committed round; 0 before the first."""
         return next(iter(self._directory.rounds()), 0)
 
-    def load(self) -> Committed | None:
-        """The newest committed round whose file is whole; None before the first."""
+    def release(self, number: int) -> None:
+        """From now on the trunks of round `number` answer the devices, as it is released to them."""
+        self._released = number
+
+    def answering(self) -> int:
+        """The round whose trunks answer the devices' requests: the last one, until one is released."""
+        return self._released or self.newest()
+
+    def load(self, upto: int | None = None) -> Committed | None:
+        """The newest committed round, of those up to `upto`, whose file is whole; None: there is none."""
         for number in self._directory.rounds():
+            if upto is not None and number > upto:
+                continue
             data = self._directory.load_round(number)
             if data is not None:
                 return Committed(**unpack_state(data))
@@ -99,21 +136,14 @@ class Checkpoints:
     def add_metrics(self, metrics: Metrics) -> None:
         """Append to history.jsonl; after a crash a round may stand there twice, its last line counts."""
         try:
-            with (self.path / "history.jsonl").open("ab") as file:
+            with (self.path / HISTORY).open("ab") as file:
                 file.write(metrics.encode() + b"\n")
         except OSError as error:
-            raise unwritable(self.path / "history.jsonl", error) from None
+            raise unwritable(self.path / HISTORY, error) from None
 
     def history(self) -> Iterator[Metrics]:
         """The rounds that were evaluated, as they stand in history.jsonl."""
-        try:
-            with (self.path / "history.jsonl").open("rb") as file:
-                for line in file:
-                    yield msgspec.json.decode(line, type=Metrics)
-        except FileNotFoundError:
-            return
-        except msgspec.MsgspecError as error:
-            log.warning("state: history.jsonl has a line that is torn (%s)", error)
+        return read_history(self.path)
 
     def evaluated(self, number: int) -> Metrics | None:
         """The metrics of round `number`, when it was evaluated."""
@@ -124,7 +154,7 @@ class Checkpoints:
 
     def _mend_history(self) -> None:
         """Drop the half line that a power cut may have left: what follows it could not be read either."""
-        path = self.path / "history.jsonl"
+        path = self.path / HISTORY
         data = path.read_bytes() if path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:

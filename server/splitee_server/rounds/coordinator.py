@@ -23,6 +23,7 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
 from splitee_server.rounds.attendance import Attendance, Release
+from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.class_report import class_report
 from splitee_server.rounds.commits import START_ANEW, Commits
@@ -77,6 +78,7 @@ class Coordinator:
         self._guard = guard
         self._evaluated = evaluated
         self._clock = clock
+        self._best = BestRound(checkpoints, policy.stop_after)
         self._deadline = Deadline(policy, clock)
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
@@ -94,13 +96,17 @@ class Coordinator:
     def phases(self) -> Iterator[Phase]:
         """The phases of the run in their order. Each must be over before the next is asked for."""
         self._resume()
+        if not self._is_over():
+            self._open("gather")  # first: who hears of a run that goes on must not take it for finished
         self._announce.run(self._spec_now())
         yield from self._gather()
         if self._commits.round and self._metrics is None:
             yield from self._evaluate()
-        for number in range(self._commits.round + 1, self._spec.rounds + 1):
-            yield from self._train(number)
+        while not self._is_over():
+            yield from self._train(self._commits.round + 1)
             yield from self._evaluate()
+        if self._commits.round < self._spec.rounds:
+            log.info("no better accuracy in %d rounds: the run ends (--stop-after)", self._policy.stop_after)
         self._checkpoints.write_report(self.report())
         if self._spec.release:
             yield from self._hand_over()
@@ -177,10 +183,17 @@ class Coordinator:
 
     def _gather(self) -> Iterator[Phase]:
         """Wait for the devices that the next round needs; a run that is over needs none."""
-        if self._commits.round >= self._spec.rounds and self._metrics is not None:
+        if self._is_over():
             return
         if self._attendance.missing(self._commits.round):
             yield self._open("gather", is_over=lambda: not self._attendance.missing(self._commits.round))
+
+    def _is_over(self) -> bool:
+        """Whether nothing is left to train or to evaluate."""
+        committed = self._commits.round
+        if committed and self._metrics is None:
+            return False
+        return committed >= self._spec.rounds or self._best.ends_run(committed)
 
     def _train(self, number: int) -> Iterator[Phase]:
         """Open a round, train what comes, commit; once more where no device was left in it."""
@@ -243,14 +256,14 @@ class Coordinator:
             class_report(spec.run, metrics.round, phase.scores, spec.num_classes, spec.class_names)
         )
         self._checkpoints.add_metrics(metrics)
+        self._best.note(metrics, phase.scores)
         self._announce.metrics(metrics)
         self._evaluated(metrics)
         log_metrics(metrics)
 
     def _hand_over(self) -> Iterator[Phase]:
         """Export what was trained, and wait for the devices that are online to take their models."""
-        committed, scores = self._checkpoints.load(), self._phase.scores
-        assert committed is not None
+        committed, scores = self._best.release(self._commits.round)
         phase = self._open("release", is_over=lambda: self._release.is_exported)
         self._release.start(self._spec_now(), committed, scores)
         yield phase
@@ -332,7 +345,12 @@ class Coordinator:
         """The run as report.json holds it, once a round has been evaluated."""
         assert self._metrics is not None
         return run_report(
-            self._spec, self._metrics, list(self._members), self._commits.weights_sha256, self._rejected()
+            self._spec,
+            self._metrics,
+            self._best.metrics(self._commits.round),
+            list(self._members),
+            self._commits.weights_sha256,
+            self._rejected(),
         )
 
     def _spec_now(self) -> RunSpec:

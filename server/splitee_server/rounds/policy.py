@@ -1,4 +1,4 @@
-"""How the server deals with devices that are missing, late or many."""
+"""How the server deals with devices that are missing, late or many, and when it ends a run early."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Policy:
     quarantine_after: int = 20  # messages of a device that are refused; 0: never
     readmit: tuple[str, ...] = ()  # devices that are let back from quarantine
     most_images: int = 10_000_000  # of a device, for training and held out each
+    stop_after: int = 0  # evaluated rounds without a better one, after which the run ends; 0: never
 
     def room(self, window: int, batch_bytes: int, participants: int) -> int:
         """Batches that a device may have unacknowledged: the window, within its share of the memory.

@@ -53,6 +53,7 @@ def round_metrics(
             exit_loss=exit_loss,
             trunk_loss=trunk_loss,
             weakest_class=weakest_class(_recalls(spec, score)),
+            alone_accuracy=member.alone_accuracy,
             **asdict(score.accuracies()),
         )
     return Metrics(
@@ -101,11 +102,13 @@ def log_metrics(metrics: Metrics) -> None:
         log.info("%s: fleet: %s", at, "; ".join(filter(None, words)))
     for device, values in metrics.devices.items():
         if values.trunk_accuracy is not None and values.exit_accuracy is not None:
+            alone = "" if values.alone_accuracy is None else f"alone {100 * values.alone_accuracy:.1f} %, "
             log.info(
-                "%s: %s (cut %d): exit %.1f %%, trunk %.1f %% of %s, trunk loss %s",
+                "%s: %s (cut %d): %sexit %.1f %%, trunk %.1f %% of %s, trunk loss %s",
                 at,
                 device,
                 values.cut,
+                alone,
                 100 * values.exit_accuracy,
                 100 * values.trunk_accuracy,
                 images(values.held_out_samples),
@@ -114,9 +117,18 @@ def log_metrics(metrics: Metrics) -> None:
 
 
 def run_report(
-    spec: RunSpec, metrics: Metrics, members: list[Member], weights_sha256: str, rejected: int
+    spec: RunSpec,
+    metrics: Metrics,
+    best: Metrics | None,
+    members: list[Member],
+    weights_sha256: str,
+    rejected: int,
 ) -> dict[str, Any]:
-    """The run as report.json holds it; accuracies are fractions, times seconds."""
+    """The run as report.json holds it; accuracies are fractions, times seconds.
+
+    Args:
+        metrics: of the last round. `best`: of the best one; None: no image was held out.
+    """
     return {
         "run": spec.run,
         "network": spec.network,
@@ -134,13 +146,18 @@ def run_report(
         "duplicates_dropped": metrics.duplicates_dropped,
         "bytes_published": sum(member.totals.bytes for member in members),
         "rejected": rejected,
-        "fleet": {"images": metrics.fleet.images} | _accuracies(metrics.fleet, metrics.fleet.images),
+        "fleet": _fleet(metrics),
+        "best": None if best is None else {"round": best.round, **_fleet(best)},
         "devices": [_device(spec, member.device, metrics.devices[member.device]) for member in members],
     }
 
 
+def _fleet(metrics: Metrics) -> dict[str, Any]:
+    return {"images": metrics.fleet.images} | _accuracies(metrics.fleet, metrics.fleet.images)
+
+
 def _device(spec: RunSpec, device: str, values: DeviceMetrics) -> dict[str, Any]:
-    names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "bytes")
+    names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "bytes", "alone_accuracy")
     threshold = values.released or ReleasedThreshold(
         threshold=spec.threshold, expected_offload=values.offload_share
     )

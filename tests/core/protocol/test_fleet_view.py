@@ -207,6 +207,20 @@ def test_what_the_profiler_recommends_is_shown() -> None:
     ) in printed(view)
 
 
+def test_what_a_device_has_predicted_and_what_it_is_alone_are_shown() -> None:
+    serving = replace(STATUS, doing="serving", predicted=1234, offloaded=308)
+    alone = replace(PROFILE, alone_accuracy=0.612)
+    view = view_of(
+        {
+            **RETAINED,
+            TOPICS.device("pi-1", "status"): serving,
+            TOPICS.device("pi-1", "profile"): alone,
+        }
+    )
+    assert "1234, 25% asked" in printed(view)
+    assert "61.2" in printed(view)
+
+
 def printed(view: FleetView) -> str:
     console = Console(width=250, file=io.StringIO())
     console.print(render(view.snapshot(), NOW))

@@ -12,6 +12,7 @@ from splitee.cli.signals import Stopped
 from splitee.errors import ExitCode, IdInUse, Rejected, Stalled, VersionMismatch
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile
+from splitee.protocol.run_spec import RunSpec
 from splitee_device.agent.session import RunChanged
 
 
@@ -48,14 +49,17 @@ def test_a_twin_that_started_later_ends_this_process(make: Callable[..., Device]
         device.run()
 
 
+@pytest.mark.parametrize("changed", [replace(SPEC, run="run-b"), replace(SPEC, rounds=99)])
 @pytest.mark.parametrize("doing", ["waiting", "training", "evaluating"])
-def test_another_run_ends_this_one(make: Callable[..., Device], doing: str) -> None:
+def test_another_run_or_other_rounds_end_this_one(
+    make: Callable[..., Device], doing: str, changed: RunSpec
+) -> None:
     device = make()
-    when(device, doing, lambda: device.server.send(routes.RUN, replace(SPEC, run="run-b")))
+    when(device, doing, lambda: device.server.send(routes.RUN, changed))
     device.server.open_run()
-    with pytest.raises(RunChanged):
+    with pytest.raises(RunChanged, match=r"another run|99 rounds now, before \d"):
         device.run()
-    assert device.session.await_run().run == "run-b"
+    assert device.session.await_run() == changed
 
 
 def test_the_same_run_said_again_changes_nothing(make: Callable[..., Device]) -> None:

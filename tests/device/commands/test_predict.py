@@ -133,6 +133,30 @@ def test_an_unreadable_picture_is_skipped_among_others_and_an_error_alone(
     assert alone.returncode == ExitCode.DATA and "expected an image" in alone.stderr
 
 
+def test_a_folder_of_classes_is_summed_up_and_the_model_in_service_is_found(
+    trained: Trained, tmp_path: Path
+) -> None:
+    state, pictures, names = tmp_path / "state", trained.data.held_out, trained.data.class_names
+    (state / "models").mkdir(parents=True)
+    (state / "models" / "current").symlink_to(trained.model("pi-2"))
+    plain = [index for index, label in enumerate(pictures.labels) if "/" not in names[label]]
+    for index in plain[:6]:
+        folder = tmp_path / "images" / names[pictures.labels[index]]
+        folder.mkdir(parents=True, exist_ok=True)
+        save(pictures.images[index], folder / f"{index}.png")
+    done = predict("--model", state, tmp_path / "images")
+    assert done.returncode == 0, done.stderr
+    labels = {
+        line.partition(": ")[0]: line.partition(": ")[2].split(" ")[0] for line in done.stdout.splitlines()
+    }
+    assert len(labels) == 6
+    right = sum(Path(name).parent.name.startswith(label) for name, label in labels.items())
+    assert "6 images: " in done.stderr
+    assert f"right, where the folder is a class: {right} of 6" in done.stderr
+    quiet = predict("--model", state / "models", tmp_path / "images", "--json")
+    assert len(answers(quiet)) == 6 and "6 images" not in quiet.stderr
+
+
 def test_what_there_is_nothing_to_classify_in_is_named(trained: Trained, tmp_path: Path) -> None:
     model = ("--model", trained.model("pi-2"))
     for arguments, code, words in (

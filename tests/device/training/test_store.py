@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
@@ -142,6 +143,20 @@ def test_the_state_of_another_run_is_refused_with_both_named(
     store.open(OTHER, CUT, fresh=True)
     assert not files(directory)
     assert directory.facts() is None
+
+
+def test_a_finished_run_that_goes_on_is_unfinished_again(directory: StateDirectory, data: DeviceData) -> None:
+    store, trainer = DeviceStore(directory, "pi-1", data), new_trainer(data)
+    train(trainer, store, 1)
+    store.finish(SPEC, CUT)
+    longer = replace(SPEC, rounds=ROUNDS + 1)
+    store.open(longer, CUT, fresh=False)
+    store.save(longer, CUT, 2, trainer)
+    facts = directory.facts()
+    assert facts is not None
+    assert (facts["finished"], facts["spec"]["rounds"]) == (False, ROUNDS + 1)
+    with pytest.raises(StateError, match=r"holds run run-a .* unfinished"):
+        store.open(OTHER, CUT, fresh=False)
 
 
 def test_a_finished_run_makes_room_for_the_next(directory: StateDirectory, data: DeviceData) -> None:

@@ -13,8 +13,9 @@ from msgspec.structs import replace
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
-from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.history import course
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
 SPEC = RunSpec(protocol=1, run="run-a", network="resnet18", num_classes=10, rounds=5, seed=1)
@@ -35,7 +36,8 @@ def committed(number: int) -> Committed:
     )
 
 
-def metrics(number: int, seconds: float = 1.0) -> Metrics:
+def metrics(number: int, seconds: float = 1.0, *, right: int | None = None) -> Metrics:
+    """`right`: of 100 held-out images; None: there are none."""
     device = DeviceMetrics(cut=2, stage="layer1.0", train_samples=10, trunk_accuracy=0.5)
     return Metrics(
         run="run-a",
@@ -45,6 +47,7 @@ def metrics(number: int, seconds: float = 1.0) -> Metrics:
         devices={"pi-1": device},
         batches_trained=number,
         duplicates_dropped=0,
+        fleet=FleetMetrics() if right is None else FleetMetrics(images=100, adaptive_accuracy=right / 100),
     )
 
 
@@ -97,17 +100,61 @@ def test_a_run_is_taken_up_where_its_settings_are_the_same(store: Checkpoints) -
 def test_other_settings_are_refused_with_both_named_and_fresh_starts_over(store: Checkpoints) -> None:
     store.open(SPEC, fresh=False)
     store.save(committed(1))
-    other = replace(SPEC, run="run-b", network="resnet34", rounds=9)
+    other = replace(SPEC, run="run-b", network="resnet34", batch_size=9)
     with pytest.raises(StateError) as refusal:
         store.open(other, fresh=False)
     words = str(refusal.value)
     assert "holds run run-a with other settings" in words
-    assert "network 'resnet18' there, 'resnet34' here; rounds 5 there, 9 here" in words
+    assert "network 'resnet18' there, 'resnet34' here; batch_size 32 there, 9 here" in words
     assert "--fresh starts over" in words
     assert store.newest() == 1
     assert store.open(other, fresh=True) == other
     assert store.newest() == 0
     assert store.open(other, fresh=False) == other
+
+
+def test_a_run_may_be_given_more_rounds_for_good_but_not_fewer_than_are_committed(store: Checkpoints) -> None:
+    store.open(SPEC, fresh=False)
+    for number in (1, 2, 3):
+        store.save(committed(number))
+    assert store.open(replace(SPEC, run="run-b", rounds=8), fresh=False) == replace(SPEC, rounds=8)
+    assert store.open(replace(SPEC, rounds=8), fresh=False) == replace(SPEC, rounds=8)
+    assert store.open(replace(SPEC, rounds=3), fresh=False) == replace(SPEC, rounds=3)
+    with pytest.raises(StateError, match=r"--rounds 2: 3 rounds of run run-a are committed .* at least 3"):
+        store.open(replace(SPEC, rounds=2), fresh=False)
+
+
+def test_the_best_round_is_kept_beside_the_newest_two(store: Checkpoints) -> None:
+    for number, right in enumerate((30, 80, 60, 60, 78, 50, 50), start=1):
+        store.save(committed(number))
+        store.add_metrics(metrics(number, right=right))
+    kept = [int(file.stem.partition("-")[2]) for file in sorted(store.path.glob("round-*"))]
+    assert kept == [5, 6, 7]
+    best = course(store.history(), 7)
+    assert best.best is not None
+    assert (best.best.round, best.without_better) == (5, 5)
+    found = store.load(5)
+    assert found is not None
+    assert found.round == 5
+
+
+@pytest.mark.parametrize(
+    ("right", "best", "without_better"),
+    [
+        ((50, 60, 60), 3, 1),  # ties: the later
+        ((50, 80, 77), 3, 1),  # within one standard error, 4 points here
+        ((50, 80, 74), 2, 1),
+        ((80, 77, 90, 70), 3, 1),
+        ((None, None), None, 0),
+        ((80, None, 40, 40), 1, 2),  # a round without held-out images does not count
+    ],
+)
+def test_the_best_round_is_the_latest_that_chance_does_not_tell_from_the_highest(
+    right: tuple[int | None, ...], best: int | None, without_better: int
+) -> None:
+    history = [metrics(number, right=hits) for number, hits in enumerate(right, start=1)]
+    found = course([*history, metrics(len(right) + 1, right=100)], len(right))  # the last is not committed
+    assert (found.best.round if found.best else None, found.without_better) == (best, without_better)
 
 
 def test_facts_of_another_release_are_refused(store: Checkpoints) -> None:

@@ -1,0 +1,68 @@
+"""The evaluated rounds of a run, as its server's state keeps them, and which of them is the best."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from splitee.protocol.fleet import Metrics
+from splitee.statistics import wilson
+
+HISTORY = "history.jsonl"  # in a server's state: a line for each evaluated round
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Course:
+    """How the fleet's accuracy went over the rounds.
+
+    Attributes:
+        best: figures of the best round; None: no round was evaluated on any image.
+        without_better: evaluated rounds since the one with the highest accuracy.
+    """
+
+    best: Metrics | None = None
+    without_better: int = 0
+
+
+def read_history(directory: Path) -> Iterator[Metrics]:
+    """The evaluated rounds in a server's state, as they were written; a torn line ends them."""
+    try:
+        with (directory / HISTORY).open("rb") as file:
+            for line in file:
+                yield msgspec.json.decode(line, type=Metrics)
+    except FileNotFoundError:
+        return
+    except msgspec.MsgspecError as error:
+        log.warning("state: %s has a line that is torn (%s)", HISTORY, error)
+
+
+def course(history: Iterable[Metrics], committed: int) -> Course:
+    """How rounds 1..`committed` went, by the adaptive accuracy over all held-out images of the fleet.
+
+    The best round is the latest whose accuracy is within one standard error of the highest one (Breiman et
+    al., Classification and Regression Trees, 1984): on few images the highest is a matter of chance, and
+    later rounds have learnt longer. The error is that of Wilson's interval.
+
+    Args:
+        history: figures of rounds in any number; of a round that was evaluated twice, the last ones count.
+    """
+    rounds = {metrics.round: metrics for metrics in history if metrics.round <= committed}
+    best, highest, least, without_better = None, -1.0, 0.0, 0
+    for _, metrics in sorted(rounds.items()):
+        images, accuracy = metrics.fleet.images, metrics.fleet.adaptive_accuracy
+        if accuracy is None:
+            continue
+        if accuracy > highest:
+            highest, without_better = accuracy, 0
+            least, _ = wilson(round(accuracy * images), images, z=1.0)
+        else:
+            without_better += 1
+        if accuracy >= least:
+            best = metrics
+    return Course(best, without_better)

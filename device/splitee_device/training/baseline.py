@@ -1,0 +1,76 @@
+"""What a device learns by itself: its client network and exit, on its own images, without the fleet."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from splitee.durable import write_atomically
+from splitee.protocol.fields import Fraction
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.training.trainer import ClientTrainer
+
+BASELINE = "baseline.json"  # in a device's state
+
+log = logging.getLogger(__name__)
+
+
+class _Baseline(msgspec.Struct, frozen=True):
+    run: str
+    rounds: int
+    cut: int
+    accuracy: Fraction
+
+
+def alone_accuracy(
+    spec: RunSpec,
+    cut: int,
+    trainer_at: Callable[[int], ClientTrainer],
+    state: Path,
+    on_step: Callable[[int, int, int, float], None],
+) -> float | None:
+    """The accuracy, on the held-out images, of the exit that the device trains for all rounds by itself.
+
+    With the run's seeds and settings, from the weights that the run begins with. It is kept in the device's
+    state, and trained again only for another run, or another number of rounds.
+
+    Args:
+        on_step: called after each step with the round, the step, the steps of the round, and the mean loss.
+
+    Returns:
+        None: no images are held out.
+    """
+    kept = _read(state / BASELINE)
+    if kept is not None and (kept.run, kept.rounds) == (spec.run, spec.rounds):
+        return kept.accuracy
+    trainer = trainer_at(cut)
+    if not trainer.held_out:
+        return None
+    log.info("baseline: training alone for %d rounds, before joining", spec.rounds)
+    for number in range(1, spec.rounds + 1):
+        for step, _ in enumerate(trainer.round(number), start=1):
+            on_step(number, step, trainer.steps, trainer.loss)
+    batches = list(trainer.evaluate())
+    right = sum(int(np.sum(batch.exit_labels == batch.labels)) for batch in batches)
+    found = _Baseline(spec.run, spec.rounds, cut, right / sum(len(batch.labels) for batch in batches))
+    write_atomically(state / BASELINE, json.dumps(msgspec.to_builtins(found)).encode())
+    log.info("baseline: alone, the exit is right in %.1f %% of the held-out images", 100 * found.accuracy)
+    del trainer, batches
+    gc.collect()  # a small device has no room for two networks
+    return found.accuracy
+
+
+def _read(path: Path) -> _Baseline | None:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Baseline)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        log.warning("state: %s is unreadable (%s); the baseline is trained again", path, error)
+        return None

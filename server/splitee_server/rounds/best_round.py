@@ -1,0 +1,64 @@
+"""Which committed round is released, and whether a run ends before its last round."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from splitee.protocol.fleet import Metrics
+from splitee.training.history import course
+from splitee_server.rounds.checkpoints import Checkpoints, Committed
+from splitee_server.rounds.evaluation import Score
+
+log = logging.getLogger(__name__)
+
+
+class BestRound:
+    """The best of the evaluated rounds, as `splitee.training.history.course` chooses it."""
+
+    def __init__(self, checkpoints: Checkpoints, stop_after: int) -> None:
+        """`stop_after`: evaluated rounds without a better one, after which the run ends; 0: never."""
+        self._checkpoints = checkpoints
+        self._stop_after = stop_after
+        self._scored = 0  # the best round that this process evaluated
+        self._scores: Mapping[str, Score] = {}
+
+    def note(self, metrics: Metrics, scores: Mapping[str, Score]) -> None:
+        """A round has been evaluated, and its `metrics` are in the history."""
+        best = self.metrics(metrics.round)
+        if best is not None and best.round == metrics.round:
+            self._scored, self._scores = metrics.round, scores
+
+    def metrics(self, committed: int) -> Metrics | None:
+        """Figures of the best of the rounds 1..`committed`; None: no image was held out."""
+        return course(self._checkpoints.history(), committed).best
+
+    def ends_run(self, committed: int) -> bool:
+        """Whether the run is over after round `committed`, as too many rounds brought nothing better."""
+        found = course(self._checkpoints.history(), committed)
+        return 0 < self._stop_after <= found.without_better
+
+    def release(self, committed: int) -> tuple[Committed, Mapping[str, Score]]:
+        """The commit that is released, and its scores by device where this process evaluated it.
+
+        From now on the devices' requests are answered with its trunks. Where no round was evaluated, or the
+        file of the best one is lost, it is the last commit.
+        """
+        best = self.metrics(committed)
+        chosen = self._checkpoints.load(committed if best is None else best.round)
+        if best is not None and (chosen is None or chosen.round != best.round):
+            log.warning("round %d was the best, and its file is lost: the last round is released", best.round)
+            chosen = self._checkpoints.load(committed)
+        assert chosen is not None
+        if best is not None and chosen.round != committed:
+            log.info("round %d of %d is the best, and is released: %s", best.round, committed, in_words(best))
+        self._checkpoints.release(chosen.round)
+        return chosen, self._scores if self._scored == chosen.round else {}
+
+
+def in_words(metrics: Metrics) -> str:
+    """The fleet's accuracy in a round, and on how many images."""
+    accuracy = metrics.fleet.adaptive_accuracy
+    if accuracy is None:
+        return "not evaluated"
+    return f"{100 * accuracy:.1f} % of {metrics.fleet.images} held-out images are right"

@@ -1,0 +1,48 @@
+"""What many predictions come to, and what class a folder says that its images are of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from splitee.inference.predictor import Prediction, Source
+from splitee_device.inference.tally import Tally, class_of
+
+
+def prediction(label: str, source: Source = "exit") -> Prediction:
+    return Prediction(label, 0.9, 0.1, source, 1.0)
+
+
+def test_classes_the_share_that_was_offloaded_and_the_accuracy_are_counted() -> None:
+    tally = Tally()
+    tally.add(prediction("cat"), "cat")
+    tally.add(prediction("cat", "trunk"), "dog")
+    tally.add(prediction("dog", "local-fallback"), "dog")
+    tally.add(prediction("cat"))
+    assert list(tally.lines()) == [
+        "4 images: cat 3, dog 1",
+        "offloaded: 2 (50.0%), 1 of them without a response in time",
+        "right, where the folder is a class: 2 of 3 (66.7%; 95 % interval 20.8% to 93.9%)",
+    ]
+
+
+def test_what_is_not_known_is_not_said() -> None:
+    tally = Tally()
+    tally.add(prediction("cat"))
+    assert list(tally.lines()) == ["1 images: cat 1"]
+
+
+@pytest.mark.parametrize(
+    ("file", "root", "expected"),
+    [
+        ("test/cat/1.jpg", "test", "cat"),
+        ("test/cat/1.jpg", "test/cat", "cat"),
+        ("test/cat/night/1.jpg", "test", "cat"),
+        ("cat/dog/1.jpg", "cat", "dog"),
+        ("test/1.jpg", "test", None),
+        ("cat/1.jpg", "cat/1.jpg", None),  # one that was named by itself
+    ],
+)
+def test_the_innermost_folder_that_is_a_class_counts(file: str, root: str, expected: str | None) -> None:
+    assert class_of(Path(file), Path(root), ("cat", "dog")) == expected
