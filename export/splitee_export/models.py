@@ -33,8 +33,9 @@ from splitee.inference.manifest import (
 )
 from splitee.inference.uncertainty import Array
 from splitee.protocol.codecs import AUTO, DEFAULT
-from splitee.samples.images import Pixels, normalize
-from splitee.samples.kept import SAMPLES, Samples
+from splitee.samples.fitting import Pixels, Region
+from splitee.samples.images import normalize
+from splitee.samples.kept import SAMPLES, Samples, keep_region
 from splitee_export.graphs import OPSET, ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.parity import check_parity
 from splitee_export.quantize import accuracy, time_both, to_int8
@@ -62,6 +63,7 @@ def export_client(
     samples: Samples | None,
     out: Path,
     *,
+    region: Region | None = None,
     int8: Int8Policy | None = None,
     calibration: Sequence[Point] = (),
     threshold: float | None = None,
@@ -70,6 +72,7 @@ def export_client(
 
     Args:
         samples: of the device's pictures; None where there are none, then the graph is tried on noise.
+        region: of each picture that the device sees; None: all of it.
         threshold: that the exit answers up to; None: the run's. `calibration`: the curve it was chosen from.
 
     Raises:
@@ -103,6 +106,7 @@ def export_client(
         feature_shape=state.network.stages[state.cut - 1].feature_shape,
         mean=spec.mean,
         std=spec.std,
+        fit=spec.fit,
         codec=DEFAULT if spec.codec == AUTO else spec.codec,
         measure="entropy",
         threshold=spec.threshold if threshold is None else threshold,
@@ -114,7 +118,8 @@ def export_client(
         quantization=quantization,
         versions=_versions(),
     )
-    _write(out, graphs if samples is None else {**graphs, SAMPLES: samples.encode()}, manifest)
+    files = graphs if samples is None else {**graphs, SAMPLES: samples.encode()}
+    _write(out, files, manifest, region)
     return manifest
 
 
@@ -221,7 +226,12 @@ def _random_features(shape: Sequence[int]) -> Array:
     return np.abs(generator.standard_normal((RANDOM_FEATURES, *shape), dtype=np.float32))
 
 
-def _write(out: Path, files: dict[str, bytes], manifest: ClientManifest | TrunkManifest) -> None:
+def _write(
+    out: Path,
+    files: dict[str, bytes],
+    manifest: ClientManifest | TrunkManifest,
+    region: Region | None = None,
+) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
@@ -229,6 +239,7 @@ def _write(out: Path, files: dict[str, bytes], manifest: ClientManifest | TrunkM
         raise StateError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
     for name, data in files.items():
         write_atomically(out / name, data)
+    keep_region(out, region)
     write_manifest(out, manifest)
 
 

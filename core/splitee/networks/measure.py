@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitee.errors import NetworkError
 from splitee.networks.layout import channel_axes
-from splitee.networks.zoo import by, first_line, smallest_input
+from splitee.networks.zoo import first_line, smallest_input
+from splitee.samples.fitting import by
 
 BATCH = 5  # unlike any size that a network is likely to have by itself, so the batch axis shows
 

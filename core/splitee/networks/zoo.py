@@ -16,6 +16,7 @@ from torch import nn
 from torchvision import models
 
 from splitee.errors import NetworkError, Terminated
+from splitee.samples.fitting import by
 
 STEMS = ("imagenet", "small")
 
@@ -189,11 +190,6 @@ def _shrink_stem(name: str, network: nn.Module) -> None:
     network.conv1 = nn.Conv2d(3, old.out_channels, 3, padding=1, bias=False, device=old.weight.device)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
-
-
-def by(sizes: tuple[int, ...]) -> str:
-    """A shape as people write it: `3x32x32`."""
-    return "x".join(map(str, sizes))
 
 
 def first_line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.input_options import region_setting
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.plain_text import echo, echo_json
 from splitee.cli.settings import setting, settings_file
@@ -19,7 +20,9 @@ from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
 from splitee.inference.predictor import OffloadFloors, Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
-from splitee.samples.images import IMAGE_SUFFIXES, Pixels, Shape, UnreadableImage, load_image
+from splitee.samples.fitting import Pixels, Preparation, Region
+from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, load_image
+from splitee.samples.kept import kept_region
 from splitee_device.inference.options import lowest_threshold, most_offload
 
 if TYPE_CHECKING:
@@ -34,6 +37,10 @@ PATH = click.Path(path_type=Path)
 @click.argument("images", nargs=-1, type=PATH)
 @setting("--model", type=PATH, required=True, metavar="DIR", help="What `splitee export` wrote for a device.")
 @setting("--camera", is_flag=True, help="Take one image with this device's camera.")
+@region_setting(
+    help="The part of each picture, in its pixels, that the network sees.  [default: as it was trained]",
+    show_default=False,
+)
 @setting("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @setting(
     "--threshold",
@@ -58,6 +65,7 @@ def predict(
     images: tuple[Path, ...],
     model: Path,
     camera: bool,
+    region: Region | None,
     as_json: bool,
     threshold: float | None,
     timeout: float,
@@ -72,6 +80,7 @@ def predict(
         raise ConfigError("nothing to classify: name images or folders, or give --camera")
     files = [file for path in images for file in find_images(path)]
     loaded = ClientModel(model, threads=threads)
+    preparation = loaded.manifest.preparation(region or kept_region(model))
     with ExitStack() as stack:
         trunk = None
         if link is not None:
@@ -80,7 +89,7 @@ def predict(
         floors = OffloadFloors(lowest_threshold, most_offload)
         predictor = Predictor(loaded, threshold=threshold, trunk=trunk, floors=floors)
         predicted = 0
-        for name, pixels in _load(files, camera, loaded.manifest.input_shape):
+        for name, pixels in _load(files, camera, preparation):
             _show(name, predictor(pixels), as_json)
             predicted += 1
     if not predicted:
@@ -105,17 +114,15 @@ def _open_offload(link: LinkOptions, model: ClientModel, device: str | None, tim
     return offload
 
 
-def _load(files: list[Path], camera: bool, input_shape: tuple[int, ...]) -> Iterator[tuple[str, Pixels]]:
+def _load(files: list[Path], camera: bool, preparation: Preparation) -> Iterator[tuple[str, Pixels]]:
     """Decoded images; one that cannot be read is named in the log, and alone it is an error."""
-    channels, height, width = input_shape
-    shape: Shape = (channels, height, width)
     if camera:
         from splitee_device.inference.camera import capture_image
 
-        yield "camera", load_image(capture_image(), shape, name="camera")
+        yield "camera", load_image(capture_image(), preparation, name="camera")
     for file in files:
         try:
-            yield str(file), load_image(file, shape)
+            yield str(file), load_image(file, preparation)
         except UnreadableImage as error:
             if len(files) == 1:
                 raise

@@ -19,7 +19,8 @@ from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
-from splitee.samples.images import IMAGE_SUFFIXES, Shape, load_image
+from splitee.samples.fitting import Preparation, Region
+from splitee.samples.images import IMAGE_SUFFIXES, load_image
 from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
@@ -109,12 +110,14 @@ class InferenceService:
         timeout: float = 2.0,
         floors: OffloadFloors = NO_FLOORS,
         key: ReleaseKey | None = None,
+        region: Region | None = None,
         threads: int | None = None,
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
         Args:
             key: that releases must be signed by; None: by none.
+            region: of the images that the model sees; None: all of them.
         """
         self._link = link
         self._options = options
@@ -129,7 +132,8 @@ class InferenceService:
         self._release: str | None = None
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
-        self._shape: Shape = (3, 1, 1)
+        self._region = region
+        self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.predicted = 0
 
     def run(self, images: ImageSource, stop: Callable[[], bool]) -> None:
@@ -165,8 +169,7 @@ class InferenceService:
         self._predictor = Predictor(
             model, threshold=self._threshold, trunk=self._offload, floors=self._floors
         )
-        channels, height, width = model.manifest.input_shape
-        self._shape = (channels, height, width)
+        self._preparation = model.manifest.preparation(self._region)
         log.info("in service: round %d of run %s", model.manifest.round, model.manifest.run)
 
     def _classify(self, images: ImageSource, predictor: Predictor) -> None:
@@ -177,7 +180,7 @@ class InferenceService:
             return
         for name, source in new:
             try:
-                pixels = load_image(source, self._shape, name=name)
+                pixels = load_image(source, self._preparation, name=name)
             except DataError as error:
                 log.warning("skipped: %s", error)
                 continue

@@ -19,7 +19,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 PAGE = Path(__file__).parents[3] / "docs" / "profile.md"
 SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "20")
-TINY = ("--network", "tiny_networks:tiny", *SETTINGS)
+TINY = ("--network", "tiny_networks:tiny", "--input", "3x32x32", *SETTINGS)
 
 pytestmark = pytest.mark.slow
 

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from splitee.errors import ConfigError, DataError
+from splitee.samples.fitting import Preparation
 from splitee.samples.images import load_image, normalize
 from splitee_device.data.batches import batch
 from splitee_device.data.images import DeviceData, ImageSet, Shard, open_data
@@ -112,7 +113,7 @@ def test_training_and_inference_see_the_same_pixels(tmp_path: Path) -> None:
             pixels = generator.integers(0, 256, (50, 70, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.jpg")
     data = open_data(str(tmp_path), input_shape=(3, 32, 32))
-    loaded = {load_image(path, (3, 32, 32)).tobytes() for path in tmp_path.glob("*/*.jpg")}
+    loaded = {load_image(path, Preparation((3, 32, 32))).tobytes() for path in tmp_path.glob("*/*.jpg")}
     assert {image.tobytes() for image in [*data.train.images, *data.held_out.images]} == loaded
 
 
