@@ -13,6 +13,8 @@ from splitee.mqtt.link import Link
 from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
+from splitee.samples.fitting import Region
+from splitee.samples.kept import kept_region
 from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_lab.local.brokers import RunningBroker
 
@@ -37,7 +39,7 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
     )
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*signed, devices=2, release=True)
-        fleet.device("pi-1", 1, *pinned, shard="1/2")
+        fleet.device("pi-1", 1, *pinned, "--region", "2,2,24,24", shard="1/2")
         fleet.device("pi-2", 3, *pinned, "--watch", str(folder), shard="2/2")
         assert fleet.wait("server", "pi-1") == [0, 0]
         while DeviceStatus.decode(await_message(watcher, status)).doing != "serving":
@@ -50,6 +52,8 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         run = fleet.report()["run"]
     watcher.close()
     trunks = TrunkModels(tmp_path / "server" / "models" / "trunks")
+    regions = [kept_region(tmp_path / device / "models" / "current") for device in ("pi-1", "pi-2")]
+    assert regions == [Region(2, 2, 24, 24), None]
     for device, cut in (("pi-1", 1), ("pi-2", 3)):
         manifest = read_manifest(tmp_path / device / "models" / "current", ClientManifest)
         assert (manifest.run, manifest.round, manifest.device, manifest.cut) == (run, 2, device, cut)

@@ -17,6 +17,8 @@ from splitee.samples.fitting import by
 
 BATCH = 5  # unlike any size that a network is likely to have by itself, so the batch axis shows
 
+LARGEST = 512  # pixels a side, up to which a smallest input is looked for
+
 
 @dataclass(frozen=True)
 class Value:
@@ -44,7 +46,7 @@ def measure(
         with torch.enable_grad():
             run.run(torch.empty(BATCH, *input_shape, device="meta"))
     except Exception as error:  # whatever an operation raises on shapes that it cannot take
-        least = smallest_input(name)
+        least = smallest_input(name) or _smallest_square(run.module, input_shape)
         hint = f"; its smallest input is {least}" if least else ""
         raise NetworkError(f"{name} does not run on {by(input_shape)}: {first_line(error)}{hint}") from error
     axes = channel_axes(run.values, network)
@@ -53,6 +55,33 @@ def measure(
         for node, value in run.values.items()
     }
     return values, {node: flops // 2 // BATCH for node, flops in run.flops.items()}
+
+
+def _smallest_square(network: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    """The least height and width, alike, that a network on the meta device runs on, found by halving.
+
+    None: the input is no image, or the network runs on none up to LARGEST.
+    """
+    if len(input_shape) != 3:
+        return None
+    fails, runs = 0, LARGEST
+    if not _runs_on(network, (input_shape[0], runs, runs)):
+        return None
+    while runs - fails > 1:
+        middle = (fails + runs) // 2
+        if _runs_on(network, (input_shape[0], middle, middle)):
+            runs = middle
+        else:
+            fails = middle
+    return by((runs, runs))
+
+
+def _runs_on(network: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    try:
+        network(torch.empty(BATCH, *input_shape, device="meta"))
+    except Exception:  # as above
+        return False
+    return True
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

@@ -167,12 +167,21 @@ def _options(name: str, height: int, width: int) -> dict[str, Any]:
     if name.startswith("vit_"):
         if height != width:
             raise NetworkError(f"{name} takes square images, not {height}x{width}")
+        _check_sides(name, height, width, int(name.rpartition("_")[2]))  # its patches
         return {"image_size": height}
     if name.startswith("maxvit"):
+        _check_sides(name, height, width, 32 * 7)  # its windows, after it has halved the sides five times
         return {"input_size": (height, width)}
     if name in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}
     return {}
+
+
+def _check_sides(name: str, height: int, width: int, multiple: int) -> None:
+    if height % multiple or width % multiple:
+        raise NetworkError(
+            f"{name} takes images whose sides are multiples of {multiple} pixels, not {height}x{width}"
+        )
 
 
 def smallest_input(name: str) -> str | None:

@@ -128,8 +128,8 @@ def from_array(array: Pixels, make: Callable[[Image.Image], T]) -> T:
 
 def upright_size(image: Image.Image) -> Size:
     """Width and height as people see it, by its header alone."""
-    # A PNG would be decoded in search of its orientation, which it hardly ever has.
-    turned = image.format != "PNG" and image.getexif().get(ORIENTATION, 1) in TURNED
+    # A TIFF's size is that already; a PNG, which hardly ever has an orientation, would be decoded for it.
+    turned = image.format not in {"TIFF", "PNG"} and image.getexif().get(ORIENTATION, 1) in TURNED
     return (image.height, image.width) if turned else image.size
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 from splitee.errors import DataError
 from splitee.samples.fitting import Preparation, from_array
-from splitee.samples.images import UnreadableImage, load_image, normalize
+from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, load_image, normalize
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -223,11 +223,23 @@ def test_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
         from_array(array, Preparation((3, 8, 8)))
 
 
-def test_network_with_other_channels_is_refused() -> None:
-    with pytest.raises(DataError, match=r"1 channel .* or 3"):
-        Preparation((2, 4, 4))
-
-
 def test_pictures_need_no_torch() -> None:
     check = "import sys, splitee.samples.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    assert ".avif" in IMAGE_SUFFIXES
+    path = tmp_path / "image.avif"
+    path.write_bytes(encoded(Image.new("RGB", (16, 16), (200, 200, 200)), "AVIF"))
+    assert np.abs(load_image(path, Preparation((3, 8, 8))).astype(int) - 200).max() <= 2
+
+
+@pytest.mark.skipif(".heic" in IMAGE_SUFFIXES, reason="pillow-heif is installed")
+@pytest.mark.parametrize(("major", "brand"), [(b"heic", b"mif1"), (b"mif1", b"heic")])
+def test_heic_is_named_where_nothing_reads_it(major: bytes, brand: bytes) -> None:
+    heic = struct.pack(">I4s4sI4s4s", 24, b"ftyp", major, 0, b"mif1", brand) + bytes(40)
+    with pytest.raises(UnreadableImage, match="got HEIC, which is read where pillow-heif is installed"):
+        load_image(heic, Preparation((3, 8, 8)))
