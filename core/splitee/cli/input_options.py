@@ -11,9 +11,10 @@ import click
 from splitee.cli.bounds import OutOfBounds, given
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
+from splitee.protocol.fields import LARGEST_SIDE
 from splitee.samples.fitting import PHOTOGRAPHS, Region, Shape, by
 
-SMALLEST_SIDE, LARGEST_SIDE = 8, 512  # pixels
+SMALLEST_SIDE = 8  # pixels
 
 
 class InputType(click.ParamType[Shape]):

@@ -13,11 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from splitee.errors import NetworkError
 from splitee.networks.layout import channel_axes
 from splitee.networks.zoo import first_line, smallest_input
+from splitee.protocol.fields import LARGEST_SIDE
 from splitee.samples.fitting import by
 
 BATCH = 5  # unlike any size that a network is likely to have by itself, so the batch axis shows
-
-LARGEST = 512  # pixels a side, up to which a smallest input is looked for
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,11 @@ def measure(
 def _smallest_square(network: nn.Module, input_shape: tuple[int, ...]) -> str | None:
     """The least height and width, alike, that a network on the meta device runs on, found by halving.
 
-    None: the input is no image, or the network runs on none up to LARGEST.
+    None: the input is no image, or the network runs on none up to LARGEST_SIDE.
     """
     if len(input_shape) != 3:
         return None
-    fails, runs = 0, LARGEST
+    fails, runs = 0, LARGEST_SIDE
     if not _runs_on(network, (input_shape[0], runs, runs)):
         return None
     while runs - fails > 1:

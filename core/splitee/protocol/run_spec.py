@@ -26,6 +26,7 @@ from splitee.protocol.fields import (
     Order,
     Positive,
     RunCodec,
+    Side,
     Text,
     Weighting,
 )
@@ -39,9 +40,6 @@ def _setting(help_text: str, *, costs: bool = False, flag: str = "", **bounds: A
         flag: by which people set it; "": the field's name.
     """
     return Meta(extra={"help": help_text, "costs": costs, "flag": flag}, **bounds)
-
-
-Side = Annotated[int, Meta(ge=1, le=512)]  # pixels
 
 
 class RunSpec(JsonMessage, frozen=True, kw_only=True):

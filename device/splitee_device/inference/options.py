@@ -80,7 +80,11 @@ _OPTIONS = (
         metavar="FILE",
         help="Take only releases that this key has signed: the release.pub of the device's bundle.",
     ),
-    region_setting(help="The part of each picture, in its pixels, that the network sees."),
+    region_setting(
+        help="The part of each picture, in its pixels, that the network sees.  [default: all of it; "
+        "in infer: as it was trained]",
+        show_default=False,
+    ),
 )
 
 

@@ -269,6 +269,9 @@ def test_the_region_of_the_training_is_cut_out_unless_another_is_given(
     for path, kept in ((whole, pixels), (part, pixels[10:50, 30:70]), (other, pixels[:20, :20])):
         Image.fromarray(kept).save(path)
     expected = probabilities(capsys, "--model", model, part, other)
+    older = json.loads((model / MANIFEST).read_bytes())
+    assert older.pop("fit") == "crop"  # which an older manifest does not say
+    (model / MANIFEST).write_text(json.dumps(older))
     (tmp_path / "store" / "releases").mkdir(parents=True)
     released = Path(shutil.copytree(model, tmp_path / "store" / "releases" / "one"))
     (tmp_path / "store" / "current").symlink_to(Path("releases") / "one")
