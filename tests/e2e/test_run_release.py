@@ -38,7 +38,7 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         ("--release-key", str(tmp_path / RELEASE_KEY)),
     )
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(*signed, devices=2, release=True)
+        fleet.server(*signed, "--fit", "pad", devices=2, release=True)
         fleet.device("pi-1", 1, *pinned, "--region", "2,2,24,24", shard="1/2")
         fleet.device("pi-2", 3, *pinned, "--watch", str(folder), shard="2/2")
         assert fleet.wait("server", "pi-1") == [0, 0]
@@ -57,6 +57,7 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
     for device, cut in (("pi-1", 1), ("pi-2", 3)):
         manifest = read_manifest(tmp_path / device / "models" / "current", ClientManifest)
         assert (manifest.run, manifest.round, manifest.device, manifest.cut) == (run, 2, device, cut)
+        assert manifest.fit == "pad"
         assert manifest.calibration[0].offload_share > 0.9  # of the server's evaluation
         entry = trunks.entry(device)
         assert entry is not None
