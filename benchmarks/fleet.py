@@ -39,7 +39,8 @@ class Settings:
     samples: int
 
     def server(self, strategy: str) -> list[str]:
-        run = ("--network", "resnet18", "--rounds", str(self.rounds), "--strategy", strategy)
+        network = ("--network", "resnet18", "--input", "3x32x32")
+        run = (*network, "--rounds", str(self.rounds), "--strategy", strategy)
         return [*run, "--devices", str(len(CUTS)), "--seed", "1", "--batch-size", "16"]
 
     def devices(self) -> dict[str, list[str]]:

@@ -105,7 +105,7 @@ def profile(prefix: list[str], network: str, broker: str, *flags: str) -> dict[s
     """What the command says."""
     command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", network, "--broker", broker]
     done = subprocess.run(
-        [*prefix, *command, "--steps", str(STEPS), "--samples", "64", *flags],
+        [*prefix, *command, "--input", "3x32x32", "--steps", str(STEPS), "--samples", "64", *flags],
         stdout=subprocess.PIPE,
         check=False,
     )

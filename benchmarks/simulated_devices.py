@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from splitee.samples.images import Shape
+from splitee.samples.fitting import Shape
 from splitee_device.data.images import Shard, open_data
 from splitee_lab.methods.simulation import SimulatedDevice
 

@@ -10,7 +10,7 @@ from splitee.errors import ModelError
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.mqtt.link import Link
 from splitee.protocol.topics import Topics
-from splitee.samples.kept import SAMPLES
+from splitee.samples.kept import SAMPLES, keep_region
 from splitee_device.agent.session import Session
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.service import InferenceService
@@ -58,6 +58,7 @@ def serve(
     models = ModelStore(state / MODELS, expected)
     if (state / SAMPLES).exists():
         write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())
+    keep_region(models.path, settings.serving.region)
     connection = Link(link.address, f"splitee-{link.fleet}-{session.device}-service", tls=link.tls)
     service = InferenceService(
         connection,
@@ -68,6 +69,7 @@ def serve(
         timeout=settings.serving.timeout,
         floors=settings.serving.floors,
         key=settings.serving.key,
+        region=settings.serving.region,
         threads=settings.threads,
     )
 

@@ -78,7 +78,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
     device = settings.device
     pictures = settings.open_data(spec)
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
-    store = DeviceStore(directory, device, pictures)
+    store = DeviceStore(directory, device, pictures, settings.serving.region)
     chosen = _choose_cut(session, spec, directory, settings, len(pictures.train))
     store.open(spec, chosen.cut, fresh=settings.fresh)
     log.info(

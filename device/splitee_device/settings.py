@@ -56,6 +56,8 @@ class DeviceSettings:
         return open_data(
             self.data,
             input_shape=spec.input_shape,
+            fit=spec.fit,
+            region=self.serving.region,
             shard=self.shard,
             holdout=self.holdout,
             seed=spec.seed,

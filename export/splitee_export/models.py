@@ -34,8 +34,9 @@ from splitee.inference.manifest import (
 from splitee.inference.uncertainty import Array
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.codecs import AUTO, DEFAULT
-from splitee.samples.images import Pixels, normalize
-from splitee.samples.kept import SAMPLES, Samples
+from splitee.samples.fitting import Pixels, Region
+from splitee.samples.images import normalize
+from splitee.samples.kept import SAMPLES, Samples, keep_region
 from splitee_export.calibration import Calibration
 from splitee_export.graphs import OPSET, ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
 from splitee_export.parity import check_parity
@@ -68,6 +69,7 @@ def export_client(
     samples: Samples | None,
     out: Path,
     *,
+    region: Region | None = None,
     int8: Int8Policy | None = None,
     calibration: Calibration | None = None,
 ) -> ClientManifest:
@@ -75,6 +77,7 @@ def export_client(
 
     Args:
         samples: of the device's pictures; None where there are none, then the graph is tried on noise.
+        region: of each picture that the device sees; None: all of it.
         calibration: when the exit predicts; None: up to the run's threshold.
 
     Raises:
@@ -110,6 +113,7 @@ def export_client(
         feature_shape=state.network.stages[state.cut - 1].feature_shape,
         mean=spec.mean,
         std=spec.std,
+        fit=spec.fit,
         codec=DEFAULT if spec.codec == AUTO else spec.codec,
         measure="entropy",
         **_threshold(calibration or Calibration(ReleasedThreshold(threshold=spec.threshold))),
@@ -120,7 +124,8 @@ def export_client(
         quantization=quantization,
         versions=_versions(),
     )
-    _write(out, graphs if samples is None else {**graphs, SAMPLES: samples.encode()}, manifest)
+    files = graphs if samples is None else {**graphs, SAMPLES: samples.encode()}
+    _write(out, files, manifest, region)
     return manifest
 
 
@@ -247,7 +252,12 @@ def _check_kind(out: Path, kind: Literal["client", "trunk"]) -> None:
         raise ConfigError(f"--out {out} holds {whose}: give this model a directory of its own")
 
 
-def _write(out: Path, files: dict[str, bytes], manifest: ClientManifest | TrunkManifest) -> None:
+def _write(
+    out: Path,
+    files: dict[str, bytes],
+    manifest: ClientManifest | TrunkManifest,
+    region: Region | None = None,
+) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)
@@ -255,6 +265,7 @@ def _write(out: Path, files: dict[str, bytes], manifest: ClientManifest | TrunkM
         raise StateError(f"cannot write to {out}: {error.strerror}; choose another --out") from None
     for name, data in files.items():
         write_atomically(out / name, data)
+    keep_region(out, region)
     write_manifest(out, manifest)
 
 

@@ -59,7 +59,8 @@ class Fleet:
         """`program`: what runs as the `splitee` command."""
         alone = ("--client-averaging", "none")  # unless `flags` say otherwise
         flags = (*alone, *flags, *(() if release else ("--no-release",)))
-        arguments = ("--network", "tiny_networks:tiny", "--devices", str(devices), "--rounds", str(rounds))
+        network = ("--network", "tiny_networks:tiny", "--input", "3x32x32")
+        arguments = (*network, "--devices", str(devices), "--rounds", str(rounds))
         state = ("--state", str(self.directory / name), "--threads", "1")
         self.start(name, "server", *self.link, *arguments, *state, *flags, program=program)
 

@@ -14,6 +14,8 @@ from splitee.mqtt.link import Link
 from splitee.protocol.fleet import DeviceStatus, Metrics
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
+from splitee.samples.fitting import Region
+from splitee.samples.kept import kept_region
 from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_lab.local.brokers import RunningBroker
 
@@ -38,8 +40,8 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         ("--release-key", str(tmp_path / RELEASE_KEY)),
     )
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(*signed, devices=2, release=True)
-        fleet.device("pi-1", 1, *pinned, shard="1/2")
+        fleet.server(*signed, "--fit", "pad", devices=2, release=True)
+        fleet.device("pi-1", 1, *pinned, "--region", "2,2,24,24", shard="1/2")
         fleet.device("pi-2", 3, *pinned, "--watch", str(folder), shard="2/2")
         assert fleet.wait("server", "pi-1") == [0, 0]
         while DeviceStatus.decode(await_message(watcher, status)).doing != "serving":
@@ -58,6 +60,8 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
     metrics = Metrics.decode(await_message(watcher, topics.metrics))  # retained: the last that was said
     watcher.close()
     trunks = TrunkModels(tmp_path / "server" / "models" / "trunks")
+    regions = [kept_region(tmp_path / device / "models" / "current") for device in ("pi-1", "pi-2")]
+    assert regions == [Region(2, 2, 24, 24), None]
     for device, cut in (("pi-1", 1), ("pi-2", 3)):
         manifest = read_manifest(tmp_path / device / "models" / "current", ClientManifest)
         assert (manifest.run, manifest.round) == (report["run"], 2)
@@ -67,6 +71,7 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         assert (reported["threshold"], reported["threshold_images"]) == (manifest.threshold, 0)
         assert reported["expected_offload"] == manifest.expected_offload is not None
         assert metrics.devices[device].released == manifest.released
+        assert manifest.fit == "pad"
         assert manifest.calibration[0].offload_share > 0.9  # of the server's evaluation
         entry = trunks.entry(device)
         assert entry is not None

@@ -32,7 +32,7 @@ def state(path: Path, facts: dict[str, object] | None = None) -> Iterator[StateD
 def server(path: Path) -> tuple[str, ...]:
     """A server's flags with a broker that is not there: what is wrong with the state is said before."""
     nowhere = f"mqtt://127.0.0.1:{free_port()}"
-    network = ("--network", "tiny_networks:tiny")
+    network = ("--network", "tiny_networks:tiny", "--input", "3x32x32")
     return "server", *network, "--state", str(path), "--broker", nowhere, "--connect-timeout", "1"
 
 

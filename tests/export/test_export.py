@@ -20,8 +20,9 @@ from splitee.inference.trunks import TrunkModels
 from splitee.inference.uncertainty import Array
 from splitee.networks.split import build_network
 from splitee.protocol.fleet import FleetMetrics, Metrics
+from splitee.samples.fitting import Region
 from splitee.samples.images import normalize
-from splitee.samples.kept import Samples
+from splitee.samples.kept import Samples, keep_region, kept_region
 from splitee.training.state import pack_state, unpack_state
 from splitee_export.commands.export import export
 from splitee_export.graphs import ClientGraph, GraphRunner, client_graph, run_torch, trunk_graph
@@ -164,8 +165,11 @@ def _run(*arguments: object) -> SpliteeError | str:
 
 def test_the_command_says_what_it_wrote(trained: Trained, tmp_path: Path) -> None:
     trusted = ("--network", NETWORK)
-    said = _run("--state", trained.path / "pi-1", "--out", tmp_path / "client", "--int8", *trusted)
+    state = Path(shutil.copytree(trained.path / "pi-1", tmp_path / "state"))
+    keep_region(state, Region(1, 2, 30, 20))
+    said = _run("--state", state, "--out", tmp_path / "client", "--int8", *trusted)
     assert isinstance(said, str) and "cut 1" in said and "int8" in said
+    assert kept_region(tmp_path / "client") == Region(1, 2, 30, 20)
     said = _run(
         "--state",
         trained.path / "server",

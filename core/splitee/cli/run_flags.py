@@ -13,11 +13,13 @@ import msgspec
 from msgspec import inspect
 
 from splitee.cli.bounds import Number
+from splitee.cli.input_options import InputType
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.codecs import AUTO, CODECS
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
+from splitee.samples.fitting import by
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class RunSetting:
 
     Attributes:
         kind: what a flag takes; None: any text.
+        flag: by which it is set.
         costs: it changes what a device's training step takes.
     """
 
@@ -34,10 +37,7 @@ class RunSetting:
     default: Any
     help: str
     costs: bool
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
+    flag: str
 
 
 @cache
@@ -51,7 +51,8 @@ def declared() -> dict[str, RunSetting]:
         if extra is not None and "help" in extra:
             default = None if field.default is msgspec.NODEFAULT else field.default
             kind = _kind(field.name, field.type)
-            found[field.name] = RunSetting(field.name, kind, default, extra["help"], extra["costs"])
+            flag = extra["flag"] or "--" + field.name.replace("_", "-")
+            found[field.name] = RunSetting(field.name, kind, default, extra["help"], extra["costs"], flag)
     return found
 
 
@@ -63,8 +64,11 @@ def run_setting(name: str, *flags: str, **attributes: Any) -> Callable[[Any], An
     elif found.kind is not None:
         attributes.setdefault("type", found.kind)
     attributes.setdefault("default", found.default)
+    if isinstance(found.kind, InputType):
+        attributes["default"] = by(attributes["default"])  # as it is written, for the help
+        attributes.setdefault("metavar", found.kind.name)
     attributes.setdefault("help", found.help)
-    return setting(*(flags or (found.flag,)), **attributes)
+    return setting(*(flags or (found.flag, name)), **attributes)
 
 
 def run_settings(*names: str) -> Callable[[Any], Any]:
@@ -94,6 +98,8 @@ def build_run_spec(**settings: Any) -> RunSpec:
 def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:
     if name == "codec":
         return click.Choice([*CODECS, AUTO])
+    if name == "input_shape":
+        return InputType()
     hint = get_type_hints(RunSpec)[name]
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))

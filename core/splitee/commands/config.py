@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from splitee.cli.input_options import InputType
 from splitee.cli.plain_text import echo, plain, without_password
 from splitee.errors import ConfigError
+from splitee.samples.fitting import by
 
 _SOURCES = {
     ParameterSource.COMMANDLINE: "flag",
@@ -57,10 +60,14 @@ def settings(
         for parameter in asked.params:
             if not isinstance(parameter, click.Option) or parameter.name not in context.params:
                 continue
-            value = context.params[parameter.name]
+            value = _written(context.params[parameter.name], parameter.type)
             source = context.get_parameter_source(parameter.name)
             required = next(p.required for p in command.params if p.name == parameter.name)
-            yield max(parameter.opts, key=len), _shown(value, required), _origin(parameter, source)
+            yield (
+                max(parameter.opts, key=len),
+                _shown(value, required),
+                _origin(parameter, source),
+            )
 
 
 def _optional(parameter: click.Parameter) -> click.Parameter:
@@ -68,6 +75,11 @@ def _optional(parameter: click.Parameter) -> click.Parameter:
     parameter = copy.copy(parameter)
     parameter.required = False
     return parameter
+
+
+def _written(value: object, kind: click.ParamType[Any]) -> object:
+    """The value as a flag takes it."""
+    return by(value) if isinstance(kind, InputType) and isinstance(value, tuple) else value
 
 
 def _shown(value: object, required: bool) -> str:

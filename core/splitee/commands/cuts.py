@@ -12,23 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from splitee.cli.bounds import whole
+from splitee.cli.input_options import InputType
 from splitee.cli.plain_text import echo, echo_json, plain_cell
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import NetworkError
 from splitee.networks.split import SplitNetwork, build_network
-from splitee.networks.zoo import STEMS, by, classifiers
+from splitee.networks.zoo import STEMS, classifiers
+from splitee.samples.fitting import PHOTOGRAPHS, Shape, by
 
-ONE_INPUT = (3, 32, 32)
 ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
-
-
-def _shape(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    sizes = value.lower().split("x")
-    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        raise click.BadParameter(f"expected sizes such as 3x32x32, got {value!r}")
-    return tuple(map(int, sizes))
 
 
 @click.command()
@@ -38,10 +30,11 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str | No
 @setting("--num-classes", type=whole(2), default=10, help="Outputs of the classifier.")
 @setting(
     "--input",
-    metavar="CxHxW",
-    callback=_shape,
-    show_default="3x32x32, with --all 3x224x224",
-    help="Shape of a sample.",
+    "input_shape",
+    type=InputType(),
+    metavar=InputType.name,
+    show_default=f"{by(PHOTOGRAPHS)}, with --all {by(ALL_INPUT)}",
+    help="Channels, height and width of the images that the network sees.",
 )
 @click.option("--all", "every", is_flag=True, help="One line for each of torchvision's classifiers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -49,7 +42,7 @@ def cuts(
     network: str | None,
     stem: str,
     num_classes: int,
-    input: tuple[int, ...] | None,
+    input_shape: Shape | None,
     every: bool,
     as_json: bool,
 ) -> None:
@@ -62,12 +55,11 @@ def cuts(
     if every == (network is not None):
         raise click.UsageError("give the name of a NETWORK, or --all")
     if network is None:
-        _print_all(stem, num_classes, input or ALL_INPUT, as_json)
+        _print_all(stem, num_classes, input_shape or ALL_INPUT, as_json)
         return
     # On the meta device a network has a description but no weights.
-    split = build_network(
-        network, num_classes=num_classes, input_shape=input or ONE_INPUT, stem=stem, device="meta"
-    )
+    shape = input_shape or PHOTOGRAPHS
+    split = build_network(network, num_classes=num_classes, input_shape=shape, stem=stem, device="meta")
     if as_json:
         echo_json({**_summary(split), "stem": stem, "cuts": list(_rows(split))})
     else:

@@ -9,7 +9,8 @@ from typing import Any
 from splitee.errors import ModelError
 from splitee.inference.manifest import ClientManifest, read_graph, read_manifest
 from splitee.inference.uncertainty import Array, uncertainty
-from splitee.samples.images import Pixels, normalize
+from splitee.samples.fitting import Pixels
+from splitee.samples.images import normalize
 
 FEATURES, LOGITS = "features", "logits"
 

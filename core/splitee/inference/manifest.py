@@ -17,7 +17,8 @@ from msgspec import Meta
 from splitee.durable import write_atomically
 from splitee.errors import ModelError
 from splitee.protocol.accuracies import ReleasedThreshold
-from splitee.protocol.fields import Count, Digest, Fraction, Name, Positive, Text
+from splitee.protocol.fields import Count, Digest, Fit, Fraction, Name, Positive, Text
+from splitee.samples.fitting import Preparation, Region
 
 MANIFEST = "manifest.json"
 CLIENT = "client.onnx"
@@ -75,6 +76,7 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     feature_shape: Shape  # of one sample
     mean: Annotated[tuple[float, ...], Meta(min_length=1, max_length=4)]  # of pixels in 0..1
     std: Annotated[tuple[Annotated[float, Meta(gt=0)], ...], Meta(min_length=1, max_length=4)]
+    fit: Fit = "crop"  # how an image is brought to input_shape
     codec: Text  # of features that are sent to the server
     measure: Measure  # of the exit's uncertainty
     threshold: Fraction  # uncertainty at or below which the exit's prediction is taken
@@ -94,6 +96,11 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
         return ReleasedThreshold(
             threshold=self.threshold, images=self.threshold_images, expected_offload=self.expected_offload
         )
+
+    def preparation(self, region: Region | None) -> Preparation:
+        """What is made of an image before it is normalised. `region`: of the image, None: all of it."""
+        channels, height, width = self.input_shape
+        return Preparation((channels, height, width), self.fit, region)
 
 
 class TrunkGraph(msgspec.Struct, frozen=True, kw_only=True):

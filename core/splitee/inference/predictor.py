@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from splitee.inference.graphs import ClientModel
 from splitee.inference.uncertainty import Array, softmax
-from splitee.samples.images import Pixels
+from splitee.samples.fitting import Pixels
 
 Source = Literal["exit", "trunk", "local-fallback"]
 WINDOW = 100  # images in a row, for the share of them that the trunk is asked about

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splitee.errors import NetworkError
 from splitee.networks.layout import channel_axes
-from splitee.networks.zoo import by, first_line, smallest_input
+from splitee.networks.zoo import first_line, smallest_input
+from splitee.protocol.fields import LARGEST_SIDE
+from splitee.samples.fitting import by
 
 BATCH = 5  # unlike any size that a network is likely to have by itself, so the batch axis shows
 
@@ -43,7 +45,7 @@ def measure(
         with torch.enable_grad():
             run.run(torch.empty(BATCH, *input_shape, device="meta"))
     except Exception as error:  # whatever an operation raises on shapes that it cannot take
-        least = smallest_input(name)
+        least = smallest_input(name) or _smallest_square(run.module, input_shape)
         hint = f"; its smallest input is {least}" if least else ""
         raise NetworkError(f"{name} does not run on {by(input_shape)}: {first_line(error)}{hint}") from error
     axes = channel_axes(run.values, network)
@@ -52,6 +54,33 @@ def measure(
         for node, value in run.values.items()
     }
     return values, {node: flops // 2 // BATCH for node, flops in run.flops.items()}
+
+
+def _smallest_square(network: nn.Module, input_shape: tuple[int, ...]) -> str | None:
+    """The least height and width, alike, that a network on the meta device runs on, found by halving.
+
+    None: the input is no image, or the network runs on none up to LARGEST_SIDE.
+    """
+    if len(input_shape) != 3:
+        return None
+    fails, runs = 0, LARGEST_SIDE
+    if not _runs_on(network, (input_shape[0], runs, runs)):
+        return None
+    while runs - fails > 1:
+        middle = (fails + runs) // 2
+        if _runs_on(network, (input_shape[0], middle, middle)):
+            runs = middle
+        else:
+            fails = middle
+    return by((runs, runs))
+
+
+def _runs_on(network: nn.Module, input_shape: tuple[int, ...]) -> bool:
+    try:
+        network(torch.empty(BATCH, *input_shape, device="meta"))
+    except Exception:  # as above
+        return False
+    return True
 
 
 def _on_meta(network: nn.Module) -> nn.Module:

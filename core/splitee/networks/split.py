@@ -19,8 +19,9 @@ from splitee.errors import NetworkError
 from splitee.networks.exits import ExitHead, exit_head
 from splitee.networks.measure import BATCH, Value, measure
 from splitee.networks.trace import Trace, opens_stage, trace
-from splitee.networks.zoo import by, make
+from splitee.networks.zoo import make
 from splitee.protocol.run_spec import RunSpec
+from splitee.samples.fitting import by
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 from torchvision import models
 
 from splitee.errors import NetworkError, Terminated
+from splitee.samples.fitting import by
 
 STEMS = ("imagenet", "small")
 
@@ -166,12 +167,21 @@ def _options(name: str, height: int, width: int) -> dict[str, Any]:
     if name.startswith("vit_"):
         if height != width:
             raise NetworkError(f"{name} takes square images, not {height}x{width}")
+        _check_sides(name, height, width, int(name.rpartition("_")[2]))  # its patches
         return {"image_size": height}
     if name.startswith("maxvit"):
+        _check_sides(name, height, width, 32 * 7)  # its windows, after it has halved the sides five times
         return {"input_size": (height, width)}
     if name in ("googlenet", "inception_v3"):
         return {"aux_logits": False, "init_weights": True}
     return {}
+
+
+def _check_sides(name: str, height: int, width: int, multiple: int) -> None:
+    if height % multiple or width % multiple:
+        raise NetworkError(
+            f"{name} takes images whose sides are multiples of {multiple} pixels, not {height}x{width}"
+        )
 
 
 def smallest_input(name: str) -> str | None:
@@ -189,11 +199,6 @@ def _shrink_stem(name: str, network: nn.Module) -> None:
     network.conv1 = nn.Conv2d(3, old.out_channels, 3, padding=1, bias=False, device=old.weight.device)
     nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     network.maxpool = nn.Identity()
-
-
-def by(sizes: tuple[int, ...]) -> str:
-    """A shape as people write it: `3x32x32`."""
-    return "x".join(map(str, sizes))
 
 
 def first_line(error: BaseException) -> str:

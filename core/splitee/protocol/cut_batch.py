@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
 
 from splitee.errors import MalformedMessage
 from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol.encoding import MAX_PACKED
 from splitee.protocol.fields import Phase
 from splitee.protocol.labels import decode_entropy, decode_labels, encode_labels
 from splitee.protocol.rounds import Features, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 
 EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
+
+
+def oversized(spec: RunSpec, feature_shape: tuple[int, ...]) -> str:
+    """Why the features of a batch at a cut do not fit a message; empty: they do."""
+    samples = max(spec.batch_size, EVALUATION_BATCH)
+    size = 4 * samples * prod(feature_shape)
+    if size <= MAX_PACKED:
+        return ""
+    return (
+        f"the features of {samples} images take {size >> 20} MiB there, at most {MAX_PACKED >> 20} travel "
+        "at once"
+    )
 
 
 @dataclass(frozen=True)

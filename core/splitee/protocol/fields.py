@@ -24,6 +24,9 @@ ClassNames = Annotated[
 Codec = Annotated[str, Meta(pattern=r"^(fp32|fp16|int8)(\+zstd)?\Z")]
 RunCodec = Annotated[str, Meta(pattern=r"^(auto|(fp32|fp16|int8)(\+zstd)?)\Z")]
 
+LARGEST_SIDE = 512  # pixels of a network's input
+Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
+
 Phase = Literal["train", "evaluate"]
 RunPhase = Literal["gather", "train", "evaluate", "release", "finished"]
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
@@ -31,6 +34,7 @@ Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]
 Optimizer = Literal["sgd", "adamw"]
 LearningSchedule = Literal["cosine", "constant"]
+Fit = Literal["crop", "pad", "stretch"]
 Augmentation = Literal["none", "flip", "flip-crop"]
 Weighting = Literal["samples", "uniform"]
 Average = Literal["mean", "trimmed", "median"]

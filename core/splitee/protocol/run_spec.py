@@ -17,6 +17,7 @@ from splitee.protocol.fields import (
     ClassNames,
     ClientAveraging,
     Count,
+    Fit,
     Fraction,
     LearningSchedule,
     Name,
@@ -25,17 +26,20 @@ from splitee.protocol.fields import (
     Order,
     Positive,
     RunCodec,
+    Side,
     Text,
     Weighting,
 )
 
 
-def _setting(help_text: str, *, costs: bool = False, **bounds: Any) -> Meta:
-    """A field that people set. `costs`: it changes what a device's training step takes."""
-    return Meta(extra={"help": help_text, "costs": costs}, **bounds)
+def _setting(help_text: str, *, costs: bool = False, flag: str = "", **bounds: Any) -> Meta:
+    """A field that people set.
 
-
-Side = Annotated[int, Meta(ge=1, le=4096)]  # pixels
+    Args:
+        costs: it changes what a device's training step takes.
+        flag: by which people set it; "": the field's name.
+    """
+    return Meta(extra={"help": help_text, "costs": costs, "flag": flag}, **bounds)
 
 
 class RunSpec(JsonMessage, frozen=True, kw_only=True):
@@ -60,9 +64,18 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         int, _setting("Classes that the network tells apart.", costs=True, ge=2, le=10_000)
     ]
     input_shape: Annotated[
-        tuple[Annotated[int, Meta(ge=1, le=64)], Side, Side],
-        _setting("Channels, height and width of the images that the network sees.", costs=True),
+        tuple[Annotated[int, Meta(ge=1, le=3)], Side, Side],
+        _setting(
+            "Channels, height and width of the images that the network sees.", costs=True, flag="--input"
+        ),
     ] = (3, 32, 32)
+    fit: Annotated[
+        Fit,
+        _setting(
+            "How an image is brought to that: its middle; all of it, between grey margins; all of it, "
+            "stretched."
+        ),
+    ] = "crop"
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     std: Annotated[tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     rounds: Annotated[Positive, _setting("Rounds that are trained and committed.")]

@@ -1,8 +1,9 @@
-"""Some of a device's own images, kept beside its weights: exported models are tried on them."""
+"""What a device keeps of its images beside its weights: some of them, and which part of them it sees."""
 
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,14 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from splitee.errors import ModelError
-from splitee.samples.images import Pixels
+from splitee.durable import write_atomically
+from splitee.errors import ConfigError, ModelError
+from splitee.samples.fitting import Pixels, Region
 
-SAMPLES = "samples.npz"  # in a device's state and in its model directory; it is never sent
+# In a device's state and in its model directory; they are never sent.
+SAMPLES = "samples.npz"  # exported models are tried on them
+REGION = "region.json"
+RELEASES = "releases"  # the folder of a store of models that holds each model's directory
 MAX_BYTES = 32 << 20  # of each kind of images
 
 
@@ -65,3 +70,28 @@ def some_of(count: int, most: int, each: int) -> npt.NDArray[np.intp]:
     """Places of at most `most` of `count` images of `each` bytes, evenly spread, within MAX_BYTES."""
     kept = min(count, most, max(MAX_BYTES // each, 1))
     return np.arange(kept) * count // kept
+
+
+def keep_region(directory: Path, region: Region | None) -> None:
+    """Notes which part of its pictures the device of this state or model directory sees; None: all."""
+    if region is None:
+        (directory / REGION).unlink(missing_ok=True)
+    else:
+        write_atomically(directory / REGION, json.dumps({"region": str(region)}).encode())
+
+
+def kept_region(directory: Path) -> Region | None:
+    """The part of its pictures that the device of a state or model directory sees; None: all.
+
+    Of a release in a device's store of models, it is the store's. Raises ModelError: the note is damaged.
+    """
+    place = directory.resolve()
+    path = (place.parent.parent if place.parent.name == RELEASES else place) / REGION
+    try:
+        return Region.parse(json.loads(path.read_bytes())["region"])
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    except (ConfigError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ModelError(f"{path} is damaged: expected a region; give --region, or delete it") from None

@@ -16,6 +16,7 @@ from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
+from splitee.samples.kept import kept_region
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.options import ServingOptions, serving_options
 from splitee_device.inference.service import InferenceService
@@ -69,6 +70,7 @@ def infer(
         timeout=serving.timeout,
         floors=serving.floors,
         key=serving.key,
+        region=serving.region or kept_region(shelf.path),
         threads=threads,
     )
     warn_before_it_ends(own_certificate(link.tls))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.input_options import region_setting
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.plain_text import echo, echo_json
 from splitee.cli.settings import setting, settings_file
@@ -19,7 +20,9 @@ from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
 from splitee.inference.predictor import OffloadFloors, Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
-from splitee.samples.images import IMAGE_SUFFIXES, Pixels, Shape, UnreadableImage, load_image
+from splitee.samples.fitting import Pixels, Preparation, Region
+from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, load_image
+from splitee.samples.kept import kept_region
 from splitee_device.inference.find_model import find_model
 from splitee_device.inference.options import lowest_threshold, most_offload
 from splitee_device.inference.tally import Tally, class_of
@@ -42,6 +45,10 @@ PATH = click.Path(path_type=Path)
     help="What `splitee export` wrote for a device, or a device's state: what is in service there.",
 )
 @setting("--camera", is_flag=True, help="Take one image with this device's camera.")
+@region_setting(
+    help="The part of each picture, in its pixels, that the network sees.  [default: as it was trained]",
+    show_default=False,
+)
 @setting("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @setting(
     "--threshold",
@@ -66,6 +73,7 @@ def predict(
     images: tuple[Path, ...],
     model: Path,
     camera: bool,
+    region: Region | None,
     as_json: bool,
     threshold: float | None,
     timeout: float,
@@ -82,7 +90,9 @@ def predict(
     if not images and not camera:
         raise ConfigError("nothing to classify: name images or folders, or give --camera")
     found = [(file, path) for path in images for file in find_images(path)]
-    loaded = ClientModel(find_model(model), threads=threads)
+    folder = find_model(model)
+    loaded = ClientModel(folder, threads=threads)
+    preparation = loaded.manifest.preparation(region or kept_region(folder))
     with ExitStack() as stack:
         trunk = None
         if link is not None:
@@ -90,12 +100,11 @@ def predict(
             stack.callback(trunk.close)
         floors = OffloadFloors(lowest_threshold, most_offload)
         predictor = Predictor(loaded, threshold=threshold, trunk=trunk, floors=floors)
-        channels, height, width = loaded.manifest.input_shape
-        shape, tally = (channels, height, width), Tally()
+        tally = Tally()
         if camera:
-            _show("camera", predictor(_capture(shape)), as_json)
+            _show("camera", predictor(_capture(preparation)), as_json)
         for file, root in found:
-            pixels = _load(file, shape, alone=len(found) == 1)
+            pixels = _load(file, preparation, alone=len(found) == 1)
             if pixels is not None:
                 prediction = predictor(pixels)
                 _show(str(file), prediction, as_json)
@@ -127,16 +136,16 @@ def _open_offload(link: LinkOptions, model: ClientModel, device: str | None, tim
     return offload
 
 
-def _capture(input_shape: Shape) -> Pixels:
+def _capture(preparation: Preparation) -> Pixels:
     from splitee_device.inference.camera import capture_image
 
-    return load_image(capture_image(), input_shape, name="camera")
+    return load_image(capture_image(), preparation, name="camera")
 
 
-def _load(file: Path, input_shape: Shape, *, alone: bool) -> Pixels | None:
+def _load(file: Path, preparation: Preparation, *, alone: bool) -> Pixels | None:
     """The decoded image; one that cannot be read is named in the log, and `alone` it is an error."""
     try:
-        return load_image(file, input_shape)
+        return load_image(file, preparation)
     except UnreadableImage as error:
         if alone:
             raise

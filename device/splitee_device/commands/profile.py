@@ -22,6 +22,7 @@ from splitee.errors import ExtraMissing, NoCutFits
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import CODECS
 from splitee.protocol.topics import check_name
+from splitee.samples.fitting import PHOTOGRAPHS
 from splitee_device.machine import hardware
 from splitee_device.profiler.choice import PREFERENCES, Preference, choose
 from splitee_device.profiler.cost_model import Work, payload_bytes, predict
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 @run_setting("network", default="resnet18")
 @run_setting("stem")
 @run_setting("num_classes", default=10)
+@run_setting("input_shape", default=PHOTOGRAPHS)
 @run_setting("batch_size", "--batch-size", "--batch", "batch_size")
 @run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
 @setting("--samples", type=whole(1), default=2000, help="Training images of this device.")

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from splitee.samples.images import Pixels, Shape
+from splitee.samples.fitting import T
 
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.intp]
-DeferredImage = Callable[[Shape], Pixels]
-"""One image, decoded when it is called; raises UnreadableImage."""
 
 MAX_CLASSES = 1 << 16
+
+
+class DeferredImage(Protocol):
+    """One image, opened when it is called."""
+
+    def __call__(self, make: Callable[[Image.Image], T], /) -> T:
+        """What `make` makes of the image: a `Preparation` its pixels. Raises UnreadableImage."""
 
 
 @dataclass(frozen=True)

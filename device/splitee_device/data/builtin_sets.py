@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitee.errors import DataError
-from splitee.samples.images import Pixels, fit_array
+from splitee.samples.fitting import Pixels, from_array
 from splitee_device.data.base import DeferredImage, Indices, Source, Split
 
 FOLDER = Path(__file__).parent / "builtin"
@@ -28,6 +28,6 @@ def open_builtin(name: str) -> Source:
 
 def _in_memory(pixels: Pixels, labels: npt.NDArray[np.uint8]) -> Split:
     def images(indices: Indices) -> Iterator[DeferredImage]:
-        return (partial(fit_array, pixels[index]) for index in indices)
+        return (partial(from_array, pixels[index]) for index in indices)
 
     return Split(labels.astype(np.int64), images)

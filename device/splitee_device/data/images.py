@@ -10,8 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from splitee.errors import ConfigError, DataError
-from splitee.samples.images import Pixels, Shape, UnreadableImage
+from splitee.protocol.fields import Fit
+from splitee.samples.fitting import Pixels, Preparation, Region, Shape
+from splitee.samples.images import UnreadableImage
 from splitee_device.data.base import Indices, Labels, Source, Split
+from splitee_device.data.fitting_report import report_fitting
 from splitee_device.data.sources import open_source
 
 log = logging.getLogger(__name__)
@@ -65,13 +68,15 @@ def open_data(
     spec: str,
     *,
     input_shape: Shape,
+    fit: Fit = "crop",
+    region: Region | None = None,
     shard: Shard | None = None,
     holdout: float = 0.1,
     seed: int = 0,
     limit: int | None = None,
     max_bytes: int = 1 << 30,
 ) -> DeviceData:
-    """The images that `spec` names, as uint8 of `input_shape` (C, H, W).
+    """The images that `spec` names, as uint8 of `input_shape` (C, H, W), brought there by `fit`.
 
     `spec` is DIR (with DIR/CLASS/*.jpg and the like), FILE.parquet, torchvision:NAME:ROOT (nothing is
     downloaded) or builtin:NAME. A source's own test split is held out; where it has none, `holdout` (a share
@@ -88,10 +93,12 @@ def open_data(
     if limit is not None:
         train, held_out = spread_evenly(train, limit), spread_evenly(held_out, limit)
     _check_size(spec, len(train) + len(held_out), input_shape, max_bytes)
+    preparation = Preparation(input_shape, fit, region)
+    report_fitting(spec, source.train, train, preparation)
     skipped: list[str] = []
     data = DeviceData(
-        _decode(source.train, train, input_shape, skipped),
-        _decode(held_out_split, held_out, input_shape, skipped),
+        _decode(source.train, train, preparation, skipped),
+        _decode(held_out_split, held_out, preparation, skipped),
         source.class_names,
         tuple(skipped),
     )
@@ -150,15 +157,15 @@ def _check_size(spec: str, count: int, shape: Shape, max_bytes: int) -> None:
         )
 
 
-def _decode(split: Split, indices: Indices, shape: Shape, skipped: list[str]) -> ImageSet:
+def _decode(split: Split, indices: Indices, preparation: Preparation, skipped: list[str]) -> ImageSet:
     """The images at `indices` in the source's order; the names of unreadable ones go to `skipped`."""
     indices = np.sort(indices)
-    images = np.empty((len(indices), *shape), np.uint8)
+    images = np.empty((len(indices), *preparation.shape), np.uint8)
     labels = np.empty(len(indices), np.int64)
     kept = 0
     for index, decode in zip(indices, split.images(indices), strict=True):
         try:
-            images[kept] = decode(shape)
+            images[kept] = decode(preparation)
         except UnreadableImage as error:
             skipped.append(error.name)
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from splitee.errors import DataError
-from splitee.samples.images import Pixels, Shape, UnreadableImage, fit_image
+from splitee.samples.fitting import T
+from splitee.samples.images import UnreadableImage
 from splitee_device.data.base import DeferredImage, Indices, Labels, Source, Split, numbered
 
 
@@ -80,17 +81,17 @@ def _open_parts(factory: Any, name: str, root: str) -> tuple[Any, Any]:
 
 
 def _split(dataset: Any, name: str) -> Split:
-    def fit(index: int, shape: Shape) -> Pixels:
+    def load(index: int, make: Callable[[Image.Image], T]) -> T:
         try:
             image = dataset[index][0]
+            if not isinstance(image, Image.Image):
+                raise TypeError(type(image).__name__)
+            return make(image)
         except Exception as error:
             raise UnreadableImage(f"{name} {index}", str(error)) from None
-        if not isinstance(image, Image.Image):
-            raise UnreadableImage(f"{name} {index}", type(image).__name__)
-        return fit_image(image, shape)
 
     def images(indices: Indices) -> Iterator[DeferredImage]:
-        return (partial(fit, int(index)) for index in indices)
+        return (partial(load, int(index)) for index in indices)
 
     return Split(_labels(dataset, name), images)
 

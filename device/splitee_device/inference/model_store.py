@@ -23,7 +23,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_graph, read_manifest
 from splitee.protocol.encoding import unpack
 from splitee.protocol.inference import ModelOffer
-from splitee.samples.kept import SAMPLES
+from splitee.samples.kept import RELEASES, SAMPLES, keep_region, kept_region
 from splitee.statistics import chance_of_as_many
 from splitee_device.inference.trial import Tried, try_model
 from splitee_device.inference.trust import Expected, Trust
@@ -53,7 +53,7 @@ class ModelStore:
         self.path = path
         self.trust = Trust(path, expected)
         try:
-            (path / "releases").mkdir(parents=True, exist_ok=True)
+            (path / RELEASES).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StateError(f"model directory {path}: {error.strerror}; choose another --models") from None
 
@@ -68,13 +68,14 @@ class ModelStore:
         return self._target("current")
 
     def adopt(self, directory: Path) -> str:
-        """Puts an exported model into service by its owner's word, and keeps its samples.
+        """Puts an exported model into service by its owner's word, and keeps its samples and region.
 
         What it is made of is what releases are held to from then on. Raises ModelError: it is not sound.
         """
         samples = directory / SAMPLES
         if samples.exists():
             write_atomically(self.path / SAMPLES, samples.read_bytes())
+        keep_region(self.path, kept_region(directory))
         device = read_manifest(directory, ClientManifest).device
         return self._install(pack_bundle(directory), device, by_owner=True)
 
@@ -96,7 +97,7 @@ class ModelStore:
 
     def _install(self, bundle: bytes, device: str, *, run: str | None = None, by_owner: bool = False) -> str:
         release = hashlib.sha256(bundle).hexdigest()
-        folder = self.path / "releases" / release
+        folder = self.path / RELEASES / release
         if self.release == release:
             return release
         try:
@@ -126,7 +127,7 @@ class ModelStore:
     def roll_back(self) -> str:
         """Puts the model before into service again; returns its release. Raises ModelError: there is none."""
         before, now = self._target("previous"), self._target("current")
-        if before is None or not (self.path / "releases" / before / MANIFEST).exists():
+        if before is None or not (self.path / RELEASES / before / MANIFEST).exists():
             raise ModelError(f"{self.path} keeps no model from before the one in service")
         self._point("current", before)
         if now is not None:
@@ -218,7 +219,7 @@ class ModelStore:
         temporary = self.path / f".{link}.new"
         try:
             temporary.unlink(missing_ok=True)
-            temporary.symlink_to(Path("releases") / release, target_is_directory=True)
+            temporary.symlink_to(Path(RELEASES) / release, target_is_directory=True)
             temporary.replace(self.path / link)
             folder = os.open(self.path, os.O_RDONLY)
             try:
@@ -230,7 +231,7 @@ class ModelStore:
 
     def _prune(self) -> None:
         kept = {self._target("current"), self._target("previous")}
-        for folder in (self.path / "releases").iterdir():
+        for folder in (self.path / RELEASES).iterdir():
             if folder.name not in kept:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -9,10 +9,12 @@ import click
 
 from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
+from splitee.cli.input_options import region_setting
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.inference.predictor import NO_FLOORS, WINDOW, OffloadFloors
 from splitee.inference.signatures import ReleaseKey
+from splitee.samples.fitting import Region
 from splitee_device.inference.folder import Folder
 from splitee_device.inference.service import Camera, ImageSource
 
@@ -28,6 +30,7 @@ class ServingOptions:
     floors: OffloadFloors = NO_FLOORS
     key: ReleaseKey | None = None  # that releases must be signed by
     existing: bool = False  # images that lie in the watched folder at the start are classified, too
+    region: Region | None = None  # of each picture that the network sees; None: as it was trained
 
     def images(self) -> ImageSource | None:
         """None: there are none to classify. Raises DataError: there is no such folder."""
@@ -84,6 +87,11 @@ _OPTIONS = (
         metavar="FILE",
         help="Take only releases that this key has signed: the release.pub of the device's bundle.",
     ),
+    region_setting(
+        help="The part of each picture, in its pixels, that the network sees.  [default: all of it; "
+        "in infer: as it was trained]",
+        show_default=False,
+    ),
 )
 
 
@@ -96,6 +104,7 @@ def _serving(
     lowest_threshold: float,
     most_offload: float,
     release_key: Path | None,
+    region: Region | None,
 ) -> ServingOptions:
     if watch is not None and camera:
         raise ConfigError("give one of --watch FOLDER and --camera, not both")
@@ -103,7 +112,7 @@ def _serving(
         raise ConfigError("--existing is of --watch FOLDER: give both, or none")
     key = ReleaseKey.read(release_key) if release_key is not None else None
     floors = OffloadFloors(lowest_threshold, most_offload)
-    return ServingOptions(watch, camera, every, timeout, floors, key, existing)
+    return ServingOptions(watch, camera, every, timeout, floors, key, existing, region)
 
 
 serving_options = option_group("serving", _serving, *_OPTIONS)

@@ -20,7 +20,8 @@ from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
-from splitee.samples.images import Shape, load_image
+from splitee.samples.fitting import Preparation, Region
+from splitee.samples.images import load_image
 from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
@@ -70,12 +71,14 @@ class InferenceService:
         timeout: float = 2.0,
         floors: OffloadFloors = NO_FLOORS,
         key: ReleaseKey | None = None,
+        region: Region | None = None,
         threads: int | None = None,
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
         Args:
             key: that releases must be signed by; None: by none.
+            region: of the images that the model sees; None: all of them.
         """
         self._link = link
         self._options = options
@@ -90,7 +93,8 @@ class InferenceService:
         self._release: str | None = None
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
-        self._shape: Shape = (3, 1, 1)
+        self._region = region
+        self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.tally = Tally()
         self._log_due = RateLimiter(LOG_EVERY)
         self._unlogged = 0
@@ -128,8 +132,7 @@ class InferenceService:
         self._predictor = Predictor(
             model, threshold=self._threshold, trunk=self._offload, floors=self._floors
         )
-        channels, height, width = model.manifest.input_shape
-        self._shape = (channels, height, width)
+        self._preparation = model.manifest.preparation(self._region)
         in_force, released = self._predictor.threshold, model.manifest.released
         words = threshold_in_words(released)
         if in_force != released.threshold:
@@ -144,7 +147,7 @@ class InferenceService:
             return
         for name, source in new:
             try:
-                pixels = load_image(source, self._shape, name=name)
+                pixels = load_image(source, self._preparation, name=name)
             except DataError as error:
                 log.warning("skipped: %s", error)
                 continue

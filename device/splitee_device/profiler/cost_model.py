@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from math import prod
 
 from splitee.protocol.codecs import codec
+from splitee.protocol.cut_batch import oversized
 from splitee.protocol.run_spec import RunSpec
 from splitee.round_time import pace, round_seconds
 from splitee_device.profiler.costs import CutCosts, Description, Measured
@@ -198,6 +199,8 @@ class _Model:
             return failed[cut]
         if cut < self._work.lowest_cut:
             return f"it is below --lowest-cut {self._work.lowest_cut}"
+        if too_much := oversized(self._measured.spec, self._stages[cut - 1].feature_shape):
+            return too_much
         if available is not None and needed + self._work.reserve > available:
             return "memory"
         return "CPU share" if share > self._work.cpu_share + 1e-9 else ""

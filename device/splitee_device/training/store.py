@@ -11,7 +11,8 @@ from msgspec.structs import replace
 from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import StateError
 from splitee.protocol.run_spec import RunSpec
-from splitee.samples.kept import SAMPLES, Samples, some_of
+from splitee.samples.fitting import Region
+from splitee.samples.kept import SAMPLES, Samples, keep_region, kept_region, some_of
 from splitee.training.state import pack_state, unpack_state
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
@@ -27,10 +28,14 @@ HELD_OUT_IMAGES = 1000
 class DeviceStore:
     """States of one run in a state directory, and the images that an exported model is tried on."""
 
-    def __init__(self, directory: StateDirectory, device: str, data: DeviceData) -> None:
+    def __init__(
+        self, directory: StateDirectory, device: str, data: DeviceData, region: Region | None = None
+    ) -> None:
+        """`region`: of each picture that `data` was made of; None: all of it."""
         self._directory = directory
         self._device = device
         self._data = data
+        self._region = region
         self._cuts: set[int] = set()
 
     @property
@@ -44,6 +49,17 @@ class DeviceStore:
         Raises:
             StateError: it holds another run that has not finished, or this one at another cut.
         """
+        self._open(spec, cut, fresh=fresh)
+        before = kept_region(self._directory.path)
+        if self._directory.facts() is not None and before != self._region:
+            log.warning(
+                "state: trained with --region %s so far, goes on with --region %s",
+                before or "none",
+                self._region or "none",
+            )
+        keep_region(self._directory.path, self._region)
+
+    def _open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
         held = self._directory.facts()
         self._cuts = {cut}
         if held is None or fresh:

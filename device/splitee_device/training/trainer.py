@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splitee.errors import NetworkError
 from splitee.inference.uncertainty import normalized_entropy
 from splitee.networks.split import SplitNetwork, build_for
-from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
+from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
@@ -31,8 +32,17 @@ from splitee_device.training.distillation import Teacher
 
 
 def open_trainer(spec: RunSpec, cut: int, device: str, data: DeviceData) -> ClientTrainer:
-    """The trainer of a device in a run, on a network of its own of which it keeps only its part."""
-    trainer = ClientTrainer(build_for(spec), cut, spec, device, data)
+    """The trainer of a device in a run, on a network of its own of which it keeps only its part.
+
+    Raises:
+        NetworkError: there is no such cut, or the features of a batch at it do not fit a message.
+    """
+    network = build_for(spec)
+    network.check_cut(cut)
+    if obstacle := oversized(spec, network.stages[cut - 1].feature_shape):
+        raise NetworkError(f"cut {cut}: {obstacle}: a later cut or a smaller --input helps, or --batch-size")
+    trainer = ClientTrainer(network, cut, spec, device, data)
+    del network
     gc.collect()  # the trunk's weights hang in reference cycles, and a small device needs their memory
     return trainer
 

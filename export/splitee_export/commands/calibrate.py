@@ -23,8 +23,9 @@ from splitee.inference.offload import Offload
 from splitee.inference.trunks import TrunkModels
 from splitee.inference.uncertainty import Array
 from splitee.mqtt.options import LinkOptions
-from splitee.samples.images import IMAGE_SUFFIXES, Pixels, load_image
-from splitee.samples.kept import Samples
+from splitee.samples.fitting import Pixels
+from splitee.samples.images import IMAGE_SUFFIXES, load_image
+from splitee.samples.kept import Samples, kept_region
 from splitee_export.calibration import LEAST_IMAGES, MAX_DROP, HeldOut, choose, curve
 
 BATCH = 16
@@ -170,8 +171,8 @@ def _held_out(model: Path, client: ClientModel, data: Path | None) -> tuple[Pixe
     ]
     if not files:
         raise DataError(f"{data}: expected pictures in folders named as the classes: {', '.join(names[:10])}")
-    channels, height, width = client.manifest.input_shape
-    pictures = np.stack([load_image(file, (channels, height, width)) for file, _ in files])
+    preparation = client.manifest.preparation(kept_region(model))
+    pictures = np.stack([load_image(file, preparation) for file, _ in files])
     return pictures, np.array([label for _, label in files])
 
 

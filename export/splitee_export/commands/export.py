@@ -13,7 +13,7 @@ from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
-from splitee.samples.kept import Samples
+from splitee.samples.kept import Samples, kept_region
 from splitee_export.models import Int8Policy, export_client, export_trunks
 from splitee_export.states import BEST, LAST, DeviceState, read_state
 
@@ -91,7 +91,8 @@ def export(
         if clients:
             raise ConfigError(f"--client is for a server's state; {state} is of device {held.device}")
         policy = Int8Policy(max_int8_drop, benchmark) if int8 or benchmark else None
-        _report_client(out, export_client(held, Samples.read(state), out, int8=policy))
+        exported = export_client(held, Samples.read(state), out, region=kept_region(state), int8=policy)
+        _report_client(out, exported)
     else:
         if int8 or benchmark:
             raise ConfigError(f"--int8 and --benchmark are for a device's state; {state} is of a server")

@@ -14,6 +14,7 @@ from splitee.cli.run_flags import run_setting
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.words import percent, size, span
 from splitee.protocol.codecs import CODECS
+from splitee.samples.fitting import Shape
 from splitee_lab.demo.fleet import Demo, run
 from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
@@ -35,6 +36,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 )
 @setting("--devices", type=whole(1, 100), default=3, help="Device processes.")
 @run_setting("network", default="resnet18")
+@run_setting("input_shape")
 @run_setting("seed", default=1)
 @setting(
     "--broker",
@@ -69,6 +71,7 @@ def demo(
     rounds: int | None,
     devices: int,
     network: str,
+    input_shape: Shape,
     seed: int,
     broker: str,
     codec: str,
@@ -99,6 +102,7 @@ def demo(
         baselines=not no_baselines,
         profile=profile,
         out=out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"),
+        input_shape=input_shape,
     )
     console = Console()
     with signals_unwind(), open_display(console) as display:

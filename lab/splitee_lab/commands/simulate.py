@@ -83,12 +83,6 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
     return value
 
 
-def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:
-    if not re.fullmatch("[1-9][0-9]{0,4}x[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", value):
-        raise click.BadParameter(f"expected channels, height and width such as 3x32x32; got {value!r}")
-    return tuple(map(int, value.split("x")))
-
-
 @click.command()
 @protocol_option
 @settings_file
@@ -137,7 +131,7 @@ def _shape(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 @setting("--seeds", default="1", metavar="LIST", callback=_numbers, help="Such as 1,2,3.")
 @run_setting("network", default="resnet18")
 @run_setting("stem")
-@run_setting("input_shape", "--input", "input_shape", default="3x32x32", metavar="CxHxW", callback=_shape)
+@run_settings("input_shape", "fit")
 @run_setting("rounds", default=5)
 @run_settings("batch_size", "steps")
 @strategy_setting("order")
@@ -200,7 +194,7 @@ def simulate(
     console = Console()
     directory = StateDirectory(out)
     try:
-        pictures = open_pictures(choice, spec.input_shape)
+        pictures = open_pictures(choice, spec)
         for partition in partitions:
             jobs = [
                 Job(

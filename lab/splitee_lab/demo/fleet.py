@@ -18,6 +18,7 @@ from splitee.networks.split import build_network
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
+from splitee.samples.fitting import Shape, by
 from splitee_device.data.sources import open_source
 from splitee_lab.demo.inference import infer_on
 from splitee_lab.demo.progress import Display
@@ -32,6 +33,7 @@ from splitee_server.release.exporting import TRUNKS
 from splitee_server.rounds.class_report import EVALUATION
 
 DATA = "builtin:fashion-mnist"
+SMALL: Shape = (3, 32, 32)  # for the built-in images of 28 x 28 pixels
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
 CONNECT = 30.0  # seconds
 BUDGET = 120  # seconds in which a device with limits measures what cuts cost it, also beside other work
@@ -64,6 +66,7 @@ class Demo:
     baselines: bool
     out: Path
     profile: bool = False  # devices have limits, and the profiler chooses their cuts
+    input_shape: Shape = SMALL
 
 
 def spread_cuts(num_layers: int) -> list[int]:
@@ -71,13 +74,13 @@ def spread_cuts(num_layers: int) -> list[int]:
     return sorted({min(max(int(depth * num_layers + 0.5), 1), num_layers - 1) for depth in DEPTHS})
 
 
-def plan(network: str, num_classes: int, devices: int) -> list[DemoDevice]:
+def plan(network: str, num_classes: int, devices: int, input_shape: Shape = SMALL) -> list[DemoDevice]:
     """The devices, their cuts in turn.
 
     Raises:
         NetworkError: there is no such network, or it cannot be cut.
     """
-    described = build_network(network, num_classes=num_classes, device="meta")
+    described = build_network(network, num_classes=num_classes, input_shape=input_shape, device="meta")
     cuts = spread_cuts(described.num_layers)
     if not cuts:
         raise NetworkError(f"{network} has a single stage: nothing to cut")
@@ -95,7 +98,7 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         ChildFailed: a process of it ended too early.
     """
     num_classes = len(open_source(DATA).class_names)
-    devices = plan(demo.network, num_classes, demo.devices)
+    devices = plan(demo.network, num_classes, demo.devices, demo.input_shape)
     if demo.profile:
         kinds = kinds_of_devices(demo.devices)
         devices = [replace(device, limits=kind) for device, kind in zip(devices, kinds, strict=True)]
@@ -195,6 +198,7 @@ def _server(demo: Demo, num_classes: int) -> list[str]:
     flags = {
         "--network": demo.network,
         "--num-classes": num_classes,
+        "--input": by(demo.input_shape),
         "--devices": demo.devices,
         "--rounds": demo.rounds,
         "--strategy": demo.strategy,

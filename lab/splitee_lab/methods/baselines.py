@@ -154,6 +154,7 @@ def _pictures(baseline: Baseline) -> tuple[ImageSet, ImageSet]:
         open_data(
             data.spec,
             input_shape=run.input_shape,
+            fit=run.fit,
             shard=Shard.parse(shard),
             seed=run.seed,
             limit=data.limit,

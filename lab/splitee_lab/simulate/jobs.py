@@ -101,16 +101,18 @@ class Pictures:
     class_names: tuple[str, ...]
 
 
-def open_pictures(choice: PictureChoice, input_shape: tuple[int, int, int]) -> Pictures:
-    """Decodes the pictures, each class in proportion where there is a limit.
+def open_pictures(choice: PictureChoice, spec: RunSpec) -> Pictures:
+    """Decodes the pictures, as the run takes them, each class in proportion where there is a limit.
 
     Raises:
         DataError: a source that is missing, empty or of one class; or the two are of different classes.
     """
-    data = open_data(choice.data, input_shape=input_shape, seed=DATA_SEED, limit=choice.samples)
+    data = open_data(
+        choice.data, input_shape=spec.input_shape, fit=spec.fit, seed=DATA_SEED, limit=choice.samples
+    )
     held_out = data.held_out
     if choice.test is not None:
-        other = open_data(choice.test, input_shape=input_shape, seed=DATA_SEED)
+        other = open_data(choice.test, input_shape=spec.input_shape, fit=spec.fit, seed=DATA_SEED)
         if other.class_names != data.class_names:
             raise DataError(f"{choice.test}: expected the classes of {choice.data}; they differ")
         held_out = ImageSet(

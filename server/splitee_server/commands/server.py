@@ -24,6 +24,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_for
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
+from splitee.samples.fitting import PHOTOGRAPHS
 from splitee_server.announcer import claim_fleet, offline
 from splitee_server.commands.learning_flags import learning_settings, strategy_setting
 from splitee_server.commands.signing_flag import signing_key
@@ -44,6 +45,8 @@ DIRECTORY = click.Path(path_type=Path)
 @run_setting("network", default="resnet18")
 @run_setting("stem")
 @run_setting("num_classes", default=10)
+@run_setting("input_shape", default=PHOTOGRAPHS)
+@run_setting("fit")
 @setting("--devices", type=whole(1), default=3, help="Devices that must join before round 1.")
 @run_setting(
     "rounds", default=5, help="Rounds that are trained and committed; may be raised when a run is resumed."

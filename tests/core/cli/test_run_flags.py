@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from splitee.cli.bounds import Number, number, whole
 from splitee.cli.flags import option_group
+from splitee.cli.main import main
 from splitee.cli.run_flags import build_run_spec, declared, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
@@ -126,3 +127,26 @@ def test_a_group_of_options_reaches_a_command_as_one_argument() -> None:
 )
 def test_bounds_in_words(kind: Number, words: str) -> None:
     assert kind.bounds() == words
+
+
+@pytest.mark.parametrize(
+    "text", ["32x32", "2x32x32", "3x7x32", "3x32x513", "3x32x32x32", "3x32", "3xax32", "3x-8x32"]
+)
+def test_an_input_has_1_or_3_channels_and_8_to_512_pixels_a_side(text: str) -> None:
+    @click.command()
+    @run_setting("input_shape")
+    def other(input_shape: tuple[int, ...]) -> None:
+        click.echo(input_shape)
+
+    assert CliRunner().invoke(other, []).output == "(3, 32, 32)\n"
+    assert CliRunner().invoke(other, ["--input", "1X8x512"]).output == "(1, 8, 512)\n"
+    refused = CliRunner().invoke(other, ["--input", text])
+    words = "channels (1 or 3), height and width (8 to 512 pixels), such as 3x96x96"
+    assert (refused.exit_code, refused.output.splitlines()[-1]) == (2, f"Error: --input {text}: {words}")
+
+
+def test_help_and_config_write_an_input_as_a_flag_takes_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["config", "server", "--state", "s"], ["server", "--help"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "3x96x96" in capsys.readouterr().out

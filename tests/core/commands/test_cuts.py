@@ -20,7 +20,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 def test_the_table_has_a_row_a_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = run(capsys, "resnet18", "--stem", "small")
+    code, out, _ = run(capsys, "resnet18", "--stem", "small", "--input", "3x32x32")
     assert code == ExitCode.OK
     assert "resnet18, 3x32x32, 10 classes: cuts 1..9 of 10 stages" in out
     rows = [re.split(r"\s*│\s*", line.strip("│ ")) for line in out.splitlines() if line.startswith("│")]
@@ -63,9 +63,13 @@ def test_settings_come_from_the_environment_and_from_a_file(
     ("arguments", "code", "line"),
     [
         (["resnet81"], ExitCode.NETWORK, "splitee: unknown network 'resnet81'; nearest: resnet18"),
-        (["alexnet"], ExitCode.NETWORK, "splitee: alexnet does not run on 3x32x32"),
+        (["alexnet", "--input", "3x32x32"], ExitCode.NETWORK, "splitee: alexnet does not run on 3x32x32"),
         (["vgg11", "--stem", "small"], ExitCode.NETWORK, "splitee: stem 'small' is for the resnets"),
-        (["resnet18", "--input", "3x0x32"], ExitCode.CONFIG, "expected sizes such as 3x32x32, got '3x0x32'"),
+        (
+            ["resnet18", "--input", "3x0x32"],
+            ExitCode.CONFIG,
+            "--input 3x0x32: channels (1 or 3), height and width",
+        ),
         (["resnet18", "--num-classes", "1"], ExitCode.CONFIG, "--num-classes 1: at least 2"),
         ([], ExitCode.CONFIG, "give the name of a NETWORK, or --all"),
         (["resnet18", "--all"], ExitCode.CONFIG, "give the name of a NETWORK, or --all"),

@@ -1,15 +1,17 @@
-"""Every torchvision classifier at every cut; it takes minutes and gigabytes, so it runs only when named."""
+"""Every torchvision classifier at every cut, and in a fleet: minutes and gigabytes, so only when named."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from one_round import train_one_round
 
 from splitee.cli.main import main
 from splitee.networks.split import build_network
 from splitee.networks.zoo import classifiers
 
 SMALLEST = {"alexnet": 63, "inception_v3": 75, "maxvit_t": 224, "vit_h_14": 28}
+LARGE = {"regnet_y_128gf", "vit_h_14"}  # a single device takes 14 GiB
 
 
 @pytest.mark.parametrize("name", classifiers())
@@ -27,6 +29,12 @@ def test_client_and_trunk_equal_the_whole_at_every_cut(name: str) -> None:
             assert set(client.state_dict()) == keys - set(trunk.state_dict())
             assert set(client.state_dict()) == set(split.stage_keys(1, cut))
     assert len({stage.name for stage in split.stages}) == split.num_layers
+
+
+@pytest.mark.parametrize("name", classifiers())
+def test_it_trains_in_a_fleet(name: str) -> None:
+    size = SMALLEST.get(name, 32)
+    train_one_round(name, (3, size, size), (0.3,) if name in LARGE else (0, 0.5))
 
 
 def test_the_summary_cuts_all_of_them(capsys: pytest.CaptureFixture[str]) -> None:

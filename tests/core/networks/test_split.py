@@ -330,7 +330,8 @@ def test_state_that_is_not_saved_stays_out_of_the_parts_state() -> None:
         ("resnet19", "nearest: resnet18"),
         ("Zebra", "`splitee cuts --all` lists the names"),
         ("inception_v3", "does not run on 3x8x8"),
-        ("vit_b_16", "cannot be built"),
+        ("tiny_networks:squeezing", "its smallest input is 11x11"),
+        ("tiny_networks:tiny", "does not run on 3x8x8"),
     ],
 )
 def test_a_network_that_cannot_be_cut_is_refused_in_one_line(name: str, reason: str) -> None:
@@ -348,6 +349,9 @@ def test_a_network_that_cannot_be_cut_is_refused_in_one_line(name: str, reason: 
         ("resnet18", "tiny", (3, 32, 32), "choose one of imagenet, small"),
         ("resnet18", "imagenet", (1, 28, 28), "3 channels"),
         ("vit_b_16", "imagenet", (3, 32, 64), "square images, not 32x64"),
+        ("vit_b_16", "imagenet", (3, 40, 40), "multiples of 16 pixels, not 40x40"),
+        ("vit_h_14", "imagenet", (3, 96, 96), "multiples of 14 pixels, not 96x96"),
+        ("maxvit_t", "imagenet", (3, 96, 96), "multiples of 224 pixels, not 96x96"),
     ],
 )
 def test_stem_and_input_are_checked(name: str, stem: str, shape: tuple[int, ...], reason: str) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, features
 
 from splitee.errors import DataError
-from splitee.samples.images import UnreadableImage, fit_array, load_image, normalize
+from splitee.samples.fitting import Preparation, from_array
+from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, load_image, normalize
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -32,8 +33,8 @@ def test_picture_of_the_wanted_size_keeps_its_pixels(tmp_path: Path) -> None:
     pixels = noise(8, 12, 3)
     path = tmp_path / "noise.png"
     Image.fromarray(pixels).save(path)
-    assert np.array_equal(load_image(path, (3, 8, 12)), pixels.transpose(2, 0, 1))
-    assert np.array_equal(load_image(path.read_bytes(), (3, 8, 12)), pixels.transpose(2, 0, 1))
+    assert np.array_equal(load_image(path, Preparation((3, 8, 12))), pixels.transpose(2, 0, 1))
+    assert np.array_equal(load_image(path.read_bytes(), Preparation((3, 8, 12))), pixels.transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -42,16 +43,16 @@ def test_files_and_arrays_give_the_same_pixels(layout: tuple[int, ...], channels
     pixels = noise(*layout)
     image = Image.fromarray(pixels[:, :, 0] if layout[2:] == (1,) else pixels)
     shape = (channels, 9, 7)
-    fitted = fit_array(pixels, shape)
+    fitted = from_array(pixels, Preparation(shape))
     assert fitted.shape == shape
     assert fitted.dtype == np.uint8
-    assert np.array_equal(fitted, load_image(encoded(image), shape))
+    assert np.array_equal(fitted, load_image(encoded(image), Preparation(shape)))
 
 
 def test_the_middle_of_an_oblong_picture_is_kept() -> None:
     pixels = np.zeros((10, 30), np.uint8)
     pixels[:, 10:20] = 200
-    assert np.array_equal(fit_array(pixels, (1, 10, 10)), np.full((1, 10, 10), 200))
+    assert np.array_equal(from_array(pixels, Preparation((1, 10, 10))), np.full((1, 10, 10), 200))
 
 
 def test_exif_orientation_turns_the_picture_upright() -> None:
@@ -60,7 +61,7 @@ def test_exif_orientation_turns_the_picture_upright() -> None:
     lying = Image.fromarray(np.rot90(upright))  # as a camera stores it that was turned to the right
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert np.array_equal(load_image(encoded(lying, exif=exif), (1, 16, 16))[0], upright)
+    assert np.array_equal(load_image(encoded(lying, exif=exif), Preparation((1, 16, 16)))[0], upright)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -68,7 +69,7 @@ def test_exif_orientation_turns_the_picture_upright() -> None:
 def test_what_is_transparent_becomes_white(mode: str, channels: int) -> None:
     clear_above = Image.new("RGBA", (8, 8), (0, 0, 0, 255))
     clear_above.paste((90, 90, 90, 0), (0, 0, 8, 4))
-    picture = load_image(encoded(clear_above.convert(mode)), (channels, 8, 8))
+    picture = load_image(encoded(clear_above.convert(mode)), Preparation((channels, 8, 8)))
     assert np.all(picture[:, :4] == 255)
     assert np.all(picture[:, 4:] == 0)
 
@@ -76,13 +77,15 @@ def test_what_is_transparent_becomes_white(mode: str, channels: int) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 def test_16_bit_grey_keeps_its_upper_byte(kind: str) -> None:
     deep = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000
-    assert np.array_equal(load_image(encoded(Image.fromarray(deep), kind), (1, 8, 8))[0], deep >> 8)
+    assert np.array_equal(
+        load_image(encoded(Image.fromarray(deep), kind), Preparation((1, 8, 8)))[0], deep >> 8
+    )
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr"])
 def test_every_mode_of_a_file_becomes_rgb(mode: str) -> None:
     image = Image.new("RGB", (16, 16), (255, 255, 255)).convert(mode)
-    picture = load_image(encoded(image, "TIFF"), (3, 8, 8))
+    picture = load_image(encoded(image, "TIFF"), Preparation((3, 8, 8)))
     assert np.all(picture >= 250)
 
 
@@ -90,8 +93,8 @@ def test_large_jpeg_is_close_to_the_picture_resized_in_full() -> None:
     smooth = Image.fromarray(noise(6, 8, 3)).resize((800, 600), Image.Resampling.BICUBIC)
     jpeg = encoded(smooth, "JPEG", quality=95)
     with Image.open(io.BytesIO(jpeg)) as whole:
-        expected = fit_array(np.asarray(whole), (3, 32, 32))
-    difference = np.abs(load_image(jpeg, (3, 32, 32)).astype(int) - expected)
+        expected = from_array(np.asarray(whole), Preparation((3, 32, 32)))
+    difference = np.abs(load_image(jpeg, Preparation((3, 32, 32))).astype(int) - expected)
     assert difference.mean() < 0.5
     assert difference.max() <= 4
 
@@ -123,16 +126,17 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("error")
 def test_bomb_is_refused_by_its_header(side: int) -> None:
     with pytest.raises(UnreadableImage, match=r"^bomb\.png: .*pixels"):
-        load_image(png_header(side, side), (3, 8, 8), name="bomb.png")
+        load_image(png_header(side, side), Preparation((3, 8, 8)), name="bomb.png")
 
 
 MEASURE = """
 import resource, sys
 from pathlib import Path
+from splitee.samples.fitting import Preparation
 from splitee.samples.images import load_image
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-load_image(Path(sys.argv[1]), (3, 32, 32))
+load_image(Path(sys.argv[1]), Preparation((3, 32, 32)))
 print(peak() - before)
 """
 
@@ -156,14 +160,14 @@ def test_texts_in_a_png_unpack_to_a_megabyte_at_most() -> None:
     bomb = encoded(Image.new("L", (8, 8)), pnginfo=texts)
     assert len(bomb) < 200_000
     with pytest.raises(UnreadableImage, match="memory used in text chunks"):
-        load_image(bomb, (1, 8, 8))
+        load_image(bomb, Preparation((1, 8, 8)))
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_an_animation_the_first_frame_is_decoded(kind: str) -> None:
     frames = [Image.new("L", (8, 8), 255 * (number == 0)).convert("RGB") for number in range(50)]
     animation = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    assert np.all(load_image(animation, (1, 8, 8)) >= 250)
+    assert np.all(load_image(animation, Preparation((1, 8, 8))) >= 250)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device", "link to a device"])
@@ -178,13 +182,13 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
     else:
         path.symlink_to("/dev/zero")
     with pytest.raises(UnreadableImage, match="got no regular file"):
-        load_image(path, (3, 8, 8))
+        load_image(path, Preparation((3, 8, 8)))
 
 
 def test_a_link_to_an_image_is_read(tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(encoded(Image.new("L", (8, 8), 7)))
     (tmp_path / "link.png").symlink_to("image.png")
-    assert np.all(load_image(tmp_path / "link.png", (1, 8, 8)) == 7)
+    assert np.all(load_image(tmp_path / "link.png", Preparation((1, 8, 8))) == 7)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
@@ -193,7 +197,7 @@ def test_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "half"
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UnreadableImage, match="half: expected an image") as caught:
-        load_image(path, (3, 8, 8))
+        load_image(path, Preparation((3, 8, 8)))
     assert caught.value.name == str(path)
     assert "\n" not in str(caught.value)
 
@@ -203,12 +207,12 @@ def test_truncated_file_is_named(kind: str, tmp_path: Path) -> None:
 )
 def test_what_is_no_picture_is_unreadable(content: bytes) -> None:
     with pytest.raises(UnreadableImage, match="got something else"):
-        load_image(content, (3, 8, 8))
+        load_image(content, Preparation((3, 8, 8)))
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"gone\.png: .*no such file"):
-        load_image(tmp_path / "gone.png", (3, 8, 8))
+        load_image(tmp_path / "gone.png", Preparation((3, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -216,14 +220,26 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_array_that_is_no_picture_is_refused(array: np.ndarray) -> None:
     with pytest.raises(DataError, match="expected an image as uint8"):
-        fit_array(array, (3, 8, 8))
-
-
-def test_network_with_other_channels_is_refused() -> None:
-    with pytest.raises(DataError, match=r"1 channel .* or 3"):
-        load_image(encoded(Image.new("L", (4, 4))), (2, 4, 4))
+        from_array(array, Preparation((3, 8, 8)))
 
 
 def test_pictures_need_no_torch() -> None:
     check = "import sys, splitee.samples.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_avif_is_read_where_pillow_reads_it(tmp_path: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    assert ".avif" in IMAGE_SUFFIXES
+    path = tmp_path / "image.avif"
+    path.write_bytes(encoded(Image.new("RGB", (16, 16), (200, 200, 200)), "AVIF"))
+    assert np.abs(load_image(path, Preparation((3, 8, 8))).astype(int) - 200).max() <= 2
+
+
+@pytest.mark.skipif(".heic" in IMAGE_SUFFIXES, reason="pillow-heif is installed")
+@pytest.mark.parametrize(("major", "brand"), [(b"heic", b"mif1"), (b"mif1", b"heic")])
+def test_heic_is_named_where_nothing_reads_it(major: bytes, brand: bytes) -> None:
+    heic = struct.pack(">I4s4sI4s4s", 24, b"ftyp", major, 0, b"mif1", brand) + bytes(40)
+    with pytest.raises(UnreadableImage, match="got HEIC, which is read where pillow-heif is installed"):
+        load_image(heic, Preparation((3, 8, 8)))

@@ -13,13 +13,17 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from commands import call
 from PIL import Image
 from trained import NETWORK, Trained
 
+from splitee.cli.main import main
 from splitee.errors import ExitCode
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, MANIFEST, ClientManifest, read_manifest, write_manifest
 from splitee.inference.uncertainty import normalized_entropy, softmax, uncertainty
+from splitee.samples.fitting import Region
+from splitee.samples.kept import REGION, keep_region
 from splitee_device.data.batches import batch
 from splitee_export.graphs import ClientGraph, run_torch
 from splitee_export.states import DeviceState, read_state
@@ -272,3 +276,45 @@ def test_a_model_takes_batches_of_any_size(trained: Trained) -> None:
     for position in range(2):
         apart = np.concatenate([answer[position] for answer in one])
         np.testing.assert_allclose(together[position], apart, atol=1e-5)
+
+
+def probabilities(capsys: pytest.CaptureFixture[str], *arguments: object) -> list[float]:
+    with pytest.raises(SystemExit) as leave:
+        main(["predict", "--json", "--threads", "1", *map(str, arguments)])
+    assert not leave.value.code
+    return [json.loads(line)["probability"] for line in capsys.readouterr().out.splitlines()]
+
+
+def test_the_region_of_the_training_is_cut_out_unless_another_is_given(
+    trained: Trained, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (60, 90, 3), np.uint8)
+    whole, part, other = (tmp_path / f"{name}.png" for name in ("whole", "part", "other"))
+    for path, kept in ((whole, pixels), (part, pixels[10:50, 30:70]), (other, pixels[:20, :20])):
+        Image.fromarray(kept).save(path)
+    expected = probabilities(capsys, "--model", model, part, other)
+    older = json.loads((model / MANIFEST).read_bytes())
+    assert older.pop("fit") == "crop"  # which an older manifest does not say
+    (model / MANIFEST).write_text(json.dumps(older))
+    (tmp_path / "store" / "releases").mkdir(parents=True)
+    released = Path(shutil.copytree(model, tmp_path / "store" / "releases" / "one"))
+    (tmp_path / "store" / "current").symlink_to(Path("releases") / "one")
+    keep_region(tmp_path / "store", Region(30, 10, 40, 40))
+    keep_region(model, Region(30, 10, 40, 40))
+    for of_region in (model, released, tmp_path / "store" / "current"):
+        assert probabilities(capsys, "--model", of_region, whole) == expected[:1]
+    assert probabilities(capsys, "--model", model, whole, "--region", "0,0,20,20") == expected[1:]
+
+
+def test_a_damaged_region_and_one_that_no_image_holds_are_one_line(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
+    predicts = ("predict", "--model", str(model), str(tmp_path / "small.png"))
+    code, line = call(capsys, *predicts, "--region", "0,0,30,30")
+    assert (code, "20 x 20 pixels: too few for the region 0,0,30,30" in line) == (ExitCode.DATA, True)
+    code, line = call(capsys, *predicts, "--region", "0,0,30")
+    assert (code, "--region 0,0,30: expected a region as X,Y,W,H" in line) == (ExitCode.CONFIG, True)
+    (model / REGION).write_text('{"region": [1, 2]}')
+    code, line = call(capsys, *predicts)
+    assert (code, f"{model / REGION} is damaged" in line) == (ExitCode.MODEL, True)

@@ -23,7 +23,7 @@ from splitee_lab.local.brokers import RunningBroker
 PAGE = Path(__file__).parents[3] / "docs" / "profile.md"
 SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "20")
 LOOK = 200.0  # seconds: more than the few that a look takes on a busy machine
-TINY = ("--network", "tiny_networks:tiny", *SETTINGS)
+TINY = ("--network", "tiny_networks:tiny", "--input", "3x32x32", *SETTINGS)
 
 pytestmark = pytest.mark.slow(8)
 

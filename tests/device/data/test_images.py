@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,9 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from msgspec.structs import replace
 from PIL import Image
+from trained import Trained
 
 from splitee.errors import ConfigError, DataError
+from splitee.inference.manifest import ClientManifest, read_manifest
+from splitee.protocol.fields import Fit
+from splitee.samples.fitting import Region
 from splitee.samples.images import load_image, normalize
 from splitee_device.data.batches import batch
 from splitee_device.data.images import DeviceData, ImageSet, Shard, open_data
@@ -104,16 +110,25 @@ def test_held_out_share_is_taken_from_each_class(source: str) -> None:
     assert np.bincount(data.train.labels).tolist() == [40, 24, 16]
 
 
-def test_training_and_inference_see_the_same_pixels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("region", [None, Region(300, 40, 700, 500)])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_training_and_inference_see_the_same_pixels(
+    tmp_path: Path, trained: Trained, fit: Fit, region: Region | None
+) -> None:
+    """Of JPEGs, large enough to be decoded at a part of their size, on their side or not."""
     generator = np.random.default_rng(3)
-    for name in ("a", "b"):
+    exif = Image.Exif()
+    for name, exif[0x0112] in (("a", 1), ("b", 8)):
         (tmp_path / name).mkdir()
-        for number in range(3):
-            pixels = generator.integers(0, 256, (50, 70, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / name / f"{number}.jpg")
-    data = open_data(str(tmp_path), input_shape=(3, 32, 32))
-    loaded = {load_image(path, (3, 32, 32)).tobytes() for path in tmp_path.glob("*/*.jpg")}
-    assert {image.tobytes() for image in [*data.train.images, *data.held_out.images]} == loaded
+        pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        size = (1200, 800) if name == "a" else (800, 1200)
+        Image.fromarray(pixels).resize(size).save(tmp_path / name / "0.jpg", exif=exif)
+        shutil.copy(tmp_path / name / "0.jpg", tmp_path / name / "1.jpg")
+    data = open_data(str(tmp_path), input_shape=(3, 48, 32), fit=fit, region=region, holdout=0.5)
+    model = read_manifest(trained.model("pi-1"), ClientManifest)
+    seen = replace(model, input_shape=(3, 48, 32), fit=fit).preparation(region)
+    for of_data in (data.train, data.held_out):
+        assert np.array_equal(of_data.images, [load_image(tmp_path / n / "0.jpg", seen) for n in ("a", "b")])
 
 
 def test_batch_is_normalised_as_for_inference(source: str) -> None:

@@ -94,3 +94,13 @@ def test_values_lie_along_a_place() -> None:
     assert along({1: 10.0, 3: 40.0}, place, 4) == pytest.approx(60.0)
     assert along({1: 10.0}, place, 4) == pytest.approx(60.0)
     assert [between({2: 5.0, 4: 9.0}, cut) for cut in (1, 3, 5)] == [5.0, 7.0, 9.0]
+
+
+def test_a_cut_whose_features_are_larger_than_a_message_does_not_fit() -> None:
+    known = measured([1, 2, 3, 4])
+    stages = known.description.stages
+    wide = replace(stages[0], feature_shape=(32, 512, 512))
+    known = replace(known, description=replace(known.description, stages=(wide, *stages[1:])))
+    rows = predict(known, WORK)
+    assert rows[0].obstacle == "the features of 64 images take 2048 MiB there, at most 256 travel at once"
+    assert [row.fits for row in rows[1:]] == [True] * 3

@@ -15,6 +15,8 @@ from splitee.durable import StateDirectory
 from splitee.errors import StateError
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
+from splitee.samples.fitting import Region
+from splitee.samples.kept import kept_region
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
@@ -167,3 +169,20 @@ def test_a_finished_run_makes_room_for_the_next(directory: StateDirectory, data:
     assert files(directory)
     store.open(OTHER, CUT, fresh=False)
     assert not files(directory)
+
+
+def test_another_region_is_kept_from_now_on_and_said(
+    directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = Region(0, 0, 20, 20), Region(4, 4, 20, 20)
+    store = DeviceStore(directory, "pi-1", data, first)
+    store.open(SPEC, CUT, fresh=False)
+    assert kept_region(directory.path) == first
+    train(new_trainer(data), store, 1)
+    DeviceStore(directory, "pi-1", data, first).open(SPEC, CUT, fresh=False)
+    assert lines(caplog) == []
+    DeviceStore(directory, "pi-1", data, second).open(SPEC, CUT, fresh=False)
+    assert lines(caplog) == ["state: trained with --region 0,0,20,20 so far, goes on with --region 4,4,20,20"]
+    assert kept_region(directory.path) == second
+    DeviceStore(directory, "pi-1", data).open(SPEC, CUT, fresh=True)
+    assert kept_region(directory.path) is None

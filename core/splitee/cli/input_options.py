@@ -1,0 +1,57 @@
+"""Options that say what a network sees: the shape of its input, and which part of the camera's picture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from splitee.cli.bounds import OutOfBounds, given
+from splitee.cli.settings import setting
+from splitee.errors import ConfigError
+from splitee.protocol.fields import LARGEST_SIDE
+from splitee.samples.fitting import PHOTOGRAPHS, Region, Shape, by
+
+SMALLEST_SIDE = 8  # pixels
+
+
+class InputType(click.ParamType[Shape]):
+    """An input's shape, written CxHxW."""
+
+    name = "CxHxW"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Shape:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([13])x([0-9]{1,4})x([0-9]{1,4})", value.strip().lower())
+        if match is not None:
+            channels, height, width = map(int, match.groups())
+            if SMALLEST_SIDE <= height <= LARGEST_SIDE and SMALLEST_SIDE <= width <= LARGEST_SIDE:
+                return channels, height, width
+        raise OutOfBounds(
+            f"{given(value, param, ctx)}: channels (1 or 3), height and width ({SMALLEST_SIDE} to "
+            f"{LARGEST_SIDE} pixels), such as {by(PHOTOGRAPHS)}",
+            ctx,
+            param,
+        )
+
+
+class RegionType(click.ParamType[Region]):
+    """A part of a picture, written X,Y,W,H."""
+
+    name = "X,Y,W,H"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Region:
+        if isinstance(value, Region):
+            return value
+        try:
+            return Region.parse(value)
+        except ConfigError as error:
+            raise OutOfBounds(f"{given(value, param, ctx)}: {error}", ctx, param) from None
+
+
+def region_setting(**attributes: Any) -> Callable[[Any], Any]:
+    """The option `--region`."""
+    return setting("--region", type=RegionType(), metavar=RegionType.name, **attributes)
