@@ -55,7 +55,7 @@ def _train(
         What the device made of the run's settings; and the cuts that it was at in the run, or asked for.
     """
     device = settings.device
-    pictures = settings.open_data(spec)
+    pictures = settings.open_data(spec, directory.path, session.drain)
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
     store = DeviceStore(directory, device, pictures)
     chosen = _choose_cut(session, spec, directory, settings, len(pictures.train))

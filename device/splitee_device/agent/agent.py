@@ -283,6 +283,7 @@ class Agent:
             self._send(phase, step, batch)
             self._say("evaluating", phase.opened.round, step + 1, steps, trainer.loss)
             self._session.drain()
+        self._store.save_mistakes(phase.opened.round, trainer.mistakes)
         self._session.wait(lambda: phase.outbox.empty, "the server to evaluate")
 
     def _say(

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from splitee.errors import DataError
 from splitee.samples.images import load_image
-from splitee_device.data.base import DeferredImage, Indices, Source, Split, numbered
+from splitee_device.data.base import DeferredImage, Images, Indices, Source, Split, numbered
+from splitee_device.data.spill import SpilledImages
 
 _ROWS_AT_ONCE = 64  # what is held of the encoded images at a time
 
@@ -26,13 +27,18 @@ def open_parquet(path: Path) -> Source:
     parquet = ParquetImages(path)
     names = parquet.class_names or numbered(parquet.labels)
 
-    def images(indices: Indices) -> Iterator[DeferredImage]:
-        return (
-            partial(load_image, encoded, name=f"{path} row {row}")
-            for row, encoded in parquet.encoded(indices)
-        )
+    def name(row: int) -> str:
+        return f"{path} row {row}"
 
-    return Source(names, Split(parquet.labels, images), None)
+    def images(indices: Indices) -> Iterator[DeferredImage]:
+        return (partial(load_image, encoded, name=name(row)) for row, encoded in parquet.encoded(indices))
+
+    def prepare(indices: Indices, folder: Path | None) -> Images:
+        """A row alone costs the reading of all that are compressed with it: so they are laid out singly."""
+        spilled = SpilledImages(parquet.encoded(indices), folder)
+        return lambda rows: (partial(load_image, spilled.read(row), name=name(row)) for row in map(int, rows))
+
+    return Source(names, Split(parquet.labels, images, name, prepare), None)
 
 
 class ParquetImages:
