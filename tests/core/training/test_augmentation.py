@@ -151,7 +151,7 @@ def test_colours_change_as_with_torchvision(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("splitee.training.augmentation.RATIO", (1.0, 1.0))
     mean, std = (0.48, 0.46, 0.41), (0.23, 0.22, 0.25)
     torch.manual_seed(1)
-    once = 0.3 + 0.4 * torch.rand(3, 8, 8)  # far enough from 0 and 1 that nothing is cut off
+    once = 0.3 + 0.4 * torch.rand(3, 16, 8)  # far enough from 0 and 1 that nothing is cut off
     whole = torch.cat([once, once.flip(2)], dim=2)  # the same, when it is mirrored
     bent_mean, bent_std = (torch.tensor(values)[:, None, None] for values in (mean, std))
     given = ((whole - bent_mean) / bent_std).expand(20, -1, -1, -1)
