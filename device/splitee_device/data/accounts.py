@@ -69,7 +69,7 @@ def _warn(spec: str, source: Source, counts: np.ndarray) -> None:
         )  # fmt: skip
 
 
-def _rows(names: tuple[str, ...], counts: np.ndarray) -> list[tuple[str, str, str]]:
+def _rows(names: tuple[str, ...], counts: np.ndarray) -> list[tuple[str, ...]]:
     """Class, training, held out: in the order of the classes, or the rarest of many."""
     shown = np.arange(len(names))
     if len(names) > MOST_ROWS:
@@ -77,12 +77,11 @@ def _rows(names: tuple[str, ...], counts: np.ndarray) -> list[tuple[str, str, st
     rows = [(names[place], str(counts[place, 0]), str(counts[place, 1])) for place in shown]
     rest = np.delete(counts, shown, axis=0)
     if len(rest):
-        training, held_out = (f"{column.min()} to {column.max()}" for column in rest.T)
-        rows.append((f"{len(rest)} others", training, held_out))
+        rows.append((f"{len(rest)} others", *(_range(column.min(), column.max()) for column in rest.T)))
     return rows
 
 
-def _show(rows: list[tuple[str, str, str]]) -> None:
+def _show(rows: list[tuple[str, ...]]) -> None:
     """A table on a terminal; else a line for each class."""
     if not sys.stderr.isatty():
         for name, training, held_out in rows:
@@ -97,6 +96,10 @@ def _show(rows: list[tuple[str, str, str]]) -> None:
     for name, *counts in rows:
         table.add_row(plain_cell(name), *counts)
     Console(stderr=True).print(table)
+
+
+def _range(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least}..{most}"
 
 
 def _named(names: list[str]) -> str:

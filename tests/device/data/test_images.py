@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import logging
 import os
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from image_folders import png, write_folder, write_parquet
 from PIL import Image
 
 from splitee.errors import ConfigError, DataError
@@ -30,35 +30,6 @@ from splitee_device.data.images import DeviceData, Shard, open_data
 SHAPE = (1, 6, 6)
 BUILTIN = Path(__file__).parents[3] / "device/splitee_device/data/builtin/fashion-mnist.npz"
 SCRIPT = Path(__file__).parents[3] / "scripts/make_fashion_mnist.py"
-
-
-def png(number: int) -> bytes:
-    """A plain grey picture: its number is its grey."""
-    buffer = io.BytesIO()
-    Image.new("L", (6, 6), number).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_folder(root: Path, counts: dict[str, int]) -> None:
-    """Class folders of pictures numbered through all classes."""
-    number = 0
-    for name, count in counts.items():
-        (root / name).mkdir(parents=True)
-        for _ in range(count):
-            (root / name / f"{number:03}.png").write_bytes(png(number))
-            number += 1
-
-
-def write_parquet(
-    path: Path, pictures: Sequence[bytes | None], labels: Sequence[int], names: object = None
-) -> None:
-    schema = pa.schema(
-        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
-        metadata=None if names is None else {"class_names": json.dumps(names)},
-    )
-    images = [{"bytes": content, "path": None} for content in pictures]
-    table = pa.Table.from_pydict({"image": images, "label": list(labels)}, schema=schema)
-    pq.write_table(table, path, row_group_size=7)
 
 
 def write_idx(path: Path, values: np.ndarray, opener: Callable[..., io.BufferedIOBase] = io.open) -> None:
