@@ -74,7 +74,9 @@ def _rows(names: tuple[str, ...], counts: np.ndarray) -> list[tuple[str, ...]]:
     shown = np.arange(len(names))
     if len(names) > MOST_ROWS:
         shown = np.sort(np.argsort(counts[:, 0], kind="stable")[:MOST_ROWS])
-    rows = [(names[place], str(counts[place, 0]), str(counts[place, 1])) for place in shown]
+    rows: list[tuple[str, ...]] = [
+        (names[place], str(counts[place, 0]), str(counts[place, 1])) for place in shown
+    ]
     rest = np.delete(counts, shown, axis=0)
     if len(rest):
         rows.append((f"{len(rest)} others", *(_range(column.min(), column.max()) for column in rest.T)))

@@ -20,6 +20,7 @@ from splitee_device.data.image_sets import ImageSet, LabelledImages, Numbers, Re
 
 AHEAD = 1  # batches that are being decoded while one is trained
 CHECKED_AT_ONCE = 64  # images
+THREADS = "decode"  # what the names of the threads begin with
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class Decoders:
     def __init__(self, count: int) -> None:
         """`count`: 0 for none."""
         self.count = count
-        self._threads = ThreadPoolExecutor(count, "decode") if count else None
+        self._threads = ThreadPoolExecutor(count, THREADS) if count else None
 
     def start(self, work: Callable[[slice], list[int]]) -> list[Future[list[int]]]:
         """Divide work on a batch among the threads: each does every `count`th place."""
