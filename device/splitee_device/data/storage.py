@@ -20,6 +20,7 @@ from splitee_device.machine import hardware
 SHARE = 4  # images take at most this part of the memory that a device may use
 SHARE_OF_ALL = 8  # or this part of all memory, where nobody says how much may be used
 LOOK_EVERY = 64  # images
+ENCODED = 400  # bytes of memory that an image takes which stays encoded: its name and where it is
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,15 @@ def most_for_images(memory: int | None) -> int:
 
     `memory`: bytes that training may take, where its owner has said so.
     """
-    usable = hardware.least(memory, hardware.memory_for_training())
+    return _share_of(hardware.least(memory, hardware.memory_for_training()))
+
+
+def memory_of(count: int, decoded: int, usable: int | None) -> int:
+    """Bytes of memory that so many images take, of `decoded` bytes each, where a device may use `usable`."""
+    return count * decoded if count * decoded <= _share_of(usable) else count * ENCODED
+
+
+def _share_of(usable: int | None) -> int:
     return usable // SHARE if usable is not None else psutil.virtual_memory().total // SHARE_OF_ALL
 
 
