@@ -84,7 +84,9 @@ def _rows(names: tuple[str, ...], counts: np.ndarray) -> list[tuple[str, ...]]:
 
 
 def _show(rows: list[tuple[str, ...]]) -> None:
-    """A table on a terminal; else a line for each class."""
+    """A table on a terminal; else a line for each class. Nothing where such lines are not logged."""
+    if not log.isEnabledFor(logging.INFO):
+        return
     if not sys.stderr.isatty():
         for name, training, held_out in rows:
             log.info("%s: %s to train on, %s held out", name, training, held_out)

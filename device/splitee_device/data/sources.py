@@ -75,14 +75,14 @@ def _open(spec: str) -> Source:
 
 
 def _open_file(path: Path) -> Source:
-    from splitee_device.data.parquet import open_parquet  # loads pyarrow
-
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise DataError(
             f"{path} is a single image; expected a folder with a folder for each class: DIR/CLASS/{path.name}"
         )
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         raise DataError(f"{path} is an archive: unpack it, and give the folder that holds the class folders")
+    from splitee_device.data.parquet import open_parquet  # loads pyarrow
+
     return open_parquet(path)
 
 
@@ -97,7 +97,8 @@ def _with_test(source: Source, spec: str, test: str) -> Source:
             f"--test {test} has images of {', '.join(map(repr, unknown[:5]))}, --data {spec} has none of it"
         )
     numbers = np.array([places.get(name, -1) for name in other.class_names])
-    return replace(source, test=_renumbered(split, numbers))
+    ignored = (*source.ignored, *(f"{what} of --test" for what in other.ignored))
+    return replace(source, test=_renumbered(split, numbers), ignored=ignored)
 
 
 def _renumbered(split: Split, numbers: Labels) -> Split:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from splitee.cli.words import mib
+from splitee.cli.words import size
 from splitee.samples.images import Shape, UnreadableImage
 from splitee_device.data.base import Indices, Split
 from splitee_device.data.encoded import Decoders, EncodedImages
@@ -61,7 +61,7 @@ class Storage:
         log.info(
             "%d images would take %s decoded, more than the %s that images may take here: they stay encoded, "
             "and are decoded a batch ahead. Reading each once",
-            count, mib(needed), mib(self.most),
+            count, size(needed), size(self.most),
         )  # fmt: skip
         decoders = Decoders(self.workers)
         return [
@@ -82,7 +82,7 @@ class Storage:
         found = EncodedImages(images, indices, split.labels[indices], names, shape, decoders)
         unreadable = found.unreadable(tick)
         skipped += [found.name(int(number)) for number in unreadable]
-        return found.without(unreadable)
+        return found.without(unreadable) if len(unreadable) else found
 
 
 IN_MEMORY = Storage()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -100,18 +103,37 @@ def test_of_many_classes_the_rarest_are_shown(tmp_path: Path, caplog: pytest.Log
     assert "INFO 10 others: 16..20 to train on, 2 held out" in log
 
 
+def test_a_terminal_gets_a_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    write_folder(tmp_path, {"a[b]": 10, "c\x1b": 10})
+    _, log = opened(tmp_path, caplog)
+    assert "to train on" not in log
+    shown = [re.sub(r"\s+", " ", line) for line in terminal.getvalue().splitlines()]
+    assert any("a[b] │ 9 │ 1" in line for line in shown)
+    assert any(r"c\x1b │ 9 │ 1" in line for line in shown)
+    caplog.set_level(logging.WARNING)
+    terminal.truncate(0)
+    open_data(str(tmp_path), input_shape=SHAPE)
+    assert not terminal.getvalue()
+
+
 # --- a test folder
 
 
 def test_a_test_folder_is_held_out_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_folder(tmp_path / "train", {"a": 10, "b": 10, "c": 10})
-    write_folder(tmp_path / "test", {"b": 4, "c": 3})
+    write_folder(tmp_path / "test", {"b": 4, "c": 3, "c/@eaDir": 2})
     data, log = opened(tmp_path / "train", caplog, test=str(tmp_path / "test"))
     assert (len(data.train), len(data.held_out)) == (30, 7)
     assert data.held_out.labels.tolist() == [1] * 4 + [2] * 3
     assert data.held_out.name(0) == str(tmp_path / "test" / "b" / "000.png")
     assert "WARNING" in log
     assert "no images held out of a" in log
+    assert "ignored: 2 in @eaDir of --test" in log
 
 
 def test_a_test_folder_with_another_class_is_refused(tmp_path: Path) -> None:
