@@ -159,15 +159,24 @@ class EncodedImages(LabelledImages):
             return numbers, pixels
         self._note_lost(numbers[failed])
         if len(failed) == len(numbers):
-            raise DataError(
-                f"{self.name(int(numbers[0]))}: none of the {len(numbers)} images of a batch can be read any "
-                "more; is the disk that they are on still there?"
-            )
+            return self._instead_of(numbers)
         sources = np.arange(len(numbers))
         good = np.setdiff1d(sources, failed)
         before = np.searchsorted(good, failed) - 1
         sources[failed] = good[np.maximum(before, 0)]
         return numbers[sources], pixels[sources]
+
+    def _instead_of(self, numbers: Numbers) -> Read:
+        """For a batch of which none can be read: as many of the next image of the set that can be."""
+        following = (int(numbers[0]) + 1 + np.arange(CHECKED_AT_ONCE)) % len(self)
+        decoding = self._start(following)
+        good = np.setdiff1d(np.arange(CHECKED_AT_ONCE), decoding.failed())[:1]
+        if not len(good):
+            raise DataError(
+                f"{self.name(int(numbers[0]))}: neither it nor the {CHECKED_AT_ONCE} images after it can be "
+                "read any more; is the disk that they are on still there?"
+            )
+        return following[good.repeat(len(numbers))], decoding.pixels[good.repeat(len(numbers))]
 
     def _note_lost(self, numbers: npt.NDArray[np.integer]) -> None:
         """Say so at the first image, the second, the fourth and so on: a lost disk does not fill the log."""

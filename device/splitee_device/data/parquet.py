@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from splitee.errors import DataError
-from splitee.samples.images import load_image
+from splitee.samples.images import Pixels, Shape, UnreadableImage, load_image
 from splitee_device.data.base import DeferredImage, Images, Indices, Source, Split, numbered
 from splitee_device.data.spill import SpilledImages
 
@@ -36,7 +36,15 @@ def open_parquet(path: Path) -> Source:
     def prepare(indices: Indices, folder: Path | None) -> Images:
         """A row alone costs the reading of all that are compressed with it: so they are laid out singly."""
         spilled = SpilledImages(parquet.encoded(indices), folder)
-        return lambda rows: (partial(load_image, spilled.read(row), name=name(row)) for row in map(int, rows))
+
+        def load(row: int, shape: Shape) -> Pixels:
+            try:
+                encoded = spilled.read(row)
+            except OSError as error:
+                raise UnreadableImage(name(row), str(error.strerror)) from None
+            return load_image(encoded, shape, name=name(row))
+
+        return lambda rows: (partial(load, row) for row in map(int, rows))
 
     return Source(names, Split(parquet.labels, images, name, prepare), None)
 

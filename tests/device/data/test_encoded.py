@@ -118,12 +118,22 @@ def test_an_image_that_is_gone_is_replaced_by_the_one_before_it(
     assert "which makes 2 of 36 images" in second
 
 
-def test_a_batch_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+def test_a_batch_of_which_nothing_is_left_is_made_of_the_next_image(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 20, "b": 20})
+    train = encoded(str(tmp_path), shape=GREY).train
+    for gone in (34, 35, 0):
+        Path(train.name(gone)).unlink()
+    found, pixels = next(iter(train.batches([np.array([34, 35, 34])])))
+    assert found.tolist() == [1, 1, 1]
+    assert pixels[:, 0, 0, 0].tolist() == [int(Path(train.name(1)).stem)] * 3
+
+
+def test_a_disk_that_is_gone_is_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 20, "b": 20})
     data = encoded(str(tmp_path), shape=GREY)
     for path in tmp_path.glob("*/*"):
         path.unlink()
-    with pytest.raises(DataError, match="none of the 2 images of a batch can be read any more"):
+    with pytest.raises(DataError, match="neither it nor the 64 images after it can be read any more"):
         next(iter(data.train.batches([np.array([3, 4])])))
 
 
