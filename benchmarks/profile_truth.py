@@ -30,7 +30,8 @@ from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state
-from splitee_device.data.images import DeviceData, ImageSet
+from splitee_device.data.image_sets import ImageSet
+from splitee_device.data.images import DeviceData
 from splitee_device.machine.hardware import usable_cores
 from splitee_device.machine.memory import MemoryWatch, memory
 from splitee_device.profiler.reference import Reference

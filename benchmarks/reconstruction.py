@@ -29,7 +29,8 @@ from benchmarks.attacker_weights import hand_images_on
 from benchmarks.image_decoder import CHUNK, ImageDecoder, psnr, ssim
 from splitee.networks.split import SplitNetwork, build_network
 from splitee.protocol.codecs import decode_tensor, encode_tensor
-from splitee_device.data.images import ImageSet, open_data
+from splitee_device.data.image_sets import ImageSet, LabelledImages
+from splitee_device.data.images import open_data
 
 CODECS = ("fp16", "int8")
 BATCH = 32
@@ -209,8 +210,9 @@ def main(
     sys.exit(not rows)
 
 
-def _first(images: ImageSet, count: int) -> ImageSet:
+def _first(every: LabelledImages, count: int) -> ImageSet:
     """Evenly spread over the images, which are in the order of their source."""
+    images = every.in_memory()
     step = max(1, len(images) // count)
     return ImageSet(images.images[::step][:count], images.labels[::step][:count])
 

@@ -76,7 +76,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
     """Take part until the run trains no more."""
     released = release_in_service(directory.path)
     device = settings.device
-    pictures = settings.open_data(spec)
+    pictures = settings.open_data(spec, directory.path, session.drain)
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
     store = DeviceStore(directory, device, pictures, settings.serving.region)
     chosen = _choose_cut(session, spec, directory, settings, len(pictures.train))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from splitee.errors import ConfigError
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.images import DeviceData, Shard, open_data
+from splitee_device.data.storage import Storage, most_for_images
 from splitee_device.inference.options import ServingOptions
 from splitee_device.profiler.choice import Preference
 
@@ -19,6 +22,8 @@ class DeviceSettings:
     device: str
     link: LinkOptions
     data: str
+    test: str | None  # what is held out instead of a share of `data`
+    workers: int  # threads that decode images which do not fit in memory
     shard: Shard | None
     holdout: float
     limit: int | None
@@ -51,8 +56,16 @@ class DeviceSettings:
         """Bytes."""
         return None if self.memory is None else self.memory << 20
 
-    def open_data(self, spec: RunSpec) -> DeviceData:
-        """Raises DataError."""
+    def open_data(self, spec: RunSpec, folder: Path, tick: Callable[[], None]) -> DeviceData:
+        """The images for a run.
+
+        Args:
+            folder: for a temporary file, where images do not fit in memory.
+            tick: is called now and then while it takes.
+
+        Raises:
+            DataError: as its message says.
+        """
         return open_data(
             self.data,
             input_shape=spec.input_shape,
@@ -62,4 +75,8 @@ class DeviceSettings:
             holdout=self.holdout,
             seed=spec.seed,
             limit=self.limit,
+            test=self.test,
+            class_names=spec.class_names,
+            storage=Storage(most_for_images(self.most_memory), self.workers, folder),
+            tick=tick,
         )

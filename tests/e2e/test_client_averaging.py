@@ -34,7 +34,8 @@ def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
 ) -> None:
     """Sequential: the server is killed, a device comes back with an empty card; the weights are the same.
 
-    The soft labels that it learns from next come from the server too.
+    The soft labels that it learns from next come from the server too. Its images stay encoded, and threads
+    decode them when it is killed.
     """
     topics = Topics("mean-lost")
     watcher = Link(mosquitto_broker.address, "mean-watcher")
@@ -43,16 +44,20 @@ def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
     flags = ("--client-averaging", "layerwise", "--soft-labels", "1")
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*flags, rounds=4)
-        fleet.three_devices()
+        encoded = ("--memory", "1", "--workers", "2")
+        for name in ("pi-1", "pi-3"):
+            fleet.device(name, CUTS[name], shard=f"{name[-1]}/3")
+        fleet.device("pi-2", CUTS["pi-2"], *encoded, shard="2/3")
         await_message(watcher, topics.commit, lambda payload: Commit.decode(payload).round >= 2)
         for name in ("pi-2", "server"):
             fleet.processes[name].kill()
             fleet.processes[name].wait()
         shutil.rmtree(tmp_path / "pi-2")
-        fleet.device("pi-2", CUTS["pi-2"], shard="2/3")
+        fleet.device("pi-2", CUTS["pi-2"], *encoded, shard="2/3")
         fleet.server(*flags, rounds=4)
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
+        assert fleet.log("pi-2").count("they stay encoded") == 2
     watcher.close()
     expected = in_one_process("sequential", "step", 4, averaging="layerwise", soft_labels=1.0)
     assert report["weights_sha256"] == expected

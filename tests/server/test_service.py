@@ -162,7 +162,7 @@ def test_a_device_moves_to_the_cut_it_asks_for_when_a_round_is_committed(fleet: 
         ({"protocol": 2}, ExitCode.VERSION, "speaks protocol 2"),
         ({"cut": 4}, ExitCode.REJECTED, "can be cut at 1..3"),
         ({"class_names": ("a", "b")}, ExitCode.REJECTED, "has the classes [a, b], the fleet [a, b, c]"),
-        ({"class_names": tuple("abcd")}, ExitCode.REJECTED, "has 4 classes, the run 3"),
+        ({"class_names": tuple("abcd")}, ExitCode.REJECTED, "(set by pi-1, pi-2): only it has [d]; every"),
     ],
 )
 def test_a_device_that_does_not_fit_is_refused(
@@ -177,6 +177,23 @@ def test_a_device_that_does_not_fit_is_refused(
     assert (error.code, error.fatal, error.instance) == (code, True, 7)
     assert says in error.message
     assert misfit.parts == []
+
+
+def test_a_device_whose_classes_are_corrected_is_taken_before_the_first_commit(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1))
+    misspelt = fleet.devices["pi-3"]
+    come = misspelt.come
+    misspelt.come = lambda **_changed: come(class_names=("a", "b", "x"))  # type: ignore[method-assign]
+
+    def correct(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 1):
+            come(instance=2, class_names=("a", "b", "c"))
+
+    fleet.on_phase = correct
+    fleet.run()
+    assert misspelt.errors
+    assert all("only it has [x], it lacks [c]" in error.message for error in misspelt.errors)
+    assert [number for phase, number, _ in misspelt.parts if phase == "train"] == [2]
 
 
 def test_of_twin_ids_the_later_process_counts(fleet: VirtualFleet) -> None:

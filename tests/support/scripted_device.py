@@ -17,7 +17,8 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.agent.agent import Agent
 from splitee_device.agent.monitor import CutWish
 from splitee_device.agent.session import Session
-from splitee_device.data.images import DeviceData, ImageSet
+from splitee_device.data.image_sets import ImageSet
+from splitee_device.data.images import DeviceData
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee_device.data.images import DeviceData, ImageSet, open_data
+from splitee_device.data.image_sets import ImageSet
+from splitee_device.data.images import DeviceData, open_data
 
 BATCH = 16
 HELD_OUT = 256

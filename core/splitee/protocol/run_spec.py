@@ -138,7 +138,10 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             "training and averages; 0: none is."
         ),
     ] = 0.0
-    augmentation: Annotated[Augmentation, _setting("Of training images, on the device.")] = "none"
+    augmentation: Annotated[
+        Augmentation,
+        _setting("Of training images, on the device; photo: parts of them, flipped, recoloured."),
+    ] = "none"
     balanced_loss: Annotated[
         bool,
         _setting("Devices' losses allow for their own mix of classes: for devices that have unlike ones."),

@@ -31,6 +31,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(("AVIF",) if _
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 # Decoded, an image takes up to 4 bytes a pixel, and as much again where its colours are converted.
 MAX_PIXELS = 50_000_000  # below the size at which Pillow itself warns
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # load_image checks the size, with an error
 PngImagePlugin.MAX_TEXT_MEMORY = 1 << 20  # bytes that the texts in a PNG may unpack to, all together
 
 
@@ -100,14 +101,12 @@ def _read_header(name: str, file: BinaryIO) -> Image.Image:
     is_heic = _is_heic(file)
     if is_heic and not _HAS_HEIF:
         raise UnreadableImage(name, "HEIC, which is read where pillow-heif is installed")
-    with warnings.catch_warnings():  # the size is checked by load_image, with an error
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        if is_heic:
-            import pillow_heif
+    if is_heic:
+        import pillow_heif
 
-            pillow_heif.register_heif_opener()
-            return Image.open(file, formats=("HEIF",))
-        return Image.open(file, formats=_FORMATS)
+        pillow_heif.register_heif_opener()
+        return Image.open(file, formats=("HEIF",))
+    return Image.open(file, formats=_FORMATS)
 
 
 def _is_heic(file: BinaryIO) -> bool:

@@ -1,23 +1,38 @@
-"""Augmentation of training pictures: mirrored and shifted, as chance will have it for each."""
+"""Augmentation of training pictures: each mirrored, shifted, cropped, recoloured as chance will have it."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from splitee.protocol.fields import Augmentation
+from splitee.protocol.run_spec import RunSpec
 
 SHIFT = 8  # a picture is shifted by at most an eighth of its height and width
+SCALE = (0.35, 1.0)  # of a picture's area, that a crop for photographs shows
+RATIO = (3 / 4, 4 / 3)  # of its width to its height
+GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+JITTER = 0.25  # by how much of itself brightness, contrast and saturation change at most
 
 
-def augment(pictures: Tensor, how: Augmentation) -> Tensor:
-    """Pictures (B, C, H, W), left and right exchanged in half of them; `flip-crop`: also shifted.
+def augment(pictures: Tensor, spec: RunSpec) -> Tensor:
+    """Normalised pictures (B, C, H, W) as the run's `augmentation` has them.
 
-    What a shift brings in is zero. Draws from torch's global generator, which trainers seed for every batch.
+    `flip` exchanges left and right in half of them; `flip-crop` also shifts them, and what a shift brings in
+    is zero; `photo` shows a part of each at full size, exchanges left and right in half of them, and changes
+    brightness, contrast and saturation. Draws from torch's global generator, which trainers seed for every
+    batch.
+
+    torchvision's `v2` transforms treat one picture at a time, which takes half as long as a small device's
+    training step; here a batch is treated at once.
     """
+    how = spec.augmentation
     if how == "none":
         return pictures
+    if how == "photo":
+        return _jitter(_resized_crops(pictures), spec)
     flipped = torch.rand(len(pictures)) < 0.5
     pictures = torch.where(flipped[:, None, None, None].to(pictures.device), pictures.flip(3), pictures)
     return _shift(pictures) if how == "flip-crop" else pictures
@@ -35,3 +50,51 @@ def _shift(pictures: Tensor) -> Tensor:
             for one, top, left in zip(padded, tops, lefts, strict=True)
         ]
     )
+
+
+def _resized_crops(pictures: Tensor) -> Tensor:
+    """A part of each picture at full size, left and right exchanged in half of them; bilinear.
+
+    Parts are drawn as torchvision's RandomResizedCrop draws them (Szegedy et al., 2015), but one that is too
+    wide or too high is cut to the picture instead of being drawn again.
+    """
+    count, _, height, width = pictures.shape
+    area = torch.empty(count).uniform_(*SCALE)
+    ratio = torch.empty(count).uniform_(*map(math.log, RATIO)).exp() * height / width
+    sizes = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp(
+        max=1
+    )  # (2, B): of width, height
+    middles = (1 - sizes) * (2 * torch.rand(2, count) - 1)  # the picture is -1..1
+    mirrored = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    x, y = (
+        middle[:, None] + size[:, None] * ((2 * torch.arange(pixels) + 1) / pixels - 1)
+        for middle, size, pixels in zip(
+            middles, (sizes[0] * mirrored, sizes[1]), (width, height), strict=True
+        )
+    )
+    grid = torch.empty(count, height, width, 2)
+    grid[..., 0], grid[..., 1] = x[:, None, :], y[:, :, None]
+    return F.grid_sample(pictures, grid.to(pictures), padding_mode="border", align_corners=False)
+
+
+def _jitter(pictures: Tensor, spec: RunSpec) -> Tensor:
+    """Other brightness, contrast and saturation, as torchvision's ColorJitter changes them in this order.
+
+    Each of the three is linear in the colours, so all of them are one matrix and offset for a picture; what
+    leaves 0..1 is cut off at the end.
+    """
+    count, channels = pictures.shape[:2]
+    brightness, contrast, saturation = (
+        torch.empty(count, 1, 1).uniform_(1 - JITTER, 1 + JITTER).to(pictures) for _ in range(3)
+    )
+    mean, std = (pictures.new_tensor(values).expand(channels)[:, None] for values in (spec.mean, spec.std))
+    grey = pictures.new_tensor(GREY if channels == len(GREY) else [1 / channels] * channels)
+    colours = pictures.flatten(2)  # (B, C, H W), normalised
+    average = grey @ (std * colours.mean(dim=2, keepdim=True) + mean)  # (B, 1): how bright a picture is
+    mixed = saturation * torch.eye(channels).to(pictures) + (1 - saturation) * grey.expand(channels, channels)
+    matrix = brightness * contrast * mixed  # (B, C, C), of colours in 0..1
+    offset = (1 - contrast) * brightness * average[:, None] + matrix @ mean - mean
+    changed = torch.baddbmm(offset / std, matrix * std[:, 0] / std, colours)
+    torch.maximum(changed, -mean / std, out=changed)  # a third of the time that clamp takes
+    torch.minimum(changed, (1 - mean) / std, out=changed)
+    return changed.reshape(pictures.shape)

@@ -289,6 +289,8 @@ class Agent:
         trainer = self._trainer
         steps = self._steps(phase, trainer.held_out)
         for step, batch in enumerate(trainer.evaluate(steps)):
+            if step == steps - 1:  # once the server has this batch, it may open the next phase
+                self._store.save_mistakes(phase.opened.round, trainer.mistakes)
             self._send(phase, step, batch)
             self._say("evaluating", phase.opened.round, step + 1, steps, trainer.loss)
             self._session.drain()

@@ -44,6 +44,11 @@ log = logging.getLogger(__name__)
     metavar="SPEC",
     help="DIR with DIR/CLASS/*.jpg, FILE.parquet, torchvision:NAME:ROOT or builtin:fashion-mnist.",
 )
+@setting(
+    "--test",
+    metavar="SPEC",
+    help="Hold out these images instead of a share of --data: DIR with the same classes, or as --data.",
+)
 @setting("--shard", metavar="K/N", help="Train on part K of N of the data.")
 @setting(
     "--holdout",
@@ -77,7 +82,7 @@ log = logging.getLogger(__name__)
     "--memory",
     type=whole(1),
     metavar="MIB",
-    help="What training may take, for auto; default: what the system leaves it.",
+    help="What training may take, for auto, and images a quarter of it; default: what the system leaves it.",
 )
 @setting(
     "--adapt-cut", is_flag=True, help="Ask for another cut when rounds no longer take what was measured."
@@ -101,6 +106,13 @@ log = logging.getLogger(__name__)
     help="CPU threads; default: the cores it may use.",
 )
 @setting(
+    "--workers",
+    type=whole(0, 64),
+    default=1,
+    metavar="COUNT",
+    help="Threads that decode images a batch ahead, where they do not fit in memory; 0: none.",
+)
+@setting(
     "--patience", type=number(0), default=0.0, metavar="SECONDS", help="Give up without a server; 0: never."
 )
 @serving_options
@@ -115,6 +127,7 @@ def device(
     device: str,
     link: LinkOptions,
     data: str,
+    test: str | None,
     shard: str | None,
     state: Path,
     threads: int | None,
@@ -127,9 +140,11 @@ def device(
     """
     check_name(device, "--id")
     part = Shard.parse(shard) if shard else None
-    open_source(data)  # what is wrong with the data is said at once, not when a server has come
+    open_source(data, test)  # what is wrong with the data is said at once, not when a server has come
     threads = threads or usable_threads()
-    chosen = DeviceSettings(device=device, link=link, data=data, shard=part, threads=threads, **settings)
+    chosen = DeviceSettings(
+        device=device, link=link, data=data, test=test, shard=part, threads=threads, **settings
+    )
     chosen.serving.images()  # and so is a folder that is not there
     torch.set_num_threads(threads)
     directory = StateDirectory(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -25,24 +26,41 @@ class DeferredImage(Protocol):
         """What `make` makes of the image: a `Preparation` its pixels. Raises UnreadableImage."""
 
 
+Images = Callable[[Indices], Iterator[DeferredImage]]
+"""The images at these places of a split, one by one, in the order of the places."""
+
+
 @dataclass(frozen=True)
 class Split:
-    """Labelled images on demand: `images(indices)` gives them one by one, in the order of `indices`.
+    """Labelled images on demand.
 
-    `indices` ascend, so that a file is read once and in its order.
+    Attributes:
+        images: gives them for places that ascend, so that a file is read once and in its order.
+        name: of the image at a place, by which people find it.
+        prepare: of the places that will be asked for, and a folder for a temporary file: gives `images` for
+            places in any order, cheaply and from several threads. None: `images` itself is so.
     """
 
     labels: Labels
-    images: Callable[[Indices], Iterator[DeferredImage]]
+    images: Images
+    name: Callable[[int], str]
+    prepare: Callable[[Indices, Path | None], Images] | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: `test` is None where it has no test split of its own."""
+    """A data set: `test` is None where it has no test split of its own.
+
+    Attributes:
+        empty: classes that are named and have no images.
+        ignored: what was found and is no image of the set, and why, each in a few words.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split | None
+    empty: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
 
 
 def numbered(labels: Labels) -> tuple[str, ...]:

@@ -1,35 +1,51 @@
-"""Batches of an image set where the network is: on a GPU, the images lie there from the start."""
+"""Batches of an image set where the network is: on a GPU, images in memory lie there from the start."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.images import normalize
-from splitee_device.data.images import ImageSet
+from splitee_device.data.image_sets import ImageSet, LabelledImages, Numbers
 
-Batches = Callable[[npt.NDArray[np.integer]], tuple[Tensor, Tensor]]
-"""Indices (B,) to normalised images float32 (B, C, H, W) and labels int64 (B,)."""
+
+@dataclass(frozen=True)
+class Batch:
+    """Normalised `images` float32 (B, C, H, W), `labels` int64 (B,), and their `numbers` (B,) in the set."""
+
+    numbers: Numbers
+    images: Tensor
+    labels: Tensor
+
+
+Batches = Callable[[Iterable[Numbers]], Iterator[Batch]]
+"""The numbers (B,) of each batch to the batches, in that order."""
 
 
 def batch(
-    image_set: ImageSet, indices: npt.NDArray[np.integer], mean: Sequence[float], std: Sequence[float]
+    image_set: LabelledImages, numbers: Numbers, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """The images at `indices`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
-    images = normalize(image_set.take(indices), mean, std)
-    return torch.from_numpy(images), torch.from_numpy(image_set.labels[indices])
+    """The images of `numbers`, normalised: float32 (B, C, H, W), and their labels: int64 (B,)."""
+    numbers, pixels = image_set.read(numbers)
+    return torch.from_numpy(normalize(pixels, mean, std)), torch.from_numpy(image_set.labels[numbers])
 
 
-def batches_at(place: torch.device, image_set: ImageSet, spec: RunSpec) -> Batches:
+def batches_at(place: torch.device, image_set: LabelledImages, spec: RunSpec) -> Batches:
     """Of `image_set`, for a network at `place`."""
-    if place.type == "cpu":
-        return lambda indices: batch(image_set, indices, spec.mean, spec.std)
-    return ResidentImages(place, image_set, spec)
+    if place.type != "cpu" and isinstance(image_set, ImageSet):
+        return ResidentImages(place, image_set, spec)
+
+    def batches(order: Iterable[Numbers]) -> Iterator[Batch]:
+        for numbers, pixels in image_set.batches(order):
+            images = torch.from_numpy(normalize(pixels, spec.mean, spec.std))
+            labels = torch.from_numpy(image_set.labels[numbers])
+            yield Batch(numbers, images.to(place), labels.to(place))
+
+    return batches
 
 
 class ResidentImages:
@@ -42,6 +58,8 @@ class ResidentImages:
             torch.tensor(values, device=place).reshape(-1, 1, 1) for values in (spec.mean, spec.std)
         )
 
-    def __call__(self, indices: npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
-        chosen = torch.from_numpy(indices).to(self._images.device)
-        return (self._images[chosen] / 255 - self._mean) / self._std, self._labels[chosen]
+    def __call__(self, order: Iterable[Numbers]) -> Iterator[Batch]:
+        for numbers in order:
+            chosen = torch.from_numpy(numbers).to(self._images.device)
+            images = (self._images[chosen] / 255 - self._mean) / self._std
+            yield Batch(numbers, images, self._labels[chosen])

@@ -22,12 +22,15 @@ def open_builtin(name: str) -> Source:
     if name not in known:
         raise DataError(f"unknown data set builtin:{name}; there is builtin:{', builtin:'.join(known)}")
     with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as arrays:
-        train, test = (_in_memory(arrays[f"{s}_images"], arrays[f"{s}_labels"]) for s in ("train", "test"))
+        train, test = (
+            _in_memory(arrays[f"{part}_images"], arrays[f"{part}_labels"], f"{name} {part} image {{}}")
+            for part in ("train", "test")
+        )
         return Source(tuple(map(str, arrays["class_names"])), train, test)
 
 
-def _in_memory(pixels: Pixels, labels: npt.NDArray[np.uint8]) -> Split:
+def _in_memory(pixels: Pixels, labels: npt.NDArray[np.uint8], name: str) -> Split:
     def images(indices: Indices) -> Iterator[DeferredImage]:
         return (partial(from_array, pixels[index]) for index in indices)
 
-    return Split(labels.astype(np.int64), images)
+    return Split(labels.astype(np.int64), images, name.format)

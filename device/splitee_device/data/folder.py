@@ -1,8 +1,11 @@
-"""Images in a folder for each class: DIR/CLASS/*.jpg and the like."""
+"""Images in a folder for each class: DIR/CLASS/*.jpg and the like, and in the folders within."""
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -12,26 +15,124 @@ from splitee.errors import DataError
 from splitee.samples.images import IMAGE_SUFFIXES, load_image
 from splitee_device.data.base import DeferredImage, Indices, Source, Split
 
+# What systems put beside files: thumbnails, snapshots, bins.
+SYSTEM_FOLDERS = frozenset(
+    {
+        "$RECYCLE.BIN", "#recycle", "#snapshot", "@eaDir", "@Recycle", "@Recently-Snapshot", "__MACOSX",
+        "lost+found", "System Volume Information",
+    }
+)  # fmt: skip
+HINTS = {".heic": "install pillow-heif", ".heif": "install pillow-heif"}
+TRAINING = frozenset({"train", "training"})
+TEST = frozenset({"test", "val", "valid", "validation"})
+
+
+@dataclass
+class Found:
+    """What a walk through class folders has found.
+
+    Attributes:
+        files: paths of the images, by class.
+        others: how many files were passed over, by why.
+    """
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+    others: Counter[str] = field(default_factory=Counter)
+
+    def ignored(self) -> tuple[str, ...]:
+        return tuple(f"{count} {why}" for why, count in sorted(self.others.items()) if count)
+
 
 def open_folder(root: Path) -> Source:
-    """Each folder in `root` is a class, in the order of names; there is no test split. Raises DataError."""
-    try:
-        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-        if not classes:
-            raise DataError(f"{root}: holds no class folders; expected {root}/CLASS/*.jpg (or png, ...)")
-        paths = [_images_in(root / name) for name in classes]
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    files = [path for of_class in paths for path in of_class]
-    if not files:
-        raise DataError(f"{root}: its {len(classes)} class folders hold no images (*.jpg, *.png, ...)")
-    labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in paths])
+    """Each folder in `root` that has images is a class, in the order of names; there is no test split.
+
+    Images in the folders of a class's folder are the class's. Hidden files and folders, and what systems put
+    beside files, are passed over; links to folders are not followed within a class. Raises DataError.
+    """
+    found = _find(root)
+    classes = tuple(sorted(name for name, files in found.files.items() if files))
+    empty = tuple(sorted(found.files.keys() - classes))
+    ignored = "; ignored: " + ", ".join(found.ignored()) if found.ignored() else ""
+    if not found.files:
+        raise DataError(f"{root}: holds no class folders; expected {root}/CLASS/*.jpg (or png, ...){ignored}")
+    if not classes:
+        raise DataError(f"{root}: its {len(empty)} class folders hold no images (*.jpg, *.png, ...){ignored}")
+    files = [path for name in classes for path in found.files[name]]
+    labels = np.repeat(np.arange(len(classes)), [len(found.files[name]) for name in classes])
 
     def images(indices: Indices) -> Iterator[DeferredImage]:
-        return (partial(load_image, files[index]) for index in indices)
+        return (partial(load_image, Path(files[index])) for index in indices)
 
-    return Source(tuple(classes), Split(labels, images), None)
+    return Source(classes, Split(labels, images, files.__getitem__), None, empty, found.ignored())
 
 
-def _images_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+def _find(root: Path) -> Found:
+    found = Found()
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    classes = [entry for entry in entries if entry.is_dir() and not _is_foreign(entry.name)]
+    _check_layout(root, [entry.name for entry in classes])
+    for entry in entries:
+        if entry in classes:
+            found.files[entry.name] = []
+            _walk(Path(entry.path), found, found.files[entry.name])
+        elif entry.is_dir():
+            _count_foreign(Path(entry.path), entry.name, found)
+        elif _is_image(entry.name):
+            found.others["beside the class folders"] += 1
+    return found
+
+
+def _walk(folder: Path, found: Found, files: list[str]) -> None:
+    """Add a class's images to `files`, folder by folder in the order of names; `found` counts the rest."""
+    for path, folders, names in os.walk(folder, onerror=_raise):
+        for name in [name for name in folders if _is_foreign(name)]:
+            _count_foreign(Path(path, name), name, found)
+        linked = [name for name in folders if Path(path, name).is_symlink()]
+        found.others["linked folders, which are not followed"] += len(linked)
+        folders[:] = sorted(name for name in folders if not _is_foreign(name))
+        for name in sorted(names):
+            if name.startswith("."):
+                found.others["hidden"] += _is_image(name)
+            elif _is_image(name):
+                files.append(os.path.join(path, name))  # noqa: PTH118  a Path takes ten times as much memory
+            else:
+                found.others[_kind(name)] += 1
+
+
+def _count_foreign(folder: Path, name: str, found: Found) -> None:
+    """Count the images in a folder that is no part of the data."""
+    for _, _, names in os.walk(folder):
+        found.others[f"in {name}"] += sum(map(_is_image, names))
+
+
+def _check_layout(root: Path, folders: list[str]) -> None:
+    """Raises DataError: the folders are the parts of a data set, and the classes are in them."""
+    lower = {name.lower(): name for name in folders}
+    if not lower or not lower.keys() <= TRAINING | TEST or not lower.keys() & TRAINING:
+        return
+    training = next(root / lower[name] for name in sorted(lower.keys() & TRAINING))
+    tests = [root / lower[name] for name in sorted(lower.keys() & TEST)]
+    if any(path.is_dir() for path in training.iterdir()):
+        hint = f" --test {tests[0]}" if tests else ""
+        raise DataError(f"{root}: its classes are in {training}: give --data {training}{hint}")
+
+
+def _is_foreign(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _kind(name: str) -> str:
+    suffix = Path(name).suffix.lower()
+    hint = f" ({HINTS[suffix]})" if suffix in HINTS else ""
+    return (suffix or "without a suffix") + hint
+
+
+def _raise(error: OSError) -> None:
+    raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None

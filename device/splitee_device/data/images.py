@@ -1,25 +1,22 @@
-"""A device's images in memory: which of a source are its own, and which are held out."""
+"""A device's images: which of a source are its own, and which are held out."""
 
 from __future__ import annotations
 
-import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from splitee.errors import ConfigError, DataError
 from splitee.protocol.fields import Fit
-from splitee.samples.fitting import Pixels, Preparation, Region, Shape
-from splitee.samples.images import UnreadableImage
+from splitee.samples.fitting import Preparation, Region, Shape
+from splitee_device.data.accounts import report
 from splitee_device.data.base import Indices, Labels, Source, Split
 from splitee_device.data.fitting_report import report_fitting
-from splitee_device.data.sources import open_source
-
-log = logging.getLogger(__name__)
-
-_NAMED_IN_LOG = 5
+from splitee_device.data.image_sets import LabelledImages
+from splitee_device.data.sources import in_order_of, open_source
+from splitee_device.data.storage import IN_MEMORY, Storage
 
 
 @dataclass(frozen=True)
@@ -39,27 +36,11 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class ImageSet:
-    """Images in memory: `images` uint8 (N, C, H, W), `labels` int64 (N,)."""
-
-    images: Pixels
-    labels: Labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: npt.NDArray[np.integer]) -> Pixels:
-        """The images at `indices` (B,): uint8 (B, C, H, W)."""
-        taken: Pixels = self.images[indices]
-        return taken
-
-
-@dataclass(frozen=True)
 class DeviceData:
     """What a device trains on and is evaluated on; `skipped` names the images that could not be read."""
 
-    train: ImageSet
-    held_out: ImageSet
+    train: LabelledImages
+    held_out: LabelledImages
     class_names: tuple[str, ...]
     skipped: tuple[str, ...]
 
@@ -74,36 +55,41 @@ def open_data(
     holdout: float = 0.1,
     seed: int = 0,
     limit: int | None = None,
-    max_bytes: int = 1 << 30,
+    test: str | None = None,
+    class_names: tuple[str, ...] = (),
+    storage: Storage = IN_MEMORY,
+    tick: Callable[[], None] = lambda: None,
 ) -> DeviceData:
     """The images that `spec` names, as uint8 of `input_shape` (C, H, W), brought there by `fit`.
 
     `spec` is DIR (with DIR/CLASS/*.jpg and the like), FILE.parquet, torchvision:NAME:ROOT (nothing is
-    downloaded) or builtin:NAME. A source's own test split is held out; where it has none, `holdout` (a share
-    of each class) is taken first, from the whole. Shards then divide the training images: each balanced
-    over the classes, none in two, all in one. So devices with the same source, `seed` and `holdout` hold out
-    the same images and share none for training. `limit` keeps at most so many training images of the
-    shard, and at most so many held-out ones, in proportion to the classes.
+    downloaded) or builtin:NAME. The images of `test`, named likewise, are held out, else a source's own test
+    split; where there is none, `holdout` (a share of each class) is taken first, from the whole. Shards then
+    divide the training images: each balanced over the classes, none in two, all in one. So devices with the
+    same source, `seed` and `holdout` hold out the same images and share none for training. `limit` keeps at
+    most so many training images of the shard, and as many held-out ones, in proportion to the classes.
 
-    Raises DataError for a source that is missing, empty, of one class, or more than `max_bytes` decoded.
+    Args:
+        class_names: the fleet's. Where the source has those classes, in any order, or an empty folder for
+            one, labels are numbered as they are; other names leave the source's own.
+        storage: how images are kept; by default all of them in memory.
+        tick: is called now and then while it takes.
+
+    Raises:
+        DataError: a source that is missing, empty or of one class; or a test image of another class.
     """
     _check_settings(holdout, limit)
-    source = open_source(spec)
+    source = in_order_of(open_source(spec, test), class_names)
     train, (held_out_split, held_out) = _divide(spec, source, shard, holdout, seed)
     if limit is not None:
         train, held_out = spread_evenly(train, limit), spread_evenly(held_out, limit)
-    _check_size(spec, len(train) + len(held_out), input_shape, max_bytes)
     preparation = Preparation(input_shape, fit, region)
     report_fitting(spec, source.train, train, preparation)
     skipped: list[str] = []
-    data = DeviceData(
-        _decode(source.train, train, preparation, skipped),
-        _decode(held_out_split, held_out, preparation, skipped),
-        source.class_names,
-        tuple(skipped),
-    )
-    _report(spec, data)
-    return data
+    parts = [(source.train, train), (held_out_split, held_out)]
+    to_train, to_test = storage.open(parts, preparation, skipped, tick)
+    report(spec, source, to_train, to_test, skipped)
+    return DeviceData(to_train, to_test, source.class_names, tuple(skipped))
 
 
 def spread_evenly(indices: Indices, limit: int) -> Indices:
@@ -146,48 +132,3 @@ def _by_class(labels: Labels, seed: int) -> list[Indices]:
     """The places of each class's images, shuffled; dealt out in this order, every hand is balanced."""
     generator = np.random.default_rng(seed)
     return [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-
-
-def _check_size(spec: str, count: int, shape: Shape, max_bytes: int) -> None:
-    each = int(np.prod(shape))
-    if count * each > max_bytes:
-        raise DataError(
-            f"{spec}: {count} images of {' x '.join(map(str, shape))} need {count * each / 2**20:.1f} MiB, "
-            f"more than {max_bytes / 2**20:.1f}; give --limit {max_bytes // each // 2} or --shard"
-        )
-
-
-def _decode(split: Split, indices: Indices, preparation: Preparation, skipped: list[str]) -> ImageSet:
-    """The images at `indices` in the source's order; the names of unreadable ones go to `skipped`."""
-    indices = np.sort(indices)
-    images = np.empty((len(indices), *preparation.shape), np.uint8)
-    labels = np.empty(len(indices), np.int64)
-    kept = 0
-    for index, decode in zip(indices, split.images(indices), strict=True):
-        try:
-            images[kept] = decode(preparation)
-        except UnreadableImage as error:
-            skipped.append(error.name)
-            continue
-        labels[kept] = split.labels[index]
-        kept += 1
-    return ImageSet(images[:kept], labels[:kept])
-
-
-def _report(spec: str, data: DeviceData) -> None:
-    train, held_out, skipped = len(data.train), len(data.held_out), len(data.skipped)
-    if skipped:
-        named = ", ".join(data.skipped[:_NAMED_IN_LOG]) + (", ..." if skipped > _NAMED_IN_LOG else "")
-        if not train + held_out:
-            raise DataError(f"{spec}: none of its {skipped} images can be read: {named}")
-        log.warning(
-            "%s: skipped %d unreadable of %d images: %s", spec, skipped, train + held_out + skipped, named
-        )
-    if train < 2 or not held_out:  # normalisation needs two in a batch
-        raise DataError(
-            f"{spec}: expected two images or more to train on and one to hold out, got {train} and "
-            f"{held_out}; add images"
-        )
-    log.info(
-        "%s: %d training and %d held-out images of %d classes", spec, train, held_out, len(data.class_names)
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from splitee.errors import DataError
-from splitee.samples.images import load_image
-from splitee_device.data.base import DeferredImage, Indices, Source, Split, numbered
+from splitee.samples.fitting import T
+from splitee.samples.images import UnreadableImage, load_image
+from splitee_device.data.base import DeferredImage, Images, Indices, Source, Split, numbered
+from splitee_device.data.spill import SpilledImages
 
 _ROWS_AT_ONCE = 64  # what is held of the encoded images at a time
 
@@ -26,13 +29,26 @@ def open_parquet(path: Path) -> Source:
     parquet = ParquetImages(path)
     names = parquet.class_names or numbered(parquet.labels)
 
-    def images(indices: Indices) -> Iterator[DeferredImage]:
-        return (
-            partial(load_image, encoded, name=f"{path} row {row}")
-            for row, encoded in parquet.encoded(indices)
-        )
+    def name(row: int) -> str:
+        return f"{path} row {row}"
 
-    return Source(names, Split(parquet.labels, images), None)
+    def images(indices: Indices) -> Iterator[DeferredImage]:
+        return (partial(load_image, encoded, name=name(row)) for row, encoded in parquet.encoded(indices))
+
+    def prepare(indices: Indices, folder: Path | None) -> Images:
+        """A row alone costs the reading of all that are compressed with it: so they are laid out singly."""
+        spilled = SpilledImages(parquet.encoded(indices), folder)
+
+        def load(row: int, make: Callable[[Image.Image], T]) -> T:
+            try:
+                encoded = spilled.read(row)
+            except OSError as error:
+                raise UnreadableImage(name(row), str(error.strerror)) from None
+            return load_image(encoded, make, name=name(row))
+
+        return lambda rows: (partial(load, row) for row in map(int, rows))
+
+    return Source(names, Split(parquet.labels, images, name, prepare), None)
 
 
 class ParquetImages:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tarfile
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from splitee.errors import DataError
-from splitee_device.data.base import Labels, Source
+from splitee.samples.images import IMAGE_SUFFIXES
+from splitee_device.data.base import Labels, Source, Split
 from splitee_device.data.builtin_sets import open_builtin
 from splitee_device.data.folder import open_folder
 from splitee_device.data.torchvision_sets import open_torchvision
@@ -15,30 +19,91 @@ from splitee_device.data.torchvision_sets import open_torchvision
 _FORMS = "DIR (with DIR/CLASS/*.jpg), FILE.parquet, torchvision:NAME:ROOT, builtin:fashion-mnist"
 
 
-def open_source(spec: str) -> Source:
-    """The data set that `spec` names, its labels checked, no image decoded yet. Raises DataError."""
-    kind, _, rest = spec.partition(":")
-    if kind == "builtin":
-        source = open_builtin(rest)
-    elif kind == "torchvision":
-        source = open_torchvision(rest)
-    elif Path(spec).is_dir():
-        source = open_folder(Path(spec))
-    elif Path(spec).is_file():
-        from splitee_device.data.parquet import open_parquet  # loads pyarrow
+def open_source(spec: str, test: str | None = None) -> Source:
+    """The data set that `spec` names, its labels checked, no image decoded yet.
 
-        source = open_parquet(Path(spec))
-    else:
-        raise DataError(f"no images at {spec!r}: there is no such folder or file; expected {_FORMS}")
-    for split in filter(None, (source.train, source.test)):
-        _check_labels(spec, split.labels, source.class_names)
+    Args:
+        test: names another one, of the same classes, whose images are the test split instead.
+
+    Raises:
+        DataError: a source that is missing, empty, or of one class; or a test image of another class.
+    """
+    source = _open(spec)
     present = np.unique(source.train.labels)
     if len(present) == 1:
         raise DataError(
             f"{spec}: all {len(source.train.labels)} images are of one class, "
             f"{source.class_names[present[0]]!r}; training needs two or more"
         )
+    return source if test is None else _with_test(source, spec, test)
+
+
+def in_order_of(source: Source, class_names: tuple[str, ...]) -> Source:
+    """The source with its classes numbered as in `class_names`, if those are its own.
+
+    Its own are the classes that have images, and may be those that are named without. Other names leave
+    the source as it is.
+    """
+    own = set(source.class_names)
+    if not own <= set(class_names) <= own.union(source.empty):
+        return source
+    places = {name: place for place, name in enumerate(class_names)}
+    numbers = np.array([places[name] for name in source.class_names])
+    test = _renumbered(source.test, numbers) if source.test is not None else None
+    empty = tuple(name for name in source.empty if name not in places)
+    return replace(
+        source, class_names=class_names, train=_renumbered(source.train, numbers), test=test, empty=empty
+    )
+
+
+def _open(spec: str) -> Source:
+    kind, _, rest = spec.partition(":")
+    path = Path(spec).expanduser()
+    if kind == "builtin":
+        source = open_builtin(rest)
+    elif kind == "torchvision":
+        source = open_torchvision(rest)
+    elif path.is_dir():
+        source = open_folder(path)
+    elif path.is_file():
+        source = _open_file(path)
+    else:
+        raise DataError(f"no images at {spec!r}: there is no such folder or file; expected {_FORMS}")
+    for split in filter(None, (source.train, source.test)):
+        _check_labels(spec, split.labels, source.class_names)
     return source
+
+
+def _open_file(path: Path) -> Source:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise DataError(
+            f"{path} is a single image; expected a folder with a folder for each class: DIR/CLASS/{path.name}"
+        )
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        raise DataError(f"{path} is an archive: unpack it, and give the folder that holds the class folders")
+    from splitee_device.data.parquet import open_parquet  # loads pyarrow
+
+    return open_parquet(path)
+
+
+def _with_test(source: Source, spec: str, test: str) -> Source:
+    other = _open(test)
+    split = other.test if other.test is not None else other.train
+    places = {name: place for place, name in enumerate(source.class_names)}
+    used = [other.class_names[label] for label in np.unique(split.labels)]
+    unknown = [name for name in used if name not in places]
+    if unknown:
+        raise DataError(
+            f"--test {test} has images of {', '.join(map(repr, unknown[:5]))}, --data {spec} has none of it"
+        )
+    numbers = np.array([places.get(name, -1) for name in other.class_names])
+    ignored = (*source.ignored, *(f"{what} of --test" for what in other.ignored))
+    return replace(source, test=_renumbered(split, numbers), ignored=ignored)
+
+
+def _renumbered(split: Split, numbers: Labels) -> Split:
+    """The same images, those of class i labelled `numbers[i]`."""
+    return replace(split, labels=numbers[split.labels])
 
 
 def _check_labels(spec: str, labels: Labels, class_names: tuple[str, ...]) -> None:

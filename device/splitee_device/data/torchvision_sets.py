@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from splitee_device.data.base import DeferredImage, Indices, Labels, Source, Spl
 
 def open_torchvision(rest: str) -> Source:
     """The data set that `rest`, NAME:ROOT, names. Raises DataError."""
-    name, _, root = rest.partition(":")
-    if not name or not root:
+    name, _, folder = rest.partition(":")
+    root = str(Path(folder).expanduser())
+    if not name or not folder:
         raise DataError(
             f"expected torchvision:NAME:ROOT, such as torchvision:STL10:data; got torchvision:{rest}"
         )
@@ -81,9 +83,12 @@ def _open_parts(factory: Any, name: str, root: str) -> tuple[Any, Any]:
 
 
 def _split(dataset: Any, name: str) -> Split:
+    one_at_a_time = Lock()  # some data sets read from one open file
+
     def load(index: int, make: Callable[[Image.Image], T]) -> T:
         try:
-            image = dataset[index][0]
+            with one_at_a_time:
+                image = dataset[index][0]
             if not isinstance(image, Image.Image):
                 raise TypeError(type(image).__name__)
             return make(image)
@@ -93,7 +98,7 @@ def _split(dataset: Any, name: str) -> Split:
     def images(indices: Indices) -> Iterator[DeferredImage]:
         return (partial(load, int(index)) for index in indices)
 
-    return Split(_labels(dataset, name), images)
+    return Split(_labels(dataset, name), images, lambda index: f"{name} {index}")
 
 
 def _labels(dataset: Any, name: str) -> Labels:

@@ -11,6 +11,7 @@ from splitee.protocol.codecs import codec
 from splitee.protocol.cut_batch import oversized
 from splitee.protocol.run_spec import RunSpec
 from splitee.round_time import pace, round_seconds
+from splitee_device.data.storage import memory_of
 from splitee_device.profiler.costs import CutCosts, Description, Measured
 
 FLOAT = 4  # bytes
@@ -35,7 +36,7 @@ class LinkSpeed:
 class Work:
     """What a device does in a round, and what its choice must respect."""
 
-    samples: int  # training images, all held in memory
+    samples: int  # training images
     steps: int  # batches a round
     reserve: int  # bytes that must stay free
     cpu_share: float = 1.0  # of the usable cores, that training may keep busy
@@ -209,10 +210,8 @@ class _Model:
         """Bytes with torch, its code and the images; what was not measured gets MARGIN on top."""
         margin = 1.0 if cut in self._costs else MARGIN
         spec = self._measured.spec
-        image = prod(spec.input_shape) + (
-            2 * spec.num_classes if spec.soft_labels else 0
-        )  # with its soft label
-        images = self._work.samples * image
+        images = memory_of(self._work.samples, prod(spec.input_shape), self._measured.available)
+        images += self._work.samples * (2 * spec.num_classes if spec.soft_labels else 0)
         return self._measured.description.base_memory + self._code + images + round(margin * memory)
 
     def _stage_times(self) -> tuple[list[float], list[float]]:

@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.batches import batch
-from splitee_device.data.images import ImageSet
+from splitee_device.data.image_sets import LabelledImages
 from splitee_device.profiler.costs import StageFacts
 
 SMALL = 2  # samples that show what a stage saves for its backward pass
@@ -49,7 +49,7 @@ def describe_stages(spec: RunSpec) -> Iterator[StageFacts]:
 
 
 def stage_cpu(
-    cut: int, exit_head: nn.Module, images: ImageSet, spec: RunSpec
+    cut: int, exit_head: nn.Module, images: LabelledImages, spec: RunSpec
 ) -> Iterator[tuple[float, float]]:
     """CPU seconds of forward and backward of each stage: how a step's time divides among the stages.
 

@@ -6,6 +6,7 @@ import json
 import logging
 from typing import Any
 
+import numpy as np
 from msgspec.structs import replace
 
 from splitee.durable import StateDirectory, write_atomically
@@ -15,6 +16,7 @@ from splitee.samples.fitting import Region
 from splitee.samples.kept import SAMPLES, Samples, keep_region, kept_region, some_of
 from splitee.training.state import pack_state, unpack_state
 from splitee_device.data.images import DeviceData
+from splitee_device.training.mistakes import Mistakes
 from splitee_device.training.trainer import ClientTrainer
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ log = logging.getLogger(__name__)
 
 IDENTITY = ("run", "network", "cut")  # the facts by which a state is told from another
 CALIBRATION_IMAGES = 128
+MISTAKES = "mistakes.json"
 HELD_OUT_IMAGES = 1000
 
 
@@ -98,6 +101,11 @@ class DeviceStore:
             self._directory.save_facts(mine)
         self._directory.save_round(number, pack_state(trainer.state()))
 
+    def save_mistakes(self, number: int, mistakes: Mistakes) -> None:
+        """The exit's most confident mistakes after round `number`, for people at this device."""
+        content = {"round": number, **mistakes.as_json(self._data.held_out.name, self._data.class_names)}
+        write_atomically(self._directory.path / MISTAKES, json.dumps(content, indent=1).encode())
+
     def commit(self, number: int) -> None:
         self._directory.prune(number)
 
@@ -153,12 +161,10 @@ class DeviceStore:
     def _save_samples(self) -> None:
         """Some of the device's images, for what is done with the model once the data may be gone."""
         train, held_out = self._data.train, self._data.held_out
-        chosen = some_of(len(held_out), HELD_OUT_IMAGES, held_out.images[0].nbytes)
-        samples = Samples(
-            held_out.images[chosen],
-            held_out.labels[chosen],
-            train.images[some_of(len(train), CALIBRATION_IMAGES, train.images[0].nbytes)],
-        )
+        each = held_out.take(np.arange(1)).nbytes
+        numbers, images = held_out.read(some_of(len(held_out), HELD_OUT_IMAGES, each))
+        calibration = train.take(some_of(len(train), CALIBRATION_IMAGES, each))
+        samples = Samples(images, held_out.labels[numbers], calibration)
         write_atomically(self._directory.path / SAMPLES, samples.encode())
 
 

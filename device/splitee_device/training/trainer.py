@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from splitee.training.weights import client_model
 from splitee_device.data.batches import batches_at
 from splitee_device.data.images import DeviceData
 from splitee_device.training.distillation import Teacher
+from splitee_device.training.mistakes import Mistakes
 
 
 def open_trainer(spec: RunSpec, cut: int, device: str, data: DeviceData) -> ClientTrainer:
@@ -63,14 +65,15 @@ class ClientTrainer:
         self.client, self.exit = self._model["client"], self._model["exit"]
         self.optimizer = make_optimizer(self._model.parameters(), spec)
         self._offsets = class_offsets(spec, data.train.labels).to(self._place)
-        self._train_batch = batches_at(self._place, data.train, spec)
-        self._held_out_batch = batches_at(self._place, data.held_out, spec)
+        self._train_batches = batches_at(self._place, data.train, spec)
+        self._held_out_batches = batches_at(self._place, data.held_out, spec)
         self.samples = len(data.train)
         self.steps = steps_a_round(spec, self.samples)
         self.held_out = len(data.held_out)
         self._evaluation_steps = evaluation_steps(self.held_out)
         self.loss = 0.0  # mean exit loss on the labels, of the round so far
         self.accuracy = 0.0  # share of the round's training samples that the exit got right
+        self.mistakes = Mistakes()  # of the exit, in the evaluation under way or the last one
 
     def round(
         self, number: int, soft_labels: SoftLabels | None = None, steps: int | None = None
@@ -85,17 +88,17 @@ class ClientTrainer:
         steps = self.steps if steps is None else steps
         teacher = Teacher(self._spec, self._device, self.samples, soft_labels)
         losses, correct, seen = 0.0, 0, 0
-        batches = epoch_batches(self._spec, self._device, number, self.samples, steps)
-        for step, indices in enumerate(batches):
-            images, labels = self._train_batch(indices)
+        order = epoch_batches(self._spec, self._device, number, self.samples, steps)
+        for step, batch in enumerate(self._train_batches(order)):
+            labels = batch.labels
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
             with precision_at(self._place):
-                features = self.client(augment(images, self._spec.augmentation))  # (B, *feature_shape)
+                features = self.client(augment(batch.images, self._spec))  # (B, *feature_shape)
                 logits = self.exit(features)  # (B, num_classes)
                 loss = F.cross_entropy(logits + self._offsets, labels)
             self.optimizer.zero_grad(set_to_none=True)
-            (loss + teacher.loss(indices, logits)).backward()  # type: ignore[no-untyped-call]
+            (loss + teacher.loss(batch.numbers, logits)).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             losses += loss.item()
             correct += int((logits.detach().argmax(dim=1) == labels).sum())
@@ -110,16 +113,19 @@ class ClientTrainer:
             steps: batches, where they are not as many as these images make: fewer, or some once more.
         """
         self._model.eval()
-        everything = np.arange(self.held_out)
-        for step in range(self._evaluation_steps if steps is None else steps):
-            start = step % self._evaluation_steps * EVALUATION_BATCH
-            indices = everything[start : start + EVALUATION_BATCH]
-            images, labels = self._held_out_batch(indices)
+        self.mistakes = Mistakes()
+        parts = np.split(
+            np.arange(self.held_out), np.arange(EVALUATION_BATCH, self.held_out, EVALUATION_BATCH)
+        )
+        order = islice(cycle(parts), self._evaluation_steps if steps is None else steps)
+        for batch in self._held_out_batches(order):
             with torch.inference_mode(), precision_at(self._place):
-                features = self.client(images)
+                features = self.client(batch.images)
                 logits = self.exit(features)
-            predicted, entropy = logits.argmax(dim=1), normalized_entropy(_array(logits.float()))
-            yield CutBatch(_array(features.float()), _array(labels), _array(predicted), entropy)
+            labels, scores = _array(batch.labels), _array(logits.float())
+            predicted = _array(logits.argmax(dim=1))
+            self.mistakes.note(batch.numbers, labels, predicted, scores)
+            yield CutBatch(_array(features.float()), labels, predicted, normalized_entropy(scores))
 
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""

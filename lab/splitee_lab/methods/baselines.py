@@ -21,7 +21,8 @@ from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer, precision_at
 from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batch, batches_at
-from splitee_device.data.images import ImageSet, Shard, open_data
+from splitee_device.data.image_sets import LabelledImages, joined
+from splitee_device.data.images import Shard, open_data
 from splitee_lab.local.workers import at_work
 
 CENTRALIZED = "centralized"
@@ -99,7 +100,7 @@ def train(baseline: Baseline) -> Iterator[Progress]:
 class WholeTrainer:
     """The whole network in one place, trained as a device trains its part: same batches, seeds, schedule."""
 
-    def __init__(self, network: nn.Module, run: RunSpec, name: str, pictures: ImageSet) -> None:
+    def __init__(self, network: nn.Module, run: RunSpec, name: str, pictures: LabelledImages) -> None:
         self.network = network
         self.steps = steps_a_round(run, len(pictures))
         self._run = run
@@ -107,7 +108,7 @@ class WholeTrainer:
         self._pictures = pictures
         self._place = next(network.parameters()).device
         self._offsets = class_offsets(run, pictures.labels).to(self._place)
-        self._batch = batches_at(self._place, pictures, run)
+        self._batches = batches_at(self._place, pictures, run)
         self.forget_momentum()
 
     def forget_momentum(self) -> None:
@@ -117,20 +118,20 @@ class WholeTrainer:
         """Trains round `number` (from 1), yielding each batch's loss."""
         run = self._run
         self.network.train()
-        for step, indices in enumerate(epoch_batches(run, self._name, number, len(self._pictures))):
-            images, labels = self._batch(indices)
+        order = epoch_batches(run, self._name, number, len(self._pictures))
+        for step, one in enumerate(self._batches(order)):
             torch.manual_seed(seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
             with precision_at(self._place):
-                logits = self.network(augment(images, run.augmentation))
-                loss = F.cross_entropy(logits + self._offsets, labels)
+                logits = self.network(augment(one.images, run))
+                loss = F.cross_entropy(logits + self._offsets, one.labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
             yield loss.item()
 
 
-def evaluate(network: nn.Module, pictures: ImageSet, run: RunSpec) -> float:
+def evaluate(network: nn.Module, pictures: LabelledImages, run: RunSpec) -> float:
     """The share of `pictures` that the network gets right."""
     network.eval()
     place = next(network.parameters()).device
@@ -141,13 +142,13 @@ def evaluate(network: nn.Module, pictures: ImageSet, run: RunSpec) -> float:
     return correct / len(pictures)
 
 
-def held_out_batches(pictures: ImageSet, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
+def held_out_batches(pictures: LabelledImages, run: RunSpec) -> Iterator[tuple[Tensor, Tensor]]:
     """All of `pictures`, normalised (B, C, H, W), with their labels (B,)."""
     for indices in np.array_split(np.arange(len(pictures)), -(-len(pictures) // EVALUATION_BATCH)):
         yield batch(pictures, indices, run.mean, run.std)
 
 
-def _pictures(baseline: Baseline) -> tuple[ImageSet, ImageSet]:
+def _pictures(baseline: Baseline) -> tuple[LabelledImages, LabelledImages]:
     """(training, held-out); the devices of one source hold out the same pictures."""
     run, data = baseline.run, baseline.data
     parts = [
@@ -161,9 +162,7 @@ def _pictures(baseline: Baseline) -> tuple[ImageSet, ImageSet]:
         )
         for shard in baseline.shards
     ]
-    images = np.concatenate([part.train.images for part in parts])
-    labels = np.concatenate([part.train.labels for part in parts])
-    return ImageSet(images, labels), parts[0].held_out
+    return joined([part.train for part in parts]), parts[0].held_out
 
 
 def _train(baseline: Baseline, tell: Callable[[Progress], None]) -> None:

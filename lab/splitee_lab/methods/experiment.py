@@ -12,7 +12,7 @@ from splitee.networks.exits import exit_inputs
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import steps_a_round
-from splitee_device.data.images import ImageSet
+from splitee_device.data.image_sets import LabelledImages
 from splitee_lab.methods.simulation import SimulatedDevice, build_at
 
 SERVER = "server"  # in `accuracies`: of the one network that all clients share
@@ -58,7 +58,7 @@ class Experiment:
         return {name: len(self.devices[name].data.train) for name in sorted(self.devices)}
 
     @property
-    def held_out(self) -> ImageSet:
+    def held_out(self) -> LabelledImages:
         """The clients of one experiment hold out the same pictures."""
         return next(iter(self.devices.values())).data.held_out
 

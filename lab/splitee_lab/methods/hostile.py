@@ -18,7 +18,7 @@ from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.seeds import seed_for
 from splitee.training.soft_labels import SoftLabels
-from splitee_device.data.images import DeviceData, ImageSet
+from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
 
 FLIP_SCALE = 5.0  # of the reversed update: alone among five honest ones it takes back what they have learnt
@@ -28,7 +28,8 @@ class FlipLabels(ClientTrainer):
     """Trains, and lets the trunk train, with class y as classes - 1 - y."""
 
     def __init__(self, network: SplitNetwork, cut: int, spec: RunSpec, device: str, data: DeviceData) -> None:
-        train = ImageSet(data.train.images, spec.num_classes - 1 - data.train.labels)
+        train = data.train.in_memory()
+        train = replace(train, labels=spec.num_classes - 1 - train.labels)
         super().__init__(network, cut, spec, device, replace(data, train=train))
 
 

@@ -58,7 +58,7 @@ class _Client:
         self._spec = experiment.spec
         self._name = name
         self._place = torch.device(experiment.place)
-        self._batch = batches_at(self._place, experiment.devices[name].data.train, experiment.spec)
+        self._batches = batches_at(self._place, experiment.devices[name].data.train, experiment.spec)
         self._server = server
         self._optimizer = make_optimizer(self.network.parameters(), self._spec)
         server.join(name, cut)
@@ -68,12 +68,13 @@ class _Client:
         spec, samples = self._spec, self._experiment.samples[self._name]
         steps = self._experiment.batches(samples)
         self.network.train()
-        for step, indices in enumerate(epoch_batches(spec, self._name, number, samples)):
-            images, labels = self._batch(indices)
+        order = epoch_batches(spec, self._name, number, samples)
+        for step, batch in enumerate(self._batches(order)):
+            labels = batch.labels
             torch.manual_seed(seed_for(spec.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(spec, number, step, steps))
             with precision_at(self._place):
-                features = self.network(augment(images, spec.augmentation)).float()  # (B, *feature_shape)
+                features = self.network(augment(batch.images, spec)).float()  # (B, *feature_shape)
             at_server, size = self._send(features)
             at_server.requires_grad_()
             self._server.train(self._name, at_server, labels, round_number=number, step=step, steps=steps)

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
-from splitee_device.data.images import ImageSet
+from splitee_device.data.image_sets import LabelledImages, joined
 from splitee_lab.methods.baselines import CENTRALIZED, WholeTrainer, evaluate
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 
 
 def centralized(experiment: Experiment) -> Iterator[RoundResult]:
     """One network, all pictures. Devices compute nothing, and send their pictures once, as uint8."""
-    own = [experiment.devices[name].data.train for name in experiment.samples]
-    images, labels = (np.concatenate([getattr(one, part) for one in own]) for part in ("images", "labels"))
-    trainer = whole_trainer(experiment, CENTRALIZED, ImageSet(images, labels))
+    pictures = joined([experiment.devices[name].data.train for name in experiment.samples])
+    trainer = whole_trainer(experiment, CENTRALIZED, pictures)
     for number in range(1, experiment.spec.rounds + 1):
         train_round(experiment, trainer, number)
         found = {}
         if experiment.is_evaluated(number):
             found[CENTRALIZED] = Accuracy(evaluate(trainer.network, experiment.held_out, experiment.spec))
-        yield RoundResult(number, found, images.nbytes if number == 1 else 0, 0)
+        yield RoundResult(number, found, pictures.images.nbytes if number == 1 else 0, 0)
 
 
 def alone(experiment: Experiment) -> Iterator[RoundResult]:
@@ -41,7 +38,7 @@ def alone(experiment: Experiment) -> Iterator[RoundResult]:
         yield RoundResult(number, found, 0, macs)
 
 
-def whole_trainer(experiment: Experiment, name: str, pictures: ImageSet) -> WholeTrainer:
+def whole_trainer(experiment: Experiment, name: str, pictures: LabelledImages) -> WholeTrainer:
     return WholeTrainer(experiment.build().module, experiment.spec, name, pictures)
 
 

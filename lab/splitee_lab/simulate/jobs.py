@@ -15,7 +15,8 @@ import numpy as np
 from splitee.durable import write_atomically
 from splitee.errors import ConfigError, DataError, StateError
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.data.images import DeviceData, ImageSet, open_data, spread_evenly
+from splitee_device.data.image_sets import ImageSet, joined
+from splitee_device.data.images import DeviceData, open_data, spread_evenly
 from splitee_lab.local.workers import at_work
 from splitee_lab.methods.experiment import Experiment, RoundResult
 from splitee_lab.methods.hostile import HOSTILE
@@ -110,20 +111,17 @@ def open_pictures(choice: PictureChoice, spec: RunSpec) -> Pictures:
     data = open_data(
         choice.data, input_shape=spec.input_shape, fit=spec.fit, seed=DATA_SEED, limit=choice.samples
     )
-    held_out = data.held_out
+    held_out = data.held_out.in_memory()
     if choice.test is not None:
         other = open_data(choice.test, input_shape=spec.input_shape, fit=spec.fit, seed=DATA_SEED)
         if other.class_names != data.class_names:
             raise DataError(f"{choice.test}: expected the classes of {choice.data}; they differ")
-        held_out = ImageSet(
-            np.concatenate([other.train.images, other.held_out.images]),
-            np.concatenate([other.train.labels, other.held_out.labels]),
-        )
+        held_out = joined([other.train, other.held_out])
     if choice.test_samples is not None and choice.test_samples < len(held_out):
         by_class = np.argsort(held_out.labels, kind="stable")
         kept = np.sort(spread_evenly(by_class, choice.test_samples))
         held_out = ImageSet(held_out.images[kept], held_out.labels[kept])
-    return Pictures(data.train, held_out, data.class_names)
+    return Pictures(data.train.in_memory(), held_out, data.class_names)
 
 
 def client_names(count: int) -> list[str]:

@@ -9,7 +9,7 @@ from splitee.errors import ExitCode, MalformedMessage
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee_server.members.class_names import ClassVote, in_short
+from splitee_server.members.class_names import ClassNames, ClassVote, differences, in_short
 from splitee_server.members.members import Member, Members
 
 KNOWN_DEVICES = 100_000  # statuses and profiles that are remembered
@@ -156,7 +156,16 @@ class Admission:
             )
 
     def _check_classes(self, device: str, profile: Profile) -> None:
-        names = profile.class_names
+        names, fleets = profile.class_names, self._members.class_names
+        if fleets and names != fleets:
+            raise Refusal(
+                device,
+                profile,
+                ExitCode.REJECTED,
+                f"{device} has the classes {in_short(names)}, the fleet {in_short(fleets)}"
+                f"{self._who_set(fleets)}: {differences(names, fleets)}; every device needs the same class "
+                "folders, empty ones where it has no images",
+            )
         if len(names) > self._spec.num_classes:
             raise Refusal(
                 device,
@@ -165,15 +174,11 @@ class Admission:
                 f"{device} has {len(names)} classes, the run {self._spec.num_classes}: "
                 "start the server with another --num-classes",
             )
-        fleets = self._members.class_names
-        if fleets and names != fleets:
-            raise Refusal(
-                device,
-                profile,
-                ExitCode.REJECTED,
-                f"{device} has the classes {in_short(names)}, "
-                f"the fleet {in_short(fleets)}: every device needs the same class folders",
-            )
+
+    def _who_set(self, fleets: ClassNames) -> str:
+        """Whose names the fleet's are, for people; empty where devices have not set them since the start."""
+        voters = self.vote.voters(fleets)
+        return f" (set by {in_short(tuple(voters))[1:-1]})" if voters else ""
 
 
 def _check_room(known: dict[str, DeviceStatus] | dict[str, Profile], device: str) -> None:

@@ -46,6 +46,10 @@ class ClassVote:
         leading, votes = Counter(self._votes.values()).most_common(1)[0]
         return leading if votes >= self._needed else ()
 
+    def voters(self, names: ClassNames) -> list[str]:
+        """The devices whose names these are."""
+        return sorted(device for device, theirs in self._votes.items() if theirs == names)
+
     @property
     def conflict(self) -> str:
         """Whose names differ, for people; empty where nobody's do."""
@@ -56,6 +60,14 @@ class ClassVote:
         shown = "; ".join(f"{whose[names]} has {in_short(names)}" for names, _ in lists.most_common(3))
         hint = "give each the same class folders, or the server --classes"
         return f"the devices' classes differ ({shown}): {hint}"
+
+
+def differences(names: ClassNames, fleets: ClassNames) -> str:
+    """How a device's names differ from the fleet's, for people."""
+    more, missing = set(names) - set(fleets), set(fleets) - set(names)
+    found = [f"only it has {in_short(tuple(sorted(more)))}"] if more else []
+    found += [f"it lacks {in_short(tuple(sorted(missing)))}"] if missing else []
+    return ", ".join(found) or "they are in another order"
 
 
 def in_short(names: ClassNames) -> str:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
+import pytest
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import functional as v2
 
-from splitee.training.augmentation import augment
+from splitee.protocol.fields import Augmentation
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL
+from splitee.training.augmentation import GREY, JITTER, RATIO, SCALE, augment
 
 COUNT = 200
 
@@ -15,16 +23,29 @@ def pictures() -> Tensor:
     return torch.arange(1.0, COUNT * 3 * 16 * 8 + 1).reshape(COUNT, 3, 16, 8)
 
 
+def run(how: Augmentation, *, mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,)) -> RunSpec:
+    return RunSpec(
+        protocol=PROTOCOL,
+        run="r",
+        network="resnet18",
+        num_classes=2,
+        rounds=1,
+        augmentation=how,
+        mean=mean,
+        std=std,
+    )
+
+
 def test_none_changes_nothing_and_draws_nothing() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    assert torch.equal(augment(pictures(), "none"), pictures())
+    assert torch.equal(augment(pictures(), run("none")), pictures())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_about_half_are_mirrored_and_the_others_as_they_were() -> None:
     torch.manual_seed(1)
-    made = augment(pictures(), "flip")
+    made = augment(pictures(), run("flip"))
     mirrored = [torch.equal(one, was.flip(2)) for one, was in zip(made, pictures(), strict=True)]
     kept = [torch.equal(one, was) for one, was in zip(made, pictures(), strict=True)]
     assert all(one != other for one, other in zip(mirrored, kept, strict=True))
@@ -34,7 +55,7 @@ def test_about_half_are_mirrored_and_the_others_as_they_were() -> None:
 def test_shifts_go_up_to_an_eighth_of_each_side_and_bring_in_zeros() -> None:
     torch.manual_seed(1)
     found = set()
-    for one, was in zip(augment(pictures(), "flip-crop"), pictures(), strict=True):
+    for one, was in zip(augment(pictures(), run("flip-crop")), pictures(), strict=True):
         shifts = {
             (down, right)
             for source in (was, was.flip(2))
@@ -47,12 +68,119 @@ def test_shifts_go_up_to_an_eighth_of_each_side_and_bring_in_zeros() -> None:
     assert found == {(down, right) for down in range(-2, 3) for right in range(-1, 2)}
 
 
-def test_the_generators_state_decides() -> None:
+@pytest.mark.parametrize("how", ["flip-crop", "photo"])
+def test_the_generators_state_decides(how: Augmentation) -> None:
+    given = pictures() / pictures().max()
     torch.manual_seed(1)
-    one = augment(pictures(), "flip-crop")
+    one = augment(given, run(how))
     torch.manual_seed(1)
-    assert torch.equal(augment(pictures(), "flip-crop"), one)
-    assert not torch.equal(augment(pictures(), "flip-crop"), one)
+    assert torch.equal(augment(given, run(how)), one)
+    assert not torch.equal(augment(given, run(how)), one)
+
+
+# --- photographs
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a crop shows of a picture whose red is its place across, and whose green is its place down."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    mirrored: bool
+
+
+def coordinates(height: int, width: int) -> Tensor:
+    """(3, H, W): red is the middle of a pixel across, in 0..1, green down; blue is a half."""
+    red = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    green = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
+    return torch.stack([red, green, torch.full((height, width), 0.5)])
+
+
+def shown(picture: Tensor) -> Shown:
+    """From the slopes of the colours in the middle, where no border changes them."""
+    _, height, width = picture.shape
+    row, column = height // 2, width // 2
+    across = float(picture[0, row, column + 1] - picture[0, row, column - 1]) / 2 * width
+    down = float(picture[1, row + 1, column] - picture[1, row - 1, column]) / 2 * height
+    middle_x = float(picture[0, row, column]) - across * (0.5 / width)
+    middle_y = float(picture[1, row, column]) - down * (0.5 / height)
+    return Shown(middle_x - abs(across) / 2, middle_y - down / 2, abs(across), down, across < 0)
+
+
+def crops(monkeypatch: pytest.MonkeyPatch, height: int, width: int) -> tuple[Tensor, list[Shown]]:
+    """Many crops of one picture, their colours unchanged."""
+    monkeypatch.setattr("splitee.training.augmentation.JITTER", 0.0)
+    torch.manual_seed(1)
+    made = augment(coordinates(height, width).expand(COUNT, -1, -1, -1), run("photo"))
+    return made, [shown(one) for one in made]
+
+
+def test_photographs_are_cropped_within_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    height, width = 48, 64
+    _, found = crops(monkeypatch, height, width)
+    for one in found:
+        assert min(one.left, one.top) > -0.01
+        assert max(one.left + one.width, one.top + one.height) < 1.01
+        assert SCALE[0] * 0.9 < one.width * one.height < SCALE[1] * 1.01
+        whole = one.width > 0.98 or one.height > 0.98  # then the picture's edge has cut the crop
+        assert whole or RATIO[0] * 0.98 < one.width * width / (one.height * height) < RATIO[1] * 1.02
+    assert 70 < sum(one.mirrored for one in found) < 130
+    assert len({one.left for one in found}) > COUNT / 2
+
+
+def test_a_crop_shows_its_part_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    height, width = 48, 64
+    x, y = (torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height
+    for one, part in zip(*crops(monkeypatch, height, width), strict=True):
+        red = part.left + part.width * (1 - x if part.mirrored else x)
+        green = part.top + part.height * y
+        inner = (
+            slice(2, -2),
+            slice(2, -2),
+        )  # the outermost half pixel of a picture has no colour between two
+        torch.testing.assert_close(one[0][inner], red.expand(height, -1)[inner], atol=0.003, rtol=0)
+        torch.testing.assert_close(one[1][inner], green[:, None].expand(-1, width)[inner], atol=0.003, rtol=0)
+
+
+def test_colours_change_as_with_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With crops that show everything, brightness, contrast and saturation are found again from colours."""
+    monkeypatch.setattr("splitee.training.augmentation.SCALE", (1.0, 1.0))
+    monkeypatch.setattr("splitee.training.augmentation.RATIO", (1.0, 1.0))
+    mean, std = (0.48, 0.46, 0.41), (0.23, 0.22, 0.25)
+    torch.manual_seed(1)
+    once = 0.3 + 0.4 * torch.rand(3, 16, 8)  # far enough from 0 and 1 that nothing is cut off
+    whole = torch.cat([once, once.flip(2)], dim=2)  # the same, when it is mirrored
+    bent_mean, bent_std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    given = ((whole - bent_mean) / bent_std).expand(20, -1, -1, -1)
+    made = augment(given, run("photo", mean=mean, std=std)) * bent_std + bent_mean
+    grey = torch.tensor(GREY)[:, None, None]
+    middle = float((whole * grey).sum(0).mean())
+    factors = []
+    for one in made:
+        brightness = float((one * grey).sum(0).mean()) / middle
+        spread = float((one * grey).sum(0).std() / (whole * grey).sum(0).std())
+        saturation = float((one[0] - one[1]).std() / (whole[0] - whole[1]).std()) / spread
+        theirs = v2.adjust_brightness(whole, brightness)
+        theirs = v2.adjust_contrast(theirs, spread / brightness)
+        theirs = v2.adjust_saturation(theirs, saturation)
+        torch.testing.assert_close(one, theirs, atol=2e-3, rtol=0)
+        factors += [brightness, spread / brightness, saturation]
+    assert all(1 - JITTER - 1e-3 < factor < 1 + JITTER + 1e-3 for factor in factors)
+    assert max(factors) - min(factors) > JITTER
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_photographs_stay_within_what_pixels_can_be(channels: int) -> None:
+    torch.manual_seed(1)
+    given = torch.randint(2, (COUNT, channels, 16, 24)) * 2.0 - 1  # 0 and 1 with a mean and deviation of 0.5
+    made = augment(given, run("photo", mean=(0.5,), std=(0.5,)))
+    assert made.shape == given.shape
+    assert made.dtype == torch.float32
+    assert math.isclose(float(made.min()), -1, abs_tol=1e-6)
+    assert math.isclose(float(made.max()), 1, abs_tol=1e-6)
 
 
 def shifted(picture: Tensor, down: int, right: int) -> Tensor:

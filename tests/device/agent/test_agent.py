@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -209,6 +210,20 @@ def test_a_device_with_other_images_sends_the_batches_that_the_server_expects(
         f"round 1 began when this device had 6 images; with {train} it goes on for the same 3 batches"
         in caplog.messages
     )
+
+
+def test_the_mistakes_of_an_evaluation_are_kept_on_the_device(make: Callable[..., Device]) -> None:
+    device = make(held_out=40)
+    device.server.held_out = 40
+    device.server.open_run()
+    device.run()
+    kept = json.loads((device.directory.path / "mistakes.json").read_text())
+    assert kept["round"] == 2
+    assert 0 < len(kept["mistakes"]) <= 10
+    for one in kept["mistakes"]:
+        assert {one["class"], one["predicted"]} == {"a", "b"}
+        assert one["image"].startswith("image ")
+        assert not any(one["image"].encode() in sent.payload for sent in device.port.sent)
 
 
 def test_a_process_that_starts_anew_sends_only_what_the_server_has_not(make: Callable[..., Device]) -> None:

@@ -8,7 +8,7 @@ import torch
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee_device.data.batches import ResidentImages, batches_at
-from splitee_device.data.images import ImageSet
+from splitee_device.data.image_sets import ImageSet
 
 
 def test_resident_pictures_are_normalised_like_others() -> None:
@@ -25,8 +25,9 @@ def test_resident_pictures_are_normalised_like_others() -> None:
     pictures = ImageSet(generator.integers(0, 256, (9, 3, 4, 5), np.uint8), np.arange(9))
     indices = np.array([7, 0, 7, 3])
     place = torch.device("cpu")
-    images, labels = ResidentImages(place, pictures, run)(indices)
-    expected, expected_labels = batches_at(place, pictures, run)(indices)
-    torch.testing.assert_close(images, expected)
-    assert images.dtype == torch.float32
-    assert torch.equal(labels, expected_labels)
+    (found,) = ResidentImages(place, pictures, run)([indices])
+    (expected,) = batches_at(place, pictures, run)([indices])
+    torch.testing.assert_close(found.images, expected.images)
+    assert found.images.dtype == torch.float32
+    assert torch.equal(found.labels, expected.labels)
+    assert found.numbers.tolist() == [7, 0, 7, 3]

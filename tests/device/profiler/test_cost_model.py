@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from msgspec.structs import replace
 from profiles import MIB, SPEC, measured, true_costs
@@ -53,6 +55,18 @@ def test_memory_is_counted_with_torch_its_code_and_the_pictures_and_with_a_margi
     known = measured([1, 4])
     taught = predict(replace(known, spec=replace(known.spec, soft_labels=1.0)), WORK)
     assert taught[0].needed - rows[0].needed == 320 * 2 * 10  # a float16 for each class
+
+
+def with_samples(samples: int) -> Work:
+    return dataclasses.replace(WORK, samples=samples)
+
+
+def test_pictures_that_stay_encoded_take_little_memory() -> None:
+    work = with_samples(50_000)  # 146 MiB decoded
+    room, short = (predict(measured([1], available=available * MIB), work)[0] for available in (600, 500))
+    nothing = predict(measured([1]), with_samples(0))[0].needed
+    assert room.needed - nothing == 50_000 * 3 * 32 * 32
+    assert 0 < short.needed - nothing < 32 * MIB
 
 
 def test_the_reserve_decides_whether_a_cut_fits() -> None:

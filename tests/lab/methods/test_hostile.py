@@ -12,7 +12,8 @@ from tiny_runs import images, tiny_run
 
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.data.images import DeviceData, ImageSet
+from splitee_device.data.image_sets import ImageSet
+from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.hostile import FLIP_SCALE, HOSTILE
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation

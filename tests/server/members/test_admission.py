@@ -124,6 +124,21 @@ def test_class_names_are_those_of_more_than_half_of_the_devices_never_of_the_fir
     assert join(admission, "pi-3", "x", "y") == [("pi-3", False)]
 
 
+def test_a_misspelt_class_is_named_and_taken_once_it_is_corrected(members: Members) -> None:
+    admission = Admission(RUN, 4, members, devices=2, most_images=1000)
+    join(admission, "pi-1", "glass", "plastic")
+    join(admission, "pi-2", "glass", "plastic")
+    admission.on_status("pi-3", online())
+    said = refused(admission.on_profile("pi-3", profile(1, names=("glass", "platic"))))
+    assert "pi-3 has the classes [glass, platic], the fleet [glass, plastic] (set by pi-1, pi-2)" in said
+    assert "only it has [platic], it lacks [plastic]" in said
+    said = refused(admission.on_profile("pi-3", profile(1, names=("plastic", "glass"))))
+    assert "they are in another order" in said
+    admission.on_status("pi-3", online(instance=2))
+    [admitted] = admission.on_profile("pi-3", profile(1, instance=2, names=("glass", "plastic")))
+    assert isinstance(admitted, Admitted)
+
+
 def test_two_devices_must_agree_and_may_change_their_minds(members: Members) -> None:
     admission = Admission(RUN, 4, members, devices=2, most_images=1000)
     assert join(admission, "pi-1", "a", "b") == []

@@ -1,0 +1,52 @@
+"""Class folders of small pictures, and Parquet files of the same."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+
+def png(number: int) -> bytes:
+    """A plain grey picture: its number is its grey."""
+    buffer = io.BytesIO()
+    Image.new("L", (6, 6), number).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_folder(root: Path, counts: Mapping[str, int]) -> None:
+    """Class folders of pictures numbered through all classes."""
+    number = 0
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for _ in range(count):
+            (root / name / f"{number:03}.png").write_bytes(png(number))
+            number += 1
+
+
+def write_photographs(root: Path, counts: Mapping[str, int], size: tuple[int, int] = (40, 30)) -> None:
+    """Class folders of JPEG files in which no two pixels are the same."""
+    generator = np.random.default_rng(0)
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (size[1], size[0], 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:03}.jpg")
+
+
+def write_parquet(
+    path: Path, pictures: Sequence[bytes | None], labels: Sequence[int], names: object = None
+) -> None:
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("label", pa.int64())],
+        metadata=None if names is None else {"class_names": json.dumps(names)},
+    )
+    images = [{"bytes": content, "path": None} for content in pictures]
+    table = pa.Table.from_pydict({"image": images, "label": list(labels)}, schema=schema)
+    pq.write_table(table, path, row_group_size=7)
