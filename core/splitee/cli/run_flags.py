@@ -12,7 +12,7 @@ import click
 import msgspec
 from msgspec import inspect
 
-from splitee.cli.bounds import Number
+from splitee.cli.bounds import CountOrAuto, Number
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.codecs import AUTO, CODECS
@@ -94,6 +94,8 @@ def build_run_spec(**settings: Any) -> RunSpec:
 def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:
     if name == "codec":
         return click.Choice([*CODECS, AUTO])
+    if name == "freeze":
+        return CountOrAuto()
     hint = get_type_hints(RunSpec)[name]
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))

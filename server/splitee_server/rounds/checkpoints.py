@@ -17,6 +17,9 @@ from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import pack_state, unpack_state
 
+FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
+FOLLOWING = ("run", "class_names", "frozen", "settled", "mean", "std")  # of RunSpec: no settings
+
 log = logging.getLogger(__name__)
 
 
@@ -48,27 +51,36 @@ class Checkpoints:
     def path(self) -> Path:
         return self._directory.path
 
-    def open(self, spec: RunSpec, *, fresh: bool) -> RunSpec:
-        """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
-
-        Raises:
-            StateError: the directory holds a run with other settings.
-        """
-        facts = None if fresh else self._directory.facts()
-        if facts is None:
-            self._directory.clear()
-            self._directory.save_facts(json.loads(spec.encode()))
-            return spec
+    def begun(self) -> RunSpec | None:
+        """The run that is stored; None: there is none. Raises StateError: it is not of this release."""
+        facts = self._directory.facts()
         try:
-            stored = msgspec.convert(facts, RunSpec)
+            return None if facts is None else msgspec.convert(facts, RunSpec)
         except msgspec.ValidationError as error:
             raise StateError(
                 f"{self.path}: run.json is not of this release ({error}): --fresh starts over"
             ) from None
+
+    def open(self, spec: RunSpec, *, fresh: bool, weights: bytes | None = None) -> RunSpec:
+        """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
+
+        Args:
+            weights: that a new run begins from; they are durable before the run is.
+
+        Raises:
+            StateError: the directory holds a run with other settings.
+        """
+        stored = None if fresh else self.begun()
+        if stored is None:
+            self._directory.clear()
+            if weights is not None:
+                self._directory.save(FIRST_WEIGHTS, weights)
+            self.settle(spec)
+            return spec
         changed = [
             f"{name} {getattr(stored, name)!r} there, {getattr(spec, name)!r} here"
             for name in spec.__struct_fields__
-            if name not in ("run", "class_names") and getattr(stored, name) != getattr(spec, name)
+            if name not in FOLLOWING and getattr(stored, name) != getattr(spec, name)
         ]
         if changed:
             raise StateError(
@@ -77,6 +89,14 @@ class Checkpoints:
             )
         self._mend_history()
         return stored
+
+    def settle(self, spec: RunSpec) -> None:
+        """The run is as `spec` says; durable when this returns."""
+        self._directory.save_facts(json.loads(spec.encode()))
+
+    def first_weights(self) -> bytes | None:
+        """What the run began from; None: the seed's weights, or the file is damaged."""
+        return self._directory.load(FIRST_WEIGHTS)
 
     def save(self, committed: Committed) -> None:
         """Durable when this returns; only then may the commit be published."""
