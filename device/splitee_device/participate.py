@@ -22,6 +22,7 @@ from splitee_device.profiler.auto_cut import AutoCut, ChosenCut
 from splitee_device.profiler.drift import DriftMonitor
 from splitee_device.profiler.meter import Meter
 from splitee_device.settings import DeviceSettings
+from splitee_device.training.feature_cache import CacheRoom
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import open_trainer
 
@@ -68,11 +69,15 @@ def _train(
         chosen.cut,
         len(pictures.train),
     )
-    trainer_at = partial(open_trainer, spec, device=device, data=pictures)
+    cache = CacheRoom(directory.path, settings.cache << 20)
+    trainer_at = partial(open_trainer, device=device, data=pictures, cache=cache)
     if spec.codec == AUTO:
         auto_codec = AutoCodec(settings.link, device)
         spec = replace(
-            spec, codec=auto_codec.choose(spec, chosen.cut, directory.path, trainer_at, fresh=settings.fresh)
+            spec,
+            codec=auto_codec.choose(
+                spec, chosen.cut, directory.path, partial(trainer_at, spec), fresh=settings.fresh
+            ),
         )
     monitor = DriftMonitor(
         Meter(settings.threads, settings.most_memory),

@@ -31,6 +31,7 @@ class DeviceSettings:
     adapt_after: int  # rounds
     budget: float  # seconds
     fresh: bool
+    cache: int  # MiB of features on disk
     threads: int
     stay: bool
     serving: ServingOptions

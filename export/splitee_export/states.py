@@ -104,7 +104,7 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _newest(directory: StateDirectory, *, committed_only: bool) -> tuple[int, dict[str, Any]]:
     """Of a device that was stopped, the last round may lack its commit; the one before has it."""
-    rounds = directory.rounds()
+    rounds = [number for number in directory.rounds() if number]  # 0: weights that a run began from
     for number in rounds[1:] if committed_only and len(rounds) > 1 else rounds:
         data = directory.load_round(number)
         if data is not None:

@@ -117,6 +117,8 @@ class Profile(JsonMessage, frozen=True):
         next_cut: cut that it asks for, after the round under way; 0: it stays.
         capability: measurements of a device that was profiled.
         codec: codec of its features, where the run leaves that to the device.
+        pixel_mean: means of its training images' channels, of pixels in 0..1, where the run asks for them.
+        pixel_std: their deviations.
     """
 
     protocol: Count
@@ -131,6 +133,8 @@ class Profile(JsonMessage, frozen=True):
     next_cut: Count = 0
     capability: Capability | None = None
     codec: Codec | None = None
+    pixel_mean: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
+    pixel_std: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
 
 
 class ErrorReport(JsonMessage, frozen=True):

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -27,6 +28,7 @@ from splitee_device.agent.monitor import RoundMonitor
 from splitee_device.agent.phase import PhaseUnderWay, Superseded
 from splitee_device.agent.session import Session
 from splitee_device.data.images import DeviceData
+from splitee_device.data.statistics import channel_statistics
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 
@@ -49,7 +51,7 @@ class Agent:
         session: Session,
         spec: RunSpec,
         cut: int,
-        trainer_at: Callable[[int], ClientTrainer],
+        trainer_at: Callable[[RunSpec, int], ClientTrainer],
         store: DeviceStore,
         monitor: RoundMonitor,
         capability: Capability | None = None,
@@ -60,7 +62,7 @@ class Agent:
         """An agent for one run.
 
         Args:
-            trainer_at: makes the trainer for a cut, with the weights that the run's seed gives.
+            trainer_at: makes the trainer of a run for a cut, with the weights that the run's seed gives.
             lowest_cut: the device is never cut below it, whoever asks.
         """
         self._session = session
@@ -96,11 +98,13 @@ class Agent:
                 held_out_samples=len(data.held_out),
                 capability=self._capability,
                 codec=self._spec.codec,
+                **self._asked_statistics(data),
             )
         )
         done: PhaseKey | None = None
         while (opened := self._next_phase(done)).phase not in ENDED:
             try:
+                self._take_up_settings()
                 with session.phase(self._spec, opened) as phase:
                     self._restore(opened)
                     if phase.kind == "train":
@@ -113,6 +117,11 @@ class Agent:
         self._finish()
         self._store.finish(self._spec, self._cut)
         self._say("finished", opened.round)
+
+    def _asked_statistics(self, data: DeviceData) -> dict[str, tuple[float, ...]]:
+        """Mean and deviation of the images, by fields of the profile, where the run is to follow from them."""
+        is_asked = self._spec.awaits_fleet and self._spec.normalize == "fleet"
+        return channel_statistics(data.train) if is_asked else {}
 
     def _next_phase(self, done: PhaseKey | None) -> RoundOpen:
         """Wait for a phase that this device takes part in, or for the end of the run."""
@@ -127,12 +136,29 @@ class Agent:
         """Whether the server may cut this device there: it is, was or asked to be, and its owner allows."""
         return cut >= self._lowest_cut and (cut == self._cut or cut in self._store.cuts)
 
+    def _take_up_settings(self) -> None:
+        """Wait for what the server settles by the fleet's images before the first round."""
+        if not self._spec.awaits_fleet:
+            return
+        heard = self._heard
+        self._session.wait(
+            lambda: heard.spec is not None and not heard.spec.awaits_fleet, "the server to settle the run"
+        )
+        assert heard.spec is not None
+        told = {name: getattr(heard.spec, name) for name in ("frozen", "mean", "std", "settled")}
+        self._spec = replace(self._spec, **told)
+        del self._trainer, self._initial  # a small device has no room for both networks
+        gc.collect()
+        self._set_cut(self._cut)
+
     def _set_cut(self, cut: int) -> None:
         self._cut = cut
-        self._trainer = self._trainer_at(cut)
-        if self._spec.release or self._spec.client_averaging != "none":
+        self._trainer = self._trainer_at(self._spec, cut)
+        if self._spec.release or self._spec.client_averaging != "none" or self._spec.weights:
             check_messages(self._trainer.weights())  # now, not when the training is over
         self._initial = copy.deepcopy(self._trainer.state())
+        self._has_first = not self._spec.weights  # `_initial` is what the run begins from
+        self._knows_frozen = self._has_first  # the trainer's frozen stages are those of the run
         self._position = None
 
     def _restore(self, opened: RoundOpen) -> None:
@@ -155,14 +181,28 @@ class Agent:
             self._move(assignment.cut)
         self._position = None
         if not assignment.held:
-            self._store.restore(number, digest, self._trainer, self._initial)
+            self._store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
         elif moves or not self._store.holds(number, digest, self._trainer):
-            self._trainer.adopt(self._session.requests.fetch_weights(self._trainer.weights(), assignment))
+            known = self._trainer.frozen_weights() if self._knows_frozen else {}
+            requests = self._session.requests
+            self._trainer.adopt(requests.fetch_weights(self._trainer.weights(), assignment, known))
             self._store.save(self._spec, self._cut, number, self._trainer)
             self._store.commit(number)
+        self._knows_frozen = True
         if self._spec.client_averaging != "none":
             self._trainer.forget_momentum()
         self._position = number
+
+    def _first_state(self, assignment: Assignment) -> dict[str, Any]:
+        """What this device begins the run from: the server sends it, where the seed does not give it."""
+        if not self._has_first and assignment.first is not None:
+            log.info("fetching the weights that the run begins from")
+            requests = self._session.requests
+            self._trainer.adopt(requests.fetch_first_weights(self._trainer.weights(), assignment))
+            self._store.save(self._spec, self._cut, 0, self._trainer)
+            self._initial = copy.deepcopy(self._trainer.state())
+            self._has_first = True
+        return self._initial
 
     def _move(self, cut: int) -> None:
         """Be cut elsewhere, with the weights that the run's seed gives."""
@@ -264,7 +304,7 @@ class Agent:
         """The client network as messages, where the server has asked for it."""
         if not opened.participants[self._session.device].weights:
             return iter(())
-        return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.weights())
+        return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.trained_weights())
 
     def _reconsider(self, number: int) -> None:
         """Ask for another cut, where the rounds so far call for one."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splitee.inference.uncertainty import normalized_entropy
+from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.run_spec import RunSpec
@@ -24,15 +25,24 @@ from splitee.training.optimizer import make_optimizer, precision_at
 from splitee.training.seeds import seed_for
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.state import weights_digest
-from splitee.training.weights import client_model
+from splitee.training.weights import CLIENT, client_model
 from splitee_device.data.batches import batches_at
 from splitee_device.data.images import DeviceData
 from splitee_device.training.distillation import Teacher
+from splitee_device.training.feature_cache import CacheRoom
+from splitee_device.training.frozen_features import FrozenFeatures
 
 
-def open_trainer(spec: RunSpec, cut: int, device: str, data: DeviceData) -> ClientTrainer:
-    """The trainer of a device in a run, on a network of its own of which it keeps only its part."""
+def open_trainer(
+    spec: RunSpec, cut: int, device: str, data: DeviceData, cache: CacheRoom | None = None
+) -> ClientTrainer:
+    """The trainer of a device in a run, on a network of its own of which it keeps only its part.
+
+    Args:
+        cache: where it may keep features of frozen stages.
+    """
     trainer = ClientTrainer(build_for(spec), cut, spec, device, data)
+    trainer.features.cache_in(cache)
     gc.collect()  # the trunk's weights hang in reference cycles, and a small device needs their memory
     return trainer
 
@@ -50,11 +60,15 @@ class ClientTrainer:
         self._data = data
         self._place = next(network.module.parameters()).device
         self._model = client_model(network, cut, spec).to(self._place)
+        self._frozen = network.frozen_modules
+        self._frozen_keys = {f"{CLIENT}{key}" for key in network.frozen_keys}
         self.client, self.exit = self._model["client"], self._model["exit"]
         self.optimizer = make_optimizer(self._model.parameters(), spec)
         self._offsets = class_offsets(spec, data.train.labels).to(self._place)
         self._train_batch = batches_at(self._place, data.train, spec)
         self._held_out_batch = batches_at(self._place, data.held_out, spec)
+        self.features = FrozenFeatures(self.client, network.stages[cut - 1].feature_shape, spec)
+        self._trains_exit_only = network.frozen >= cut
         self.samples = len(data.train)
         self.steps = steps_a_round(spec, self.samples)
         self.held_out = len(data.held_out)
@@ -71,17 +85,17 @@ class ClientTrainer:
             soft_labels: of an earlier round; the exit learns from them beside the labels.
             steps: batches, where they are not as many as these images make.
         """
-        self._model.train()
+        self.exit.train()
+        set_training(self.client, self._frozen)
         steps = self.steps if steps is None else steps
         teacher = Teacher(self._spec, self._device, self.samples, soft_labels)
         losses, correct, seen = 0.0, 0, 0
         batches = epoch_batches(self._spec, self._device, number, self.samples, steps)
         for step, indices in enumerate(batches):
-            images, labels = self._train_batch(indices)
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
             with precision_at(self._place):
-                features = self.client(augment(images, self._spec.augmentation))  # (B, *feature_shape)
+                features, labels = self._training_features(indices)
                 logits = self.exit(features)  # (B, num_classes)
                 loss = F.cross_entropy(logits + self._offsets, labels)
             self.optimizer.zero_grad(set_to_none=True)
@@ -104,16 +118,36 @@ class ClientTrainer:
         for step in range(self._evaluation_steps if steps is None else steps):
             start = step % self._evaluation_steps * EVALUATION_BATCH
             indices = everything[start : start + EVALUATION_BATCH]
-            images, labels = self._held_out_batch(indices)
             with torch.inference_mode(), precision_at(self._place):
-                features = self.client(images)
+                features, labels = self._held_out_features(indices)
                 logits = self.exit(features)
             predicted, entropy = logits.argmax(dim=1), normalized_entropy(_array(logits.float()))
             yield CutBatch(_array(features.float()), _array(labels), _array(predicted), entropy)
 
+    def _training_features(self, indices: npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+        """What the client network makes of training images, (B, *feature_shape), and their labels (B,)."""
+        if self._trains_exit_only and self._spec.augmentation == "none":
+            return self.features.of(self._data.train, self._train_batch, indices)
+        images, labels = self._train_batch(indices)
+        return self.client(augment(images, self._spec.augmentation)), labels
+
+    def _held_out_features(self, indices: npt.NDArray[np.integer]) -> tuple[Tensor, Tensor]:
+        if self._trains_exit_only:
+            return self.features.of(self._data.held_out, self._held_out_batch, indices)
+        images, labels = self._held_out_batch(indices)
+        return self.client(images), labels
+
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""
         return self._model.state_dict()
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Those of `weights` that training changes, and that travel: not those of frozen stages."""
+        return {name: tensor for name, tensor in self.weights().items() if name not in self._frozen_keys}
+
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """Those of `weights` that are the same in the whole fleet, from the first round on."""
+        return {name: tensor for name, tensor in self.weights().items() if name in self._frozen_keys}
 
     def digest(self) -> str:
         return weights_digest(self.weights())
@@ -125,6 +159,7 @@ class ClientTrainer:
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
         """Go on from other weights; their momentum starts anew."""
         self._model.load_state_dict(weights)
+        self.features.forget()
         self.forget_momentum()
 
     def forget_momentum(self) -> None:
@@ -132,6 +167,7 @@ class ClientTrainer:
 
     def load(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
+        self.features.forget()
         self.optimizer.load_state_dict(state["optimizer"])
 
 

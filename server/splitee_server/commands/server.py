@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import torch
-from msgspec.structs import replace
 
 from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import link_options
@@ -114,7 +113,6 @@ def server(
     directory = StateDirectory(state)
     store = Checkpoints(directory)
     spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
-    spec = replace(spec, class_names=names or spec.class_names)
     topics, instance = Topics(link.fleet), time.time_ns()
     limits = SenderLimits(topics)
     connection = Link(

@@ -14,7 +14,7 @@ from splitee.networks.split import SplitNetwork
 from splitee.networks.zoo import by, make
 from splitee.protocol.codecs import LARGEST
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.state import COUNTER, first_not_finite, pack_state, unpack_state, weights_digest
+from splitee.training.state import COUNTER, first_not_finite, pack_state, unpack_state
 from splitee.training.weights import VARIANCE
 
 Weights = Mapping[str, Tensor]
@@ -56,11 +56,6 @@ class InitialWeights:
     tensors: Weights
     exits: Mapping[int, Weights] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
-
-    def digest(self) -> str:
-        """SHA-256 over all tensors."""
-        exits = {f"exit-{cut}/{name}": one for cut, own in self.exits.items() for name, one in own.items()}
-        return weights_digest({**self.tensors, **exits})
 
     def load_into(self, network: SplitNetwork) -> None:
         """Parts of `network` that are made later, and those that are there, have these weights."""
