@@ -119,7 +119,7 @@ class Agent:
         self._say("finished", opened.round)
 
     def _asked_statistics(self, data: DeviceData) -> dict[str, tuple[float, ...]]:
-        """Mean and deviation of the images, by fields of the profile, where the run is to follow from them."""
+        """Mean and deviation of the images, by fields of the profile, where the run follows from them."""
         is_asked = self._spec.awaits_fleet and self._spec.normalize == "fleet"
         return channel_statistics(data.train) if is_asked else {}
 

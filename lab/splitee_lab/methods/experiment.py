@@ -82,9 +82,8 @@ class Experiment:
         what the first layer saves because nobody asks for the gradient to the pictures, are left out.
         """
         stages = self.network.stages[:cut]
-        each = sum(
-            stage.macs * (TRAINING_PASSES if stage.index > self.spec.frozen else 1) for stage in stages
-        )
+        frozen = self.spec.frozen
+        each = sum(stage.macs * (1 if stage.index <= frozen else TRAINING_PASSES) for stage in stages)
         if with_exit:
             inputs = exit_inputs(stages[-1].feature_shape, stages[-1].channel_axis)
             each += TRAINING_PASSES * inputs * self.spec.num_classes
