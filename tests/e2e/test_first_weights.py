@@ -1,4 +1,4 @@
-"""Runs that begin from trained weights, over MQTT: the weights of one process, whatever is killed on the way."""
+"""Runs that begin from trained weights, over MQTT: those of one process, whatever is killed on the way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def weights(tmp_path: Path) -> Path:
 def test_killed_while_weights_are_on_their_way_the_weights_are_the_same(
     mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path, strategy: Any, averaging: Any, freeze: int
 ) -> None:
-    """A device and then the server are killed as they are asked for; the server comes back without the file."""
+    """A device and then the server are killed as they are asked for; the server comes back without a file."""
     expected = in_one_process(strategy, "step", 2, averaging=averaging, weights=str(weights), freeze=freeze)
     topics = Topics(f"first-{strategy}")
     watcher = Link(mosquitto_broker.address, f"watches-{topics.fleet}")
