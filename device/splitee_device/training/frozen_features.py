@@ -13,7 +13,7 @@ from splitee_device.data.batches import Batches
 from splitee_device.data.images import ImageSet
 from splitee_device.training.feature_cache import CacheRoom, FeatureCache, key_of
 
-GROUP = 8  # images that are computed together, always: another number could change the last bits
+GROUP = 32  # images that are computed together, always: another number could change the last bits
 
 
 class FrozenFeatures:
