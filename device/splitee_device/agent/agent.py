@@ -87,20 +87,20 @@ class Agent:
         """
         session = self._session
         session.guard_cuts(self._spec.run, self._may_be_cut_at)
-        session.join(
-            Profile(
-                protocol=PROTOCOL,
-                instance=session.instance,
-                version=__version__,
-                cut=self._cut,
-                class_names=data.class_names,
-                train_samples=len(data.train),
-                held_out_samples=len(data.held_out),
-                capability=self._capability,
-                codec=self._spec.codec,
-                **self._asked_statistics(data),
-            )
+        profile = Profile(
+            protocol=PROTOCOL,
+            instance=session.instance,
+            version=__version__,
+            cut=self._cut,
+            class_names=data.class_names,
+            train_samples=len(data.train),
+            held_out_samples=len(data.held_out),
+            capability=self._capability,
+            codec=self._spec.codec,
         )
+        if self._spec.awaits_fleet and self._spec.normalize == "fleet":
+            profile = replace(profile, **channel_statistics(data.train))
+        session.join(profile)
         done: PhaseKey | None = None
         while (opened := self._next_phase(done)).phase not in ENDED:
             try:
@@ -117,11 +117,6 @@ class Agent:
         self._finish()
         self._store.finish(self._spec, self._cut)
         self._say("finished", opened.round)
-
-    def _asked_statistics(self, data: DeviceData) -> dict[str, tuple[float, ...]]:
-        """Mean and deviation of the images, by fields of the profile, where the run follows from them."""
-        is_asked = self._spec.awaits_fleet and self._spec.normalize == "fleet"
-        return channel_statistics(data.train) if is_asked else {}
 
     def _next_phase(self, done: PhaseKey | None) -> RoundOpen:
         """Wait for a phase that this device takes part in, or for the end of the run."""

@@ -52,6 +52,7 @@ class FrozenFeatures:
         self._open()
         found = {int(index): self._kept(image_set, int(index)) for index in indices}
         missing = [index for index, features in found.items() if features is None]
+        self._client.eval()
         for start in range(0, len(missing), GROUP):
             group = missing[start : start + GROUP]
             images, _ = batch(np.resize(group, GROUP))  # a short group is filled up with the same once more
