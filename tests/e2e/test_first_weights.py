@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from splitee.mqtt.link import Link
 from splitee.networks.split import build_network
+from splitee.protocol.rounds import Commit
 from splitee.protocol.routes import SYNC
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
@@ -63,18 +65,27 @@ def test_killed_while_weights_are_on_their_way_the_weights_are_the_same(
 def test_what_follows_from_the_fleets_images_is_settled_before_the_first_round(
     mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path
 ) -> None:
-    """A device loses its state and is killed later on: it gets the first weights again, and the same bits."""
-    settings = {"freeze": "auto", "normalize": "fleet"}
-    expected = in_one_process("sequential", "step", 2, weights=str(weights), **settings)
+    """A device loses its card: it gets the first weights again, and trains all again to the same bits."""
+    expected = in_one_process("sequential", "step", 3, weights=str(weights), freeze="auto", normalize="fleet")
     flags = ("--weights", str(weights), "--freeze", "auto", "--normalize", "fleet")
-    with Fleet(str(mosquitto_broker.address), "settled", tmp_path) as fleet:
-        fleet.server(*flags)
+    topics = Topics("settled")
+    watcher = Link(mosquitto_broker.address, "watches-settled")
+    watcher.subscribe(topics.commit)
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*flags, rounds=3)
         fleet.three_devices()
+        await_message(watcher, topics.commit, lambda payload: Commit.decode(payload).round >= 1)
+        fleet.processes["pi-3"].kill()
+        fleet.processes["pi-3"].wait()
+        shutil.rmtree(tmp_path / "pi-3")
+        fleet.device("pi-3", CUTS["pi-3"], shard="3/3")
         assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
         report = fleet.report()
+    watcher.close()
     assert report["weights_sha256"] == expected
     run = json.loads((tmp_path / "server" / "run.json").read_text())
-    assert (run["frozen"], run["settled"]) == (1, True)
+    assert (run["frozen"], run["settled"]) == (2, True)
     assert run["mean"] != [0.5] and len(run["mean"]) == len(run["std"]) == 3
     held = json.loads((tmp_path / "pi-1" / "run.json").read_text())["spec"]
     assert (held["frozen"], held["mean"]) == (run["frozen"], run["mean"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import time
@@ -23,6 +22,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, rows_a_round
 from splitee.training.weights import check_messages, pack_weights
+from splitee_device.agent.first_state import FirstState, settled
 from splitee_device.agent.heard import ENDED, Outcome, PhaseKey, phase_key
 from splitee_device.agent.monitor import RoundMonitor
 from splitee_device.agent.phase import PhaseUnderWay, Superseded
@@ -104,7 +104,7 @@ class Agent:
         done: PhaseKey | None = None
         while (opened := self._next_phase(done)).phase not in ENDED:
             try:
-                self._take_up_settings()
+                self._settle()
                 with session.phase(self._spec, opened) as phase:
                     self._restore(opened)
                     if phase.kind == "train":
@@ -131,29 +131,24 @@ class Agent:
         """Whether the server may cut this device there: it is, was or asked to be, and its owner allows."""
         return cut >= self._lowest_cut and (cut == self._cut or cut in self._store.cuts)
 
-    def _take_up_settings(self) -> None:
-        """Wait for what the server settles by the fleet's images before the first round."""
-        if not self._spec.awaits_fleet:
-            return
-        heard = self._heard
-        self._session.wait(
-            lambda: heard.spec is not None and not heard.spec.awaits_fleet, "the server to settle the run"
-        )
-        assert heard.spec is not None
-        told = {name: getattr(heard.spec, name) for name in ("frozen", "mean", "std", "settled")}
-        self._spec = replace(self._spec, **told)
-        del self._trainer, self._initial  # a small device has no room for both networks
+    def _settle(self) -> None:
+        """Go on with the settings that the server has settled, once it has."""
+        if self._spec.awaits_fleet:
+            self._spec = settled(self._session, self._spec)
+            self._replace_trainer(self._cut)
+
+    def _replace_trainer(self, cut: int) -> None:
+        del self._trainer, self._first  # a small device has no room for both networks
         gc.collect()
-        self._set_cut(self._cut)
+        self._set_cut(cut)
 
     def _set_cut(self, cut: int) -> None:
         self._cut = cut
         self._trainer = self._trainer_at(self._spec, cut)
         if self._spec.release or self._spec.client_averaging != "none" or self._spec.weights:
             check_messages(self._trainer.weights())  # now, not when the training is over
-        self._initial = copy.deepcopy(self._trainer.state())
-        self._has_first = not self._spec.weights  # `_initial` is what the run begins from
-        self._knows_frozen = self._has_first  # the trainer's frozen stages are those of the run
+        self._first = FirstState(self._trainer, self._spec)
+        self._knows_frozen = self._first.is_known  # the trainer's frozen stages are those of the run
         self._position = None
 
     def _restore(self, opened: RoundOpen) -> None:
@@ -189,22 +184,17 @@ class Agent:
         self._position = number
 
     def _first_state(self, assignment: Assignment) -> dict[str, Any]:
-        """What this device begins the run from: the server sends it, where the seed does not give it."""
-        if not self._has_first and assignment.first is not None:
-            log.info("fetching the weights that the run begins from")
-            requests = self._session.requests
-            self._trainer.adopt(requests.fetch_first_weights(self._trainer.weights(), assignment))
+        """What this device begins the run from; what had to be fetched is kept, as round 0."""
+        was_known = self._first.is_known
+        state = self._first.get(self._session, self._trainer, assignment)
+        if not was_known:
             self._store.save(self._spec, self._cut, 0, self._trainer)
-            self._initial = copy.deepcopy(self._trainer.state())
-            self._has_first = True
-        return self._initial
+        return state
 
     def _move(self, cut: int) -> None:
         """Be cut elsewhere, with the weights that the run's seed gives."""
         log.info("cut at %d from now on, before at %d", cut, self._cut)
-        del self._trainer, self._initial  # a small device has no room for both networks
-        gc.collect()
-        self._set_cut(cut)
+        self._replace_trainer(cut)
         self._session.presence.change_profile(cut=cut, next_cut=0)
 
     def _finish(self) -> None:

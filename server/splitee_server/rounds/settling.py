@@ -74,13 +74,12 @@ def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[DeviceImages]
 def frozen_stages(spec: RunSpec, network: SplitNetwork, images: int) -> int:
     """How many stages `--freeze auto` leaves untrained, with so many training images in the fleet.
 
-    None of weights that nobody has trained. Of trained ones half, by their multiply-accumulates, where a
-    class has few images; else none.
+    None of weights that nobody has trained. Of trained ones the first half, where a class has few images;
+    else none.
     """
     if not spec.weights or images >= FEW_IMAGES * spec.num_classes:
         return 0
-    work = np.cumsum([stage.macs for stage in network.stages[:-1]])
-    return int(np.searchsorted(work, sum(stage.macs for stage in network.stages) / 2, side="right"))
+    return network.num_layers // 2
 
 
 def _words(values: tuple[float, ...]) -> str:
