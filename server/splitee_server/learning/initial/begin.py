@@ -33,6 +33,8 @@ def with_weights(spec: RunSpec, source: str | None) -> tuple[RunSpec, Found | No
         digest = weights_digest(found.tensors)
         spec = replace(spec, weights=f"{label(source)} {digest[:SHOWN]}")
         log.info("weights: %s, from %s", spec.weights, found.name)
+        if not found.mean and not spec.normalize:
+            log.info("weights: %s does not say its images' mean and deviation: see --normalize", found.name)
     text = spec.normalize or (WEIGHTS if found is not None and found.mean else "")
     chosen = normalization(text, spec.input_shape[0], found)
     return replace(spec, frozen=0 if spec.freeze == "auto" else spec.freeze, **chosen), found
