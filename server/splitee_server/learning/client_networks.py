@@ -89,6 +89,7 @@ class ClientNetworks:
                 none does not count, and takes the average as one that was absent.
         """
         before = self._held
+        received = {device: self._with_own_frozen(weights) for device, weights in received.items()}
         absent = {device: weights for device, weights in before.items() if device not in samples}
         self._held = {**absent, **received}
         if self._spec.client_averaging != "none":
@@ -176,6 +177,10 @@ class ClientNetworks:
     def _same_cut_peer(cut: int, cuts: Mapping[str, int], held: Mapping[str, Weights]) -> str | None:
         """The first device, by name, with this cut and a network among `held`."""
         return min((device for device in held if cuts.get(device) == cut), default=None)
+
+    def _with_own_frozen(self, weights: Weights) -> Weights:
+        """A client network with the server's tensors in frozen stages, whatever the device holds there."""
+        return {name: self._frozen.get(name, tensor) for name, tensor in weights.items()}
 
     def _trained(self, weights: Weights) -> Weights:
         """Those of a client network's tensors that devices train."""

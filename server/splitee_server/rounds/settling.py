@@ -16,7 +16,7 @@ from splitee_server.learning.initial.normalization import FLEET
 from splitee_server.members.members import Members
 from splitee_server.rounds.checkpoints import Checkpoints
 
-FEW_IMAGES = 100  # of a class in the whole fleet, below which trained stages are better left as they are
+FEW_IMAGES = 200  # of a class in the whole fleet, below which trained stages are better left as they are
 LEAST_STD = 1 / 255  # of a channel; images of one grey have none
 
 log = logging.getLogger(__name__)
