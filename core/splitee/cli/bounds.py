@@ -77,7 +77,7 @@ class Number(click.ParamType[float]):
 class CountOrAuto(click.ParamType[int | str]):
     """A whole number from 0, or `auto`."""
 
-    name = "count"
+    name = "count|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         if value == "auto" or (str(value).isdecimal() and int(value) <= 10_000):

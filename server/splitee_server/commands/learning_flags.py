@@ -32,10 +32,12 @@ def learning_settings(command: Any) -> Any:
         "soft_labels",
         "client_averaging",
         "freeze",
-        "normalize",
+    )
+    normalize = run_setting(
+        "normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"
     )
     averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
-    return first(strategy_setting("aggregation_every")(averages(command)))
+    return first(normalize(strategy_setting("aggregation_every")(averages(command))))
 
 
 weights_setting = setting("--weights", metavar="SOURCE", help=HELP, show_default=False)
