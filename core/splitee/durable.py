@@ -142,19 +142,27 @@ class StateDirectory:
 
     def save_round(self, number: int, data: bytes) -> None:
         """The state after round `number`, durable when this returns."""
-        write_atomically(self._file(number), MAGIC + hashlib.sha256(data).digest() + data)
+        self.save(_name_of(number), data)
 
     def load_round(self, number: int) -> bytes | None:
         """The state after round `number`; None, with a line in the log, when it is missing or torn."""
-        path = self._file(number)
+        return self.load(_name_of(number))
+
+    def save(self, name: str, data: bytes) -> None:
+        """A file with its checksum, durable when this returns."""
+        write_atomically(self.path / name, MAGIC + hashlib.sha256(data).digest() + data)
+
+    def load(self, name: str) -> bytes | None:
+        """What `save` wrote; None, with a line in the log, when it is missing or torn."""
+        path = self.path / name
         try:
             data = path.read_bytes()
         except OSError as error:
-            log.warning("state: round %d: %s: %s", number, path, error.strerror)
+            log.warning("state: %s: %s", path, error.strerror)
             return None
         content = data[HEADER:]
         if data[:HEADER] != MAGIC + hashlib.sha256(content).digest():
-            log.warning("state: round %d: %s is torn; it is ignored", number, path)
+            log.warning("state: %s is torn; it is ignored", path)
             return None
         return content
 
@@ -168,7 +176,8 @@ class StateDirectory:
         older = [number for number in self.rounds() if number < committed]
         for number in older[KEEP - 1 :]:
             if number != keep:
-                self._file(number).unlink(missing_ok=True)
+                (self.path / _name_of(number)).unlink(missing_ok=True)
 
-    def _file(self, number: int) -> Path:
-        return self.path / f"round-{number:06d}.state"
+
+def _name_of(number: int) -> str:
+    return f"round-{number:06d}.state"

@@ -25,6 +25,7 @@ from splitee_device.profiler.drift import DriftMonitor
 from splitee_device.profiler.meter import Meter
 from splitee_device.settings import DeviceSettings
 from splitee_device.training.baseline import alone_accuracy
+from splitee_device.training.feature_cache import CacheRoom
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import open_trainer
 
@@ -89,16 +90,20 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         chosen.cut,
         len(pictures.train),
     )
-    trainer_at = partial(open_trainer, spec, device=device, data=pictures)
+    cache = CacheRoom(directory.path, settings.cache << 20)
+    trainer_at = partial(open_trainer, device=device, data=pictures, cache=cache)
     if spec.codec == AUTO:
         auto_codec = AutoCodec(settings.link, device)
         spec = replace(
-            spec, codec=auto_codec.choose(spec, chosen.cut, directory.path, trainer_at, fresh=settings.fresh)
+            spec,
+            codec=auto_codec.choose(
+                spec, chosen.cut, directory.path, partial(trainer_at, spec), fresh=settings.fresh
+            ),
         )
     alone = None
     if settings.baseline:
         alone = alone_accuracy(
-            spec, chosen.cut, trainer_at, directory.path, partial(_after_step_alone, session)
+            spec, chosen.cut, partial(trainer_at, spec), directory.path, partial(_after_step_alone, session)
         )
     monitor = DriftMonitor(
         Meter(settings.threads, settings.most_memory),

@@ -36,6 +36,7 @@ class DeviceSettings:
     adapt_after: int  # rounds
     budget: float  # seconds
     fresh: bool
+    cache: int  # MiB of features on disk
     threads: int
     stay: bool
     baseline: bool  # to train alone, too, before it joins

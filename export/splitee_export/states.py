@@ -71,7 +71,7 @@ def read_state(path: Path, network: str | None = None, wanted: str = LAST) -> De
     facts = _facts(path)
     directory = StateDirectory(path)
     try:
-        rounds = directory.rounds()
+        rounds = [number for number in directory.rounds() if number]  # 0: what a run began from
         if not facts.get("finished", True) and len(rounds) > 1:
             rounds = rounds[1:]  # of a device that was stopped, the last round may lack its commit
         number, state = _load(directory, _wanted(path, facts, rounds, wanted))

@@ -107,8 +107,8 @@ class Announcer:
     def metrics(self, metrics: Metrics) -> None:
         self._retain(routes.METRICS, metrics)
 
-    def assignment(self, member: Member, *, held: bool) -> None:
-        """Where a device stands; `held`: the server has its client network."""
+    def assignment(self, member: Member, *, held: bool, first: str | None) -> None:
+        """Where a device stands; `held`: the server has its client network; `first`: as in `Assignment`."""
         assignment = Assignment(
             run=self._run,
             attempt=self._instance,
@@ -118,6 +118,7 @@ class Announcer:
             digest=member.digest,
             trained=member.trained,
             held=held,
+            first=first,
         )
         self._retain(routes.ASSIGNMENT, assignment, member.device)
 

@@ -22,6 +22,7 @@ from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.members.admission import Admission, Admitted
 from splitee_server.members.audience import Audience
 from splitee_server.members.members import Members
@@ -62,11 +63,13 @@ class Service:
         observers: Sequence[Observer] = (),
         limits: SenderLimits | None = None,
         signer: ReleaseSigner | None = None,
+        initial: InitialWeights | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         """`limits`: what the port's messages are held to.
 
         `signer`: of the models that the run's end releases; None: they are not signed.
+        `initial`: the weights that `network` begins from, for devices; None: they are the seed's.
         """
         self._port = port
         self._topics = topics
@@ -77,7 +80,7 @@ class Service:
         self._cleared: set[str] = set()  # topics on which something was retained that must not be
         announcer = Announcer(port, topics, instance, spec.run, clock=clock)
         self._members = members = Members(spec.class_names)
-        model = FleetModel(spec, network)
+        model = FleetModel(spec, network, initial)
         replies = Replies(spec, model, members, announcer, policy)
         self._announce = announcer
         self._admission = Admission(

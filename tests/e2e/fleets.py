@@ -16,10 +16,15 @@ from warm import WarmProcess
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.data.images import Shard, open_data
+from splitee_device.data.statistics import channel_statistics
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation
+from splitee_server.learning.initial.begin import with_weights
+from splitee_server.learning.initial.weights import fit
+from splitee_server.rounds.settling import DeviceImages, settle
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -140,9 +145,13 @@ def in_one_process(
     averaging: Any = "none",
     cuts: Mapping[str, int] = CUTS,
     moves: Mapping[str, int] | None = None,
+    weights: str | None = None,
     **settings: Any,
 ) -> str:
-    """weights_sha256 of the same run without a broker. `moves`: to other cuts, at the first commit."""
+    """weights_sha256 of the same run without a broker. `moves`: to other cuts, at the first commit.
+
+    `weights`: what the run begins from, as `--weights` says it.
+    """
     spec = RunSpec(
         protocol=1,
         run="simulated",
@@ -164,7 +173,16 @@ def in_one_process(
         )
         for index, (name, cut) in enumerate(cuts.items(), start=1)
     }
-    simulation = Simulation(spec, devices, moves={1: moves or {}})
+    spec, found = with_weights(spec, weights)
+    network = build_for(spec)
+    if spec.awaits_fleet:
+        told = [
+            DeviceImages(len(d.data.train), *channel_statistics(d.data.train).values())
+            for d in devices.values()
+        ]
+        spec = settle(spec, network, told)
+    initial = fit(found, network, spec, ()) if found is not None else None
+    simulation = Simulation(spec, devices, moves={1: moves or {}}, initial=initial)
     for _ in simulation.rounds():
         pass
     return simulation.digest()

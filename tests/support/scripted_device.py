@@ -94,8 +94,8 @@ class Device:
         )
         agent.take_part(self.data)
 
-    def _trainer_at(self, cut: int) -> ClientTrainer:
-        self.trainers.append(new_trainer(self.spec, cut, self.data))
+    def _trainer_at(self, spec: RunSpec, cut: int) -> ClientTrainer:
+        self.trainers.append(new_trainer(spec, cut, self.data))
         return self.trainers[-1]
 
 

@@ -74,6 +74,17 @@ class Number(click.ParamType[float]):
         return f"{self.name} {self.bounds()}".rstrip()
 
 
+class CountOrAuto(click.ParamType[int | str]):
+    """A whole number from 0, or `auto`."""
+
+    name = "count|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto" or (str(value).isdecimal() and int(value) <= 10_000):
+            return value if value == "auto" else int(value)
+        raise OutOfBounds(f"{given(value, param, ctx)}: auto, or a whole number from 0 to 10000", ctx, param)
+
+
 def whole(least: int | None = None, most: int | None = None) -> Number:
     """A whole number within these bounds, both included."""
     return Number(int, least, most)

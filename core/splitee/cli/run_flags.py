@@ -12,7 +12,7 @@ import click
 import msgspec
 from msgspec import inspect
 
-from splitee.cli.bounds import Number
+from splitee.cli.bounds import CountOrAuto, Number
 from splitee.cli.input_options import InputType
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
@@ -100,6 +100,8 @@ def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:
         return click.Choice([*CODECS, AUTO])
     if name == "input_shape":
         return InputType()
+    if name == "freeze":
+        return CountOrAuto()
     hint = get_type_hints(RunSpec)[name]
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))

@@ -36,6 +36,7 @@ ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
     show_default=f"{by(PHOTOGRAPHS)}, with --all {by(ALL_INPUT)}",
     help="Channels, height and width of the images that the network sees.",
 )
+@setting("--freeze", type=whole(0), default=0, help="Stages that nobody trains, counted from the first.")
 @click.option("--all", "every", is_flag=True, help="One line for each of torchvision's classifiers.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cuts(
@@ -43,6 +44,7 @@ def cuts(
     stem: str,
     num_classes: int,
     input_shape: Shape | None,
+    freeze: int,
     every: bool,
     as_json: bool,
 ) -> None:
@@ -50,7 +52,8 @@ def cuts(
 
     NETWORK is a torchvision classifier, such as resnet18, or module:factory. With a cut, the device holds all
     stages up to it. Parameters and MMACs (million multiply-accumulates a sample) are those of the device,
-    without its exit.
+    without its exit. A training step computes three times as much, but in frozen stages once: they have no
+    backward pass.
     """
     if every == (network is not None):
         raise click.UsageError("give the name of a NETWORK, or --all")
@@ -60,6 +63,7 @@ def cuts(
     # On the meta device a network has a description but no weights.
     shape = input_shape or PHOTOGRAPHS
     split = build_network(network, num_classes=num_classes, input_shape=shape, stem=stem, device="meta")
+    split.freeze(freeze)
     if as_json:
         echo_json({**_summary(split), "stem": stem, "cuts": list(_rows(split))})
     else:
@@ -69,7 +73,10 @@ def cuts(
 def _rows(split: SplitNetwork) -> Iterator[dict[str, Any]]:
     parameters = accumulate(stage.parameters for stage in split.stages)
     macs = accumulate(stage.macs for stage in split.stages)
-    for stage, held, work in zip(split.stages[:-1], parameters, macs, strict=False):
+    trained = accumulate(0 if stage.index <= split.frozen else stage.parameters for stage in split.stages)
+    training = accumulate(stage.macs * (1 if stage.index <= split.frozen else 3) for stage in split.stages)
+    sums = zip(parameters, macs, trained, training, strict=True)
+    for stage, (held, work, learnt, step) in zip(split.stages[:-1], sums, strict=False):
         yield {
             "cut": stage.index,
             "stage": stage.name,
@@ -77,6 +84,8 @@ def _rows(split: SplitNetwork) -> Iterator[dict[str, Any]]:
             "kb_per_sample": prod(stage.feature_shape) * 4 / 1000,
             "device_parameters": held,
             "device_mmacs": work / 1e6,
+            "trained_parameters": learnt,
+            "training_mmacs": step / 1e6,
         }
 
 
@@ -100,7 +109,10 @@ def _table(split: SplitNetwork) -> Table:
     )
     table.add_column("cut", justify="right", no_wrap=True)
     table.add_column("stage", overflow="fold")
-    for heading in ("features", "KB a sample\n(fp32)", "parameters\non the device", "MMACs\non the device"):
+    headings = ["features", "KB a sample\n(fp32)", "parameters\non the device", "MMACs\non the device"]
+    if split.frozen:
+        headings[3:] = ["of these\ntrained", "MMACs\nto train"]
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in _rows(split):
         table.add_row(
@@ -109,7 +121,11 @@ def _table(split: SplitNetwork) -> Table:
             by(row["feature_shape"]),
             f"{row['kb_per_sample']:,.1f}",
             f"{row['device_parameters']:,}",
-            f"{row['device_mmacs']:,.2f}",
+            *(
+                (f"{row['trained_parameters']:,}", f"{row['training_mmacs']:,.2f}")
+                if split.frozen
+                else (f"{row['device_mmacs']:,.2f}",)
+            ),
         )
     return table
 

@@ -55,6 +55,7 @@ class SplitNetwork:
         _check_output(name, values.get(self._traces[False].nodes[-1]), num_classes)
         self._ends = _find_ends(name, module, self._traces, values)
         self.stages = self._describe(values, macs)
+        self.frozen = 0  # stages 1..frozen are not trained
 
     @property
     def num_layers(self) -> int:
@@ -74,6 +75,41 @@ class SplitNetwork:
     def stage(self, index: int) -> nn.Module:
         """Stage `index` (1..L) alone: the features that enter it to those that leave it."""
         return self._range(index - 1, index, "Stage")
+
+    def freeze(self, count: int) -> None:
+        """Stages 1..count are not trained from now on: of parts that are made later, neither.
+
+        Their parameters need no gradients; in training they compute as in evaluation, if `set_training` is
+        what begins it.
+
+        Raises NetworkError: no cut lies behind so many stages.
+        """
+        if not 0 <= count < self.num_layers:
+            raise NetworkError(
+                f"--freeze {count} is beyond the deepest cut: {self.name} can be frozen up to stage "
+                f"{self.num_layers - 1}; `splitee cuts {self.name}` lists them"
+            )
+        self.frozen = count
+        frozen = set(self.frozen_keys)
+        for name, parameter in self.module.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
+
+    @property
+    def frozen_keys(self) -> list[str]:
+        """The state_dict keys of the frozen stages."""
+        return self.stage_keys(1, self.frozen)
+
+    @property
+    def frozen_modules(self) -> frozenset[str]:
+        """The paths of the layers that frozen stages use, for `set_training`."""
+        found = {
+            str(node.target)
+            for training in (True, False)
+            for node in self._nodes(training, 0, self.frozen)
+            if node.op == "call_module"
+        }
+        return frozenset(found)
 
     def exit_head(self, cut: int, *, seed: int = 0) -> ExitHead:
         """A new classifier on the features of a cut."""
@@ -101,9 +137,11 @@ class SplitNetwork:
     def _range(self, first: int, last: int, class_name: str) -> nn.Module:
         # The layers are shared: making one more part must not switch the others' mode.
         modes = [(module, module.training) for module in self.module.modules()]
-        train, evaluate = (
-            _copy_nodes(self._ends[training][first], self._nodes(training, first, last))
-            for training in (True, False)
+        frozen = min(max(self.frozen, first), last)  # these compute as in evaluation, in both modes
+        evaluate = _copy_nodes((self._ends[False][first], self._nodes(False, first, last)))
+        train = _copy_nodes(
+            (self._ends[False][first], self._nodes(False, first, frozen)),
+            (self._ends[True][frozen], self._nodes(True, frozen, last)),
         )
         if str(train) == str(evaluate):
             part: fx.GraphModule = fx.GraphModule(self.module, evaluate, class_name)
@@ -162,14 +200,17 @@ class _BothModes(DualGraphModule):  # type: ignore[misc]
 
 
 def build_for(spec: RunSpec) -> SplitNetwork:
-    """The network of a run, with the weights that its seed gives."""
-    return build_network(
+    """The network of a run, with the weights that its seed gives, and its frozen stages frozen."""
+    network = build_network(
         spec.network,
         num_classes=spec.num_classes,
         input_shape=spec.input_shape,
         stem=spec.stem,
         seed=spec.seed,
     )
+    if spec.frozen:
+        network.freeze(spec.frozen)
+    return network
 
 
 def build_network(
@@ -232,13 +273,18 @@ def _find_ends(
     }
 
 
-def _copy_nodes(source: fx.Node, nodes: tuple[fx.Node, ...]) -> fx.Graph:
-    """A graph of its own: what crosses comes in, the last node's value goes out."""
+def _copy_nodes(*pieces: tuple[fx.Node, tuple[fx.Node, ...]]) -> fx.Graph:
+    """A graph of its own: what crosses comes in, the last node's value goes out.
+
+    `pieces`: each the node whose value enters it, and its nodes; what leaves one enters the next.
+    """
     graph = fx.Graph()
-    copies = {source: graph.placeholder("x")}
-    for node in nodes:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[nodes[-1]])
+    value = graph.placeholder("x")
+    for source, nodes in pieces:
+        copies = {source: value}
+        for node in nodes:
+            value = copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(value)
     return graph
 
 

@@ -124,6 +124,8 @@ class Profile(JsonMessage, frozen=True):
         codec: codec of its features, where the run leaves that to the device.
         alone_accuracy: accuracy on its held-out images of the exit that it has trained by itself for as many
             rounds, before it joined.
+        pixel_mean: means of its training images' channels, of pixels in 0..1, where the run asks for them.
+        pixel_std: their deviations.
     """
 
     protocol: Count
@@ -139,6 +141,8 @@ class Profile(JsonMessage, frozen=True):
     capability: Capability | None = None
     codec: Codec | None = None
     alone_accuracy: Fraction | None = None
+    pixel_mean: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
+    pixel_std: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
 
 
 class ErrorReport(JsonMessage, frozen=True):

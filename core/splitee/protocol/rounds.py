@@ -97,6 +97,8 @@ class Assignment(JsonMessage, frozen=True):
         digest: digest of the client network that the device's next round starts from.
         trained: digest that the device gave in the round-done of its last committed round.
         held: the server has the client network of `digest`: the device may ask for it.
+        first: digest of the client network that the run began from at this cut: a device that is not `held`
+            may ask for it; None: it is the seed's.
     """
 
     run: Text
@@ -107,6 +109,7 @@ class Assignment(JsonMessage, frozen=True):
     digest: Digest | None = None
     trained: Digest | None = None
     held: bool = False
+    first: Digest | None = None
 
 
 class Ack(JsonMessage, frozen=True):
@@ -206,7 +209,7 @@ class Weights(PackedMessage, frozen=True):
 
     Attributes:
         run: id of the run.
-        round: round that the weights belong to.
+        round: round that the weights belong to; 0: the run began from them.
         tensors: tensors by name, in fp32; a scalar has the shape (1).
         attempt: attempt of the opening, or of the server process that sends them.
     """

@@ -50,6 +50,10 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         run: id of the run.
         mean: subtracted from pixels in 0..1, per channel or one for all.
         std: divides them then, per channel or one for all.
+        weights: what the run begins from, with the first digits of its SHA-256; empty: the seed's weights.
+        frozen: stages 1..frozen are not trained.
+        settled: what follows from the fleet's images, `frozen` of auto and `mean` and `std` of fleet, is
+            decided; it is before the first round.
         window_bytes: bytes of batches that a device may have unacknowledged.
         class_names: names of the classes: those of the first device that joined.
     """
@@ -76,6 +80,20 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             "stretched."
         ),
     ] = "crop"
+    weights: Text = ""
+    freeze: Annotated[
+        Annotated[int, Meta(ge=0, le=10_000)] | Literal["auto"],
+        _setting("Stages that nobody trains, counted from the first; auto: by how many images there are."),
+    ] = 0
+    frozen: Count = 0
+    normalize: Annotated[
+        Text,
+        _setting(
+            "Mean and deviation of the images: weights, those that the weights were trained with; fleet, "
+            "those of the devices' images; or MEAN,../STD,.. such as 0.5/0.5."
+        ),
+    ] = ""
+    settled: bool = False
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     std: Annotated[tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     rounds: Annotated[Positive, _setting("Rounds that are trained and committed.")]
@@ -156,3 +174,8 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     release: Annotated[
         bool, _setting("After the last round, export the models and send each device its own.")
     ] = False
+
+    @property
+    def awaits_fleet(self) -> bool:
+        """Whether a setting is still to follow from the fleet's images."""
+        return not self.settled and (self.freeze == "auto" or self.normalize == "fleet")

@@ -11,7 +11,11 @@ from splitee.protocol.run_spec import RunSpec
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, or AdamW; parameters that a batch does not reach are left as they are."""
+    """SGD with Nesterov momentum, or AdamW; parameters that a batch does not reach are left as they are.
+
+    Frozen ones are left out, and have no state.
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(
             parameters,

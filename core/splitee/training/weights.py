@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -78,10 +79,18 @@ def in_messages(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 class WeightsAssembler:
     """One client network while its messages come in."""
 
-    def __init__(self, like: Mapping[str, Tensor]) -> None:
-        """`like`: tensors of the names, shapes and types that are expected."""
+    def __init__(
+        self, like: Mapping[str, Tensor], known: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> None:
+        """An assembler to which nothing has come.
+
+        Args:
+            like: tensors of the names, shapes and types that are expected.
+            known: those of them that both ends have, and that do not travel: of frozen stages.
+        """
         self._like = like
-        self.tensors: dict[str, Tensor] = {}
+        self._known = known
+        self.tensors: dict[str, Tensor] = dict(known)
 
     @property
     def missing(self) -> list[str]:
@@ -103,13 +112,15 @@ class WeightsAssembler:
     def check(self, digest: str) -> None:
         """Raises MalformedMessage, and starts anew: what came is not what was announced."""
         if not self.missing and (found := weights_digest(self.tensors)) != digest:
-            self.tensors = {}
+            self.tensors = dict(self._known)
             raise MalformedMessage(f"Weights: their SHA-256 is {found[:12]}, expected {digest[:12]}")
 
     def _decode(self, name: str, encoded: EncodedTensor) -> Tensor:
         like = self._like.get(name)
         if like is None:
             raise MalformedMessage(f"Weights: {name[:80]!r} is not in this device's network")
+        if name in self._known:
+            raise MalformedMessage(f"Weights: {name[:80]!r} is frozen, and does not travel")
         shape = tuple(like.shape) or (1,)
         if tuple(encoded.shape) != shape:
             raise MalformedMessage(f"Weights: {name} has shape {tuple(encoded.shape)}, expected {shape}")

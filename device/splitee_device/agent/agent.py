@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -22,11 +22,13 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, rows_a_round
 from splitee.training.weights import check_messages, pack_weights
+from splitee_device.agent.first_state import FirstState, settled
 from splitee_device.agent.heard import ENDED, Outcome, PhaseKey, phase_key
 from splitee_device.agent.monitor import RoundMonitor
 from splitee_device.agent.phase import PhaseUnderWay, Superseded
 from splitee_device.agent.session import Session
 from splitee_device.data.images import DeviceData
+from splitee_device.data.statistics import channel_statistics
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 
@@ -49,7 +51,7 @@ class Agent:
         session: Session,
         spec: RunSpec,
         cut: int,
-        trainer_at: Callable[[int], ClientTrainer],
+        trainer_at: Callable[[RunSpec, int], ClientTrainer],
         store: DeviceStore,
         monitor: RoundMonitor,
         capability: Capability | None = None,
@@ -61,7 +63,7 @@ class Agent:
         """An agent for one run.
 
         Args:
-            trainer_at: makes the trainer for a cut, with the weights that the run's seed gives.
+            trainer_at: makes the trainer of a run for a cut, with the weights that the run's seed gives.
             lowest_cut: the device is never cut below it, whoever asks.
             alone_accuracy: of the exit that the device has trained by itself; None: it has trained none.
         """
@@ -88,23 +90,25 @@ class Agent:
         """
         session = self._session
         session.guard_cuts(self._spec.run, self._may_be_cut_at)
-        session.join(
-            Profile(
-                protocol=PROTOCOL,
-                instance=session.instance,
-                version=__version__,
-                cut=self._cut,
-                class_names=data.class_names,
-                train_samples=len(data.train),
-                held_out_samples=len(data.held_out),
-                capability=self._capability,
-                codec=self._spec.codec,
-                alone_accuracy=self._alone_accuracy,
-            )
+        profile = Profile(
+            protocol=PROTOCOL,
+            instance=session.instance,
+            version=__version__,
+            cut=self._cut,
+            class_names=data.class_names,
+            train_samples=len(data.train),
+            held_out_samples=len(data.held_out),
+            capability=self._capability,
+            codec=self._spec.codec,
+            alone_accuracy=self._alone_accuracy,
         )
+        if self._spec.awaits_fleet and self._spec.normalize == "fleet":
+            profile = replace(profile, **channel_statistics(data.train))
+        session.join(profile)
         done: PhaseKey | None = None
         while (opened := self._next_phase(done)).phase not in ENDED:
             try:
+                self._settle()
                 with session.phase(self._spec, opened) as phase:
                     self._restore(opened)
                     if phase.kind == "train":
@@ -136,12 +140,24 @@ class Agent:
         """Whether the server may cut this device there: it is, was or asked to be, and its owner allows."""
         return cut >= self._lowest_cut and (cut == self._cut or cut in self._store.cuts)
 
+    def _settle(self) -> None:
+        """Go on with the settings that the server has settled, once it has."""
+        if self._spec.awaits_fleet:
+            self._spec = settled(self._session, self._spec)
+            self._replace_trainer(self._cut)
+
+    def _replace_trainer(self, cut: int) -> None:
+        del self._trainer, self._first  # a small device has no room for both networks
+        gc.collect()
+        self._set_cut(cut)
+
     def _set_cut(self, cut: int) -> None:
         self._cut = cut
-        self._trainer = self._trainer_at(cut)
-        if self._spec.release or self._spec.client_averaging != "none":
+        self._trainer = self._trainer_at(self._spec, cut)
+        if self._spec.release or self._spec.client_averaging != "none" or self._spec.weights:
             check_messages(self._trainer.weights())  # now, not when the training is over
-        self._initial = copy.deepcopy(self._trainer.state())
+        self._first = FirstState(self._trainer, self._spec)
+        self._knows_frozen = self._first.is_known  # the trainer's frozen stages are those of the run
         self._position = None
 
     def _restore(self, opened: RoundOpen) -> None:
@@ -164,21 +180,30 @@ class Agent:
             self._move(assignment.cut)
         self._position = None
         if not assignment.held:
-            self._store.restore(number, digest, self._trainer, self._initial)
+            self._store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
         elif moves or not self._store.holds(number, digest, self._trainer):
-            self._trainer.adopt(self._session.requests.fetch_weights(self._trainer.weights(), assignment))
+            known = self._trainer.frozen_weights() if self._knows_frozen else {}
+            requests = self._session.requests
+            self._trainer.adopt(requests.fetch_weights(self._trainer.weights(), assignment, known))
             self._store.save(self._spec, self._cut, number, self._trainer)
             self._store.commit(number)
+        self._knows_frozen = True
         if self._spec.client_averaging != "none":
             self._trainer.forget_momentum()
         self._position = number
 
+    def _first_state(self, assignment: Assignment) -> dict[str, Any]:
+        """What this device begins the run from; what had to be fetched is kept, as round 0."""
+        was_known = self._first.is_known
+        state = self._first.get(self._session, self._trainer, assignment)
+        if not was_known:
+            self._store.save(self._spec, self._cut, 0, self._trainer)
+        return state
+
     def _move(self, cut: int) -> None:
         """Be cut elsewhere, with the weights that the run's seed gives."""
         log.info("cut at %d from now on, before at %d", cut, self._cut)
-        del self._trainer, self._initial  # a small device has no room for both networks
-        gc.collect()
-        self._set_cut(cut)
+        self._replace_trainer(cut)
         self._session.presence.change_profile(cut=cut, next_cut=0)
 
     def _finish(self) -> None:
@@ -273,7 +298,7 @@ class Agent:
         """The client network as messages, where the server has asked for it."""
         if not opened.participants[self._session.device].weights:
             return iter(())
-        return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.weights())
+        return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.trained_weights())
 
     def _reconsider(self, number: int) -> None:
         """Ask for another cut, where the rounds so far call for one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class Requests:
         self._wait = wait
         self._weights: WeightsAssembler | None = None  # of the client network that is being fetched
         self._digest = ""  # that it must have
+        self._round = 0  # that its messages name
         self._awaited: set[str] = set()  # its tensors that were asked for and have not come
         self._soft_labels: SoftLabelsAssembler | None = None  # that are being fetched
 
@@ -40,16 +42,31 @@ class Requests:
         """Tell the server that its last word may have been lost."""
         self._publish(Sync(run=run, instance=self._instance))
 
-    def fetch_weights(self, like: Mapping[str, Tensor], assignment: Assignment) -> dict[str, Tensor]:
+    def fetch_weights(
+        self,
+        like: Mapping[str, Tensor],
+        assignment: Assignment,
+        known: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> dict[str, Tensor]:
         """The client network that the server holds for this device, a message at a time.
 
         Args:
             like: tensors of the names, shapes and types that it has.
             assignment: its digest is that of the weights.
+            known: those that this device has and that do not travel.
         """
         assert assignment.digest is not None
-        assembler = self._weights = WeightsAssembler(like)
-        self._digest = assignment.digest
+        return self._fetch(WeightsAssembler(like, known), assignment, assignment.digest, assignment.committed)
+
+    def fetch_first_weights(self, like: Mapping[str, Tensor], assignment: Assignment) -> dict[str, Tensor]:
+        """The client network that the run began from, which `assignment` offers, a message at a time."""
+        assert assignment.first is not None
+        return self._fetch(WeightsAssembler(like), assignment, assignment.first, 0)
+
+    def _fetch(
+        self, assembler: WeightsAssembler, assignment: Assignment, digest: str, number: int
+    ) -> dict[str, Tensor]:
+        self._weights, self._digest, self._round = assembler, digest, number
         try:
             while assembler.missing:
                 names = tuple(assembler.next_names())
@@ -90,7 +107,7 @@ class Requests:
         """
         if self._weights is None or assignment is None:
             return
-        current = assignment.run, assignment.attempt, assignment.committed
+        current = assignment.run, assignment.attempt, self._round
         if (message.run, message.attempt, message.round) != current:
             return
         self._weights.add(message)

@@ -100,6 +100,13 @@ log = logging.getLogger(__name__)
 )
 @setting("--fresh", is_flag=True, help="Forget the state of another run.")
 @setting(
+    "--cache",
+    type=whole(0, 1 << 20),
+    default=512,
+    metavar="MIB",
+    help="Of features in --state, where all of this device's stages are frozen; 0: none.",
+)
+@setting(
     "--threads",
     type=whole(1),
     metavar="COUNT",

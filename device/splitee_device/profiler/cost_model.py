@@ -64,6 +64,7 @@ class CutRow:
     inference: float
     inference_memory: int
     parameters: int
+    trained: int  # of the parameters: not those of frozen stages
     payload: int  # bytes a batch on the wire
     upload: float | None
     round: float
@@ -85,15 +86,18 @@ def modelled_memory(spec: RunSpec, description: Description, cut: int) -> int:
 
     First all weights of the network, for it is built whole and cut then. Later those of the cut, once more as
     the run began with them, their gradients and momentum, and the window's payloads; then either a step (what
-    it saves, features with their gradient) or the state being written (weights and momentum, twice).
+    it saves, features with their gradient) or the state being written (weights and momentum, twice). Frozen
+    stages have neither gradients nor momentum, and save nothing.
     """
     stages = description.stages
     held = FLOAT * sum(stage.parameters for stage in stages[:cut])
+    trained = FLOAT * sum(stage.parameters for stage in stages[spec.frozen : cut])
     shape = (spec.batch_size, *stages[cut - 1].feature_shape)
     window = min(spec.window * codec(spec.codec).size(shape), spec.window_bytes)
     step = spec.batch_size * sum(stage.saved_bytes for stage in stages[:cut]) + 2 * FLOAT * prod(shape)
     whole = FLOAT * sum(stage.parameters for stage in stages)
-    return max(whole, 4 * held + window + max(step, 4 * held))
+    both = 2 * held + 2 * trained
+    return max(whole, both + window + max(step, both))
 
 
 def predicted_memory(spec: RunSpec, description: Description, costs: Mapping[int, CutCosts], cut: int) -> int:
@@ -148,13 +152,15 @@ class _Model:
         self._forward, self._backward = self._stage_times()
         self._code = max(costs.code for costs in self._costs.values())
         self._parameters = list(accumulate((stage.parameters for stage in self._stages), initial=0))
+        trained = (0 if self._is_frozen(at) else stage.parameters for at, stage in enumerate(self._stages))
+        self._trained = list(accumulate(trained, initial=0))
 
     def row(self, cut: int) -> CutRow:
         measured, work = self._measured, self._work
         known = self._costs.get(cut)
         forward = self._along(lambda costs: costs.forward, self._forward, cut)
         backward = self._along(lambda costs: costs.backward, self._backward, cut)
-        optimizer = self._along(lambda costs: costs.optimizer, self._parameters, cut)
+        optimizer = self._along(lambda costs: costs.optimizer, self._trained, cut)
         rest = self._between(lambda c: c.step - c.forward - c.backward - c.optimizer, cut)
         step = known.step if known else forward + backward + optimizer + rest
         size = codec(measured.spec.codec).size(self._shape(cut))
@@ -187,6 +193,7 @@ class _Model:
             inference=self._along(lambda costs: costs.inference, self._forward, cut),
             inference_memory=round(self._between(lambda costs: costs.inference_memory, cut)),
             parameters=self._parameters[cut],
+            trained=self._trained[cut],
             payload=payload,
             upload=upload,
             round=round_seconds(work.steps, *timing, window),
@@ -217,16 +224,20 @@ class _Model:
     def _stage_times(self) -> tuple[list[float], list[float]]:
         """Seconds from the start to each cut, forward and backward; unmeasured stages by their operations."""
         deepest = max((costs.stage_cpu for costs in self._costs.values()), key=len, default=())
-        macs = [float(stage.macs) for stage in self._stages]
-        if not deepest:
-            both = list(accumulate(macs, initial=0.0))
-            return both, both
-        rates = [sum(times) / max(sum(macs[: len(deepest)]), 1.0) for times in zip(*deepest, strict=True)]
+        forward = [float(stage.macs) for stage in self._stages]
+        backward = [0.0 if self._is_frozen(at) else count for at, count in enumerate(forward)]
         series = []
-        for rate, times in zip(rates, zip(*deepest, strict=True), strict=True):
+        for times, macs in zip(zip(*deepest, strict=True), (forward, backward), strict=False):
+            rate = sum(times) / max(sum(macs[: len(deepest)]), 1.0)
             rest = [rate * count for count in macs[len(deepest) :]]
             series.append(list(accumulate([*times, *rest], initial=0.0)))
+        if not series:
+            return list(accumulate(forward, initial=0.0)), list(accumulate(backward, initial=0.0))
         return series[0], series[1]
+
+    def _is_frozen(self, place: int) -> bool:
+        """Whether the stage at this place, from 0, is not trained."""
+        return place < self._measured.spec.frozen
 
     def _along(self, of: Callable[[CutCosts], float], place: Sequence[float], cut: int) -> float:
         return along({known: of(costs) for known, costs in self._costs.items()}, place, cut)

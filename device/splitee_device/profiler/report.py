@@ -40,6 +40,7 @@ def as_json(
         "network": measured.spec.network if measured else None,
         "batch_size": measured.spec.batch_size if measured else None,
         "codec": measured.spec.codec if measured else None,
+        "frozen": measured.spec.frozen if measured else None,
         "threads": measured.threads if measured else None,
         "reference": measured.reference if measured else None,
         "memory_of_torch": measured.description.base_memory if measured else None,
@@ -80,8 +81,9 @@ def cuts_table(measured: Measured, work: Work, rows: Sequence[CutRow], choice: C
             row.obstacle or "yes",
             style=style,
         )
+    frozen = f"stages 1..{spec.frozen} frozen, " if spec.frozen else ""
     title = (
-        f"{spec.network}, batches of {spec.batch_size}, {spec.codec}, "
+        f"{spec.network}, batches of {spec.batch_size}, {spec.codec}, {frozen}"
         f"{measured.threads} thread{'s' if measured.threads > 1 else ''}; rounds of {work.steps} batches"
     )
     return Group(Text(title, "bold"), table, *_notes(measured, work, rows))

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from splitee.networks.frozen import set_training
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.batches import batch
@@ -29,7 +30,7 @@ def describe_stages(spec: RunSpec) -> Iterator[StageFacts]:
     network = build_for(spec)
     features = torch.zeros(SMALL, *spec.input_shape)
     kept = [features]
-    network.module.train()
+    set_training(network.module, network.frozen_modules)
     parameters = {parameter.untyped_storage().data_ptr() for parameter in network.module.parameters()}
     seen = {*parameters, features.untyped_storage().data_ptr()}
     for stage in network.stages:
@@ -53,10 +54,13 @@ def stage_cpu(
 ) -> Iterator[tuple[float, float]]:
     """CPU seconds of forward and backward of each stage: how a step's time divides among the stages.
 
-    The gradient reaches the boundary between two stages when the backward pass of all behind it is done.
+    The gradient reaches the boundary between two stages when the backward pass of all behind it is done;
+    frozen stages it does not reach.
     """
     network = build_for(spec)
-    stages = [network.stage(index).train() for index in range(1, cut + 1)]
+    stages = [network.stage(index) for index in range(1, cut + 1)]
+    for stage in stages:
+        set_training(stage, network.frozen_modules)
     forwards: list[list[float]] = []
     backwards: list[list[float]] = []
     for _ in range(STAGE_STEPS):
@@ -65,10 +69,12 @@ def stage_cpu(
         ends = [time.process_time()]
         for place, stage in enumerate(stages, start=1):
             features = stage(features)
-            features.register_hook(partial(_note_arrival, arrived, place))
+            if features.requires_grad:  # behind frozen stages nothing does
+                features.register_hook(partial(_note_arrival, arrived, place))
             ends.append(time.process_time())
         F.cross_entropy(exit_head(features), labels).backward()  # type: ignore[no-untyped-call]
-        arrived[0] = time.process_time()
+        end = time.process_time()
+        arrived = dict.fromkeys(range(cut + 1), end) | arrived | {0: end}
         forwards.append([later - earlier for earlier, later in pairwise(ends)])
         backwards.append([arrived[place - 1] - arrived[place] for place in range(1, len(stages) + 1)])
     for forward, backward in zip(zip(*forwards, strict=True), zip(*backwards, strict=True), strict=True):

@@ -56,5 +56,5 @@ class MeasuredStore:
 
     def _path(self, spec: RunSpec, threads: int) -> Path:
         costs = (getattr(spec, name) for name, setting in declared().items() if setting.costs)
-        parts = (*costs, threads, hardware.identity(), version("torch"))
+        parts = (*costs, spec.frozen, threads, hardware.identity(), version("torch"))
         return self._folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -115,16 +116,17 @@ class DeviceStore:
         return here and trainer.digest() == digest
 
     def restore(
-        self, number: int, digest: str | None, trainer: ClientTrainer, initial: dict[str, Any]
+        self, number: int, digest: str | None, trainer: ClientTrainer, initial: Callable[[], dict[str, Any]]
     ) -> None:
-        """Bring `trainer` to its committed round `number`.
+        """Bring `trainer` to its committed round `number`; `initial` gives what the run begins from.
 
         A round whose file is missing or torn is trained again from the one before, which gives the same
         weights, as long as nothing of the server's has entered them: no average, no soft labels.
         """
-        found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), 0)
-        if found == 0:
-            trainer.load(initial)
+        found = next((r for r in self._directory.rounds() if r <= number and self._load(r, trainer)), None)
+        if found is None:
+            trainer.load(initial())
+            found = 0
         if found < number:
             log.warning("state: training round %d to %d again, the files are missing", found + 1, number)
         for missing in range(found + 1, number + 1):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from splitee.errors import NetworkError
 from splitee.inference.uncertainty import normalized_entropy
+from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
+from splitee.protocol.fields import Augmentation
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
@@ -26,15 +29,23 @@ from splitee.training.optimizer import make_optimizer, precision_at
 from splitee.training.seeds import seed_for
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.state import weights_digest
-from splitee.training.weights import client_model
-from splitee_device.data.batches import batches_at
+from splitee.training.weights import CLIENT, client_model
+from splitee_device.data.batches import Batch, Batches, batches_at
+from splitee_device.data.image_sets import LabelledImages
 from splitee_device.data.images import DeviceData
 from splitee_device.training.distillation import Teacher
+from splitee_device.training.feature_cache import CacheRoom
+from splitee_device.training.frozen_features import FrozenFeatures
 from splitee_device.training.mistakes import Mistakes
 
 
-def open_trainer(spec: RunSpec, cut: int, device: str, data: DeviceData) -> ClientTrainer:
+def open_trainer(
+    spec: RunSpec, cut: int, device: str, data: DeviceData, cache: CacheRoom | None = None
+) -> ClientTrainer:
     """The trainer of a device in a run, on a network of its own of which it keeps only its part.
+
+    Args:
+        cache: where it may keep features of frozen stages.
 
     Raises:
         NetworkError: there is no such cut, or the features of a batch at it do not fit a message.
@@ -45,6 +56,7 @@ def open_trainer(spec: RunSpec, cut: int, device: str, data: DeviceData) -> Clie
         raise NetworkError(f"cut {cut}: {obstacle}: a later cut or a smaller --input helps, or --batch-size")
     trainer = ClientTrainer(network, cut, spec, device, data)
     del network
+    trainer.features.cache_in(cache)
     gc.collect()  # the trunk's weights hang in reference cycles, and a small device needs their memory
     return trainer
 
@@ -62,11 +74,15 @@ class ClientTrainer:
         self._data = data
         self._place = next(network.module.parameters()).device
         self._model = client_model(network, cut, spec).to(self._place)
+        self._frozen = network.frozen_modules
+        self._frozen_keys = {f"{CLIENT}{key}" for key in network.frozen_keys}
         self.client, self.exit = self._model["client"], self._model["exit"]
         self.optimizer = make_optimizer(self._model.parameters(), spec)
         self._offsets = class_offsets(spec, data.train.labels).to(self._place)
-        self._train_batches = batches_at(self._place, data.train, spec)
-        self._held_out_batches = batches_at(self._place, data.held_out, spec)
+        self.features = FrozenFeatures(self.client, network.stages[cut - 1].feature_shape, spec)
+        self._is_frozen = network.frozen >= cut  # so that images always give the same features
+        self._train_batches = self._batches_of(data.train, self._is_frozen and spec.augmentation == "none")
+        self._held_out_batches = self._batches_of(data.held_out, self._is_frozen)
         self.samples = len(data.train)
         self.steps = steps_a_round(spec, self.samples)
         self.held_out = len(data.held_out)
@@ -84,7 +100,8 @@ class ClientTrainer:
             soft_labels: of an earlier round; the exit learns from them beside the labels.
             steps: batches, where they are not as many as these images make.
         """
-        self._model.train()
+        self.exit.train()
+        set_training(self.client, self._frozen)
         steps = self.steps if steps is None else steps
         teacher = Teacher(self._spec, self._device, self.samples, soft_labels)
         losses, correct, seen = 0.0, 0, 0
@@ -94,7 +111,7 @@ class ClientTrainer:
             torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
             with precision_at(self._place):
-                features = self.client(augment(batch.images, self._spec))  # (B, *feature_shape)
+                features = self._features(batch, self._spec.augmentation)  # (B, *feature_shape)
                 logits = self.exit(features)  # (B, num_classes)
                 loss = F.cross_entropy(logits + self._offsets, labels)
             self.optimizer.zero_grad(set_to_none=True)
@@ -120,16 +137,38 @@ class ClientTrainer:
         order = islice(cycle(parts), self._evaluation_steps if steps is None else steps)
         for batch in self._held_out_batches(order):
             with torch.inference_mode(), precision_at(self._place):
-                features = self.client(batch.images)
+                features = self._features(batch)
                 logits = self.exit(features)
             labels, scores = _array(batch.labels), _array(logits.float())
             predicted = _array(logits.argmax(dim=1))
             self.mistakes.note(batch.numbers, labels, predicted, scores)
             yield CutBatch(_array(features.float()), labels, predicted, normalized_entropy(scores))
 
+    def _batches_of(self, image_set: LabelledImages, is_frozen: bool) -> Batches:
+        """`is_frozen`: features come in the place of images."""
+        if is_frozen:
+            return partial(self.features.batches, image_set)
+        return batches_at(self._place, image_set, self._spec)
+
+    def _features(self, batch: Batch, augmentation: Augmentation = "none") -> Tensor:
+        """What the client network makes of a batch: (B, *feature_shape)."""
+        if self._is_frozen and augmentation == "none":
+            return batch.images
+        images = batch.images if augmentation == "none" else augment(batch.images, self._spec)
+        features: Tensor = self.client(images)
+        return features
+
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""
         return self._model.state_dict()
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """Those of `weights` that training changes, and that travel: not those of frozen stages."""
+        return {name: tensor for name, tensor in self.weights().items() if name not in self._frozen_keys}
+
+    def frozen_weights(self) -> dict[str, Tensor]:
+        """Those of `weights` that are the same in the whole fleet, from the first round on."""
+        return {name: tensor for name, tensor in self.weights().items() if name in self._frozen_keys}
 
     def digest(self) -> str:
         return weights_digest(self.weights())
@@ -141,6 +180,7 @@ class ClientTrainer:
     def adopt(self, weights: Mapping[str, Tensor]) -> None:
         """Go on from other weights; their momentum starts anew."""
         self._model.load_state_dict(weights)
+        self.features.forget()
         self.forget_momentum()
 
     def forget_momentum(self) -> None:
@@ -148,6 +188,7 @@ class ClientTrainer:
 
     def load(self, state: dict[str, Any]) -> None:
         self._model.load_state_dict(state["model"])
+        self.features.forget()
         self.optimizer.load_state_dict(state["optimizer"])
 
 

@@ -45,7 +45,9 @@ from splitee_lab.simulate.jobs import (
 from splitee_lab.simulate.partition import Partition
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
-from splitee_server.commands.learning_flags import learning_settings, strategy_setting
+from splitee_server.commands.learning_flags import learning_settings, strategy_setting, weights_setting
+from splitee_server.learning.initial.begin import with_weights
+from splitee_server.learning.initial.weights import Found
 
 
 def _names(known: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
@@ -135,6 +137,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
 @run_setting("rounds", default=5)
 @run_settings("batch_size", "steps")
 @strategy_setting("order")
+@weights_setting
 @learning_settings
 @run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
 @run_setting("threshold")
@@ -167,6 +170,7 @@ def simulate(
     evaluate_every: int,
     device: str,
     workers: int | None,
+    weights: str | None,
     out: Path,
     **run: Any,
 ) -> None:
@@ -188,7 +192,7 @@ def simulate(
     if parse_hostile(hostile)[0] >= clients:
         raise ConfigError(f"--hostile {hostile}: expected an honest client, of {clients}")
     classes = len(open_source(data).class_names)
-    spec = build_run_spec(run="simulated", num_classes=classes, **run)
+    spec, found = with_weights(build_run_spec(run="simulated", num_classes=classes, **run), weights)
     cuts = _checked_cuts(spec, cuts)
     choice = PictureChoice(data, test, samples, test_samples)
     console = Console()
@@ -215,17 +219,24 @@ def simulate(
             ]
             folder = out / partition.replace(":", "-") if len(partitions) > 1 else out
             folder.mkdir(exist_ok=True)
-            _compare(jobs, pictures, folder, workers, console)
+            _compare(jobs, pictures, folder, workers, console, found)
     finally:
         directory.close()
 
 
-def _compare(jobs: Sequence[Job], pictures: Pictures, out: Path, workers: int, console: Console) -> None:
+def _compare(
+    jobs: Sequence[Job],
+    pictures: Pictures,
+    out: Path,
+    workers: int,
+    console: Console,
+    found: Found | None,
+) -> None:
     """Run what is missing of one partition's jobs; write and print what they came to."""
     for line in check_partition(jobs, pictures):
         console.print(f"warning: {line}", markup=False, soft_wrap=True)
     with signals_unwind(), _Bars(console) as bars:
-        parts = run_all(jobs, pictures, PartStore(out), workers, bars.show)
+        parts = run_all(jobs, pictures, PartStore(out), workers, bars.show, found)
     results = summarize(parts)
     targets = targets_of(results, jobs[0].partition)
     comparison_page.write(out, jobs[0], results, targets)
@@ -246,6 +257,7 @@ def _checked_cuts(spec: RunSpec, cuts: tuple[int, ...] | None) -> tuple[int, ...
         stem=spec.stem,
         device="meta",
     )
+    network.freeze(spec.frozen)
     for cut in cuts or ():
         network.check_cut(cut)
     return cuts or tuple(spread_cuts(network.num_layers))

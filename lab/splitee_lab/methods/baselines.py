@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splitee.networks.split import build_for
+from splitee.networks.frozen import set_training
+from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
@@ -87,7 +88,7 @@ def train(baseline: Baseline) -> Iterator[Progress]:
     """Trains one baseline in this process, with the seeds, schedule and batch size of the fleet's run."""
     run = baseline.run
     pictures, held_out = _pictures(baseline)
-    trainer = WholeTrainer(build_for(run).module, run, baseline.name, pictures)
+    trainer = WholeTrainer(build_for(run), run, baseline.name, pictures)
     steps = run.rounds * trainer.steps
     for number in range(1, run.rounds + 1):
         for step, loss in enumerate(trainer.round(number), start=1):
@@ -100,13 +101,14 @@ def train(baseline: Baseline) -> Iterator[Progress]:
 class WholeTrainer:
     """The whole network in one place, trained as a device trains its part: same batches, seeds, schedule."""
 
-    def __init__(self, network: nn.Module, run: RunSpec, name: str, pictures: LabelledImages) -> None:
-        self.network = network
+    def __init__(self, network: SplitNetwork, run: RunSpec, name: str, pictures: LabelledImages) -> None:
+        self.network = network.module
+        self._frozen = network.frozen_modules
         self.steps = steps_a_round(run, len(pictures))
         self._run = run
         self._name = name
         self._pictures = pictures
-        self._place = next(network.parameters()).device
+        self._place = next(self.network.parameters()).device
         self._offsets = class_offsets(run, pictures.labels).to(self._place)
         self._batches = batches_at(self._place, pictures, run)
         self.forget_momentum()
@@ -117,7 +119,7 @@ class WholeTrainer:
     def round(self, number: int) -> Iterator[float]:
         """Trains round `number` (from 1), yielding each batch's loss."""
         run = self._run
-        self.network.train()
+        set_training(self.network, self._frozen)
         order = epoch_batches(run, self._name, number, len(self._pictures))
         for step, one in enumerate(self._batches(order)):
             torch.manual_seed(seed_for(run.seed, self._name, number, step))

@@ -14,6 +14,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import steps_a_round
 from splitee_device.data.image_sets import LabelledImages
 from splitee_lab.methods.simulation import SimulatedDevice, build_at
+from splitee_server.learning.initial.weights import InitialWeights
 
 SERVER = "server"  # in `accuracies`: of the one network that all clients share
 TRAINING_PASSES = 3  # forward, gradient to the weights, gradient to the input: each the same multiplications
@@ -46,6 +47,7 @@ class Experiment:
     evaluate_every: int = 1  # rounds; the last one is always evaluated
     on_batch: Callable[[], None] = lambda: None
     place: str = "cpu"  # of torch: where the networks are
+    initial: InitialWeights | None = None  # that all networks begin from; None: the seed's
 
     @cached_property
     def network(self) -> SplitNetwork:
@@ -63,8 +65,8 @@ class Experiment:
         return next(iter(self.devices.values())).data.held_out
 
     def build(self) -> SplitNetwork:
-        """A network to train, with the weights that the seed gives."""
-        return build_at(self.spec, self.place)
+        """A network to train, with the weights that the run begins from."""
+        return build_at(self.spec, self.place, self.initial)
 
     def is_evaluated(self, number: int) -> bool:
         return number % self.evaluate_every == 0 or number == self.spec.rounds
@@ -76,12 +78,14 @@ class Experiment:
     def macs(self, name: str, cut: int | None, *, with_exit: bool = False) -> int:
         """Of client `name` in one round, for training stages 1..cut; None: the whole network.
 
-        A training step counts as TRAINING_PASSES forward passes; the optimizer, and what the first layer
-        saves because nobody asks for the gradient to the pictures, are left out.
+        A training step counts as TRAINING_PASSES forward passes, in frozen stages as one; the optimizer, and
+        what the first layer saves because nobody asks for the gradient to the pictures, are left out.
         """
         stages = self.network.stages[:cut]
-        each = sum(stage.macs for stage in stages)
+        frozen = self.spec.frozen
+        each = sum(stage.macs * (1 if stage.index <= frozen else TRAINING_PASSES) for stage in stages)
         if with_exit:
-            each += exit_inputs(stages[-1].feature_shape, stages[-1].channel_axis) * self.spec.num_classes
+            inputs = exit_inputs(stages[-1].feature_shape, stages[-1].channel_axis)
+            each += TRAINING_PASSES * inputs * self.spec.num_classes
         samples = self.samples[name]
-        return TRAINING_PASSES * each * self.batches(samples) * min(self.spec.batch_size, samples)
+        return each * self.batches(samples) * min(self.spec.batch_size, samples)

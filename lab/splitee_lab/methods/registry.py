@@ -20,7 +20,12 @@ Method = Callable[[Experiment], Iterator[RoundResult]]
 def fleet(experiment: Experiment) -> Iterator[RoundResult]:
     """The fleet's own method, by the strategy of its run."""
     simulation = Simulation(
-        experiment.spec, experiment.devices, experiment.evaluate_every, experiment.on_batch, experiment.place
+        experiment.spec,
+        experiment.devices,
+        experiment.evaluate_every,
+        experiment.on_batch,
+        experiment.place,
+        initial=experiment.initial,
     )
     macs = sum(
         experiment.macs(name, experiment.devices[name].cut, with_exit=True) for name in experiment.samples

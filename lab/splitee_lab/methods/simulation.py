@@ -22,6 +22,7 @@ from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.hostile import HOSTILE
 from splitee_server.learning.averages import size_of
 from splitee_server.learning.fleet_model import Contribution, FleetModel
+from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.rounds.batch_order import BatchOrder
 from splitee_server.rounds.evaluation import Score
 
@@ -59,15 +60,19 @@ class Simulation:
     on_batch: Callable[[], None] = lambda: None
     place: str = "cpu"  # of torch: where all networks are, as if each had a machine of its own
     moves: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # new cuts, by round and device
+    initial: InitialWeights | None = None  # that the run begins from; None: the seed's
     _model: FleetModel = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
 
     def __post_init__(self) -> None:
-        self._model = FleetModel(self.spec, build_at(self.spec, self.place))
+        network = build_at(self.spec, self.place, self.initial)
+        self._model = FleetModel(self.spec, network, self.initial)
         self._trainers = {}
         for name, device in sorted(self.devices.items()):
             self._trainers[name] = self._trainer(name, device.cut)
             self._model.join(name, device.cut, len(device.data.train))
+            if self.initial is not None:
+                self._trainers[name].adopt(self._model.first_client(name))
 
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train, commit and evaluate round after round."""
@@ -108,14 +113,18 @@ class Simulation:
             )
             for name, trainer in self._trainers.items()
         }
-        sent = sum(size_of(given.weights) for given in contributions.values() if given.weights is not None)
+        sent = sum(
+            size_of(self._trainers[name].trained_weights())
+            for name, given in contributions.items()
+            if given.weights is not None
+        )
         moved = self._model.commit(number, contributions)
         for name, cut in moved.items():
             self._trainers[name] = self._trainer(name, cut)
         for name, trainer in self._trainers.items():
             if self._model.holds(name):
                 trainer.adopt(self._model.client(name))
-                sent += size_of(self._model.client(name))
+                sent += size_of(trainer.trained_weights())
         return sent
 
     def _is_evaluated(self, number: int) -> bool:
@@ -177,9 +186,11 @@ def copies_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
-def build_at(spec: RunSpec, place: str) -> SplitNetwork:
-    """The network of a run, its weights at `place`."""
+def build_at(spec: RunSpec, place: str, initial: InitialWeights | None = None) -> SplitNetwork:
+    """The network of a run, its weights at `place`; `initial`: that it begins from, None: the seed's."""
     network = build_for(spec)
+    if initial is not None:
+        initial.load_into(network)
     if place == "cpu":
         return network
     network.module.to(place)

@@ -13,6 +13,7 @@ from statistics import median_low
 import torch
 from torch import Tensor, nn
 
+from splitee.networks.frozen import set_training
 from splitee.protocol.labels import encode_labels
 from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches
@@ -60,27 +61,31 @@ class _Client:
         self._place = torch.device(experiment.place)
         self._batches = batches_at(self._place, experiment.devices[name].data.train, experiment.spec)
         self._server = server
-        self._optimizer = make_optimizer(self.network.parameters(), self._spec)
+        self._frozen = experiment.network.frozen_modules
+        trained = [one for one in self.network.parameters() if one.requires_grad]
+        self._optimizer = make_optimizer(trained, self._spec) if trained else None
         server.join(name, cut)
 
     def round(self, number: int) -> Iterator[int]:
         """Trains round `number`, yielding the bytes of each batch."""
         spec, samples = self._spec, self._experiment.samples[self._name]
         steps = self._experiment.batches(samples)
-        self.network.train()
+        set_training(self.network, self._frozen)
         order = epoch_batches(spec, self._name, number, samples)
         for step, batch in enumerate(self._batches(order)):
             labels = batch.labels
             torch.manual_seed(seed_for(spec.seed, self._name, number, step))
-            set_rate(self._optimizer, learning_rate(spec, number, step, steps))
+            if self._optimizer is not None:
+                set_rate(self._optimizer, learning_rate(spec, number, step, steps))
             with precision_at(self._place):
                 features = self.network(augment(batch.images, spec)).float()  # (B, *feature_shape)
             at_server, size = self._send(features)
             at_server.requires_grad_()
             self._server.train(self._name, at_server, labels, round_number=number, step=step, steps=steps)
-            self._optimizer.zero_grad(set_to_none=True)
-            features.backward(at_server.grad)
-            self._optimizer.step()
+            if self._optimizer is not None:
+                self._optimizer.zero_grad(set_to_none=True)
+                features.backward(at_server.grad)
+                self._optimizer.step()
             self._experiment.on_batch()
             yield size + at_server.nbytes + len(encode_labels(labels.cpu().numpy(), spec.num_classes))
 

@@ -39,7 +39,7 @@ def alone(experiment: Experiment) -> Iterator[RoundResult]:
 
 
 def whole_trainer(experiment: Experiment, name: str, pictures: LabelledImages) -> WholeTrainer:
-    return WholeTrainer(experiment.build().module, experiment.spec, name, pictures)
+    return WholeTrainer(experiment.build(), experiment.spec, name, pictures)
 
 
 def train_round(experiment: Experiment, trainer: WholeTrainer, number: int) -> None:

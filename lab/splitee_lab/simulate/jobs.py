@@ -14,15 +14,19 @@ import numpy as np
 
 from splitee.durable import write_atomically
 from splitee.errors import ConfigError, DataError, StateError
+from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.data.image_sets import ImageSet, joined
+from splitee_device.data.image_sets import ImageSet, LabelledImages, joined
 from splitee_device.data.images import DeviceData, open_data, spread_evenly
+from splitee_device.data.statistics import channel_statistics
 from splitee_lab.local.workers import at_work
 from splitee_lab.methods.experiment import Experiment, RoundResult
 from splitee_lab.methods.hostile import HOSTILE
 from splitee_lab.methods.registry import METHODS, batches_of
 from splitee_lab.methods.simulation import SimulatedDevice
 from splitee_lab.simulate.partition import Partition, deal, warnings_of
+from splitee_server.learning.initial.weights import Found, fit
+from splitee_server.rounds.settling import DeviceImages, settle
 
 DATA_SEED = 0  # which pictures are held out, and which are left out by a limit, is the same for all seeds
 TELL_EVERY = 0.5  # seconds
@@ -159,8 +163,13 @@ def parse_hostile(text: str) -> tuple[int, str]:
     return int(count), kind
 
 
-def experiment_of(job: Job, pictures: Pictures, on_batch: Callable[[], None]) -> Experiment:
-    """The job's clients with their pictures; who has fewer than two is left out."""
+def experiment_of(
+    job: Job, pictures: Pictures, on_batch: Callable[[], None], found: Found | None = None
+) -> Experiment:
+    """The job's clients with their pictures; who has fewer than two is left out.
+
+    `found`: the weights that all networks begin from; None: the seed's.
+    """
     train = pictures.train
     hands = deal(train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
     count, kind = parse_hostile(job.hostile)
@@ -171,10 +180,20 @@ def experiment_of(job: Job, pictures: Pictures, on_batch: Callable[[], None]) ->
             data = DeviceData(own, pictures.held_out, pictures.class_names, ())
             attack = kind if index < count else ""
             devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data, attack)
-    return Experiment(job.run, devices, job.evaluate_every, on_batch, job.place)
+    network, spec = build_for(job.run), job.run
+    if spec.awaits_fleet:
+        told = [_images(device.data.train) for device in devices.values()]
+        spec = settle(spec, network, told)
+    initial = fit(found, network, spec, pictures.class_names) if found is not None else None
+    return Experiment(spec, devices, job.evaluate_every, on_batch, job.place, initial)
 
 
-def run_job(pictures: Pictures, job: Job, tell: Callable[[News], None]) -> None:
+def _images(own: LabelledImages) -> DeviceImages:
+    told = channel_statistics(own)
+    return DeviceImages(len(own), told["pixel_mean"], told["pixel_std"])
+
+
+def run_job(pictures: Pictures, found: Found | None, job: Job, tell: Callable[[News], None]) -> None:
     """Runs a job, telling how far it is a few times a second, and its result at the end."""
     started = told = time.monotonic()
     done = total = 0
@@ -187,7 +206,7 @@ def run_job(pictures: Pictures, job: Job, tell: Callable[[News], None]) -> None:
             tell(News(done, total, accuracy))
             told = time.monotonic()
 
-    experiment = experiment_of(job, pictures, on_batch)
+    experiment = experiment_of(job, pictures, on_batch, found)
     total = batches_of(job.method, experiment)
     rounds = []
     for result in METHODS[job.method](experiment):
@@ -253,9 +272,16 @@ def _differences(there: msgspec.Struct, here: msgspec.Struct) -> Iterator[str]:
 
 
 def run_all(
-    jobs: Sequence[Job], pictures: Pictures, store: PartStore, workers: int, show: Callable[[Job, News], None]
+    jobs: Sequence[Job],
+    pictures: Pictures,
+    store: PartStore,
+    workers: int,
+    show: Callable[[Job, News], None],
+    found: Found | None = None,
 ) -> list[Part]:
     """The results of all jobs, in their order; those that are stored are not run again.
+
+    `found`: the weights that all begin from; None: the seed's.
 
     Raises:
         ChildFailed: a job met an error, or its process ended before its result; what is done is stored.
@@ -263,7 +289,7 @@ def run_all(
     parts = {job.name: part for job in jobs if (part := store.load(job)) is not None}
     missing = [job for job in jobs if job.name not in parts]
     if missing:
-        with at_work(missing, partial(run_job, pictures), workers) as news:
+        with at_work(missing, partial(run_job, pictures, found), workers) as news:
             for job, said in news:
                 if said.part is not None:
                     store.save(said.part)

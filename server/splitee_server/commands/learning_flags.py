@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from splitee.cli.run_flags import declared, run_setting, run_settings
+from splitee.cli.settings import setting
+from splitee_server.learning.initial.sources import HELP
 from splitee_server.learning.strategies.registry import with_setting
 
 
@@ -29,6 +31,14 @@ def learning_settings(command: Any) -> Any:
         "balanced_loss",
         "soft_labels",
         "client_averaging",
+        "freeze",
+    )
+    normalize = run_setting(
+        "normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"
     )
     averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
-    return first(strategy_setting("aggregation_every")(averages(command)))
+    return first(normalize(strategy_setting("aggregation_every")(averages(command))))
+
+
+weights_setting = setting("--weights", metavar="SOURCE", help=HELP, show_default=False)
+"""Adds the flag that names the weights a run begins from."""

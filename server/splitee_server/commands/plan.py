@@ -57,7 +57,7 @@ def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
     if as_json:
         echo_json([asdict(row) for row in planned])
     else:
-        Console().print(_table(planned))
+        Console().print(_table(planned, snapshot.run.frozen if snapshot.run else 0))
 
 
 def _candidates(snapshot: FleetSnapshot, steps: int) -> dict[str, list[Candidate]]:
@@ -73,11 +73,12 @@ def _candidates(snapshot: FleetSnapshot, steps: int) -> dict[str, list[Candidate
     return found
 
 
-def _table(planned: Sequence[Planned]) -> Table:
+def _table(planned: Sequence[Planned], frozen: int) -> Table:
     fitting = [row for row in planned if row.cut is not None]
     slowest = max((row.seconds for row in fitting if row.seconds is not None), default=0.0)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.title = f"The fleet's round: {slowest:.3g} s"
+    untrained = f"; stages 1..{frozen} are frozen" if frozen else ""
+    table.title = f"The fleet's round: {slowest:.3g} s{untrained}"
     table.title_justify = "left"
     for heading in ("device", "cut", "round s", "idle", "why"):
         table.add_column(heading, justify="left" if heading in ("device", "why") else "right")

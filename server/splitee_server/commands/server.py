@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import torch
-from msgspec.structs import replace
 
 from splitee.cli.bounds import number, whole
 from splitee.cli.link_options import link_options
@@ -21,13 +20,13 @@ from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
-from splitee.networks.split import build_for
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import PHOTOGRAPHS
 from splitee_server.announcer import claim_fleet, offline
-from splitee_server.commands.learning_flags import learning_settings, strategy_setting
+from splitee_server.commands.learning_flags import learning_settings, strategy_setting, weights_setting
 from splitee_server.commands.signing_flag import signing_key
+from splitee_server.learning.initial.begin import open_run
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
@@ -66,6 +65,7 @@ DIRECTORY = click.Path(path_type=Path)
 )
 @setting("--fresh", is_flag=True, help="Start a new run, whatever --state holds.")
 @run_settings("batch_size", "steps")
+@weights_setting
 @learning_settings
 @run_setting("codec")
 @run_setting("release", default=True)
@@ -107,6 +107,7 @@ def server(
     quorum: int,
     deadline_floor: float,
     classes: Path | None,
+    weights: str | None,
     quarantine_after: int,
     readmit: str | None,
     most_images: int,
@@ -120,13 +121,11 @@ def server(
     names = read_class_names(classes, run["num_classes"]) if classes is not None else ()
     spec = build_run_spec(**run)
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
-    network = build_for(spec)
     if threads:
         torch.set_num_threads(threads)
     directory = StateDirectory(state)
     store = Checkpoints(directory)
-    spec = store.open(spec, fresh=fresh)
-    spec = replace(spec, class_names=names or spec.class_names)
+    spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
     topics, instance = Topics(link.fleet), time.time_ns()
     limits = SenderLimits(topics)
     connection = Link(
@@ -169,6 +168,7 @@ def server(
                 observers=observers,
                 limits=limits,
                 signer=signer,
+                initial=initial,
             ).run()
         except Stopped:
             log.info("stopped; the last committed round is in %s", state)

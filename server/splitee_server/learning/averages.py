@@ -75,7 +75,7 @@ def average_clients(
     for cut in set(cuts.values()).difference(apart):
         average(_with_cut(cut, how, clients, cuts, weights, rule), weights, rule)
     if how == "layerwise":
-        whole = {name: _whole(clients[name], strategy.trunk(name).state_dict()) for name in clients}
+        whole = {name: _whole(clients[name], strategy.trained(name)) for name in clients}
         strategy.absorb(average(whole, weights, rule))
 
 

@@ -13,6 +13,7 @@ from splitee.training.state import weights_digest
 from splitee.training.weights import CLIENT, EXIT, WeightsAssembler, client_model, select
 from splitee_server.learning.averages import average_clients, weigh
 from splitee_server.learning.clipping import clip_updates, contradict
+from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.learning.means import Rule
 from splitee_server.learning.strategies.base import Strategy
 
@@ -20,16 +21,32 @@ Weights = Mapping[str, Tensor]
 
 
 class ClientNetworks:
-    """By device, as of the last commit; they are there when a round has collected them."""
+    """By device, as of the last commit; they are there when a round has collected them.
 
-    def __init__(self, spec: RunSpec, network: SplitNetwork, strategy: Strategy) -> None:
+    Tensors of frozen stages are the same everywhere: they do not travel, and are not averaged.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        network: SplitNetwork,
+        strategy: Strategy,
+        initial: InitialWeights | None = None,
+    ) -> None:
+        """`initial`: what the run begins from, which `network` has; None: the seed's weights."""
         self._spec = spec
         self._network = network
         self._strategy = strategy
         self._held: dict[str, Weights] = {}
         self._digests: dict[str, str] = {}
-        first = network.module.state_dict() if spec.clip_updates else {}
-        self._initial = {name: tensor.clone() for name, tensor in first.items()}
+        self._first_digests: dict[int, str] = {}  # by cut
+        own = network.module.state_dict()
+        self._frozen = {f"{CLIENT}{name}": own[name] for name in network.frozen_keys}
+        self._exits = initial.exits if initial is not None else {}
+        self._initial = initial.tensors if initial is not None else {}
+        self._sends_first = initial is not None
+        if initial is None and spec.clip_updates:
+            self._initial = {name: tensor.clone() for name, tensor in own.items()}
 
     def __contains__(self, device: str) -> bool:
         return device in self._held
@@ -40,7 +57,25 @@ class ClientNetworks:
 
     def assembler(self, cut: int) -> WeightsAssembler:
         """Takes the messages of a device with this cut."""
-        return WeightsAssembler(client_model(self._network, cut, self._spec).state_dict())
+        like = client_model(self._network, cut, self._spec).state_dict()
+        return WeightsAssembler(like, {name: self._frozen[name] for name in like if name in self._frozen})
+
+    def first(self, cut: int) -> Weights:
+        """What a device with this cut begins the run from."""
+        fresh = client_model(self._network, cut, self._spec).state_dict()
+        exits = {f"{EXIT}{name}": tensor for name, tensor in self._exits.get(cut, {}).items()}
+        return {
+            name: self._initial.get(name.removeprefix(CLIENT), fresh_one)
+            if name.startswith(CLIENT)
+            else _if_alike(exits.get(name), fresh_one)
+            for name, fresh_one in fresh.items()
+        }
+
+    def first_digest(self, cut: int) -> str | None:
+        """SHA-256 of `first`; None: the seed gives it, and it need not travel."""
+        if self._sends_first and cut not in self._first_digests:
+            self._first_digests[cut] = weights_digest(self.first(cut))
+        return self._first_digests.get(cut)
 
     def commit(
         self, received: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
@@ -54,18 +89,20 @@ class ClientNetworks:
                 none does not count, and takes the average as one that was absent.
         """
         before = self._held
+        received = {device: self._with_own_frozen(weights) for device, weights in received.items()}
         absent = {device: weights for device, weights in before.items() if device not in samples}
         self._held = {**absent, **received}
         if self._spec.client_averaging != "none":
-            counting = {device: weights for device, weights in received.items() if samples[device]}
+            trained = {device: self._trained(weights) for device, weights in received.items()}
+            counting = {device: weights for device, weights in trained.items() if samples[device]}
             apart: set[int] = set()
             if self._spec.clip_updates:
-                starts = {device: self._start(device, cuts[device], before) for device in counting}
+                starts = {device: before.get(device) or self.first(cuts[device]) for device in counting}
                 clip_updates(counting, starts, self._spec.clip_updates)
                 apart = self._apart(counting, starts, cuts)
             average_clients(
                 self._spec.client_averaging,
-                received,
+                trained,
                 self._strategy,
                 {device: cuts[device] for device in received},
                 weigh(samples, self._spec.weighting),
@@ -75,7 +112,7 @@ class ClientNetworks:
             for device, cut in cuts.items():
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
-                    self._held[device] = counting[peer]
+                    self._held[device] = received[peer]
         self._digests = {}
 
     @staticmethod
@@ -121,8 +158,13 @@ class ClientNetworks:
             self._digests[device] = weights_digest(self._held[device])
         return self._digests[device]
 
-    def select(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of a device's tensors that it asks for, no more than a message holds."""
+    def select(self, device: str, cut: int, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of a device's tensors that it asks for, no more than a message holds.
+
+        Of a device for which nothing is held they are what it has begun the run from, where it was sent.
+        """
+        if device not in self._held and self._sends_first and (names := list(names)):
+            return select(self.first(cut), names)
         return select(self._held.get(device, {}), names)
 
     def state(self) -> dict[str, Any]:
@@ -136,15 +178,13 @@ class ClientNetworks:
         """The first device, by name, with this cut and a network among `held`."""
         return min((device for device in held if cuts.get(device) == cut), default=None)
 
-    def _start(self, device: str, cut: int, held: Mapping[str, Weights]) -> Weights:
-        """What a device has begun the round from: what was `held` for it, else the run's first weights."""
-        if device in held:
-            return held[device]
-        fresh = client_model(self._network, cut, self._spec).state_dict()
-        return {
-            name: self._initial[name.removeprefix(CLIENT)] if name.startswith(CLIENT) else tensor
-            for name, tensor in fresh.items()
-        }
+    def _with_own_frozen(self, weights: Weights) -> Weights:
+        """A client network with the server's tensors in frozen stages, whatever the device holds there."""
+        return {name: self._frozen.get(name, tensor) for name, tensor in weights.items()}
+
+    def _trained(self, weights: Weights) -> Weights:
+        """Those of a client network's tensors that devices train."""
+        return {name: tensor for name, tensor in weights.items() if name not in self._frozen}
 
     def _moved(self, device: str, cut: int, own: Weights, exit_from: Weights) -> Weights:
         """The client network of `device` at its new cut; its trunk is moved with it.
@@ -162,3 +202,8 @@ class ClientNetworks:
         stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
         self._strategy.move(device, cut, stages)
         return moved
+
+
+def _if_alike(tensor: Tensor | None, fresh: Tensor) -> Tensor:
+    """`tensor`, if it has the shape of `fresh`, which stands in for it else."""
+    return tensor if tensor is not None and tensor.shape == fresh.shape else fresh

@@ -16,6 +16,7 @@ from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.weights import WeightsAssembler
 from splitee_server.learning.client_networks import ClientNetworks
+from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.learning.loss_filter import LossFilter
 from splitee_server.learning.soft_labels import SoftLabelStore
 from splitee_server.learning.strategies.base import Untrainable
@@ -39,12 +40,18 @@ class Contribution:
 class FleetModel:
     """Trains trunks from what devices send. Between two commits only trunks change, by `train`."""
 
-    def __init__(self, spec: RunSpec, network: SplitNetwork) -> None:
-        """`network`: with the weights that the run begins from; the trunks are made of its layers."""
+    def __init__(self, spec: RunSpec, network: SplitNetwork, initial: InitialWeights | None = None) -> None:
+        """A fleet's models before the first round.
+
+        Args:
+            network: with the weights that the run begins from; the trunks are made of its layers.
+            initial: these weights, where devices are to get them; None: the seed gives them.
+        """
         self.network = network
         self._spec = spec
+        self._initial = initial
         self._strategy = make_strategy(network, spec)
-        self._clients = ClientNetworks(spec, network, self._strategy)
+        self._clients = ClientNetworks(spec, network, self._strategy, initial)
         self._soft_labels = SoftLabelStore(spec)
         self._loss_filter = LossFilter(spec.largest_loss)
         self._cuts: dict[str, int] = {}
@@ -68,6 +75,14 @@ class FleetModel:
         self._strategy.join(device, cut)
         self._soft_labels.count(device, samples)
         self._cuts[device] = cut
+
+    def freeze(self, count: int) -> None:
+        """Stages 1..count are not trained; nothing may have been trained yet."""
+        self.network.freeze(count)
+        self._strategy = make_strategy(self.network, self._spec)
+        self._clients = ClientNetworks(self._spec, self.network, self._strategy, self._initial)
+        for device, cut in self._cuts.items():
+            self._strategy.join(device, cut)
 
     def adopt(self, device: str) -> None:
         """A late joiner starts from the average of its cut, where client networks are averaged."""
@@ -151,9 +166,20 @@ class FleetModel:
         """SHA-256 of `client`. Raises KeyError: none is held."""
         return self._clients.digest(device)
 
+    def first_digest(self, device: str) -> str | None:
+        """SHA-256 of what the device begins the run from; None: the seed gives it."""
+        return self._clients.first_digest(self._cuts[device])
+
+    def first_client(self, device: str) -> Mapping[str, Tensor]:
+        """The client network and exit that the device begins the run from, by name."""
+        return self._clients.first(self._cuts[device])
+
     def tensors(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of `names` that are held for a device, as many as a message may carry."""
-        return self._clients.select(device, names)
+        """Those of `names` that are held for a device, as many as a message may carry.
+
+        Where nothing is held for it they are what it begins the run from, if the seed does not give that.
+        """
+        return self._clients.select(device, self._cuts[device], names)
 
     def soft_labels(self, device: str) -> SoftLabels | None:
         """What the device's exit learns from next; None: the labels alone."""

@@ -39,6 +39,8 @@ class Member:
     trained: str | None = None  # of what it has trained in its last round
     next_cut: int = 0  # that it has asked for; 0: it stays
     previous_cut: int = 0  # that a process may still speak of, if it has missed its move
+    pixel_mean: tuple[float, ...] = ()  # of its images' channels, where the run asks for them
+    pixel_std: tuple[float, ...] = ()
     quarantined: bool = False  # in this run nothing of it is read any more
     totals: Totals = field(default_factory=Totals)
     online: bool = True
@@ -47,7 +49,8 @@ class Member:
     def durable(self) -> dict[str, Any]:
         """What is kept in the server's state."""
         kept = asdict(self)
-        del kept["instance"], kept["online"]
+        for name in ("instance", "online", "pixel_mean", "pixel_std"):
+            del kept[name]
         return kept
 
     @classmethod
@@ -127,6 +130,7 @@ class Members:
                 device, profile.cut, profile.train_samples, profile.held_out_samples, profile.instance
             )
         member.train_samples, member.held_out_samples = profile.train_samples, profile.held_out_samples
+        member.pixel_mean, member.pixel_std = profile.pixel_mean, profile.pixel_std
         if profile.cut == member.cut:
             member.next_cut = profile.next_cut if profile.next_cut != member.cut else 0
         if profile.alone_accuracy is not None:

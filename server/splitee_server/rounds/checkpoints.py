@@ -19,6 +19,10 @@ from splitee.training.history import HISTORY, course, read_history
 from splitee.training.state import pack_state, unpack_state
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
 
+FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
+# Fields of RunSpec that are no settings, and the one that may be changed.
+FOLLOWING = ("run", "class_names", "frozen", "settled", "mean", "std", "rounds")
+
 log = logging.getLogger(__name__)
 
 
@@ -51,29 +55,36 @@ class Checkpoints:
     def path(self) -> Path:
         return self._directory.path
 
-    def open(self, spec: RunSpec, *, fresh: bool) -> RunSpec:
-        """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
-
-        Its rounds are those of `spec`: a run may be given more, or fewer that are not committed yet.
-
-        Raises:
-            StateError: the directory holds a run with other settings, or with more rounds committed.
-        """
-        facts = None if fresh else self._directory.facts()
-        if facts is None:
-            self._directory.clear()
-            self._directory.save_facts(json.loads(spec.encode()))
-            return spec
+    def begun(self) -> RunSpec | None:
+        """The run that is stored; None: there is none. Raises StateError: it is not of this release."""
+        facts = self._directory.facts()
         try:
-            stored = msgspec.convert(facts, RunSpec)
+            return None if facts is None else msgspec.convert(facts, RunSpec)
         except msgspec.ValidationError as error:
             raise StateError(
                 f"{self.path}: run.json is not of this release ({error}): --fresh starts over"
             ) from None
+
+    def open(self, spec: RunSpec, *, fresh: bool, weights: bytes | None = None) -> RunSpec:
+        """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
+
+        Args:
+            weights: that a new run begins from; they are durable before the run is.
+
+        Raises:
+            StateError: the directory holds a run with other settings, or with more rounds committed.
+        """
+        stored = None if fresh else self.begun()
+        if stored is None:
+            self._directory.clear()
+            if weights is not None:
+                self._directory.save(FIRST_WEIGHTS, weights)
+            self.settle(spec)
+            return spec
         changed = [
             f"{name} {getattr(stored, name)!r} there, {getattr(spec, name)!r} here"
             for name in spec.__struct_fields__
-            if name not in ("run", "class_names", "rounds") and getattr(stored, name) != getattr(spec, name)
+            if name not in FOLLOWING and getattr(stored, name) != getattr(spec, name)
         ]
         if changed:
             raise StateError(
@@ -104,6 +115,14 @@ class Checkpoints:
             rounds,
         )
         return spec
+
+    def settle(self, spec: RunSpec) -> None:
+        """The run is as `spec` says; durable when this returns."""
+        self._directory.save_facts(json.loads(spec.encode()))
+
+    def first_weights(self) -> bytes | None:
+        """What the run began from; None: the seed's weights, or the file is damaged."""
+        return self._directory.load(FIRST_WEIGHTS)
 
     def save(self, committed: Committed) -> None:
         """Durable when this returns; only then may the commit be published. The best round so far is kept."""

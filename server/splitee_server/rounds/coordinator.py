@@ -33,6 +33,7 @@ from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import RunProgress, Trained, standing
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
+from splitee_server.rounds.settling import settle_run
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ class Coordinator:
             self._open("gather")  # first: who hears of a run that goes on must not take it for finished
         self._announce.run(self._spec_now())
         yield from self._gather()
+        self._spec = settle_run(self._spec, self._model, self._members, self._checkpoints)
+        self._announce.run(self._spec_now())
         if self._commits.round and self._metrics is None:
             yield from self._evaluate()
         while not self._is_over():

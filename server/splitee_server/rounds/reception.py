@@ -133,7 +133,8 @@ class Reception:
             return
         run, committed = self._spec.run, self._coordinator.commits.round
         if tensors := self._model.tensors(device, message.weights):
-            weights = pack_weights(run, committed, self._attempt, tensors)
+            number = committed if self._model.holds(device) else 0
+            weights = pack_weights(run, number, self._attempt, tensors)
             self._announce.deliver(device, routes.HELD_WEIGHTS, weights)
         labels = self._model.soft_labels(device)
         if message.soft_labels is not None and labels is not None:

@@ -31,7 +31,8 @@ class Replies:
 
     def assign(self, device: str) -> None:
         """The device's cut, its last commit, and whether the server holds its client network."""
-        self._announce.assignment(self._members[device], held=self._model.holds(device))
+        held, first = self._model.holds(device), self._model.first_digest(device)
+        self._announce.assignment(self._members[device], held=held, first=first)
 
     def answer_sync(self, phase: Phase, device: str) -> None:
         """Where the server stands with a device, which may have missed the last word."""

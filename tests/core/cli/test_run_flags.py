@@ -17,7 +17,17 @@ from splitee.cli.settings import setting, settings_file
 from splitee.errors import ConfigError
 from splitee.protocol.run_spec import RunSpec
 
-PEOPLE_DO_NOT_SET = {"protocol", "run", "mean", "std", "window_bytes", "class_names"}
+PEOPLE_DO_NOT_SET = {
+    "protocol",
+    "run",
+    "mean",
+    "std",
+    "window_bytes",
+    "class_names",
+    "weights",
+    "frozen",
+    "settled",
+}
 
 
 @click.command()

@@ -45,7 +45,23 @@ def test_json_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
         "kb_per_sample": 802.816,
         "device_parameters": 9536 + 4 * (64 * 64 * 9 + 128),
         "device_mmacs": pytest.approx((64 * 3 * 49 * 112**2 + 4 * 64 * 64 * 9 * 56**2) / 1e6),
+        "trained_parameters": 9536 + 4 * (64 * 64 * 9 + 128),
+        "training_mmacs": pytest.approx(3 * (64 * 3 * 49 * 112**2 + 4 * 64 * 64 * 9 * 56**2) / 1e6),
     }
+
+
+def test_frozen_stages_are_not_trained_and_have_no_backward_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "resnet18", "--freeze", "3", "--json")
+    assert code == ExitCode.OK
+    rows = json.loads(out)["cuts"]
+    assert [row["trained_parameters"] for row in rows[:4]] == [0, 0, 0, 230_144]
+    assert [row["training_mmacs"] for row in rows[:3]] == [row["device_mmacs"] for row in rows[:3]]
+    fourth = rows[3]["device_mmacs"] - rows[2]["device_mmacs"]
+    assert rows[3]["training_mmacs"] == pytest.approx(rows[2]["device_mmacs"] + 3 * fourth)
+    code, out, _ = run(capsys, "resnet18", "--freeze", "3")
+    assert "trained" in out
+    code, _, err = run(capsys, "resnet18", "--freeze", "10")
+    assert code == ExitCode.NETWORK and "--freeze 10 is beyond the deepest cut" in err
 
 
 def test_settings_come_from_the_environment_and_from_a_file(

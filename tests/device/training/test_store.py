@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_new_process_goes_on_from_the_file(directory: StateDirectory, data: De
     store = DeviceStore(directory, "pi-1", data)
     digests = train(new_trainer(data), store, 1, 2, 3)
     trainer = new_trainer(data)
-    store.restore(2, digests[1], trainer, copy.deepcopy(trainer.state()))
+    store.restore(2, digests[1], trainer, partial(copy.deepcopy, trainer.state()))
     assert trainer.digest() == digests[1]
     assert train(trainer, store, 3) == digests[2:]
 
@@ -87,7 +88,7 @@ def test_torn_files_are_trained_again_to_the_same_bits(
     for file in files(directory)[-torn:]:
         tear(file)
     trainer = new_trainer(data)
-    store.restore(3, digests[2], trainer, copy.deepcopy(trainer.state()))
+    store.restore(3, digests[2], trainer, partial(copy.deepcopy, trainer.state()))
     assert trainer.digest() == digests[2]
     said = lines(caplog)
     assert len([line for line in said if "is torn" in line]) == torn
@@ -104,7 +105,7 @@ def test_a_device_that_missed_rounds_keeps_the_one_before(
     assert [file.name for file in files(directory)] == ["round-000001.state", "round-000005.state"]
     tear(files(directory)[-1])
     trainer = new_trainer(data)
-    store.restore(1, digests[0], trainer, {})
+    store.restore(1, digests[0], trainer, dict)
     assert trainer.digest() == digests[0]
 
 
@@ -115,7 +116,7 @@ def test_a_round_that_was_not_committed_is_forgotten(directory: StateDirectory, 
     for _ in trainer.round(2):
         pass
     store.save(SPEC, CUT, 2, trainer)
-    store.restore(1, digests[0], trainer, initial)
+    store.restore(1, digests[0], trainer, lambda: initial)
     assert trainer.digest() == digests[0]
 
 
@@ -124,7 +125,7 @@ def test_a_digest_that_is_not_what_was_committed_is_one_line(
 ) -> None:
     store, trainer = DeviceStore(directory, "pi-1", data), new_trainer(data)
     train(trainer, store, 1)
-    store.restore(1, "0" * 64, trainer, {})
+    store.restore(1, "0" * 64, trainer, dict)
     assert lines(caplog) == ["state: round 1 differs from what was committed; going on with it"]
 
 

@@ -10,10 +10,12 @@ import click
 import pytest
 import warm
 from click.testing import CliRunner
+from safetensors.torch import save_file
 from waiting import until
 
 from splitee.cli.main import splitee
 from splitee.errors import ConfigError, DataError, ExitCode, NetworkError, StateError
+from splitee.networks.split import build_network
 from splitee_lab.methods.registry import BASELINES, METHODS
 from splitee_lab.presets import NAMES
 
@@ -206,3 +208,19 @@ def test_an_unknown_protocol_is_named() -> None:
     process = warm.run("simulate", "--protocol", "large")
     assert process.returncode == ExitCode.CONFIG
     assert all(name in process.stderr for name in NAMES)
+
+
+def test_trained_weights_frozen_stages_and_the_fleets_normalisation(tmp_path: Path) -> None:
+    """The run's settings are those that follow from them, and a folder knows which weights it is of."""
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (7, 8)]
+    for seed, path in enumerate(paths):
+        save_file(build_network("tiny_networks:tiny", num_classes=10, seed=seed).module.state_dict(), path)
+    settings = (*SMALL, "--baselines", "", "--strategy", "sequential", "--out", str(tmp_path / "out"))
+    learnt = ("--freeze", "auto", "--normalize", "fleet", "--weights")
+    simulate(*settings, *learnt, str(paths[0]))
+    run = json.loads((tmp_path / "out" / "parts" / "sequential-seed1.json").read_text())["job"]["run"]
+    assert run["weights"].startswith("7.safetensors ") and run["freeze"] == "auto"
+    with pytest.raises(StateError, match="of other settings"):
+        simulate(*settings, *learnt, str(paths[1]))
+    with pytest.raises(NetworkError, match="--freeze 4 is beyond the deepest cut"):
+        simulate(*settings, "--freeze", "4")

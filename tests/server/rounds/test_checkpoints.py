@@ -82,7 +82,7 @@ def test_a_torn_round_falls_back_to_the_one_before_with_one_line(
     assert loaded is not None
     assert loaded.round == 2
     assert [record.getMessage() for record in caplog.records] == [
-        f"state: round 3: {store.path / 'round-000003.state'} is torn; it is ignored"
+        f"state: {store.path / 'round-000003.state'} is torn; it is ignored"
     ]
     tear(store, 2)
     assert store.load() is None

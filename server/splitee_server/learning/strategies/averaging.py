@@ -68,7 +68,7 @@ class Averaging(Strategy):
         self._period, self._trained = 0, {}
 
     def _average(self, samples: Mapping[str, int]) -> None:
-        holders = {device: self._trunks[device].state_dict() for device, count in samples.items() if count}
+        holders = {device: self.trained(device) for device, count in samples.items() if count}
         if self._spec.clip_updates:
             last = self._network.trunk(1).state_dict()
             clip_updates(holders, dict.fromkeys(holders, last), self._spec.clip_updates)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from splitee.errors import Diverged
+from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.learning_rate import learning_rate, set_rate
@@ -62,6 +63,7 @@ class Strategy(ABC):
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         self._network = network
         self._spec = spec
+        self._frozen = network.frozen_modules
 
     @property
     @abstractmethod
@@ -117,7 +119,7 @@ class Strategy(ABC):
             Untrainable: the step is not taken.
         """
         trunk, optimizer = self.trunk(device), self.optimizer(device)
-        trunk.train()
+        set_training(trunk, self._frozen)
         torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
@@ -148,6 +150,12 @@ class Strategy(ABC):
         with precision_at(features.device):
             answer: Tensor = trunk(features)
         return answer
+
+    def trained(self, device: str) -> dict[str, Tensor]:
+        """The tensors of a device's trunk but for those of frozen stages, by name."""
+        frozen = set(self._network.frozen_keys)
+        weights = self.trunk(device).state_dict()
+        return {name: tensor for name, tensor in weights.items() if name not in frozen}
 
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) that the trunk gives features (B, ...) of `device`."""

@@ -1,0 +1,21 @@
+"""Training mode for networks of which some stages are frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import nn
+
+
+def set_training(part: nn.Module, frozen: Collection[str]) -> None:
+    """Training mode, but for frozen layers: BatchNorm keeps its statistics there, and nothing is dropped.
+
+    Args:
+        part: a network, or stages of it.
+        frozen: paths of layers in the network, as `SplitNetwork.frozen_modules` has them.
+    """
+    part.train()
+    if frozen:
+        for path, module in part.named_modules():
+            if path in frozen:
+                module.eval()

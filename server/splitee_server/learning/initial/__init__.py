@@ -1,0 +1,1 @@
+"""The weights that a run begins from, where they are not the seed's: one file a source."""

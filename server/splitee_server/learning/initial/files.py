@@ -1,0 +1,63 @@
+"""Weights from a file: safetensors, or what torch has saved; nothing but tensors is ever unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from splitee.errors import ConfigError
+from splitee_server.learning.initial.weights import Found
+
+SAFE = ".safetensors"
+PICKLED = (".pt", ".pth")
+INSIDE = ("state_dict", "model_state_dict", "model")  # keys under which training scripts keep the weights
+WRAPPED = "module."  # what torch's DataParallel puts before every name
+
+
+def read_file(path: Path) -> Found:
+    """Raises ConfigError: there is none, it is damaged, or it holds other things than tensors."""
+    if path.suffix not in (SAFE, *PICKLED):
+        raise ConfigError(f"--weights {path}: expected a file that ends with {SAFE}, .pt or .pth")
+    if not path.is_file():
+        raise ConfigError(f"--weights {path}: there is no such file")
+    tensors = _read_safe(path) if path.suffix == SAFE else _read_pickled(path)
+    if tensors and all(name.startswith(WRAPPED) for name in tensors):
+        tensors = {name.removeprefix(WRAPPED): tensor for name, tensor in tensors.items()}
+    return Found(path.name, tensors)
+
+
+def _read_safe(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _read_pickled(path: Path) -> dict[str, Tensor]:
+    try:
+        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise ConfigError(
+            f"--weights {path}: it holds more than tensors, which is not loaded, for it could run code: "
+            f"save its state_dict alone, best as {SAFE}"
+        ) from None
+    except Exception as error:  # on damaged bytes, torch raises anything
+        raise _damaged(path, error) from None
+    inside = next((held[key] for key in INSIDE if isinstance(held, Mapping) and key in held), held)
+    if not isinstance(inside, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in inside.items()
+    ):
+        raise ConfigError(f"--weights {path}: expected a state_dict, tensors by name; save that alone")
+    return dict(inside)
+
+
+def _damaged(path: Path, error: Exception) -> ConfigError:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return ConfigError(f"--weights {path}: it is damaged, or no weights file ({reason})")

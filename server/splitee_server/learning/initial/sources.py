@@ -1,0 +1,36 @@
+"""The forms in which `--weights` names what a run begins from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from splitee.errors import ConfigError
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.learning.initial.earlier_run import read_run
+from splitee_server.learning.initial.files import read_file
+from splitee_server.learning.initial.published import read_published
+from splitee_server.learning.initial.weights import Found
+
+TORCHVISION = "torchvision"
+RUN = "run:"
+HELP = (
+    "What networks begin from: torchvision (its published weights), FILE.safetensors, FILE.pt, or run:DIR "
+    "(the last commit of an earlier run, a server's --state).  [default: random weights by --seed]"
+)
+
+
+def read_weights(source: str, spec: RunSpec) -> Found:
+    """Raises ConfigError or StateError: it cannot be had, or is none."""
+    if source == TORCHVISION:
+        return read_published(spec.network)
+    if source.startswith(RUN):
+        return read_run(Path(source.removeprefix(RUN)).expanduser(), spec)
+    if source.partition(":")[0] in ("http", "https"):
+        raise ConfigError(f"--weights {source}: download the file first, and give its path")
+    return read_file(Path(source).expanduser())
+
+
+def label(source: str) -> str:
+    """How RunSpec.weights names a source: without the folders of this machine."""
+    kind = RUN if source.startswith(RUN) else ""
+    return kind + Path(source.removeprefix(kind)).name

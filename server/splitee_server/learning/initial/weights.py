@@ -1,0 +1,166 @@
+"""Trained weights as a run begins from them: fitted to its network, durable, and known by their digest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from splitee.errors import ConfigError
+from splitee.networks.split import SplitNetwork
+from splitee.networks.zoo import make
+from splitee.protocol.codecs import LARGEST
+from splitee.protocol.run_spec import RunSpec
+from splitee.samples.fitting import by
+from splitee.training.state import COUNTER, first_not_finite, pack_state, unpack_state
+from splitee.training.weights import VARIANCE
+
+Weights = Mapping[str, Tensor]
+SHOWN = 12  # hexadecimal digits of the digest in RunSpec.weights
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds.
+
+    Attributes:
+        name: of the source, for people.
+        tensors: of the whole network, by its names.
+        exits: by cut, by the exit's names.
+        class_names: of the classes that head and exits tell apart; empty: not known.
+        mean, std: of the images that they were trained with, one a channel or one for all; empty: not known.
+    """
+
+    name: str
+    tensors: Weights
+    exits: Mapping[int, Weights] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """What a run begins from.
+
+    Attributes:
+        tensors: all of the network's, by its names.
+        exits: by cut, of those that are not new.
+        class_names: that the run takes over with them; empty: none.
+    """
+
+    tensors: Weights
+    exits: Mapping[int, Weights] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+
+    def load_into(self, network: SplitNetwork) -> None:
+        """Parts of `network` that are made later, and those that are there, have these weights."""
+        network.module.load_state_dict(self.tensors)
+
+    def encode(self) -> bytes:
+        exits = {cut: dict(tensors) for cut, tensors in self.exits.items()}
+        return pack_state({"tensors": dict(self.tensors), "exits": exits, "class_names": self.class_names})
+
+    @classmethod
+    def decode(cls, data: bytes) -> InitialWeights:
+        """Raises StateError: it is not what `encode` gives."""
+        state: dict[str, Any] = unpack_state(data)
+        return cls(state["tensors"], state["exits"], tuple(state["class_names"]))
+
+
+def fit(found: Found, network: SplitNetwork, spec: RunSpec, class_names: tuple[str, ...]) -> InitialWeights:
+    """The weights of a source in a run's network. The head and exits are new, as the seed gives them, where
+    the source tells other classes apart.
+
+    Args:
+        network: of the run, with the weights that its seed gives.
+        class_names: that are given for the run; empty: those of the source, if they are as many as the
+            run's.
+
+    Raises:
+        ConfigError: they are another network's, with the first tensor that differs.
+    """
+    own = network.module.state_dict()
+    head = _head(network, spec)
+    is_same = _tells_same_classes(found, own, head, class_names)
+    taken = {name: found.tensors.get(name) for name in own}
+    for name, there in taken.items():
+        if name in head and not is_same:
+            taken[name] = None
+        elif not name.endswith(COUNTER):
+            _check(found.name, name, there, own[name])
+    tensors = {
+        name: fresh.clone() if (there := taken[name]) is None else there.detach().to(fresh.dtype).clone()
+        for name, fresh in own.items()
+    }
+    _check_values(found.name, tensors)
+    if ignored := len(found.tensors.keys() - own.keys()):
+        log.info("weights: %d tensors of %s are none of %s, and are left", ignored, found.name, network.name)
+    if not is_same:
+        log.info("weights: the classes are not those of %s: the head is new, and so are exits", found.name)
+    exits = {cut: dict(weights) for cut, weights in found.exits.items()} if is_same else {}
+    return InitialWeights(tensors, exits, (class_names or found.class_names) if is_same else ())
+
+
+def _head(network: SplitNetwork, spec: RunSpec) -> set[str]:
+    """The tensors whose shapes depend on the number of classes."""
+    more = make(
+        spec.network,
+        num_classes=spec.num_classes + 1,
+        input_shape=spec.input_shape,
+        stem=spec.stem,
+        seed=spec.seed,
+        device="meta",
+    )
+    shapes = {name: tensor.shape for name, tensor in more.state_dict().items()}
+    return {name for name, tensor in network.module.state_dict().items() if shapes.get(name) != tensor.shape}
+
+
+def _tells_same_classes(found: Found, own: Weights, head: set[str], class_names: tuple[str, ...]) -> bool:
+    if any(name not in found.tensors or found.tensors[name].shape != own[name].shape for name in head):
+        return False
+    if not class_names or not found.class_names or class_names == found.class_names:
+        return True
+    gone = [name for name in found.class_names if name not in class_names]
+    new = [name for name in class_names if name not in found.class_names]
+    if gone or new:
+        words = f"new: {', '.join(new[:5]) or 'none'}; gone: {', '.join(gone[:5]) or 'none'}"
+    else:
+        words = "the same in another order"
+    log.warning("weights: --classes are not those of %s (%s)", found.name, words)
+    return False
+
+
+def _check(source: str, name: str, there: Tensor | None, own: Tensor) -> None:
+    if there is None:
+        raise ConfigError(f"--weights: {source} has no tensor {name!r}: is it of another --network?")
+    if there.shape != own.shape:
+        raise ConfigError(
+            f"--weights: {source} is of another network: {name} is {_shape(there)} there, "
+            f"{_shape(own)} in this one; --network, --stem and --input must be those it was trained with"
+        )
+
+
+def _check_values(source: str, tensors: Weights) -> None:
+    if (name := first_not_finite(tensors)) is None:
+        name = next((name for name, tensor in tensors.items() if _is_beyond(name, tensor)), None)
+    if name is not None:
+        raise ConfigError(f"--weights: {source}: {name} holds a value that is not finite, or too large")
+
+
+def _is_beyond(name: str, tensor: Tensor) -> bool:
+    """What no message may carry."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return False
+    if name.endswith(VARIANCE):
+        return bool(tensor.min() < 0 or tensor.max() > LARGEST**2)
+    return bool(tensor.abs().max() > LARGEST)
+
+
+def _shape(tensor: Tensor) -> str:
+    return by(tuple(tensor.shape)) or "a scalar"

@@ -1,0 +1,86 @@
+"""What a run leaves to the fleet's images: frozen stages of `auto`, mean and deviation of `fleet`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from msgspec.structs import replace
+
+from splitee.networks.split import SplitNetwork
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.initial.normalization import FLEET
+from splitee_server.members.members import Members
+from splitee_server.rounds.checkpoints import Checkpoints
+
+FEW_IMAGES = 200  # of a class in the whole fleet, below which trained stages are better left as they are
+LEAST_STD = 1 / 255  # of a channel; images of one grey have none
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """What a device has said of its training images: how many, and a value a channel, where it was asked."""
+
+    count: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: Checkpoints) -> RunSpec:
+    """The run with what follows from the devices that are here: durable before any of them hears of it."""
+    if not spec.awaits_fleet:
+        return spec
+    images = [
+        DeviceImages(member.train_samples, member.pixel_mean, member.pixel_std) for member in members.active()
+    ]
+    settled = settle(spec, model.network, images)
+    checkpoints.settle(settled)
+    model.freeze(settled.frozen)
+    log.info(
+        "settled by the fleet's images: stages 1..%d are frozen, mean %s, deviation %s",
+        settled.frozen,
+        _words(settled.mean),
+        _words(settled.std),
+    )
+    return settled
+
+
+def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[DeviceImages]) -> RunSpec:
+    """The specification with what follows from the devices' images.
+
+    Mean and deviation are the medians over the devices, channel by channel: half of the devices would have
+    to lie to move them.
+    """
+    changed: dict[str, object] = {"settled": True}
+    if spec.freeze == "auto":
+        changed["frozen"] = frozen_stages(spec, network, sum(device.count for device in devices))
+    if spec.normalize == FLEET:
+        channels = spec.input_shape[0]
+        told = [one for one in devices if len(one.mean) == len(one.std) == channels]
+        if told:
+            mean = np.median([one.mean for one in told], axis=0)
+            std = np.maximum(np.median([one.std for one in told], axis=0), LEAST_STD)
+            changed |= {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
+        else:
+            log.warning("no device says its images' mean and deviation: 0.5 is taken for both")
+    return replace(spec, **changed)
+
+
+def frozen_stages(spec: RunSpec, network: SplitNetwork, images: int) -> int:
+    """How many stages `--freeze auto` leaves untrained, with so many training images in the fleet.
+
+    None of weights that nobody has trained. Of trained ones the first half, where a class has few images;
+    else none.
+    """
+    if not spec.weights or images >= FEW_IMAGES * spec.num_classes:
+        return 0
+    return network.num_layers // 2
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.3f}" for value in values)

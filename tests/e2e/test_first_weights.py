@@ -1,0 +1,91 @@
+"""Runs that begin from trained weights, over MQTT: those of one process, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleets import CUTS, Fleet, await_message, in_one_process
+from safetensors.torch import save_file
+
+from splitee.mqtt.link import Link
+from splitee.networks.split import build_network
+from splitee.protocol.rounds import Commit
+from splitee.protocol.routes import SYNC
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Of the fleet's network, and not those of its seed."""
+    path = tmp_path / "trained.safetensors"
+    save_file(build_network("tiny_networks:tiny", num_classes=10, seed=9).module.state_dict(), path)
+    return path
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(
+    ("strategy", "averaging", "freeze"), [("sequential", "none", 0), ("averaging", "layerwise", 2)]
+)
+def test_killed_while_weights_are_on_their_way_the_weights_are_the_same(
+    mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path, strategy: Any, averaging: Any, freeze: int
+) -> None:
+    """A device and then the server are killed as they are asked for; the server comes back without a file."""
+    expected = in_one_process(strategy, "step", 2, averaging=averaging, weights=str(weights), freeze=freeze)
+    topics = Topics(f"first-{strategy}")
+    watcher = Link(mosquitto_broker.address, f"watches-{topics.fleet}")
+    asked = SYNC.topic(topics, "pi-2")
+    watcher.subscribe(asked)
+    watcher.open(5)
+    flags = ("--strategy", strategy, "--client-averaging", averaging, "--freeze", str(freeze))
+    flags += ("--weights", str(weights))
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*flags)
+        fleet.three_devices()
+        for name in ("pi-2", "server"):
+            await_message(watcher, asked, lambda payload: b"client." in payload)
+            fleet.processes[name].kill()
+            fleet.processes[name].wait()
+            if name == "pi-2":
+                fleet.device("pi-2", CUTS["pi-2"], shard="2/3")
+        weights.unlink()
+        fleet.server(*flags)
+        assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
+        report = fleet.report()
+    watcher.close()
+    assert report["weights_sha256"] == expected
+    assert report["rejected"] == 0
+
+
+@pytest.mark.mosquitto
+def test_what_follows_from_the_fleets_images_is_settled_before_the_first_round(
+    mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path
+) -> None:
+    """A device loses its card: it gets the first weights again, and trains all again to the same bits."""
+    expected = in_one_process("sequential", "step", 3, weights=str(weights), freeze="auto", normalize="fleet")
+    flags = ("--weights", str(weights), "--freeze", "auto", "--normalize", "fleet")
+    topics = Topics("settled")
+    watcher = Link(mosquitto_broker.address, "watches-settled")
+    watcher.subscribe(topics.commit)
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*flags, rounds=3)
+        fleet.three_devices()
+        await_message(watcher, topics.commit, lambda payload: Commit.decode(payload).round >= 1)
+        fleet.processes["pi-3"].kill()
+        fleet.processes["pi-3"].wait()
+        shutil.rmtree(tmp_path / "pi-3")
+        fleet.device("pi-3", CUTS["pi-3"], shard="3/3")
+        assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
+        report = fleet.report()
+    watcher.close()
+    assert report["weights_sha256"] == expected
+    run = json.loads((tmp_path / "server" / "run.json").read_text())
+    assert (run["frozen"], run["settled"]) == (2, True)
+    assert run["mean"] != [0.5] and len(run["mean"]) == len(run["std"]) == 3
+    held = json.loads((tmp_path / "pi-1" / "run.json").read_text())["spec"]
+    assert (held["frozen"], held["mean"]) == (run["frozen"], run["mean"])

@@ -1,0 +1,112 @@
+"""Every method begins from the weights that are given, and leaves frozen stages as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from msgspec.structs import replace
+from torch import Tensor
+
+from splitee.networks.split import build_for, build_network
+from splitee.protocol.run_spec import RunSpec
+from splitee_device.data.images import DeviceData, open_data
+from splitee_lab.methods.experiment import Experiment
+from splitee_lab.methods.registry import BASELINES, METHODS
+from splitee_lab.methods.simulation import SimulatedDevice, Simulation
+from splitee_lab.methods.whole import whole_trainer
+from splitee_server.learning.initial.weights import InitialWeights
+
+SPEC = RunSpec(
+    protocol=1,
+    run="r",
+    network="tiny_networks:tiny",
+    num_classes=10,
+    rounds=2,
+    batch_size=16,
+    weights="given 0123456789ab",
+    freeze=2,
+    frozen=2,
+)
+CUTS = {"a": 1, "b": 2, "c": 3}
+
+
+@pytest.fixture(scope="module")
+def initial() -> InitialWeights:
+    """Not those of the run's seed."""
+    return InitialWeights(build_network("tiny_networks:tiny", num_classes=10, seed=9).module.state_dict())
+
+
+@pytest.fixture(scope="module")
+def data() -> DeviceData:
+    return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=32)
+
+
+def devices(data: DeviceData) -> dict[str, SimulatedDevice]:
+    return {name: SimulatedDevice(cut, data) for name, cut in CUTS.items()}
+
+
+def frozen_of(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of frozen stages among those of clients and trunks, by their last names."""
+    keys = build_for(SPEC).frozen_keys
+    return {name: one for name, one in weights.items() if any(name.endswith(key) for key in keys)}
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"client_averaging": "none"},
+        {"client_averaging": "same-cut", "clip_updates": 1.0},
+        {"average": "median", "optimizer": "adamw", "augmentation": "flip"},
+    ],
+)
+def test_a_fleet_leaves_frozen_stages_as_they_were(
+    data: DeviceData, initial: InitialWeights, strategy: str, settings: dict[str, Any]
+) -> None:
+    """Also one of which a device moves."""
+    spec = replace(SPEC, strategy=strategy, **settings)
+    simulation = Simulation(spec, devices(data), initial=initial, moves={1: {"a": 3}})
+    for _ in simulation.rounds():
+        pass
+    own = {**simulation._model.trunk_weights()}
+    for name, trainer in simulation._trainers.items():
+        own |= {f"{name}.{key}": tensor for key, tensor in trainer.weights().items()}
+    found = frozen_of(own)
+    assert len(found) > 10
+    for name, tensor in found.items():
+        key = next(key for key in initial.tensors if name.endswith(key))
+        assert torch.equal(tensor, initial.tensors[key]), name
+    assert not torch.equal(own["c.client.hidden.1.weight"], initial.tensors["hidden.1.weight"])
+
+
+@pytest.mark.parametrize("method", BASELINES)
+@pytest.mark.parametrize("cuts", [CUTS, {"a": 1, "b": 1}])
+def test_every_baseline_trains_from_the_weights(
+    data: DeviceData, initial: InitialWeights, method: str, cuts: dict[str, int]
+) -> None:
+    """Also where a client trains nothing of its stages."""
+    own = {name: SimulatedDevice(cut, data) for name, cut in cuts.items()}
+    experiment = Experiment(SPEC, own, initial=initial)
+    assert len(list(METHODS[method](experiment))) == SPEC.rounds
+    trainer = whole_trainer(experiment, "a", data.train)
+    assert all(torch.equal(one, initial.tensors[name]) for name, one in trainer.network.state_dict().items())
+    for _ in trainer.round(1):
+        pass
+    after = trainer.network.state_dict()
+    for name, tensor in frozen_of(after).items():
+        assert torch.equal(tensor, initial.tensors[name]), name
+
+
+def test_frozen_stages_do_not_travel(data: DeviceData, initial: InitialWeights) -> None:
+    sent = {}
+    for frozen in (0, 2):
+        spec = replace(SPEC, freeze=frozen, frozen=frozen, rounds=1)
+        simulation = Simulation(spec, devices(data), initial=initial)
+        sent[frozen] = next(simulation.rounds()).bytes
+    stages = build_for(SPEC)
+    tensors = initial.tensors
+    sizes = [sum(tensors[key].nbytes for key in stages.stage_keys(1, min(cut, 2))) for cut in CUTS.values()]
+    assert sent[0] - sent[2] == 2 * sum(sizes)  # up and down
