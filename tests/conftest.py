@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -67,6 +68,16 @@ def require_mosquitto() -> None:
 def one_thread() -> None:
     """Commands that a test calls in this process set their own number; weights depend on it."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Commands that a test calls in this process make loggers quiet; other tests read what is logged."""
+    loggers = [logging.getLogger(name) for name in ("splitee", "splitee_device")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

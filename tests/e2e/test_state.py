@@ -41,10 +41,10 @@ def test_a_server_refuses_the_state_of_a_run_with_other_settings(
 ) -> None:
     with state(tmp_path, json.loads(SPEC.encode())):
         pass
-    code, line = call(capsys, *server(tmp_path), "--rounds", "7")
+    code, line = call(capsys, *server(tmp_path), "--window", "7")
     assert code == ExitCode.STATE
     assert "holds run run-a with other settings" in line
-    assert "rounds 1 there, 7 here" in line
+    assert "window 8 there, 7 here" in line
     assert "--fresh starts over" in line
 
 

@@ -80,7 +80,7 @@ def test_no_other_choice_ends_sooner_and_none_as_soon_goes_deeper(fleet: list[li
 def test_the_table_shows_texts_as_they_are() -> None:
     written = io.StringIO()
     evil = Planned("pi-1\x1b[2J\n[red]", None, None, "no cut\r\n\x9b31m [blink]")
-    Console(file=written, width=200, force_terminal=True, color_system=None).print(_table([evil]))
+    Console(file=written, width=200, force_terminal=True, color_system=None).print(_table([evil], 0))
     lines = written.getvalue().removesuffix("\n").split("\n")
     assert all(line.isprintable() for line in lines)
     assert lines[-1].split("  ")[0] == r"pi-1\x1b[2J\n[red]"

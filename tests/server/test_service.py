@@ -418,10 +418,9 @@ def test_rounds_that_bring_nothing_better_end_the_run_and_the_best_commit_is_the
     second = begin(101, stop_after=3)
     report = second.run()
     assert (report["rounds"], report["fleet"]["adaptive_accuracy"]) == (5, 0.0)
-    assert report["best"] == {
-        "round": 2, "images": 12, "exit_accuracy": 1.0, "trunk_accuracy": report["best"]["trunk_accuracy"],
-        "adaptive_accuracy": 1.0, "offload_share": 0.0,
-    }  # fmt: skip
+    best = report["best"]
+    assert (best["round"], best["images"]) == (2, 12)
+    assert (best["exit_accuracy"], best["adaptive_accuracy"], best["offload_share"]) == (1.0, 1.0, 0.0)
     released, _ = BestRound(second.checkpoints, 3).release(5)
     assert (released.round, second.checkpoints.answering(), second.checkpoints.newest()) == (2, 2, 5)
     assert sorted(released.clients) == list(THREE)

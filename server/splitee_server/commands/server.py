@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -123,55 +124,56 @@ def server(
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
     if threads:
         torch.set_num_threads(threads)
-    directory = StateDirectory(state)
-    store = Checkpoints(directory)
-    spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
-    topics, instance = Topics(link.fleet), time.time_ns()
-    limits = SenderLimits(topics)
-    connection = Link(
-        link.address,
-        f"splitee-{link.fleet}-server-{instance}",
-        will=offline(topics, instance),
-        tls=link.tls,
-        admits=limits.admits,
-    )
-    stop = stop_on_signals()
-    policy = Policy(
-        devices,
-        min(quorum, devices),
-        missing,
-        deadline_floor,
-        memory << 20,
-        quarantine_after=quarantine_after,
-        readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
-        most_images=most_images,
-        stop_after=stop_after,
-    )
-    certificate = own_certificate(link.tls)
-    warn_before_it_ends(certificate)
-    with monitoring.observers(connection, topics, store, certificate) as observers:
-        connection.open(link.connect_timeout)
-        farewell = None
-        try:
-            claim_fleet(connection, topics, instance)
-            farewell = offline(topics, instance)
-            log.info("run %s: %s, %s, waiting for %d devices", spec.run, spec.network, spec.strategy, devices)
-            Service(
-                connection,
-                topics,
-                spec,
-                network,
-                store,
-                policy,
-                instance=instance,
-                stop=stop.is_set,
-                observers=observers,
-                limits=limits,
-                signer=signer,
-                initial=initial,
-            ).run()
-        except Stopped:
-            log.info("stopped; the last committed round is in %s", state)
-        finally:
-            connection.close(farewell)
-            directory.close()
+    with closing(StateDirectory(state)) as directory:
+        store = Checkpoints(directory)
+        spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
+        topics, instance = Topics(link.fleet), time.time_ns()
+        limits = SenderLimits(topics)
+        connection = Link(
+            link.address,
+            f"splitee-{link.fleet}-server-{instance}",
+            will=offline(topics, instance),
+            tls=link.tls,
+            admits=limits.admits,
+        )
+        stop = stop_on_signals()
+        policy = Policy(
+            devices,
+            min(quorum, devices),
+            missing,
+            deadline_floor,
+            memory << 20,
+            quarantine_after=quarantine_after,
+            readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
+            most_images=most_images,
+            stop_after=stop_after,
+        )
+        certificate = own_certificate(link.tls)
+        warn_before_it_ends(certificate)
+        with monitoring.observers(connection, topics, store, certificate) as observers:
+            connection.open(link.connect_timeout)
+            farewell = None
+            try:
+                claim_fleet(connection, topics, instance)
+                farewell = offline(topics, instance)
+                log.info(
+                    "run %s: %s, %s, waiting for %d devices", spec.run, spec.network, spec.strategy, devices
+                )
+                Service(
+                    connection,
+                    topics,
+                    spec,
+                    network,
+                    store,
+                    policy,
+                    instance=instance,
+                    stop=stop.is_set,
+                    observers=observers,
+                    limits=limits,
+                    signer=signer,
+                    initial=initial,
+                ).run()
+            except Stopped:
+                log.info("stopped; the last committed round is in %s", state)
+            finally:
+                connection.close(farewell)

@@ -98,6 +98,5 @@ def test_a_folder_that_cannot_be_written_is_a_line_in_the_log(
 
 def test_an_image_gives_the_same_features_whichever_are_computed_with_it(data: DeviceData) -> None:
     trainer = ClientTrainer(build_for(SPEC), 2, SPEC, "pi-1", data)
-    alone, _ = trainer._training_features(np.array([5]))
-    among, _ = trainer._training_features(np.arange(20))
-    assert torch.equal(alone[0], among[5])
+    alone, among = trainer.features.batches(data.train, [np.array([5]), np.arange(20)])
+    assert torch.equal(alone.images[0], among.images[5])

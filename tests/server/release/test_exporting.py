@@ -88,7 +88,8 @@ def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
     assert models["pi-1"].manifest.sha256 != models["pi-2"].manifest.sha256
     few, *pooled = (models[device].manifest for device in ("pi-1", "pi-2", "pi-3", "pi-4"))
     assert (few.threshold, few.threshold_images) == (0.5, 0)
-    assert few.expected_offload == scores["pi-1"].accuracies().offload_share
+    share = scores["pi-1"].accuracies().offload_share
+    assert few.expected_offload == pytest.approx(share, abs=1e-6)  # as it travels
     for manifest in pooled:
         assert manifest.threshold_images == 240
         assert manifest.threshold == pytest.approx(0.4, abs=0.03)
