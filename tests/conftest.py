@@ -71,13 +71,10 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def log_levels() -> Iterator[None]:
-    """Commands that a test calls in this process make loggers quiet; other tests read what is logged."""
-    loggers = [logging.getLogger(name) for name in ("splitee", "splitee_device")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
+def log_levels() -> None:
+    """Commands that other tests have called in this process make loggers quiet."""
+    for name in ("splitee", "splitee_device"):
+        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
