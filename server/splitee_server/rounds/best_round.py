@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
+from splitee.cli.accuracy_words import accuracies_in_words
 from splitee.protocol.fleet import Metrics
 from splitee.training.history import course
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
@@ -35,8 +36,9 @@ class BestRound:
 
     def ends_run(self, committed: int) -> bool:
         """Whether the run is over after round `committed`, as too many rounds brought nothing better."""
-        found = course(self._checkpoints.history(), committed)
-        return 0 < self._stop_after <= found.without_better
+        if not self._stop_after:
+            return False
+        return course(self._checkpoints.history(), committed).without_better >= self._stop_after
 
     def release(self, committed: int) -> tuple[Committed, Mapping[str, Score]]:
         """The commit that is released, and its scores by device where this process evaluated it.
@@ -51,14 +53,7 @@ class BestRound:
             chosen = self._checkpoints.load(committed)
         assert chosen is not None
         if best is not None and chosen.round != committed:
-            log.info("round %d of %d is the best, and is released: %s", best.round, committed, in_words(best))
+            words = accuracies_in_words(best.fleet, best.fleet.images)
+            log.info("round %d of %d is the best, and is released: %s", best.round, committed, words)
         self._checkpoints.release(chosen.round)
         return chosen, self._scores if self._scored == chosen.round else {}
-
-
-def in_words(metrics: Metrics) -> str:
-    """The fleet's accuracy in a round, and on how many images."""
-    accuracy = metrics.fleet.adaptive_accuracy
-    if accuracy is None:
-        return "not evaluated"
-    return f"{100 * accuracy:.1f} % of {metrics.fleet.images} held-out images are right"

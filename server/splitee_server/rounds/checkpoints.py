@@ -105,7 +105,7 @@ class Checkpoints:
                 f"give at least {committed}, or --fresh starts over"
             )
         spec = msgspec.structs.replace(stored, rounds=rounds)
-        self._directory.save_facts(json.loads(spec.encode()))
+        self.settle(spec)
         log.info(
             "run %s has %d rounds now, before %d: from round %d on the learning rate is that of a run of %d",
             spec.run,

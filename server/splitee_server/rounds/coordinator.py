@@ -101,8 +101,9 @@ class Coordinator:
             self._open("gather")  # first: who hears of a run that goes on must not take it for finished
         self._announce.run(self._spec_now())
         yield from self._gather()
-        self._spec = settle_run(self._spec, self._model, self._members, self._checkpoints)
-        self._announce.run(self._spec_now())
+        if self._spec.awaits_fleet:
+            self._spec = settle_run(self._spec, self._model, self._members, self._checkpoints)
+            self._announce.run(self._spec_now())
         if self._commits.round and self._metrics is None:
             yield from self._evaluate()
         while not self._is_over():

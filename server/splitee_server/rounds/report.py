@@ -9,7 +9,7 @@ from typing import Any
 from msgspec.structs import asdict, replace
 
 from splitee.cli.accuracy_words import accuracies_in_words, weakest_in_words
-from splitee.cli.words import images
+from splitee.cli.words import images, percent
 from splitee.protocol.accuracies import MOST_CLASSES, Accuracies, ClassRecall, ReleasedThreshold
 from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
 from splitee.protocol.run_spec import RunSpec
@@ -102,7 +102,7 @@ def log_metrics(metrics: Metrics) -> None:
         log.info("%s: fleet: %s", at, "; ".join(filter(None, words)))
     for device, values in metrics.devices.items():
         if values.trunk_accuracy is not None and values.exit_accuracy is not None:
-            alone = "" if values.alone_accuracy is None else f"alone {100 * values.alone_accuracy:.1f} %, "
+            alone = "" if values.alone_accuracy is None else f"alone {percent(values.alone_accuracy)}, "
             log.info(
                 "%s: %s (cut %d): %sexit %.1f %%, trunk %.1f %% of %s, trunk loss %s",
                 at,

@@ -33,8 +33,6 @@ class DeviceImages:
 
 def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: Checkpoints) -> RunSpec:
     """The run with what follows from the devices that are here: durable before any of them hears of it."""
-    if not spec.awaits_fleet:
-        return spec
     images = [
         DeviceImages(member.train_samples, member.pixel_mean, member.pixel_std) for member in members.active()
     ]
