@@ -6,6 +6,8 @@ PACKAGES := core device server export lab broker_config
 COMPOSE ?= docker compose
 # Test processes: one more than cores, for many tests wait for what others do.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+# Each of the tests' many processes would else compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxschedchunk 1
 
 .PHONY: demo up down test test-quick test-costs chaos test-all-networks check fuzz check-wheels lock sbom docs format clean

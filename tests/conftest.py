@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -45,6 +46,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         elif {"trained", "averaged"}.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
     items.sort(key=cost, reverse=True)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: no garbage collection need look at it again."""
+    gc.freeze()
 
 
 def cost(item: pytest.Item) -> float:

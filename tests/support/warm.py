@@ -16,16 +16,13 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from splitee_lab.local.forked import CONTEXT, LOADED_ONCE, ForkedCommand
+from splitee_lab.local.forked import ForkedCommand, load_once
 
-CONTEXT.set_forkserver_preload(
-    [
-        *LOADED_ONCE,
-        "splitee_server.commands.server",
-        "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
-        "splitee_server.release.exporting",
-        "first_export",
-    ]
+load_once(
+    "splitee_server.commands.server",
+    "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
+    "splitee_server.release.exporting",
+    "first_export",
 )
 FORK = "splitee.tests.fork"  # audit event of each start
 

@@ -30,8 +30,3 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.o
         weight_decay=spec.weight_decay,
         nesterov=spec.momentum > 0,
     )
-
-
-def precision_at(place: torch.device) -> torch.autocast:
-    """Mixed precision on a GPU; a CPU computes in float32, so that its results stay the same everywhere."""
-    return torch.autocast(place.type, torch.bfloat16, enabled=place.type == "cuda")

@@ -25,7 +25,8 @@ from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
-from splitee.training.optimizer import make_optimizer, precision_at
+from splitee.training.optimizer import make_optimizer
+from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.state import weights_digest
@@ -108,7 +109,7 @@ class ClientTrainer:
         order = epoch_batches(self._spec, self._device, number, self.samples, steps)
         for step, batch in enumerate(self._train_batches(order)):
             labels = batch.labels
-            torch.manual_seed(seed_for(self._spec.seed, self._device, number, step))
+            seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
             with precision_at(self._place):
                 features = self._features(batch, self._spec.augmentation)  # (B, *feature_shape)

@@ -23,11 +23,19 @@ from splitee.errors import ChildFailed
 # The command line first: it decides what torch may load. No more than a device needs: the pages are part of
 # what a device measures as its own memory.
 LOADED_ONCE = ["splitee.cli.main", "torch", "torchvision", "splitee_device.commands.device"]
+LAST = "splitee_lab.local.frozen_heap"
 FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal sends to a whole group
 COMM = Path("/proc/self/comm")  # what `top` and `ps -e` show
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(LOADED_ONCE)
+
+
+def load_once(*modules: str) -> None:
+    """Have the fork server load these too, if it is not there yet."""
+    CONTEXT.set_forkserver_preload([*LOADED_ONCE, *modules, LAST])
+
+
+load_once()
 
 
 def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) -> BaseProcess:

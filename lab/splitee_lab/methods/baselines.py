@@ -19,7 +19,8 @@ from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches, steps_a_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
-from splitee.training.optimizer import make_optimizer, precision_at
+from splitee.training.optimizer import make_optimizer
+from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batch, batches_at
 from splitee_device.data.image_sets import LabelledImages, joined
@@ -122,7 +123,7 @@ class WholeTrainer:
         set_training(self.network, self._frozen)
         order = epoch_batches(run, self._name, number, len(self._pictures))
         for step, one in enumerate(self._batches(order)):
-            torch.manual_seed(seed_for(run.seed, self._name, number, step))
+            seed_at(self._place, seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
             with precision_at(self._place):
                 logits = self.network(augment(one.images, run))

@@ -18,7 +18,8 @@ from splitee.protocol.labels import encode_labels
 from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches
 from splitee.training.learning_rate import learning_rate, set_rate
-from splitee.training.optimizer import make_optimizer, precision_at
+from splitee.training.optimizer import make_optimizer
+from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batches_at
 from splitee_lab.methods.baselines import held_out_batches
@@ -74,7 +75,7 @@ class _Client:
         order = epoch_batches(spec, self._name, number, samples)
         for step, batch in enumerate(self._batches(order)):
             labels = batch.labels
-            torch.manual_seed(seed_for(spec.seed, self._name, number, step))
+            seed_at(self._place, seed_for(spec.seed, self._name, number, step))
             if self._optimizer is not None:
                 set_rate(self._optimizer, learning_rate(spec, number, step, steps))
             with precision_at(self._place):

@@ -22,7 +22,8 @@ from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.learning_rate import learning_rate, set_rate
-from splitee.training.optimizer import make_optimizer, precision_at
+from splitee.training.optimizer import make_optimizer
+from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 
 LARGEST_GRADIENT = 1e6  # norm that is still scaled down; beyond it the batch gives no step
@@ -120,7 +121,7 @@ class Strategy(ABC):
         """
         trunk, optimizer = self.trunk(device), self.optimizer(device)
         set_training(trunk, self._frozen)
-        torch.manual_seed(seed_for(self._spec.seed, "trunk", device, round_number, step))
+        seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         with statistics_kept_on_error(trunk):
