@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import warm
+import warm  # noqa: F401  what CONTEXT's processes have loaded
 from once import made_once
 
 from splitee.durable import StateDirectory
@@ -19,6 +19,7 @@ from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 from splitee_export.models import export_client, export_trunks
 from splitee_export.states import DeviceState, ServerState, read_state
+from splitee_lab.local.forked import CONTEXT
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
@@ -52,7 +53,7 @@ def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
     )
 
     def make(path: Path) -> None:
-        process = warm.CONTEXT.Process(target=_make, args=(path, spec, data))  # which has exported before
+        process = CONTEXT.Process(target=_make, args=(path, spec, data))  # which has exported before
         process.start()
         process.join()
         assert process.exitcode == 0
