@@ -27,7 +27,7 @@ from splitee_device.settings import DeviceSettings
 from splitee_device.training.baseline import alone_accuracy
 from splitee_device.training.feature_cache import CacheRoom
 from splitee_device.training.store import DeviceStore
-from splitee_device.training.trainer import open_trainer
+from splitee_device.training.trainer import ClientTrainer, open_trainer
 
 log = logging.getLogger(__name__)
 
@@ -77,21 +77,24 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
     """Take part until the run trains no more."""
     released = release_in_service(directory.path)
     device = settings.device
-    pictures = settings.open_data(spec, directory.path, session.drain)
+    images = settings.open_images(spec, directory.path, session.drain)
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
-    store = DeviceStore(directory, device, pictures, settings.serving.region)
-    chosen = _choose_cut(session, spec, directory, settings, len(pictures.train))
+    store = DeviceStore(directory, device, images, settings.serving.region)
+    chosen = _choose_cut(session, spec, directory, settings, len(images.data.train))
     store.open(spec, chosen.cut, fresh=settings.fresh)
     log.info(
-        "%s: run %s, %s cut at %d, %d pictures",
+        "%s: run %s, %s cut at %d, %d images",
         device,
         spec.run,
         spec.network,
         chosen.cut,
-        len(pictures.train),
+        len(images.data.train),
     )
     cache = CacheRoom(directory.path, settings.cache << 20)
-    trainer_at = partial(open_trainer, device=device, data=pictures, cache=cache)
+
+    def trainer_at(of: RunSpec, cut: int) -> ClientTrainer:
+        return open_trainer(of, cut, device=device, data=images.data, cache=cache)
+
     if spec.codec == AUTO:
         auto_codec = AutoCodec(settings.link, device)
         spec = replace(
@@ -122,7 +125,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         lowest_cut=settings.floor,
         alone_accuracy=alone,
     )
-    agent.take_part(pictures)
+    agent.take_part(images)
     return Part(spec, store.cuts, released if agent.has_trained else None)
 
 

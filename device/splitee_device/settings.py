@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from splitee.errors import ConfigError
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.run_spec import RunSpec
+from splitee_device.data.device_images import DeviceImages
+from splitee_device.data.division import Division, read_division
 from splitee_device.data.images import DeviceData, Shard, open_data
 from splitee_device.data.storage import Storage, most_for_images
 from splitee_device.inference.options import ServingOptions
@@ -57,16 +60,27 @@ class DeviceSettings:
         """Bytes."""
         return None if self.memory is None else self.memory << 20
 
-    def open_data(self, spec: RunSpec, folder: Path, tick: Callable[[], None]) -> DeviceData:
+    def open_images(self, spec: RunSpec, folder: Path, tick: Callable[[], None]) -> DeviceImages:
         """The images for a run.
 
         Args:
-            folder: for a temporary file, where images do not fit in memory.
+            folder: of the device's state, which tells what they were for so far.
             tick: is called now and then while it takes.
 
         Raises:
             DataError: as its message says.
         """
+        division = Division(self.holdout) if self.fresh else read_division(folder, self.holdout)
+        folders = [Path(name).expanduser() for name in (self.data, self.test) if name]
+        return DeviceImages(
+            partial(self._open_data, spec, folder, tick),
+            division,
+            tuple(path for path in folders if path.is_dir()),
+        )
+
+    def _open_data(
+        self, spec: RunSpec, folder: Path, tick: Callable[[], None], division: Division | None
+    ) -> DeviceData:
         return open_data(
             self.data,
             input_shape=spec.input_shape,
@@ -77,6 +91,7 @@ class DeviceSettings:
             seed=spec.seed,
             limit=self.limit,
             test=self.test,
+            division=division,
             class_names=spec.class_names,
             storage=Storage(most_for_images(self.most_memory), self.workers, folder),
             tick=tick,

@@ -17,6 +17,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.agent.agent import Agent
 from splitee_device.agent.monitor import CutWish
 from splitee_device.agent.session import Session
+from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.image_sets import ImageSet
 from splitee_device.data.images import DeviceData
 from splitee_device.training.store import DeviceStore
@@ -80,7 +81,8 @@ class Device:
 
     def run(self) -> None:
         """From the run's first word to its end."""
-        store = DeviceStore(self.directory, DEVICE, self.data)
+        images = DeviceImages(lambda _: self.data)
+        store = DeviceStore(self.directory, DEVICE, images)
         spec = self.session.await_run()
         agent = Agent(
             self.session,
@@ -92,7 +94,7 @@ class Device:
             lowest_cut=self._lowest_cut,
             clock=self.clock,
         )
-        agent.take_part(self.data)
+        agent.take_part(images)
 
     def _trainer_at(self, spec: RunSpec, cut: int) -> ClientTrainer:
         self.trainers.append(new_trainer(spec, cut, self.data))

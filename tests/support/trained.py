@@ -14,6 +14,7 @@ from splitee.durable import StateDirectory
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.kept import Samples
+from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
@@ -76,7 +77,7 @@ def _train(path: Path, spec: RunSpec, data: DeviceData) -> None:
             features, labels = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
             model.train(device, features, labels, round_number=1, step=step, steps=trainer.steps)
         directory = StateDirectory(path / device)
-        store = DeviceStore(directory, device, data)
+        store = DeviceStore(directory, device, DeviceImages(lambda _, data=data: data))
         store.save(spec, cut, 1, trainer)
         store.finish(spec, cut)
         directory.close()

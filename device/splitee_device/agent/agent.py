@@ -27,7 +27,7 @@ from splitee_device.agent.heard import ENDED, Outcome, PhaseKey, phase_key
 from splitee_device.agent.monitor import RoundMonitor
 from splitee_device.agent.phase import PhaseUnderWay, Superseded
 from splitee_device.agent.session import Session
-from splitee_device.data.images import DeviceData
+from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.statistics import channel_statistics
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
@@ -81,14 +81,14 @@ class Agent:
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
         self._sent = Sent()
 
-    def take_part(self, data: DeviceData) -> None:
+    def take_part(self, images: DeviceImages) -> None:
         """Join the run and train until it is finished.
 
         Raises:
             Rejected: the server does not take this device.
             IdInUse: another process has taken this id.
         """
-        session = self._session
+        session, data = self._session, images.data
         session.guard_cuts(self._spec.run, self._may_be_cut_at)
         profile = Profile(
             protocol=PROTOCOL,
@@ -114,7 +114,7 @@ class Agent:
                     if phase.kind == "train":
                         self._train(phase)
                     else:
-                        self._evaluate(phase)
+                        self._evaluate(phase, images)
                 done = phase_key(opened)
             except Superseded:
                 log.info("round %d: the server has moved on", opened.round)
@@ -309,17 +309,31 @@ class Agent:
                 self._capability = replace(self._capability, reason=wish.reason[:1000])
             self._session.presence.change_profile(next_cut=wish.cut, capability=self._capability)
 
-    def _evaluate(self, phase: PhaseUnderWay) -> None:
-        """Send the held-out batches, with what the exit predicts for them."""
-        trainer = self._trainer
+    def _evaluate(self, phase: PhaseUnderWay, images: DeviceImages) -> None:
+        """Send the held-out batches, with what the exit predicts for them; then look for new images."""
+        trainer, changed = self._trainer, False
         steps = self._steps(phase, trainer.held_out)
         for step, batch in enumerate(trainer.evaluate(steps)):
             if step == steps - 1:  # once the server has this batch, it may open the next phase
                 self._store.save_mistakes(phase.opened.round, trainer.mistakes)
+                changed = self._look_for_images(images)
             self._send(phase, step, batch)
             self._say("evaluating", phase.opened.round, step + 1, steps, trainer.loss)
             self._session.drain()
         self._session.wait(lambda: phase.outbox.empty, "the server to evaluate")
+        if changed:
+            del trainer
+            self._replace_trainer(self._cut)
+
+    def _look_for_images(self, images: DeviceImages) -> bool:
+        """Take up what has changed in the folders, and tell the server of it; whether anything has."""
+        if not images.look_again():
+            return False
+        self._store.save_division()
+        data = images.data
+        counts = {"train_samples": len(data.train), "held_out_samples": len(data.held_out)}
+        self._session.presence.change_profile(**counts)
+        return True
 
     def _say(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -63,7 +65,21 @@ def open_folder(root: Path) -> Source:
     def images(indices: Indices) -> Iterator[DeferredImage]:
         return (partial(load_image, Path(files[index])) for index in indices)
 
-    return Source(classes, Split(labels, images, files.__getitem__), None, empty, found.ignored())
+    def key(index: int) -> str:
+        return os.path.relpath(files[index], root)
+
+    return Source(classes, Split(labels, images, files.__getitem__, key=key), None, empty, found.ignored())
+
+
+def fingerprint(root: Path) -> bytes:
+    """Changes with every image that is added, taken away or written anew. Raises DataError."""
+    found = hashlib.sha256()
+    for name, files in _find(root).files.items():
+        for file in files:
+            with contextlib.suppress(OSError):  # gone by now
+                status = Path(file).stat()
+                found.update(f"{name}\0{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return found.digest()
 
 
 def _find(root: Path) -> Found:

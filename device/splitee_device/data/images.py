@@ -13,6 +13,7 @@ from splitee.protocol.fields import Fit
 from splitee.samples.fitting import Preparation, Region, Shape
 from splitee_device.data.accounts import report
 from splitee_device.data.base import Indices, Labels, Source, Split
+from splitee_device.data.division import Division
 from splitee_device.data.fitting_report import report_fitting
 from splitee_device.data.image_sets import LabelledImages
 from splitee_device.data.sources import in_order_of, open_source
@@ -37,12 +38,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class DeviceData:
-    """What a device trains on and is evaluated on; `skipped` names the images that could not be read."""
+    """What a device trains on and is evaluated on.
+
+    Attributes:
+        skipped: names of the images that could not be read.
+        division: which images are held out; None: the source always has the same images.
+    """
 
     train: LabelledImages
     held_out: LabelledImages
     class_names: tuple[str, ...]
     skipped: tuple[str, ...]
+    division: Division | None = None
 
 
 def open_data(
@@ -56,6 +63,7 @@ def open_data(
     seed: int = 0,
     limit: int | None = None,
     test: str | None = None,
+    division: Division | None = None,
     class_names: tuple[str, ...] = (),
     storage: Storage = IN_MEMORY,
     tick: Callable[[], None] = lambda: None,
@@ -70,6 +78,7 @@ def open_data(
     most so many training images of the shard, and as many held-out ones, in proportion to the classes.
 
     Args:
+        division: what images of this source were for so far, which they stay for.
         class_names: the fleet's. Where the source has those classes, in any order, or an empty folder for
             one, labels are numbered as they are; other names leave the source's own.
         storage: how images are kept; by default all of them in memory.
@@ -80,7 +89,8 @@ def open_data(
     """
     _check_settings(holdout, limit)
     source = in_order_of(open_source(spec, test), class_names)
-    train, (held_out_split, held_out) = _divide(spec, source, shard, holdout, seed)
+    division = division if division is not None and division.share == holdout else Division(holdout)
+    train, (held_out_split, held_out), division = _divide(spec, source, shard, division, seed)
     if limit is not None:
         train, held_out = spread_evenly(train, limit), spread_evenly(held_out, limit)
     preparation = Preparation(input_shape, fit, region)
@@ -89,7 +99,7 @@ def open_data(
     parts = [(source.train, train), (held_out_split, held_out)]
     to_train, to_test = storage.open(parts, preparation, skipped, tick)
     report(spec, source, to_train, to_test, skipped)
-    return DeviceData(to_train, to_test, source.class_names, tuple(skipped))
+    return DeviceData(to_train, to_test, source.class_names, tuple(skipped), division)
 
 
 def spread_evenly(indices: Indices, limit: int) -> Indices:
@@ -107,17 +117,24 @@ def _check_settings(holdout: float, limit: int | None) -> None:
 
 
 def _divide(
-    spec: str, source: Source, shard: Shard | None, holdout: float, seed: int
-) -> tuple[Indices, tuple[Split, Indices]]:
-    """Which training images are this shard's, and the held-out ones with the split that they are in."""
+    spec: str, source: Source, shard: Shard | None, division: Division, seed: int
+) -> tuple[Indices, tuple[Split, Indices], Division | None]:
+    """Which training images are this shard's, the held-out ones with the split that they are in, and both
+    by their keys, where they have some.
+    """
     train = _by_class(source.train.labels, seed)
+    key = source.train.key
     if source.test is not None:
         held_out = (source.test, np.concatenate(_by_class(source.test.labels, seed)))
     else:
-        counts = [min(max(round(holdout * len(own)), 1), len(own) - 1) for own in train]
-        held_out = (source.train, np.concatenate([own[:n] for own, n in zip(train, counts, strict=True)]))
-        train = [own[n:] for own, n in zip(train, counts, strict=True)]
+        parts = [division.divide(own, key) for own in train]
+        held_out = (source.train, np.concatenate([first for first, _ in parts]))
+        train = [rest for _, rest in parts]
     mine = np.concatenate(train)
+    divided = None
+    if key is not None:
+        aside = _keys(key, held_out[1]) if source.test is None else frozenset()
+        divided = Division(division.share, aside, _keys(key, mine))
     if shard is not None:
         if len(mine) < shard.count:
             raise DataError(
@@ -125,7 +142,11 @@ def _divide(
                 "give more images or fewer shards"
             )
         mine = mine[shard.index - 1 :: shard.count]
-    return mine, held_out
+    return mine, held_out, divided
+
+
+def _keys(key: Callable[[int], str], indices: Indices) -> frozenset[str]:
+    return frozenset(key(int(index)) for index in indices)
 
 
 def _by_class(labels: Labels, seed: int) -> list[Indices]:

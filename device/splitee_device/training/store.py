@@ -16,7 +16,8 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
 from splitee.samples.kept import SAMPLES, Samples, keep_region, kept_region, some_of
 from splitee.training.state import pack_state, unpack_state
-from splitee_device.data.images import DeviceData
+from splitee_device.data.device_images import DeviceImages
+from splitee_device.data.division import keep_division
 from splitee_device.training.mistakes import Mistakes
 from splitee_device.training.trainer import ClientTrainer
 
@@ -33,12 +34,12 @@ class DeviceStore:
     """States of one run in a state directory, and the images that an exported model is tried on."""
 
     def __init__(
-        self, directory: StateDirectory, device: str, data: DeviceData, region: Region | None = None
+        self, directory: StateDirectory, device: str, images: DeviceImages, region: Region | None = None
     ) -> None:
-        """`region`: of each picture that `data` was made of; None: all of it."""
+        """`region`: of each picture that the images were made of; None: all of it."""
         self._directory = directory
         self._device = device
-        self._data = data
+        self._images = images
         self._region = region
         self._cuts: set[int] = set()
 
@@ -62,6 +63,7 @@ class DeviceStore:
                 self._region or "none",
             )
         keep_region(self._directory.path, self._region)
+        self.save_division()
 
     def _open(self, spec: RunSpec, cut: int, *, fresh: bool) -> None:
         held = self._directory.facts()
@@ -102,9 +104,17 @@ class DeviceStore:
             self._directory.save_facts(mine)
         self._directory.save_round(number, pack_state(trainer.state()))
 
+    def save_division(self) -> None:
+        """What each image is for, from now on."""
+        if self._images.data.division is not None:
+            keep_division(self._directory.path, self._images.data.division)
+
     def save_mistakes(self, number: int, mistakes: Mistakes) -> None:
         """The exit's most confident mistakes after round `number`, for people at this device."""
-        content = {"round": number, **mistakes.as_json(self._data.held_out.name, self._data.class_names)}
+        content = {
+            "round": number,
+            **mistakes.as_json(self._images.data.held_out.name, self._images.data.class_names),
+        }
         write_atomically(self._directory.path / MISTAKES, json.dumps(content, indent=1).encode())
 
     def commit(self, number: int) -> None:
@@ -149,7 +159,7 @@ class DeviceStore:
         return True
 
     def _facts(self, spec: RunSpec, cut: int, *, finished: bool) -> dict[str, Any]:
-        known = replace(spec, class_names=self._data.class_names)
+        known = replace(spec, class_names=self._images.data.class_names)
         return {
             "run": spec.run,
             "network": spec.network,
@@ -162,7 +172,7 @@ class DeviceStore:
 
     def _save_samples(self) -> None:
         """Some of the device's images, for what is done with the model once the data may be gone."""
-        train, held_out = self._data.train, self._data.held_out
+        train, held_out = self._images.data.train, self._images.data.held_out
         each = held_out.take(np.arange(1)).nbytes
         numbers, images = held_out.read(some_of(len(held_out), HELD_OUT_IMAGES, each))
         calibration = train.take(some_of(len(train), CALIBRATION_IMAGES, each))

@@ -18,6 +18,7 @@ from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
 from splitee.samples.kept import kept_region
+from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
@@ -69,7 +70,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_new_process_goes_on_from_the_file(directory: StateDirectory, data: DeviceData) -> None:
-    store = DeviceStore(directory, "pi-1", data)
+    store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     digests = train(new_trainer(data), store, 1, 2, 3)
     trainer = new_trainer(data)
     store.restore(2, digests[1], trainer, partial(copy.deepcopy, trainer.state()))
@@ -82,7 +83,7 @@ def test_torn_files_are_trained_again_to_the_same_bits(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture, torn: int
 ) -> None:
     """The newest of the two files that are kept, or both: then all rounds are trained again."""
-    store = DeviceStore(directory, "pi-1", data)
+    store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     digests = train(new_trainer(data), store, 1, 2, 3)
     assert [file.name for file in files(directory)] == ["round-000002.state", "round-000003.state"]
     for file in files(directory)[-torn:]:
@@ -100,7 +101,7 @@ def test_torn_files_are_trained_again_to_the_same_bits(
 def test_a_device_that_missed_rounds_keeps_the_one_before(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store = DeviceStore(directory, "pi-1", data)
+    store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     digests = train(new_trainer(data), store, 1, 5)
     assert [file.name for file in files(directory)] == ["round-000001.state", "round-000005.state"]
     tear(files(directory)[-1])
@@ -110,7 +111,7 @@ def test_a_device_that_missed_rounds_keeps_the_one_before(
 
 
 def test_a_round_that_was_not_committed_is_forgotten(directory: StateDirectory, data: DeviceData) -> None:
-    store, trainer = DeviceStore(directory, "pi-1", data), new_trainer(data)
+    store, trainer = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)), new_trainer(data)
     initial = copy.deepcopy(trainer.state())
     digests = train(trainer, store, 1)
     for _ in trainer.round(2):
@@ -123,7 +124,7 @@ def test_a_round_that_was_not_committed_is_forgotten(directory: StateDirectory, 
 def test_a_digest_that_is_not_what_was_committed_is_one_line(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store, trainer = DeviceStore(directory, "pi-1", data), new_trainer(data)
+    store, trainer = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)), new_trainer(data)
     train(trainer, store, 1)
     store.restore(1, "0" * 64, trainer, dict)
     assert lines(caplog) == ["state: round 1 differs from what was committed; going on with it"]
@@ -132,7 +133,7 @@ def test_a_digest_that_is_not_what_was_committed_is_one_line(
 def test_the_state_of_another_run_is_refused_with_both_named(
     directory: StateDirectory, data: DeviceData
 ) -> None:
-    store = DeviceStore(directory, "pi-1", data)
+    store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     train(new_trainer(data), store, 1)
     for spec, cut in ((OTHER, CUT), (SPEC, 1)):
         with pytest.raises(StateError) as refusal:
@@ -149,7 +150,7 @@ def test_the_state_of_another_run_is_refused_with_both_named(
 
 
 def test_a_finished_run_that_goes_on_is_unfinished_again(directory: StateDirectory, data: DeviceData) -> None:
-    store, trainer = DeviceStore(directory, "pi-1", data), new_trainer(data)
+    store, trainer = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)), new_trainer(data)
     train(trainer, store, 1)
     store.finish(SPEC, CUT)
     longer = replace(SPEC, rounds=ROUNDS + 1)
@@ -163,7 +164,7 @@ def test_a_finished_run_that_goes_on_is_unfinished_again(directory: StateDirecto
 
 
 def test_a_finished_run_makes_room_for_the_next(directory: StateDirectory, data: DeviceData) -> None:
-    store = DeviceStore(directory, "pi-1", data)
+    store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data))
     train(new_trainer(data), store, 1)
     store.finish(SPEC, CUT)
     store.open(SPEC, CUT, fresh=False)
@@ -176,14 +177,14 @@ def test_another_region_is_kept_from_now_on_and_said(
     directory: StateDirectory, data: DeviceData, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = Region(0, 0, 20, 20), Region(4, 4, 20, 20)
-    store = DeviceStore(directory, "pi-1", data, first)
+    store = DeviceStore(directory, "pi-1", DeviceImages(lambda _: data), first)
     store.open(SPEC, CUT, fresh=False)
     assert kept_region(directory.path) == first
     train(new_trainer(data), store, 1)
-    DeviceStore(directory, "pi-1", data, first).open(SPEC, CUT, fresh=False)
+    DeviceStore(directory, "pi-1", DeviceImages(lambda _: data), first).open(SPEC, CUT, fresh=False)
     assert lines(caplog) == []
-    DeviceStore(directory, "pi-1", data, second).open(SPEC, CUT, fresh=False)
+    DeviceStore(directory, "pi-1", DeviceImages(lambda _: data), second).open(SPEC, CUT, fresh=False)
     assert lines(caplog) == ["state: trained with --region 0,0,20,20 so far, goes on with --region 4,4,20,20"]
     assert kept_region(directory.path) == second
-    DeviceStore(directory, "pi-1", data).open(SPEC, CUT, fresh=True)
+    DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)).open(SPEC, CUT, fresh=True)
     assert kept_region(directory.path) is None

@@ -1,0 +1,78 @@
+"""A device's data over a run: what has come into its folder, or gone from it, is taken up between rounds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from splitee.errors import DataError
+from splitee_device.data.division import Division
+from splitee_device.data.folder import fingerprint
+from splitee_device.data.images import DeviceData
+
+log = logging.getLogger(__name__)
+
+
+class DeviceImages:
+    """The images as they were when they were last opened."""
+
+    def __init__(
+        self,
+        open_with: Callable[[Division | None], DeviceData],
+        division: Division | None = None,
+        folders: tuple[Path, ...] = (),
+    ) -> None:
+        """Opens the data.
+
+        Args:
+            open_with: opens the data, given what its images were for so far.
+            division: what they were for when the device last ran.
+            folders: that hold the images; of none, nothing changes.
+
+        Raises:
+            DataError: as `open_with` does.
+        """
+        self._open_with = open_with
+        self._folders = folders
+        self._seen = self._fingerprints()
+        self.data = open_with(division)
+
+    def look_again(self) -> bool:
+        """Open the data anew where the folders have changed; whether `data` is another one now.
+
+        What is no data for this run, for its classes are others, or which cannot be read, is not taken up.
+        """
+        try:
+            now = self._fingerprints()
+            if now == self._seen:
+                return False
+            self._seen = now
+            found = self._open_with(self.data.division)
+        except DataError as error:
+            log.warning("the images have changed, but what was read before stays in use: %s", error)
+            return False
+        if found.class_names != self.data.class_names:
+            log.warning(
+                "the images' classes have changed, which this run cannot follow: what was read before stays "
+                "in use; a new run takes up the classes %s",
+                ", ".join(found.class_names),
+            )
+            return False
+        self._report(found)
+        self.data = found
+        return True
+
+    def _report(self, found: DeviceData) -> None:
+        before, after = (_all(data.division) for data in (self.data, found))
+        log.info(
+            "images: %d have come, %d have gone; from the next round on %d to train on, %d held out",
+            len(after - before), len(before - after), len(found.train), len(found.held_out),
+        )  # fmt: skip
+
+    def _fingerprints(self) -> list[bytes]:
+        return [fingerprint(folder) for folder in self._folders]
+
+
+def _all(division: Division | None) -> frozenset[str]:
+    return division.held_out | division.training if division is not None else frozenset()
