@@ -25,7 +25,7 @@ SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "60
 LOOK = 200.0  # seconds: more than the few that a look takes on a busy machine
 TINY = ("--network", "tiny_networks:tiny", "--input", "3x32x32", *SETTINGS)
 
-pytestmark = pytest.mark.slow(8)
+pytestmark = pytest.mark.slow(5)
 
 
 @pytest.fixture
