@@ -122,7 +122,7 @@ install_packages() { # PYTHON FLAGS...: splitee, and all that it needs, pinned a
     pip_install "$into" "$@"
 }
 
-check_wheels() { # nothing that runs is touched
+check_wheels() { # nothing that runs is touched; where nothing is installed yet, that is done already
     checker=$program/bin/python
     if ! works "$checker"; then
         environment=$scratch/venv
@@ -140,8 +140,11 @@ check_wheels() { # nothing that runs is touched
         cp "$built" "$scratch"
     fi
     built=$(find "$scratch" -maxdepth 1 -name 'hetero_splitee-*.whl')
-    install_packages "$checker" --dry-run ||
+    set -- --dry-run
+    [ -z "$unchecked" ] || set --
+    install_packages "$checker" "$@" ||
         fail "not all wheels are to be had for Python $("$python" -V | cut -d' ' -f2) on $(uname -m); see above"
+    [ -z "$unchecked" ] || is_new=yes
     unchecked=''
 }
 
@@ -200,10 +203,12 @@ install_settings() {
 }
 
 install_program() {
-    # A broken environment (another Python, a run that was cut off) is made anew.
-    works "$program/bin/python" || "$python" -m venv --clear "$program"
-    install_packages "$program/bin/python"
-    pip_install "$program/bin/python" --no-deps --force-reinstall "$built"
+    if [ -z "$is_new" ]; then
+        # A broken environment (another Python, a run that was cut off) is made anew.
+        works "$program/bin/python" || "$python" -m venv --clear "$program"
+        install_packages "$program/bin/python"
+        pip_install "$program/bin/python" --no-deps --force-reinstall "$built"
+    fi
     "$program/bin/splitee" --version >/dev/null || fail "the installed program does not start; see above"
 }
 
@@ -259,6 +264,7 @@ if [ $action = uninstall ]; then
 fi
 scratch=$(mktemp -d)
 unchecked='' # an environment that goes again unless all can be installed into it
+is_new=''    # whether all was installed into such a one
 trap 'rm -rf "$scratch" ${unchecked:+"$unchecked"}' EXIT
 check_machine
 check_bundle

@@ -38,14 +38,14 @@ def test_every_make_target_it_names_is_there() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(15)
 @pytest.mark.mosquitto
 def test_server_device_and_status_as_written(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number, name in enumerate(("bees", "snails", "worms")):
         folder = tmp_path / "pictures" / name
         folder.mkdir(parents=True)
-        for picture in range(12):
+        for picture in range(4):
             pixels = random.integers(0, 80, (40, 48, 3), np.uint8) + np.uint8(60 * number)
             Image.fromarray(pixels).save(folder / f"{picture}.jpg")
 

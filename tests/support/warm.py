@@ -20,7 +20,6 @@ from splitee_lab.local.forked import ForkedCommand, load_once
 
 load_once(
     "splitee_server.commands.server",
-    "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
     "splitee_server.release.exporting",
     "first_export",
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import attrgetter
+from typing import Any
 
 import torch.nn.functional as F
 import torchvision.ops
@@ -19,10 +21,29 @@ NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.R
 NORM_FUNCTIONS = (F.batch_norm, F.group_norm, F.instance_norm, F.layer_norm, F.rms_norm)
 # What torchvision's create_feature_extractor takes as one operation.
 LEAVES = [c for c in vars(torchvision.ops).values() if isinstance(c, type) and issubclass(c, nn.Module)]
+NUMBERED = re.compile(r"(.+)_([0-9]+)")
 
 
 class _Tracer(NodePathTracer):  # type: ignore[misc]
     proxy_buffer_attributes = True  # or what is computed from a buffer alone would become a constant
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._latest: dict[str, int] = {}  # number of the latest path NAME (0) or NAME_NUMBER, by NAME
+
+    def _get_node_qualname(self, module_qualname: str, node: fx.Node) -> str:
+        """The path that torchvision gives a node, which compares it with those of all other nodes."""
+        path = module_qualname
+        if node.op != "call_module":
+            path = f"{path}.{node}" if path else str(node)
+        if numbered := NUMBERED.fullmatch(path):  # torch.fx counts over the network, a path within its module
+            path = numbered[1]
+        if path in self._latest:
+            path = f"{path}_{self._latest[path] + 1}"
+        self._latest[path] = 0
+        if numbered := NUMBERED.fullmatch(path):
+            self._latest[numbered[1]] = int(numbered[2])
+        return path
 
 
 @dataclass(frozen=True)

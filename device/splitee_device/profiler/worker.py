@@ -22,6 +22,7 @@ from statistics import fmean, median
 
 import numpy as np
 import torch
+import torch.fx.experimental.symbolic_shapes  # measuring a network loads it: once here, not for each cut
 
 import splitee.cli.main  # a device's process begins with it, and so without torch's compiler
 import splitee.mqtt.link  # noqa: F401

@@ -22,7 +22,13 @@ from splitee.errors import ChildFailed
 
 # The command line first: it decides what torch may load. No more than a device needs: the pages are part of
 # what a device measures as its own memory.
-LOADED_ONCE = ["splitee.cli.main", "torch", "torchvision", "splitee_device.commands.device"]
+LOADED_ONCE = [
+    "splitee.cli.main",
+    "torch",
+    "torchvision",
+    "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
+    "splitee_device.commands.device",
+]
 LAST = "splitee_lab.local.frozen_heap"
 FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal sends to a whole group
 COMM = Path("/proc/self/comm")  # what `top` and `ps -e` show

@@ -23,21 +23,13 @@ TESTS = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(TESTS / folder) for folder in ("support", "e2e"))
 LOADED = "'torch._dynamo.symbolic_convert' in sys.modules"
 
-TRAIN = f"""
+TRAIN_AND_COMPILE = f"""
 import sys
 import splitee.cli.main
 from fleets import in_one_process
 in_one_process("averaging", "step", 1)
 assert "torchvision" in sys.modules
-assert not ({LOADED})
-"""
-
-COMPILE = f"""
-import sys
-from splitee.cli.postponed_compiler import postpone_compiler
-postpone_compiler()
 import torch
-import torchvision
 network = torch.nn.Linear(3, 3)
 optimizer = torch.optim.AdamW(network.parameters())
 network(torch.ones(2, 3)).sum().backward()
@@ -73,9 +65,10 @@ class Network(nn.Module):
 """
 
 
-def run(program: str) -> None:
+@pytest.mark.slow(6)
+def test_a_fleet_that_trains_does_not_load_it_and_it_is_there_for_who_compiles() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", TRAIN_AND_COMPILE],
         capture_output=True,
         text=True,
         timeout=120,
@@ -83,16 +76,6 @@ def run(program: str) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow(5)
-def test_a_fleet_that_trains_does_not_load_it() -> None:
-    run(TRAIN)
-
-
-@pytest.mark.slow(6)
-def test_it_is_there_for_who_compiles() -> None:
-    run(COMPILE)
 
 
 class RealModule(Loader):
