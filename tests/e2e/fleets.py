@@ -162,6 +162,7 @@ def in_one_process(
         order=order,
         seed=1,
         client_averaging=averaging,
+        exits="fleet",
         **settings,
     )
     devices = {

@@ -99,7 +99,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         Exits,
         _setting(
             "That a device trains: its own; fleet: one at every cut of the fleet that its network holds, "
-            "which learn from the best of them.",
+            "which learn from the best of them (client averaging layerwise).",
             costs=True,
         ),
     ] = "own"
@@ -189,5 +189,10 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     @property
     def awaits_fleet(self) -> bool:
         """Whether a setting is still to follow from the devices that join."""
-        follows = self.freeze == "auto" or self.normalize == "fleet" or self.exits == "fleet"
+        follows = self.freeze == "auto" or self.normalize == "fleet" or self.shares_exits
         return follows and not self.settled
+
+    @property
+    def shares_exits(self) -> bool:
+        """Whether devices train the exits of shallower ones, too: where they are averaged with them."""
+        return self.exits == "fleet" and self.client_averaging == "layerwise"

@@ -60,7 +60,7 @@ def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> R
     to lie to move them.
     """
     changed: dict[str, object] = {"settled": True}
-    if spec.exits == "fleet":
+    if spec.shares_exits:
         changed["exit_cuts"] = tuple(sorted({device.cut for device in devices}))
     if spec.freeze == "auto":
         changed["frozen"] = frozen_stages(spec, network, sum(device.count for device in devices))
