@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
+
+from msgspec.structs import replace
 
 from splitee.cli.signals import Stopped
 from splitee.clock import Clock
@@ -13,7 +17,7 @@ from splitee.errors import BrokerRefused, ExitCode, Reason, StateError, Unwindin
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.port import Port
-from splitee.networks.split import SplitNetwork
+from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol import routes
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
@@ -23,7 +27,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
-from splitee_server.members.admission import Admission, Admitted
+from splitee_server.members.admission import Admission, Admitted, ClassNamesChanged
 from splitee_server.members.audience import Audience
 from splitee_server.members.members import Members
 from splitee_server.members.quarantine import Quarantine
@@ -73,42 +77,74 @@ class Service:
         """
         self._port = port
         self._topics = topics
+        self._spec = spec
+        self._initial = initial
+        self._checkpoints = checkpoints
+        self._policy = policy
+        self._attempt = instance
         self._stop = stop
         self._observers = tuple(observers)
         self._limits = limits or SenderLimits(topics)
+        self._clock = clock
         self._received = 0  # bytes
         self._cleared: set[str] = set()  # topics on which something was retained that must not be
-        announcer = Announcer(port, topics, instance, spec.run, clock=clock)
         self._members = members = Members(spec.class_names)
-        model = FleetModel(spec, network, initial)
-        replies = Replies(spec, model, members, announcer, policy)
-        self._announce = announcer
         self._admission = Admission(
-            spec, network.num_layers, members, devices=policy.devices, most_images=policy.most_images
+            spec,
+            network.num_layers,
+            members,
+            devices=policy.devices,
+            most_images=policy.most_images,
+            committed=lambda: self._coordinator.commits.round,
         )
         self._quarantine = Quarantine(members, policy.quarantine_after)
         self._predictions = Predictions(
             port, topics, CommittedTrunks(spec, checkpoints), self._guard(routes.INFER)
         )
         self._release = EndOfRun(port, topics, checkpoints.path / "models", signer)
+        self._begin(network)
+        self.gate = Gate(
+            topics,
+            self._handlers,
+            admit=self._check_sender,
+            on_rejected=self._on_rejected,
+            passes=(StateError, BrokerRefused, Unwinding),
+        )
+        self._audience = Audience(
+            port, topics, self._handlers, lambda: [member.device for member in members.active()], clock
+        )
+
+    def _begin(self, network: SplitNetwork) -> None:
+        """The run from its last commit, in the service's present attempt at it.
+
+        `network`: with the weights that the run begins from.
+        """
+        spec, members, policy = self._spec, self._members, self._policy
+        model = FleetModel(spec, network, self._initial)
+        for member in members:  # those in quarantine stay
+            model.join(member.device, member.cut, member.train_samples)
+        self._announce = announcer = Announcer(
+            self._port, self._topics, self._attempt, spec.run, clock=self._clock
+        )
+        replies = Replies(spec, model, members, announcer, policy)
         self._coordinator = Coordinator(
             spec,
             model,
             members,
             announcer,
             replies,
-            Commits(spec, model, members, announcer, replies, checkpoints, clock, policy.readmit),
-            checkpoints,
+            Commits(spec, model, members, announcer, replies, self._checkpoints, self._clock, policy.readmit),
+            self._checkpoints,
             policy,
             self._release,
-            attempt=instance,
+            attempt=self._attempt,
             rejected=self._rejected,
             guard=self._guard(routes.FEATURES),
             conflict=lambda: self._admission.conflict,
             evaluated=self._on_evaluated,
-            clock=clock,
+            clock=self._clock,
         )
-        reception = Reception(
+        self._reception = Reception(
             spec,
             model,
             members,
@@ -117,25 +153,15 @@ class Service:
             self._coordinator,
             replies,
             announcer,
-            attempt=instance,
+            attempt=self._attempt,
             admitted=self._on_admitted,
         )
         self._handlers: dict[routes.Route, Callable[[Received], None]] = {
-            **reception.handlers,
+            **self._reception.handlers,
             routes.SERVER_CLAIM: lambda _claim: self._coordinator.beat(now=True),
             routes.INFER: self._predictions.add,
             **dict.fromkeys(offers.ROUTES, self._release.handle),
         }
-        self.gate = Gate(
-            topics,
-            self._handlers,
-            admit=reception.check_sender,
-            on_rejected=self._on_rejected,
-            passes=(StateError, BrokerRefused, Unwinding),
-        )
-        self._audience = Audience(
-            port, topics, self._handlers, lambda: [member.device for member in members.active()], clock
-        )
 
     def run(self) -> dict[str, Any]:
         """Serve until the run is finished; returns the report.
@@ -147,13 +173,40 @@ class Service:
         self._port.subscribe(*self.gate.filters, *observed)
         for observer in self._observers:
             observer.start()
-        for phase in self._coordinator.phases():
-            while not phase.is_over():
-                self._handle_events()
-                if not self._coordinator.work_one() and not phase.is_over():
-                    self._handle_event(IDLE)
-                self._coordinator.tick()
+        while (changed := self._serve()) is not None:
+            log.warning("%s", changed)
+            self._begin_anew()
+            self.gate.guard(routes.PROFILE, changed.device, partial(self._reception.take, changed.found))
         return self._coordinator.report()
+
+    def _serve(self) -> ClassNamesChanged | None:
+        """Serve until the run is finished, or the devices have voted for other class names."""
+        try:
+            for phase in self._coordinator.phases():
+                while not phase.is_over():
+                    self._handle_events()
+                    if not self._coordinator.work_one() and not phase.is_over():
+                        self._handle_event(IDLE)
+                    self._coordinator.tick()
+        except ClassNamesChanged as changed:
+            return changed.with_traceback(None)  # it would keep the models
+        return None
+
+    def _begin_anew(self) -> None:
+        """Nothing is committed: a new attempt at the run, with the weights and settings that it began with.
+
+        What is known of devices outlives it: statuses, votes, who is in quarantine, what was refused.
+        """
+        del self._coordinator, self._reception, self._handlers
+        gc.collect()  # a small server has no room for the models of both attempts
+        settled = self._checkpoints.begun()
+        assert settled is not None
+        self._spec = replace(settled, class_names=self._spec.class_names)
+        network = build_for(self._spec)
+        if self._initial is not None:
+            self._initial.load_into(network)
+        self._attempt += 1
+        self._begin(network)
 
     def _handle_events(self) -> None:
         """Take in what has come, but no more than EVENTS_AT_ONCE."""
@@ -196,6 +249,10 @@ class Service:
             if received is not None:
                 self.gate.apply(received, self._handlers[received.route])
 
+    def _check_sender(self, route: routes.Route, device: str) -> None:
+        """Raises MalformedMessage: nothing of this route is to be kept of this device."""
+        self._reception.check_sender(route, device)
+
     def _guard(self, route: routes.Route) -> Callable[[str, Callable[[], None]], bool]:
         """What works on messages of a route that have waited for their turn, by their device."""
         return lambda device, action: self.gate.guard(route, device, action)
@@ -223,6 +280,7 @@ class Service:
 
     def _note(self, device: str, reason: Reason, times: int = 1) -> None:
         if self._quarantine.note(device, reason, times):
+            self._admission.vote.withdraw(device)
             self._announce.error(device, ExitCode.REJECTED, IN_QUARANTINE)
             self._coordinator.exclude(device)
 

@@ -25,7 +25,7 @@ from splitee.mqtt.link import Link
 from splitee_broker.authority import Authority, Role
 from splitee_broker.commands.broker import broker
 from splitee_broker.files import client_files, write_folder
-from splitee_lab.local.brokers import find_mosquitto
+from splitee_lab.local.brokers import find_mosquitto, free_port
 from splitee_lab.local.forked import without_settings
 
 HOST = "127.0.0.1"
@@ -104,11 +104,6 @@ def descriptors() -> int:
     assert found is not None
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return int(found[1]) if most == resource.RLIM_INFINITY else min(int(found[1]), most)
-
-
-def free_port() -> int:
-    with socket.create_server((HOST, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

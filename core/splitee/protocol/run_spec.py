@@ -57,7 +57,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         settled: what follows from the fleet, `frozen` of auto, `mean` and `std` of fleet and `exit_cuts`, is
             decided; it is before the first round.
         window_bytes: bytes of batches that a device may have unacknowledged.
-        class_names: names of the classes: those of the first device that joined.
+        class_names: names of the classes, in the order of their labels; empty: the devices are to decide.
     """
 
     protocol: Count

@@ -98,7 +98,7 @@ class DeviceStore:
         """The state after round `number`, durable; it counts once the server commits the round."""
         self._cuts.add(cut)
         facts, mine = self._directory.facts(), self._facts(spec, cut, finished=False)
-        if facts is None:
+        if facts is None or _class_names(facts) != _class_names(mine):  # by which labels are numbered
             self._save_samples()
         if facts != mine:  # it has moved, or a run that was finished has been given more rounds
             self._directory.save_facts(mine)
@@ -178,6 +178,11 @@ class DeviceStore:
         calibration = train.take(some_of(len(train), CALIBRATION_IMAGES, each))
         samples = Samples(images, held_out.labels[numbers], calibration)
         write_atomically(self._directory.path / SAMPLES, samples.encode())
+
+
+def _class_names(facts: dict[str, Any]) -> Any:
+    spec = facts.get("spec")
+    return spec.get("class_names") if isinstance(spec, dict) else None
 
 
 def _cuts(facts: dict[str, Any]) -> set[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from splitee.errors import ChildFailed, ConfigError, ExtraMissing
 from splitee.mqtt.address import BrokerAddress
 
 HOST = "127.0.0.1"
+GIVEN_TO_NOBODY = range(10_000, 32_768)  # below Linux's own, net.ipv4.ip_local_port_range
 START_LIMIT = 10.0  # seconds until a broker must accept connections
 
 # broker_config/mosquitto-dev.conf without its listener: an installed package has no such folder.
@@ -212,7 +214,13 @@ def _check_that_it_is_free(port: int) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, and that the system gives to no connection of its own accord.
+
+    A client that tries a port of that range before there is a broker may get it for its own end, and is
+    connected to itself.
+    """
+    for port in random.SystemRandom().sample(GIVEN_TO_NOBODY, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind((HOST, port))
+            return port
+    raise ConfigError(f"no free port on {HOST} between {GIVEN_TO_NOBODY[0]} and {GIVEN_TO_NOBODY[-1]}")

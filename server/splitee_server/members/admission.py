@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from splitee.errors import ExitCode, MalformedMessage
+from splitee.errors import ExitCode, MalformedMessage, Unwinding
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
@@ -20,11 +21,11 @@ log = logging.getLogger(__name__)
 class Refusal(Exception):
     """Why a device may not take part, and its exit code. `instance`: the process of it that is meant."""
 
-    def __init__(self, device: str, profile: Profile, code: ExitCode, message: str) -> None:
+    def __init__(self, device: str, instance: int, code: ExitCode, message: str) -> None:
         super().__init__(message)
         self.device = device
         self.code = code
-        self.instance = profile.instance
+        self.instance = instance
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,25 @@ class Admitted:
     is_new: bool
 
 
+class ClassNamesChanged(Unwinding):
+    """The devices have voted for other class names than the fleet's: no member is left, the run begins anew.
+
+    Attributes:
+        device: whose word it was.
+        found: whom that lets in, and whom it shuts out.
+    """
+
+    def __init__(self, device: str, message: str, found: list[Admitted | Refusal]) -> None:
+        super().__init__(message)
+        self.device = device
+        self.found = found
+
+
 class Admission:
     """Lets a device in once it is online and has sent its profile; retained, that may be of one that is gone.
 
-    As long as the run's class names are not decided, devices that could join wait for the others.
+    As long as the run's class names are not decided, devices that could join wait for the others. Before the
+    first commit devices may decide on other names.
 
     Attributes:
         last_status: what each device has said last.
@@ -47,16 +63,26 @@ class Admission:
     """
 
     def __init__(
-        self, spec: RunSpec, num_layers: int, members: Members, *, devices: int, most_images: int
+        self,
+        spec: RunSpec,
+        num_layers: int,
+        members: Members,
+        *,
+        devices: int,
+        most_images: int,
+        committed: Callable[[], int] = lambda: 0,
     ) -> None:
         """`num_layers`: of the run's network; a cut is in 1..num_layers - 1.
 
         `devices`: that the run waits for. `most_images`: of a device, for training and held out each.
+        `committed`: the run's last committed round; 0 before the first.
         """
         self._spec = spec
         self._num_layers = num_layers
         self._members = members
         self._most_images = most_images
+        self._committed = committed
+        self._are_given = bool(members.class_names)  # by the operator, or by the weights that it begins from
         self._profiles: dict[str, Profile] = {}  # of devices that have not joined
         self.last_status: dict[str, DeviceStatus] = {}
         self.vote = ClassVote(devices)
@@ -67,7 +93,12 @@ class Admission:
         return "" if self._members.class_names else self.vote.conflict
 
     def on_status(self, device: str, status: DeviceStatus) -> list[Admitted | Refusal]:
-        """Whom that lets in or shuts out. Raises MalformedMessage: there are too many devices."""
+        """Whom that lets in or shuts out.
+
+        Raises:
+            MalformedMessage: there are too many devices.
+            ClassNamesChanged: with it, the devices have voted for other class names.
+        """
         _check_room(self.last_status, device)
         self.last_status[device] = status
         was_online = device in self._members and self._members[device].online
@@ -77,7 +108,12 @@ class Admission:
         return self._admit(device)
 
     def on_profile(self, device: str, profile: Profile) -> list[Admitted | Refusal]:
-        """Whom that lets in or shuts out. Raises MalformedMessage: there are too many devices."""
+        """Whom that lets in or shuts out.
+
+        Raises:
+            MalformedMessage: there are too many devices.
+            ClassNamesChanged: with it, the devices have voted for other class names.
+        """
         _check_room(self._profiles, device)
         self._profiles[device] = profile
         return self._admit(device)
@@ -85,18 +121,48 @@ class Admission:
     def _admit(self, device: str) -> list[Admitted | Refusal]:
         if not self._is_ready(device):
             return []
-        if self._members.class_names:
-            return [self._decide(device)]
         profile = self._profiles[device]
         try:
             self._check(device, profile)
         except Refusal as refusal:
             del self._profiles[device]
             return [refusal]
-        self._members.class_names = self.vote.cast(device, profile.class_names)
-        if not self._members.class_names:
-            return []
-        return [self._decide(waiting) for waiting in sorted(self._profiles) if self._is_ready(waiting)]
+        before = self._members.class_names
+        if self._may_vote:
+            self._members.class_names = self.vote.cast(device, profile.class_names)
+        if self._members.class_names == before:
+            return [self._decide(device)] if before else []
+        left = self._dismiss(before)
+        found = [self._decide(waiting) for waiting in sorted(self._profiles) if self._is_ready(waiting)]
+        if before:
+            raise ClassNamesChanged(device, self._change(before, left), [*left, *found])
+        return found
+
+    @property
+    def _may_vote(self) -> bool:
+        return not self._are_given and not self._committed()
+
+    def _dismiss(self, before: ClassNames) -> list[Refusal]:
+        """No member is left; what is said to those that still have the names of before."""
+        voters = self.vote.voters(before)
+        told = [
+            self._other_classes(member.device, member.instance, before)
+            for member in self._members.active()
+            if member.device in voters
+        ]
+        self._members.leave()
+        return told
+
+    def _change(self, before: ClassNames, left: list[Refusal]) -> str:
+        """That the fleet's names have changed, for people."""
+        names = self._members.class_names
+        voters = tuple(self.vote.voters(names))
+        leave = f", without {in_short(tuple(refusal.device for refusal in left))[1:-1]}" if left else ""
+        return (
+            f"the fleet's class names are {in_short(names)} from now on, before {in_short(before)}: "
+            f"{len(voters)} of the {self.vote.devices} devices have voted for them "
+            f"({in_short(voters)[1:-1]}); the run begins anew{leave}"
+        )
 
     def _is_ready(self, device: str) -> bool:
         """Whether one process of it has sent its profile, and is online."""
@@ -108,10 +174,8 @@ class Admission:
     def _decide(self, device: str) -> Admitted | Refusal:
         profile = self._profiles.pop(device)
         is_new = device not in self._members or self._members[device].instance != profile.instance
-        try:
-            self._check(device, profile)
-        except Refusal as refusal:
-            return refusal
+        if profile.class_names != self._members.class_names:
+            return self._other_classes(device, profile.instance, profile.class_names)
         return Admitted(self._members.admit(device, profile), profile, is_new)
 
     def _check(self, device: str, profile: Profile) -> None:
@@ -119,7 +183,7 @@ class Admission:
         if profile.protocol != PROTOCOL:
             raise Refusal(
                 device,
-                profile,
+                profile.instance,
                 ExitCode.VERSION,
                 f"{device} speaks protocol {profile.protocol}, this server {PROTOCOL}: "
                 f"install release {profile.version} on both, or the server's on the device",
@@ -128,7 +192,7 @@ class Admission:
         if most > self._most_images:
             raise Refusal(
                 device,
-                profile,
+                profile.instance,
                 ExitCode.REJECTED,
                 f"{device} says that it has {most} images; at most {self._most_images} are taken: "
                 "give it fewer (--limit), or the server more --most-images",
@@ -141,7 +205,7 @@ class Admission:
             if not 1 <= cut < self._num_layers:
                 raise Refusal(
                     device,
-                    profile,
+                    profile.instance,
                     ExitCode.REJECTED,
                     f"{device} is cut at {cut}; {self._spec.network} can be cut at 1..{self._num_layers - 1}",
                 )
@@ -149,31 +213,50 @@ class Admission:
         if known is not None and profile.cut not in (known.cut, known.previous_cut):
             raise Refusal(
                 device,
-                profile,
+                profile.instance,
                 ExitCode.REJECTED,
                 f"{device} is cut at {profile.cut}, in this run it was cut at {known.cut}: "
                 f"keep --cut {known.cut}",
             )
 
     def _check_classes(self, device: str, profile: Profile) -> None:
-        names, fleets = profile.class_names, self._members.class_names
-        if fleets and names != fleets:
-            raise Refusal(
-                device,
-                profile,
-                ExitCode.REJECTED,
-                f"{device} has the classes {in_short(names)}, the fleet {in_short(fleets)}"
-                f"{self._who_set(fleets)}: {differences(names, fleets)}; every device needs the same class "
-                "folders, empty ones where it has no images",
+        """Whether its names could be the fleet's."""
+        names = profile.class_names
+        if len(names) <= self._spec.num_classes:
+            return
+        if self._members.class_names:
+            raise self._other_classes(device, profile.instance, names)
+        raise Refusal(
+            device,
+            profile.instance,
+            ExitCode.REJECTED,
+            f"{device} has {len(names)} classes, the run {self._spec.num_classes}: "
+            "start the server with another --num-classes",
+        )
+
+    def _other_classes(self, device: str, instance: int, names: ClassNames) -> Refusal:
+        """Of a device that has other names than the fleet."""
+        fleets = self._members.class_names
+        return Refusal(
+            device,
+            instance,
+            ExitCode.REJECTED,
+            f"{device} has the classes {in_short(names)}, the fleet {in_short(fleets)}"
+            f"{self._who_set(fleets)}: {differences(names, fleets)}; every device needs the same class "
+            f"folders, empty ones where it has no images: correct them on {device} and start it again. "
+            f"If the fleet's names are the wrong ones, {self._what_helps()}",
+        )
+
+    def _what_helps(self) -> str:
+        """Against wrong names of the fleet, for people."""
+        if self._may_vote:
+            return (
+                "correct the other devices, and start it again then: until round 1 is committed, they "
+                f"are those that more than half of the {self.vote.devices} devices were last started with"
             )
-        if len(names) > self._spec.num_classes:
-            raise Refusal(
-                device,
-                profile,
-                ExitCode.REJECTED,
-                f"{device} has {len(names)} classes, the run {self._spec.num_classes}: "
-                "start the server with another --num-classes",
-            )
+        if self._are_given:
+            return "start the server anew with --fresh and the right names in --classes FILE"
+        return "start the server anew with --fresh, or with --fresh and --classes FILE"
 
     def _who_set(self, fleets: ClassNames) -> str:
         """Whose names the fleet's are, for people; empty where devices have not set them since the start."""

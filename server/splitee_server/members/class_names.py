@@ -12,6 +12,8 @@ from splitee.protocol import fields
 
 ClassNames = tuple[str, ...]
 
+MOST_CHANGES = 10  # of a device's vote that count: else it could have a run begin anew for ever
+
 
 def read_class_names(path: Path, most: int) -> ClassNames:
     """The names in a file, one a line, in the order of the labels; `most`: of the run.
@@ -33,18 +35,39 @@ def read_class_names(path: Path, most: int) -> ClassNames:
 
 
 class ClassVote:
-    """Each device has one vote, which it may change as long as nothing is decided."""
+    """Each device has one vote, which it may change; what is decided holds until more have decided else.
+
+    Attributes:
+        devices: that the run waits for.
+        decided: the names that more than half of them have agreed on; empty: they have not yet.
+    """
 
     def __init__(self, devices: int) -> None:
-        """`devices`: that the run waits for; more than half of them must agree."""
-        self._needed = devices // 2 + 1
+        self.devices = devices
+        self.decided: ClassNames = ()
         self._votes: dict[str, ClassNames] = {}
+        self._changes: Counter[str] = Counter()
 
     def cast(self, device: str, names: ClassNames) -> ClassNames:
-        """The names that have been decided on; empty where none have."""
+        """The names that are decided on then; empty where none are.
+
+        Others take the place of decided ones with the votes of more than half of the devices, and with more
+        than the decided ones still have. A device that goes on changing its vote is heard MOST_CHANGES times.
+        """
+        before = self._votes.get(device)
+        if names == before or self._changes[device] >= MOST_CHANGES:
+            return self.decided
+        self._changes[device] += before is not None
         self._votes[device] = names
-        leading, votes = Counter(self._votes.values()).most_common(1)[0]
-        return leading if votes >= self._needed else ()
+        counts = Counter(self._votes.values())
+        leading, votes = counts.most_common(1)[0]
+        if 2 * votes > self.devices and votes > counts[self.decided]:
+            self.decided = leading
+        return self.decided
+
+    def withdraw(self, device: str) -> None:
+        """The device is not heard any more; what is decided stays."""
+        self._votes.pop(device, None)
 
     def voters(self, names: ClassNames) -> list[str]:
         """The devices whose names these are."""

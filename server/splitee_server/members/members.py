@@ -156,6 +156,10 @@ class Members:
                 member.quarantined = False
                 log.info("%s is let back from quarantine", member.device)
 
+    def leave(self) -> None:
+        """All but those in quarantine are members no longer."""
+        self._by_name = {device: member for device, member in self._by_name.items() if member.quarantined}
+
     def absent(self, devices: Iterable[str]) -> None:
         """They were waited for in vain: offline until they are heard of again."""
         for device in devices:

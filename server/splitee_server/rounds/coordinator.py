@@ -358,7 +358,7 @@ class Coordinator:
         )
 
     def _spec_now(self) -> RunSpec:
-        """With the class names, which the first device brings."""
+        """With the class names, once they are decided."""
         return replace(self._spec, class_names=self._members.class_names)
 
     @property

@@ -71,18 +71,22 @@ class Reception:
             raise MalformedMessage("from a device that has not joined", "unknown")
 
     def _on_status(self, received: Received) -> None:
-        self._admit(received.device, self._admission.on_status(received.device, received.message))
+        self._hear_of(received.device, self._admission.on_status(received.device, received.message))
 
     def _on_profile(self, received: Received) -> None:
-        self._admit(received.device, self._admission.on_profile(received.device, received.message))
+        self._hear_of(received.device, self._admission.on_profile(received.device, received.message))
 
-    def _admit(self, device: str, found: list[Admitted | Refusal]) -> None:
+    def _hear_of(self, device: str, found: list[Admitted | Refusal]) -> None:
         """`device`: whose word it was that lets them in, or shuts them out."""
         conflict = self._admission.conflict
         if conflict and conflict != self._said:
             log.warning("%s", conflict)
             self._announce.error(device, ExitCode.REJECTED, conflict)
         self._said = conflict
+        self.take(found)
+
+    def take(self, found: list[Admitted | Refusal]) -> None:
+        """Let devices in, and tell those that may not take part why."""
         for one in found:
             if isinstance(one, Refusal):
                 log.warning("refused: %s", one)

@@ -52,6 +52,7 @@ def test_a_broker_that_was_killed_is_found_again(
     writer = make_link(own.address, "writer")
     writer.publish("state/a", b"before")
     assert messages(reader, 1) == [Message("state/a", b"before")]
+    assert writer.flush(DEADLINE)  # else it sends it again
     own.kill()
     assert isinstance(reader.receive(DEADLINE), Disconnected)
     assert isinstance(writer.receive(DEADLINE), Disconnected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from splitee.errors import StateError
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
-from splitee.samples.kept import kept_region
+from splitee.samples.kept import Samples, kept_region
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.store import DeviceStore
@@ -188,3 +189,21 @@ def test_another_region_is_kept_from_now_on_and_said(
     assert kept_region(directory.path) == second
     DeviceStore(directory, "pi-1", DeviceImages(lambda _: data)).open(SPEC, CUT, fresh=True)
     assert kept_region(directory.path) is None
+
+
+def test_the_images_that_are_kept_have_the_labels_of_the_runs_classes(
+    directory: StateDirectory, data: DeviceData
+) -> None:
+    """Also where a misspelt class was put right during round 1, which numbers the classes anew."""
+    renamed = dataclasses.replace(
+        data,
+        class_names=data.class_names[::-1],
+        train=dataclasses.replace(data.train.in_memory(), labels=9 - data.train.labels),
+        held_out=dataclasses.replace(data.held_out.in_memory(), labels=9 - data.held_out.labels),
+    )
+    for one in (data, renamed):
+        store = DeviceStore(directory, "pi-1", DeviceImages(lambda _, one=one: one))
+        store.open(SPEC, CUT, fresh=False)
+        train(new_trainer(one), store, 1)
+        kept = Samples.read(directory.path)
+        assert kept.labels.tolist() == one.held_out.labels.tolist()

@@ -10,7 +10,7 @@ from splitee.protocol.rounds import RoundDone
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee_server.members import admission as module
-from splitee_server.members.admission import Admission, Admitted, Refusal
+from splitee_server.members.admission import Admission, Admitted, ClassNamesChanged, Refusal
 from splitee_server.members.members import Members
 
 RUN = RunSpec(protocol=PROTOCOL, run="r", network="net", num_classes=2, rounds=5)
@@ -144,6 +144,27 @@ def test_two_devices_must_agree_and_may_change_their_minds(members: Members) -> 
     assert join(admission, "pi-1", "a", "b") == []
     assert join(admission, "pi-2", "b", "a") == []
     assert join(admission, "pi-2", "a", "b") == [("pi-1", True), ("pi-2", True)]
+
+
+def test_names_that_most_devices_had_misspelt_change_before_the_first_commit_and_not_after(
+    members: Members,
+) -> None:
+    committed = [0]
+    admission = Admission(RUN, 4, members, devices=3, most_images=1000, committed=lambda: committed[0])
+    for device, last in (("pi-1", "x"), ("pi-2", "x"), ("pi-3", "b")):
+        join(admission, device, "a", last)
+    admission.on_status("pi-1", online(instance=2))
+    with pytest.raises(ClassNamesChanged, match=r"are \[a, b\] from now on, before \[a, x\]") as changed:
+        admission.on_profile("pi-1", profile(1, instance=2, names=("a", "b")))
+    refusal, admitted = changed.value.found
+    assert isinstance(refusal, Refusal)
+    assert isinstance(admitted, Admitted)
+    assert (refusal.device, refusal.instance, admitted.member.device) == ("pi-2", 1, "pi-1")
+    assert [member.device for member in members] == ["pi-1"]
+    committed[0] = 1
+    assert join(admission, "pi-3", "a", "x") == [("pi-3", False)]
+    assert join(admission, "pi-2", "a", "x") == [("pi-2", False)]
+    assert members.class_names == ("a", "b")
 
 
 def test_the_operators_class_names_hold_from_the_start() -> None:

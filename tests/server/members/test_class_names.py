@@ -1,13 +1,14 @@
-"""The operator's class names, from a file."""
+"""Class names: the operator's, from a file, and those that devices vote for."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from splitee.errors import ConfigError
-from splitee_server.members.class_names import read_class_names
+from splitee_server.members.class_names import MOST_CHANGES, ClassVote, read_class_names
 
 
 def test_a_name_a_line_in_the_order_of_the_labels(tmp_path: Path) -> None:
@@ -36,3 +37,43 @@ def test_what_is_no_list_of_classes(tmp_path: Path, content: bytes, said: str) -
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_class_names(tmp_path / "none.txt", 3)
+
+
+OLD, NEW, OTHER = ("a", "b"), ("a", "c"), ("a", "d")
+
+
+def vote(devices: int, *votes: tuple[str, tuple[str, ...]]) -> ClassVote:
+    found = ClassVote(devices)
+    for device, names in votes:
+        found.cast(device, names)
+    return found
+
+
+def test_more_than_half_of_the_latest_votes_decide_anew() -> None:
+    votes = vote(3, ("pi-1", OLD), ("pi-2", OLD), ("pi-3", NEW))
+    assert votes.cast("pi-2", OTHER) == OLD  # nobody else's
+    assert votes.cast("pi-2", NEW) == NEW
+    assert votes.voters(NEW) == ["pi-2", "pi-3"]
+    assert votes.cast("pi-2", NEW) == NEW
+
+
+def test_as_many_votes_as_the_decided_names_have_are_not_enough() -> None:
+    """More devices may vote than the run waits for."""
+    votes = vote(3, ("pi-1", OLD), ("pi-2", OLD), ("pi-3", NEW))
+    assert votes.cast("pi-4", NEW) == OLD
+    assert votes.cast("pi-5", NEW) == NEW
+
+
+def test_a_device_that_flips_its_vote_is_heard_a_few_times_only() -> None:
+    votes = vote(3, ("pi-1", OLD), ("pi-2", NEW), ("evil", OLD))
+    decided = [votes.cast("evil", (NEW, OLD)[flip % 2]) for flip in range(100)]
+    assert sum(before != after for before, after in pairwise([OLD, *decided])) == MOST_CHANGES
+    assert votes.cast("pi-1", decided[-1]) == decided[-1]  # others still are
+
+
+def test_a_vote_can_be_withdrawn() -> None:
+    votes = vote(3, ("pi-1", OLD), ("pi-2", OLD), ("evil", NEW))
+    votes.withdraw("evil")
+    votes.withdraw("nobody")
+    assert votes.cast("pi-1", NEW) == OLD
+    assert votes.voters(NEW) == ["pi-1"]

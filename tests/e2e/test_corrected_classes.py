@@ -1,0 +1,70 @@
+"""A class folder that most devices had misspelt, put right before the first commit: with real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+from fleets import Fleet, await_message
+from image_folders import write_photographs
+from waiting import until
+
+from splitee.errors import ExitCode
+from splitee.mqtt.link import Link
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
+
+
+def test_the_run_trains_to_its_end_with_the_right_names(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    topics = Topics("misspelt")
+    folders = {name: tmp_path / f"{name}-images" for name in ("pi-1", "pi-2", "pi-3")}
+    for name, folder in folders.items():
+        write_photographs(folder, {"glass": 20, "plastic" if name == "pi-3" else "platic": 20})
+    watcher = Link(mosquitto_broker.address, "misspelt-watcher")
+    watcher.subscribe(*(topics.device(name, leaf) for name in folders for leaf in ("profile", "features")))
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+
+        def start(name: str) -> None:
+            fleet.device(name, 2, "--data", str(folders[name]))
+
+        def correct(name: str) -> None:
+            (folders[name] / "platic").rename(folders[name] / "plastic")
+
+        def joined(name: str) -> int:
+            return fleet.log("server").count(f"{name} joined")
+
+        fleet.server("--num-classes", "2", devices=2)
+        start("pi-2")
+        await_message(watcher, topics.device("pi-2", "profile"))
+        fleet.processes["pi-2"].send_signal(signal.SIGSTOP)  # round 1 is not committed without it
+        start("pi-1")
+        await_message(watcher, topics.device("pi-1", "features"))
+        start("pi-3")
+        assert fleet.wait("pi-3") == [ExitCode.REJECTED]
+        assert "the fleet [glass, platic] (set by pi-1, pi-2)" in fleet.log("pi-3")
+
+        fleet.processes["pi-1"].kill()
+        fleet.processes["pi-1"].wait()
+        correct("pi-1")
+        start("pi-1")
+        until(lambda: "the fleet's class names are [glass, plastic] from now on" in fleet.log("server"))
+        fleet.processes["pi-2"].send_signal(signal.SIGCONT)
+        assert fleet.wait("pi-2") == [ExitCode.REJECTED]
+        assert "the fleet [glass, plastic] (set by pi-1, pi-3)" in fleet.log("pi-2")
+        correct("pi-2")
+        until(lambda: joined("pi-1") == 2)
+        fleet.processes["pi-1"].send_signal(signal.SIGSTOP)  # the run is not over before all are here
+        start("pi-2")
+        start("pi-3")
+        until(lambda: (joined("pi-2"), joined("pi-3")) == (2, 1))
+        fleet.processes["pi-1"].send_signal(signal.SIGCONT)
+        assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
+        report = fleet.report()
+    watcher.close()
+    assert [device["id"] for device in report["devices"]] == ["pi-1", "pi-2", "pi-3"]
+    evaluation = json.loads((tmp_path / "server" / "evaluation.json").read_text())
+    assert evaluation["class_names"] == ["glass", "plastic"]
