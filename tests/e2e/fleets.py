@@ -24,7 +24,7 @@ from splitee_device.data.statistics import channel_statistics
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 from splitee_server.learning.initial.begin import with_weights
 from splitee_server.learning.initial.weights import fit
-from splitee_server.rounds.settling import DeviceImages, settle
+from splitee_server.rounds.settling import Joined, settle
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -162,6 +162,7 @@ def in_one_process(
         order=order,
         seed=1,
         client_averaging=averaging,
+        exits="fleet",
         **settings,
     )
     devices = {
@@ -177,7 +178,7 @@ def in_one_process(
     network = build_for(spec)
     if spec.awaits_fleet:
         told = [
-            DeviceImages(len(d.data.train), *channel_statistics(d.data.train).values())
+            Joined(d.cut, len(d.data.train), *channel_statistics(d.data.train).values())
             for d in devices.values()
         ]
         spec = settle(spec, network, told)

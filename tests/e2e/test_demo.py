@@ -98,7 +98,6 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
         assert (device["train_samples"], device["batches"]) == (600, ROUNDS * (600 // 32))
         assert device["exit_accuracy"] > 0.3, "0.1 is chance"
         assert device["trunk_accuracy"] > 0.45
-        assert device["adaptive_accuracy"] >= device["exit_accuracy"]
         assert 0 < device["offload_share"] <= 1
     assert 0.3 < report["baselines"]["centralized_accuracy"] <= 1
     assert set(report["baselines"]["alone_accuracy"]) == set(IDS)
@@ -108,6 +107,8 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
         assert answers["offload"]["offload_share"] == 1
         assert answers["offload"]["bytes"] >= answers["adaptive"]["bytes"]
         assert answers["offload"]["accuracy"] > 0.45
+        better = max(answers["local"]["accuracy"], answers["offload"]["accuracy"])
+        assert answers["adaptive"]["accuracy"] >= better - 0.02, "by the threshold that was chosen"
         assert devices[cut - 1]["threshold"] == answers["threshold"]
     for device in devices:
         assert device["threshold_images"] == device["held_out_samples"] == 600

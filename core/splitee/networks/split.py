@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
@@ -40,6 +41,12 @@ class SplitNetwork:
         """Stages 1..cut: samples (B, *input_shape) to features (B, *stages[cut - 1].feature_shape)."""
         self.check_cut(cut)
         return self._range(0, cut, "Client")
+
+    def client_to(self, cuts: Sequence[int]) -> nn.Module:
+        """Stages 1..cuts[-1]: samples (B, *input_shape) to a list of the features at `cuts`, which ascend."""
+        self.check_cut(cuts[0])
+        self.check_cut(cuts[-1])
+        return self._range(0, cuts[-1], "Client", inner=cuts[:-1])
 
     def trunk(self, cut: int) -> nn.Module:
         """Stages cut+1..L: features (B, *stages[cut - 1].feature_shape) to logits (B, num_classes)."""
@@ -103,15 +110,22 @@ class SplitNetwork:
         """The state_dict keys of stages first..last, both included, counted from 1."""
         return [key for stage in self.stages[first - 1 : last] for key in stage.keys]
 
-    def _range(self, first: int, last: int, class_name: str) -> nn.Module:
+    def _range(self, first: int, last: int, class_name: str, inner: Sequence[int] = ()) -> nn.Module:
+        """Stages first+1..last; with `inner` cuts they give a list: the values there, and the last."""
         # The layers are shared: making one more part must not switch the others' mode.
         modes = [(module, module.training) for module in self.module.modules()]
         frozen = min(max(self.frozen, first), last)  # these compute as in evaluation, in both modes
         of = self._partition
-        evaluate = _copy_nodes((of.ends[False][first], of.nodes(False, first, last)))
+        evaluate = _copy_nodes(
+            [(of.ends[False][first], of.nodes(False, first, last))],
+            [of.ends[False][cut] for cut in inner],
+        )
         train = _copy_nodes(
-            (of.ends[False][first], of.nodes(False, first, frozen)),
-            (of.ends[True][frozen], of.nodes(True, frozen, last)),
+            [
+                (of.ends[False][first], of.nodes(False, first, frozen)),
+                (of.ends[True][frozen], of.nodes(True, frozen, last)),
+            ],
+            [of.ends[cut > frozen][cut] for cut in inner],
         )
         if str(train) == str(evaluate):
             part: fx.GraphModule = fx.GraphModule(self.module, evaluate, class_name)
@@ -173,18 +187,24 @@ def build_network(
     return SplitNetwork(name, module, num_classes=num_classes, input_shape=input_shape)
 
 
-def _copy_nodes(*pieces: tuple[fx.Node, tuple[fx.Node, ...]]) -> fx.Graph:
+def _copy_nodes(
+    pieces: Sequence[tuple[fx.Node, tuple[fx.Node, ...]]], inner: Sequence[fx.Node] = ()
+) -> fx.Graph:
     """A graph of its own: what crosses comes in, the last node's value goes out.
 
-    `pieces`: each the node whose value enters it, and its nodes; what leaves one enters the next.
+    Args:
+        pieces: each the node whose value enters it, and its nodes; what leaves one enters the next.
+        inner: nodes whose values go out too, in a list before the last.
     """
     graph = fx.Graph()
     value = graph.placeholder("x")
+    wanted: dict[fx.Node, fx.Node] = {}
     for source, nodes in pieces:
         copies = {source: value}
         for node in nodes:
             value = copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(value)
+        wanted |= {node: copies[node] for node in inner if node in copies}
+    graph.output([*(wanted[node] for node in inner), value] if inner else value)
     return graph
 
 

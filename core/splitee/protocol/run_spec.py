@@ -17,6 +17,7 @@ from splitee.protocol.fields import (
     ClassNames,
     ClientAveraging,
     Count,
+    Exits,
     Fit,
     Fraction,
     LearningSchedule,
@@ -52,7 +53,8 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         std: divides them then, per channel or one for all.
         weights: what the run begins from, with the first digits of its SHA-256; empty: the seed's weights.
         frozen: stages 1..frozen are not trained.
-        settled: what follows from the fleet's images, `frozen` of auto and `mean` and `std` of fleet, is
+        exit_cuts: of the run's exits where `exits` is fleet: a device trains its own and those below it.
+        settled: what follows from the fleet, `frozen` of auto, `mean` and `std` of fleet and `exit_cuts`, is
             decided; it is before the first round.
         window_bytes: bytes of batches that a device may have unacknowledged.
         class_names: names of the classes, in the order of their labels; empty: the devices are to decide.
@@ -93,6 +95,15 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             "those of the devices' images; or MEAN,../STD,.. such as 0.5/0.5."
         ),
     ] = ""
+    exits: Annotated[
+        Exits,
+        _setting(
+            "That a device trains: its own; fleet: one at every cut of the fleet that its network holds, "
+            "which learn from the best of them (client averaging layerwise).",
+            costs=True,
+        ),
+    ] = "own"
+    exit_cuts: Annotated[tuple[Positive, ...], Meta(max_length=1024)] = ()
     settled: bool = False
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     std: Annotated[tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
@@ -177,5 +188,11 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     @property
     def awaits_fleet(self) -> bool:
-        """Whether a setting is still to follow from the fleet's images."""
-        return not self.settled and (self.freeze == "auto" or self.normalize == "fleet")
+        """Whether a setting is still to follow from the devices that join."""
+        follows = self.freeze == "auto" or self.normalize == "fleet" or self.shares_exits
+        return follows and not self.settled
+
+    @property
+    def shares_exits(self) -> bool:
+        """Whether devices train the exits of shallower ones, too: where they are averaged with them."""
+        return self.exits == "fleet" and self.client_averaging == "layerwise"

@@ -20,15 +20,40 @@ from splitee.training.state import COUNTER, weights_digest
 
 CLIENT = "client."  # prefix of a client network's tensors
 EXIT = "exit."  # prefix of its exit's
+EXITS = "exits."  # prefix of those at shallower cuts; the cut follows, and a dot
 MESSAGE = 4 << 20  # bytes of tensors that share a message
 CODEC = "fp32"  # exact to the bit
 VARIANCE = "running_var"  # last part of the name of BatchNorm's running variance
 
 
 def client_model(network: SplitNetwork, cut: int, spec: RunSpec) -> nn.ModuleDict:
-    """`client`: stages 1..cut of `network`, whose layers it shares; `exit`: a new exit, by the run's seed."""
-    head = network.exit_head(cut, seed=seed_for(spec.seed, "exit", cut))
-    return nn.ModuleDict({"client": network.client(cut), "exit": head})
+    """What a device with this cut trains, new by the run's seed.
+
+    `client`: stages 1..cut of `network`, whose layers it shares; `exit`: the device's own; `exits`: those at
+    shallower cuts, by cut, if the run has such.
+    """
+    heads = {at: network.exit_head(at, seed=seed_for(spec.seed, "exit", at)) for at in exit_cuts(spec, cut)}
+    model = nn.ModuleDict({"client": network.client(cut), "exit": heads.pop(cut)})
+    if heads:
+        model["exits"] = nn.ModuleDict({str(at): head for at, head in heads.items()})
+    return model
+
+
+def exit_cuts(spec: RunSpec, cut: int) -> list[int]:
+    """The cuts at which a device with this cut trains an exit, in ascending order; its own is the last.
+
+    None of them lies in stages that are frozen, of which features may come out of a cache.
+    """
+    return [*(at for at in sorted(set(spec.exit_cuts)) if spec.frozen < at < cut), cut]
+
+
+def exits_by_cut(weights: Mapping[str, Tensor], cut: int) -> dict[str, Tensor]:
+    """A device's exits, its own too, under names that tell their cuts and are the same on every device."""
+    return {
+        f"{EXITS}{cut}.{name.removeprefix(EXIT)}" if name.startswith(EXIT) else name: tensor
+        for name, tensor in weights.items()
+        if name.startswith((EXIT, EXITS))
+    }
 
 
 def pack_weights(run: str, round_number: int, attempt: int, tensors: Mapping[str, Tensor]) -> Iterator[bytes]:

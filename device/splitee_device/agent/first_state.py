@@ -15,11 +15,11 @@ from splitee_device.training.trainer import ClientTrainer
 
 log = logging.getLogger(__name__)
 
-SETTLED = ("frozen", "mean", "std", "settled")  # fields of RunSpec
+SETTLED = ("frozen", "mean", "std", "exit_cuts", "settled")  # fields of RunSpec
 
 
 def settled(session: Session, spec: RunSpec) -> RunSpec:
-    """Wait for what the server settles by the fleet's images before the first round."""
+    """Wait for what the server settles by the fleet before the first round."""
     heard = session.heard
     session.wait(
         lambda: heard.spec is not None and not heard.spec.awaits_fleet, "the server to settle the run"

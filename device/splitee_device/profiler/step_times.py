@@ -53,7 +53,7 @@ class StepClock:
 
     def __init__(self, trainer: ClientTrainer) -> None:
         self._marks: dict[str, float] = {}
-        trainer.client.register_forward_pre_hook(lambda *_: self._begin())
+        trainer.body.register_forward_pre_hook(lambda *_: self._begin())
         trainer.exit.register_forward_hook(self._on_logits)
         trainer.optimizer.register_step_pre_hook(lambda *_: self._mark("gradients"))
         trainer.optimizer.register_step_post_hook(lambda *_: self._mark("end"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from splitee.errors import NetworkError
@@ -19,7 +18,6 @@ from splitee.inference.uncertainty import normalized_entropy
 from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
-from splitee.protocol.fields import Augmentation
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
 from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
@@ -30,11 +28,12 @@ from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.state import weights_digest
-from splitee.training.weights import CLIENT, client_model
+from splitee.training.weights import CLIENT, client_model, exit_cuts
 from splitee_device.data.batches import Batch, Batches, batches_at
 from splitee_device.data.image_sets import LabelledImages
 from splitee_device.data.images import DeviceData
 from splitee_device.training.distillation import Teacher
+from splitee_device.training.exits import exits_loss
 from splitee_device.training.feature_cache import CacheRoom
 from splitee_device.training.frozen_features import FrozenFeatures
 from splitee_device.training.mistakes import Mistakes
@@ -63,9 +62,15 @@ def open_trainer(
 
 
 class ClientTrainer:
-    """One client network and its exit, its optimizer, and what they learn in a round.
+    """One client network and its exits, their optimizer, and what they learn in a round.
 
     It computes where the network's weights are.
+
+    Attributes:
+        client: stages 1..cut.
+        exit: the device's own, by which it predicts.
+        body: what a training step runs before the exits: `client`, or where the run has exits at shallower
+            cuts too, the same stages giving the features at each.
     """
 
     def __init__(self, network: SplitNetwork, cut: int, spec: RunSpec, device: str, data: DeviceData) -> None:
@@ -78,6 +83,10 @@ class ClientTrainer:
         self._frozen = network.frozen_modules
         self._frozen_keys = {f"{CLIENT}{key}" for key in network.frozen_keys}
         self.client, self.exit = self._model["client"], self._model["exit"]
+        cuts = exit_cuts(spec, cut)
+        self.body = network.client_to(cuts) if len(cuts) > 1 else self.client
+        shallower = self._model["exits"].children() if "exits" in self._model else ()
+        self._exits = [*shallower, self.exit]  # in the order of their cuts
         self.optimizer = make_optimizer(self._model.parameters(), spec)
         self._offsets = class_offsets(spec, data.train.labels).to(self._place)
         self.features = FrozenFeatures(self.client, network.stages[cut - 1].feature_shape, spec)
@@ -101,8 +110,9 @@ class ClientTrainer:
             soft_labels: of an earlier round; the exit learns from them beside the labels.
             steps: batches, where they are not as many as these images make.
         """
-        self.exit.train()
-        set_training(self.client, self._frozen)
+        for head in self._exits:
+            head.train()
+        set_training(self.body, self._frozen)
         steps = self.steps if steps is None else steps
         teacher = Teacher(self._spec, self._device, self.samples, soft_labels)
         losses, correct, seen = 0.0, 0, 0
@@ -112,13 +122,14 @@ class ClientTrainer:
             seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
             with precision_at(self._place):
-                features = self._features(batch, self._spec.augmentation)  # (B, *feature_shape)
-                logits = self.exit(features)  # (B, num_classes)
-                loss = F.cross_entropy(logits + self._offsets, labels)
+                found = self._train_features(batch)
+                scores = [head(one) for head, one in zip(self._exits, found, strict=True)]
+                loss, own_loss = exits_loss(scores, labels, self._offsets)
+                features, logits = found[-1], scores[-1]  # (B, *feature_shape), (B, num_classes)
             self.optimizer.zero_grad(set_to_none=True)
             (loss + teacher.loss(batch.numbers, logits)).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
-            losses += loss.item()
+            losses += own_loss.item()
             correct += int((logits.detach().argmax(dim=1) == labels).sum())
             seen += len(labels)
             self.loss, self.accuracy = losses / (step + 1), correct / seen
@@ -151,12 +162,16 @@ class ClientTrainer:
             return partial(self.features.batches, image_set)
         return batches_at(self._place, image_set, self._spec)
 
-    def _features(self, batch: Batch, augmentation: Augmentation = "none") -> Tensor:
-        """What the client network makes of a batch: (B, *feature_shape)."""
-        if self._is_frozen and augmentation == "none":
-            return batch.images
-        images = batch.images if augmentation == "none" else augment(batch.images, self._spec)
-        features: Tensor = self.client(images)
+    def _train_features(self, batch: Batch) -> Sequence[Tensor]:
+        """What each exit learns from: the features of a batch at its cut, (B, *feature_shape) there."""
+        if self._is_frozen and self._spec.augmentation == "none":
+            return [batch.images]
+        found: Tensor | list[Tensor] = self.body(augment(batch.images, self._spec))
+        return found if isinstance(found, list) else [found]
+
+    def _features(self, batch: Batch) -> Tensor:
+        """What the client network makes of a batch, as it is: (B, *feature_shape)."""
+        features: Tensor = batch.images if self._is_frozen else self.client(batch.images)
         return features
 
     def weights(self) -> dict[str, Tensor]:

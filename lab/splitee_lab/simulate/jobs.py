@@ -26,7 +26,7 @@ from splitee_lab.methods.registry import METHODS, batches_of
 from splitee_lab.methods.simulation import SimulatedDevice
 from splitee_lab.simulate.partition import Partition, deal, warnings_of
 from splitee_server.learning.initial.weights import Found, fit
-from splitee_server.rounds.settling import DeviceImages, settle
+from splitee_server.rounds.settling import Joined, settle
 
 DATA_SEED = 0  # which pictures are held out, and which are left out by a limit, is the same for all seeds
 TELL_EVERY = 0.5  # seconds
@@ -182,15 +182,15 @@ def experiment_of(
             devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data, attack)
     network, spec = build_for(job.run), job.run
     if spec.awaits_fleet:
-        told = [_images(device.data.train) for device in devices.values()]
+        told = [_joined(device.cut, device.data.train) for device in devices.values()]
         spec = settle(spec, network, told)
     initial = fit(found, network, spec, pictures.class_names) if found is not None else None
     return Experiment(spec, devices, job.evaluate_every, on_batch, job.place, initial)
 
 
-def _images(own: LabelledImages) -> DeviceImages:
+def _joined(cut: int, own: LabelledImages) -> Joined:
     told = channel_statistics(own)
-    return DeviceImages(len(own), told["pixel_mean"], told["pixel_std"])
+    return Joined(cut, len(own), told["pixel_mean"], told["pixel_std"])
 
 
 def run_job(pictures: Pictures, found: Found | None, job: Job, tell: Callable[[News], None]) -> None:

@@ -36,8 +36,9 @@ def learning_settings(command: Any) -> Any:
     normalize = run_setting(
         "normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"
     )
+    exits = run_setting("exits", default="fleet")
     averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
-    return first(normalize(strategy_setting("aggregation_every")(averages(command))))
+    return first(exits(normalize(strategy_setting("aggregation_every")(averages(command)))))
 
 
 weights_setting = setting("--weights", metavar="SOURCE", help=HELP, show_default=False)

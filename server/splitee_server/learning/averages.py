@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from splitee.protocol.fields import ClientAveraging, Weighting
 from splitee.training.state import COUNTER
-from splitee.training.weights import CLIENT, EXIT
+from splitee.training.weights import CLIENT, EXIT, EXITS, exits_by_cut
 from splitee_server.learning.means import FEWEST, Rule
 from splitee_server.learning.strategies.base import Strategy
 
@@ -61,10 +62,10 @@ def average_clients(
 ) -> None:
     """Average what the devices hold, weighted by their `weights`, and write it back to all holders.
 
-    `same-cut`: client networks and exits over the devices of each cut. `layerwise`: exits likewise, but each
-    stage over all its holders, client networks and trunks alike; a shared trunk counts once for each device
-    whose batches train the stage there. By `trimmed` and `median`, what is averaged over a cut stays as it is
-    where fewer than three devices have that cut.
+    `same-cut`: client networks and exits over the devices of each cut. `layerwise`: each exit over all who
+    train it, and each stage over all its holders, client networks and trunks alike; a shared trunk counts
+    once for each device whose batches train the stage there. By `trimmed` and `median`, what is averaged over
+    a cut stays as it is where fewer than three devices have that cut.
 
     Args:
         clients: client networks and exits by device, averaged in place.
@@ -75,6 +76,7 @@ def average_clients(
     for cut in set(cuts.values()).difference(apart):
         average(_with_cut(cut, how, clients, cuts, weights, rule), weights, rule)
     if how == "layerwise":
+        average(_shared_exits(clients, cuts, weights, rule, apart), weights, rule)
         whole = {name: _whole(clients[name], strategy.trained(name)) for name in clients}
         strategy.absorb(average(whole, weights, rule))
 
@@ -102,6 +104,30 @@ def _with_cut(
     return {
         device: {name: tensor for name, tensor in tensors.items() if name.startswith(EXIT)}
         for device, tensors in mates.items()
+    }
+
+
+def _shared_exits(
+    clients: Mapping[str, Weights],
+    cuts: Mapping[str, int],
+    weights: Mapping[str, float],
+    rule: Rule,
+    apart: Collection[int],
+) -> dict[str, Weights]:
+    """By device, the exits that devices of several cuts train; nothing where each trains only its own."""
+    if not any(name.startswith(EXITS) for tensors in clients.values() for name in tensors):
+        return {}
+    held = {device: exits_by_cut(tensors, cuts[device]) for device, tensors in clients.items()}
+    voices = Counter(name for device in held if weights[device] > 0 for name in held[device])
+    fewest = 1 if rule.average == "mean" else FEWEST
+    alone = tuple(f"{EXITS}{cut}." for cut in apart)
+    return {
+        device: {
+            name: tensor
+            for name, tensor in exits.items()
+            if voices[name] >= fewest and not name.startswith(alone)
+        }
+        for device, exits in held.items()
     }
 
 

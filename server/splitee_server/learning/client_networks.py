@@ -10,7 +10,7 @@ from torch import Tensor
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import weights_digest
-from splitee.training.weights import CLIENT, EXIT, WeightsAssembler, client_model, select
+from splitee.training.weights import CLIENT, EXIT, EXITS, WeightsAssembler, client_model, exits_by_cut, select
 from splitee_server.learning.averages import average_clients, weigh
 from splitee_server.learning.clipping import clip_updates, contradict
 from splitee_server.learning.initial.weights import InitialWeights
@@ -63,11 +63,13 @@ class ClientNetworks:
     def first(self, cut: int) -> Weights:
         """What a device with this cut begins the run from."""
         fresh = client_model(self._network, cut, self._spec).state_dict()
-        exits = {f"{EXIT}{name}": tensor for name, tensor in self._exits.get(cut, {}).items()}
+        exits = {
+            f"{EXITS}{at}.{name}": tensor for at, own in self._exits.items() for name, tensor in own.items()
+        }
         return {
             name: self._initial.get(name.removeprefix(CLIENT), fresh_one)
             if name.startswith(CLIENT)
-            else _if_alike(exits.get(name), fresh_one)
+            else _if_alike(exits.get(_by_cut(name, cut)), fresh_one)
             for name, fresh_one in fresh.items()
         }
 
@@ -139,7 +141,8 @@ class ClientNetworks:
     def move(self, moves: Mapping[str, int], cuts: Mapping[str, int]) -> None:
         """Cut devices elsewhere: stages keep their weights, on whichever side they are.
 
-        An exit is that of the others at that cut, where client networks are averaged, else a new one.
+        An exit is that of the others at that cut, where client networks are averaged, or the device's own if
+        it has trained one there; else a new one.
 
         Args:
             moves: the new cuts, of devices whose networks are held.
@@ -147,9 +150,10 @@ class ClientNetworks:
         """
         before = dict(self._held)
         for device, cut in sorted(moves.items()):
-            peer = self._same_cut_peer(cut, cuts, before)
-            exit_from = {} if peer is None or self._spec.client_averaging == "none" else before[peer]
-            self._held[device] = self._moved(device, cut, before[device], exit_from)
+            exits = exits_by_cut(before[device], cuts[device])
+            if self._spec.client_averaging != "none":
+                exits |= _exits_of(before, cuts)
+            self._held[device] = self._moved(device, cut, before[device], exits)
             self._digests.pop(device, None)
 
     def digest(self, device: str) -> str:
@@ -186,10 +190,10 @@ class ClientNetworks:
         """Those of a client network's tensors that devices train."""
         return {name: tensor for name, tensor in weights.items() if name not in self._frozen}
 
-    def _moved(self, device: str, cut: int, own: Weights, exit_from: Weights) -> Weights:
+    def _moved(self, device: str, cut: int, own: Weights, exits: Weights) -> Weights:
         """The client network of `device` at its new cut; its trunk is moved with it.
 
-        `exit_from`: holds the exit's tensors; those it lacks are new.
+        `exits`: as `exits_by_cut` names them; those that are not among them are new.
         """
         trunk = self._strategy.trunk(device).state_dict()
         moved = {}
@@ -197,11 +201,26 @@ class ClientNetworks:
             if name.startswith(CLIENT):
                 source = own.get(name, trunk.get(name.removeprefix(CLIENT), fresh))
             else:
-                source = exit_from.get(name, fresh)
+                source = exits.get(_by_cut(name, cut), fresh)
             moved[name] = source.clone()
         stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
         self._strategy.move(device, cut, stages)
         return moved
+
+
+def _by_cut(name: str, cut: int) -> str:
+    """A tensor's name among all exits, of a device with this cut."""
+    return f"{EXITS}{cut}.{name.removeprefix(EXIT)}" if name.startswith(EXIT) else name
+
+
+def _exits_of(held: Mapping[str, Weights], cuts: Mapping[str, int]) -> dict[str, Tensor]:
+    """All exits that are held: of each, that of the first device, by name, of its cut, or else of another."""
+    found: dict[str, Tensor] = {}
+    for own in (EXIT, EXITS):
+        for device in sorted(device for device in held if device in cuts):
+            exits = {name: tensor for name, tensor in held[device].items() if name.startswith(own)}
+            found = {**exits_by_cut(exits, cuts[device]), **found}
+    return found
 
 
 def _if_alike(tensor: Tensor | None, fresh: Tensor) -> Tensor:

@@ -76,10 +76,11 @@ class FleetModel:
         self._soft_labels.count(device, samples)
         self._cuts[device] = cut
 
-    def freeze(self, count: int) -> None:
-        """Stages 1..count are not trained; nothing may have been trained yet."""
-        self.network.freeze(count)
-        self._strategy = make_strategy(self.network, self._spec)
+    def settle(self, spec: RunSpec) -> None:
+        """Go on by what has been settled of the run: frozen stages, exits; nothing may have been trained."""
+        self._spec = spec
+        self.network.freeze(spec.frozen)
+        self._strategy = make_strategy(self.network, spec)
         self._clients = ClientNetworks(self._spec, self.network, self._strategy, self._initial)
         for device, cut in self._cuts.items():
             self._strategy.join(device, cut)

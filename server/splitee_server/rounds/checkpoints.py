@@ -21,7 +21,7 @@ from splitee_server.rounds.class_report import EVALUATION, ClassReport
 
 FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
 # Fields of RunSpec that are no settings, and the one that may be changed.
-FOLLOWING = ("run", "class_names", "frozen", "settled", "mean", "std", "rounds")
+FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "mean", "std", "rounds")
 
 log = logging.getLogger(__name__)
 

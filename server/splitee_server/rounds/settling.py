@@ -1,4 +1,4 @@
-"""What a run leaves to the fleet's images: frozen stages of `auto`, mean and deviation of `fleet`."""
+"""What a run leaves to the fleet: frozen stages of `auto`, mean and deviation and exits of `fleet`."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class DeviceImages:
-    """What a device has said of its training images: how many, and a value a channel, where it was asked."""
+class Joined:
+    """What a device has said: its cut, and of its training images how many, and where it was asked a mean
+    and a deviation for each channel.
+    """
 
+    cut: int
     count: int
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -33,28 +36,32 @@ class DeviceImages:
 
 def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: Checkpoints) -> RunSpec:
     """The run with what follows from the devices that are here: durable before any of them hears of it."""
-    images = [
-        DeviceImages(member.train_samples, member.pixel_mean, member.pixel_std) for member in members.active()
+    devices = [
+        Joined(member.cut, member.train_samples, member.pixel_mean, member.pixel_std)
+        for member in members.active()
     ]
-    settled = settle(spec, model.network, images)
+    settled = settle(spec, model.network, devices)
     checkpoints.settle(settled)
-    model.freeze(settled.frozen)
+    model.settle(settled)
     log.info(
-        "settled by the fleet's images: stages 1..%d are frozen, mean %s, deviation %s",
+        "settled by the fleet: stages 1..%d are frozen, mean %s, deviation %s, exits %s",
         settled.frozen,
         _words(settled.mean),
         _words(settled.std),
+        f"at the cuts {', '.join(map(str, settled.exit_cuts))}" if settled.exit_cuts else "of their own",
     )
     return settled
 
 
-def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[DeviceImages]) -> RunSpec:
-    """The specification with what follows from the devices' images.
+def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> RunSpec:
+    """The specification with what follows from the devices.
 
     Mean and deviation are the medians over the devices, channel by channel: half of the devices would have
     to lie to move them.
     """
     changed: dict[str, object] = {"settled": True}
+    if spec.shares_exits:
+        changed["exit_cuts"] = tuple(sorted({device.cut for device in devices}))
     if spec.freeze == "auto":
         changed["frozen"] = frozen_stages(spec, network, sum(device.count for device in devices))
     if spec.normalize == FLEET:

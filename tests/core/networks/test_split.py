@@ -16,6 +16,7 @@ from torchvision import models
 
 from splitee.errors import ExitCode, NetworkError
 from splitee.networks.exits import exit_head
+from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork, build_network
 
 TRAINED_AT_EVERY_CUT = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "own_networks:Dropping")
@@ -146,6 +147,24 @@ def build(name: str, size: int = 32) -> SplitNetwork:
 
 def samples(split: SplitNetwork, count: int) -> Tensor:
     return torch.randn(count, *split.input_shape, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 2])
+@pytest.mark.parametrize("training", [False, True])
+def test_features_at_several_cuts_are_those_of_each(frozen: int, training: bool) -> None:
+    split = build("own_networks:Dropping")
+    split.freeze(frozen)
+    x = samples(split, 3)
+    together = split.client_to([1, 2, 3])
+    set_training(together, split.frozen_modules) if training else together.eval()
+    torch.manual_seed(3)
+    found = together(x)
+    for cut, features in enumerate(found, start=1):
+        client = split.client(cut)
+        set_training(client, split.frozen_modules) if training else client.eval()
+        torch.manual_seed(3)
+        assert torch.equal(client(x), features), cut
+    assert set(together.state_dict()) == set(split.stage_keys(1, 3))
 
 
 def check_equal(split: SplitNetwork, cuts: range | list[int]) -> None:

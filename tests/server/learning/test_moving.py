@@ -11,7 +11,7 @@ from torch import Tensor
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
-from splitee.training.weights import CLIENT, EXIT, client_model
+from splitee.training.weights import CLIENT, EXIT, EXITS, client_model, exits_by_cut
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.strategies.base import Strategy
 from splitee_server.learning.strategies.registry import make_strategy
@@ -126,6 +126,23 @@ def test_a_shared_trunk_keeps_the_stages_that_others_train_in_it() -> None:
         for name in fleet.network.stage_keys(stage, stage):
             assert torch.equal(now[name], source[name]), name
     assert same(other, fleet.whole("other"))
+
+
+def test_a_device_that_moves_takes_the_exit_that_is_trained_there() -> None:
+    """By those at that cut, or by deeper ones beside their own; what it trained itself stays with it."""
+    run = spec("sequential", client_averaging="layerwise", exits="fleet", exit_cuts=(1, 2, 3))
+    fleet = Fleet({"a": 1, "b": 3, "c": 3}, run)
+    at = exits_by_cut(fleet.client("b"), 3)
+    first = exits_by_cut(fleet.client("a"), 1)
+    assert same(first, {name: at[name] for name in first}), "it is averaged over all who train it"
+    fleet.move(a=2, b=1)
+    assert same(exits_by_cut(fleet.client("a"), 2), {n: t for n, t in at.items() if n[len(EXITS)] in "12"})
+    assert same(exits_by_cut(fleet.client("b"), 1), {n: t for n, t in at.items() if n[len(EXITS)] == "1"})
+    alone = Fleet({"a": 3}, spec("sequential", exits="fleet", exit_cuts=(1, 2, 3)))
+    before = exits_by_cut(alone.client("a"), 3)
+    alone.move(a=2)
+    after = exits_by_cut(alone.client("a"), 2)
+    assert same(after, {name: before[name] for name in after})
 
 
 def test_devices_that_change_places_take_the_exits_that_were_there() -> None:
