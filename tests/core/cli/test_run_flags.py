@@ -26,6 +26,7 @@ PEOPLE_DO_NOT_SET = {
     "class_names",
     "weights",
     "frozen",
+    "exit_cuts",
     "settled",
 }
 
