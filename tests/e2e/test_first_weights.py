@@ -89,3 +89,16 @@ def test_what_follows_from_the_fleets_images_is_settled_before_the_first_round(
     assert run["mean"] != [0.5] and len(run["mean"]) == len(run["std"]) == 3
     held = json.loads((tmp_path / "pi-1" / "run.json").read_text())["spec"]
     assert (held["frozen"], held["mean"]) == (run["frozen"], run["mean"])
+
+
+@pytest.mark.mosquitto
+def test_what_a_device_begins_from_is_told_again_once_the_fleets_exits_are_known(
+    mosquitto_broker: RunningBroker, tmp_path: Path, weights: Path
+) -> None:
+    expected = in_one_process("sequential", "step", 1, averaging="layerwise", weights=str(weights))
+    with Fleet(str(mosquitto_broker.address), "exits-settled", tmp_path) as fleet:
+        fleet.server("--weights", str(weights), "--client-averaging", "layerwise", rounds=1)
+        fleet.three_devices()
+        assert fleet.wait(timeout=60) == [0, 0, 0, 0], fleet.log("server")
+        assert fleet.report()["weights_sha256"] == expected
+        assert "rejected" not in fleet.log("pi-3")

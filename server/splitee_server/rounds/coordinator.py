@@ -103,6 +103,8 @@ class Coordinator:
         yield from self._gather()
         if self._spec.awaits_fleet:
             self._spec = settle_run(self._spec, self._model, self._members, self._checkpoints)
+            for member in self._members.active():  # before it hears of that: what it begins from has changed
+                self._replies.assign(member.device)
             self._announce.run(self._spec_now())
         if self._commits.round and self._metrics is None:
             yield from self._evaluate()
