@@ -43,7 +43,10 @@ class SplitNetwork:
         return self._range(0, cut, "Client")
 
     def client_to(self, cuts: Sequence[int]) -> nn.Module:
-        """Stages 1..cuts[-1]: samples (B, *input_shape) to a list of the features at `cuts`, which ascend."""
+        """Stages 1..cuts[-1]: samples (B, *input_shape) to a list of the features at each of `cuts`.
+
+        `cuts`: two or more, which ascend.
+        """
         self.check_cut(cuts[0])
         self.check_cut(cuts[-1])
         return self._range(0, cuts[-1], "Client", inner=cuts[:-1])

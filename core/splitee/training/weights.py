@@ -50,10 +50,13 @@ def exit_cuts(spec: RunSpec, cut: int) -> list[int]:
 def exits_by_cut(weights: Mapping[str, Tensor], cut: int) -> dict[str, Tensor]:
     """A device's exits, its own too, under names that tell their cuts and are the same on every device."""
     return {
-        f"{EXITS}{cut}.{name.removeprefix(EXIT)}" if name.startswith(EXIT) else name: tensor
-        for name, tensor in weights.items()
-        if name.startswith((EXIT, EXITS))
+        exit_name(name, cut): tensor for name, tensor in weights.items() if name.startswith((EXIT, EXITS))
     }
+
+
+def exit_name(name: str, cut: int) -> str:
+    """The name among all exits of a tensor that a device with this cut has in one."""
+    return f"{EXITS}{cut}.{name.removeprefix(EXIT)}" if name.startswith(EXIT) else name
 
 
 def pack_weights(run: str, round_number: int, attempt: int, tensors: Mapping[str, Tensor]) -> Iterator[bytes]:

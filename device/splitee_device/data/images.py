@@ -78,7 +78,7 @@ def open_data(
     most so many training images of the shard, and as many held-out ones, in proportion to the classes.
 
     Args:
-        division: what images of this source were for so far, which they stay for.
+        division: what images of this source were for so far, which they stay for; of the same `holdout`.
         class_names: the fleet's. Where the source has those classes, in any order, or an empty folder for
             one, labels are numbered as they are; other names leave the source's own.
         storage: how images are kept; by default all of them in memory.
@@ -89,8 +89,8 @@ def open_data(
     """
     _check_settings(holdout, limit)
     source = in_order_of(open_source(spec, test), class_names)
-    division = division if division is not None and division.share == holdout else Division(holdout)
-    train, (held_out_split, held_out), division = _divide(spec, source, shard, division, seed)
+    before = division or Division(holdout)
+    train, (held_out_split, held_out), division = _divide(spec, source, shard, before, seed)
     if limit is not None:
         train, held_out = spread_evenly(train, limit), spread_evenly(held_out, limit)
     preparation = Preparation(input_shape, fit, region)

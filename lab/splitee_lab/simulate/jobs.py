@@ -16,7 +16,7 @@ from splitee.durable import write_atomically
 from splitee.errors import ConfigError, DataError, StateError
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
-from splitee_device.data.image_sets import ImageSet, LabelledImages, joined
+from splitee_device.data.image_sets import ImageSet, joined
 from splitee_device.data.images import DeviceData, open_data, spread_evenly
 from splitee_device.data.statistics import channel_statistics
 from splitee_lab.local.workers import at_work
@@ -25,6 +25,7 @@ from splitee_lab.methods.hostile import HOSTILE
 from splitee_lab.methods.registry import METHODS, batches_of
 from splitee_lab.methods.simulation import SimulatedDevice
 from splitee_lab.simulate.partition import Partition, deal, warnings_of
+from splitee_server.learning.initial.normalization import FLEET
 from splitee_server.learning.initial.weights import Found, fit
 from splitee_server.rounds.settling import Joined, settle
 
@@ -182,15 +183,18 @@ def experiment_of(
             devices[name] = SimulatedDevice(job.cuts[index % len(job.cuts)], data, attack)
     network, spec = build_for(job.run), job.run
     if spec.awaits_fleet:
-        told = [_joined(device.cut, device.data.train) for device in devices.values()]
+        told = [_joined(spec, device) for device in devices.values()]
         spec = settle(spec, network, told)
     initial = fit(found, network, spec, pictures.class_names) if found is not None else None
     return Experiment(spec, devices, job.evaluate_every, on_batch, job.place, initial)
 
 
-def _joined(cut: int, own: LabelledImages) -> Joined:
+def _joined(spec: RunSpec, device: SimulatedDevice) -> Joined:
+    own = device.data.train
+    if spec.normalize != FLEET:
+        return Joined(device.cut, len(own))
     told = channel_statistics(own)
-    return Joined(cut, len(own), told["pixel_mean"], told["pixel_std"])
+    return Joined(device.cut, len(own), told["pixel_mean"], told["pixel_std"])
 
 
 def run_job(pictures: Pictures, found: Found | None, job: Job, tell: Callable[[News], None]) -> None:

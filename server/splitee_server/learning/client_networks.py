@@ -10,7 +10,16 @@ from torch import Tensor
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import weights_digest
-from splitee.training.weights import CLIENT, EXIT, EXITS, WeightsAssembler, client_model, exits_by_cut, select
+from splitee.training.weights import (
+    CLIENT,
+    EXIT,
+    EXITS,
+    WeightsAssembler,
+    client_model,
+    exit_name,
+    exits_by_cut,
+    select,
+)
 from splitee_server.learning.averages import average_clients, weigh
 from splitee_server.learning.clipping import clip_updates, contradict
 from splitee_server.learning.initial.weights import InitialWeights
@@ -69,7 +78,7 @@ class ClientNetworks:
         return {
             name: self._initial.get(name.removeprefix(CLIENT), fresh_one)
             if name.startswith(CLIENT)
-            else _if_alike(exits.get(_by_cut(name, cut)), fresh_one)
+            else _if_alike(exits.get(exit_name(name, cut)), fresh_one)
             for name, fresh_one in fresh.items()
         }
 
@@ -201,16 +210,11 @@ class ClientNetworks:
             if name.startswith(CLIENT):
                 source = own.get(name, trunk.get(name.removeprefix(CLIENT), fresh))
             else:
-                source = exits.get(_by_cut(name, cut), fresh)
+                source = exits.get(exit_name(name, cut), fresh)
             moved[name] = source.clone()
         stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
         self._strategy.move(device, cut, stages)
         return moved
-
-
-def _by_cut(name: str, cut: int) -> str:
-    """A tensor's name among all exits, of a device with this cut."""
-    return f"{EXITS}{cut}.{name.removeprefix(EXIT)}" if name.startswith(EXIT) else name
 
 
 def _exits_of(held: Mapping[str, Weights], cuts: Mapping[str, int]) -> dict[str, Tensor]:
