@@ -103,8 +103,8 @@ build_wheel() { # by a setuptools of known hash, and from a copy: a build leaves
         set -- 'setuptools>=77'
     fi
     pip_install "$checker" --target "$scratch/build" "$@" &&
-        PYTHONPATH=$scratch/build "$checker" -m pip wheel --disable-pip-version-check --quiet --no-deps \
-            --no-build-isolation --wheel-dir "$scratch" "$scratch/source"
+        (cd "$scratch/source" && PYTHONPATH=$scratch/build "$checker" -c \
+            "from setuptools.build_meta import build_wheel; build_wheel('$scratch')" >/dev/null)
 }
 
 install_packages() { # PYTHON FLAGS...: splitee, and all that it needs, pinned and with the hashes that are known

@@ -21,7 +21,7 @@ LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
 TINY = ("--network", "tiny_networks:tiny")
 UNDER_WAY = ("--broker", "embedded", "--no-baselines", "--devices", "2", *TINY)
 IDS = ("pi-1", "pi-2", "pi-3")
-ROUNDS = 8
+ROUNDS, SAMPLES = 8, 400
 MARK = "DEMO_UNDER_TEST"  # a variable that all of a demo's processes inherit
 SUPPORT = Path(__file__).parents[1] / "support"
 
@@ -82,11 +82,11 @@ class Demo:
 @pytest.mark.slow(40)
 @pytest.mark.mosquitto
 def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: RunningBroker) -> None:
-    size = ("--rounds", str(ROUNDS), "--samples", "600", *TINY)
+    size = ("--rounds", str(ROUNDS), "--samples", str(SAMPLES), *TINY)
     report, shown = Demo(tmp_path / "out", "--broker", "mosquitto", *size).report()
     assert (report["strategy"], report["seed"], report["rounds"]) == ("sequential", 1, ROUNDS)
     assert (report["broker"], report["codec"]) == ("mosquitto", "fp16")
-    assert report["batches_trained"] == report["batches_published"] == 3 * ROUNDS * (600 // 32)
+    assert report["batches_trained"] == report["batches_published"] == 3 * ROUNDS * (SAMPLES // 32)
     assert report["duplicates_dropped"] == report["rejected"] == 0
     devices = report["devices"]
     assert [device["id"] for device in devices] == list(IDS)
@@ -95,7 +95,7 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
     ]  # fmt: skip
     assert report["bytes_published"] == sum(device["bytes"] for device in devices) > 0
     for device in devices:
-        assert (device["train_samples"], device["batches"]) == (600, ROUNDS * (600 // 32))
+        assert (device["train_samples"], device["batches"]) == (SAMPLES, ROUNDS * (SAMPLES // 32))
         assert device["exit_accuracy"] > 0.3, "0.1 is chance"
         assert device["trunk_accuracy"] > 0.45
         assert 0 < device["offload_share"] <= 1
@@ -111,10 +111,10 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
         assert answers["adaptive"]["accuracy"] >= better - 0.02, "by the threshold that was chosen"
         assert devices[cut - 1]["threshold"] == answers["threshold"]
     for device in devices:
-        assert device["threshold_images"] == device["held_out_samples"] == 600
+        assert device["threshold_images"] == device["held_out_samples"] == SAMPLES
         assert 0 <= device["expected_offload"] <= 1
-    assert report["fleet"]["images"] == 3 * 600
-    assert "threshold " in shown and "chosen on 600 images" in shown
+    assert report["fleet"]["images"] == 3 * SAMPLES
+    assert "threshold " in shown and f"chosen on {SAMPLES} images" in shown
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'aria-label="confusion"' in page and "ankle boot" in page
     for said in ("round 1 of 8", "round 8 of 8", "baseline centralized", "hidden.3", "trunk always"):

@@ -145,14 +145,14 @@ def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> N
 
 def test_no_round_is_committed_with_fewer_than_the_quorum(watched: tuple[Fleet, Watcher]) -> None:
     fleet, watcher = watched
-    fleet.server("--missing", "skip", "--deadline-floor", "1", "--quorum", "3", "--steps", "20", rounds=3)
+    fleet.server("--missing", "skip", "--deadline-floor", "1", "--quorum", "3", "--steps", "60", rounds=4)
     fleet.three_devices()
     watcher.until_features("pi-3", 2)
     fleet.processes["pi-3"].kill()
     died = time.monotonic()
     watcher.until(lambda _: time.monotonic() > died + 3)  # three times the deadline of so short a round
     watcher.until_waited_for("pi-3")
-    assert watcher.commits.keys() == {1}
+    assert watcher.commits.keys() <= {1, 2}, "round 2 may have been done already"
     fleet.device("pi-3", 3, shard="3/3")
     watcher.until_the_end()
     fleet.wait("server", "pi-1", "pi-2", "pi-3")

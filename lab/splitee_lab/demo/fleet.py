@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitee.errors import NetworkError, StateError
-from splitee.mqtt.events import Message
+from splitee.mqtt.events import Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_network
@@ -231,19 +231,20 @@ def _device(demo: Demo, device: DemoDevice) -> list[str]:
 def _follow(
     link: Link, view: FleetView, broker: RunningBroker, children: Children, display: Display
 ) -> FleetSnapshot:
-    """Shows the fleet until all its processes have ended well."""
+    """Shows the fleet until all its processes have ended well: now and then, and each round's figures."""
+    metrics = Topics(view.snapshot().fleet).metrics
     shown = 0.0
-    while not children.all_done():
+    event: Event | None = None
+    while not children.all_done() or event is not None:
         broker.check()
         event = link.receive(TICK)
+        is_due = time.monotonic() > shown + TICK
         if isinstance(event, Message):
             view.take(event.topic, event.payload, event.retained, time.time())
-        if time.monotonic() > shown + TICK:
+            is_due |= event.topic == metrics
+        if is_due:
             display.fleet(view.snapshot())
             shown = time.monotonic()
-    while (event := link.receive(TICK)) is not None:
-        if isinstance(event, Message):
-            view.take(event.topic, event.payload, event.retained, time.time())
     display.fleet(view.snapshot())
     return view.snapshot()
 

@@ -21,6 +21,7 @@ from splitee.cli.postponed_compiler import PostponingLoader
 
 TESTS = Path(__file__).parents[2]
 PATH = os.pathsep.join(str(TESTS / folder) for folder in ("support", "e2e"))
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 LOADED = "'torch._dynamo.symbolic_convert' in sys.modules"
 
 TRAIN_AND_COMPILE = f"""
@@ -72,7 +73,7 @@ def test_a_fleet_that_trains_does_not_load_it_and_it_is_there_for_who_compiles()
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PYTHONPATH": PATH},
+        env={**ONE_THREAD, "PYTHONPATH": PATH},
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -140,7 +141,7 @@ def test_a_network_that_speaks_to_the_compiler_can_be_cut(tmp_path: Path) -> Non
         capture_output=True,
         text=True,
         timeout=120,
-        env={"PYTHONPATH": str(tmp_path)},
+        env={**ONE_THREAD, "PYTHONPATH": str(tmp_path)},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""`splitee predict` on the base install: real processes that never import torch, pictures of every kind."""
+"""`splitee predict`: real processes, one by exec to see that it never imports torch; images of every kind."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+import warm
 from commands import call
 from PIL import Image
 from trained import NETWORK, Trained
@@ -55,14 +56,7 @@ def _state(trained: Trained) -> DeviceState:
 
 
 def predict(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", TELL_MODULES, "predict", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=LONG,
-        check=False,
-        env={**os.environ, **environment},
-    )
+    return warm.run("predict", *arguments, environment={**os.environ, **environment}, timeout=LONG)
 
 
 def answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
@@ -77,14 +71,14 @@ def save(picture: np.ndarray, path: Path) -> Path:
 
 def test_torch_is_never_imported(trained: Trained, tmp_path: Path) -> None:
     picture = save(trained.data.held_out.images[0], tmp_path / "one.png")
-    done = predict(
-        "--model",
-        trained.model("pi-2"),
-        picture,
-        "--broker",
-        "mqtt://127.0.0.1:9",
-        "--timeout",
-        0.2,
+    command = ("predict", "--model", trained.model("pi-2"), picture)
+    broker = ("--broker", "mqtt://127.0.0.1:9", "--timeout", "0.2")
+    done = subprocess.run(
+        [sys.executable, "-c", TELL_MODULES, *command, *broker],
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     loaded = set(done.stderr.partition("modules: ")[2].split())

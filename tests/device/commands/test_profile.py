@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import profiles
 import pytest
 
 from splitee.cli.main import main
@@ -154,18 +155,20 @@ def test_without_torch_the_device_is_described_and_what_to_install_is_said(
     assert found["device"]["memory_available"]["value"] > 0
 
 
-@pytest.mark.usefixtures("short_looks")
-def test_a_reserve_that_leaves_nothing_fits_no_cut(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reserve_that_leaves_nothing_fits_no_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs = profiles.measured(range(1, 5), available=1 << 30)
+    monkeypatch.setattr("splitee_device.commands.profile.measure_cuts", lambda *_, **__: costs)
     code, out, err = run(capsys, *TINY, "--reserve", str(1 << 30), "--json")
     assert code == ExitCode.NO_CUT
     assert "no cut fits this device" in err
-    assert [row["obstacle"] for row in json.loads(out)["cuts"]] == ["memory"] * 3
+    assert [row["obstacle"] for row in json.loads(out)["cuts"]] == ["memory"] * 4
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
-        (("--network", "resnet81"), ExitCode.NETWORK, "unknown network 'resnet81'"),
         (("--cpu-share", "0"), ExitCode.CONFIG, "--cpu-share 0: more than 0, at most 1"),
         (("--broker", "mqtt://127.0.0.1:1", "--connect-timeout", "1"), ExitCode.UNREACHABLE, "no broker at"),
     ],
