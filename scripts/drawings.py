@@ -93,6 +93,18 @@ ROUND: Sequence[Row] = (
         ),
     ),
     Group(
+        "statistics, where networks are averaged",
+        (
+            Send("round: 1, statistics, participants (retained)", back=True),
+            Send("features: step 0 ... steps - 1"),
+            Send("weights: BatchNorm's; round-done"),
+            Note("averages, saves durably", 1),
+            Send("inbox/plan: committed, fresh, digest (retained)", back=True),
+            Send("sync: weights"),
+            Send("inbox/weights: BatchNorm's", back=True),
+        ),
+    ),
+    Group(
         "evaluate",
         (
             Send("round: 1, evaluate, participants (retained)", back=True),

@@ -107,8 +107,8 @@ class Announcer:
     def metrics(self, metrics: Metrics) -> None:
         self._retain(routes.METRICS, metrics)
 
-    def assignment(self, member: Member, *, held: bool, first: str | None) -> None:
-        """Where a device stands; `held`: the server has its client network; `first`: as in `Assignment`."""
+    def assignment(self, member: Member, *, held: bool, first: str | None, fresh: bool) -> None:
+        """Where a device stands. `held`, `first`, `fresh`: as in `Assignment`."""
         assignment = Assignment(
             run=self._run,
             attempt=self._instance,
@@ -119,6 +119,7 @@ class Announcer:
             trained=member.trained,
             held=held,
             first=first,
+            fresh=fresh,
         )
         self._retain(routes.ASSIGNMENT, assignment, member.device)
 
@@ -128,7 +129,7 @@ class Announcer:
             run=self._run,
             round=opened.round,
             attempt=opened.attempt,
-            phase="train" if opened.phase == "train" else "evaluate",
+            phase=opened.batches,
             step=step,
             room=room,
             resend=resend,

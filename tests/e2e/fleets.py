@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,6 +69,15 @@ class Fleet:
         arguments = (*network, "--devices", str(devices), "--rounds", str(rounds))
         state = ("--state", str(self.directory / name), "--threads", "1")
         self.start(name, "server", *self.link, *arguments, *state, *flags, program=program)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """Alive, connected, and doing nothing."""
+        self.processes[name].send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.processes[name].send_signal(signal.SIGCONT)
 
     def device(
         self,
@@ -163,6 +173,7 @@ def in_one_process(
         seed=1,
         client_averaging=averaging,
         exits="fleet",
+        statistics_batches=4,
         **settings,
     )
     devices = {

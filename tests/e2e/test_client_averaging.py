@@ -9,10 +9,12 @@ import pytest
 from fleets import CUTS, Fleet, await_message, in_one_process
 
 from splitee.mqtt.link import Link
-from splitee.protocol.rounds import Commit
+from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.rounds import Commit, RoundDone
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
+FLAGS = ("--client-averaging", "layerwise")
 PAIR = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 
 
@@ -29,6 +31,36 @@ def test_a_fleet_that_averages_gives_what_one_process_gives(
     assert report["rejected"] == 0
 
 
+def test_whoever_is_killed_while_statistics_are_taken_the_weights_are_the_same(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """One device is frozen, so that the phase lasts; the server and another device are killed in it."""
+    topics = Topics("mean-statistics")
+    watcher = Link(mosquitto_broker.address, "statistics-watcher")
+    watcher.subscribe(topics.server_status, topics.device("pi-1", "round-done"))
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*FLAGS, rounds=3)
+        fleet.three_devices()
+        done = topics.device("pi-1", "round-done")
+        await_message(watcher, done, lambda payload: RoundDone.decode(payload).round == 2)
+        with fleet.frozen("pi-1"):
+            await_message(
+                watcher,
+                topics.server_status,
+                lambda payload: "round 2 of 3: taking statistics" in ServerStatus.decode(payload).doing,
+            )
+            for name in ("pi-2", "server"):
+                fleet.processes[name].kill()
+                fleet.processes[name].wait()
+            fleet.device("pi-2", CUTS["pi-2"], shard="2/3")
+            fleet.server(*FLAGS, rounds=3)
+        assert fleet.wait() == [0, 0, 0, 0]
+        report = fleet.report()
+    watcher.close()
+    assert report["weights_sha256"] == in_one_process("sequential", "step", 3, averaging="layerwise")
+
+
 def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
@@ -41,7 +73,7 @@ def test_a_device_that_has_lost_its_state_gets_it_from_the_server(
     watcher = Link(mosquitto_broker.address, "mean-watcher")
     watcher.subscribe(topics.commit)
     watcher.open(5)
-    flags = ("--client-averaging", "layerwise", "--soft-labels", "1")
+    flags = (*FLAGS, "--soft-labels", "1")
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*flags, rounds=4)
         encoded = ("--memory", "1", "--workers", "2")

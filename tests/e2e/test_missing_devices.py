@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -106,17 +104,6 @@ def watched(
     link.close()
 
 
-@contextmanager
-def frozen(fleet: Fleet, device: str) -> Iterator[None]:
-    """Alive, connected, and doing nothing."""
-    fleet.processes[device].send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        fleet.processes[device].send_signal(signal.SIGCONT)
-
-
-@pytest.mark.slow(8)
 def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> None:
     """It delays its round by the deadline, once; the run ends with the others."""
     fleet, watcher = watched
@@ -200,7 +187,7 @@ def test_a_late_joiner_is_in_the_next_round(watched: tuple[Fleet, Watcher]) -> N
     fleet.device("pi-1", 1, shard="1/3")
     fleet.device("pi-2", 2, shard="2/3")
     under_way = watcher.until_open(2).round
-    with frozen(fleet, "pi-1"):  # so that the run is not over before the late one has started
+    with fleet.frozen("pi-1"):  # so that the run is not over before the late one has started
         watcher.until_waited_for("pi-1")
         under_way = max(under_way, *watcher.commits) + 1 if under_way in watcher.commits else under_way
         fleet.device("pi-3", 3, shard="3/3")
@@ -223,12 +210,12 @@ def test_a_frozen_device_counts_until_its_deadline_and_again_when_it_is_back(
     fleet.device("pi-1", 1, shard="1/3")
     fleet.device("pi-2", 2, shard="2/3")
     watcher.until_features("pi-2", 2)
-    with frozen(fleet, "pi-2"):
+    with fleet.frozen("pi-2"):
         watcher.until_waited_for("pi-2")
     last = watcher.until_committed(lambda _: True)
     assert all(devices == {"pi-1", "pi-2"} for devices in watcher.commits.values())
     watcher.until_features("pi-2", last + 2)
-    with frozen(fleet, "pi-2"):
+    with fleet.frozen("pi-2"):
         missed = watcher.until_committed(lambda devices: "pi-2" not in devices)
         watcher.until_open(missed + 2)
     watcher.until_committed(lambda devices: "pi-2" in devices)

@@ -22,6 +22,7 @@ from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import PROTOCOL, Topics
+from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.seeds import seed_for
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model, pack_weights
@@ -121,7 +122,7 @@ class VirtualDevice:
         if self._opened is not None and _key(opened) == _key(self._opened):
             return  # others were dropped
         self._opened, self._sent = opened, 0
-        if self.name in opened.participants and opened.phase in ("train", "evaluate"):
+        if self.name in opened.participants and opened.phase in ("train", "statistics", "evaluate"):
             self.parts.append((opened.phase, opened.round, opened.participants[self.name]))
             self._send_up_to(1)
 
@@ -131,7 +132,7 @@ class VirtualDevice:
             return
         if ack.resend:
             self._sent = min(self._sent, ack.step)
-        if ack.step == opened.participants[self.name].steps and ack.phase == "train":
+        if ack.step == opened.participants[self.name].steps and ack.phase != "evaluate":
             self._finish(opened)
         else:
             self._send_up_to(ack.step + 1)
@@ -157,16 +158,20 @@ class VirtualDevice:
             if self.good_rounds is not None:
                 predicted = labels if opened.round in self.good_rounds else (labels + 1) % 3
                 batch = CutBatch(features, labels, predicted, np.zeros(4, np.float32))
-        phase = "evaluate" if opened.phase == "evaluate" else "train"
-        return batch.message(RUN, opened, phase, step).encode()
+        return batch.message(RUN, opened, opened.batches, step).encode()
 
     def _finish(self, opened: RoundOpen) -> None:
         if self.silent:
             return
         part = opened.participants[self.name]
-        weights = {name: tensor + opened.round for name, tensor in client_weights(part.cut).items()}
+        weights = {
+            name: tensor + opened.round
+            for name, tensor in client_weights(part.cut).items()
+            if opened.phase == "train" or is_statistic(name)
+        }
         if part.weights:
-            for payload in pack_weights(opened.run, opened.round, opened.attempt, weights):
+            named = opened.run, opened.round, opened.attempt
+            for payload in pack_weights(*named, weights, opened.batches):
                 self.say(routes.WEIGHTS, payload)
         done = RoundDone(
             run=opened.run,
@@ -178,6 +183,7 @@ class VirtualDevice:
             loss=1.0,
             accuracy=0.5,
             seconds=1.0,
+            phase=opened.batches,
         )
         self.say(routes.ROUND_DONE, done.encode())
 

@@ -27,8 +27,8 @@ RunCodec = Annotated[str, Meta(pattern=r"^(auto|(fp32|fp16|int8)(\+zstd)?)\Z")]
 LARGEST_SIDE = 512  # pixels of a network's input
 Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 
-Phase = Literal["train", "evaluate"]
-RunPhase = Literal["gather", "train", "evaluate", "release", "finished"]
+Phase = Literal["train", "statistics", "evaluate"]
+RunPhase = Literal["gather", "train", "statistics", "evaluate", "release", "finished"]
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]

@@ -34,6 +34,7 @@ class Participant(msgspec.Struct, frozen=True, omit_defaults=True):
         weights: it sends its client network before its round-done.
         next_cut: where it is cut after this round; 0: as before.
         soft_labels: the round of which the server has soft labels for it; 0: none.
+        fresh: BatchNorm's statistics have been taken anew in what it continues from.
     """
 
     cut: Positive
@@ -43,6 +44,7 @@ class Participant(msgspec.Struct, frozen=True, omit_defaults=True):
     weights: bool = False
     next_cut: Count = 0
     soft_labels: Count = 0
+    fresh: bool = False
 
 
 class RoundOpen(JsonMessage, frozen=True):
@@ -50,8 +52,7 @@ class RoundOpen(JsonMessage, frozen=True):
 
     Attributes:
         run: id of the run.
-        round: number of the round under way, from 1; in `gather`, `evaluate`, `release` and `finished` the
-            last committed one.
+        round: number of the round under way, from 1; in all phases but `train` the last committed one.
         attempt: number of the server process that opened it; a new process begins anew what was not
             committed.
         phase: the phase.
@@ -63,6 +64,15 @@ class RoundOpen(JsonMessage, frozen=True):
     attempt: Count
     phase: RunPhase
     participants: dict[Name, Participant] = msgspec.field(default_factory=dict)
+
+    @property
+    def batches(self) -> Phase:
+        """The phase that the participants' batches belong to."""
+        match self.phase:
+            case "train" | "statistics":
+                return self.phase
+            case _:
+                return "evaluate"
 
 
 class Commit(JsonMessage, frozen=True):
@@ -99,6 +109,7 @@ class Assignment(JsonMessage, frozen=True):
         held: the server has the client network of `digest`: the device may ask for it.
         first: digest of the client network that the run began from at this cut: a device that is not `held`
             may ask for it; None: it is the seed's.
+        fresh: BatchNorm's statistics have been taken anew in the committed networks.
     """
 
     run: Text
@@ -110,6 +121,7 @@ class Assignment(JsonMessage, frozen=True):
     trained: Digest | None = None
     held: bool = False
     first: Digest | None = None
+    fresh: bool = False
 
 
 class Ack(JsonMessage, frozen=True):
@@ -179,18 +191,19 @@ class Features(PackedMessage, frozen=True):
 
 
 class RoundDone(PackedMessage, frozen=True):
-    """The device has trained a round and saved it durably.
+    """The device has done its part: trained a round and saved it durably, or taken statistics.
 
     Attributes:
         run: id of the run.
         round: number of the round.
         attempt: attempt of the opening.
-        digest: digest of the client network and its exit after the round.
+        digest: digest of the client network and its exit after the round; of the statistics.
         batches: batches sent in the round.
         bytes: bytes of the messages with those batches and the client network, each counted once.
         loss: mean loss of the exit over the round.
         accuracy: share of the round's images that the exit predicted correctly.
         seconds: duration of the round.
+        phase: phase of the opening.
     """
 
     run: Annotated[str, Meta(max_length=100)]
@@ -202,22 +215,25 @@ class RoundDone(PackedMessage, frozen=True):
     loss: Loss
     accuracy: Fraction
     seconds: Annotated[float, Meta(ge=0)]
+    phase: Phase = "train"
 
 
 class Weights(PackedMessage, frozen=True):
-    """Tensors of a client network and its exit.
+    """Tensors of a client network and its exit; in `statistics` the means and variances of BatchNorm alone.
 
     Attributes:
         run: id of the run.
         round: round that the weights belong to; 0: the run began from them.
         tensors: tensors by name, in fp32; a scalar has the shape (1).
         attempt: attempt of the opening, or of the server process that sends them.
+        phase: phase of the opening.
     """
 
     run: Annotated[str, Meta(max_length=100)]
     round: Count
     tensors: Annotated[dict[TensorName, EncodedTensor], Meta(max_length=MAX_ITEMS)]
     attempt: Count = 0
+    phase: Phase = "train"
 
 
 class SoftLabelRows(PackedMessage, frozen=True):

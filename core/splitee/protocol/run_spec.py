@@ -182,6 +182,13 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             "on few images; 0: none are sent."
         ),
     ] = 0.0
+    statistics_batches: Annotated[
+        Annotated[int, Meta(ge=0, le=1024)],
+        _setting(
+            "Of each device, from which BatchNorm's statistics are taken anew for what is committed (client "
+            "averaging layerwise); 0: they stay as training left them."
+        ),
+    ] = 0
     release: Annotated[
         bool, _setting("After the last round, export the models and send each device its own.")
     ] = False
@@ -191,6 +198,11 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         """Whether a setting is still to follow from the devices that join."""
         follows = self.freeze == "auto" or self.normalize == "fleet" or self.shares_exits
         return follows and not self.settled
+
+    @property
+    def takes_statistics(self) -> bool:
+        """Whether BatchNorm's statistics are taken anew after each commit: where networks are averaged."""
+        return self.statistics_batches > 0 and self.client_averaging == "layerwise"
 
     @property
     def shares_exits(self) -> bool:

@@ -13,8 +13,10 @@ from splitee.errors import ConfigError, MalformedMessage
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.codecs import LARGEST, EncodedTensor, decode_tensor, encode_tensor
 from splitee.protocol.encoding import MAX_PACKED
+from splitee.protocol.fields import Phase
 from splitee.protocol.rounds import Weights
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import VARIANCE
 from splitee.training.seeds import seed_for
 from splitee.training.state import COUNTER, weights_digest
 
@@ -23,7 +25,6 @@ EXIT = "exit."  # prefix of its exit's
 EXITS = "exits."  # prefix of those at shallower cuts; the cut follows, and a dot
 MESSAGE = 4 << 20  # bytes of tensors that share a message
 CODEC = "fp32"  # exact to the bit
-VARIANCE = "running_var"  # last part of the name of BatchNorm's running variance
 
 
 def client_model(network: SplitNetwork, cut: int, spec: RunSpec) -> nn.ModuleDict:
@@ -59,7 +60,9 @@ def exit_name(name: str, cut: int) -> str:
     return f"{EXITS}{cut}.{name.removeprefix(EXIT)}" if name.startswith(EXIT) else name
 
 
-def pack_weights(run: str, round_number: int, attempt: int, tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
+def pack_weights(
+    run: str, round_number: int, attempt: int, tensors: Mapping[str, Tensor], phase: Phase = "train"
+) -> Iterator[bytes]:
     """`tensors` as Weights messages, in the order of their names and exact to the bit.
 
     Raises:
@@ -73,7 +76,7 @@ def pack_weights(run: str, round_number: int, attempt: int, tensors: Mapping[str
             )
             for name in names
         }
-        yield Weights(run=run, round=round_number, attempt=attempt, tensors=encoded).encode()
+        yield Weights(run=run, round=round_number, attempt=attempt, tensors=encoded, phase=phase).encode()
 
 
 def check_messages(tensors: Mapping[str, Tensor]) -> None:

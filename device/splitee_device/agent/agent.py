@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
+from torch import Tensor
 
 from splitee import __version__
 from splitee.clock import Clock
@@ -20,7 +21,9 @@ from splitee.protocol.fleet import Capability, Profile
 from splitee.protocol.rounds import Assignment, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
+from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.soft_labels import SoftLabels, SoftLabelsAssembler, rows_a_round
+from splitee.training.state import weights_digest
 from splitee.training.weights import check_messages, pack_weights
 from splitee_device.agent.first_state import FirstState, settled
 from splitee_device.agent.heard import ENDED, Outcome, PhaseKey, phase_key
@@ -79,6 +82,7 @@ class Agent:
         self._clock = clock
         self._set_cut(cut)
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
+        self._stale = 0  # the committed round that it holds but for its statistics; 0: none
         self._sent = Sent()
 
     def take_part(self, images: DeviceImages) -> None:
@@ -113,6 +117,8 @@ class Agent:
                     self._restore(opened)
                     if phase.kind == "train":
                         self._train(phase)
+                    elif phase.kind == "statistics":
+                        self._take_statistics(phase)
                     else:
                         self._evaluate(phase, images)
                 done = phase_key(opened)
@@ -158,7 +164,7 @@ class Agent:
             check_messages(self._trainer.weights())  # now, not when the training is over
         self._first = FirstState(self._trainer, self._spec)
         self._knows_frozen = self._first.is_known  # the trainer's frozen stages are those of the run
-        self._position = None
+        self._position, self._stale = None, 0
 
     def _restore(self, opened: RoundOpen) -> None:
         """Bring the trainer to the committed round, and the cut, that `opened` continues from."""
@@ -182,15 +188,23 @@ class Agent:
         if not assignment.held:
             self._store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
         elif moves or not self._store.holds(number, digest, self._trainer):
-            known = self._trainer.frozen_weights() if self._knows_frozen else {}
-            requests = self._session.requests
+            requests, known = self._session.requests, self._known(assignment)
             self._trainer.adopt(requests.fetch_weights(self._trainer.weights(), assignment, known))
             self._store.save(self._spec, self._cut, number, self._trainer)
             self._store.commit(number)
-        self._knows_frozen = True
+        self._knows_frozen, self._stale = True, 0
         if self._spec.client_averaging != "none":
             self._trainer.forget_momentum()
         self._position = number
+
+    def _known(self, assignment: Assignment) -> dict[str, Tensor]:
+        """Those tensors of the assigned network that the trainer has, and that need not travel."""
+        if assignment.fresh and self._stale == assignment.committed:
+            weights = self._trainer.weights()
+            return {name: tensor for name, tensor in weights.items() if not is_statistic(name)} | (
+                self._trainer.frozen_weights()
+            )
+        return self._trainer.frozen_weights() if self._knows_frozen else {}
 
     def _first_state(self, assignment: Assignment) -> dict[str, Any]:
         """What this device begins the run from; what had to be fetched is kept, as round 0."""
@@ -273,6 +287,38 @@ class Agent:
         if not phase.mine.weights:
             self._position = number  # else the server may have given it other weights
         log.info("round %d: committed, exit loss %.4f", number, self._trainer.loss)
+
+    def _take_statistics(self, phase: PhaseUnderWay) -> None:
+        """Send training batches as the committed networks see them, and what BatchNorm finds in them."""
+        opened, trainer, number = phase.opened, self._trainer, phase.opened.round
+        started = self._clock()
+        self._position, self._stale = None, number  # the server gives it other statistics
+        steps = phase.mine.steps
+        for step, batch in enumerate(trainer.statistics(number, steps)):
+            self._send(phase, step, batch)
+            self._say("training", number, step + 1, steps, trainer.loss)
+            self._session.drain()
+        found = trainer.fresh_statistics()
+        weights = partial(pack_weights, opened.run, number, opened.attempt, found, phase.kind)
+        sent = phase.outbox.published + sum(map(len, weights()))
+        self._sent.bytes += sent
+        done = RoundDone(
+            run=opened.run,
+            round=number,
+            attempt=opened.attempt,
+            digest=weights_digest(found),
+            batches=steps,
+            bytes=sent,
+            loss=trainer.loss,
+            accuracy=trainer.accuracy,
+            seconds=self._clock() - started,
+            phase=phase.kind,
+        )
+        phase.finish(done, weights)
+        self._session.wait(
+            lambda: self._heard.round is not None and phase_key(self._heard.round) != phase_key(opened),
+            "the others' statistics",
+        )
 
     def _steps(self, phase: PhaseUnderWay, samples: int) -> int:
         """Batches of a phase: as many as the server expects, if this device has other images by now."""

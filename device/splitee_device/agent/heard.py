@@ -97,8 +97,9 @@ class Heard:
 
     def assignment_for(self, opened: RoundOpen) -> Assignment | None:
         """The server's word on the commit that `opened` continues from, once it has come."""
-        found, base = self.assignment, opened.participants[self._device].base
-        if found is not None and (found.attempt, found.committed) == (opened.attempt, base):
+        found, mine = self.assignment, opened.participants[self._device]
+        continued = opened.attempt, mine.base, mine.fresh
+        if found is not None and (found.attempt, found.committed, found.fresh) == continued:
             return found
         return None
 

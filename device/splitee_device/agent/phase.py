@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from splitee.errors import Unwinding
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
-from splitee.protocol.fields import Phase
 from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.rounds import Ack, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
@@ -40,7 +39,7 @@ class PhaseUnderWay:
         self._done: RoundDone | None = None
         self._weights: Callable[[], Iterable[bytes]] = tuple
         self.opened = opened
-        self.kind: Phase = "train" if opened.phase == "train" else "evaluate"
+        self.kind = opened.batches
         self.mine = opened.participants[device]
         self.outbox = Outbox(port, routes.FEATURES.topic(topics, device), spec, opened, self.kind)
         if last_ack is not None:

@@ -20,6 +20,7 @@ from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
+from splitee.training.batchnorm_statistics import FreshStatistics, is_statistic
 from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
@@ -100,6 +101,7 @@ class ClientTrainer:
         self.loss = 0.0  # mean exit loss on the labels, of the round so far
         self.accuracy = 0.0  # share of the round's training samples that the exit got right
         self.mistakes = Mistakes()  # of the exit, in the evaluation under way or the last one
+        self._fresh = FreshStatistics(self._model)
 
     def round(
         self, number: int, soft_labels: SoftLabels | None = None, steps: int | None = None
@@ -134,6 +136,34 @@ class ClientTrainer:
             seen += len(labels)
             self.loss, self.accuracy = losses / (step + 1), correct / seen
             yield CutBatch(_array(features.detach().float()), _array(labels))
+
+    @torch.no_grad()
+    def statistics(self, number: int, steps: int) -> Iterator[CutBatch]:
+        """Training batches through the network of committed round `number`, which stays as it is.
+
+        What its BatchNorm layers see in them is in `fresh_statistics` then.
+        """
+        for head in self._exits:
+            head.train()
+        set_training(self.body, self._frozen)
+        self._fresh = FreshStatistics(self._model)
+        order = epoch_batches(self._spec, self._device, number, self.samples, steps)
+        for step, batch in enumerate(self._train_batches(order)):
+            seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
+            with self._fresh.batch(), precision_at(self._place):
+                found = self._train_features(batch)
+                for head, one in zip(self._exits, found, strict=True):
+                    head(one)
+            yield CutBatch(_array(found[-1].float()), _array(batch.labels))
+
+    def fresh_statistics(self) -> dict[str, Tensor]:
+        """Means and variances of BatchNorm by name, as `statistics` has found them; not of frozen stages."""
+        means = self._fresh.means()
+        return {
+            name: means.get(name, tensor)
+            for name, tensor in self.trained_weights().items()
+            if is_statistic(name)
+        }
 
     def evaluate(self, steps: int | None = None) -> Iterator[CutBatch]:
         """The held-out images at the cut, with what the exit predicts.

@@ -45,11 +45,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
     help="auto: mosquitto if installed, else embedded; or one that runs, as mqtt://HOST:PORT.",
 )
 @run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
-@run_setting(
-    "client_averaging",
-    default=None,
-    help="Of client networks.  [default: layerwise; with --quick, too short for it, none]",
-)
+@run_setting("client_averaging")
 @setting(
     "--samples",
     type=whole(10),
@@ -75,7 +71,7 @@ def demo(
     seed: int,
     broker: str,
     codec: str,
-    client_averaging: str | None,
+    client_averaging: str,
     samples: int | None,
     out: Path | None,
     quick: bool,
@@ -97,7 +93,7 @@ def demo(
         seed=seed,
         broker=broker,
         codec=codec,
-        averaging=client_averaging or ("none" if quick else "layerwise"),
+        averaging=client_averaging,
         samples=samples or (QUICK_SAMPLES if quick else None),
         baselines=not no_baselines,
         profile=profile,

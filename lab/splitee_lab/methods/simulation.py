@@ -16,6 +16,7 @@ from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.labels import encode_labels
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import statistics_steps
 from splitee.training.state import fleet_digest
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
@@ -80,6 +81,8 @@ class Simulation:
             trunk_loss, sent = self._train(number)
             exit_loss = {name: trainer.loss for name, trainer in self._trainers.items()}
             sent += self._commit(number)
+            if self.spec.takes_statistics:
+                sent += self._take_statistics(number)
             yield SimulatedRound(
                 number,
                 trunk_loss,
@@ -125,6 +128,22 @@ class Simulation:
             if self._model.holds(name):
                 trainer.adopt(self._model.client(name))
                 sent += size_of(trainer.trained_weights())
+        return sent
+
+    def _take_statistics(self, number: int) -> int:
+        """What is committed gets BatchNorm statistics of its own. Returns the bytes on their way."""
+        sent, received = 0, {}
+        for name, trainer in self._trainers.items():
+            steps = statistics_steps(self.spec, trainer.samples)
+            for step, batch in enumerate(trainer.statistics(number, steps)):
+                features, size = across_the_wire(self.spec.codec, batch.features)
+                self._model.observe(name, features.to(self.place), round_number=number, step=step)
+                sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
+            received[name] = trainer.fresh_statistics()
+            sent += 2 * size_of(received[name])
+        self._model.refresh(received, {name: trainer.samples for name, trainer in self._trainers.items()})
+        for name, trainer in self._trainers.items():
+            trainer.adopt(self._model.client(name))
         return sent
 
     def _is_evaluated(self, number: int) -> bool:

@@ -37,8 +37,10 @@ def learning_settings(command: Any) -> Any:
         "normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"
     )
     exits = run_setting("exits", default="fleet")
+    statistics = run_setting("statistics_batches", default=4)
     averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
-    return first(exits(normalize(strategy_setting("aggregation_every")(averages(command)))))
+    last = strategy_setting("aggregation_every")(averages(command))
+    return first(exits(statistics(normalize(last))))
 
 
 weights_setting = setting("--weights", metavar="SOURCE", help=HELP, show_default=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from splitee.protocol.fields import ClientAveraging, Weighting
+from splitee.training.batchnorm_statistics import pooled, unpooled
 from splitee.training.state import COUNTER
 from splitee.training.weights import CLIENT, EXIT, EXITS, exits_by_cut
 from splitee_server.learning.means import FEWEST, Rule
@@ -41,6 +42,18 @@ def average_by_name(
             mean = rule.combine(tensors, [weights[device] for device in having])
             means[name] = mean.to(tensors[0].dtype)
     return means
+
+
+def average_statistics(
+    found: Mapping[str, Mapping[str, Tensor]], weights: Mapping[str, float], rule: Rule = MEAN
+) -> dict[str, Tensor]:
+    """BatchNorm's means and variances over the values that all devices have seen, in float64, by name.
+
+    Args:
+        found: means and variances by device.
+        weights, rule: as in `average_by_name`.
+    """
+    return unpooled(average_by_name({device: pooled(own) for device, own in found.items()}, weights, rule))
 
 
 def weigh(samples: Mapping[str, int], how: Weighting) -> dict[str, int]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import weights_digest
 from splitee.training.weights import (
     CLIENT,
@@ -68,6 +69,29 @@ class ClientNetworks:
         """Takes the messages of a device with this cut."""
         like = client_model(self._network, cut, self._spec).state_dict()
         return WeightsAssembler(like, {name: self._frozen[name] for name in like if name in self._frozen})
+
+    def statistics_assembler(self, cut: int) -> WeightsAssembler:
+        """Takes the messages with the statistics of such a device, which frozen stages keep."""
+        like = client_model(self._network, cut, self._spec).state_dict()
+        return WeightsAssembler(
+            {name: like[name] for name in like if is_statistic(name) and name not in self._frozen}
+        )
+
+    def absorb(self, statistics: Weights, cuts: Mapping[str, int]) -> None:
+        """Take over tensors into all networks that are held.
+
+        Args:
+            statistics: by the network's names, and those of `exits_by_cut`.
+            cuts: of all devices.
+        """
+        new = {name: tensor.float() for name, tensor in statistics.items()}
+        for device, weights in self._held.items():
+            cut = cuts[device]
+            self._held[device] = {
+                name: new.get(exit_name(name, cut).removeprefix(CLIENT), tensor)
+                for name, tensor in weights.items()
+            }
+        self._digests = {}
 
     def first(self, cut: int) -> Weights:
         """What a device with this cut begins the run from."""

@@ -11,13 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splitee.networks.split import SplitNetwork
+from splitee.protocol.codecs import LARGEST
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import FreshStatistics, all_finite
 from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
-from splitee.training.weights import WeightsAssembler
+from splitee.training.weights import CLIENT, WeightsAssembler, exits_by_cut
+from splitee_server.learning.averages import average_statistics, weigh
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.learning.loss_filter import LossFilter
+from splitee_server.learning.means import Rule
 from splitee_server.learning.soft_labels import SoftLabelStore
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.learning.strategies.registry import make_strategy
@@ -56,6 +60,8 @@ class FleetModel:
         self._loss_filter = LossFilter(spec.largest_loss)
         self._cuts: dict[str, int] = {}
         self._trained: dict[str, int] = {}  # samples by device, since the last commit
+        self._observed: dict[str, FreshStatistics] = {}  # of trunks by device, since then
+        self._fresh = False
 
     @property
     def order(self) -> Literal["step", "device", "any"]:
@@ -93,6 +99,15 @@ class FleetModel:
         """Takes the messages that carry the client network of a device with this cut."""
         return self._clients.assembler(cut)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether BatchNorm's statistics have been taken anew since the last commit."""
+        return self._fresh
+
+    def statistics_assembler(self, cut: int) -> WeightsAssembler:
+        """Takes the messages that carry the statistics of a client network with this cut."""
+        return self._clients.statistics_assembler(cut)
+
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
     ) -> float:
@@ -127,6 +142,42 @@ class FleetModel:
         """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""
         return self._strategy.predict(device, features)
 
+    def observe(self, device: str, features: Tensor, *, round_number: int, step: int) -> None:
+        """Let the device's trunk, which stays as it is, see a batch: its part of the statistics.
+
+        Args:
+            features: (B, *feature_shape) float32 at the device's cut.
+            step: of the device in this phase, from 0.
+
+        Raises:
+            Untrainable: they give statistics that are out of bounds; the device's are taken without them.
+        """
+        trunk = self._strategy.trunk(device)
+        batch = FreshStatistics(trunk)
+        self._strategy.observe(device, features, batch, round_number=round_number, step=step)
+        if not all_finite(batch.means(), LARGEST):
+            raise Untrainable("a batch gives statistics that are not finite, or out of bounds")
+        self._observed.setdefault(device, FreshStatistics(trunk)).add(batch)
+
+    def refresh(self, received: Mapping[str, Mapping[str, Tensor]], samples: Mapping[str, int]) -> None:
+        """Give the committed networks the statistics that devices and their trunks have found in them.
+
+        Args:
+            received: of client networks and exits, by device; their trunks' are known from `observe`.
+            samples: by device, for averages that weigh by them.
+        """
+        found = {}
+        for device in sorted(received.keys() & self._observed.keys() - set(self.left_out)):
+            own = received[device]
+            stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
+            exits = exits_by_cut(own, self._cuts[device])
+            found[device] = self._observed[device].means() | stages | exits
+        weights = weigh({device: samples[device] for device in found}, self._spec.weighting)
+        means = average_statistics(found, weights, Rule.of(self._spec))
+        self._strategy.absorb(means)
+        self._clients.absorb(means, self._cuts)
+        self._observed, self._fresh = {}, True
+
     def commit(self, number: int, contributions: Mapping[str, Contribution]) -> dict[str, int]:
         """End round `number`: soft labels, averages of trunks and client networks, then moves.
 
@@ -139,7 +190,7 @@ class FleetModel:
             The new cuts, of the devices that have moved.
         """
         samples = {device: self._trained.get(device, 0) for device in contributions}
-        self._trained = {}
+        self._trained, self._observed, self._fresh = {}, {}, False
         self._loss_filter.end_round()
         self._soft_labels.end_round(number, contributions)
         self._strategy.aggregate(samples)
@@ -197,6 +248,7 @@ class FleetModel:
             "clients": self._clients.state(),
             "soft_labels": self._soft_labels.state(),
             "left_out": self._loss_filter.state(),
+            "fresh": self._fresh,
             **self._named_trunks().state(),
         }
 
@@ -210,7 +262,7 @@ class FleetModel:
         self._clients.load(state["clients"])
         self._soft_labels.load(state["soft_labels"])
         self._loss_filter.load(state["left_out"])
-        self._trained = {}
+        self._trained, self._observed, self._fresh = {}, {}, state["fresh"]
         self._cuts = NamedTrunks.read(state).cuts
 
     def _named_trunks(self) -> NamedTrunks:

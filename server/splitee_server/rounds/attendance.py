@@ -10,6 +10,7 @@ from splitee.clock import Clock
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.rounds import Participant
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import statistics_steps
 from splitee.training.epochs import evaluation_steps, steps_a_round
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.members import Member, Members
@@ -77,11 +78,29 @@ class Attendance:
         """The participants of round `number`, and what each does in it."""
         return {member.device: self._in_training(number, member) for member in self._taking_part()}
 
+    def in_statistics(self, committed: int) -> dict[str, Participant]:
+        """The participants when statistics are taken of a committed round: those that hold it."""
+        return {
+            member.device: Participant(
+                member.cut,
+                statistics_steps(self._spec, member.train_samples),
+                committed,
+                member.train_samples,
+                weights=True,
+            )
+            for member in self._taking_part()
+            if member.committed == committed
+        }
+
     def in_evaluation(self, committed: int) -> dict[str, Participant]:
         """The participants when a committed round is evaluated: those that hold it and can judge it."""
         return {
             member.device: Participant(
-                member.cut, evaluation_steps(member.held_out_samples), committed, member.held_out_samples
+                member.cut,
+                evaluation_steps(member.held_out_samples),
+                committed,
+                member.held_out_samples,
+                fresh=self._model.is_fresh,
             )
             for member in self._taking_part()
             if member.committed == committed and member.held_out_samples
@@ -124,4 +143,5 @@ class Attendance:
             weights=spec.client_averaging != "none" or bool(next_cut) or spec.release,
             next_cut=next_cut,
             soft_labels=soft_labels.round if soft_labels else 0,
+            fresh=self._model.is_fresh,
         )

@@ -129,6 +129,20 @@ class Commits:
         self._announce_commit()
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
 
+    def refresh(self, phase: Phase) -> None:
+        """End a phase of statistics: the commit is saved once more with them, and told as the commit was."""
+        done = sorted(phase.done)
+        found = {device: phase.weights(device) or {} for device in done}
+        self._model.refresh(found, {device: phase.opened.participants[device].samples for device in done})
+        for member in self._members:
+            self._start_from_held(member.device)
+        self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())
+        self._save()
+        for member in self._members:
+            if member.committed == self._round:
+                self._replies.assign(member.device)
+        self._announce_commit()
+
     def _start_from_held(self, device: str) -> None:
         if self._model.holds(device):
             self._members.start_from(device, self._round, self._model.digest(device))

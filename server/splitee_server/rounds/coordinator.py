@@ -84,6 +84,11 @@ class Coordinator:
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._trained = Trained()
+        self._work: Mapping[RunPhase, Callable[[str, int, CutBatch], None]] = {
+            "train": self._train_on,
+            "statistics": self._observe,
+            "evaluate": self._evaluate_on,
+        }
         self._phase = self._open("gather", announce=False)
 
     @property
@@ -107,10 +112,10 @@ class Coordinator:
                 self._replies.assign(member.device)
             self._announce.run(self._spec_now())
         if self._commits.round and self._metrics is None:
-            yield from self._evaluate()
+            yield from self._judge()
         while not self._is_over():
             yield from self._train(self._commits.round + 1)
-            yield from self._evaluate()
+            yield from self._judge()
         if self._commits.round < self._spec.rounds:
             log.info("no better accuracy in %d rounds: the run ends (--stop-after)", self._policy.stop_after)
         self._checkpoints.write_report(self.report())
@@ -127,12 +132,12 @@ class Coordinator:
     # What whoever iterates `phases` calls meanwhile
 
     def work_one(self) -> bool:
-        """Train or evaluate the next batch; False: it is not here."""
+        """Train, observe or evaluate the next batch; False: it is not here."""
         taken = self._phase.take()
         if taken is None:
             return False
         device, step, batch = taken
-        work = self._train_on if self._phase.kind == "train" else self._evaluate_on
+        work = self._work[self._phase.kind]
         if not self._guard(device, lambda: work(device, step, batch)):
             self._phase.note_rejected(device)
             self._check_divergence()
@@ -231,6 +236,14 @@ class Coordinator:
         phase.note_trained(device, loss)
         self._trained.add(len(batch.labels), self._clock() - started)
 
+    def _observe(self, device: str, step: int, batch: CutBatch) -> None:
+        number = self._phase.opened.round
+        try:
+            self._model.observe(device, torch.from_numpy(batch.features), round_number=number, step=step)
+        except Untrainable as error:
+            raise MalformedMessage(str(error), "untrainable") from None
+        self._phase.note_observed()
+
     def _evaluate_on(self, device: str, _step: int, batch: CutBatch) -> None:
         labels = self._model.predict(device, torch.from_numpy(batch.features)).numpy()
         self._phase.note_evaluated(device, batch, labels, self._spec.threshold)
@@ -243,6 +256,14 @@ class Coordinator:
                 f"round {self._phase.opened.round}: the batches of {len(spoiled)} of {of} devices give no "
                 f"finite loss; round {self._commits.round} is kept: {START_ANEW}"
             )
+
+    def _judge(self) -> Iterator[Phase]:
+        """Take statistics of the committed round where the run does, then evaluate it."""
+        if self._spec.takes_statistics and not self._model.is_fresh:
+            phase = self._open("statistics", self._attendance.in_statistics(self._commits.round))
+            yield phase
+            self._commits.refresh(phase)
+        yield from self._evaluate()
 
     def _evaluate(self) -> Iterator[Phase]:
         """Score the committed round on the devices' held-out images."""
@@ -313,13 +334,14 @@ class Coordinator:
             phase=kind,
             participants=dict(participants),
         )
+        assembler = self._model.assembler if kind == "train" else self._model.statistics_assembler
         sending = {device: part.cut for device, part in participants.items() if part.weights}
         self._phase = Phase(
             opened,
             order=self._model.order if kind == "train" else "any",
             window=self._spec.window,
             clock=self._clock,
-            assemblers={device: self._model.assembler(cut) for device, cut in sending.items()},
+            assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,
         )
         if announce:

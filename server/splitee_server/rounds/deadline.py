@@ -61,7 +61,7 @@ class Deadline:
             is_first: no round has been committed. Nothing is known of how long one takes, so only devices
                 that stand still count as late.
         """
-        if self._policy.missing != "skip" or phase.kind not in ("train", "evaluate"):
+        if self._policy.missing != "skip" or phase.kind not in ("train", "statistics", "evaluate"):
             return ()
         since = phase.progressed if is_first else phase.started
         if self._clock() - since <= self.seconds(is_first=is_first):

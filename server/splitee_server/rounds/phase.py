@@ -22,6 +22,7 @@ from splitee_server.rounds.evaluation import Score
 IN_WORDS: Mapping[RunPhase, str] = {
     "gather": "gathering devices",
     "train": "training",
+    "statistics": "taking statistics",
     "evaluate": "evaluating",
     "release": "releasing models",
     "finished": "finished",
@@ -44,12 +45,12 @@ class Phase:
         assemblers: Mapping[str, WeightsAssembler] | None = None,
         is_over: Callable[[], bool] | None = None,
     ) -> None:
-        """A phase of training or evaluation is over when its participants have done their parts.
+        """A phase of training, statistics or evaluation is over when its participants have done their parts.
 
         Args:
             order: of the batches of different devices.
             window: batches of a device that may be here before their turn.
-            assemblers: for the client networks of those who send theirs.
+            assemblers: for the client networks, or their statistics, of those who send theirs.
             is_over: for the other phases.
         """
         self.opened = opened
@@ -89,8 +90,8 @@ class Phase:
         return self._batches.offer(device, step, batch)
 
     def add_weights(self, device: str, message: Weights) -> None:
-        """Tensors of a client network. Raises MalformedMessage."""
-        if device in self._assemblers and self.is_current(message.round, message.attempt, "train"):
+        """Tensors of a client network, or its statistics. Raises MalformedMessage."""
+        if device in self._assemblers and self.is_current(message.round, message.attempt, message.phase):
             self._assemblers[device].add(message)
             self.progressed = self._clock()
 
@@ -117,6 +118,10 @@ class Phase:
     def note_trained(self, device: str, loss: float) -> None:
         """The trunk has been trained on a batch that was taken."""
         self._losses[device] += loss
+        self.progressed = self._clock()
+
+    def note_observed(self) -> None:
+        """Statistics have been taken of a batch."""
         self.progressed = self._clock()
 
     def note_rejected(self, device: str) -> None:
@@ -149,14 +154,14 @@ class Phase:
         return self._batches.held()
 
     def weights(self, device: str) -> Mapping[str, Tensor] | None:
-        """The client network that has come from a device; None where it sends none."""
+        """The client network, or its statistics, that has come from a device; None where it sends none."""
         assembler = self._assemblers.get(device)
         return None if assembler is None else assembler.tensors
 
     def behind(self) -> tuple[str, ...]:
         """The participants that have not done their part."""
         behind = set(self._batches.missing())
-        if self.kind == "train":
+        if self.kind != "evaluate":
             behind |= self.opened.participants.keys() - self.done.keys()
         return tuple(sorted(behind))
 

@@ -111,14 +111,14 @@ class Reception:
             self._replies.acknowledge(phase, device)
 
     def _on_weights(self, received: Received) -> None:
-        """Tensors of a client network, before its device's round-done."""
+        """Tensors of a client network, or its statistics, before its device's round-done."""
         self._check_run(received.message.run)
         self._coordinator.phase.add_weights(received.device, received.message)
 
     def _on_round_done(self, received: Received) -> None:
         device, message, phase = received.device, received.message, self._coordinator.phase
         self._check_run(message.run)
-        if phase.is_current(message.round, message.attempt, "train") and device in phase:
+        if phase.is_current(message.round, message.attempt, message.phase) and device in phase:
             steps = phase.opened.participants[device].steps
             if message.batches > steps:
                 raise MalformedMessage(f"RoundDone: {message.batches} batches; the round asks for {steps}")

@@ -32,7 +32,8 @@ class Replies:
     def assign(self, device: str) -> None:
         """The device's cut, its last commit, and whether the server holds its client network."""
         held, first = self._model.holds(device), self._model.first_digest(device)
-        self._announce.assignment(self._members[device], held=held, first=first)
+        fresh = self._model.is_fresh
+        self._announce.assignment(self._members[device], held=held, first=first, fresh=fresh)
 
     def answer_sync(self, phase: Phase, device: str) -> None:
         """Where the server stands with a device, which may have missed the last word."""

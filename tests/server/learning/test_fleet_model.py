@@ -14,9 +14,11 @@ from torch import Tensor
 
 from splitee.networks.split import build_network
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import COUNTER, pack_state, unpack_state
 from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
+from splitee_server.learning.strategies.base import Untrainable
 
 CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
 IMAGES = {"a": 20, "b": 5, "c": 15, "d": 10}  # each device's, a batch
@@ -380,3 +382,56 @@ def test_two_exits_of_a_cut_that_contradict_each_other_are_not_averaged(
     fleet.commit(2, fleet.train(2))  # what is apart stays apart
     held = {device: fleet.model.client(device) for device in "ab"}
     assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
+
+
+def observed(fleet: Fleet, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
+    """Trunks see two batches of each device; made-up statistics of the client networks, by device."""
+    found = {}
+    for device, cut in fleet.cuts.items():
+        for step in range(2):
+            fleet.model.observe(device, fleet.features(device, generator), round_number=1, step=step)
+        like = fleet.model.statistics_assembler(cut).missing
+        own = fleet.model.client(device)
+        found[device] = {name: torch.rand(own[name].shape, generator=generator) for name in like}
+    return found
+
+
+@STRATEGIES
+def test_statistics_of_a_commit_are_of_all_devices_images(strategy: str) -> None:
+    fleet, generator = Fleet(strategy, statistics_batches=2), torch.Generator().manual_seed(7)
+    fleet.commit(1, fleet.train(1))
+    before = {device: fleet.whole(device, fleet.model.client(device)) for device in CUTS}
+    found = observed(fleet, generator)
+    assert not fleet.model.is_fresh
+    unchanged = {device: fleet.whole(device, fleet.model.client(device)) for device in CUTS}
+    assert all(same(unchanged[device], before[device]) for device in CUTS), "trunks only looked"
+    fleet.model.refresh(found, SAMPLES)
+    assert fleet.model.is_fresh
+    name = "first.1.running_mean"  # all hold it; cut 1 is behind it
+    wanted = mean({device: {name: found[device][f"client.{name}"]} for device in CUTS}, name)
+    wholes = {device: fleet.whole(device, fleet.model.client(device)) for device in CUTS}
+    for device, whole in wholes.items():
+        np.testing.assert_allclose(whole[name].numpy(), wanted, rtol=1e-5)
+        changed = {key for key in whole if not torch.equal(whole[key], before[device][key])}
+        assert changed == {key for key in whole if is_statistic(key)}
+        for key in changed:
+            assert torch.equal(whole[key], wholes["a"][key]), "one network, wherever it is cut"
+    again = FleetModel(fleet.spec, copy.deepcopy(NETWORK))
+    again.load(unpack_state(pack_state(fleet.model.state())))
+    assert again.is_fresh
+    assert same(again.client("b"), fleet.model.client("b"))
+    fleet.commit(2, fleet.train(2))
+    assert not fleet.model.is_fresh
+
+
+def test_a_batch_whose_statistics_are_out_of_bounds_does_not_count() -> None:
+    fleet, generator = Fleet("sequential", statistics_batches=2), torch.Generator().manual_seed(7)
+    fleet.commit(1, fleet.train(1))
+    honest = Fleet("sequential", statistics_batches=2)
+    honest.commit(1, honest.train(1))
+    huge = torch.full((4, *fleet.model.feature_shape(1)), 6e4) * torch.randn(4, 1, 1, 1, generator=generator)
+    with pytest.raises(Untrainable, match="out of bounds"):
+        fleet.model.observe("a", huge * 1e3, round_number=1, step=9)
+    for one in (fleet, honest):
+        one.model.refresh(observed(one, torch.Generator().manual_seed(8)), SAMPLES)
+    assert same(fleet.model.trunk_weights(), honest.model.trunk_weights())

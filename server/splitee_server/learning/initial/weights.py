@@ -15,8 +15,8 @@ from splitee.networks.zoo import make
 from splitee.protocol.codecs import LARGEST
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import by
+from splitee.training.batchnorm_statistics import VARIANCE
 from splitee.training.state import COUNTER, first_not_finite, pack_state, unpack_state
-from splitee.training.weights import VARIANCE
 
 Weights = Mapping[str, Tensor]
 SHOWN = 12  # hexadecimal digits of the digest in RunSpec.weights

@@ -21,6 +21,7 @@ from splitee.errors import Diverged
 from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import FreshStatistics
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.optimizer import make_optimizer
 from splitee.training.placement import precision_at, seed_at
@@ -151,6 +152,17 @@ class Strategy(ABC):
         with precision_at(features.device):
             answer: Tensor = trunk(features)
         return answer
+
+    @torch.no_grad()
+    def observe(
+        self, device: str, features: Tensor, fresh: FreshStatistics, *, round_number: int, step: int
+    ) -> None:
+        """Add to `fresh`, of the device's trunk, what its BatchNorm layers see in features (B, ...)."""
+        trunk = self.trunk(device)
+        set_training(trunk, self._frozen)
+        seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
+        with fresh.batch(), precision_at(features.device):
+            trunk(features)
 
     def trained(self, device: str) -> dict[str, Tensor]:
         """The tensors of a device's trunk but for those of frozen stages, by name."""

@@ -1,0 +1,82 @@
+"""BatchNorm's statistics taken anew: what they are means of, and that nothing else changes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import (
+    FreshStatistics,
+    all_finite,
+    pooled,
+    statistics_steps,
+    unpooled,
+)
+from splitee.training.state import weights_digest
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    """Two layers of BatchNorm; the first is a frozen one's, in evaluation mode."""
+    torch.manual_seed(1)
+    layers = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)).train()
+    layers[0].eval()
+    return layers
+
+
+def batches(count: int) -> list[Tensor]:
+    return [2 + 3 * torch.randn(6, 3, 5, 5) for _ in range(count)]
+
+
+def test_they_are_means_over_the_batches_and_the_network_stays_as_it_is(network: nn.Sequential) -> None:
+    before, seen, fresh = weights_digest(network.state_dict()), batches(3), FreshStatistics(network)
+    for batch in seen:
+        with fresh.batch():
+            network(batch)
+    found = fresh.means()
+    assert weights_digest(network.state_dict()) == before
+    assert network[2].momentum == 0.1
+    assert found.keys() == {"2.running_mean", "2.running_var"}
+    inner = [network[1](network[0](batch)) for batch in seen]
+    means = torch.stack([one.mean((0, 2, 3)) for one in inner]).mean(0)
+    variances = torch.stack([one.var((0, 2, 3)) for one in inner]).mean(0)
+    torch.testing.assert_close(found["2.running_mean"], means)
+    torch.testing.assert_close(found["2.running_var"], variances)
+
+
+def test_a_forward_pass_that_fails_leaves_no_trace(network: nn.Sequential) -> None:
+    before, fresh = weights_digest(network.state_dict()), FreshStatistics(network)
+    with pytest.raises(RuntimeError), fresh.batch():
+        network(torch.randn(6, 4, 5, 5))
+    assert weights_digest(network.state_dict()) == before
+    assert fresh.means() == {}
+
+
+def test_averages_over_devices_are_those_of_all_their_values_together() -> None:
+    ours, theirs = torch.randn(100, 4, dtype=torch.float64), 5 + torch.randn(100, 4, dtype=torch.float64)
+    told = [
+        pooled({"n.running_mean": one.mean(0), "n.running_var": one.var(0, unbiased=False)})
+        for one in (ours, theirs)
+    ]
+    found = unpooled({name: (told[0][name] + told[1][name]) / 2 for name in told[0]})
+    together = torch.cat([ours, theirs])
+    torch.testing.assert_close(found["n.running_mean"], together.mean(0))
+    torch.testing.assert_close(found["n.running_var"], together.var(0, unbiased=False))
+
+
+@pytest.mark.parametrize(
+    ("mean", "variance", "is_fine"),
+    [(10.0, 100.0, True), (10.1, 1.0, False), (0.0, 100.1, False), (float("nan"), 1.0, False)],
+)
+def test_bounds(mean: float, variance: float, is_fine: bool) -> None:
+    found = {"n.running_mean": torch.tensor([mean]), "n.running_var": torch.tensor([variance])}
+    assert all_finite(found, 10.0) is is_fine
+
+
+def test_a_round_that_is_short_has_no_more_batches_of_statistics() -> None:
+    spec = RunSpec(
+        protocol=1, run="r", network="n", num_classes=2, rounds=1, batch_size=4, statistics_batches=4
+    )
+    assert [statistics_steps(spec, samples) for samples in (3, 12, 400)] == [1, 3, 4]

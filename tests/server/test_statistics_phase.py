@@ -1,0 +1,113 @@
+"""BatchNorm's statistics are taken of what is committed: by a server with a fake port and clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from virtual_fleet import VirtualFleet
+
+from splitee.cli.signals import Stopped
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.rounds import RoundOpen
+from splitee.training.weights import pack_weights
+from splitee_server.rounds.policy import Policy
+
+THREE = ("pi-1", "pi-2", "pi-3")
+SKIP = Policy(devices=3, quorum=1, missing="skip", floor=60.0)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., VirtualFleet]:
+    def fleet(folder: str = "server", **settings: object) -> VirtualFleet:
+        return VirtualFleet(tmp_path / folder, *THREE, statistics_batches=2, **settings)  # type: ignore[arg-type]
+
+    return fleet
+
+
+def at_statistics(fleet: VirtualFleet, happens: Callable[[RoundOpen], None]) -> None:
+    """`happens` when those of round 1 are asked for."""
+    fleet.on_phase = lambda opened: (
+        happens(opened) if (opened.phase, opened.round) == ("statistics", 1) else None
+    )
+
+
+def test_they_are_taken_between_a_commit_and_its_evaluation(make: Callable[..., VirtualFleet]) -> None:
+    fleet = make()
+    report = fleet.run()
+    assert fleet.phases == [
+        ("gather", 0), ("train", 1), ("statistics", 1), ("evaluate", 1),
+        ("train", 2), ("statistics", 2), ("evaluate", 2), ("finished", 2),
+    ]  # fmt: skip
+    assert report["rejected"] == 0
+    parts = [part for phase, _, part in fleet.devices["pi-1"].parts if phase == "statistics"]
+    assert [(part.steps, part.base, part.weights, part.fresh) for part in parts] == [
+        (2, 1, True, False),
+        (2, 2, True, False),
+    ]
+    judged = [part.fresh for phase, _, part in fleet.devices["pi-1"].parts if phase == "evaluate"]
+    assert judged == [True, True]
+    told = [(each.committed, each.fresh) for each in fleet.devices["pi-1"].assignments]
+    assert [one for one in dict.fromkeys(told) if one[0] == 1] == [(1, False), (1, True)]
+    stored = fleet.checkpoints.load()
+    assert stored is not None
+    assert stored.fresh
+
+
+def test_a_server_that_stops_in_them_takes_them_again(make: Callable[..., VirtualFleet]) -> None:
+    undisturbed = make("undisturbed").run()["weights_sha256"]
+    first = make()
+
+    def stop(_opened: RoundOpen) -> None:
+        first.stopped = True
+
+    at_statistics(first, stop)
+    with pytest.raises(Stopped):
+        first.run()
+    again = make(instance=200)
+    assert again.run()["weights_sha256"] == undisturbed
+    assert again.phases[:3] == [("gather", 1), ("statistics", 1), ("evaluate", 1)]
+
+
+def test_who_falls_silent_in_them_is_gone_on_without(make: Callable[..., VirtualFleet]) -> None:
+    fleet = make(policy=SKIP)
+    at_statistics(fleet, lambda _opened: fleet.devices["pi-3"].pause())
+    fleet.run()
+    assert fleet.phases[-1] == ("finished", 2)
+    judged = [
+        sorted(device for device, found in each.devices.items() if found.trunk_accuracy is not None)
+        for each in fleet.metrics
+    ]
+    assert judged == [["pi-1", "pi-2"], ["pi-1", "pi-2"]]
+
+
+def test_nobody_left_in_them_leaves_statistics_as_training_did(make: Callable[..., VirtualFleet]) -> None:
+    fleet = make(policy=SKIP)
+
+    def all_pause(_opened: RoundOpen) -> None:
+        for device in fleet.devices.values():
+            device.pause(200)
+            device.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 200)
+
+    at_statistics(fleet, all_pause)
+    fleet.run()
+    assert fleet.phases[-1] == ("finished", 2)
+
+
+def test_tensors_that_are_no_statistics_are_refused(make: Callable[..., VirtualFleet]) -> None:
+    """And what belongs to the round's training, late, is passed over."""
+    undisturbed, fleet = make("undisturbed").run()["weights_sha256"], make()
+    weights = {"client.first.0.weight": torch.zeros(4, 3, 3, 3)}
+
+    def say(opened: RoundOpen) -> None:
+        named = opened.run, opened.round, opened.attempt
+        for phase in ("statistics", "train"):
+            for payload in pack_weights(*named, weights, phase):  # type: ignore[arg-type]
+                fleet.devices["pi-1"].say(routes.WEIGHTS, payload)
+
+    at_statistics(fleet, say)
+    assert fleet.run()["weights_sha256"] == undisturbed
+    assert fleet.rejected == {("pi-1", "malformed"): 1}
