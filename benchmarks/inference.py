@@ -36,7 +36,7 @@ from splitee.inference.manifest import CLIENT, TrunkManifest, read_manifest, wri
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import Predictor
 from splitee.inference.trunks import TrunkModels
-from splitee.inference.uncertainty import Array
+from splitee.inference.uncertainty import Array, normalized_entropy
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -45,6 +45,7 @@ from splitee.protocol.topics import Topics
 from splitee.samples.images import normalize
 from splitee.samples.kept import Samples
 from splitee_export.calibration import MAX_DROP, HeldOut, choose
+from splitee_export.combination import HeldOutLogits, fit
 from splitee_export.commands.calibrate import evaluate
 from splitee_export.graphs import ClientGraph, GraphRunner
 from splitee_export.models import export_client, export_trunks
@@ -141,7 +142,7 @@ def against_torch(exported: Exported) -> dict[str, Any]:
 
 
 def adaptive(exported: Exported) -> dict[str, Any]:
-    """Each half of the held-out pictures is judged with the threshold that the other half chose.
+    """Each half of the held-out pictures is judged with the threshold and combination that the other chose.
 
     It is chosen for half of the drop that is allowed: the other half is for what it has not seen.
     """
@@ -168,19 +169,28 @@ def adaptive(exported: Exported) -> dict[str, Any]:
     }
 
 
-def _judge(halves: Sequence[HeldOut]) -> dict[str, Any]:
-    thresholds = [choose(half, max_drop=MAX_DROP, max_offload=None).threshold for half in halves]
+def _judge(halves: Sequence[HeldOutLogits]) -> dict[str, Any]:
+    fitted = [fit(half) for half in halves]
+    unsure = [normalized_entropy(half.exit) for half in halves]
+    thresholds = [
+        choose(HeldOut(each, half.exit_right, of.right), max_drop=MAX_DROP, max_offload=None).threshold
+        for each, half, of in zip(unsure, halves, fitted, strict=True)
+    ]
     local = np.concatenate(
-        [half.uncertainty <= threshold for half, threshold in zip(halves, reversed(thresholds), strict=True)]
+        [each <= threshold for each, threshold in zip(unsure, reversed(thresholds), strict=True)]
     )
     exit_right = np.concatenate([half.exit_right for half in halves])
-    trunk_right = np.concatenate([half.trunk_right for half in halves])
+    offloaded_right = np.concatenate(
+        [half.right(of.combination) for half, of in zip(halves, reversed(fitted), strict=True)]
+    )
     return {
         "pictures": len(local),
         "thresholds": thresholds,
+        "combinations": [[of.combination.exit, of.combination.trunk] for of in fitted],
         "always_local": float(exit_right.mean()),
-        "always_trunk": float(trunk_right.mean()),
-        "adaptive": float(np.where(local, exit_right, trunk_right).mean()),
+        "always_trunk": float(np.concatenate([half.trunk_right for half in halves]).mean()),
+        "always_offloaded": float(offloaded_right.mean()),
+        "adaptive": float(np.where(local, exit_right, offloaded_right).mean()),
         "offload_share": float(1 - local.mean()),
     }
 

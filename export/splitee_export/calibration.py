@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from splitee.errors import ConfigError
+from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.inference.manifest import Point
 from splitee.inference.uncertainty import Array
 from splitee.protocol.accuracies import ReleasedThreshold
@@ -22,11 +23,14 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Of N held-out images: the exit's uncertainty in 0..1, whether exit and trunk are right; each (N,)."""
+    """Of N held-out images: the exit's uncertainty in 0..1, and whether a prediction is right; each (N,).
+
+    `offloaded_right`: of the trunk, or of what it is combined to with the exit.
+    """
 
     uncertainty: Array
     exit_right: npt.NDArray[np.bool_]
-    trunk_right: npt.NDArray[np.bool_]
+    offloaded_right: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.uncertainty)
@@ -34,14 +38,22 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Calibration:
-    """When a model predicts by itself, and the curve of held-out images; no points where there are none."""
+    """When a model predicts by itself, the curve of held-out images, and how offloaded ones are predicted.
+
+    There are no points where there are no images.
+    """
 
     chosen: ReleasedThreshold
     points: tuple[Point, ...] = ()
+    combination: Combination = TRUNK_ALONE
 
 
-def calibrate(held_out: HeldOut, threshold: float) -> Calibration:
-    """The threshold that `choose` finds within MAX_DROP; `threshold` stays where images are too few."""
+def calibrate(held_out: HeldOut, threshold: float, combination: Combination = TRUNK_ALONE) -> Calibration:
+    """The threshold that `choose` finds within MAX_DROP; `threshold` stays where images are too few.
+
+    Args:
+        combination: by which `held_out` says whether offloaded images are predicted right.
+    """
     if not len(held_out):
         return Calibration(ReleasedThreshold(threshold=threshold))
     if len(held_out) < LEAST_IMAGES:
@@ -49,9 +61,12 @@ def calibrate(held_out: HeldOut, threshold: float) -> Calibration:
     else:
         images, point = len(held_out), choose(held_out, max_drop=MAX_DROP, max_offload=None)
     chosen = ReleasedThreshold(
-        threshold=point.threshold, images=images, expected_offload=round(point.offload_share, 6)
+        threshold=point.threshold,
+        images=images,
+        expected_offload=round(point.offload_share, 6),
+        expected_accuracy=round(point.accuracy, 6),
     )
-    return Calibration(chosen, curve(held_out))
+    return Calibration(chosen, curve(held_out), combination)
 
 
 def curve(held_out: HeldOut) -> tuple[Point, ...]:
@@ -64,12 +79,12 @@ def curve(held_out: HeldOut) -> tuple[Point, ...]:
 
 def _at(held_out: HeldOut, threshold: float) -> Point:
     local = held_out.uncertainty <= threshold
-    right = np.where(local, held_out.exit_right, held_out.trunk_right)
+    right = np.where(local, held_out.exit_right, held_out.offloaded_right)
     return Point(threshold, float(right.mean()), float(1 - local.mean()))
 
 
 def choose(held_out: HeldOut, *, max_drop: float | None, max_offload: float | None) -> Point:
-    """The point with the fewest offloads that is surely within `max_drop` of the better of exit and trunk,
+    """The point with the fewest offloads that is surely within `max_drop` of the better of exit and offload,
     or else the most accurate one within `max_offload`.
 
     Raises ConfigError: not exactly one of the two is given.
@@ -87,26 +102,28 @@ def choose(held_out: HeldOut, *, max_drop: float | None, max_offload: float | No
 def _surest(held_out: HeldOut, thresholds: npt.NDArray[np.float64], max_drop: float) -> int:
     """The place of the highest of the ascending `thresholds` that is surely within `max_drop`.
 
-    Each is tested twice on the same images: adaptive against the trunk, and against the exit. It passes
+    Each is tested twice on the same images: adaptive against offload, and against the exit. It passes
     where the lower end of the 95 % interval of the difference is above -max_drop. Of many thresholds some
-    would pass by luck; so each series of tests begins where adaptive is the other predictor itself (the
-    trunk at 0, the exit at 1) and ends at the first that fails. In such a fixed sequence all that pass hold
-    together with the confidence of one (Angelopoulos et al., Learn then Test, 2021), so what passes both is
-    within `max_drop` of the better one in 95 % of cases. Where nothing does, the images tell exit and trunk
-    too little apart; then the threshold counts whose lower ends are the highest.
+    would pass by luck; so each series of tests begins where adaptive is the other predictor itself
+    (offload at 0, the exit at 1) and ends at the first that fails. In such a fixed sequence all that pass
+    hold together with the confidence of one (Angelopoulos et al., Learn then Test, 2021), so what passes both
+    is within `max_drop` of the better one in 95 % of cases. Where nothing does, the images tell exit and
+    offload too little apart; then the threshold counts whose lower ends are the highest.
     """
     order = np.argsort(held_out.uncertainty, kind="stable")
     local = np.searchsorted(held_out.uncertainty[order].astype(np.float64), thresholds, side="right")
-    exit_alone = _sums((held_out.exit_right & ~held_out.trunk_right)[order])
-    trunk_alone = _sums((held_out.trunk_right & ~held_out.exit_right)[order])
+    exit_alone = _sums((held_out.exit_right & ~held_out.offloaded_right)[order])
+    offload_alone = _sums((held_out.offloaded_right & ~held_out.exit_right)[order])
     count = len(held_out)
-    over_trunk = paired_lower(exit_alone[local], trunk_alone[local], count)
-    over_exit = paired_lower(trunk_alone[-1] - trunk_alone[local], exit_alone[-1] - exit_alone[local], count)
-    passed = np.logical_and.accumulate(over_trunk >= -max_drop)
+    over_offload = paired_lower(exit_alone[local], offload_alone[local], count)
+    over_exit = paired_lower(
+        offload_alone[-1] - offload_alone[local], exit_alone[-1] - exit_alone[local], count
+    )
+    passed = np.logical_and.accumulate(over_offload >= -max_drop)
     passed &= np.logical_and.accumulate((over_exit >= -max_drop)[::-1])[::-1]
     if passed.any():
         return int(np.flatnonzero(passed)[-1])
-    return int(np.minimum(over_trunk, over_exit).argmax())
+    return int(np.minimum(over_offload, over_exit).argmax())
 
 
 def _sums(flags: npt.NDArray[np.bool_]) -> Counts:

@@ -194,6 +194,8 @@ def _threshold(calibration: Calibration) -> dict[str, Any]:
         "threshold": calibration.chosen.threshold,
         "threshold_images": calibration.chosen.images,
         "expected_offload": calibration.chosen.expected_offload,
+        "expected_accuracy": calibration.chosen.expected_accuracy,
+        "combination": calibration.combination,
         "calibration": calibration.points,
     }
 

@@ -117,7 +117,7 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
     assert "threshold " in shown and f"chosen on {SAMPLES} images" in shown
     page = (tmp_path / "out" / "report.html").read_text()
     assert 'aria-label="confusion"' in page and "ankle boot" in page
-    for said in ("round 1 of 8", "round 8 of 8", "baseline centralized", "hidden.3", "trunk always"):
+    for said in ("round 1 of 8", "round 8 of 8", "baseline centralized", "hidden.3", "always offloaded"):
         assert said in shown
 
 

@@ -46,7 +46,7 @@ def test_each_point_is_what_its_threshold_gives(pictures: HeldOut) -> None:
     points = curve(pictures)
     for point in points:
         local = pictures.uncertainty <= point.threshold
-        right = sum(pictures.exit_right[local]) + sum(pictures.trunk_right[~local])
+        right = sum(pictures.exit_right[local]) + sum(pictures.offloaded_right[~local])
         assert point.accuracy == pytest.approx(right / len(local))
         assert point.offload_share == pytest.approx((~local).sum() / len(local))
     shares = [point.offload_share for point in points]
@@ -127,8 +127,12 @@ def test_fewer_than_200_images_choose_nothing() -> None:
     """As 10 % of 300 images of each of three devices: the run's threshold stays."""
     world, generator = World(0.6, 0.8, 0.5, 0.2), np.random.default_rng(2)
     few, enough = world.draw(generator, 90), world.draw(generator, 200)
+    right = np.where(few.uncertainty > 0.5, few.offloaded_right, few.exit_right)
     assert calibrate(few, 0.5).chosen == ReleasedThreshold(
-        threshold=0.5, images=0, expected_offload=round(float((few.uncertainty > 0.5).mean()), 6)
+        threshold=0.5,
+        images=0,
+        expected_offload=round(float((few.uncertainty > 0.5).mean()), 6),
+        expected_accuracy=round(float(right.mean()), 6),
     )
     assert calibrate(few, 0.5).points == curve(few)
     assert calibrate(enough, 0.5).chosen.images == 200

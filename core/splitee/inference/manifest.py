@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from splitee.durable import write_atomically
 from splitee.errors import ModelError
+from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fields import Count, Digest, Fit, Fraction, Name, Positive, Text
 from splitee.samples.fitting import Preparation, Region
@@ -82,6 +83,8 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     threshold: Fraction  # uncertainty at or below which the exit's prediction is taken
     threshold_images: Count = 0  # held-out images that it was chosen on; 0: the run's settings say it
     expected_offload: Fraction | None = None  # share of held-out images above it
+    expected_accuracy: Fraction | None = None  # of adaptive inference on held-out images
+    combination: Combination = TRUNK_ALONE  # of what exit and trunk say of an image above it
     calibration: Annotated[tuple[Point, ...], Meta(max_length=1000)]
     opset: Positive
     file: FileName  # the graph in service
@@ -94,7 +97,10 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
     def released(self) -> ReleasedThreshold:
         """When the model predicts by itself."""
         return ReleasedThreshold(
-            threshold=self.threshold, images=self.threshold_images, expected_offload=self.expected_offload
+            threshold=self.threshold,
+            images=self.threshold_images,
+            expected_offload=self.expected_offload,
+            expected_accuracy=self.expected_accuracy,
         )
 
     def preparation(self, region: Region | None) -> Preparation:

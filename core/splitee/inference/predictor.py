@@ -1,4 +1,4 @@
-"""Adaptive inference: the exit predicts where it is sure, the trunk where it is not."""
+"""Adaptive inference: the exit predicts where it is sure, and with the trunk where it is not."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ class Predictor:
         if uncertainty > self.threshold and self._trunk is not None:
             asks = sum(self._asked) < self._most
             trunk_logits = self._trunk.logits(features, time.perf_counter() - started) if asks else None
-            logits, source = (logits, "local-fallback") if trunk_logits is None else (trunk_logits, "trunk")
+            if trunk_logits is None:
+                source = "local-fallback"
+            else:
+                logits, source = self._model.manifest.combination(logits, trunk_logits), "trunk"
         self._asked.append(asks)
         probabilities = softmax(logits)[0]
         best = int(probabilities.argmax())

@@ -52,8 +52,10 @@ class ReleasedThreshold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
         threshold: uncertainty up to which the exit predicts.
         images: held-out images that it was chosen on; 0: it is the run's, for there were too few.
         expected_offload: share of held-out images above the threshold, which are asked of the trunk.
+        expected_accuracy: of adaptive inference on the held-out images.
     """
 
     threshold: Fraction
     images: Count = 0
     expected_offload: Fraction | None = None
+    expected_accuracy: Fraction | None = None

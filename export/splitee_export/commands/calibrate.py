@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
+from splitee.cli.accuracy_words import combination_in_words
 from splitee.cli.bounds import number
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.words import images, share_of
 from splitee.errors import ConfigError, DataError, Stalled
+from splitee.inference.combination import Combination
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import Measure, Point, write_manifest
 from splitee.inference.offload import Offload
@@ -27,6 +29,7 @@ from splitee.samples.fitting import Pixels
 from splitee.samples.images import IMAGE_SUFFIXES, load_image
 from splitee.samples.kept import Samples, kept_region
 from splitee_export.calibration import LEAST_IMAGES, MAX_DROP, HeldOut, choose, curve
+from splitee_export.combination import HeldOutLogits, fit
 
 BATCH = 16
 SHOWN = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # shares of offloads in the table
@@ -83,7 +86,8 @@ def calibrate(
 ) -> None:
     """Find the threshold for a wanted accuracy or offload share, and store it in the model's manifest.
 
-    It is chosen on 200 held-out images or more, for none that are fewer say enough.
+    With it is stored how exit and trunk are combined in the predictions of offloaded images. Both follow
+    from 200 held-out images or more, for none that are fewer say enough.
     """
     if (trunk is None) == (link is None):
         raise ConfigError("the trunk's answers are needed: give one of --trunk DIR and --broker URL")
@@ -98,15 +102,17 @@ def calibrate(
             f"more: give more with --data; {client.manifest.threshold:.3f} stays"
         )
     if trunk is not None:
-        held_out = evaluate(client, _local(client, trunk), pictures, labels)
+        logits = evaluate(client, _local(client, trunk), pictures, labels)
     else:
         assert link is not None
         offload = Offload(link, client.manifest, device=device, timeout=timeout)
         offload.open()
         try:
-            held_out = evaluate(client, _remote(offload), pictures, labels)
+            logits = evaluate(client, _remote(offload), pictures, labels)
         finally:
             offload.close()
+    fitted = fit(logits)
+    held_out = HeldOut(client.uncertainty(logits.exit), logits.exit_right, fitted.right)
     points = curve(held_out)
     chosen = choose(held_out, max_drop=max_drop, max_offload=max_offload)
     calibrated = replace(
@@ -114,27 +120,26 @@ def calibrate(
         threshold=chosen.threshold,
         threshold_images=len(labels),
         expected_offload=chosen.offload_share,
+        expected_accuracy=chosen.accuracy,
+        combination=fitted.combination,
         calibration=points,
     )
     write_manifest(model, calibrated)
-    _report(points, chosen, len(labels))
+    _report(points, chosen, len(labels), fitted.combination)
     if plot is not None:
         draw(points, chosen, measure, plot)
 
 
 def evaluate(
     client: ClientModel, trunk: Callable[[Array], Array], pictures: Pixels, labels: Labels
-) -> HeldOut:
+) -> HeldOutLogits:
     """What exit and trunk make of held-out pictures, uint8 (N, C, H, W) with labels (N,)."""
-    uncertainty, exits, trunks = [], [], []
+    exits, trunks = [], []
     for start in range(0, len(labels), BATCH):
         features, logits = client(pictures[start : start + BATCH])
-        uncertainty.append(client.uncertainty(logits))
-        exits.append(logits.argmax(axis=1))
-        trunks.append(trunk(features).argmax(axis=1))
-    return HeldOut(
-        np.concatenate(uncertainty), np.concatenate(exits) == labels, np.concatenate(trunks) == labels
-    )
+        exits.append(logits)
+        trunks.append(trunk(features))
+    return HeldOutLogits(np.concatenate(exits), np.concatenate(trunks), labels)
 
 
 def draw(points: tuple[Point, ...], chosen: Point, measure: str, path: Path) -> None:
@@ -197,7 +202,7 @@ def _remote(offload: Offload) -> Callable[[Array], Array]:
     return ask
 
 
-def _report(points: tuple[Point, ...], chosen: Point, count: int) -> None:
+def _report(points: tuple[Point, ...], chosen: Point, count: int, combination: Combination) -> None:
     echo(images(count) + " held out")
     echo("threshold  offloads  accuracy")
     for share in SHOWN:
@@ -207,3 +212,4 @@ def _report(points: tuple[Point, ...], chosen: Point, count: int) -> None:
         f"chosen: threshold {chosen.threshold:.4f}, {chosen.offload_share:.1%} offloads, "
         f"accuracy {share_of(chosen.accuracy, count)}"
     )
+    echo(f"offloaded images: {combination_in_words(combination)}")

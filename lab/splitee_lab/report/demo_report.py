@@ -25,6 +25,7 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
     threshold: float | None = None
     threshold_images: int = 0
     expected_offload: float | None = None
+    expected_accuracy: float | None = None
 
     @property
     def threshold_in_words(self) -> str:
@@ -36,6 +37,7 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
                 threshold=self.threshold,
                 images=self.threshold_images,
                 expected_offload=self.expected_offload,
+                expected_accuracy=self.expected_accuracy,
             )
         )
 

@@ -49,7 +49,7 @@ def rows(results: list[DeviceInference]) -> Iterator[tuple[str, ...]]:
         ways = {
             "exit alone": result.local,
             f"adaptive, {result.threshold:.3f}": result.adaptive,
-            "trunk always": result.offload,
+            "always offloaded": result.offload,
         }
         for index, (way, found) in enumerate(ways.items()):
             yield (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
@@ -50,6 +50,7 @@ class ClientNetworks:
         self._held: dict[str, Weights] = {}
         self._digests: dict[str, str] = {}
         self._first_digests: dict[int, str] = {}  # by cut
+        self._heads: dict[str, nn.Module] = {}  # exits that predict, by the digests of their networks
         own = network.module.state_dict()
         self._frozen = {f"{CLIENT}{name}": own[name] for name in network.frozen_keys}
         self._exits = initial.exits if initial is not None else {}
@@ -92,6 +93,16 @@ class ClientNetworks:
                 for name, tensor in weights.items()
             }
         self._digests = {}
+
+    def exit(self, device: str, cut: int) -> nn.Module:
+        """A device's exit, to predict with. Raises KeyError: no network of this device is held."""
+        digest = self.digest(device)
+        if digest not in self._heads:
+            head = self._network.exit_head(cut)
+            own = {name: tensor for name, tensor in self._held[device].items() if name.startswith(EXIT)}
+            head.load_state_dict({name.removeprefix(EXIT): tensor for name, tensor in own.items()})
+            self._heads[digest] = head.eval()
+        return self._heads[digest]
 
     def first(self, cut: int) -> Weights:
         """What a device with this cut begins the run from."""
@@ -148,7 +159,7 @@ class ClientNetworks:
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
                     self._held[device] = received[peer]
-        self._digests = {}
+        self._digests, self._heads = {}, {}
 
     @staticmethod
     def _apart(

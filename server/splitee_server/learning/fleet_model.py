@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -141,6 +142,18 @@ class FleetModel:
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""
         return self._strategy.predict(device, features)
+
+    def logits(self, device: str, features: Tensor) -> Tensor:
+        """Those of the device's trunk, (B, classes), for its features (B, *feature_shape)."""
+        return self._strategy.logits(device, features)
+
+    @torch.no_grad()
+    def exit_logits(self, device: str, features: Tensor) -> Tensor | None:
+        """Those of the device's exit; None: its network is not held."""
+        if device not in self._clients:
+            return None
+        logits: Tensor = self._clients.exit(device, self._cuts[device])(features)
+        return logits
 
     def observe(self, device: str, features: Tensor, *, round_number: int, step: int) -> None:
         """Let the device's trunk, which stays as it is, see a batch: its part of the statistics.

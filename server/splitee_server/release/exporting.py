@@ -6,14 +6,16 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from splitee.cli.accuracy_words import threshold_in_words
+from splitee.cli.accuracy_words import combination_in_words, threshold_in_words
 from splitee.cli.words import images
 from splitee.errors import ModelError
+from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.inference.manifest import TrunkManifest, read_manifest
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import answers_digest
 from splitee_export.calibration import LEAST_IMAGES, Calibration, HeldOut, calibrate
+from splitee_export.combination import HeldOutLogits, fit
 from splitee_export.models import export_client, export_same, export_trunks
 from splitee_export.states import device_state, server_state
 from splitee_server.rounds.checkpoints import Committed
@@ -77,18 +79,27 @@ def _calibrations(
         groups.setdefault(key, []).append(device)
     found: dict[str, Calibration] = {}
     for (cut, *_), devices in groups.items():
-        held_out = _held_out([scores[device] for device in devices if device in scores])
-        calibration = calibrate(held_out, spec.threshold)
+        held_out, combination = _held_out([scores[device] for device in devices if device in scores])
+        calibration = calibrate(held_out, spec.threshold, combination)
         _log(cut, devices, calibration, len(held_out))
         found |= dict.fromkeys(devices, calibration)
     return found
 
 
-def _held_out(scores: list[Score]) -> HeldOut:
-    """The images of several devices; those of devices that hold out the very same ones count once."""
-    distinct = {_bytes(found): found for found in (score.predictions for score in scores)}
-    found = Predictions.join(list(distinct.values()))
-    return HeldOut(found.uncertainty, found.exit == found.labels, found.trunk == found.labels)
+def _held_out(scores: list[Score]) -> tuple[HeldOut, Combination]:
+    """The images of several devices, and what is made of those that are offloaded.
+
+    Those of devices that hold out the very same ones count once.
+    """
+    distinct = {_bytes(score.predictions): score for score in scores}
+    found = Predictions.join([score.predictions for score in distinct.values()])
+    exit_right, trunk_right = found.exit == found.labels, found.trunk == found.labels
+    logits = [kept for score in distinct.values() if (kept := score.logits) is not None]
+    if len(found) >= LEAST_IMAGES and len(logits) == len(distinct):
+        fitted = fit(HeldOutLogits.join(logits))
+        if fitted.combination != TRUNK_ALONE:
+            return HeldOut(found.uncertainty, exit_right, fitted.right), fitted.combination
+    return HeldOut(found.uncertainty, exit_right, trunk_right), TRUNK_ALONE
 
 
 def _bytes(found: Predictions) -> bytes:
@@ -99,3 +110,5 @@ def _log(cut: int, devices: list[str], calibration: Calibration, count: int) -> 
     chosen = calibration.chosen
     few = "" if chosen.images else f" ({images(count)} held out; choosing one takes {LEAST_IMAGES})"
     log.info("cut %d (%s): %s%s", cut, ", ".join(devices), threshold_in_words(chosen), few)
+    if calibration.combination != TRUNK_ALONE:
+        log.info("cut %d: offloaded images: %s", cut, combination_in_words(calibration.combination))

@@ -245,8 +245,11 @@ class Coordinator:
         self._phase.note_observed()
 
     def _evaluate_on(self, device: str, _step: int, batch: CutBatch) -> None:
-        labels = self._model.predict(device, torch.from_numpy(batch.features)).numpy()
-        self._phase.note_evaluated(device, batch, labels, self._spec.threshold)
+        features = torch.from_numpy(batch.features)
+        trunk = self._model.logits(device, features).numpy()
+        found = self._model.exit_logits(device, features) if self._spec.release else None
+        exit_logits = None if found is None else found.numpy()
+        self._phase.note_evaluated(device, batch, trunk, self._spec.threshold, exit_logits)
 
     def _check_divergence(self) -> None:
         """Raises Diverged: most devices' batches cannot be trained, so it is not the devices."""
@@ -340,6 +343,7 @@ class Coordinator:
             opened,
             order=self._model.order if kind == "train" else "any",
             window=self._spec.window,
+            num_classes=self._spec.num_classes,
             clock=self._clock,
             assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,

@@ -8,7 +8,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from splitee.inference.uncertainty import Array
 from splitee.protocol.accuracies import Accuracies
+from splitee_export.combination import HeldOutLogits
+
+LARGEST = 6e4  # magnitude of a logit that is kept
 
 Labels = npt.NDArray[np.int64]
 Uncertainty = npt.NDArray[np.float32]
@@ -54,6 +58,10 @@ class Predictions:
         )
 
 
+def _half(logits: Array) -> npt.NDArray[np.float16]:
+    return np.nan_to_num(logits).clip(-LARGEST, LARGEST).astype(np.float16)
+
+
 _NO_LABELS = np.empty(0, np.int16)
 _NONE = Predictions(_NO_LABELS, _NO_LABELS, _NO_LABELS, np.empty(0, np.bool_), np.empty(0, np.float32))
 
@@ -61,8 +69,11 @@ _NONE = Predictions(_NO_LABELS, _NO_LABELS, _NO_LABELS, np.empty(0, np.bool_), n
 class Score:
     """What was predicted for the held-out images of one device, or of several."""
 
-    def __init__(self, batches: Iterable[Predictions] = ()) -> None:
+    def __init__(self, batches: Iterable[Predictions] = (), *, room: int = 0) -> None:
+        """`room`: images of which the logits of exit and trunk are kept, in half precision."""
         self._batches = list(batches)
+        self._logits: list[HeldOutLogits] = []
+        self._room = room
 
     def add(
         self,
@@ -82,6 +93,19 @@ class Score:
                 uncertainty,
             )
         )
+
+    def keep_logits(self, exit_logits: Array, trunk_logits: Array, labels: Labels) -> None:
+        """Of the batch that was added last, (B, classes) each, as long as there is room."""
+        self._room -= len(labels)
+        if self._room >= 0:
+            self._logits.append(HeldOutLogits(_half(exit_logits), _half(trunk_logits), labels))
+
+    @property
+    def logits(self) -> HeldOutLogits | None:
+        """Of all images, in their order; None: not all were kept."""
+        if not self._logits or sum(map(len, self._logits)) < self.images:
+            return None
+        return HeldOutLogits.join(self._logits)
 
     @classmethod
     def over(cls, scores: Iterable[Score]) -> Score:

@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 from msgspec.structs import replace
 from torch import Tensor
 
 from splitee.clock import Clock
+from splitee.inference.uncertainty import Array
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fields import RunPhase
 from splitee.protocol.rounds import RoundDone, RoundOpen, Weights
@@ -30,6 +29,7 @@ IN_WORDS: Mapping[RunPhase, str] = {
 
 
 SPOILED = 5  # batches
+KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
 
 
 class Phase:
@@ -41,6 +41,7 @@ class Phase:
         *,
         order: Literal["step", "device", "any"],
         window: int,
+        num_classes: int,
         clock: Clock,
         assemblers: Mapping[str, WeightsAssembler] | None = None,
         is_over: Callable[[], bool] | None = None,
@@ -62,7 +63,8 @@ class Phase:
         self._losses = dict.fromkeys(opened.participants, 0.0)
         self._rejected: Counter[str] = Counter()
         self.done: dict[str, RoundDone] = {}
-        self.scores = {device: Score() for device in opened.participants}
+        room = KEPT // (num_classes * max(1, len(opened.participants)))
+        self.scores = {device: Score(room=room) for device in opened.participants}
         self.started = self.progressed = clock()
 
     @property
@@ -134,13 +136,19 @@ class Phase:
         return [device for device, count in self._rejected.items() if count >= SPOILED and device in self]
 
     def note_evaluated(
-        self, device: str, batch: CutBatch, trunk_labels: npt.NDArray[np.int64], threshold: float
+        self, device: str, batch: CutBatch, trunk: Array, threshold: float, exit_logits: Array | None = None
     ) -> None:
-        """The trunk has predicted `trunk_labels` (B,) for a batch that was taken."""
+        """A batch that was taken has been evaluated.
+
+        Args:
+            trunk: the trunk's logits (B, classes).
+            exit_logits: the exit's, where they are known here.
+        """
+        score, labels = self.scores[device], batch.labels
         if batch.exit_labels is not None and batch.exit_entropy is not None:
-            self.scores[device].add(
-                batch.labels, batch.exit_labels, batch.exit_entropy, trunk_labels, threshold
-            )
+            score.add(labels, batch.exit_labels, batch.exit_entropy, trunk.argmax(axis=1), threshold)
+            if exit_logits is not None:
+                score.keep_logits(exit_logits, trunk, labels)
         self.progressed = self._clock()
 
     # Where it stands

@@ -169,6 +169,7 @@ def _device(spec: RunSpec, device: str, values: DeviceMetrics) -> dict[str, Any]
             "threshold": threshold.threshold,
             "threshold_images": threshold.images,
             "expected_offload": threshold.expected_offload,
+            "expected_accuracy": threshold.expected_accuracy,
         }
     )
 

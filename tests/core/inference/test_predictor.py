@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import graphs
+import msgspec
 import numpy as np
 import pytest
 
+from splitee.inference.combination import Combination
 from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import ClientManifest
 from splitee.inference.predictor import WINDOW, OffloadFloors, Predictor
 from splitee.inference.uncertainty import Array
+from splitee.samples.fitting import Pixels
 
 
 class CountingTrunk:
@@ -51,3 +55,44 @@ def test_no_window_of_images_has_more_questions_than_allowed(share: float, asked
 def test_a_threshold_below_the_owners_does_not_count() -> None:
     found, sources = predict(OffloadFloors(lowest_threshold=1.0), 5)
     assert (found, set(sources)) == ([], {"exit"})
+
+
+class SureTrunk:
+    """Answers that it is the second class."""
+
+    def logits(self, features: Array, waited: float = 0.0) -> Array | None:
+        return np.array([[0.0, 1.0]], "f4")
+
+
+@pytest.mark.parametrize(
+    ("combination", "label"), [(Combination(0.0, 1.0), "b"), (Combination(50.0, 0.01), "a")]
+)
+def test_an_offloaded_image_is_predicted_by_both_as_the_model_says(
+    combination: Combination, label: str
+) -> None:
+    data = graphs.graph().SerializeToString()
+    model = ClientModel.of(graphs.manifest(data, threshold=0.0, combination=combination), data, threads=1)
+    _, logits = model(_pixels()[None])
+    assert logits[0, 0] > logits[0, 1], "the exit says a"
+    predicted = Predictor(model, trunk=SureTrunk())(_pixels())
+    assert (predicted.label, predicted.source) == (label, "trunk")
+    assert Predictor(model, threshold=1.0, trunk=SureTrunk())(_pixels()).source == "exit"
+
+
+def _pixels() -> Pixels:
+    """An image of which the exit says that it is the first class."""
+    data = graphs.graph().SerializeToString()
+    model = ClientModel.of(graphs.manifest(data), data, threads=1)
+    for seed in range(100):
+        pixels = np.random.default_rng(seed).integers(0, 256, graphs.SHAPE, np.uint8)
+        _, logits = model(pixels[None])
+        if logits[0, 0] > logits[0, 1]:
+            return pixels
+    raise AssertionError("none of 100")
+
+
+@pytest.mark.parametrize("weight", [-0.1, 101.0, float("nan")])
+def test_a_manifest_whose_combination_is_out_of_bounds_is_none(weight: float) -> None:
+    described = graphs.manifest(b"", combination=Combination(weight, 1.0))
+    with pytest.raises(msgspec.ValidationError, match="combination"):
+        msgspec.json.decode(msgspec.json.encode(described), type=ClientManifest)

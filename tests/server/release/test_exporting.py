@@ -14,9 +14,11 @@ from msgspec import structs
 from trained import NETWORK, Trained
 
 from splitee.durable import StateDirectory
+from splitee.inference.combination import TRUNK_ALONE
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.trunks import TrunkModels
+from splitee.inference.uncertainty import normalized_entropy
 from splitee.protocol.run_spec import RunSpec
 from splitee_export.states import DeviceState, read_state
 from splitee_server.release.exporting import export_run
@@ -107,6 +109,34 @@ def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
         "pi-4": "trunk-cut-2.onnx",
     }
     assert len(exports) == 4
+
+
+def test_where_exit_and_trunk_know_different_things_they_are_combined(
+    averaged: Trained, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Each is sure about half of the classes; all logits must have been kept for it."""
+    caplog.set_level("INFO", "splitee_server")
+    generator, scores = np.random.default_rng(1), {}
+    for device, room in (("pi-1", 1000), ("pi-2", 200)):
+        labels = generator.integers(0, 10, 300)
+        exits, trunks = generator.normal(size=(2, 300, 10)).astype("f4")
+        exits[labels < 5] += 6 * np.eye(10, dtype="f4")[labels[labels < 5]]
+        trunks[labels >= 5] += 6 * np.eye(10, dtype="f4")[labels[labels >= 5]]
+        scores[device] = score = Score(room=room)
+        for batch in np.split(np.arange(300), 3):
+            one = exits[batch], trunks[batch], labels[batch]
+            uncertainty = normalized_entropy(one[0])
+            score.add(one[2], one[0].argmax(axis=1), uncertainty, one[1].argmax(axis=1), 0.5)
+            score.keep_logits(*one)
+    folders = export_run(spec(averaged), committed(averaged, pi_1="pi-1", pi_2="pi-2"), scores, tmp_path)
+    combined, kept_too_few = (read_manifest(folder, ClientManifest) for folder in folders)
+    assert combined.combination.exit == pytest.approx(combined.combination.trunk, rel=0.3)
+    assert combined.expected_accuracy is not None
+    assert combined.expected_accuracy > 0.9
+    assert kept_too_few.combination == TRUNK_ALONE
+    assert kept_too_few.expected_accuracy is not None
+    assert kept_too_few.expected_accuracy < 0.8
+    assert re.search(r"cut 1: offloaded images: \d\.\d+ x exit \+ \d\.\d+ x trunk", caplog.text)
 
 
 def test_devices_with_networks_of_their_own_have_graphs_of_their_own(

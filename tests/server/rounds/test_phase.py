@@ -29,7 +29,9 @@ def test_the_client_networks_that_a_phase_has_collected_go_with_it(no_collector:
     )
     assembler = WeightsAssembler({"client.weight": torch.ones(3)})
     held = weakref.ref(assembler)
-    phase = Phase(opened, order="step", window=1, clock=FakeClock(), assemblers={"pi-1": assembler})
+    phase = Phase(
+        opened, order="step", window=1, num_classes=3, clock=FakeClock(), assemblers={"pi-1": assembler}
+    )
     phase.add_weights("pi-1", Weights(run="r", round=1, attempt=1, tensors={}))
     assert not phase.is_over()
     del assembler, phase

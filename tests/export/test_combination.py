@@ -1,0 +1,76 @@
+"""How exit and trunk are combined for offloaded images: fitted on some, judged on others."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from splitee.inference.combination import LARGEST_WEIGHT, TRUNK_ALONE, Combination
+from splitee.inference.uncertainty import softmax
+from splitee_export.combination import HeldOutLogits, fit
+
+CLASSES = 10
+
+
+def drawn(weights: tuple[float, float], count: int, seed: int = 1) -> HeldOutLogits:
+    """Labels are drawn from what the two, weighted, say of their probabilities."""
+    generator = np.random.default_rng(seed)
+    exits, trunks = generator.normal(size=(2, count, CLASSES)).astype("f4") * 3
+    probabilities = softmax(weights[0] * exits + weights[1] * trunks).cumsum(axis=1)
+    labels = (generator.random((count, 1)) > probabilities).sum(axis=1).clip(max=CLASSES - 1)
+    return HeldOutLogits(exits, trunks, labels)
+
+
+@pytest.mark.parametrize("weights", [(0.4, 0.8), (1.0, 0.3), (0.2, 0.1)])
+def test_the_weights_are_those_that_the_labels_come_of(weights: tuple[float, float]) -> None:
+    found = fit(drawn(weights, 20_000)).combination
+    assert (found.exit, found.trunk) == pytest.approx(weights, rel=0.05, abs=0.02)
+
+
+def test_a_combination_is_better_on_other_images_than_either() -> None:
+    found = fit(drawn((0.5, 0.5), 1000))
+    others = drawn((0.5, 0.5), 5000, seed=2)
+    combined = others.right(found.combination).mean()
+    assert combined > max(others.exit_right.mean(), others.trunk_right.mean()) + 0.03
+    assert found.right.mean() == pytest.approx(combined, abs=0.05), "judged on images not fitted on"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_exit_that_says_nothing_counts_for_nothing(seed: int) -> None:
+    found = fit(drawn((0.0, 1.0), 1000, seed))
+    others = drawn((0.0, 1.0), 5000, seed + 100)
+    assert others.right(found.combination).mean() >= others.trunk_right.mean() - 0.01
+
+
+def test_where_it_would_be_less_accurate_the_trunk_predicts_alone() -> None:
+    """On few images a fit is no better than the two by chance; on those that judge it, it never is worse."""
+    found = []
+    for seed in range(40):
+        logits = drawn((0.1, 0.5), 60, seed)
+        found.append(fit(logits))
+        assert found[-1].right.sum() >= max(logits.exit_right.sum(), logits.trunk_right.sum())
+    alone = [one.combination == TRUNK_ALONE for one in found]
+    assert any(alone)
+    assert not all(alone)
+
+
+def test_predictions_without_an_error_have_weights_that_end() -> None:
+    labels = np.arange(200) % CLASSES
+    sure = np.eye(CLASSES, dtype="f4")[labels] * 20
+    found = fit(HeldOutLogits(sure, sure, labels))
+    assert found.right.all()
+    assert max(found.combination.exit, found.combination.trunk) <= LARGEST_WEIGHT
+
+
+@pytest.mark.parametrize("largest", [0.0, 6e4])
+def test_extreme_logits(largest: float) -> None:
+    generator = np.random.default_rng(1)
+    exits, trunks = largest * generator.choice([-1.0, 1.0], (2, 200, CLASSES)).astype("f4")
+    found = fit(HeldOutLogits(exits, trunks, generator.integers(0, CLASSES, 200)))
+    assert np.isfinite([found.combination.exit, found.combination.trunk]).all()
+
+
+def test_what_an_image_is_combined_to() -> None:
+    exit_logits, trunk_logits = np.array([[1.0, 2.0]], "f4"), np.array([[3.0, 0.0]], "f4")
+    assert Combination(2.0, 0.5)(exit_logits, trunk_logits).tolist() == [[3.5, 4.0]]
+    assert TRUNK_ALONE(exit_logits, trunk_logits).tolist() == trunk_logits.tolist()
