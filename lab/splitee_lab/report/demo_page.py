@@ -17,7 +17,7 @@ from splitee.cli.words import megabytes, percent, size
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
 from splitee_lab.report.class_figures import class_rows, confusion_plot
-from splitee_lab.report.demo_report import DeviceChoice, Report, fleet_in_words
+from splitee_lab.report.demo_report import DeviceChoice, DeviceResult, Report, fleet_in_words
 from splitee_lab.report.html_page import render
 from splitee_lab.report.inference_table import DeviceInference, rows
 from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, over_rounds
@@ -87,6 +87,7 @@ def page(report: Report, history: Sequence[Metrics], classes: ClassReport | None
         offload=_range(device.offload_share for device in report.devices),
         alone=_range(report.baselines.alone_accuracy.values() if report.baselines else ()),
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
+        gains={device.id: _gain(device, report) for device in report.devices},
         answers=list(rows(report.inference)),
         facts=fleet_in_words(report),
         classes=list(class_rows(classes)) if classes is not None else [],
@@ -99,7 +100,7 @@ def table(report: Report) -> Table:
     alone = report.baselines.alone_accuracy if report.baselines else {}
     shown.add_column("device", overflow="fold")
     shown.add_column("cut", overflow="fold")
-    figures = ("exit", "trunk", "adaptive", "offload", *(("alone",) if alone else ()))
+    figures = ("exit", "trunk", "adaptive", "offload", *(("alone", "gain") if alone else ()))
     for name in ("images", *figures, "MB"):
         shown.add_column(name, justify="right")
     for device in report.devices:
@@ -111,11 +112,19 @@ def table(report: Report) -> Table:
             percent(device.trunk_accuracy),
             percent(device.adaptive_accuracy),
             percent(device.offload_share),
-            *((percent(alone.get(device.id)),) if alone else ()),
+            *((percent(alone.get(device.id)), _gain(device, report)) if alone else ()),
             megabytes(device.bytes),
         )
         shown.add_row(*map(Text, cells))
     return shown
+
+
+def _gain(device: DeviceResult, report: Report) -> str:
+    """Points by which adaptive inference is more accurate than the whole network, trained alone."""
+    alone = report.baselines.alone_accuracy.get(device.id) if report.baselines else None
+    if device.adaptive_accuracy is None or alone is None:
+        return "-"
+    return f"{100 * (device.adaptive_accuracy - alone):+.1f}"
 
 
 def choices_table(choices: Sequence[DeviceChoice]) -> Table:
