@@ -141,7 +141,7 @@ class Simulation:
                 sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
             received[name] = trainer.fresh_statistics()
             sent += 2 * size_of(received[name])
-        self._model.refresh(received, {name: trainer.samples for name, trainer in self._trainers.items()})
+        self._model.refresh(received)
         for name, trainer in self._trainers.items():
             trainer.adopt(self._model.client(name))
         return sent

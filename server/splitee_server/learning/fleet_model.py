@@ -61,6 +61,7 @@ class FleetModel:
         self._loss_filter = LossFilter(spec.largest_loss)
         self._cuts: dict[str, int] = {}
         self._trained: dict[str, int] = {}  # samples by device, since the last commit
+        self._committed: dict[str, int] = {}  # of the last commit, in the same way
         self._observed: dict[str, FreshStatistics] = {}  # of trunks by device, since then
         self._fresh = False
 
@@ -172,20 +173,21 @@ class FleetModel:
             raise Untrainable("a batch gives statistics that are not finite, or out of bounds")
         self._observed.setdefault(device, FreshStatistics(trunk)).add(batch)
 
-    def refresh(self, received: Mapping[str, Mapping[str, Tensor]], samples: Mapping[str, int]) -> None:
+    def refresh(self, received: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Give the committed networks the statistics that devices and their trunks have found in them.
+
+        They are averaged over the devices that count in the commit, weighed as there.
 
         Args:
             received: of client networks and exits, by device; their trunks' are known from `observe`.
-            samples: by device, for averages that weigh by them.
         """
         found = {}
-        for device in sorted(received.keys() & self._observed.keys() - set(self.left_out)):
+        weights = weigh(self._committed, self._spec.weighting)
+        for device in sorted(received.keys() & self._observed.keys() & weights.keys()):
             own = received[device]
             stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
             exits = exits_by_cut(own, self._cuts[device])
             found[device] = self._observed[device].means() | stages | exits
-        weights = weigh({device: samples[device] for device in found}, self._spec.weighting)
         means = average_statistics(found, weights, Rule.of(self._spec))
         self._strategy.absorb(means)
         self._clients.absorb(means, self._cuts)
@@ -204,6 +206,7 @@ class FleetModel:
         """
         samples = {device: self._trained.get(device, 0) for device in contributions}
         self._trained, self._observed, self._fresh = {}, {}, False
+        self._committed = samples
         self._loss_filter.end_round()
         self._soft_labels.end_round(number, contributions)
         self._strategy.aggregate(samples)
@@ -261,6 +264,7 @@ class FleetModel:
             "clients": self._clients.state(),
             "soft_labels": self._soft_labels.state(),
             "left_out": self._loss_filter.state(),
+            "samples": dict(self._committed),
             "fresh": self._fresh,
             **self._named_trunks().state(),
         }
@@ -276,6 +280,7 @@ class FleetModel:
         self._soft_labels.load(state["soft_labels"])
         self._loss_filter.load(state["left_out"])
         self._trained, self._observed, self._fresh = {}, {}, state["fresh"]
+        self._committed = dict(state["samples"])
         self._cuts = NamedTrunks.read(state).cuts
 
     def _named_trunks(self) -> NamedTrunks:

@@ -42,6 +42,7 @@ class Committed:
     trunks: dict[str, Any] = field(default_factory=dict)  # by name, as `NamedTrunks` reads them
     trunk_of: dict[str, str] = field(default_factory=dict)  # by device
     left_out: list[str] = field(default_factory=list)  # devices that the next round does not train with
+    samples: dict[str, int] = field(default_factory=dict)  # that trunks were trained with in it, by device
     fresh: bool = False  # BatchNorm's statistics have been taken anew
 
 

@@ -131,9 +131,7 @@ class Commits:
 
     def refresh(self, phase: Phase) -> None:
         """End a phase of statistics: the commit is saved once more with them, and told as the commit was."""
-        done = sorted(phase.done)
-        found = {device: phase.weights(device) or {} for device in done}
-        self._model.refresh(found, {device: phase.opened.participants[device].samples for device in done})
+        self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
         for member in self._members:
             self._start_from_held(member.device)
         self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())

@@ -405,7 +405,7 @@ def test_statistics_of_a_commit_are_of_all_devices_images(strategy: str) -> None
     assert not fleet.model.is_fresh
     unchanged = {device: fleet.whole(device, fleet.model.client(device)) for device in CUTS}
     assert all(same(unchanged[device], before[device]) for device in CUTS), "trunks only looked"
-    fleet.model.refresh(found, SAMPLES)
+    fleet.model.refresh(found)
     assert fleet.model.is_fresh
     name = "first.1.running_mean"  # all hold it; cut 1 is behind it
     wanted = mean({device: {name: found[device][f"client.{name}"]} for device in CUTS}, name)
@@ -433,5 +433,5 @@ def test_a_batch_whose_statistics_are_out_of_bounds_does_not_count() -> None:
     with pytest.raises(Untrainable, match="out of bounds"):
         fleet.model.observe("a", huge * 1e3, round_number=1, step=9)
     for one in (fleet, honest):
-        one.model.refresh(observed(one, torch.Generator().manual_seed(8)), SAMPLES)
+        one.model.refresh(observed(one, torch.Generator().manual_seed(8)))
     assert same(fleet.model.trunk_weights(), honest.model.trunk_weights())
