@@ -14,7 +14,6 @@ from splitee.inference.uncertainty import softmax
 EXIT_ALONE = Combination(1.0, 0.0)
 FOLDS = 5
 STEPS = 50  # of Newton's method; it takes about 8
-RIDGE = 1e-6  # curvature that is added: weights of predictions without an error would grow for ever
 
 Right = npt.NDArray[np.bool_]
 Real = npt.NDArray[np.float64]
@@ -82,7 +81,11 @@ def fit(logits: HeldOutLogits) -> Fitted:
 
 
 def _most_likely(logits: HeldOutLogits) -> Combination:
-    """The weights, none below 0, that minimise the mean cross-entropy, which is convex in them."""
+    """The weights, none below 0, that minimise the mean cross-entropy, which is convex in them.
+
+    They have a normal prior with variance 1, without which those of predictions without an error would grow
+    for ever.
+    """
     both = np.stack([logits.exit, logits.trunk], axis=2, dtype=np.float64)  # (N, classes, 2)
     weights = _minimum(both, logits.labels)
     if weights.min() < 0:
@@ -104,8 +107,8 @@ def _minimum(values: Real, labels: npt.NDArray[np.int64]) -> Real:
         mean = (probabilities * values).sum(axis=1)  # (N, K)
         centred = values - mean[:, None]
         curvature = np.einsum("nck,ncl->kl", probabilities * centred, centred) / len(labels)
-        slope = (mean - of_label).mean(axis=0)
-        step = np.linalg.solve(curvature + RIDGE * np.eye(len(weights)), slope)
+        slope = (mean - of_label).mean(axis=0) + weights / len(labels)
+        step = np.linalg.solve(curvature + np.eye(len(weights)) / len(labels), slope)
         weights = weights - step * min(1.0, 1 / np.abs(step).max(initial=1e-12))  # at most 1 at once
         if np.abs(step).max() < 1e-6:
             break

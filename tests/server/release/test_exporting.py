@@ -136,7 +136,7 @@ def test_where_exit_and_trunk_know_different_things_they_are_combined(
     assert kept_too_few.combination == TRUNK_ALONE
     assert kept_too_few.expected_accuracy is not None
     assert kept_too_few.expected_accuracy < 0.8
-    assert re.search(r"cut 1: offloaded images: \d\.\d+ x exit \+ \d\.\d+ x trunk", caplog.text)
+    assert re.search(r"cut 1: offloaded images: \d+\.\d+ x exit \+ \d+\.\d+ x trunk", caplog.text)
 
 
 def test_devices_with_networks_of_their_own_have_graphs_of_their_own(
