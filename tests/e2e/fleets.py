@@ -174,6 +174,7 @@ def in_one_process(
         client_averaging=averaging,
         exits="fleet",
         statistics_batches=4,
+        deep_supervision=0.3,
         **settings,
     )
     devices = {

@@ -51,10 +51,13 @@ class SplitNetwork:
         self.check_cut(cuts[-1])
         return self._range(0, cuts[-1], "Client", inner=cuts[:-1])
 
-    def trunk(self, cut: int) -> nn.Module:
-        """Stages cut+1..L: features (B, *stages[cut - 1].feature_shape) to logits (B, num_classes)."""
+    def trunk(self, cut: int, inner: Sequence[int] = ()) -> nn.Module:
+        """Stages cut+1..L: features (B, *stages[cut - 1].feature_shape) to logits (B, num_classes).
+
+        `inner`: deeper cuts, which ascend; with them it gives a list: the features at each, and the logits.
+        """
         self.check_cut(cut)
-        return self._range(cut, self.num_layers, "Trunk")
+        return self._range(cut, self.num_layers, "Trunk", inner)
 
     def stage(self, index: int) -> nn.Module:
         """Stage `index` (1..L) alone: the features that enter it to those that leave it."""

@@ -182,6 +182,13 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             "on few images; 0: none are sent."
         ),
     ] = 0.0
+    deep_supervision: Annotated[
+        NonNegative,
+        _setting(
+            "Weight of the fleet's exits at deeper cuts in what a trunk learns (exits fleet); 0: the labels "
+            "at its end alone."
+        ),
+    ] = 0.0
     statistics_batches: Annotated[
         Annotated[int, Meta(ge=0, le=1024)],
         _setting(

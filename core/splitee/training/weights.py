@@ -48,6 +48,13 @@ def exit_cuts(spec: RunSpec, cut: int) -> list[int]:
     return [*(at for at in sorted(set(spec.exit_cuts)) if spec.frozen < at < cut), cut]
 
 
+def deeper_cuts(spec: RunSpec, cut: int) -> list[int]:
+    """The fleet's cuts at which a trunk entered at `cut` learns through an exit too, in ascending order."""
+    if not spec.deep_supervision:
+        return []
+    return [at for at in sorted(set(spec.exit_cuts)) if at > max(cut, spec.frozen)]
+
+
 def exits_by_cut(weights: Mapping[str, Tensor], cut: int) -> dict[str, Tensor]:
     """A device's exits, its own too, under names that tell their cuts and are the same on every device."""
     return {

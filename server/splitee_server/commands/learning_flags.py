@@ -37,10 +37,11 @@ def learning_settings(command: Any) -> Any:
         "normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"
     )
     exits = run_setting("exits", default="fleet")
+    deep_supervision = run_setting("deep_supervision", default=0.3)
     statistics = run_setting("statistics_batches", default=4)
     averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
     last = strategy_setting("aggregation_every")(averages(command))
-    return first(exits(statistics(normalize(last))))
+    return first(exits(deep_supervision(statistics(normalize(last)))))
 
 
 weights_setting = setting("--weights", metavar="SOURCE", help=HELP, show_default=False)

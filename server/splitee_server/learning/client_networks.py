@@ -104,6 +104,22 @@ class ClientNetworks:
             self._heads[digest] = head.eval()
         return self._heads[digest]
 
+    def exits(self, cuts: Mapping[str, int]) -> dict[int, nn.Module]:
+        """The fleet's exits by cut, to learn through; before the first commit those that devices begin with.
+
+        `cuts`: of all devices.
+        """
+        held, heads = _exits_of(self._held, cuts), dict[int, nn.Module]()
+        place = next(self._network.module.parameters()).device
+        for at in sorted(set(self._spec.exit_cuts)):
+            prefix = f"{EXITS}{at}."
+            own = {name: tensor for name, tensor in held.items() if name.startswith(prefix)}
+            own = own or exits_by_cut(self.first(at), at)
+            head = self._network.exit_head(at).to(place)
+            head.load_state_dict({n.removeprefix(prefix): t for n, t in own.items() if n.startswith(prefix)})
+            heads[at] = head.requires_grad_(requires_grad=False)
+        return heads
+
     def first(self, cut: int) -> Weights:
         """What a device with this cut begins the run from."""
         fresh = client_model(self._network, cut, self._spec).state_dict()

@@ -64,6 +64,7 @@ class FleetModel:
         self._committed: dict[str, int] = {}  # of the last commit, in the same way
         self._observed: dict[str, FreshStatistics] = {}  # of trunks by device, since then
         self._fresh = False
+        self._supervise()
 
     @property
     def order(self) -> Literal["step", "device", "any"]:
@@ -92,6 +93,7 @@ class FleetModel:
         self._clients = ClientNetworks(self._spec, self.network, self._strategy, self._initial)
         for device, cut in self._cuts.items():
             self._strategy.join(device, cut)
+        self._supervise()
 
     def adopt(self, device: str) -> None:
         """A late joiner starts from the average of its cut, where client networks are averaged."""
@@ -215,6 +217,7 @@ class FleetModel:
         moved = {d: c.next_cut for d, c in sorted(contributions.items()) if c.next_cut}
         self._clients.move(moved, self._cuts)
         self._cuts.update(moved)
+        self._supervise()
         return moved
 
     @property
@@ -282,6 +285,11 @@ class FleetModel:
         self._trained, self._observed, self._fresh = {}, {}, state["fresh"]
         self._committed = dict(state["samples"])
         self._cuts = NamedTrunks.read(state).cuts
+        self._supervise()
+
+    def _supervise(self) -> None:
+        if self._spec.deep_supervision:
+            self._strategy.supervise(self._clients.exits(self._cuts))
 
     def _named_trunks(self) -> NamedTrunks:
         trunk_of = {device: self._strategy.shared_with(device) for device in self._cuts}

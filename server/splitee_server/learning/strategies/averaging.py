@@ -25,7 +25,6 @@ class Averaging(Strategy):
 
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
-        self._cuts: dict[str, int] = {}
         self._trunks: dict[str, nn.Module] = {}
         self._optimizers: dict[str, torch.optim.Optimizer] = {}
         self._period = 0  # of the round, from 0
@@ -40,7 +39,7 @@ class Averaging(Strategy):
         if device in self._trunks:
             return
         self._cuts[device] = cut
-        self._trunks[device] = copy.deepcopy(self._network.trunk(cut))
+        self._trunks[device] = copy.deepcopy(self._new_trunk(cut))
         self._optimizers[device] = self._new_optimizer(self._trunks[device])
 
     def trunk(self, device: str) -> nn.Module:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -26,6 +26,7 @@ from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.optimizer import make_optimizer
 from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
+from splitee.training.weights import deeper_cuts
 
 LARGEST_GRADIENT = 1e6  # norm that is still scaled down; beyond it the batch gives no step
 
@@ -66,6 +67,8 @@ class Strategy(ABC):
         self._network = network
         self._spec = spec
         self._frozen = network.frozen_modules
+        self._cuts: dict[str, int] = {}
+        self._exits: Mapping[int, nn.Module] = {}
 
     @property
     @abstractmethod
@@ -78,7 +81,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def trunk(self, device: str) -> nn.Module:
-        """The trunk that continues `device`'s client network: features (B, ...) -> logits (B, classes)."""
+        """The trunk that continues `device`'s client network, as `_new_trunk` has made it."""
 
     @abstractmethod
     def shared_with(self, device: str) -> str:
@@ -112,6 +115,10 @@ class Strategy(ABC):
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state`; devices named in it are joined."""
 
+    def supervise(self, exits: Mapping[int, nn.Module]) -> None:
+        """From now on trunks learn through these exits too, which stay as they are: by cut."""
+        self._exits = exits
+
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
     ) -> TrunkStep:
@@ -127,13 +134,30 @@ class Strategy(ABC):
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         with statistics_kept_on_error(trunk):
             with precision_at(features.device):
-                logits = trunk(features)
+                *inner, logits = _outputs(trunk, features)
                 loss = F.cross_entropy(logits, labels)
+                total = loss + self._loss_of_exits(device, inner, labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            total.backward()  # type: ignore[no-untyped-call]
             self._bound_gradient(trunk, loss.item())
         optimizer.step()
         return TrunkStep(loss.item(), logits.detach())
+
+    def _loss_of_exits(self, device: str, inner: Sequence[Tensor], labels: Tensor) -> Tensor | float:
+        """Deep supervision (Lee et al., Deeply-Supervised Nets, 2015): weighted cross-entropies of exits.
+
+        A stage that is a client's on one device and the trunk's for another learns the same on both sides.
+
+        Args:
+            inner: features at the deeper cuts of the fleet, (B, ...) each.
+        """
+        cuts = deeper_cuts(self._spec, self._cuts[device])
+        losses = [
+            F.cross_entropy(self._exits[at](features), labels)
+            for at, features in zip(cuts, inner, strict=True)
+            if at in self._exits
+        ]
+        return self._spec.deep_supervision * torch.stack(losses).sum() if losses else 0.0
 
     def _bound_gradient(self, trunk: nn.Module, loss: float) -> None:
         """Clip the gradient's norm as the run asks for. Raises Untrainable."""
@@ -150,8 +174,7 @@ class Strategy(ABC):
         trunk = self.trunk(device)
         trunk.eval()
         with precision_at(features.device):
-            answer: Tensor = trunk(features)
-        return answer
+            return _outputs(trunk, features)[-1]
 
     @torch.no_grad()
     def observe(
@@ -182,5 +205,15 @@ class Strategy(ABC):
             if name in tensors:
                 tensor.copy_(tensors[name])
 
+    def _new_trunk(self, cut: int) -> nn.Module:
+        """Features (B, ...) -> logits (B, classes); or a list of the features at deeper cuts, and that."""
+        return self._network.trunk(cut, deeper_cuts(self._spec, cut))
+
     def _new_optimizer(self, trunk: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(trunk.parameters(), self._spec)
+
+
+def _outputs(trunk: nn.Module, features: Tensor) -> list[Tensor]:
+    """The logits, last, and before them the features at deeper cuts, where the trunk gives them."""
+    found: Tensor | list[Tensor] = trunk(features)
+    return found if isinstance(found, list) else [found]

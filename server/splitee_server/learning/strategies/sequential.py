@@ -23,7 +23,6 @@ class Sequential(Strategy):
         super().__init__(network, spec)
         self._whole = network.trunk(1)
         self._optimizer = self._new_optimizer(self._whole)
-        self._cuts: dict[str, int] = {}
         self._entries: dict[int, nn.Module] = {}  # by cut; all share the one trunk's parameters
 
     @property
@@ -33,7 +32,7 @@ class Sequential(Strategy):
     def join(self, device: str, cut: int) -> None:
         self._cuts[device] = cut
         if cut not in self._entries:
-            self._entries[cut] = self._network.trunk(cut)
+            self._entries[cut] = self._new_trunk(cut)
 
     def trunk(self, device: str) -> nn.Module:
         return self._entries[self._cuts[device]]
