@@ -192,8 +192,8 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     statistics_batches: Annotated[
         Annotated[int, Meta(ge=0, le=1024)],
         _setting(
-            "Of each device, from which BatchNorm's statistics are taken anew for what is committed (client "
-            "averaging layerwise); 0: they stay as training left them."
+            "That each device sends so that BatchNorm's statistics are taken anew for what is committed "
+            "(client averaging layerwise); 0: they stay as training left them."
         ),
     ] = 0
     release: Annotated[

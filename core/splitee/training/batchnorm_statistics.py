@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import steps_a_round
 
+SEEN = 2  # times as many batches as it sends pass through a device's own part
 MEAN, VARIANCE = "running_mean", "running_var"  # last parts of a tensor's name
 
 
@@ -25,7 +26,7 @@ def is_statistic(name: str) -> bool:
 
 
 def statistics_steps(spec: RunSpec, samples: int) -> int:
-    """Batches of a device with so many images from which statistics are taken anew."""
+    """Batches that a device with so many images sends for statistics."""
     return min(spec.statistics_batches, steps_a_round(spec, samples))
 
 

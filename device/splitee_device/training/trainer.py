@@ -20,7 +20,7 @@ from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
-from splitee.training.batchnorm_statistics import FreshStatistics, is_statistic
+from splitee.training.batchnorm_statistics import SEEN, FreshStatistics, is_statistic
 from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
@@ -141,20 +141,22 @@ class ClientTrainer:
     def statistics(self, number: int, steps: int) -> Iterator[CutBatch]:
         """Training batches through the network of committed round `number`, which stays as it is.
 
-        What its BatchNorm layers see in them is in `fresh_statistics` then.
+        What its BatchNorm layers see in them is in `fresh_statistics` then. For exits, whose statistics are
+        over few values an image, it sees more than the `steps` batches that are yielded, and sent.
         """
         for head in self._exits:
             head.train()
         set_training(self.body, self._frozen)
         self._fresh = FreshStatistics(self._model)
-        order = epoch_batches(self._spec, self._device, number, self.samples, steps)
+        order = epoch_batches(self._spec, self._device, number, self.samples, SEEN * steps)
         for step, batch in enumerate(self._train_batches(order)):
             seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
             with self._fresh.batch(), precision_at(self._place):
                 found = self._train_features(batch)
                 for head, one in zip(self._exits, found, strict=True):
                     head(one)
-            yield CutBatch(_array(found[-1].float()), _array(batch.labels))
+            if step < steps:
+                yield CutBatch(_array(found[-1].float()), _array(batch.labels))
 
     def fresh_statistics(self) -> dict[str, Tensor]:
         """Means and variances of BatchNorm by name, as `statistics` has found them; not of frozen stages."""
