@@ -67,7 +67,7 @@ class Strategy(ABC):
         self._network = network
         self._spec = spec
         self._frozen = network.frozen_modules
-        self._cuts: dict[str, int] = {}
+        self._cuts: dict[str, int] = {}  # by device; needed where trunks are made by `_new_trunk`
         self._exits: Mapping[int, nn.Module] = {}
 
     @property
@@ -151,13 +151,14 @@ class Strategy(ABC):
         Args:
             inner: features at the deeper cuts of the fleet, (B, ...) each.
         """
+        if not inner or not self._exits:
+            return 0.0
         cuts = deeper_cuts(self._spec, self._cuts[device])
         losses = [
             F.cross_entropy(self._exits[at](features), labels)
             for at, features in zip(cuts, inner, strict=True)
-            if at in self._exits
         ]
-        return self._spec.deep_supervision * torch.stack(losses).sum() if losses else 0.0
+        return self._spec.deep_supervision * torch.stack(losses).sum()
 
     def _bound_gradient(self, trunk: nn.Module, loss: float) -> None:
         """Clip the gradient's norm as the run asks for. Raises Untrainable."""
