@@ -9,10 +9,10 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import COUNTER
 
 CONTRARY = -0.3  # cosine of two updates; those of honest devices may be a little below 0
-STATISTICS = ("running_mean", "running_var")  # of BatchNorm
 
 Weights = Mapping[str, Tensor]
 
@@ -73,7 +73,5 @@ def _shorten(tensors: Weights, start: Weights, names: Iterable[str], factor: flo
 
 def _names(tensors: Weights, statistics: bool) -> list[str]:
     return [
-        name
-        for name in sorted(tensors)
-        if not name.endswith(COUNTER) and name.endswith(STATISTICS) == statistics
+        name for name in sorted(tensors) if not name.endswith(COUNTER) and is_statistic(name) == statistics
     ]

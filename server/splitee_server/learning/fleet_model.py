@@ -20,6 +20,7 @@ from splitee.training.soft_labels import SoftLabels
 from splitee.training.weights import CLIENT, WeightsAssembler, exits_by_cut
 from splitee_server.learning.averages import average_statistics, weigh
 from splitee_server.learning.client_networks import ClientNetworks
+from splitee_server.learning.clipping import clip_updates
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.learning.loss_filter import LossFilter
 from splitee_server.learning.means import Rule
@@ -178,7 +179,7 @@ class FleetModel:
     def refresh(self, received: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Give the committed networks the statistics that devices and their trunks have found in them.
 
-        They are averaged over the devices that count in the commit, weighed as there.
+        They are averaged over the devices that count in the commit, weighed and clipped as there.
 
         Args:
             received: of client networks and exits, by device; their trunks' are known from `observe`.
@@ -186,14 +187,24 @@ class FleetModel:
         found = {}
         weights = weigh(self._committed, self._spec.weighting)
         for device in sorted(received.keys() & self._observed.keys() & weights.keys()):
-            own = received[device]
-            stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
-            exits = exits_by_cut(own, self._cuts[device])
-            found[device] = self._observed[device].means() | stages | exits
+            found[device] = self._whole(device, self._observed[device].means(), received[device])
+        if self._spec.clip_updates:
+            starts = {
+                device: self._whole(device, self._strategy.trunk(device).state_dict(), self._clients[device])
+                for device in found
+            }
+            clip_updates(found, starts, self._spec.clip_updates)
         means = average_statistics(found, weights, Rule.of(self._spec))
         self._strategy.absorb(means)
         self._clients.absorb(means, self._cuts)
         self._observed, self._fresh = {}, True
+
+    def _whole(
+        self, device: str, trunk: Mapping[str, Tensor], client: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Tensors of both sides of a device's cut, as the network and `exits_by_cut` name them."""
+        stages = {n.removeprefix(CLIENT): tensor for n, tensor in client.items() if n.startswith(CLIENT)}
+        return {**trunk, **stages, **exits_by_cut(client, self._cuts[device])}
 
     def commit(self, number: int, contributions: Mapping[str, Contribution]) -> dict[str, int]:
         """End round `number`: soft labels, averages of trunks and client networks, then moves.

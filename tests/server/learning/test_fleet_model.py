@@ -435,3 +435,19 @@ def test_a_batch_whose_statistics_are_out_of_bounds_does_not_count() -> None:
     for one in (fleet, honest):
         one.model.refresh(observed(one, torch.Generator().manual_seed(8)))
     assert same(fleet.model.trunk_weights(), honest.model.trunk_weights())
+
+
+def test_statistics_of_a_hostile_device_are_clipped_where_updates_are() -> None:
+    """Its network is right, and its statistics are a thousand times too large."""
+    largest = {}
+    for clip in (0.0, 1.0):
+        fleet = Fleet("sequential", statistics_batches=2, clip_updates=clip)
+        fleet.commit(1, fleet.train(1))
+        found = observed(fleet, torch.Generator().manual_seed(8))
+        for tensor in found["d"].values():
+            tensor.mul_(1000)
+        fleet.model.refresh(found)
+        held = fleet.model.client("a")
+        largest[clip] = max(float(held[name].max()) for name in found["a"] if name.startswith(CLIENT))
+    assert largest[0.0] > 100
+    assert largest[1.0] < 3
