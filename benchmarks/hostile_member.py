@@ -2,12 +2,13 @@
 
     python -m benchmarks.hostile_member [--messages 12000] [--seed 1]
 
-In a run on a real Mosquitto three more devices join, each with a valid profile: one while the server gathers
-devices, one in a training phase, one in an evaluation. Each sends mutations of every message class that a
-device may send (`benchmarks.mutations`), under its own name: fields out of all bounds, values that are not
-finite, torn bytes, retained messages, addresses that are not its own. What the server would take as a proper
-batch of the phase is not sent: such a lie is within the bounds, and docs/security.md has its price. Three
-quarters of a device's messages are refused one by one, the others because it is in quarantine.
+In a run on a real Mosquitto four more devices join, each with a valid profile: one while the server gathers
+devices, one in a training phase, one while statistics are taken, one in an evaluation. Each sends mutations
+of every message class that a device may send (`benchmarks.mutations`), under its own name: fields out of all
+bounds, values that are not finite, torn bytes, retained messages, addresses that are not its own. What the
+server would take as a proper batch of the phase is not sent: such a lie is within the bounds, and
+docs/security.md has its price. Three quarters of a device's messages are refused one by one, the others
+because it is in quarantine.
 
 Then the server's CPU time a round is taken, without and with a device that sends 27,000 tiny messages a
 second.
@@ -61,7 +62,12 @@ from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import RATE
 
-JOINS_IN = {"evil-gather": ("gather", 0), "evil-train": ("train", 2), "evil-evaluate": ("evaluate", 3)}
+JOINS_IN = {
+    "evil-gather": ("gather", 0),
+    "evil-train": ("train", 2),
+    "evil-statistics": ("statistics", 2),
+    "evil-evaluate": ("evaluate", 3),
+}
 CUT = CUTS["pi-3"]  # that of an honest device: the trunk has no other stages than without them
 ROUNDS = 12
 PACE = 0.8 * RATE  # messages a second
@@ -120,7 +126,7 @@ class Member:
         """A valid message for every route that a device writes."""
         run = self._spec.run
         number, attempt = (opened.round, opened.attempt) if opened else (1, 1)
-        phase: Phase = "evaluate" if opened and opened.phase == "evaluate" else "train"
+        phase: Phase = opened.batches if opened and opened.phase != "gather" else "train"
         features = encode_tensor("fp32", np.ones((4, *self._shape), np.float32))
         moment: dict[str, Any] = {"run": run, "round": number, "attempt": attempt}
         return {
@@ -134,9 +140,10 @@ class Member:
                 exit_entropy=bytes(8),
             ),
             routes.ROUND_DONE: RoundDone(
-                **moment, digest="0" * 64, batches=4, bytes=1, loss=1.0, accuracy=0.5, seconds=1.0
+                **moment, digest="0" * 64, batches=4, bytes=1, loss=1.0, accuracy=0.5, seconds=1.0,
+                phase=phase,
             ),
-            routes.WEIGHTS: Weights(**moment, tensors={"client.conv1.weight": features}),
+            routes.WEIGHTS: Weights(**moment, tensors={"client.conv1.weight": features}, phase=phase),
             routes.SYNC: Sync(run=run, instance=1, weights=("client.conv1.weight",), soft_labels=0),
             routes.INFER: InferRequest(run=run, cut=CUT, features=features),
             routes.PREDICTIONS: PredictionReport(
