@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -93,15 +92,6 @@ def unpooled(averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
         name: (tensor - averages[_mean_of(name)] ** 2).clamp(min=0) if name.endswith(VARIANCE) else tensor
         for name, tensor in averages.items()
     }
-
-
-def all_finite(found: Mapping[str, Tensor], largest: float) -> bool:
-    """Whether all means are within `largest` in magnitude, and all variances within its square."""
-    return all(
-        bool(torch.isfinite(tensor).all())
-        and float(tensor.abs().max()) <= (largest**2 if name.endswith(VARIANCE) else largest)
-        for name, tensor in found.items()
-    )
 
 
 def _mean_of(variance: str) -> str:

@@ -18,7 +18,7 @@ from splitee.protocol.rounds import Weights
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import VARIANCE
 from splitee.training.seeds import seed_for
-from splitee.training.state import COUNTER, weights_digest
+from splitee.training.state import COUNTER, first_not_finite, weights_digest
 
 CLIENT = "client."  # prefix of a client network's tensors
 EXIT = "exit."  # prefix of its exit's
@@ -175,6 +175,19 @@ def _largest(name: str) -> float:
     if name.endswith(VARIANCE):
         return LARGEST**2
     return float(1 << 24) if name.endswith(COUNTER) else LARGEST
+
+
+def first_beyond(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with a value that is not finite, or that no message may carry; or None."""
+    if (name := first_not_finite(tensors)) is not None:
+        return name
+    return next((name for name, tensor in tensors.items() if _is_beyond(name, tensor)), None)
+
+
+def _is_beyond(name: str, tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return False
+    return bool(tensor.abs().max() > _largest(name) or (name.endswith(VARIANCE) and tensor.min() < 0))
 
 
 def select(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

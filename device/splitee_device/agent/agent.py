@@ -251,21 +251,27 @@ class Agent:
         self._sent.batches += steps
         self._sent.bytes += sent
         digest = trainer.digest()
-        done = RoundDone(
-            run=opened.run,
-            round=number,
-            attempt=opened.attempt,
-            digest=digest,
-            batches=steps,
-            bytes=sent,
-            loss=trainer.loss,
-            accuracy=trainer.accuracy,
-            seconds=self._clock() - started,
-        )
+        done = self._round_done(phase, digest, sent, self._clock() - started)
         phase.finish(done, partial(self._packed_weights, opened))
         self._say("waiting", number, steps, steps, trainer.loss)
         self._await_commit(phase, digest)
         self._reconsider(number)
+
+    def _round_done(self, phase: PhaseUnderWay, digest: str, sent: int, seconds: float) -> RoundDone:
+        """This device has done its part of a phase, in which it has sent so many bytes."""
+        opened, trainer = phase.opened, self._trainer
+        return RoundDone(
+            run=opened.run,
+            round=opened.round,
+            attempt=opened.attempt,
+            digest=digest,
+            batches=phase.mine.steps,
+            bytes=sent,
+            loss=trainer.loss,
+            accuracy=trainer.accuracy,
+            seconds=seconds,
+            phase=phase.kind,
+        )
 
     def _send(self, phase: PhaseUnderWay, step: int, batch: CutBatch) -> None:
         """Publish a batch, once there is room for it in the server's window."""
@@ -302,19 +308,7 @@ class Agent:
         weights = partial(pack_weights, opened.run, number, opened.attempt, found, phase.kind)
         sent = phase.outbox.published + sum(map(len, weights()))
         self._sent.bytes += sent
-        done = RoundDone(
-            run=opened.run,
-            round=number,
-            attempt=opened.attempt,
-            digest=weights_digest(found),
-            batches=steps,
-            bytes=sent,
-            loss=trainer.loss,
-            accuracy=trainer.accuracy,
-            seconds=self._clock() - started,
-            phase=phase.kind,
-        )
-        phase.finish(done, weights)
+        phase.finish(self._round_done(phase, weights_digest(found), sent, self._clock() - started), weights)
         self._session.wait(
             lambda: self._heard.round is not None and phase_key(self._heard.round) != phase_key(opened),
             "the others' statistics",

@@ -98,10 +98,7 @@ class ClientNetworks:
         """A device's exit, to predict with. Raises KeyError: no network of this device is held."""
         digest = self.digest(device)
         if digest not in self._heads:
-            head = self._network.exit_head(cut)
-            own = {name: tensor for name, tensor in self._held[device].items() if name.startswith(EXIT)}
-            head.load_state_dict({name.removeprefix(EXIT): tensor for name, tensor in own.items()})
-            self._heads[digest] = head.eval()
+            self._heads[digest] = self._head(cut, exits_by_cut(self._held[device], cut)).eval()
         return self._heads[digest]
 
     def exits(self, cuts: Mapping[str, int]) -> dict[int, nn.Module]:
@@ -109,16 +106,19 @@ class ClientNetworks:
 
         `cuts`: of all devices.
         """
-        held, heads = _exits_of(self._held, cuts), dict[int, nn.Module]()
-        place = next(self._network.module.parameters()).device
+        held = _exits_of(self._held, cuts)
+        heads: dict[int, nn.Module] = {}
         for at in sorted(set(self._spec.exit_cuts)):
-            prefix = f"{EXITS}{at}."
-            own = {name: tensor for name, tensor in held.items() if name.startswith(prefix)}
-            own = own or exits_by_cut(self.first(at), at)
-            head = self._network.exit_head(at).to(place)
-            head.load_state_dict({n.removeprefix(prefix): t for n, t in own.items() if n.startswith(prefix)})
+            is_held = any(name.startswith(f"{EXITS}{at}.") for name in held)
+            head = self._head(at, held if is_held else exits_by_cut(self.first(at), at))
             heads[at] = head.requires_grad_(requires_grad=False)
         return heads
+
+    def _head(self, cut: int, exits: Weights) -> nn.Module:
+        """The exit of a cut, whose tensors are among `exits`, named as by `exits_by_cut`."""
+        head, prefix = self._network.exit_head(cut), f"{EXITS}{cut}."
+        head.load_state_dict({n.removeprefix(prefix): t for n, t in exits.items() if n.startswith(prefix)})
+        return head.to(next(self._network.module.parameters()).device)
 
     def first(self, cut: int) -> Weights:
         """What a device with this cut begins the run from."""

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from splitee.networks.split import SplitNetwork
-from splitee.protocol.codecs import LARGEST
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.batchnorm_statistics import FreshStatistics, all_finite
+from splitee.training.batchnorm_statistics import FreshStatistics
 from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
-from splitee.training.weights import CLIENT, WeightsAssembler, exits_by_cut
+from splitee.training.weights import CLIENT, WeightsAssembler, exits_by_cut, first_beyond
 from splitee_server.learning.averages import average_statistics, weigh
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.clipping import clip_updates
@@ -172,7 +171,7 @@ class FleetModel:
         trunk = self._strategy.trunk(device)
         batch = FreshStatistics(trunk)
         self._strategy.observe(device, features, batch, round_number=round_number, step=step)
-        if not all_finite(batch.means(), LARGEST):
+        if first_beyond(batch.means()) is not None:
             raise Untrainable("a batch gives statistics that are not finite, or out of bounds")
         self._observed.setdefault(device, FreshStatistics(trunk)).add(batch)
 

@@ -119,19 +119,16 @@ class Commits:
         if self._model.left_out:
             names = ", ".join(self._model.left_out)
             log.info("round %d trains without %s: their loss is far above most", number + 1, names)
-        for member in self._members:
-            self._start_from_held(member.device)
-        self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())
-        self._save()
-        for member in self._members:
-            if member.committed == number:
-                self._replies.assign(member.device)
-        self._announce_commit()
+        self._save_and_tell()
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
 
     def refresh(self, phase: Phase) -> None:
         """End a phase of statistics: the commit is saved once more with them, and told as the commit was."""
         self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
+        self._save_and_tell()
+
+    def _save_and_tell(self) -> None:
+        """Make what the round has come to durable, then publish it."""
         for member in self._members:
             self._start_from_held(member.device)
         self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())

@@ -10,9 +10,8 @@ import numpy.typing as npt
 
 from splitee.inference.uncertainty import Array
 from splitee.protocol.accuracies import Accuracies
+from splitee.protocol.codecs import LARGEST
 from splitee_export.combination import HeldOutLogits
-
-LARGEST = 6e4  # magnitude of a logit that is kept
 
 Labels = npt.NDArray[np.int64]
 Uncertainty = npt.NDArray[np.float32]

@@ -12,11 +12,10 @@ from torch import Tensor
 from splitee.errors import ConfigError
 from splitee.networks.split import SplitNetwork
 from splitee.networks.zoo import make
-from splitee.protocol.codecs import LARGEST
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import by
-from splitee.training.batchnorm_statistics import VARIANCE
-from splitee.training.state import COUNTER, first_not_finite, pack_state, unpack_state
+from splitee.training.state import COUNTER, pack_state, unpack_state
+from splitee.training.weights import first_beyond
 
 Weights = Mapping[str, Tensor]
 SHOWN = 12  # hexadecimal digits of the digest in RunSpec.weights
@@ -147,19 +146,8 @@ def _check(source: str, name: str, there: Tensor | None, own: Tensor) -> None:
 
 
 def _check_values(source: str, tensors: Weights) -> None:
-    if (name := first_not_finite(tensors)) is None:
-        name = next((name for name, tensor in tensors.items() if _is_beyond(name, tensor)), None)
-    if name is not None:
+    if (name := first_beyond(tensors)) is not None:
         raise ConfigError(f"--weights: {source}: {name} holds a value that is not finite, or too large")
-
-
-def _is_beyond(name: str, tensor: Tensor) -> bool:
-    """What no message may carry."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return False
-    if name.endswith(VARIANCE):
-        return bool(tensor.min() < 0 or tensor.max() > LARGEST**2)
-    return bool(tensor.abs().max() > LARGEST)
 
 
 def _shape(tensor: Tensor) -> str:
