@@ -184,7 +184,7 @@ class FleetModel:
             received: of client networks and exits, by device; their trunks' are known from `observe`.
         """
         found = {}
-        weights = weigh(self._committed, self._spec.weighting)
+        weights = {d: weight for d, weight in weigh(self._committed, self._spec.weighting).items() if weight}
         for device in sorted(received.keys() & self._observed.keys() & weights.keys()):
             found[device] = self._whole(device, self._observed[device].means(), received[device])
         if self._spec.clip_updates:

@@ -451,3 +451,18 @@ def test_statistics_of_a_hostile_device_are_clipped_where_updates_are() -> None:
         largest[clip] = max(float(held[name].max()) for name in found["a"] if name.startswith(CLIENT))
     assert largest[0.0] > 100
     assert largest[1.0] < 3
+
+
+def test_who_does_not_count_in_the_commit_has_no_part_in_the_median_of_its_statistics() -> None:
+    """Nothing of it was trained on, and it says of its statistics that they are as they were."""
+    trunks = []
+    for takes_part in (False, True):
+        fleet = Fleet("sequential", statistics_batches=2, clip_updates=1.0)
+        sent = fleet.train(1, "b", "c", "d")
+        sent["a"] = {name: tensor.clone() for name, tensor in initial(1).items()}
+        fleet.commit(1, sent)
+        found = observed(fleet, torch.Generator().manual_seed(8))
+        found["a"] = {name: fleet.model.client("a")[name].clone() for name in found["a"]}
+        fleet.model.refresh(found if takes_part else {d: own for d, own in found.items() if d != "a"})
+        trunks.append(fleet.model.trunk_weights())
+    assert same(*trunks)
