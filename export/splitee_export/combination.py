@@ -30,7 +30,7 @@ class HeldOutLogits:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, chosen: slice | Right) -> HeldOutLogits:
+    def __getitem__(self, chosen: Right) -> HeldOutLogits:
         return HeldOutLogits(self.exit[chosen], self.trunk[chosen], self.labels[chosen])
 
     def right(self, combination: Combination) -> Right:
