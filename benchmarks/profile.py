@@ -1,6 +1,6 @@
 """How well `splitee profile` predicts: against every cut trained, unlimited and on parts of a core.
 
-    python benchmarks/profile.py [--network NAME] [--share PERCENT] [--memory] [--json]
+    python benchmarks/profile.py [--network NAME] [--freeze N] [--share PERCENT] [--memory] [--json]
 
 Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
 Mosquitto on loopback, all of them one after the other and then once more: median errors of the step and of
@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -44,8 +45,8 @@ MIB = 1 << 20
 MEMORY_MARGINS = (0, 10, 25, 50, 100, 200)  # MiB above the smallest limit that fits a cut
 COMPARED = ("step", "memory", "round")
 HEADINGS = (
-    "network", "share", "interpolated", "step error", "as timed", "noise", "memory error", "recommended",
-    "best", "regret",
+    "network", "frozen", "share", "interpolated", "step error", "as timed", "noise", "memory error",
+    "recommended", "best", "regret",
 )  # fmt: skip
 TRUTH = Path(__file__).with_name("profile_truth.py")
 CGROUPS = Path("/sys/fs/cgroup")
@@ -101,11 +102,28 @@ def _own_group(controller: str) -> Path:
     raise click.ClickException(f"no control groups for {controller}: --share 0 needs none")
 
 
-def profile(prefix: list[str], network: str, broker: str, *flags: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Trained:
+    """What is trained: all stages of a network, or those behind the first `frozen`."""
+
+    network: str
+    frozen: int
+    broker: str
+
+
+def profile(prefix: list[str], of: Trained, *flags: str) -> dict[str, Any]:
     """What the command says."""
-    command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", network, "--broker", broker]
+    command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", of.network]
+    settings = {"--freeze": of.frozen, "--steps": STEPS, "--samples": 64, "--broker": of.broker}
     done = subprocess.run(
-        [*prefix, *command, "--input", "3x32x32", "--steps", str(STEPS), "--samples", "64", *flags],
+        [
+            *prefix,
+            *command,
+            "--input",
+            "3x32x32",
+            *(str(part) for one in settings.items() for part in one),
+            *flags,
+        ],
         stdout=subprocess.PIPE,
         check=False,
     )
@@ -113,11 +131,9 @@ def profile(prefix: list[str], network: str, broker: str, *flags: str) -> dict[s
     return found
 
 
-def truth(
-    prefix: list[str], network: str, broker: str, threads: int, *cuts: int
-) -> list[dict[str, Any]] | None:
+def truth(prefix: list[str], of: Trained, threads: int, *cuts: int) -> list[dict[str, Any]] | None:
     """What processes measure that train at the cuts, in their order; None: a single one was killed."""
-    arguments = [network, str(threads), str(STEPS), broker, *map(str, cuts)]
+    arguments = [of.network, *map(str, (of.frozen, threads, STEPS, of.broker, *cuts))]
     # -P: in this folder, profile.py would hide the standard library's module of that name.
     done = subprocess.run(
         [*prefix, sys.executable, "-P", str(TRUTH), *arguments], stdout=subprocess.PIPE, check=False
@@ -128,12 +144,12 @@ def truth(
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def compare(network: str, share: int, broker: str, budget: float) -> dict[str, Any]:
+def compare(of: Trained, share: int, budget: float) -> dict[str, Any]:
     """One setting: every cut predicted and trained."""
     with small_device(share) as prefix:
-        found = profile(prefix, network, broker, "--budget", str(budget))
+        found = profile(prefix, of, "--budget", str(budget))
         chosen = found["recommended"]
-        reals = real_costs(prefix, network, broker, found)
+        reals = real_costs(prefix, of, found)
     rows = [
         {
             "cut": row["cut"],
@@ -147,7 +163,8 @@ def compare(network: str, share: int, broker: str, budget: float) -> dict[str, A
     ]
     real_rounds = {row["cut"]: row["real_round"] for row in rows}
     return {
-        "network": network,
+        "network": of.network,
+        "frozen": of.frozen,
         "share": share,
         "interpolated": sum(row["interpolated"] for row in rows),
         "step_error": median(_error(row["step"], row["real_step"]) for row in rows),
@@ -161,15 +178,13 @@ def compare(network: str, share: int, broker: str, budget: float) -> dict[str, A
     }
 
 
-def real_costs(
-    prefix: list[str], network: str, broker: str, profiled: dict[str, Any]
-) -> dict[int, list[dict[str, Any]]]:
+def real_costs(prefix: list[str], of: Trained, profiled: dict[str, Any]) -> dict[int, list[dict[str, Any]]]:
     """What training takes at each cut, in several passes; more of them for the recommended and its rivals."""
     reals: dict[int, list[dict[str, Any]]] = {row["cut"]: [] for row in profiled["cuts"]}
 
     def train(cuts: list[int], passes: int) -> None:
         for _ in range(passes):
-            for real in truth(prefix, network, broker, profiled["threads"], *cuts) or []:
+            for real in truth(prefix, of, profiled["threads"], *cuts) or []:
                 reals[real["cut"]].append(_at_speed(profiled["reference"], real))
 
     train(list(reals), PASSES)
@@ -195,21 +210,21 @@ def _error(predicted: float, real: float) -> float:
     return abs(predicted - real) / real
 
 
-def limits(network: str, broker: str) -> Iterator[dict[str, Any]]:
+def limits(of: Trained) -> Iterator[dict[str, Any]]:
     """The recommended deepest cut under memory limits, from the smallest that fits any cut up."""
-    free = profile([], network, broker, "--threads", "1", "--prefer", "deepest")
+    free = profile([], of, "--threads", "1", "--prefer", "deepest")
     smallest = min(row["needed"] for row in free["cuts"]) + free["reserve"]
     for margin in MEMORY_MARGINS:
         limit = smallest + margin * MIB
         with small_device(memory=limit) as prefix:
-            found = profile(prefix, network, broker, "--threads", "1", "--prefer", "deepest")
+            found = profile(prefix, of, "--threads", "1", "--prefer", "deepest")
             cut = found["recommended"]
-            trained = None if cut is None else truth(prefix, network, broker, 1, cut) is not None
+            trained = None if cut is None else truth(prefix, of, 1, cut) is not None
             deeper = None
             if cut is not None and cut < len(found["cuts"]):
-                deeper = truth(prefix, network, broker, 1, cut + 1) is not None
+                deeper = truth(prefix, of, 1, cut + 1) is not None
         yield {
-            "network": network,
+            "network": of.network,
             "limit_mib": limit // MIB,
             "deepest": cut,
             "trains": trained,
@@ -225,6 +240,7 @@ def show(results: list[dict[str, Any]]) -> None:
     for result in results:
         table.add_row(
             result["network"],
+            str(result["frozen"]),
             f"{result['share']} %" if result["share"] else "all",
             f"{result['interpolated']} of {len(result['cuts'])}",
             f"{result['step_error']:.1%}",
@@ -248,25 +264,32 @@ def show(results: list[dict[str, Any]]) -> None:
 
 @click.command()
 @click.option("--network", "networks", multiple=True, default=NETWORKS, show_default=True)
+@click.option("--freeze", type=int, default=0, show_default=True, help="Stages that are not trained.")
 @click.option("--share", "shares", multiple=True, type=int, default=SHARES, show_default=True, help="0: all.")
 @click.option("--budget", type=float, default=120.0, show_default=True, help="Seconds of each profile.")
 @click.option("--memory", is_flag=True, help="Memory limits instead of CPU shares.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of tables.")
 def main(
-    networks: tuple[str, ...], shares: tuple[int, ...], budget: float, memory: bool, as_json: bool
+    networks: tuple[str, ...],
+    freeze: int,
+    shares: tuple[int, ...],
+    budget: float,
+    memory: bool,
+    as_json: bool,
 ) -> None:
     """Compare predictions with training."""
     with tempfile.TemporaryDirectory() as directory, mosquitto(Path(directory)) as broker:
         address = str(broker.address)
+        trained = [Trained(network, freeze, address) for network in networks]
         if memory:
-            for network in networks:
-                for result in limits(network, address):
+            for of in trained:
+                for result in limits(of):
                     click.echo(json.dumps(result))
             return
         results = []
-        for network in networks:
+        for of in trained:
             for share in shares:
-                results.append(compare(network, share, address, budget))
+                results.append(compare(of, share, budget))
                 click.echo(json.dumps(results[-1]), err=True)
     if as_json:
         click.echo(json.dumps({"benchmark": "profile", "settings": results}))

@@ -1,6 +1,6 @@
 """Trains rounds at each cut as a device does, and prints its step, memory and time (see profile.py).
 
-python benchmarks/profile_truth.py NETWORK THREADS STEPS BROKER CUT...
+python benchmarks/profile_truth.py NETWORK FROZEN THREADS STEPS BROKER CUT...
 
 Several cuts are trained in processes forked from this one, which has imported torch and done nothing with it.
 """
@@ -46,15 +46,15 @@ def payload(spec: RunSpec, step: int, batch: CutBatch) -> bytes:
     return batch.message(spec, opened, "train", step).encode()
 
 
-def main(network: str, threads: int, steps: int, broker: str, cuts: list[int]) -> None:
+def main(network: str, frozen: int, threads: int, steps: int, broker: str, cuts: list[int]) -> None:
     if len(cuts) == 1:
-        measure(network, cuts[0], threads, steps, broker)
+        measure(network, frozen, cuts[0], threads, steps, broker)
         return
     gc.freeze()  # else each fork's garbage collector would touch, and so copy, all that torch has made
     for cut in cuts:
         child = os.fork()
         if child == 0:
-            measure(network, cut, threads, steps, broker)
+            measure(network, frozen, cut, threads, steps, broker)
             sys.exit()
         _, status = os.waitpid(child, 0)
         if status:
@@ -107,10 +107,12 @@ class Training:
         return (wall - reference.wall, cpu - reference.cpu) if reference is not None else (wall, cpu)
 
 
-def measure(network: str, cut: int, threads: int, steps: int, broker: str) -> None:
+def measure(network: str, frozen: int, cut: int, threads: int, steps: int, broker: str) -> None:
     """Train at the cut, in a process that has not yet; prints a line of JSON."""
     torch.set_num_threads(threads)
-    spec = RunSpec(protocol=1, run="truth", network=network, num_classes=10, rounds=100, steps=steps)
+    spec = RunSpec(
+        protocol=1, run="truth", network=network, num_classes=10, rounds=100, steps=steps, frozen=frozen
+    )
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
     before, watch = memory()["RssAnon"], MemoryWatch()
     generator = np.random.default_rng(1)
@@ -145,4 +147,5 @@ def measure(network: str, cut: int, threads: int, steps: int, broker: str) -> No
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], [int(cut) for cut in sys.argv[5:]])
+    network, frozen, threads, steps, broker, *cuts = sys.argv[1:]
+    main(network, int(frozen), int(threads), int(steps), broker, [int(cut) for cut in cuts])

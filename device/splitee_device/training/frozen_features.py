@@ -17,6 +17,7 @@ from splitee_device.data.image_sets import LabelledImages, Numbers
 from splitee_device.training.feature_cache import CacheRoom, FeatureCache, key_of
 
 GROUP = 32  # images that are computed together, always: another number could change the last bits
+CHANNELS_LAST = torch.channels_last  # in which convolutions take half to four fifths of the time
 
 
 class FrozenFeatures:
@@ -73,9 +74,10 @@ class FrozenFeatures:
             # A short group is filled up with the same once more.
             pixels = np.stack([images[number] for number in np.resize(group, GROUP)])
             inputs = torch.from_numpy(normalize(pixels, self._spec.mean, self._spec.std)).to(place)
-            for number, features in zip(group, self._client(inputs), strict=False):
-                found[number] = features.cpu()
-                self._keep(image_set, number, features.cpu())
+            computed = self._client(inputs.to(memory_format=CHANNELS_LAST)).cpu().contiguous()
+            for number, features in zip(group, computed, strict=False):
+                found[number] = features
+                self._keep(image_set, number, features)
         return found
 
     def _open(self) -> None:
