@@ -45,7 +45,12 @@ from splitee_lab.simulate.jobs import (
 from splitee_lab.simulate.partition import Partition
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
-from splitee_server.commands.learning_flags import learning_settings, strategy_setting, weights_setting
+from splitee_server.commands.learning_flags import (
+    learning_settings,
+    strategy_setting,
+    threshold_setting,
+    weights_setting,
+)
 from splitee_server.learning.initial.begin import with_weights
 from splitee_server.learning.initial.weights import Found
 
@@ -140,7 +145,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
 @weights_setting
 @learning_settings
 @run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
-@run_setting("threshold")
+@threshold_setting
 @setting("--evaluate-every", type=whole(1), default=1, help="Rounds; the last one always is.")
 @setting("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="cuda: untried so far.")
 @setting(

@@ -15,12 +15,18 @@ from splitee.durable import write_atomically
 from splitee_lab.report.html_page import render
 from splitee_lab.report.plots import Bar, Colours, Curve, Group, bars, curves
 from splitee_lab.simulate.jobs import Job
-from splitee_lab.simulate.results import CutResult, Figure, MethodResult, Point
+from splitee_lab.simulate.results import Figure, MethodResult, Point
 from splitee_lab.simulate.targets import Target
 
 COLUMNS = ("method", "accuracy %", "exit %", "adaptive %", "bytes", "compute", "of whole")
 HONEST_ONLY = "Hostile clients: {}. Accuracies are means over the honest ones."
 LEFT = ("cut", "method", "target", "bound")
+FIGURES = {
+    "accuracy %": "accuracy",
+    "exit %": "exit_accuracy",
+    "adaptive %": "adaptive_accuracy",
+    "offload %": "offload_share",
+}
 TARGET_COLUMNS = ("method", "target", "is", "bound", "met")
 
 
@@ -40,51 +46,38 @@ def tables(results: Sequence[MethodResult], targets: Sequence[Target]) -> list[T
     """The methods, the methods by cut, and the strategies beside their targets, for a terminal."""
     methods = _table(COLUMNS, _rows(results))
     by_cut = [
-        (f"{found.cut}", result.method, _share(found.accuracy), _share(found.exit_accuracy))
+        (f"{found.cut}", result.method, *(_share(getattr(found, name)) for name in FIGURES.values()))
         for result in results
         for found in result.by_cut
     ]
     by_cut.sort(key=lambda row: int(row[0]))
     found = [methods]
     if by_cut:
-        found.append(_table(("cut", "method", "accuracy %", "exit %"), by_cut))
+        found.append(_table(("cut", "method", *FIGURES), by_cut))
     if targets:
         found.append(_table(TARGET_COLUMNS, _target_rows(targets)))
     return found
 
 
 def markdown(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -> str:
-    """The same for a document: every cut in a column of its own."""
-    cuts = sorted({found.cut for result in results for found in result.by_cut})
-    columns = [
-        job.partition,
-        "accuracy %",
-        *(f"cut {cut}" for cut in cuts),
-        "exit %",
-        *(f"cut {cut}" for cut in cuts),
-        *COLUMNS[-3:],
-    ]
-    rows = [
-        [
-            result.method,
-            _share(result.accuracy),
-            *(_of_cut(result, cut, lambda found: found.accuracy) for cut in cuts),
-            _share(result.exit_accuracy),
-            *(_of_cut(result, cut, lambda found: found.exit_accuracy) for cut in cuts),
-            *_costs(result),
-        ]
-        for result in results
-    ]
+    """The same for a document: each figure, and its means at every cut."""
+    columns = [job.partition]
+    for heading in FIGURES:
+        columns += [heading, "by cut"]
+    columns += COLUMNS[-3:]
+    rows = []
+    for result in results:
+        cells = [result.method]
+        for name in FIGURES.values():
+            figures = [getattr(found, name) for found in result.by_cut]
+            means = [f"{100 * figure.mean:.1f}" for figure in figures if figure is not None]
+            cells += [_share(getattr(result, name)), " ".join(means) or "-"]
+        rows.append([*cells, *_costs(result)])
     lines = [HONEST_ONLY.format(job.hostile), ""] if job.hostile else []
     lines += _markdown_table(columns, rows)
     if targets:
         lines += ["", *_markdown_table(TARGET_COLUMNS, _target_rows(targets))]
     return "\n".join(lines) + "\n"
-
-
-def _of_cut(result: MethodResult, cut: int, pick: Callable[[CutResult], Figure | None]) -> str:
-    figures = [pick(found) for found in result.by_cut if found.cut == cut]
-    return _share(figures[0] if figures else None)
 
 
 def _target_rows(targets: Sequence[Target]) -> list[tuple[str, ...]]:

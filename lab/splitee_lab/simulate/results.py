@@ -21,11 +21,13 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class CutResult(msgspec.Struct, frozen=True):
-    """The clients of one cut, after the last round; accuracies are means over them."""
+    """The clients of one cut, after the last round: means over them, as in `MethodResult`."""
 
     cut: int
-    accuracy: Figure | None
-    exit_accuracy: Figure | None
+    accuracy: Figure | None = None
+    exit_accuracy: Figure | None = None
+    adaptive_accuracy: Figure | None = None
+    offload_share: Figure | None = None
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -71,9 +73,7 @@ def _summarize(method: str, parts: list[Part]) -> MethodResult:
     cuts = sorted({facts.cut for part in parts for facts in part.clients.values()})
     by_cut = [
         CutResult(
-            cut,
-            _figure(_last(part, picks["accuracy"], cut) for part in parts),
-            _figure(_last(part, picks["exit_accuracy"], cut) for part in parts),
+            cut, **{name: _figure(_last(part, pick, cut) for part in parts) for name, pick in picks.items()}
         )
         for cut in cuts
     ]

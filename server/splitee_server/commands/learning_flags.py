@@ -44,5 +44,7 @@ def learning_settings(command: Any) -> Any:
     return first(exits(deep_supervision(statistics(normalize(last)))))
 
 
+threshold_setting = run_setting("threshold", default=0.4)
+"""Adds the flag of the uncertainty up to which exits predict, as a run begins."""
 weights_setting = setting("--weights", metavar="SOURCE", help=HELP, show_default=False)
 """Adds the flag that names the weights a run begins from."""

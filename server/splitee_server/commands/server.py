@@ -25,7 +25,12 @@ from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import PHOTOGRAPHS
 from splitee_server.announcer import claim_fleet, offline
-from splitee_server.commands.learning_flags import learning_settings, strategy_setting, weights_setting
+from splitee_server.commands.learning_flags import (
+    learning_settings,
+    strategy_setting,
+    threshold_setting,
+    weights_setting,
+)
 from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.initial.begin import open_run
 from splitee_server.learning.strategies.registry import STRATEGIES
@@ -70,7 +75,8 @@ DIRECTORY = click.Path(path_type=Path)
 @learning_settings
 @run_setting("codec")
 @run_setting("release", default=True)
-@run_settings("window", "threshold")
+@run_setting("window")
+@threshold_setting
 @setting(
     "--missing", type=click.Choice(["wait", "skip"]), default="wait", help="Devices late at the deadline."
 )

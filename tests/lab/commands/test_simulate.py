@@ -123,7 +123,7 @@ def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_pat
         assert sum(line.startswith("| averaging | trunk ") for line in lines) == 2
         targets = json.loads((folder / "results.json").read_text())["targets"]
         assert {target["method"] for target in targets} == {"averaging"}
-        assert len(targets) == 5
+        assert len(targets) == 6
     assert not (tmp_path / "parts").exists()
 
 

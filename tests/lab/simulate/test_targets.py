@@ -14,6 +14,7 @@ def result(
     trunks: dict[int, float] | None = None,
     exits: dict[int, float] | None = None,
     compute: float = 1.0,
+    adaptive: dict[int, tuple[float, float]] | None = None,  # and the share that is offloaded
 ) -> MethodResult:
     def figure(value: float | None) -> Figure | None:
         return None if value is None else Figure(value, None)
@@ -26,7 +27,12 @@ def result(
         adaptive_accuracy=None,
         offload_share=None,
         by_cut=[
-            CutResult(cut, figure((trunks or {}).get(cut)), figure((exits or {}).get(cut)))
+            CutResult(
+                cut,
+                figure((trunks or {}).get(cut)),
+                figure((exits or {}).get(cut)),
+                *map(figure, (adaptive or {}).get(cut, (None, None))),
+            )
             for cut in sorted({*(trunks or {}), *(exits or {})})
         ],
         bytes=Figure(0, None),
@@ -47,10 +53,14 @@ OTHERS = [
 @pytest.mark.parametrize(
     ("strategy", "partition", "met"),
     [
-        (result("sequential", 0.63, {1: 0.63, 2: 0.63}, {1: 0.36, 2: 0.46}, 0.4), "iid", [1, 1, 1, 1, 1]),
-        (result("sequential", 0.61, {1: 0.61, 2: 0.61}, {1: 0.36, 2: 0.46}, 0.4), "iid", [1, 1, 0, 1, 1]),
-        (result("sequential", 0.61, {1: 0.61, 2: 0.61}, {1: 0.36, 2: 0.46}, 0.4), "dirichlet:0.5", [1] * 5),
-        (result("averaging", 0.59, {1: 0.63, 2: 0.55}, {1: 0.36, 2: 0.44}, 0.5), "shards:2", [0, 0, 1, 0, 0]),
+        (result("sequential", 0.66, {1: 0.66, 2: 0.66}, {1: 0.36, 2: 0.41}, 0.4), "iid", [1] * 6),
+        (result("sequential", 0.64, {1: 0.64, 2: 0.64}, {1: 0.36, 2: 0.46}, 0.4), "iid", [1, 1, 0, 1, 1, 1]),
+        (result("sequential", 0.64, {1: 0.64, 2: 0.64}, {1: 0.36, 2: 0.46}, 0.4), "dirichlet:0.5", [1] * 6),
+        (
+            result("averaging", 0.59, {1: 0.63, 2: 0.55}, {1: 0.34, 2: 0.39}, 0.5),
+            "shards:2",
+            [0, 0, 0, 0, 0, 0],
+        ),
     ],
 )
 def test_each_target_is_met_or_not(strategy: MethodResult, partition: str, met: list[int]) -> None:
@@ -65,7 +75,23 @@ def test_what_a_comparison_lacks_is_left_out() -> None:
     assert targets_of(OTHERS, "iid") == []
 
 
-def test_the_least_of_the_cuts_decides_for_the_exits() -> None:
+def test_exits_are_judged_at_the_cut_that_gains_least_and_at_the_shallowest() -> None:
     strategy = result("sequential", 0.62, {1: 0.62, 2: 0.62}, {1: 0.50, 2: 0.42}, 0.4)
     exits = [one for one in targets_of([strategy, *OTHERS], "iid") if "exit" in one.what]
-    assert [round(one.value, 6) for one in exits] == [0.02]
+    assert [round(one.value, 6) for one in exits] == [0.02, 0.20]
+
+
+@pytest.mark.parametrize(
+    ("adaptive", "met"),
+    [
+        ({1: (0.53, 0.30), 2: (0.54, 0.10)}, [True, True]),
+        ({1: (0.53, 0.31), 2: (0.51, 0.10)}, [False, False]),
+    ],
+)
+def test_adaptive_inference_is_judged_beside_the_whole_network_alone(
+    adaptive: dict[int, tuple[float, float]], met: list[bool]
+) -> None:
+    strategy = result("sequential", 0.62, {1: 0.62, 2: 0.62}, {1: 0.50, 2: 0.42}, 0.4, adaptive)
+    alone = result("alone", 0.50, trunks={1: 0.50, 2: 0.50})
+    found = targets_of([strategy, alone], "iid")
+    assert [one.met for one in found if "adaptive" in one.what or "offloads" in one.what] == met
