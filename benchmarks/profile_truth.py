@@ -21,6 +21,7 @@ from statistics import fmean, median
 
 import numpy as np
 import torch
+import torch.fx.experimental.symbolic_shapes  # measuring a network loads it: a device's, not a cut's memory
 
 import splitee.cli.main  # noqa: F401  # as a device's process begins: without torch's compiler
 from splitee.mqtt.address import BrokerAddress

@@ -8,7 +8,6 @@ from functools import cached_property
 
 import msgspec
 
-from splitee.networks.exits import exit_inputs
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import steps_a_round
@@ -85,7 +84,6 @@ class Experiment:
         frozen = self.spec.frozen
         each = sum(stage.macs * (1 if stage.index <= frozen else TRAINING_PASSES) for stage in stages)
         if with_exit:
-            inputs = exit_inputs(stages[-1].feature_shape, stages[-1].channel_axis)
-            each += TRAINING_PASSES * inputs * self.spec.num_classes
+            each += TRAINING_PASSES * self.network.exit_macs(stages[-1].index)
         samples = self.samples[name]
         return each * self.batches(samples) * min(self.spec.batch_size, samples)
