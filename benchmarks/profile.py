@@ -1,6 +1,7 @@
 """How well `splitee profile` predicts: against every cut trained, unlimited and on parts of a core.
 
-    python benchmarks/profile.py [--network NAME] [--freeze N] [--share PERCENT] [--memory] [--json]
+    python benchmarks/profile.py [--network NAME] [--freeze N] [--exit-head KIND]
+                                [--share PERCENT] [--memory] [--json]
 
 Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
 Mosquitto on loopback, all of them one after the other and then once more: median errors of the step and of
@@ -24,12 +25,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any
+from typing import Any, get_args
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from splitee.protocol.fields import ExitKind
+from splitee.protocol.run_spec import RunSpec
 from splitee_lab.local.brokers import mosquitto
 
 NETWORKS = ("resnet18", "mobilenet_v3_small")
@@ -104,17 +107,30 @@ def _own_group(controller: str) -> Path:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained: all stages of a network, or those behind the first `frozen`."""
+    """What is trained: all stages of a network, or those behind the first `frozen`, with which exits."""
 
     network: str
     frozen: int
+    exit_head: ExitKind
     broker: str
+
+    def spec(self) -> RunSpec:
+        return RunSpec(
+            protocol=1, run="truth", network=self.network, num_classes=10, rounds=100, steps=STEPS,
+            frozen=self.frozen, exit_head=self.exit_head,
+        )  # fmt: skip
 
 
 def profile(prefix: list[str], of: Trained, *flags: str) -> dict[str, Any]:
     """What the command says."""
     command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", of.network]
-    settings = {"--freeze": of.frozen, "--steps": STEPS, "--samples": 64, "--broker": of.broker}
+    settings = {
+        "--freeze": of.frozen,
+        "--exit-head": of.exit_head,
+        "--steps": STEPS,
+        "--samples": 64,
+        "--broker": of.broker,
+    }
     done = subprocess.run(
         [
             *prefix,
@@ -133,7 +149,7 @@ def profile(prefix: list[str], of: Trained, *flags: str) -> dict[str, Any]:
 
 def truth(prefix: list[str], of: Trained, threads: int, *cuts: int) -> list[dict[str, Any]] | None:
     """What processes measure that train at the cuts, in their order; None: a single one was killed."""
-    arguments = [of.network, *map(str, (of.frozen, threads, STEPS, of.broker, *cuts))]
+    arguments = [of.spec().encode().decode(), str(threads), of.broker, *map(str, cuts)]
     # -P: in this folder, profile.py would hide the standard library's module of that name.
     done = subprocess.run(
         [*prefix, sys.executable, "-P", str(TRUTH), *arguments], stdout=subprocess.PIPE, check=False
@@ -265,6 +281,7 @@ def show(results: list[dict[str, Any]]) -> None:
 @click.command()
 @click.option("--network", "networks", multiple=True, default=NETWORKS, show_default=True)
 @click.option("--freeze", type=int, default=0, show_default=True, help="Stages that are not trained.")
+@click.option("--exit-head", type=click.Choice(get_args(ExitKind)), default="pooled", show_default=True)
 @click.option("--share", "shares", multiple=True, type=int, default=SHARES, show_default=True, help="0: all.")
 @click.option("--budget", type=float, default=120.0, show_default=True, help="Seconds of each profile.")
 @click.option("--memory", is_flag=True, help="Memory limits instead of CPU shares.")
@@ -272,6 +289,7 @@ def show(results: list[dict[str, Any]]) -> None:
 def main(
     networks: tuple[str, ...],
     freeze: int,
+    exit_head: ExitKind,
     shares: tuple[int, ...],
     budget: float,
     memory: bool,
@@ -280,7 +298,7 @@ def main(
     """Compare predictions with training."""
     with tempfile.TemporaryDirectory() as directory, mosquitto(Path(directory)) as broker:
         address = str(broker.address)
-        trained = [Trained(network, freeze, address) for network in networks]
+        trained = [Trained(network, freeze, exit_head, address) for network in networks]
         if memory:
             for of in trained:
                 for result in limits(of):

@@ -1,6 +1,6 @@
 """Trains rounds at each cut as a device does, and prints its step, memory and time (see profile.py).
 
-python benchmarks/profile_truth.py NETWORK FROZEN THREADS STEPS BROKER CUT...
+python benchmarks/profile_truth.py SPEC THREADS BROKER CUT...   (SPEC: RunSpec as JSON)
 
 Several cuts are trained in processes forked from this one, which has imported torch and done nothing with it.
 """
@@ -47,15 +47,15 @@ def payload(spec: RunSpec, step: int, batch: CutBatch) -> bytes:
     return batch.message(spec, opened, "train", step).encode()
 
 
-def main(network: str, frozen: int, threads: int, steps: int, broker: str, cuts: list[int]) -> None:
+def main(spec: RunSpec, threads: int, broker: str, cuts: list[int]) -> None:
     if len(cuts) == 1:
-        measure(network, frozen, cuts[0], threads, steps, broker)
+        measure(spec, cuts[0], threads, broker)
         return
     gc.freeze()  # else each fork's garbage collector would touch, and so copy, all that torch has made
     for cut in cuts:
         child = os.fork()
         if child == 0:
-            measure(network, frozen, cut, threads, steps, broker)
+            measure(spec, cut, threads, broker)
             sys.exit()
         _, status = os.waitpid(child, 0)
         if status:
@@ -108,12 +108,9 @@ class Training:
         return (wall - reference.wall, cpu - reference.cpu) if reference is not None else (wall, cpu)
 
 
-def measure(network: str, frozen: int, cut: int, threads: int, steps: int, broker: str) -> None:
+def measure(spec: RunSpec, cut: int, threads: int, broker: str) -> None:
     """Train at the cut, in a process that has not yet; prints a line of JSON."""
     torch.set_num_threads(threads)
-    spec = RunSpec(
-        protocol=1, run="truth", network=network, num_classes=10, rounds=100, steps=steps, frozen=frozen
-    )
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts here
     before, watch = memory()["RssAnon"], MemoryWatch()
     generator = np.random.default_rng(1)
@@ -148,5 +145,5 @@ def measure(network: str, frozen: int, cut: int, threads: int, steps: int, broke
 
 
 if __name__ == "__main__":
-    network, frozen, threads, steps, broker, *cuts = sys.argv[1:]
-    main(network, int(frozen), int(threads), int(steps), broker, [int(cut) for cut in cuts])
+    described, threads, broker, *cuts = sys.argv[1:]
+    main(RunSpec.decode(described.encode()), int(threads), broker, [int(cut) for cut in cuts])
