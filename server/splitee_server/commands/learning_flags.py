@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from splitee.cli.run_flags import declared, run_setting, run_settings
 from splitee.cli.settings import setting
+from splitee_server.commands.recipe import follow, recipe_setting
 from splitee_server.learning.initial.sources import HELP
 from splitee_server.learning.strategies.registry import with_setting
 
@@ -17,7 +19,12 @@ def strategy_setting(name: str) -> Callable[[Any], Any]:
 
 
 def learning_settings(command: Any) -> Any:
-    """Adds the flags to a command."""
+    """Adds the flags to a command, whose settings follow its `--recipe`."""
+
+    @wraps(command)
+    def following(*arguments: Any, recipe: str, **settings: Any) -> Any:
+        return command(*arguments, **follow(recipe, settings))
+
     first = run_settings(
         "learning_rate",
         "trunk_learning_rate",
@@ -41,8 +48,8 @@ def learning_settings(command: Any) -> Any:
     deep_supervision = run_setting("deep_supervision", default=0.3)
     statistics = run_setting("statistics_batches", default=4)
     averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
-    last = strategy_setting("aggregation_every")(averages(command))
-    return first(exits(exit_head(deep_supervision(statistics(normalize(last))))))
+    last = strategy_setting("aggregation_every")(averages(following))
+    return recipe_setting(first(exits(exit_head(deep_supervision(statistics(normalize(last)))))))
 
 
 threshold_setting = run_setting("threshold", default=0.4)

@@ -1,0 +1,49 @@
+"""`--recipe`: what a run has where nobody says otherwise, by name."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from splitee.cli.settings import setting
+
+AUTO, PLAIN = "auto", "plain"
+METHOD_ALONE: dict[str, Any] = {
+    "client_averaging": "none",
+    "exits": "own",
+    "exit_head": "pooled",
+    "deep_supervision": 0.0,
+    "statistics_batches": 0,
+    "soft_labels": 0.0,
+}
+"""The method as it was published: each device has an exit of its own, and nothing but features travels."""
+
+log = logging.getLogger(__name__)
+
+recipe_setting = setting(
+    "--recipe",
+    type=click.Choice([AUTO, PLAIN]),
+    default=AUTO,
+    help="What the settings of learning are where they are not given: auto, what was measured to help; "
+    "plain, the method as published.",
+)
+"""Adds the flag to a command."""
+
+
+def follow(recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the command under way, by their names, with the recipe's where none was given.
+
+    What is given by a flag, a variable, a settings file or a protocol counts. Logs what a run has by it.
+    """
+    source = click.get_current_context().get_parameter_source
+    if recipe == PLAIN:
+        taken = {
+            name: value for name, value in METHOD_ALONE.items() if source(name) == ParameterSource.DEFAULT
+        }
+        settings = {**settings, **taken}
+    chosen = ", ".join(f"{name.replace('_', ' ')} {settings[name]}" for name in METHOD_ALONE)
+    log.info("recipe %s: %s", recipe, chosen)
+    return settings
