@@ -62,5 +62,5 @@ def _level(report: Report, figure: str) -> Iterator[Card]:
     yield Card(
         f"{figure.capitalize()} accuracy",
         percent(mean(known) if of_fleet is None else of_fleet),
-        f"{from_to(known, percent)} by device{held_out}",
+        f"{from_to(known, lambda share: f'{100 * share:.1f}')} % by device{held_out}",
     )
