@@ -106,7 +106,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
     alone = None
     if settings.baseline:
         alone = alone_accuracy(
-            spec, chosen.cut, partial(trainer_at, spec), directory.path, partial(_after_step_alone, session)
+            spec, chosen.cut, trainer_at, directory.path, partial(_after_step_alone, session)
         )
     monitor = DriftMonitor(
         Meter(settings.threads, settings.most_memory),

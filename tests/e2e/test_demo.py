@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+from html import unescape
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from waiting import until
@@ -16,6 +18,8 @@ from warm import WarmProcess
 from splitee.errors import ExitCode
 from splitee_lab.local.brokers import RunningBroker
 from splitee_lab.local.forked import without_settings
+from splitee_lab.report.conclusion import conclusion
+from splitee_lab.report.demo_report import Report
 
 LIMIT = 240.0  # seconds; such a demo takes about 20 on two idle cores
 TINY = ("--network", "tiny_networks:tiny")
@@ -101,6 +105,11 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
         assert 0 < device["offload_share"] <= 1
     assert 0.3 < report["baselines"]["centralized_accuracy"] <= 1
     assert set(report["baselines"]["alone_accuracy"]) == set(IDS)
+    alone_exit = report["baselines"]["alone_exit_accuracy"]
+    assert set(alone_exit) == set(IDS)
+    assert all(0.3 < accuracy < 1 for accuracy in alone_exit.values())
+    shares = [report["compute_share"][device] for device in IDS]
+    assert 0 < shares[0] < shares[1] < shares[2] < 1.5, "the deeper, the more; statistics come on top"
     for cut, answers in enumerate(report["inference"], start=1):
         assert answers["cut"] == cut
         assert answers["local"]["offload_share"] == answers["local"]["bytes"] == 0
@@ -116,9 +125,14 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
     assert report["fleet"]["images"] == 3 * SAMPLES
     assert "threshold " in shown and f"chosen on {SAMPLES} images" in shown
     page = (tmp_path / "out" / "report.html").read_text()
+    said = conclusion(msgspec.convert(report, Report))
+    assert said.startswith("By joining, ") and " of that compute and " in said
+    assert " ".join(shown.split()).endswith(said), "it comes last"
+    assert said in unescape(page)
     assert 'aria-label="confusion"' in page and "ankle boot" in page
-    for said in ("round 1 of 8", "round 8 of 8", "baseline centralized", "hidden.3", "always offloaded"):
-        assert said in shown
+    baselines = "baseline centralized: ", "baseline pi-1 alone: ", "baseline pi-3 alone-exit: "
+    for words in ("round 1 of 8", "round 8 of 8", *baselines, "hidden.3", "always offloaded"):
+        assert words in shown
 
 
 @pytest.mark.slow(30)
@@ -133,6 +147,7 @@ def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profi
     assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
     assert report["batches_trained"] == report["batches_published"] == 1 * 2 * 1
     assert "baselines" not in report
+    assert f"within {report['choices'][0]['memory']:,} MiB of memory." in " ".join(shown.split())
     (choice,) = report["choices"]
     assert choice["cut"] == report["devices"][0]["cut"] == 3
     assert choice["memory"] > 100

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from splitee.statistics import share_interval
 
@@ -28,6 +28,13 @@ def share_of(share: float | None, count: int, unknown: str = "-") -> str:
         return unknown
     low, high = share_interval(share, count)
     return f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f}, {images(count)})"
+
+
+def from_to(values: Iterable[float], shown: Callable[[float], str]) -> str:
+    """The smallest and the largest of one or more: "2.3 to 2.5", or "2.3" where both are shown alike."""
+    known = sorted(values)
+    low, high = shown(known[0]), shown(known[-1])
+    return low if low == high else f"{low} to {high}"
 
 
 def size(count: float) -> str:

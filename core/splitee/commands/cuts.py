@@ -19,6 +19,7 @@ from splitee.errors import NetworkError
 from splitee.networks.split import SplitNetwork, build_network
 from splitee.networks.zoo import STEMS, classifiers
 from splitee.samples.fitting import PHOTOGRAPHS, Shape, by
+from splitee.training.compute import step_macs
 
 ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
 
@@ -74,9 +75,8 @@ def _rows(split: SplitNetwork) -> Iterator[dict[str, Any]]:
     parameters = accumulate(stage.parameters for stage in split.stages)
     macs = accumulate(stage.macs for stage in split.stages)
     trained = accumulate(0 if stage.index <= split.frozen else stage.parameters for stage in split.stages)
-    training = accumulate(stage.macs * (1 if stage.index <= split.frozen else 3) for stage in split.stages)
-    sums = zip(parameters, macs, trained, training, strict=True)
-    for stage, (held, work, learnt, step) in zip(split.stages[:-1], sums, strict=False):
+    sums = zip(parameters, macs, trained, strict=True)
+    for stage, (held, work, learnt) in zip(split.stages[:-1], sums, strict=False):
         yield {
             "cut": stage.index,
             "stage": stage.name,
@@ -85,7 +85,7 @@ def _rows(split: SplitNetwork) -> Iterator[dict[str, Any]]:
             "device_parameters": held,
             "device_mmacs": work / 1e6,
             "trained_parameters": learnt,
-            "training_mmacs": step / 1e6,
+            "training_mmacs": step_macs(split, stage.index) / 1e6,
         }
 
 

@@ -169,14 +169,18 @@ class _BothModes(DualGraphModule):  # type: ignore[misc]
         return twin
 
 
-def build_for(spec: RunSpec) -> SplitNetwork:
-    """The network of a run, with the weights that its seed gives, and its frozen stages frozen."""
+def build_for(spec: RunSpec, device: str = "cpu") -> SplitNetwork:
+    """The network of a run, with the weights that its seed gives, and its frozen stages frozen.
+
+    `device`: of torch; on "meta" it has its description, but no weights.
+    """
     network = build_network(
         spec.network,
         num_classes=spec.num_classes,
         input_shape=spec.input_shape,
         stem=spec.stem,
         seed=spec.seed,
+        device=device,
     )
     network.exit_kind = spec.exit_head
     if spec.frozen:

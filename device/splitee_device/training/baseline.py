@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from splitee.durable import write_atomically
 from splitee.protocol.fields import Fraction
@@ -28,10 +29,23 @@ class _Baseline(msgspec.Struct, frozen=True):
     accuracy: Fraction
 
 
+def by_itself(spec: RunSpec) -> RunSpec:
+    """The run for a device that trains without a fleet: its own exit only, for no other is averaged."""
+    return replace(spec, exits="own", exit_cuts=(), client_averaging="none", soft_labels=0.0)
+
+
+def exit_accuracy(trainer: ClientTrainer) -> float:
+    """The share of its held-out images, at least one, that the device's exit gets right."""
+    right = 0
+    for batch in trainer.evaluate():
+        right += int(np.sum(batch.exit_labels == batch.labels))
+    return right / trainer.held_out
+
+
 def alone_accuracy(
     spec: RunSpec,
     cut: int,
-    trainer_at: Callable[[int], ClientTrainer],
+    trainer_at: Callable[[RunSpec, int], ClientTrainer],
     state: Path,
     on_step: Callable[[int, int, int, float], None],
 ) -> float | None:
@@ -49,19 +63,17 @@ def alone_accuracy(
     kept = _read(state / BASELINE)
     if kept is not None and (kept.run, kept.rounds) == (spec.run, spec.rounds):
         return kept.accuracy
-    trainer = trainer_at(cut)
+    trainer = trainer_at(by_itself(spec), cut)
     if not trainer.held_out:
         return None
     log.info("baseline: training alone for %d rounds, before joining", spec.rounds)
     for number in range(1, spec.rounds + 1):
         for step, _ in enumerate(trainer.round(number), start=1):
             on_step(number, step, trainer.steps, trainer.loss)
-    batches = list(trainer.evaluate())
-    right = sum(int(np.sum(batch.exit_labels == batch.labels)) for batch in batches)
-    found = _Baseline(spec.run, spec.rounds, cut, right / sum(len(batch.labels) for batch in batches))
+    found = _Baseline(spec.run, spec.rounds, cut, exit_accuracy(trainer))
     write_atomically(state / BASELINE, json.dumps(msgspec.to_builtins(found)).encode())
     log.info("baseline: alone, the exit is right in %.1f %% of the held-out images", 100 * found.accuracy)
-    del trainer, batches
+    del trainer
     gc.collect()  # a small device has no room for two networks
     return found.accuracy
 

@@ -18,6 +18,7 @@ from splitee.samples.fitting import Shape
 from splitee_lab.demo.fleet import Demo, run
 from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
+from splitee_lab.report.conclusion import conclusion
 from splitee_lab.report.demo_page import choices_table, table
 from splitee_lab.report.demo_report import fleet_in_words
 from splitee_lab.report.inference_table import inference_table
@@ -58,7 +59,11 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
     help="For the report, states and logs.  [default: runs/demo-DATE-TIME]",
 )
 @click.option("--quick", is_flag=True, help="Fewer images and rounds: under 90 s on two cores.")
-@click.option("--no-baselines", is_flag=True, help="Do not train the whole network for comparison.")
+@click.option(
+    "--no-baselines",
+    is_flag=True,
+    help="Train nothing for comparison: neither all in one place, nor each device alone.",
+)
 @click.option(
     "--profile", is_flag=True, help="Devices with limits (CPU, memory), whose cuts the profiler chooses."
 )
@@ -80,7 +85,7 @@ def demo(
 ) -> None:
     """Train a fleet on this machine: broker, server and devices as processes, on real pictures.
 
-    Ends with a table, report.json and report.html.
+    Ends with a table, report.json, report.html, and what joining was worth.
     """
     logging.getLogger("splitee").setLevel(logging.WARNING)
     logging.getLogger("splitee_device").setLevel(logging.WARNING)
@@ -122,3 +127,5 @@ def demo(
         highlight=False,
     )
     console.print(f"report: {wanted.out / 'report.html'}", soft_wrap=True, highlight=False)
+    console.print()
+    console.print(conclusion(report), markup=False, highlight=False)

@@ -14,21 +14,28 @@ from splitee.errors import NetworkError, StateError
 from splitee.mqtt.events import Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
-from splitee.networks.split import build_network
+from splitee.networks.split import build_for, build_network
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
-from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Shape, by
+from splitee.training.compute import fleet_round_macs, round_macs
 from splitee_device.data.sources import open_source
 from splitee_lab.demo.inference import infer_on
 from splitee_lab.demo.progress import Display
 from splitee_lab.local.brokers import RunningBroker, open_broker
 from splitee_lab.local.limits import CpuShares, Limits, kinds_of_devices
 from splitee_lab.local.processes import Children
-from splitee_lab.methods.baselines import DataSource, baselines_of, train_all
+from splitee_lab.methods.baselines import (
+    ALONE,
+    ALONE_EXIT,
+    CENTRALIZED,
+    DataSource,
+    baselines_of,
+    train_all,
+)
 from splitee_lab.report.class_figures import read_class_report
 from splitee_lab.report.demo_page import complete, read_history, write
-from splitee_lab.report.demo_report import DeviceChoice, Report
+from splitee_lab.report.demo_report import BaselineResult, DeviceChoice, Report
 from splitee_server.release.exporting import TRUNKS
 from splitee_server.rounds.class_report import EVALUATION
 
@@ -126,17 +133,16 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
             children.stop()
             if broker.process is None:
                 _tidy(link, fleet, devices)
-    accuracies = None
-    if demo.baselines and snapshot.run is not None:
-        accuracies = _baselines(demo, snapshot.run, devices, display)
+    baselines = _baselines(demo, devices, snapshot, display) if demo.baselines else None
     report = complete(
         demo.out / "server" / "report.json",
         network=demo.network,
         data=DATA,
         broker=broker.kind,
-        baselines=accuracies,
+        baselines=baselines,
         inference=answers,
         choices=choices_of(devices, snapshot),
+        compute_share=compute_shares(snapshot),
     )
     return write(
         demo.out,
@@ -177,6 +183,23 @@ def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[Devic
         and view.cut is not None
         and view.capability is not None
     ]
+
+
+def compute_shares(snapshot: FleetSnapshot) -> dict[str, float]:
+    """By device, what it computes in the fleet's rounds, as a share of training the whole network.
+
+    At the cut that it has in the end; by then the run is settled.
+    """
+    run = snapshot.run
+    if run is None:
+        return {}
+    network = build_for(run, device="meta")
+    return {
+        device.id: fleet_round_macs(network, run, device.train_samples, device.cut)
+        / round_macs(network, run, device.train_samples)
+        for device in snapshot.devices
+        if device.cut is not None and device.train_samples
+    }
 
 
 def _make_empty(out: Path) -> None:
@@ -272,7 +295,17 @@ def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
         link.publish(topic, b"", retain=True)
 
 
-def _baselines(demo: Demo, spec: RunSpec, devices: list[DemoDevice], display: Display) -> dict[str, float]:
+def _baselines(
+    demo: Demo, devices: list[DemoDevice], snapshot: FleetSnapshot, display: Display
+) -> BaselineResult | None:
+    if snapshot.run is None:
+        return None
     shards = {device.id: device.shard for device in devices}
-    cores = len(os.sched_getaffinity(0))
-    return train_all(baselines_of(spec, DataSource(DATA, demo.samples), shards), cores, display.baseline)
+    cuts = {device.id: device.cut for device in snapshot.devices if device.cut is not None}
+    wanted = baselines_of(snapshot.run, DataSource(DATA, demo.samples), shards, cuts)
+    found = train_all(wanted, len(os.sched_getaffinity(0)), display.baseline)
+    centralized, alone, alone_exit = (
+        {one.device: found[one] for one in wanted if one.kind == kind}
+        for kind in (CENTRALIZED, ALONE, ALONE_EXIT)
+    )
+    return BaselineResult(centralized[CENTRALIZED], alone, alone_exit)

@@ -114,7 +114,7 @@ class LiveDisplay:
             )
 
     def baseline(self, progress: Progress) -> None:
-        self._server = Text("baselines: the whole network", "dim")
+        self._server = Text("baselines: centralized, and each device alone", "dim")
         task = self._baseline_tasks.get(progress.name)
         if task is None:
             task = self._baselines.add_task(progress.name, total=progress.steps, facts="")

@@ -1,9 +1,10 @@
-"""What a fleet is compared with: the whole network on all pictures in one place, and on each device alone."""
+"""What a fleet is compared with: training on all pictures in one place, and on each device alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
 import msgspec
 import numpy as np
@@ -24,10 +25,14 @@ from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batch, batches_at
 from splitee_device.data.image_sets import LabelledImages, joined
-from splitee_device.data.images import Shard, open_data
+from splitee_device.data.images import DeviceData, Shard, open_data
+from splitee_device.training.baseline import by_itself, exit_accuracy
+from splitee_device.training.trainer import open_trainer
 from splitee_lab.local.workers import at_work
 
-CENTRALIZED = "centralized"
+CENTRALIZED: Final = "centralized"
+ALONE: Final = "alone"
+ALONE_EXIT: Final = "alone-exit"
 REPORT_EVERY = 8  # steps
 
 
@@ -39,12 +44,24 @@ class DataSource(msgspec.Struct, frozen=True):
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """One network to train, on the pictures of all `shards` ("K/N") together, with the fleet's settings."""
+    """One network to train, on the pictures of all `shards` ("K/N") together, with the fleet's settings.
 
-    name: str
+    Attributes:
+        device: whose batches and seeds it has; of CENTRALIZED, its own name.
+        cut: of ALONE_EXIT, which trains stages 1..cut and their exit, as a device does; else the network is
+            whole.
+    """
+
+    kind: Literal["centralized", "alone", "alone-exit"]
+    device: str
     run: RunSpec
     data: DataSource
     shards: tuple[str, ...]
+    cut: int = 0
+
+    @property
+    def name(self) -> str:
+        return CENTRALIZED if self.kind == CENTRALIZED else f"{self.device} {self.kind}"
 
     @property
     def title(self) -> str:
@@ -62,41 +79,53 @@ class Progress:
     accuracy: float | None = None
 
 
-def baselines_of(run: RunSpec, data: DataSource, shards: dict[str, str]) -> list[Baseline]:
-    """Centralized first, for it takes longest, then each device alone. `shards`: by device id."""
-    everything = Baseline(CENTRALIZED, run, data, tuple(shards.values()))
-    return [everything, *(Baseline(device, run, data, (shard,)) for device, shard in shards.items())]
+def baselines_of(
+    run: RunSpec, data: DataSource, shards: Mapping[str, str], cuts: Mapping[str, int]
+) -> list[Baseline]:
+    """Those that take longest first, so that no process is left alone with one at the end.
+
+    Centralized; each device alone with the whole network; then with what it can train, the deepest cut first.
+    `shards`, `cuts`: by device id.
+    """
+    deepest_first = sorted(cuts, key=lambda device: -cuts[device])
+    return [
+        Baseline(CENTRALIZED, CENTRALIZED, run, data, tuple(shards.values())),
+        *(Baseline(ALONE, device, run, data, (shard,)) for device, shard in shards.items()),
+        *(
+            Baseline(ALONE_EXIT, device, run, data, (shards[device],), cuts[device])
+            for device in deepest_first
+        ),
+    ]
 
 
 def train_all(
     baselines: Sequence[Baseline], workers: int, show: Callable[[Progress], None]
-) -> dict[str, float]:
-    """Held-out accuracy by baseline, trained in `workers` processes at once.
+) -> dict[Baseline, float]:
+    """Held-out accuracy of each, trained in `workers` processes at once.
 
     Raises:
         ChildFailed: one met an error, or its process ended before its result.
     """
-    accuracies: dict[str, float] = {}
+    accuracies: dict[Baseline, float] = {}
     with at_work(baselines, _train, workers) as news:
-        for _, progress in news:
+        for baseline, progress in news:
             show(progress)
             if progress.accuracy is not None:
-                accuracies[progress.name] = progress.accuracy
+                accuracies[baseline] = progress.accuracy
     return accuracies
 
 
 def train(baseline: Baseline) -> Iterator[Progress]:
     """Trains one baseline in this process, with the seeds, schedule and batch size of the fleet's run."""
-    run = baseline.run
-    pictures, held_out = _pictures(baseline)
-    trainer = WholeTrainer(build_for(run), run, baseline.name, pictures)
-    steps = run.rounds * trainer.steps
-    for number in range(1, run.rounds + 1):
-        for step, loss in enumerate(trainer.round(number), start=1):
-            done = (number - 1) * trainer.steps + step
+    training = _training(baseline)
+    rounds = baseline.run.rounds
+    steps = rounds * training.steps
+    for number in range(1, rounds + 1):
+        for step, loss in enumerate(training.round(number), start=1):
+            done = (number - 1) * training.steps + step
             if done % REPORT_EVERY == 0:
                 yield Progress(baseline.name, done, steps, loss)
-    yield Progress(baseline.name, steps, steps, loss, evaluate(trainer.network, held_out, run))
+    yield Progress(baseline.name, steps, steps, loss, training.accuracy())
 
 
 class WholeTrainer:
@@ -151,10 +180,33 @@ def held_out_batches(pictures: LabelledImages, run: RunSpec) -> Iterator[tuple[T
         yield batch(pictures, indices, run.mean, run.std)
 
 
-def _pictures(baseline: Baseline) -> tuple[LabelledImages, LabelledImages]:
-    """(training, held-out); the devices of one source hold out the same pictures."""
+@dataclass(frozen=True)
+class _Training:
+    """Batches a round, what trains round number N (from 1) and yields losses, and the held-out accuracy."""
+
+    steps: int
+    round: Callable[[int], Iterator[float]]
+    accuracy: Callable[[], float]
+
+
+def _training(baseline: Baseline) -> _Training:
+    run, parts = baseline.run, _pictures(baseline)
+    if baseline.kind == ALONE_EXIT:
+        device = open_trainer(by_itself(run), baseline.cut, baseline.device, parts[0])
+        return _Training(
+            device.steps,
+            lambda number: (device.loss for _ in device.round(number)),
+            lambda: exit_accuracy(device),
+        )
+    held_out = parts[0].held_out  # the devices of one source hold out the same pictures
+    whole = WholeTrainer(build_for(run), run, baseline.device, joined([part.train for part in parts]))
+    return _Training(whole.steps, whole.round, lambda: evaluate(whole.network, held_out, run))
+
+
+def _pictures(baseline: Baseline) -> list[DeviceData]:
+    """Of each shard."""
     run, data = baseline.run, baseline.data
-    parts = [
+    return [
         open_data(
             data.spec,
             input_shape=run.input_shape,
@@ -165,7 +217,6 @@ def _pictures(baseline: Baseline) -> tuple[LabelledImages, LabelledImages]:
         )
         for shard in baseline.shards
     ]
-    return joined([part.train for part in parts]), parts[0].held_out
 
 
 def _train(baseline: Baseline, tell: Callable[[Progress], None]) -> None:

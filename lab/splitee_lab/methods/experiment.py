@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,13 +10,13 @@ import msgspec
 
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.compute import fleet_round_macs, round_macs
 from splitee.training.epochs import steps_a_round
 from splitee_device.data.image_sets import LabelledImages
 from splitee_lab.methods.simulation import SimulatedDevice, build_at
 from splitee_server.learning.initial.weights import InitialWeights
 
 SERVER = "server"  # in `accuracies`: of the one network that all clients share
-TRAINING_PASSES = 3  # forward, gradient to the weights, gradient to the input: each the same multiplications
 
 
 class Accuracy(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -74,16 +74,13 @@ class Experiment:
         """Batches of a round on so many pictures."""
         return steps_a_round(self.spec, samples)
 
-    def macs(self, name: str, cut: int | None, *, with_exit: bool = False) -> int:
-        """Of client `name` in one round, for training stages 1..cut; None: the whole network.
+    def macs(self, name: str, cut: int | None, exits: Sequence[int] = ()) -> int:
+        """Of client `name` in one round, for training stages 1..cut and the exits at `exits`.
 
-        A training step counts as TRAINING_PASSES forward passes, in frozen stages as one; the optimizer, and
-        what the first layer saves because nobody asks for the gradient to the pictures, are left out.
+        `cut` None: the whole network.
         """
-        stages = self.network.stages[:cut]
-        frozen = self.spec.frozen
-        each = sum(stage.macs * (1 if stage.index <= frozen else TRAINING_PASSES) for stage in stages)
-        if with_exit:
-            each += TRAINING_PASSES * self.network.exit_macs(stages[-1].index)
-        samples = self.samples[name]
-        return each * self.batches(samples) * min(self.spec.batch_size, samples)
+        return round_macs(self.network, self.spec, self.samples[name], cut, exits)
+
+    def fleet_macs(self, name: str) -> int:
+        """Of client `name` in one round of the fleet."""
+        return fleet_round_macs(self.network, self.spec, self.samples[name], self.devices[name].cut)

@@ -27,9 +27,7 @@ def fleet(experiment: Experiment) -> Iterator[RoundResult]:
         experiment.place,
         initial=experiment.initial,
     )
-    macs = sum(
-        experiment.macs(name, experiment.devices[name].cut, with_exit=True) for name in experiment.samples
-    )
+    macs = sum(map(experiment.fleet_macs, experiment.samples))
     for done in simulation.rounds():
         found = {name: _accuracy(shares) for name, shares in done.accuracies.items()}
         yield RoundResult(done.round, found, done.bytes, macs)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -13,11 +14,14 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
-from splitee.cli.words import megabytes, percent, size
+from splitee.cli.words import percent, size
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee_lab.report.cards import cards
 from splitee_lab.report.class_figures import class_rows, confusion_plot
-from splitee_lab.report.demo_report import DeviceChoice, DeviceResult, Report, fleet_in_words
+from splitee_lab.report.conclusion import conclusion
+from splitee_lab.report.demo_report import BaselineResult, DeviceChoice, Report, fleet_in_words
+from splitee_lab.report.gains import adaptive_over_alone, signed
 from splitee_lab.report.html_page import render
 from splitee_lab.report.inference_table import DeviceInference, rows
 from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, over_rounds
@@ -30,11 +34,12 @@ def complete(
     network: str,
     data: str,
     broker: str,
-    baselines: Mapping[str, float] | None,
+    baselines: BaselineResult | None,
     inference: Sequence[DeviceInference] = (),
     choices: Sequence[DeviceChoice] = (),
+    compute_share: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The server's report with what only the demo knows. `baselines`: "centralized" and by device id.
+    """The server's report with what only the demo knows, as `Report` describes it.
 
     Raises:
         StateError: the server has left no report, or one that lacks a field.
@@ -47,9 +52,10 @@ def complete(
     report["inference"] = msgspec.to_builtins(list(inference))
     if choices:
         report["choices"] = msgspec.to_builtins(list(choices))
+    if compute_share:
+        report["compute_share"] = dict(compute_share)
     if baselines is not None:
-        alone = {name: value for name, value in baselines.items() if name != "centralized"}
-        report["baselines"] = {"centralized_accuracy": baselines["centralized"], "alone_accuracy": alone}
+        report["baselines"] = msgspec.to_builtins(baselines)
     _typed(report, server_report)
     return report
 
@@ -81,13 +87,10 @@ def page(report: Report, history: Sequence[Metrics], classes: ClassReport | None
     return render(
         "report.html.j2",
         report=report,
-        trunk=_range(device.trunk_accuracy for device in report.devices),
-        exits=_range(device.exit_accuracy for device in report.devices),
-        adaptive=_range(device.adaptive_accuracy for device in report.devices),
-        offload=_range(device.offload_share for device in report.devices),
-        alone=_range(report.baselines.alone_accuracy.values() if report.baselines else ()),
+        conclusion=conclusion(report),
+        cards=list(cards(report)),
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
-        gains={device.id: _gain(device, report) for device in report.devices},
+        gains=_gains(report),
         answers=list(rows(report.inference)),
         facts=fleet_in_words(report),
         classes=list(class_rows(classes)) if classes is not None else [],
@@ -96,35 +99,36 @@ def page(report: Report, history: Sequence[Metrics], classes: ClassReport | None
 
 def table(report: Report) -> Table:
     """The devices at the end, for a terminal."""
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    alone = report.baselines.alone_accuracy if report.baselines else {}
+    note = "In %, on held-out images"
+    if report.baselines:
+        note += "; gain: adaptive over alone, in points"
+    shown = Table(box=None, header_style="bold", pad_edge=False, caption=note, caption_justify="left")
     shown.add_column("device", overflow="fold")
     shown.add_column("cut", overflow="fold")
-    figures = ("exit", "trunk", "adaptive", "offload", *(("alone", "gain") if alone else ()))
-    for name in ("images", *figures, "MB"):
-        shown.add_column(name, justify="right")
+    compared = ("alone", "alone-exit", "gain") if report.baselines else ()
+    for name in ("exit", "trunk", "adaptive", "offload", *compared):
+        shown.add_column(name, justify="right", no_wrap=True)
+    gains = _gains(report)
     for device in report.devices:
-        cells = (
-            device.id,
-            f"{device.cut} {device.stage}",
-            f"{device.train_samples:,}",
-            percent(device.exit_accuracy),
-            percent(device.trunk_accuracy),
-            percent(device.adaptive_accuracy),
-            percent(device.offload_share),
-            *((percent(alone.get(device.id)), _gain(device, report)) if alone else ()),
-            megabytes(device.bytes),
-        )
+        found = [device.exit_accuracy, device.trunk_accuracy, device.adaptive_accuracy, device.offload_share]
+        cells = [device.id, f"{device.cut} {device.stage}", *map(_per_cent, found)]
+        if report.baselines:
+            alone = report.baselines.alone_accuracy, report.baselines.alone_exit_accuracy
+            cells += [*(_per_cent(by_device.get(device.id)) for by_device in alone), gains[device.id]]
         shown.add_row(*map(Text, cells))
     return shown
 
 
-def _gain(device: DeviceResult, report: Report) -> str:
-    """Points by which adaptive inference is more accurate than the whole network, trained alone."""
-    alone = report.baselines.alone_accuracy.get(device.id) if report.baselines else None
-    if device.adaptive_accuracy is None or alone is None:
-        return "-"
-    return f"{100 * (device.adaptive_accuracy - alone):+.1f}"
+def _per_cent(share: float | None) -> str:
+    """Without its sign, for columns of them."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _gains(report: Report) -> dict[str, str]:
+    """By device, the points by which adaptive inference is more accurate than the whole network, alone."""
+    found = adaptive_over_alone(report)
+    points = found.points if found is not None else {}
+    return {one.id: signed(points[one.id]) if one.id in points else "-" for one in report.devices}
 
 
 def choices_table(choices: Sequence[DeviceChoice]) -> Table:
@@ -140,19 +144,6 @@ def choices_table(choices: Sequence[DeviceChoice]) -> Table:
     return shown
 
 
-class Range(msgspec.Struct, frozen=True):
-    """A figure over the devices."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def _range(values: Any) -> Range | None:
-    known = [value for value in values if value is not None]
-    return Range(mean(known), min(known), max(known)) if known else None
-
-
 def _typed(report: dict[str, Any], path: Path) -> Report:
     try:
         return msgspec.convert(report, Report)
@@ -162,20 +153,24 @@ def _typed(report: dict[str, Any], path: Path) -> Report:
 
 def _plots(report: Report, history: Sequence[Metrics]) -> dict[str, str]:
     colours = Colours([device.cut for device in report.devices])
-    references = {}
+    references: dict[str, float] = {}
+    alone_exit: dict[str, float] = {}
     if report.baselines:
         references["centralized"] = report.baselines.centralized_accuracy
-        references["alone (mean)"] = mean(report.baselines.alone_accuracy.values())
+        references["alone"] = mean(report.baselines.alone_accuracy.values())
+        if by_device := report.baselines.alone_exit_accuracy:
+            alone_exit["alone-exit"] = mean(by_device.values())
     plots = {}
-    for name, share in (
-        ("exit_loss", False),
-        ("trunk_loss", False),
-        ("exit_accuracy", True),
-        ("trunk_accuracy", True),
+    for name, compared in (
+        ("exit_loss", None),
+        ("trunk_loss", None),
+        ("exit_accuracy", references | alone_exit),
+        ("trunk_accuracy", references),
     ):
         lines = _lines(report, history, name)
         if lines:
-            plots[name] = over_rounds(name, lines, references if share else {}, colours, share=share)
+            share = compared is not None
+            plots[name] = over_rounds(name, lines, compared or {}, colours, share=share)
     plots["by_cut"] = bars("by_cut", _accuracy_groups(report), colours, percent, top=1.0)
     sent = [Group("", device.cut, [Bar(device.id, device.bytes)]) for device in report.devices]
     most = max(device.bytes for device in report.devices)
@@ -198,22 +193,27 @@ def _lines(report: Report, history: Sequence[Metrics], figure: str) -> list[Line
 
 
 def _accuracy_groups(report: Report) -> list[Group]:
-    alone = report.baselines.alone_accuracy if report.baselines else {}
+    baselines = report.baselines
+    alone = baselines.alone_accuracy if baselines else {}
+    alone_exit = baselines.alone_exit_accuracy if baselines else {}
     groups = []
     for cut in sorted({device.cut for device in report.devices}):
         devices = [device for device in report.devices if device.cut == cut]
-        figures = (
-            ("trunk", _range(device.trunk_accuracy for device in devices), 1.0),
-            ("adaptive", _range(device.adaptive_accuracy for device in devices), 0.75),
-            ("exit", _range(device.exit_accuracy for device in devices), 0.5),
-            ("alone", _range(alone.get(device.id) for device in devices), None),
+        figures: tuple[tuple[str, list[float | None], float | None], ...] = (
+            ("trunk", [device.trunk_accuracy for device in devices], 1.0),
+            ("adaptive", [device.adaptive_accuracy for device in devices], 0.75),
+            ("alone", [alone.get(device.id) for device in devices], None),
+            ("exit", [device.exit_accuracy for device in devices], 0.5),
+            ("alone-exit", [alone_exit.get(device.id) for device in devices], None),
         )
+        shown = [
+            Bar(name, mean(known), strength)
+            for name, values, strength in figures
+            if (known := [value for value in values if value is not None])
+        ]
         who = devices[0].id if len(devices) == 1 else f"mean of {len(devices)} devices"
-        groups.append(
-            Group(
-                f"Cut {cut}, after {devices[0].stage}: {who}",
-                cut,
-                [Bar(name, found.mean, strength) for name, found, strength in figures if found],
-            )
-        )
+        groups.append(Group(f"Cut {cut}, after {devices[0].stage}: {who}", cut, shown))
+    if baselines:
+        bar = Bar("centralized", baselines.centralized_accuracy, None)
+        groups.append(Group("All images in one place", 0, [bar]))
     return groups

@@ -43,10 +43,15 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
 
 
 class BaselineResult(msgspec.Struct, frozen=True):
-    """Held-out accuracies of the whole network: trained on all pictures, and on each device's own."""
+    """Held-out accuracies: of the whole network trained on all images, and by device on its own images.
+
+    `alone_accuracy`: of the whole network; `alone_exit_accuracy`: of the stages up to the device's cut with
+    their exit, which it can train by itself.
+    """
 
     centralized_accuracy: float
     alone_accuracy: dict[str, float]
+    alone_exit_accuracy: dict[str, float] = {}
 
 
 class DeviceChoice(msgspec.Struct, frozen=True):
@@ -60,7 +65,11 @@ class DeviceChoice(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What report.json holds: the server's report, where it ran, and what it is compared with."""
+    """What report.json holds: the server's report, where it ran, and what it is compared with.
+
+    `compute_share`: by device, what its training computes (multiply-accumulates) as a share of what training
+    the whole network on the same images does.
+    """
 
     strategy: str
     order: str
@@ -82,6 +91,7 @@ class Report(msgspec.Struct, frozen=True):
     baselines: BaselineResult | None = None
     inference: list[DeviceInference] = []
     choices: list[DeviceChoice] = []
+    compute_share: dict[str, float] = {}
     fleet: FleetMetrics = FleetMetrics()
 
 

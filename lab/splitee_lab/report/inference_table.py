@@ -36,7 +36,7 @@ class DeviceInference(msgspec.Struct, frozen=True):
 def inference_table(results: list[DeviceInference]) -> Table:
     """Each device's three ways of answering, for a terminal."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("device", "answers", "accuracy", "offload", "median ms", "p95 ms", "KB a picture"):
+    for name in ("device", "answers", "accuracy", "offload", "median ms", "p95 ms", "KB/image"):
         shown.add_column(name, justify="left" if name in ("device", "answers") else "right", no_wrap=True)
     for cells in rows(results):
         shown.add_row(*map(Text, cells))

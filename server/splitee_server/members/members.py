@@ -172,6 +172,11 @@ class Members:
         totals = member.totals
         totals.batches += trained
         totals.published = min(totals.published + done.batches, LARGEST_COUNT)
+        self.count_sent(done, device)
+
+    def count_sent(self, done: RoundDone, device: str) -> None:
+        """What a device has sent in a phase is part of its total."""
+        totals = self._by_name[device].totals
         totals.bytes = min(totals.bytes + done.bytes, LARGEST_COUNT)
 
     def move(self, device: str, cut: int) -> None:

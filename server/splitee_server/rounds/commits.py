@@ -124,6 +124,8 @@ class Commits:
 
     def refresh(self, phase: Phase) -> None:
         """End a phase of statistics: the commit is saved once more with them, and told as the commit was."""
+        for device, done in phase.done.items():
+            self._members.count_sent(done, device)
         self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
         self._save_and_tell()
 

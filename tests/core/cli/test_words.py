@@ -7,6 +7,7 @@ import pytest
 from splitee.cli.words import (
     ago,
     bit_rate,
+    from_to,
     images,
     macs,
     megabytes,
@@ -22,6 +23,12 @@ from splitee.cli.words import (
 def test_shares() -> None:
     assert percent(0.75) == "75.0 %"
     assert (percent(None), percent(None, "")) == ("-", "")
+
+
+def test_the_least_and_the_most_are_one_figure_where_they_are_shown_alike() -> None:
+    assert from_to([0.814, 0.3338, 0.57], percent) == "33.4 % to 81.4 %"
+    assert from_to([0.8101, 0.8099], percent) == "81.0 %"
+    assert from_to([2.5], str) == "2.5"
 
 
 def test_shares_with_what_they_rest_on() -> None:

@@ -24,16 +24,19 @@ def data() -> DeviceData:
     return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=64)
 
 
-def trainer_for(spec: RunSpec, data: DeviceData) -> Callable[[int], ClientTrainer]:
-    return lambda cut: ClientTrainer(build_for(spec), cut, spec, "pi-1", data)
+TrainerAt = Callable[[RunSpec, int], ClientTrainer]
 
 
-def no_trainer(_cut: int) -> ClientTrainer:
+def trainer_for(data: DeviceData) -> TrainerAt:
+    return lambda spec, cut: ClientTrainer(build_for(spec), cut, spec, "pi-1", data)
+
+
+def no_trainer(_spec: RunSpec, _cut: int) -> ClientTrainer:
     raise AssertionError("it is trained again")
 
 
 def test_it_is_the_accuracy_of_the_rounds_trained_alone(data: DeviceData, tmp_path: Path) -> None:
-    trainer = trainer_for(SPEC, data)(CUT)
+    trainer = trainer_for(data)(SPEC, CUT)
     for number in (1, 2):
         for _ in trainer.round(number):
             pass
@@ -42,21 +45,23 @@ def test_it_is_the_accuracy_of_the_rounds_trained_alone(data: DeviceData, tmp_pa
     found = alone_accuracy(
         SPEC,
         CUT,
-        trainer_for(SPEC, data),
+        trainer_for(data),
         tmp_path,
         lambda number, step, _of, _loss: steps.append((number, step)),
     )
     assert found == np.concatenate(right).mean()
     assert steps == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    late = replace(SPEC, run="late", exits="fleet", exit_cuts=(1, CUT))
+    assert alone_accuracy(late, CUT, trainer_for(data), tmp_path, lambda *_: None) == found, "no other's exit"
 
 
 def test_a_restart_finds_it_and_other_rounds_or_a_torn_file_train_it_again(
     data: DeviceData, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def accuracy(spec: RunSpec, trainer_at: Callable[[int], ClientTrainer]) -> float | None:
+    def accuracy(spec: RunSpec, trainer_at: TrainerAt) -> float | None:
         return alone_accuracy(spec, CUT, trainer_at, tmp_path, lambda *_: None)
 
-    first = accuracy(SPEC, trainer_for(SPEC, data))
+    first = accuracy(SPEC, trainer_for(data))
     assert accuracy(SPEC, no_trainer) == first
     for other in (replace(SPEC, rounds=3), replace(SPEC, run="run-b")):
         with pytest.raises(AssertionError, match="trained again"):

@@ -12,54 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from demo_reports import server_report
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee_lab.report.conclusion import conclusion
 from splitee_lab.report.demo_page import complete, page, read_history, table, write
-from splitee_lab.report.demo_report import Report
+from splitee_lab.report.demo_report import BaselineResult, Report
 from splitee_lab.report.plots import spread
 from splitee_server.rounds.class_report import ClassReport, class_report
 from splitee_server.rounds.evaluation import Score
 
-BASELINES = {"centralized": 0.9, "pi-1": 0.71, "pi-2": 0.72}
-
-
-def server_report(*ids: str) -> dict[str, Any]:
-    """What the server leaves: devices at the cuts 3, 5, 3, ..."""
-    return {
-        "run": "r1",
-        "strategy": "sequential",
-        "order": "step",
-        "seed": 1,
-        "rounds": 3,
-        "seconds": 75.0,
-        "codec": "fp16",
-        "threshold": 0.5,
-        "weights_sha256": "ab" * 32,
-        "batches_published": 1234,
-        "batches_trained": 1234,
-        "duplicates_dropped": 7,
-        "bytes_published": 2_500_000,
-        "rejected": 4,
-        "devices": [
-            {
-                "id": device,
-                "cut": 3 + 2 * (index % 2),
-                "stage": f"layer{1 + index % 2}.1",
-                "train_samples": 2000,
-                "exit_accuracy": 0.61,
-                "trunk_accuracy": 0.81,
-                "adaptive_accuracy": 0.79,
-                "offload_share": 0.25,
-                "batches": 186,
-                "bytes": 1_250_000,
-            }
-            for index, device in enumerate(ids)
-        ],
-    }
+BASELINES = BaselineResult(0.9, {"pi-1": 0.71, "pi-2": 0.72}, {"pi-1": 0.55, "pi-2": 0.64})
 
 
 def history(*ids: str, rounds: int = 3) -> list[Metrics]:
@@ -88,10 +55,20 @@ def history(*ids: str, rounds: int = 3) -> list[Metrics]:
     ]
 
 
-def completed(folder: Path, report: dict[str, Any], baselines: dict[str, float] | None) -> dict[str, Any]:
+def completed(
+    folder: Path, report: dict[str, Any], baselines: BaselineResult | None, **compute_share: float
+) -> dict[str, Any]:
+    """`compute_share`: by device, with _ for -."""
     path = folder / "server.json"
     path.write_text(json.dumps(report))
-    return complete(path, network="resnet18", data="builtin:x", broker="mosquitto", baselines=baselines)
+    return complete(
+        path,
+        network="resnet18",
+        data="builtin:x",
+        broker="mosquitto",
+        baselines=baselines,
+        compute_share={device.replace("_", "-"): share for device, share in compute_share.items()},
+    )
 
 
 class Page(HTMLParser):
@@ -130,7 +107,7 @@ class Page(HTMLParser):
 
 def test_report_has_the_servers_fields_the_broker_and_the_baselines(tmp_path: Path) -> None:
     given_report = server_report("pi-1", "pi-2") | {"a_later_field": 1}
-    report = completed(tmp_path, given_report, BASELINES)
+    report = completed(tmp_path, given_report, BASELINES, pi_1=0.33)
     written = write(tmp_path, report, history("pi-1", "pi-2"))
     assert isinstance(written, Report)
     assert json.loads((tmp_path / "report.json").read_text()) == given_report | {
@@ -138,22 +115,58 @@ def test_report_has_the_servers_fields_the_broker_and_the_baselines(tmp_path: Pa
         "data": "builtin:x",
         "broker": "mosquitto",
         "inference": [],
-        "baselines": {"centralized_accuracy": 0.9, "alone_accuracy": {"pi-1": 0.71, "pi-2": 0.72}},
+        "compute_share": {"pi-1": 0.33},
+        "baselines": {
+            "centralized_accuracy": 0.9,
+            "alone_accuracy": {"pi-1": 0.71, "pi-2": 0.72},
+            "alone_exit_accuracy": {"pi-1": 0.55, "pi-2": 0.64},
+        },
     }
 
 
 def test_the_page_shows_every_figure(tmp_path: Path) -> None:
-    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES)
-    write(tmp_path, report, history("pi-1", "pi-2"))
+    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES, pi_1=0.33, pi_2=0.5712)
+    typed = write(tmp_path, report, history("pi-1", "pi-2"))
     shown = Page((tmp_path / "report.html").read_text())
-    for figure in ("81.0 %", "61.0 %", "79.0 %", "25.0 %", "90.0 %", "71.5 %", "2.5 MB", "1 min 15 s"):
+    figures = "81.0 %", "61.0 %", "79.0 %", "25.0 %", "90.0 %", "71.5 %", "2.5 MB", "1 min 15 s"
+    for figure in (*figures, "55.0 %", "64.0 %", "33 to 57 %", "57.1 %"):
         assert figure in shown.text
+    assert shown.text.index(conclusion(typed)) < shown.text.index("Adaptive over alone"), "it comes first"
     for word in ("resnet18", "sequential, by step", "builtin:x", "fp16", "mosquitto", "seed 1", "ab" * 32):
         assert word in shown.text
-    assert shown.text.count("+8.0") == 1, "adaptive 79.0 %, alone 71.0 %"
+    assert shown.text.count("+8.0") == 2, "adaptive 79.0 %, alone 71.0 %: in the table and a card"
     assert "1,234 of 1,234 batches" in shown.text
     assert "7 duplicate batches dropped, 4 messages rejected" in shown.text
     assert shown.tags.count("svg") == 6
+
+
+def test_the_cards_show_gains_and_losses_with_their_levels(tmp_path: Path) -> None:
+    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES, pi_1=0.33, pi_2=0.57)
+    write(tmp_path, report, [])
+    shown = Page((tmp_path / "report.html").read_text()).text
+    for figure, levels in (
+        ("Adaptive over alone+7.5 points", "+7.0 to +8.0 by device; 79.0 against 71.5 %"),
+        ("Exit over alone-exit+1.5 points", "-3.0 to +6.0 by device; 61.0 against 59.5 %"),
+        ("Trunk against centralized-9.0 points", "-9.0 by device; 81.0 against 90.0 %"),
+    ):
+        assert figure in shown
+        assert levels in shown
+
+
+@pytest.mark.parametrize("baselines", [None, BaselineResult(0.9, {"pi-1": 0.71, "pi-2": 0.72})])
+def test_where_nothing_is_compared_the_cards_show_levels(
+    tmp_path: Path, baselines: BaselineResult | None
+) -> None:
+    """The second is of a report that was written before devices trained their exits alone."""
+    raw = completed(tmp_path, server_report("pi-1", "pi-2"), baselines)
+    if baselines is not None:
+        del raw["baselines"]["alone_exit_accuracy"]
+    write(tmp_path, raw, [])
+    shown = Page((tmp_path / "report.html").read_text()).text
+    assert "Exit accuracy61.0 %" in shown
+    assert ("Trunk accuracy81.0 %" in shown) == ("Adaptive accuracy79.0 %" in shown) == (baselines is None)
+    assert ("Adaptive over alone+7.5 points" in shown) == (baselines is not None)
+    assert "Compute" not in shown
 
 
 def evaluation(classes: int = 3, images: int = 60, name: str = "class") -> ClassReport:
@@ -215,7 +228,8 @@ def test_names_cannot_inject(tmp_path: Path) -> None:
     evil = '<script>alert("x")</script>$\\frac{1}{0}$&amp;'
     raw = server_report(evil, "pi-2")
     raw["devices"][0]["stage"] = "<b>stage</b>"
-    report = completed(tmp_path, raw, {"centralized": 0.9, evil: 0.7, "pi-2": 0.7})
+    alone = {evil: 0.7, "pi-2": 0.7}
+    report = completed(tmp_path, raw, BaselineResult(0.9, alone, alone)) | {"compute_share": {evil: 0.3}}
     rounds = [
         Metrics(**{name: getattr(metrics, name) for name in metrics.__struct_fields__} | {"run": "<i>"})
         for metrics in history(evil, "pi-2")
@@ -260,16 +274,18 @@ def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
     Console(width=120, file=output).print(table(write(tmp_path, report, [])))
     shown = output.getvalue()
     assert "[red]pi[/red]" in shown
-    assert "81.0 %" in shown
+    assert "81.0" in shown
+    assert "gain" not in shown
 
 
 def test_the_terminals_table_fits_80_columns(tmp_path: Path) -> None:
     output = io.StringIO()
     report = write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES), [])
     Console(width=80, file=output).print(table(report))
-    header, first, _ = output.getvalue().splitlines()  # no cell is folded
-    assert header.split()[-3:] == ["alone", "gain", "MB"]
-    assert "71.0 %  +8.0" in first
+    header, first, _, note = output.getvalue().splitlines()  # no cell is folded, and none cut short
+    assert header.split()[-3:] == ["alone", "alone-exit", "gain"]
+    assert first.split() == ["pi-1", "3", "layer1.1", "61.0", "81.0", "79.0", "25.0", "71.0", "55.0", "+8.0"]
+    assert note.strip() == "In %, on held-out images; gain: adaptive over alone, in points"
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
