@@ -10,6 +10,7 @@ import msgspec
 
 from splitee.networks.exits import exit_inputs
 from splitee.networks.split import SplitNetwork, build_for
+from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.epochs import steps_a_round
 from splitee_device.data.image_sets import LabelledImages
@@ -27,6 +28,10 @@ class Accuracy(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_accuracy: float | None = None
     adaptive_accuracy: float | None = None
     offload_share: float | None = None
+
+    @classmethod
+    def of(cls, found: Accuracies) -> Accuracy:
+        return cls(found.trunk_accuracy, found.exit_accuracy, found.adaptive_accuracy, found.offload_share)
 
 
 class RoundResult(msgspec.Struct, frozen=True):
@@ -85,7 +90,15 @@ class Experiment:
         frozen = self.spec.frozen
         each = sum(stage.macs * (1 if stage.index <= frozen else TRAINING_PASSES) for stage in stages)
         if with_exit:
-            inputs = exit_inputs(stages[-1].feature_shape, stages[-1].channel_axis)
-            each += TRAINING_PASSES * inputs * self.spec.num_classes
+            each += TRAINING_PASSES * self.exit_macs(stages[-1].index)
+        return each * self.trained(name)
+
+    def exit_macs(self, cut: int) -> int:
+        """Of a forward pass of one sample through the exit at `cut`."""
+        stage = self.network.stages[cut - 1]
+        return exit_inputs(stage.feature_shape, stage.channel_axis) * self.spec.num_classes
+
+    def trained(self, name: str) -> int:
+        """Samples in the batches of client `name` in one round."""
         samples = self.samples[name]
-        return each * self.batches(samples) * min(self.spec.batch_size, samples)
+        return self.batches(samples) * min(self.spec.batch_size, samples)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from splitee.protocol.accuracies import Accuracies
 from splitee_lab.methods.alone_exit import alone_exit
 from splitee_lab.methods.baselines import CENTRALIZED
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
@@ -31,12 +30,8 @@ def fleet(experiment: Experiment) -> Iterator[RoundResult]:
         experiment.macs(name, experiment.devices[name].cut, with_exit=True) for name in experiment.samples
     )
     for done in simulation.rounds():
-        found = {name: _accuracy(shares) for name, shares in done.accuracies.items()}
+        found = {name: Accuracy.of(shares) for name, shares in done.accuracies.items()}
         yield RoundResult(done.round, found, done.bytes, macs)
-
-
-def _accuracy(found: Accuracies) -> Accuracy:
-    return Accuracy(found.trunk_accuracy, found.exit_accuracy, found.adaptive_accuracy, found.offload_share)
 
 
 STRATEGIES: dict[str, Method] = dict.fromkeys(registry.STRATEGIES, fleet)
