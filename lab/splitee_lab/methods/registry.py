@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 from splitee_lab.methods.alone_exit import alone_exit
 from splitee_lab.methods.baselines import CENTRALIZED
+from splitee_lab.methods.cse_fsl import cse_fsl
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 from splitee_lab.methods.fedavg import fedavg
+from splitee_lab.methods.fsl_sage import fsl_sage
 from splitee_lab.methods.simulation import Simulation
 from splitee_lab.methods.splitfed import splitfed
 from splitee_lab.methods.whole import alone, centralized
@@ -41,6 +43,8 @@ BASELINES: dict[str, Method] = {
     "alone-exit": alone_exit,
     "fedavg": fedavg,
     "splitfed": splitfed,
+    "cse-fsl": cse_fsl,
+    "fsl-sage": fsl_sage,
 }
 METHODS = STRATEGIES | BASELINES
 
