@@ -9,6 +9,7 @@ from functools import cached_property
 import msgspec
 
 from splitee.networks.split import SplitNetwork, build_for
+from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.compute import fleet_round_macs, round_macs
 from splitee.training.epochs import steps_a_round
@@ -26,6 +27,10 @@ class Accuracy(msgspec.Struct, frozen=True, omit_defaults=True):
     exit_accuracy: float | None = None
     adaptive_accuracy: float | None = None
     offload_share: float | None = None
+
+    @classmethod
+    def of(cls, found: Accuracies) -> Accuracy:
+        return cls(found.trunk_accuracy, found.exit_accuracy, found.adaptive_accuracy, found.offload_share)
 
 
 class RoundResult(msgspec.Struct, frozen=True):
@@ -84,3 +89,8 @@ class Experiment:
     def fleet_macs(self, name: str) -> int:
         """Of client `name` in one round of the fleet."""
         return fleet_round_macs(self.network, self.spec, self.samples[name], self.devices[name].cut)
+
+    def trained(self, name: str) -> int:
+        """Samples in the batches of client `name` in one round."""
+        samples = self.samples[name]
+        return self.batches(samples) * min(self.spec.batch_size, samples)

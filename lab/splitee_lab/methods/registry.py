@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from splitee.protocol.accuracies import Accuracies
 from splitee_lab.methods.alone_exit import alone_exit
 from splitee_lab.methods.baselines import CENTRALIZED
+from splitee_lab.methods.cse_fsl import cse_fsl
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 from splitee_lab.methods.fedavg import fedavg
+from splitee_lab.methods.fsl_sage import fsl_sage
 from splitee_lab.methods.simulation import Simulation
 from splitee_lab.methods.splitfed import splitfed
 from splitee_lab.methods.whole import alone, centralized
@@ -29,12 +30,8 @@ def fleet(experiment: Experiment) -> Iterator[RoundResult]:
     )
     macs = sum(map(experiment.fleet_macs, experiment.samples))
     for done in simulation.rounds():
-        found = {name: _accuracy(shares) for name, shares in done.accuracies.items()}
+        found = {name: Accuracy.of(shares) for name, shares in done.accuracies.items()}
         yield RoundResult(done.round, found, done.bytes, macs)
-
-
-def _accuracy(found: Accuracies) -> Accuracy:
-    return Accuracy(found.trunk_accuracy, found.exit_accuracy, found.adaptive_accuracy, found.offload_share)
 
 
 STRATEGIES: dict[str, Method] = dict.fromkeys(registry.STRATEGIES, fleet)
@@ -44,6 +41,8 @@ BASELINES: dict[str, Method] = {
     "alone-exit": alone_exit,
     "fedavg": fedavg,
     "splitfed": splitfed,
+    "cse-fsl": cse_fsl,
+    "fsl-sage": fsl_sage,
 }
 METHODS = STRATEGIES | BASELINES
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -190,14 +190,30 @@ class Simulation:
             next(rest, None)  # let the trainer end its round
 
     def _score(self, name: str) -> Accuracies:
-        score = Score()
-        for batch in self._trainers[name].evaluate():
-            features, _ = across_the_wire(self.spec.codec, batch.features)
-            assert batch.exit_labels is not None and batch.exit_entropy is not None
-            entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
-            predicted = self._model.predict(name, features.to(self.place)).cpu().numpy()
-            score.add(batch.labels, batch.exit_labels, entropy, predicted, self.spec.threshold)
-        return score.accuracies()
+        def predict(features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+            received, _ = across_the_wire(self.spec.codec, features)
+            return self._model.predict(name, received.to(self.place)).cpu().numpy()
+
+        return score(self._trainers[name].evaluate(), predict, self.spec.threshold).accuracies()
+
+
+def score(
+    batches: Iterable[CutBatch],
+    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]],
+    threshold: float,
+) -> Score:
+    """How good exit and trunk are on evaluated batches.
+
+    Args:
+        predict: the trunk's labels (B,) for features (B, *feature_shape).
+        threshold: normalised entropy up to which the exit predicts.
+    """
+    found = Score()
+    for batch in batches:
+        assert batch.exit_labels is not None and batch.exit_entropy is not None
+        entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
+        found.add(batch.labels, batch.exit_labels, entropy, predict(batch.features), threshold)
+    return found
 
 
 def copies_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

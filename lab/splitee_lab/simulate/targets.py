@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
+from splitee_lab.methods.registry import STRATEGIES
 from splitee_lab.simulate.results import CutResult, Figure, MethodResult
 
 BELOW_CENTRALIZED = {"iid": 0.02}  # at most, by partition
@@ -36,7 +37,7 @@ def targets_of(results: Sequence[MethodResult], partition: str) -> list[Target]:
     return [
         target
         for result in results
-        if result.accuracy and result.exit_accuracy
+        if result.method in STRATEGIES and result.accuracy
         for target in _targets(result, result.accuracy, by_name, partition)
     ]
 

@@ -47,6 +47,7 @@ OTHERS = [
     result("fedavg", 0.60),
     result("centralized", 0.67, compute=0.0),
     result("alone-exit", None, exits={1: 0.30, 2: 0.40}, compute=0.4),
+    result("cse-fsl", 0.58, exits={1: 0.35, 2: 0.45}, compute=0.4),  # no strategy, though it has exits
 ]
 
 

@@ -1,0 +1,60 @@
+"""The server of methods whose clients all have one cut: a trunk that their batches train in turn."""
+
+from __future__ import annotations
+
+from statistics import median_low
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from splitee.protocol.labels import encode_labels
+from splitee_lab.methods.experiment import Experiment
+from splitee_lab.methods.simulation import across_the_wire
+from splitee_server.learning.strategies.sequential import Sequential
+
+
+class SharedTrunk:
+    """Trained as Sequential trains its own, and without the fleet's exits.
+
+    Attributes:
+        cut: all clients', the middle one of the experiment's.
+        spec: the run's, for clients with no exit but that at the cut.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.cut = median_low(device.cut for device in experiment.devices.values())
+        self.spec = msgspec.structs.replace(experiment.spec, exit_cuts=())
+        self._experiment = experiment
+        self._place = torch.device(experiment.place)
+        self._strategy = Sequential(experiment.build(), self.spec)
+        for name in experiment.samples:
+            self._strategy.join(name, self.cut)
+        self._any_client = next(iter(experiment.samples))
+
+    @property
+    def module(self) -> nn.Module:
+        """Stages cut+1..L: features (B, *feature_shape) to logits (B, classes)."""
+        return self._strategy.trunk(self._any_client)
+
+    def receive(self, features: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> tuple[Tensor, int]:
+        """Features (B, *feature_shape) as they arrive here, and the bytes of them and of labels (B,)."""
+        received, size = across_the_wire(self.spec.codec, features)
+        return received.to(self._place), size + len(encode_labels(labels, self.spec.num_classes))
+
+    def train(self, name: str, features: Tensor, labels: Tensor, number: int, step: int) -> None:
+        """One step on a batch of client `name`: `step` (from 0) of round `number` (from 1).
+
+        `features` (B, *feature_shape), as received, have their gradient then, if they require one; `labels`
+        (B,).
+        """
+        steps = self._experiment.batches(self._experiment.samples[name])
+        self._strategy.train(name, features, labels, round_number=number, step=step, steps=steps)
+
+    def predict(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """Labels (B,) for held-out features (B, *feature_shape), which travel as those of training do."""
+        received, _ = across_the_wire(self.spec.codec, features)
+        return self._strategy.predict(self._any_client, received.to(self._place)).cpu().numpy()
