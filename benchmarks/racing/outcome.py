@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 FASTER = 3.0  # times, to the target, than Flower's FedAvg
@@ -40,7 +40,7 @@ class Round:
         return sum(self.cpu.values())
 
 
-Followed = Iterator[Round | float | None]
+Followed = Generator[Round | float | None, None, None]
 """Of a method that runs: the seconds after which its first round was opened, then each evaluated round.
 
 None: nothing new. It goes on for ever; closing it ends the method.
@@ -54,7 +54,6 @@ class Outcome:
     Attributes:
         ended: why no more rounds were waited for: target, rounds or limit.
         first_round: seconds from the start of the devices until the first round was opened.
-        details: what else is to be known of it.
     """
 
     method: str
@@ -62,7 +61,6 @@ class Outcome:
     rounds: tuple[Round, ...]
     ended: str
     first_round: float | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def winning(self) -> Round | None:
@@ -90,7 +88,6 @@ class Outcome:
             "device_cpu_seconds": last and round(last.device_cpu, 1),
             "bytes_sent_by_devices": last and last.sent,
             "seconds_before_first_round": self.first_round and round(self.first_round, 1),
-            **self.details,
             "rounds": [asdict(one) for one in self.rounds],
         }
 

@@ -41,5 +41,6 @@ class Job:
     def normalize(self, images: np.ndarray) -> Tensor:
         """uint8 (B, C, H, W) as the network takes them."""
         settings = self.settings
-        normalized: Tensor = (torch.from_numpy(images).float() / 255 - settings["mean"]) / settings["std"]
+        scale, shift = 1 / (255 * settings["std"]), -settings["mean"] / settings["std"]
+        normalized: Tensor = torch.from_numpy(images).float() * scale + shift
         return normalized
