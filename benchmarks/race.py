@@ -41,9 +41,9 @@ OURS, RIVAL = "splitee", "fedavg"
 METHODS = (OURS, RIVAL, "fedprox")
 HEADINGS = (
     "method", "round", "accuracy", "adaptive", "seconds", "of them training", "device CPU s",
-    "of them training", "sent", "times ours",
+    "of them training", "server CPU s", "sent", "times ours",
 )  # fmt: skip
-WIDTH = 110
+WIDTH = 120
 
 
 class Methods(click.ParamType[tuple[str, ...]]):
@@ -126,6 +126,7 @@ def _row(outcome: Outcome, ours: Round | None) -> list[str]:
         "-" if last.training_seconds is None else f"{last.training_seconds:.0f}",
         f"{last.device_cpu:.0f}",
         "-" if last.training is None else f"{last.training:.0f}",
+        f"{last.server_cpu:.0f}",
         size(last.sent),
         "-" if ours is None else f"{last.seconds / ours.seconds:.2f}",
     ]

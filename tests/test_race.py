@@ -24,7 +24,7 @@ TARGET = 0.8
 def rounds(*figures: tuple[float, float, float]) -> tuple[Round, ...]:
     """Of (seconds, accuracy, CPU seconds of the devices)."""
     return tuple(
-        Round(number, seconds, accuracy, {"pi-1": cpu / 4, "pi-2": 3 * cpu / 4}, 100 * number)
+        Round(number, seconds, accuracy, {"pi-1": cpu / 4, "pi-2": 3 * cpu / 4}, 100 * number, 5.0)
         for number, (seconds, accuracy, cpu) in enumerate(figures, start=1)
     )
 

@@ -83,5 +83,6 @@ def _news(link: Link, processes: Processes, job: Job, started: float) -> Round |
         accuracy=metrics.fleet.trunk_accuracy,
         adaptive=metrics.fleet.adaptive_accuracy,
         cpu=processes.cpu_seconds(list(job.shares)),
+        server_cpu=sum(processes.cpu_seconds(["server"]).values()),
         sent=sum(device.bytes for device in metrics.devices.values()),
     )

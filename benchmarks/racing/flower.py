@@ -24,6 +24,7 @@ FLWR = "1.42.0"
 SAME_HERE = ("torch", "torchvision", "numpy")  # the versions that our side computes with
 APP = Path(__file__).parents[1] / "flower_app"
 PROXIMAL_MU = 0.01  # one of the values that Li et al. tried, arXiv 1812.06127
+SERVER = "superlink"  # and what it starts: the strategy runs there
 TICK = 0.1  # seconds
 LOADING = 120.0  # seconds until the SuperLink must accept connections
 LONGEST = 86_400.0  # seconds that Flower's server waits for a round: the race's own limit comes first
@@ -80,7 +81,7 @@ def follow(job: Job, strategy: str, environment: Path, directory: Path) -> Follo
     home.mkdir()
     (home / "config.toml").write_text(CONNECTION.format(address=address))
     with Processes(directory, _variables(environment, home)) as processes:
-        processes.start("superlink", _superlink(address))
+        processes.start(SERVER, _superlink(address))
         _await_superlink(address, processes)
         started = time.time()
         for device, share in job.shares.items():
@@ -149,20 +150,21 @@ def _rounds(results: Path, processes: Processes, job: Job, started: float) -> Fo
                 line = ""
                 if len(told) == 1:
                     yield told[0].opened - started
-                yield _as_round(told, processes.cpu_seconds(list(job.shares)), started)
+                yield _as_round(told, processes.cpu_seconds([*job.shares, SERVER]), started)
             else:
                 yield None
             processes.check()
 
 
 def _as_round(told: list[Told], cpu: dict[str, float], started: float) -> Round:
-    """The last of the rounds that were told of."""
+    """The last of the rounds that were told of. `cpu`: the devices' and the server's, by process."""
     last = told[-1]
     return Round(
         number=last.round,
         seconds=last.time - started,
         accuracy=last.accuracy,
-        cpu=cpu,
+        cpu={name: seconds for name, seconds in cpu.items() if name != SERVER},
+        server_cpu=cpu[SERVER],
         sent=sum(len(one.clients) * one.weights_bytes for one in told),
         training=sum(client["cpu-seconds"] for one in told for client in one.clients),
         training_seconds=sum(max(client["seconds"] for client in one.clients) for one in told),

@@ -22,6 +22,7 @@ class Round:
         cpu: seconds of CPU that each device, with all that it has started, had taken by then.
         sent: bytes of features, labels and weights that the devices had sent by then.
         adaptive: accuracy where the exit predicts up to the threshold, and the trunk above it.
+        server_cpu: seconds of CPU that the server had taken by then, which nobody holds to a share.
         training: seconds of CPU of `cpu` that went into training steps, where they were told apart.
         training_seconds: what the training of the slowest device of each round took, where it was told.
     """
@@ -31,6 +32,7 @@ class Round:
     accuracy: float
     cpu: Seconds
     sent: int
+    server_cpu: float
     adaptive: float | None = None
     training: float | None = None
     training_seconds: float | None = None
@@ -86,6 +88,7 @@ class Outcome:
             "adaptive_accuracy": last and last.adaptive,
             "seconds": last and round(last.seconds, 1),
             "device_cpu_seconds": last and round(last.device_cpu, 1),
+            "server_cpu_seconds": last and round(last.server_cpu, 1),
             "bytes_sent_by_devices": last and last.sent,
             "seconds_before_first_round": self.first_round and round(self.first_round, 1),
             "rounds": [asdict(one) for one in self.rounds],

@@ -15,7 +15,7 @@ import psutil
 
 from splitee_lab.local.limits import CpuShares
 
-LAST_LINES = 8  # of a failed process's log
+LAST_LINES = 30  # of a failed process's log: Flower says what a client met well before it ends
 
 
 @dataclass(frozen=True)
