@@ -121,7 +121,7 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         ):
             link.subscribe(*view.filters)
             link.open(CONNECT)
-            children.start("server", _server(demo, num_classes))
+            children.start("server", server_arguments(demo, num_classes))
             devices = [_start(demo, device, children, shares) for device in devices]
             if demo.profile:
                 say(_limits_in_words(devices, shares))
@@ -154,7 +154,7 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
 
 def _start(demo: Demo, device: DemoDevice, children: Children, shares: CpuShares) -> DemoDevice:
     """Starts a device's process; returns it with the limits that it got."""
-    child = children.start(device.id, _device(demo, device))
+    child = children.start(device.id, device_arguments(demo, device))
     if device.limits is None:
         return device
     return replace(
@@ -217,7 +217,8 @@ def _settings(demo: Demo, broker: RunningBroker, fleet: str) -> dict[str, str]:
     return {"SPLITEE_BROKER": address, "SPLITEE_FLEET": fleet, "SPLITEE_THREADS": "1"}
 
 
-def _server(demo: Demo, num_classes: int) -> list[str]:
+def server_arguments(demo: Demo, num_classes: int) -> list[str]:
+    """Of `splitee`: a demo's server."""
     flags = {
         "--network": demo.network,
         "--num-classes": num_classes,
@@ -233,7 +234,8 @@ def _server(demo: Demo, num_classes: int) -> list[str]:
     return ["server", *(str(part) for flag in flags.items() for part in flag)]
 
 
-def _device(demo: Demo, device: DemoDevice) -> list[str]:
+def device_arguments(demo: Demo, device: DemoDevice) -> list[str]:
+    """Of `splitee`: a demo's device."""
     flags = {
         "--id": device.id,
         "--data": DATA,

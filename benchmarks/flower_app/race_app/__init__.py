@@ -1,0 +1,1 @@
+"""Flower's side of `benchmarks.race`: it needs flwr, torch, torchvision and numpy, and nothing of splitee."""

@@ -1,0 +1,1 @@
+"""The two sides of `benchmarks.race`, and what both have in common."""

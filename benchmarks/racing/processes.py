@@ -1,0 +1,111 @@
+"""Processes of a race, each on its share of a core; what they take, and their end with all they started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import click
+import psutil
+
+from splitee_lab.local.limits import CpuShares
+
+LAST_LINES = 30  # of a failed process's log: Flower says what a client met well before it ends
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process and the file that it writes to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+class Processes:
+    """Any commands as processes; leaving the context kills them and everything that they have started."""
+
+    def __init__(self, logs: Path, environment: Mapping[str, str]) -> None:
+        self._logs = logs
+        self._environment = dict(environment)
+        self._running: dict[str, Running] = {}
+        self._shares = CpuShares()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        trees = [process for running in self._running.values() for process in _tree(running.process.pid)]
+        for process in trees:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        for running in self._running.values():
+            running.process.wait()
+        psutil.wait_procs(trees)
+        self._shares.__exit__(kind, error, trace)
+
+    def start(self, name: str, command: Sequence[str], *, share: float | None = None) -> None:
+        """Runs `command`, with all that it will start on `share` of a core; its output goes to NAME.log."""
+        path = self._logs / f"{name}.log"
+        with path.open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
+                start_new_session=True,
+            )
+        self._running[name] = Running(name, process, path)
+        if share is not None:
+            self._shares.limit(process.pid, share)
+
+    def check(self) -> None:
+        """Raises ClickException, with the end of its log: a process has ended, which none should yet."""
+        for running in self._running.values():
+            if (code := running.process.poll()) is not None:
+                lines = running.log.read_text(errors="replace").strip().splitlines()[-LAST_LINES:]
+                said = "".join(f"\n  {line}" for line in lines) or " nothing"
+                raise click.ClickException(
+                    f"{running.name} ended with exit code {code}; {running.log} ends with:{said}"
+                )
+
+    def cpu_seconds(self, names: Sequence[str]) -> dict[str, float]:
+        """User and system time so far of these processes, each with all that it has started."""
+        return {name: sum(_used(self._running[name].process.pid)) for name in names}
+
+
+def require_shares() -> None:
+    """Raises ClickException where no process can be held to a share of a core."""
+    command = [sys.executable, "-c", "input()"]
+    with CpuShares() as shares, subprocess.Popen(command, stdin=subprocess.PIPE) as probe:
+        shares.limit(probe.pid, 1.0)
+        probe.kill()
+        probe.wait()
+        if shares.pinned:
+            raise click.ClickException(
+                "the devices of a race are unequal: each is held to its share of a core by a control group, "
+                "and none can be made here; root can"
+            )
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it, parents first; nothing where it is gone."""
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
+
+
+def _used(pid: int) -> Iterator[float]:
+    """By process of the tree: its own time and that of the children it has waited for."""
+    for process in _tree(pid):
+        with suppress(psutil.NoSuchProcess):  # its parent counts it from now on, if it waited for it
+            yield sum(process.cpu_times()[:4])
