@@ -1,7 +1,6 @@
 """How well `splitee profile` predicts: against every cut trained, unlimited and on parts of a core.
 
-    python benchmarks/profile.py [--network NAME] [--freeze N] [--exit-head KIND]
-                                [--share PERCENT] [--memory] [--json]
+    python benchmarks/profile.py [--network NAME] [--freeze N] [--share PERCENT] [--memory] [--json]
 
 Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
 Mosquitto on loopback, all of them one after the other and then once more: median errors of the step and of
@@ -25,13 +24,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
-from typing import Any, get_args
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from splitee.protocol.fields import ExitKind
 from splitee.protocol.run_spec import RunSpec
 from splitee_lab.local.brokers import mosquitto
 
@@ -107,17 +105,16 @@ def _own_group(controller: str) -> Path:
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained: all stages of a network, or those behind the first `frozen`, with which exits."""
+    """What is trained: all stages of a network, or those behind the first `frozen`."""
 
     network: str
     frozen: int
-    exit_head: ExitKind
     broker: str
 
     def spec(self) -> RunSpec:
         return RunSpec(
             protocol=1, run="truth", network=self.network, num_classes=10, rounds=100, steps=STEPS,
-            frozen=self.frozen, exit_head=self.exit_head,
+            frozen=self.frozen,
         )  # fmt: skip
 
 
@@ -126,7 +123,6 @@ def profile(prefix: list[str], of: Trained, *flags: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "splitee", "profile", "--json", "--network", of.network]
     settings = {
         "--freeze": of.frozen,
-        "--exit-head": of.exit_head,
         "--steps": STEPS,
         "--samples": 64,
         "--broker": of.broker,
@@ -281,7 +277,6 @@ def show(results: list[dict[str, Any]]) -> None:
 @click.command()
 @click.option("--network", "networks", multiple=True, default=NETWORKS, show_default=True)
 @click.option("--freeze", type=int, default=0, show_default=True, help="Stages that are not trained.")
-@click.option("--exit-head", type=click.Choice(get_args(ExitKind)), default="pooled", show_default=True)
 @click.option("--share", "shares", multiple=True, type=int, default=SHARES, show_default=True, help="0: all.")
 @click.option("--budget", type=float, default=120.0, show_default=True, help="Seconds of each profile.")
 @click.option("--memory", is_flag=True, help="Memory limits instead of CPU shares.")
@@ -289,7 +284,6 @@ def show(results: list[dict[str, Any]]) -> None:
 def main(
     networks: tuple[str, ...],
     freeze: int,
-    exit_head: ExitKind,
     shares: tuple[int, ...],
     budget: float,
     memory: bool,
@@ -298,7 +292,7 @@ def main(
     """Compare predictions with training."""
     with tempfile.TemporaryDirectory() as directory, mosquitto(Path(directory)) as broker:
         address = str(broker.address)
-        trained = [Trained(network, freeze, exit_head, address) for network in networks]
+        trained = [Trained(network, freeze, address) for network in networks]
         if memory:
             for of in trained:
                 for result in limits(of):

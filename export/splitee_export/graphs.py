@@ -17,7 +17,7 @@ from splitee.errors import ModelError
 from splitee.inference.graph_check import parse_checked
 from splitee.inference.graphs import FEATURES, LOGITS, open_session
 from splitee.inference.uncertainty import Array
-from splitee.networks.exits import Exit
+from splitee.networks.exits import ExitHead
 from splitee_export.operators import describe_operators_once
 
 OPSET = 20
@@ -31,7 +31,7 @@ class ClientGraph(nn.Module):
     its data does not export.
     """
 
-    def __init__(self, client: nn.Module, head: Exit) -> None:
+    def __init__(self, client: nn.Module, head: ExitHead) -> None:
         super().__init__()
         self.client = client
         self.exit = head
@@ -41,7 +41,7 @@ class ClientGraph(nn.Module):
         return features, self.exit(features)
 
 
-def client_graph(client: nn.Module, head: Exit, input_shape: Sequence[int]) -> bytes:
+def client_graph(client: nn.Module, head: ExitHead, input_shape: Sequence[int]) -> bytes:
     """ONNX of a device's model: `pictures` -> `features`, `logits`.
 
     Raises ModelError: torch cannot export it, or devices would not take what it is made of.

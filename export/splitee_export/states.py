@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
-from splitee.networks.exits import ConvolutionalExit, Exit, PooledExit
+from splitee.networks.exits import ExitHead
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.networks.zoo import check_factory, first_line
 from splitee.protocol.run_spec import RunSpec
@@ -37,7 +37,7 @@ class DeviceState:
     cut: int
     network: SplitNetwork
     client: nn.Module
-    exit: Exit
+    exit: ExitHead
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def device_state(
     model.load_state_dict(weights)
     model.eval()
     head = model["exit"]
-    assert isinstance(head, PooledExit | ConvolutionalExit)
+    assert isinstance(head, ExitHead)
     return DeviceState(device, spec, number, cut, network, model["client"], head)
 
 

@@ -51,7 +51,6 @@ def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
         num_classes=10,
         rounds=1,
         strategy=strategy,
-        exit_head="convolutional" if strategy == "averaging" else "pooled",
     )
 
     def make(path: Path) -> None:

@@ -9,10 +9,9 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import DualGraphModule
 
 from splitee.errors import NetworkError
-from splitee.networks.exits import Exit, exit_head, exit_macs
+from splitee.networks.exits import ExitHead, exit_head, exit_inputs
 from splitee.networks.partition import partition
 from splitee.networks.zoo import make
-from splitee.protocol.fields import ExitKind
 from splitee.protocol.run_spec import RunSpec
 
 
@@ -32,7 +31,6 @@ class SplitNetwork:
         self._partition = partition(name, module, num_classes, input_shape)
         self.stages = self._partition.stages
         self.frozen = 0  # stages 1..frozen are not trained
-        self.exit_kind: ExitKind = "pooled"
 
     @property
     def num_layers(self) -> int:
@@ -100,21 +98,17 @@ class SplitNetwork:
         }
         return frozenset(found)
 
-    def exit_head(self, cut: int, *, seed: int = 0) -> Exit:
+    def exit_head(self, cut: int, *, seed: int = 0) -> ExitHead:
         """A new classifier on the features of a cut."""
         self.check_cut(cut)
-        stage, kind = self.stages[cut - 1], self.exit_kind
-        return exit_head(
-            stage.feature_shape, self.num_classes, seed=seed, channel_axis=stage.channel_axis, kind=kind
-        )
+        stage = self.stages[cut - 1]
+        return exit_head(stage.feature_shape, self.num_classes, seed=seed, channel_axis=stage.channel_axis)
 
     def exit_macs(self, cut: int) -> int:
         """Multiply-accumulates of the exit at a cut on one sample."""
         self.check_cut(cut)
         stage = self.stages[cut - 1]
-        return exit_macs(
-            stage.feature_shape, self.num_classes, channel_axis=stage.channel_axis, kind=self.exit_kind
-        )
+        return exit_inputs(stage.feature_shape, stage.channel_axis) * self.num_classes
 
     def check_cut(self, cut: int) -> None:
         """Raises NetworkError where there is no such cut."""
@@ -182,7 +176,6 @@ def build_for(spec: RunSpec, device: str = "cpu") -> SplitNetwork:
         seed=spec.seed,
         device=device,
     )
-    network.exit_kind = spec.exit_head
     if spec.frozen:
         network.freeze(spec.frozen)
     return network

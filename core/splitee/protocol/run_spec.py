@@ -17,7 +17,6 @@ from splitee.protocol.fields import (
     ClassNames,
     ClientAveraging,
     Count,
-    ExitKind,
     Exits,
     Fit,
     Fraction,
@@ -104,14 +103,6 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             costs=True,
         ),
     ] = "own"
-    exit_head: Annotated[
-        ExitKind,
-        _setting(
-            "What exits are: pooled, means of quarters and a linear layer; convolutional, a "
-            "depthwise-separable convolution before it.",
-            costs=True,
-        ),
-    ] = "pooled"
     exit_cuts: Annotated[tuple[Positive, ...], Meta(max_length=1024)] = ()
     settled: bool = False
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)

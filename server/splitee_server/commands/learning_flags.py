@@ -44,12 +44,11 @@ def learning_settings(command: Any) -> Any:
         "normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"
     )
     exits = run_setting("exits", default="fleet")
-    exit_head = run_setting("exit_head")
     deep_supervision = run_setting("deep_supervision", default=0.3)
     statistics = run_setting("statistics_batches", default=4)
     averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
     last = strategy_setting("aggregation_every")(averages(following))
-    return recipe_setting(first(exits(exit_head(deep_supervision(statistics(normalize(last)))))))
+    return recipe_setting(first(exits(deep_supervision(statistics(normalize(last))))))
 
 
 threshold_setting = run_setting("threshold", default=0.4)

@@ -14,7 +14,6 @@ AUTO, PLAIN = "auto", "plain"
 METHOD_ALONE: dict[str, Any] = {
     "client_averaging": "none",
     "exits": "own",
-    "exit_head": "pooled",
     "deep_supervision": 0.0,
     "statistics_batches": 0,
     "soft_labels": 0.0,

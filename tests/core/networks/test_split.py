@@ -12,14 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
 from splitee.errors import ExitCode, NetworkError
-from splitee.networks.exits import exit_head, exit_macs
+from splitee.networks.exits import exit_head
 from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork, build_network
-from splitee.protocol.fields import ExitKind
 
 TRAINED_AT_EVERY_CUT = ("resnet18", "mobilenet_v2", "mobilenet_v3_small", "own_networks:Dropping")
 FAMILIES = {
@@ -421,32 +419,6 @@ def test_an_exit_averages_over_halves_of_all_axes_but_the_channels_and_normalise
     normal = (means - means.mean(0)) / torch.sqrt(means.var(0, unbiased=False) + head.norm.eps)
     expected = normal @ head.linear.weight.T + head.linear.bias
     torch.testing.assert_close(head(features), expected)
-
-
-@pytest.mark.parametrize(
-    ("shape", "after"), [((6, 8, 8), (12, 4, 4)), ((6, 5, 3), (12, 3, 2)), ((4, 2, 2), (8, 1, 1))]
-)
-def test_a_convolutional_exit_pools_what_its_block_makes_of_a_map(
-    shape: tuple[int, ...], after: tuple[int, ...]
-) -> None:
-    head = exit_head(shape, 3, seed=0, kind="convolutional")
-    features = torch.randn(5, *shape)
-    assert head.block(features).shape[1:] == after
-    assert head(features).shape == (5, 3)
-    with FlopCounterMode(display=False) as counted:
-        head(features)
-    assert counted.get_total_flops() // 2 // 5 == exit_macs(shape, 3, kind="convolutional")
-
-
-@pytest.mark.parametrize(("shape", "channel_axis"), [((6,), 0), ((6, 1, 4), 0), ((7, 6), 1), ((4, 4, 6), 2)])
-def test_where_there_is_no_map_to_convolve_an_exit_is_pooled(
-    shape: tuple[int, ...], channel_axis: int
-) -> None:
-    kinds: tuple[ExitKind, ...] = ("pooled", "convolutional")
-    pooled, other = (exit_head(shape, 3, channel_axis=channel_axis, kind=kind) for kind in kinds)
-    assert type(pooled) is type(other)
-    assert pooled.state_dict().keys() == other.state_dict().keys()
-    assert len({exit_macs(shape, 3, channel_axis=channel_axis, kind=kind) for kind in kinds}) == 1
 
 
 @pytest.mark.slow
