@@ -36,11 +36,12 @@ def test_whoever_is_killed_while_statistics_are_taken_the_weights_are_the_same(
 ) -> None:
     """One device is frozen, so that the phase lasts; the server and another device are killed in it."""
     topics = Topics("mean-statistics")
+    flags = (*FLAGS, "--server-momentum", "0.5")
     watcher = Link(mosquitto_broker.address, "statistics-watcher")
     watcher.subscribe(topics.server_status, topics.device("pi-1", "round-done"))
     watcher.open(5)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(*FLAGS, rounds=3)
+        fleet.server(*flags, rounds=3)
         fleet.three_devices()
         done = topics.device("pi-1", "round-done")
         await_message(watcher, done, lambda payload: RoundDone.decode(payload).round == 2)
@@ -54,11 +55,12 @@ def test_whoever_is_killed_while_statistics_are_taken_the_weights_are_the_same(
                 fleet.processes[name].kill()
                 fleet.processes[name].wait()
             fleet.device("pi-2", CUTS["pi-2"], shard="2/3")
-            fleet.server(*FLAGS, rounds=3)
+            fleet.server(*flags, rounds=3)
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
     watcher.close()
-    assert report["weights_sha256"] == in_one_process("sequential", "step", 3, averaging="layerwise")
+    expected = in_one_process("sequential", "step", 3, averaging="layerwise", server_momentum=0.5)
+    assert report["weights_sha256"] == expected
 
 
 def test_a_device_that_has_lost_its_state_gets_it_from_the_server(

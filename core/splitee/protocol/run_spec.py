@@ -139,6 +139,15 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             "Of client networks after each round, for which they travel both ways; layerwise: with trunks."
         ),
     ] = "layerwise"
+    server_momentum: Annotated[
+        float,
+        _setting(
+            "Share of what a commit has changed in averaged networks that the next one changes once more "
+            "(client averaging layerwise).",
+            ge=0,
+            le=0.9,
+        ),
+    ] = 0.0
     aggregation_every: Annotated[
         Count, _setting("Batches after which trunks are averaged within a round; 0: after rounds only.")
     ] = 0

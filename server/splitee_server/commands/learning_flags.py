@@ -38,6 +38,7 @@ def learning_settings(command: Any) -> Any:
         "balanced_loss",
         "soft_labels",
         "client_averaging",
+        "server_momentum",
         "freeze",
     )
     normalize = run_setting(

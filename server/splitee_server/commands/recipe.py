@@ -13,6 +13,7 @@ from splitee.cli.settings import setting
 AUTO, PLAIN = "auto", "plain"
 METHOD_ALONE: dict[str, Any] = {
     "client_averaging": "none",
+    "server_momentum": 0.0,
     "exits": "own",
     "deep_supervision": 0.0,
     "statistics_batches": 0,

@@ -72,7 +72,7 @@ def average_clients(
     weights: Mapping[str, float],
     rule: Rule = MEAN,
     apart: Collection[int] = (),
-) -> None:
+) -> dict[str, Tensor]:
     """Average what the devices hold, weighted by their `weights`, and write it back to all holders.
 
     `same-cut`: client networks and exits over the devices of each cut. `layerwise`: each exit over all who
@@ -83,15 +83,22 @@ def average_clients(
     Args:
         clients: client networks and exits by device, averaged in place.
         apart: cuts over whose devices nothing is averaged.
+
+    Returns:
+        With `layerwise` the averages, by the names of the network and of `exits_by_cut`.
     """
     if how == "none":
-        return
+        return {}
+    means: dict[str, Tensor] = {}
     for cut in set(cuts.values()).difference(apart):
-        average(_with_cut(cut, how, clients, cuts, weights, rule), weights, rule)
-    if how == "layerwise":
-        average(_shared_exits(clients, cuts, weights, rule, apart), weights, rule)
-        whole = {name: _whole(clients[name], strategy.trained(name)) for name in clients}
-        strategy.absorb(average(whole, weights, rule))
+        means |= exits_by_cut(average(_with_cut(cut, how, clients, cuts, weights, rule), weights, rule), cut)
+    if how != "layerwise":
+        return {}
+    means |= average(_shared_exits(clients, cuts, weights, rule, apart), weights, rule)
+    whole = {name: _whole(clients[name], strategy.trained(name)) for name in clients}
+    stages = average(whole, weights, rule)
+    strategy.absorb(stages)
+    return means | stages
 
 
 def _with_cut(

@@ -25,6 +25,7 @@ from splitee_server.learning.averages import average_clients, weigh
 from splitee_server.learning.clipping import clip_updates, contradict
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.learning.means import Rule
+from splitee_server.learning.server_momentum import ServerMomentum
 from splitee_server.learning.strategies.base import Strategy
 
 Weights = Mapping[str, Tensor]
@@ -50,6 +51,7 @@ class ClientNetworks:
         self._held: dict[str, Weights] = {}
         self._digests: dict[str, str] = {}
         self._first_digests: dict[int, str] = {}  # by cut
+        self._momentum = ServerMomentum(spec.server_momentum)
         self._heads: dict[str, nn.Module] = {}  # exits that predict, by the digests of their networks
         own = network.module.state_dict()
         self._frozen = {f"{CLIENT}{name}": own[name] for name in network.frozen_keys}
@@ -162,7 +164,7 @@ class ClientNetworks:
                 starts = {device: before.get(device) or self.first(cuts[device]) for device in counting}
                 clip_updates(counting, starts, self._spec.clip_updates)
                 apart = self._apart(counting, starts, cuts)
-            average_clients(
+            means = average_clients(
                 self._spec.client_averaging,
                 trained,
                 self._strategy,
@@ -171,11 +173,34 @@ class ClientNetworks:
                 Rule.of(self._spec),
                 apart,
             )
+            self._carry_on(means, before, trained, cuts)
             for device, cut in cuts.items():
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
                     self._held[device] = received[peer]
         self._digests, self._heads = {}, {}
+
+    def _carry_on(
+        self,
+        means: Weights,
+        before: Mapping[str, Weights],
+        trained: Mapping[str, Weights],
+        cuts: Mapping[str, int],
+    ) -> None:
+        """Let what the last commits have changed go on: in the networks of a round, in place, and in trunks.
+
+        Args:
+            means: of the round; before: the networks of the last commit; trained: those of the round.
+        """
+        committed: dict[str, Tensor] = {}
+        for device in sorted(before, reverse=True):
+            committed |= _by_network_names(before[device], cuts[device])
+        carried = self._momentum.carry_on(means, committed)
+        for device, weights in trained.items():
+            own = _by_network_names(weights, cuts[device])
+            for name in own.keys() & carried.keys():
+                own[name].copy_(carried[name])
+        self._strategy.absorb(carried)
 
     @staticmethod
     def _apart(
@@ -237,6 +262,11 @@ class ClientNetworks:
     def load(self, state: Mapping[str, Any]) -> None:
         self._held, self._digests = dict(state), {}
 
+    @property
+    def momentum(self) -> ServerMomentum:
+        """Of the averages; a part of the state for itself."""
+        return self._momentum
+
     @staticmethod
     def _same_cut_peer(cut: int, cuts: Mapping[str, int], held: Mapping[str, Weights]) -> str | None:
         """The first device, by name, with this cut and a network among `held`."""
@@ -266,6 +296,12 @@ class ClientNetworks:
         stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
         self._strategy.move(device, cut, stages)
         return moved
+
+
+def _by_network_names(weights: Weights, cut: int) -> dict[str, Tensor]:
+    """A client network's tensors as the network names them, and its exits' as `exits_by_cut` does."""
+    stages = {name.removeprefix(CLIENT): one for name, one in weights.items() if name.startswith(CLIENT)}
+    return {**stages, **exits_by_cut(weights, cut)}
 
 
 def _exits_of(held: Mapping[str, Weights], cuts: Mapping[str, int]) -> dict[str, Tensor]:

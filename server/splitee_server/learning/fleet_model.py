@@ -275,6 +275,7 @@ class FleetModel:
         return {
             "strategy": self._strategy.state(),
             "clients": self._clients.state(),
+            "server_momentum": self._clients.momentum.state(),
             "soft_labels": self._soft_labels.state(),
             "left_out": self._loss_filter.state(),
             "samples": dict(self._committed),
@@ -290,6 +291,7 @@ class FleetModel:
         """
         self._strategy.load(state["strategy"])
         self._clients.load(state["clients"])
+        self._clients.momentum.load(state["server_momentum"])
         self._soft_labels.load(state["soft_labels"])
         self._loss_filter.load(state["left_out"])
         self._trained, self._observed, self._fresh = {}, {}, state["fresh"]

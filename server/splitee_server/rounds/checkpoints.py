@@ -44,6 +44,7 @@ class Committed:
     left_out: list[str] = field(default_factory=list)  # devices that the next round does not train with
     samples: dict[str, int] = field(default_factory=dict)  # that trunks were trained with in it, by device
     fresh: bool = False  # BatchNorm's statistics have been taken anew
+    server_momentum: dict[str, Any] = field(default_factory=dict)  # tensors by name
 
 
 class Checkpoints:
