@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,7 @@ from splitee_server.rounds.settling import Joined, settle
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 LONGEST = 240.0  # seconds
+POLL = 0.05
 
 
 class Fleet:
@@ -100,8 +102,20 @@ class Fleet:
             self.device(name, cut, shard=f"{index}/3")
 
     def wait(self, *names: str, timeout: float = LONGEST) -> list[int]:
-        """Exit codes of the processes, all by default."""
-        return [self.processes[name].wait(timeout) for name in names or self.processes]
+        """Exit codes of the processes, all by default; who waits for one that has failed would wait in vain.
+
+        Raises AssertionError: one has failed while others run on, or some are not done in `timeout` seconds.
+        """
+        waited = names or tuple(self.processes)
+        deadline = time.monotonic() + timeout
+        while True:
+            codes = {name: self.processes[name].poll() for name in waited}
+            if all(code is not None for code in codes.values()):
+                return [code for code in codes.values() if code is not None]
+            failed = {name: code for name, code in codes.items() if code}
+            assert not failed, f"{failed} while others run on: {self.log(next(iter(failed)))[-2000:]}"
+            assert time.monotonic() < deadline, f"after {timeout:.0f} s not all are done: {codes}"
+            time.sleep(POLL)
 
     def log(self, name: str) -> str:
         return (self.directory / f"{name}.log").read_text()

@@ -90,6 +90,11 @@ class Experiment:
         """Of client `name` in one round of the fleet."""
         return fleet_round_macs(self.network, self.spec, self.samples[name], self.devices[name].cut)
 
+    @property
+    def centralized_spec(self) -> RunSpec:
+        """The run's, where one network trains on all images: steps that are given are a client's."""
+        return msgspec.structs.replace(self.spec, steps=self.spec.steps * len(self.samples))
+
     def trained(self, name: str) -> int:
         """Samples in the batches of client `name` in one round."""
         samples = self.samples[name]

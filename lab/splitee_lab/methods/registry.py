@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from splitee.training.epochs import steps_a_round
 from splitee_lab.methods.alone_exit import alone_exit
 from splitee_lab.methods.baselines import CENTRALIZED
 from splitee_lab.methods.cse_fsl import cse_fsl
@@ -51,5 +52,5 @@ def batches_of(method: str, experiment: Experiment) -> int:
     """How often the method will call `on_batch`."""
     samples = experiment.samples.values()
     if method == CENTRALIZED:
-        return experiment.spec.rounds * experiment.batches(sum(samples))
+        return experiment.spec.rounds * steps_a_round(experiment.centralized_spec, sum(samples))
     return experiment.spec.rounds * sum(map(experiment.batches, samples))

@@ -10,9 +10,12 @@ from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 
 
 def centralized(experiment: Experiment) -> Iterator[RoundResult]:
-    """One network, all pictures. Devices compute nothing, and send their pictures once, as uint8."""
+    """One network, all images: in a round as many steps as all clients make together.
+
+    Devices compute nothing, and send their images once, as uint8.
+    """
     pictures = joined([experiment.devices[name].data.train for name in experiment.samples])
-    trainer = whole_trainer(experiment, CENTRALIZED, pictures)
+    trainer = WholeTrainer(experiment.build(), experiment.centralized_spec, CENTRALIZED, pictures)
     for number in range(1, experiment.spec.rounds + 1):
         train_round(experiment, trainer, number)
         found = {}
