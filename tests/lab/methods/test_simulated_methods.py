@@ -48,6 +48,15 @@ def experiment(run: RunSpec, data: DeviceData, cuts: dict[str, int] | None = Non
     return Experiment(run, devices)
 
 
+@pytest.mark.parametrize("method", ["centralized", "fedavg"])
+def test_steps_of_a_round_are_a_clients(method: str, data: DeviceData) -> None:
+    counted = []
+    short = dataclasses.replace(experiment(spec(steps=1), data), on_batch=lambda: counted.append(1))
+    for _ in METHODS[method](short):
+        pass
+    assert len(counted) == batches_of(method, short) == 2 * 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_every_batch_is_counted_and_the_seed_decides_all(method: str, data: DeviceData) -> None:
