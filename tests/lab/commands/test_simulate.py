@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from splitee.cli.main import splitee
 from splitee.errors import ConfigError, DataError, ExitCode, NetworkError, StateError
 from splitee.networks.split import build_network
 from splitee_lab.methods.registry import BASELINES, METHODS
-from splitee_lab.presets import NAMES
+from splitee_lab.presets import FOLDER, NAMES
 
 pytestmark = pytest.mark.slow(4)
 
@@ -173,10 +174,11 @@ def test_accuracies_are_those_of_honest_clients_and_the_report_says_so(tmp_path:
 def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:
     flags = ["--seeds", "1,2,3", "--strategy", "sequential", "--baselines", ""]
     process = warm.WarmProcess(["simulate", *SMALL, *flags, "--out", str(tmp_path)], tmp_path / "log")
-    until(lambda: ":" in (tmp_path / "log").read_text(), process.poll)
+    until(lambda: ": accuracy " in (tmp_path / "log").read_text(), process.poll)
     process.kill()
     process.wait(30)
-    stored = (tmp_path / "log").read_text().split(":")[0]
+    lines = (tmp_path / "log").read_text().splitlines()
+    stored = next(line.partition(":")[0] for line in lines if ": accuracy " in line)
     assert (tmp_path / "parts" / f"{stored}.json").exists()
     printed = simulate(*SMALL, *flags, "--out", str(tmp_path))
     assert f"{stored}:" not in printed
@@ -187,6 +189,7 @@ def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:
 def test_a_protocol_sets_what_nothing_else_does(name: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('codec = "int8"\nrounds = 7\n')
+    seeds = ", ".join(tomllib.loads((FOLDER / f"{name}.toml").read_text())["seeds"].split(","))
     flags = ["--config", str(file), "--protocol", name, "--clients", "2", "--out", str(tmp_path)]
     for order in (flags, [*flags[2:], *flags[:2]]):
         shown = CliRunner().invoke(splitee, ["config", "simulate", *order], standalone_mode=False)
@@ -194,7 +197,7 @@ def test_a_protocol_sets_what_nothing_else_does(name: str, tmp_path: Path) -> No
         assert rows["--clients"].startswith("2 ")
         assert rows["--rounds"].startswith("7 ")
         assert rows["--codec"].startswith("int8 ")
-        assert rows["--seeds"].startswith("1, 2, 3 ")
+        assert rows["--seeds"].startswith(f"{seeds} ")
 
 
 @pytest.mark.parametrize("name", NAMES)
