@@ -71,9 +71,15 @@ def gradient_error(auxiliary: nn.Module, target: Target, offsets: Tensor, *, dif
 def align(
     auxiliary: nn.Module, optimizer: torch.optim.Optimizer, targets: Sequence[Target], offsets: Tensor
 ) -> None:
-    """Trains the auxiliary by the error of its gradients (a second derivative), EPOCHS times over."""
+    """Trains the auxiliary by the error of its gradients (a second derivative), EPOCHS times over.
+
+    A batch whose error is not finite, as BatchNorm's gradients can make it, trains nothing.
+    """
     for _ in range(EPOCHS):
         for target in targets:
+            error = gradient_error(auxiliary, target, offsets, differentiable=True)
+            if not error.isfinite():
+                continue
             optimizer.zero_grad(set_to_none=True)
-            gradient_error(auxiliary, target, offsets, differentiable=True).backward()  # type: ignore[no-untyped-call]
+            error.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

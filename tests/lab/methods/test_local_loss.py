@@ -171,6 +171,17 @@ def test_alignment_lowers_the_error_and_leaves_statistics_alone(
     assert all(one.grad is None for one in trunk.parameters())
 
 
+def test_a_batch_without_a_finite_error_trains_nothing(data: DeviceData) -> None:
+    made = experiment(spec(network="tiny_networks:tiny"), data)
+    auxiliary = fsl_sage.auxiliary_network(made, 1).train()
+    before = {name: one.clone() for name, one in auxiliary.named_parameters()}
+    target = targets_of(made.build().trunk(1).train())[0]
+    endless = dataclasses.replace(target, gradients=torch.full_like(target.gradients, torch.inf))
+    align(auxiliary, torch.optim.Adam(auxiliary.parameters(), lr=0.01), [endless], torch.zeros(10))
+    for name, parameter in auxiliary.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
 def test_the_trunk_itself_has_no_error() -> None:
     trunk = build_for(spec()).trunk(1).train()
     assert error(trunk, targets_of(trunk)) == 0
