@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from splitee.networks.split import build_network
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.weights import CLIENT, client_model, exits_by_cut
+from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.server_momentum import ServerMomentum
 
 
@@ -49,3 +55,70 @@ def test_a_resumed_run_goes_on_with_it(resumed: bool) -> None:
         momentum = ServerMomentum(0.5)
         momentum.load(state)
     assert momentum.carry_on(tensors(2.0), tensors(2.0))["fc.weight"].tolist() == [2.5, 2.5]
+
+
+CUTS = {"a": 1, "b": 2, "c": 3}
+
+
+def committed(strategy: Any, **settings: Any) -> list[dict[str, dict[str, Tensor]]]:
+    """What each device and each trunk holds after each of three rounds, by the network's names.
+
+    Client networks that come in are the first ones, each moved by its device's number and the round's.
+    """
+    run = RunSpec(
+        protocol=1, run="r", network="tiny_networks:steady", num_classes=10, rounds=3, strategy=strategy,
+        exits="fleet", exit_cuts=(1, 2, 3), settled=True, **settings,
+    )  # fmt: skip
+    network = build_network("tiny_networks:steady", num_classes=10)
+    model = FleetModel(run, network)
+    found = []
+    for device, cut in CUTS.items():
+        model.join(device, cut, 8)
+    for number in range(1, 4):
+        for device, cut in CUTS.items():
+            features = torch.randn(8, *network.stages[cut - 1].feature_shape)
+            model.train(device, features, torch.arange(8), round_number=number, step=0, steps=1)
+        model.commit(
+            number,
+            {
+                device: Contribution(
+                    {
+                        name: tensor + cut * number if tensor.is_floating_point() else tensor.clone()
+                        for name, tensor in client_model(network, cut, run).state_dict().items()
+                    }
+                )
+                for device, cut in CUTS.items()
+            },
+        )
+        held = {}
+        for device, cut in CUTS.items():
+            own = model.client(device)
+            stages = {n.removeprefix(CLIENT): t.clone() for n, t in own.items() if n.startswith(CLIENT)}
+            held[device] = {**stages, **{n: t.clone() for n, t in exits_by_cut(own, cut).items()}}
+        held["trunks"] = {name: tensor.clone() for name, tensor in model.trunk_weights().items()}
+        found.append(held)
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_a_stage_is_the_same_wherever_it_is_held(strategy: str) -> None:
+    torch.manual_seed(1)
+    for held in committed(strategy, server_momentum=0.5):
+        everywhere: dict[str, Tensor] = {}
+        trunks = {name.rpartition("/")[2]: tensor for name, tensor in held.pop("trunks").items()}
+        for tensors in (*held.values(), trunks):
+            for name, tensor in tensors.items():
+                if not name.endswith("num_batches_tracked"):
+                    torch.testing.assert_close(tensor, everywhere.setdefault(name, tensor), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+def test_half_of_what_a_commit_changed_is_changed_once_more(strategy: str) -> None:
+    """The exit at cut 1 moves by 2 a round on average; the first commit has nothing to carry on from."""
+    torch.manual_seed(1)
+    carried = committed(strategy, server_momentum=0.5)
+    torch.manual_seed(1)
+    plain = committed(strategy)
+    for further, one, other in zip((0.0, 0.0, 1.0), carried, plain, strict=True):
+        change = one["a"]["exits.1.linear.weight"] - other["a"]["exits.1.linear.weight"]
+        torch.testing.assert_close(change, torch.full_like(change, further))
