@@ -28,6 +28,7 @@ class Watcher:
 
     def __init__(self, link: Link, topics: Topics) -> None:
         self.commits: dict[int, set[str]] = {}  # by round: the devices that count in it
+        self.training = 0  # the round that was opened last for training
         self._link = link
         self._topics = topics
 
@@ -41,6 +42,9 @@ class Watcher:
             if event.topic == self._topics.commit:
                 commit = Commit.decode(event.payload)
                 self.commits[commit.round] = set(commit.digests)
+            if event.topic == self._topics.round:
+                opened = RoundOpen.decode(event.payload)
+                self.training = opened.round if opened.phase == "train" else self.training
             if condition(event):
                 return event
         raise AssertionError(f"did not happen in {LONGEST:.0f} s; commits so far: {self.commits}")
@@ -186,10 +190,10 @@ def test_a_late_joiner_is_in_the_next_round(watched: tuple[Fleet, Watcher]) -> N
     fleet.server(devices=2, rounds=5)
     fleet.device("pi-1", 1, shard="1/3")
     fleet.device("pi-2", 2, shard="2/3")
-    under_way = watcher.until_open(2).round
+    watcher.until_open(2)
     with fleet.frozen("pi-1"):  # so that the run is not over before the late one has started
-        watcher.until_waited_for("pi-1")
-        under_way = max(under_way, *watcher.commits) + 1 if under_way in watcher.commits else under_way
+        watcher.until_waited_for("pi-1")  # in a round's training, or in what follows its commit
+        under_way = watcher.training
         fleet.device("pi-3", 3, shard="3/3")
         watcher.until_joined("pi-3")
     opened = watcher.until_open(under_way + 1)
