@@ -182,7 +182,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     ] = "none"
     balanced_loss: Annotated[
         bool,
-        _setting("Devices' losses allow for their own mix of classes: for devices that have unlike ones."),
+        _setting("Losses allow for each device's own mix of classes: for devices that have unlike ones."),
     ] = False
     soft_labels: Annotated[
         NonNegative,

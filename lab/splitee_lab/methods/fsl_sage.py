@@ -12,7 +12,7 @@ batch of rounds 1, 11, 21, .. of 200), for runs here are short. It takes the sam
 they came, both networks in training mode, as a client trains with, and EPOCHS times over (theirs: all samples
 at once, 100 times). The BatchNorm statistics of both stay as they were; an auxiliary's follow its client's
 batches. Optimizer, schedule and loss of clients and trunk are the run's, which all methods share; where it
-balances losses, the auxiliary's has the client's offsets, in alignment too, and the trunk's has none. All
+balances losses, the auxiliary's has the client's offsets, in alignment too, the trunk's in training only. All
 clients have one cut, the middle one of the experiment's.
 
 The auxiliary network is of the form of the trunk's first stage, and our exit behind it (theirs: a whole group

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from splitee.protocol.labels import encode_labels
 from splitee_lab.methods.experiment import Experiment
 from splitee_lab.methods.simulation import across_the_wire
+from splitee_server.learning.class_mix import ClassMix
 from splitee_server.learning.strategies.sequential import Sequential
 
 
@@ -31,6 +32,7 @@ class SharedTrunk:
         self._experiment = experiment
         self._place = torch.device(experiment.place)
         self._strategy = Sequential(experiment.build(), self.spec)
+        self._class_mix = ClassMix(self.spec)
         for name in experiment.samples:
             self._strategy.join(name, self.cut)
         self._any_client = next(iter(experiment.samples))
@@ -52,7 +54,11 @@ class SharedTrunk:
         (B,).
         """
         steps = self._experiment.batches(self._experiment.samples[name])
-        self._strategy.train(name, features, labels, round_number=number, step=step, steps=steps)
+        self._class_mix.add(name, labels)
+        offsets = self._class_mix.offsets(name, self._place)
+        self._strategy.train(
+            name, features, labels, round_number=number, step=step, steps=steps, offsets=offsets
+        )
 
     def predict(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Labels (B,) for held-out features (B, *feature_shape), which travel as those of training do."""

@@ -18,6 +18,7 @@ from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.weights import CLIENT, WeightsAssembler, exits_by_cut, first_beyond
 from splitee_server.learning.averages import average_statistics, weigh
+from splitee_server.learning.class_mix import ClassMix
 from splitee_server.learning.client_networks import ClientNetworks
 from splitee_server.learning.clipping import clip_updates
 from splitee_server.learning.initial.weights import InitialWeights
@@ -58,6 +59,7 @@ class FleetModel:
         self._strategy = make_strategy(network, spec)
         self._clients = ClientNetworks(spec, network, self._strategy, initial)
         self._soft_labels = SoftLabelStore(spec)
+        self._class_mix = ClassMix(spec)
         self._loss_filter = LossFilter(spec.largest_loss)
         self._cuts: dict[str, int] = {}
         self._trained: dict[str, int] = {}  # samples by device, since the last commit
@@ -128,14 +130,22 @@ class FleetModel:
         Raises:
             Untrainable: the batch gives no step that can be taken; nothing has changed.
         """
+        self._class_mix.add(device, labels)
+        offsets = self._class_mix.offsets(device, features.device)
         if self._loss_filter.leaves_out(device):
             logits = self._strategy.logits(device, features)
-            loss = F.cross_entropy(logits, labels).item()
+            loss = F.cross_entropy(logits + offsets, labels).item()
             if not math.isfinite(loss):
                 raise Untrainable(f"a batch gives the loss {loss:g}")
         else:
             loss, logits = self._strategy.train(
-                device, features, labels, round_number=round_number, step=step, steps=steps
+                device,
+                features,
+                labels,
+                round_number=round_number,
+                step=step,
+                steps=steps,
+                offsets=offsets,
             )
             self._trained[device] = self._trained.get(device, 0) + len(labels)
         self._loss_filter.add(device, loss)
@@ -276,6 +286,7 @@ class FleetModel:
             "strategy": self._strategy.state(),
             "clients": self._clients.state(),
             "server_momentum": self._clients.momentum.state(),
+            "class_mix": self._class_mix.state(),
             "soft_labels": self._soft_labels.state(),
             "left_out": self._loss_filter.state(),
             "samples": dict(self._committed),
@@ -292,6 +303,7 @@ class FleetModel:
         self._strategy.load(state["strategy"])
         self._clients.load(state["clients"])
         self._clients.momentum.load(state["server_momentum"])
+        self._class_mix.load(state["class_mix"])
         self._soft_labels.load(state["soft_labels"])
         self._loss_filter.load(state["left_out"])
         self._trained, self._observed, self._fresh = {}, {}, state["fresh"]

@@ -45,6 +45,7 @@ class Committed:
     samples: dict[str, int] = field(default_factory=dict)  # that trunks were trained with in it, by device
     fresh: bool = False  # BatchNorm's statistics have been taken anew
     server_momentum: dict[str, Any] = field(default_factory=dict)  # tensors by name
+    class_mix: dict[str, Any] = field(default_factory=dict)  # labels of each class so far, by device
 
 
 class Checkpoints:

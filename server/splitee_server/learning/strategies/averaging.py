@@ -52,14 +52,30 @@ class Averaging(Strategy):
         return self._optimizers[device]
 
     def train(
-        self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
+        self,
+        device: str,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        round_number: int,
+        step: int,
+        steps: int,
+        offsets: Tensor | float = 0.0,
     ) -> TrunkStep:
         every = self._spec.aggregation_every
         if every and step // every > self._period:
             self._average(self._trained)
             self._period, self._trained = step // every, {}
         self._trained[device] = self._trained.get(device, 0) + len(labels)
-        return super().train(device, features, labels, round_number=round_number, step=step, steps=steps)
+        return super().train(
+            device,
+            features,
+            labels,
+            round_number=round_number,
+            step=step,
+            steps=steps,
+            offsets=offsets,
+        )
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
         """Average each stage over the devices that trained it, and write it back to all that hold it."""

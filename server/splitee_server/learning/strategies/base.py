@@ -120,9 +120,20 @@ class Strategy(ABC):
         self._exits = exits
 
     def train(
-        self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
+        self,
+        device: str,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        round_number: int,
+        step: int,
+        steps: int,
+        offsets: Tensor | float = 0.0,
     ) -> TrunkStep:
         """One step of the trunk on features (B, ...) and labels (B,).
+
+        Args:
+            offsets: (classes,), added to logits in the loss.
 
         Raises:
             Untrainable: the step is not taken.
@@ -135,15 +146,17 @@ class Strategy(ABC):
         with statistics_kept_on_error(trunk):
             with precision_at(features.device):
                 *inner, logits = _outputs(trunk, features)
-                loss = F.cross_entropy(logits, labels)
-                total = loss + self._loss_of_exits(device, inner, labels)
+                loss = F.cross_entropy(logits + offsets, labels)
+                total = loss + self._loss_of_exits(device, inner, labels, offsets)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             self._bound_gradient(trunk, loss.item())
         optimizer.step()
         return TrunkStep(loss.item(), logits.detach())
 
-    def _loss_of_exits(self, device: str, inner: Sequence[Tensor], labels: Tensor) -> Tensor | float:
+    def _loss_of_exits(
+        self, device: str, inner: Sequence[Tensor], labels: Tensor, offsets: Tensor | float
+    ) -> Tensor | float:
         """Deep supervision (Lee et al., Deeply-Supervised Nets, 2015): weighted cross-entropies of exits.
 
         A stage that is a client's on one device and the trunk's for another learns the same on both sides.
@@ -155,7 +168,7 @@ class Strategy(ABC):
             return 0.0
         cuts = deeper_cuts(self._spec, self._cuts[device])
         losses = [
-            F.cross_entropy(self._exits[at](features), labels)
+            F.cross_entropy(self._exits[at](features) + offsets, labels)
             for at, features in zip(cuts, inner, strict=True)
         ]
         return self._spec.deep_supervision * torch.stack(losses).sum()
