@@ -21,5 +21,9 @@ def class_offsets(spec: RunSpec, labels: npt.NDArray[np.int64]) -> Tensor:
     """
     if not spec.balanced_loss:
         return torch.zeros(spec.num_classes)
-    shares = np.bincount(labels, minlength=spec.num_classes) / len(labels)
-    return torch.from_numpy(np.log(shares + MISSING_SHARE)).float()
+    return log_shares(np.bincount(labels, minlength=spec.num_classes))
+
+
+def log_shares(counts: npt.NDArray[np.int64]) -> Tensor:
+    """The logarithms of the shares of classes that were met so often: (num_classes,)."""
+    return torch.from_numpy(np.log(counts / counts.sum() + MISSING_SHARE)).float()

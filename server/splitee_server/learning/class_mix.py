@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.objective import MISSING_SHARE
+from splitee.training.objective import log_shares
 
 
 class ClassMix:
@@ -34,8 +34,7 @@ class ClassMix:
         """What is added to a trunk's logits: (classes,); 0 where the run does not ask for it."""
         if device not in self._counts:
             return 0.0
-        counts = self._counts[device].double()
-        return torch.log(counts / counts.sum() + MISSING_SHARE).float().to(place)
+        return log_shares(self._counts[device].numpy()).to(place)
 
     def state(self) -> dict[str, Tensor]:
         return dict(self._counts)

@@ -194,10 +194,10 @@ class ClientNetworks:
         """
         committed: dict[str, Tensor] = {}
         for device in sorted(before, reverse=True):
-            committed |= _by_network_names(before[device], cuts[device])
+            committed |= by_network_names(before[device], cuts[device])
         carried = self._momentum.carry_on(means, committed)
         for device, weights in trained.items():
-            own = _by_network_names(weights, cuts[device])
+            own = by_network_names(weights, cuts[device])
             for name in own.keys() & carried.keys():
                 own[name].copy_(carried[name])
         self._strategy.absorb(carried)
@@ -298,7 +298,7 @@ class ClientNetworks:
         return moved
 
 
-def _by_network_names(weights: Weights, cut: int) -> dict[str, Tensor]:
+def by_network_names(weights: Weights, cut: int) -> dict[str, Tensor]:
     """A client network's tensors as the network names them, and its exits' as `exits_by_cut` does."""
     stages = {name.removeprefix(CLIENT): one for name, one in weights.items() if name.startswith(CLIENT)}
     return {**stages, **exits_by_cut(weights, cut)}

@@ -16,10 +16,10 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import FreshStatistics
 from splitee.training.named_trunks import NamedTrunk, NamedTrunks
 from splitee.training.soft_labels import SoftLabels
-from splitee.training.weights import CLIENT, WeightsAssembler, exits_by_cut, first_beyond
+from splitee.training.weights import WeightsAssembler, first_beyond
 from splitee_server.learning.averages import average_statistics, weigh
 from splitee_server.learning.class_mix import ClassMix
-from splitee_server.learning.client_networks import ClientNetworks
+from splitee_server.learning.client_networks import ClientNetworks, by_network_names
 from splitee_server.learning.clipping import clip_updates
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.learning.loss_filter import LossFilter
@@ -212,8 +212,7 @@ class FleetModel:
         self, device: str, trunk: Mapping[str, Tensor], client: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Tensors of both sides of a device's cut, as the network and `exits_by_cut` name them."""
-        stages = {n.removeprefix(CLIENT): tensor for n, tensor in client.items() if n.startswith(CLIENT)}
-        return {**trunk, **stages, **exits_by_cut(client, self._cuts[device])}
+        return {**trunk, **by_network_names(client, self._cuts[device])}
 
     def commit(self, number: int, contributions: Mapping[str, Contribution]) -> dict[str, int]:
         """End round `number`: soft labels, averages of trunks and client networks, then moves.

@@ -14,7 +14,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_server.learning.averages import average_by_name, weigh
 from splitee_server.learning.clipping import clip_updates
 from splitee_server.learning.means import Rule
-from splitee_server.learning.strategies.base import Strategy, TrunkStep
+from splitee_server.learning.strategies.base import Strategy
 
 
 class Averaging(Strategy):
@@ -51,31 +51,12 @@ class Averaging(Strategy):
     def optimizer(self, device: str) -> torch.optim.Optimizer:
         return self._optimizers[device]
 
-    def train(
-        self,
-        device: str,
-        features: Tensor,
-        labels: Tensor,
-        *,
-        round_number: int,
-        step: int,
-        steps: int,
-        offsets: Tensor | float = 0.0,
-    ) -> TrunkStep:
+    def _before_step(self, device: str, samples: int, step: int) -> None:
         every = self._spec.aggregation_every
         if every and step // every > self._period:
             self._average(self._trained)
             self._period, self._trained = step // every, {}
-        self._trained[device] = self._trained.get(device, 0) + len(labels)
-        return super().train(
-            device,
-            features,
-            labels,
-            round_number=round_number,
-            step=step,
-            steps=steps,
-            offsets=offsets,
-        )
+        self._trained[device] = self._trained.get(device, 0) + samples
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
         """Average each stage over the devices that trained it, and write it back to all that hold it."""

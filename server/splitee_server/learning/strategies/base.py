@@ -138,6 +138,7 @@ class Strategy(ABC):
         Raises:
             Untrainable: the step is not taken.
         """
+        self._before_step(device, len(labels), step)
         trunk, optimizer = self.trunk(device), self.optimizer(device)
         set_training(trunk, self._frozen)
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
@@ -153,6 +154,9 @@ class Strategy(ABC):
             self._bound_gradient(trunk, loss.item())
         optimizer.step()
         return TrunkStep(loss.item(), logits.detach())
+
+    def _before_step(self, device: str, samples: int, step: int) -> None:  # noqa: B027  most need nothing
+        """What a strategy does before step `step` of a round, on a batch of so many samples."""
 
     def _loss_of_exits(
         self, device: str, inner: Sequence[Tensor], labels: Tensor, offsets: Tensor | float
