@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 MAGIC = b"SPLITEE1"
 HEADER = len(MAGIC) + hashlib.sha256().digest_size
 UNFINISHED = ".new"  # what the names of temporary files end with
+CLIENT_ID = ".client-id"
+KEPT = {".lock", CLIENT_ID}  # when all else is forgotten
 KEEP = 2  # committed rounds: the current and the one before
 
 
@@ -120,10 +122,24 @@ class StateDirectory:
         os.close(self._lock)
 
     def clear(self) -> None:
-        """Forget everything but the lock."""
+        """Forget everything but the lock and the token."""
         for file in self.path.iterdir():
-            if file.is_file() and file.name != ".lock":
+            if file.is_file() and file.name not in KEPT:
                 file.unlink()
+
+    def client_token(self) -> str:
+        """What tells this directory's process from all others in a client id at the broker, hexadecimal.
+
+        It is the same for each process that works on this directory, one after the other, so that the broker
+        keeps no session of one that was killed; and as nobody else can guess it, nobody can take the session.
+        """
+        path = self.path / CLIENT_ID
+        with suppress(OSError, UnicodeDecodeError):
+            if re.fullmatch("[0-9a-f]{32}", token := path.read_text()):
+                return token
+        token = secrets.token_hex(16)
+        write_atomically(path, token.encode(), mode=0o600)
+        return token
 
     def save_facts(self, facts: dict[str, Any]) -> None:
         """`run.json`: what the state belongs to."""

@@ -7,29 +7,35 @@ from typing import Literal
 
 
 class ExitCode(IntEnum):
-    """The exit status of every `splitee` command; the README's table is made from these."""
+    """The exit status of every `splitee` command; the README's table is made from these.
+
+    Attributes:
+        is_final: no second try of the same process heals it, so a service is not started again.
+    """
 
     help: str
+    is_final: bool
 
-    def __new__(cls, value: int, help: str) -> ExitCode:
+    def __new__(cls, value: int, help: str, is_final: bool = False) -> ExitCode:
         member = int.__new__(cls, value)
         member._value_ = value
         member.help = help
+        member.is_final = is_final
         return member
 
     OK = 0, "it did what was asked"
     INTERNAL = 1, "a defect in splitee: please report it with the log"
-    CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong"
+    CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong", True
     UNREACHABLE = 3, "no broker answered within --connect-timeout"
     REFUSED = 4, "the broker refused: not authorized, or it does not speak MQTT v5"
     DATA = 5, "the images: missing, empty, unreadable, one class only"
     NETWORK = 6, "the network or the cut: unknown name, cut out of range"
     VERSION = 7, "device and server speak different protocol versions"
-    ID_IN_USE = 8, "another device started with this id, or another server serves this fleet"
+    ID_IN_USE = 8, "another device started with this id, or another server serves this fleet", True
     REJECTED = 9, "the server refused this device: its class names or shapes differ from the fleet's"
     STATE = 10, "the state directory: not writable, full, or of another run"
     STALLED = 11, "nothing came for as long as --patience allows"
-    EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]"
+    EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]", True
     CHILD = 13, "a process that this command started has failed"
     MODEL = 14, "an exported model: missing, damaged, or its graph is not what its manifest says"
     UNTRUSTED = 15, "TLS: this machine does not trust the broker's certificate: authority, name or clock"

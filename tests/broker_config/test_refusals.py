@@ -59,7 +59,7 @@ def test_a_certificate_of_another_fleet(fleet: Fleet, tmp_path: Path) -> None:
 def test_an_expired_certificate(fleet: Fleet, tmp_path: Path) -> None:
     folder = fleet.issue("old", days=0)
     line = last_line(splitee_device("old", *flags_of(folder), state=tmp_path), ExitCode.CERT_EXPIRED)
-    assert "this client needs a new one (splitee broker add-device)" in line
+    assert "renew it (splitee broker renew old)" in line
 
 
 def test_a_plain_connection_to_the_tls_port(fleet: Fleet, tmp_path: Path) -> None:

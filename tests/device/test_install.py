@@ -267,3 +267,14 @@ def test_the_table_of_exit_codes_is_the_programs() -> None:
     rows = [f"| {code.value} | {code.name} | {code.help} |" for code in ExitCode]
     operations = (ROOT / "docs" / "operations.md").read_text().splitlines()
     assert [line for line in operations if re.match(r"\| \d+ \|", line)] == rows
+
+
+def test_a_service_is_not_started_again_after_what_no_second_try_heals() -> None:
+    [codes] = re.findall("^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert [int(code) for code in codes.split()] == [code for code in ExitCode if code.is_final]
+
+
+def test_neither_broker_nor_device_starts_before_the_clock_is_set() -> None:
+    for unit in (UNIT, BROKER_UNIT):
+        [order] = re.findall("^After=(.*)$", unit.read_text(), re.MULTILINE)
+        assert "time-sync.target" in order.split()

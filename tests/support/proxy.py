@@ -10,7 +10,7 @@ from splitee.mqtt.address import BrokerAddress
 
 
 class Proxy:
-    """A TCP relay that can cut its connections: the network between a link and a broker that lives on."""
+    """A TCP relay that can cut its connections, or become a black hole, before a broker that lives on."""
 
     def __init__(self, target: BrokerAddress) -> None:
         self._target = (target.host, target.port)
@@ -18,6 +18,7 @@ class Proxy:
         self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self.blocked = threading.Event()
+        self.swallows = threading.Event()  # what is sent vanishes, and nobody hangs up
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -37,7 +38,8 @@ class Proxy:
     def _relay(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(65536):
-                sink.sendall(data)
+                if not self.swallows.is_set():
+                    sink.sendall(data)
         except OSError:
             pass
 

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a process to stop; it does so between two batches."""
+"""SIGTERM, SIGINT and SIGHUP ask a process to stop; it does so between two batches."""
 
 from __future__ import annotations
 
@@ -23,4 +23,6 @@ def stop_on_signals() -> threading.Event:
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has asked for
+        signal.signal(signal.SIGHUP, ask)
     return stop

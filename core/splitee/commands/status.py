@@ -62,7 +62,7 @@ def gather(connection: Link, view: FleetView) -> None:
         if event is None:
             return
         if isinstance(event, Message):
-            view.take(event.topic, event.payload, event.retained, time.time())
+            view.take(event, time.time())
             patience = QUIET
 
 
@@ -85,7 +85,7 @@ def _follow(console: Console, connection: Link, view: FleetView) -> None:
             while (left := drawn + REFRESH - time.monotonic()) > 0:
                 event = connection.receive(left)
                 if isinstance(event, Message):
-                    view.take(event.topic, event.payload, event.retained, time.time())
+                    view.take(event, time.time())
 
 
 def render(snapshot: FleetSnapshot, now: float) -> RenderableType:

@@ -21,11 +21,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OwnCertificate:
-    """What is to be known of a client's certificate: whose it is, and until when it is valid."""
+    """What is to be known of a client's certificate: whose it is, and when it is valid."""
 
     path: Path
     name: str
+    start: datetime
     end: datetime
+
+    def why_refused(self, now: datetime) -> str:
+        """What to do where a broker says that it is not valid now: clock or certificate, whichever it is."""
+        clock = f"this machine's clock says {now:%Y-%m-%d %H:%M}"
+        if now > self.end:
+            return (
+                f"it ended on {self.end:%Y-%m-%d}, and {clock}: renew it (splitee broker renew {self.name}), "
+                "or set the clock if that is wrong (timedatectl)"
+            )
+        if now < self.start:
+            return f"it is valid from {self.start:%Y-%m-%d %H:%M} on, and {clock}: set it (timedatectl)"
+        return (
+            f"it is valid until {self.end:%Y-%m-%d}, and {clock}: if that is right, set the clock of the "
+            "broker's machine (timedatectl)"
+        )
 
     def warning(self, now: datetime) -> str | None:
         """What to say of it now; None as long as it is valid for more than 30 days."""
@@ -58,7 +74,9 @@ def own_certificate(tls: TlsFiles | None) -> OwnCertificate | None:
         raise ConfigError(f"TLS certificate {tls.certificate}: {reason}") from None
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     name = str(names[0].value) if names else tls.certificate.stem
-    return OwnCertificate(tls.certificate, name, certificate.not_valid_after_utc)
+    return OwnCertificate(
+        tls.certificate, name, certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    )
 
 
 def warnings(

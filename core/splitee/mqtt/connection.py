@@ -17,19 +17,13 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from splitee.errors import (
-    BrokerRefused,
-    BrokerUntrusted,
-    CertificateExpired,
-    CertificateForeign,
-    CertificateMissing,
-    CertificateRevoked,
-)
-from splitee.mqtt.address import BrokerAddress
+from splitee.errors import BrokerRefused
+from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.in_flight import IN_FLIGHT
+from splitee.mqtt.tls_failures import tls_failure
 
 CONNECT_LIMIT = 5.0  # seconds for one try
-SESSION_EXPIRY = 3600  # seconds that the broker keeps our subscriptions and their queue while we are away
+LONGEST_KEEP_ALIVE = 60  # seconds
 LARGEST_INCOMING = 16 << 20  # bytes of a packet
 LINGER = 2.0  # seconds that the broker has to read the last word
 LOOP = 1.0  # seconds; paho wakes up earlier when there is something to do
@@ -48,22 +42,27 @@ class Connection:
     def __init__(
         self,
         address: BrokerAddress,
+        tls: TlsFiles | None,
         client_id: str,
         keepalive: int,
+        session_expiry: int,
         closing: threading.Event,
         on_accepted: Callable[[bool, Properties], None],
         on_lost: Callable[[], None],
     ) -> None:
         """`on_accepted` gets "the broker kept our session" and CONNACK's properties, before any message."""
         self._address = address
+        self._tls = tls
         self._client_id = client_id
         self._keepalive = keepalive
+        self._session_expiry = session_expiry
         self._closing = closing
         self._on_accepted = on_accepted
         self._on_lost = on_lost
         self._trouble = _Trouble()
         self._answer: ReasonCode | None = None
         self._farewell: str | None = None  # why the broker, or the keep-alive, ended the connection
+        self._up_since = 0.0
         self._opened = False
         self.client = self._make_client()
 
@@ -92,9 +91,12 @@ class Connection:
         try:
             self._dial()
             answer = self._wait_for_answer(time.monotonic() + limit)
+        except ssl.SSLEOFError:
+            self._hang_up()
+            raise TryFailed("it broke off the TLS handshake; is this its TLS port?") from None
         except ssl.SSLError as error:
             self._hang_up()
-            raise _tls_failure(self._address, error) from None
+            raise tls_failure(self._address, error, self._tls) from None
         except OSError as error:
             self._hang_up()
             hint = ""
@@ -112,7 +114,9 @@ class Connection:
         # connect() starts a clean session, reconnect() takes the session up: what an earlier process left
         # unread on the broker belongs to no one.
         properties = packet_properties(
-            PacketTypes.CONNECT, SessionExpiryInterval=SESSION_EXPIRY, MaximumPacketSize=LARGEST_INCOMING
+            PacketTypes.CONNECT,
+            SessionExpiryInterval=self._session_expiry or None,
+            MaximumPacketSize=LARGEST_INCOMING,
         )
         self.client.connect(self._address.host, self._address.port, self._keepalive, properties=properties)
 
@@ -180,15 +184,26 @@ class Connection:
     ) -> None:
         self._answer = reason
         self._farewell = None
+        self._up_since = time.monotonic()
         if not reason.is_failure:
             self._on_accepted(flags.session_present, properties)
 
     def _note_end(
         self, _client: Client, _data: Any, flags: DisconnectFlags, reason: ReasonCode, _properties: Properties
     ) -> None:
-        if flags.is_disconnect_packet_from_server or reason.getName() == "Keep alive timeout":
-            self._farewell = reason.getName()
+        is_silent = reason.getName() == "Keep alive timeout"
+        if flags.is_disconnect_packet_from_server or is_silent:
+            self._farewell = "nothing came for too long" if is_silent else reason.getName()
+        if is_silent:
+            self._bear_silence(time.monotonic() - self._up_since)
         self._on_lost()
+
+    def _bear_silence(self, lasted: float) -> None:
+        """A path that falls silent soon, and again, may be slow, not dead: one message can take as long."""
+        keepalive = self.client.keepalive
+        soon = lasted < 10 * keepalive
+        longer = min(2 * keepalive, max(LONGEST_KEEP_ALIVE, self._keepalive))
+        self.client.keepalive = longer if soon and keepalive else self._keepalive
 
 
 class _Trouble(logging.Handler):
@@ -238,41 +253,3 @@ def _refusal(address: BrokerAddress, client_id: str, answer: ReasonCode) -> Exce
     return BrokerRefused(
         f"broker {address} refused {client_id!r}: {reason.lower()}; check user, password, certificate and id"
     )
-
-
-# What a broker's TLS alert means for the one whose certificate it is about.
-_ALERTS: dict[str, tuple[type[BrokerRefused], str]] = {
-    "certificate required": (CertificateMissing, "it wants to know who this is; give --cert and --key"),
-    "handshake failure": (CertificateMissing, "it may want to know who this is; give --cert and --key"),
-    "unknown ca": (CertificateForeign, "is this client's certificate of another fleet?"),
-    "decrypt error": (CertificateForeign, "is this client's certificate of another fleet?"),
-    "certificate expired": (CertificateExpired, "this client needs a new one (splitee broker add-device)"),
-    "bad certificate": (CertificateExpired, "this client's is not valid yet by the broker's clock"),
-    "certificate revoked": (CertificateRevoked, "this client has been shut out of the fleet"),
-}
-
-
-def _tls_failure(address: BrokerAddress, error: ssl.SSLError) -> Exception:
-    if isinstance(error, ssl.SSLEOFError):
-        return TryFailed("it broke off the TLS handshake; is this its TLS port?")
-    if not isinstance(error, ssl.SSLCertVerificationError):
-        reason = (error.reason or str(error)).replace("_", " ").lower()
-        kind, hint = next(
-            (answer for words, answer in _ALERTS.items() if words in reason),
-            (BrokerRefused, "check port and certificates"),
-        )
-        if kind is CertificateExpired:
-            hint += f"; {_clock()}; set the one that is wrong (timedatectl)"
-        return kind(f"broker {address}: TLS failed ({reason}): {hint}")
-    hint = "check the authority's file and the host's name"
-    if "not yet valid" in error.verify_message:
-        hint = f"{_clock()}; set it (timedatectl)"
-    elif "expired" in error.verify_message:
-        hint = f"{_clock()}; set it (timedatectl), or renew the certificate (splitee broker init)"
-    return BrokerUntrusted(
-        f"broker {address}: its certificate is not trusted ({error.verify_message}): {hint}"
-    )
-
-
-def _clock() -> str:
-    return f"this machine's clock says {time.strftime('%Y-%m-%d %H:%M')}"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Message:
-    """One publication that matched a subscription."""
+    """One publication that matched a subscription.
+
+    Attributes:
+        age: of a retained one, seconds since it was published, by the broker's count; None: it does not tell.
+    """
 
     topic: str
     payload: bytes
     retained: bool = False
     response_topic: str | None = None
     correlation: bytes | None = None
+    age: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

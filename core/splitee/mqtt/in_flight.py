@@ -35,6 +35,11 @@ class InFlight:
             self._window = window
             self._changed.notify_all()
 
+    def narrow(self, window: int) -> None:
+        """From now on no more than so many."""
+        with self._changed:
+            self._window = min(self._window, window)
+
     def stop(self) -> None:
         with self._changed:
             self._up = False

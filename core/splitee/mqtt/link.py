@@ -22,6 +22,7 @@ from splitee.mqtt.connection import CONNECT_LIMIT, Connection, TryFailed, packet
 from splitee.mqtt.event_queue import EventQueue
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.in_flight import IN_FLIGHT, InFlight
+from splitee.mqtt.pace import COMPLAINTS, Pace
 from splitee.mqtt.rate_limiter import RateLimiter
 
 __all__ = ["BrokerAddress", "Connected", "Disconnected", "Event", "Link", "Message", "TlsFiles"]
@@ -30,6 +31,10 @@ ENVELOPE = 1024  # bytes of a packet set aside for its header, topics and proper
 INBOX_BYTES = 256 << 20
 STABLE = 30.0  # seconds that a connection lasts before its loss counts as a first one again
 TAKEOVER_PAUSE = 5.0  # seconds, at least, before we take an id back from who took it
+KEEP_ALIVE = 15  # seconds: a connection that is dead, and does not show it, is noticed within twice as many
+SESSION_EXPIRY = 60  # seconds, for who goes on after a broken connection with what was under way
+RETAINED_FOR = 60 * 365 * 86400  # seconds; a broker that counts them down tells how old a retained message is
+PACED_WINDOW = 2  # publications in flight at a broker that limits them: a reconnect sends them all at once
 FRUITLESS = 3  # connections in a row without one acknowledgement before what is in flight counts as poison
 
 log = logging.getLogger(__name__)
@@ -50,13 +55,17 @@ class Link:
         *,
         will: tuple[str, bytes] | None = None,
         tls: TlsFiles | None = None,
-        keepalive: int = 60,
+        keepalive: int = KEEP_ALIVE,
+        session_expiry: int = 0,
         max_packet: int = 1 << 20,
         capacity: int = 4096,
         admits: Callable[[str], bool] = lambda _topic: True,
     ) -> None:
         """`will`: topic and payload that the broker retains when this side vanishes. `keepalive`: seconds.
 
+        `session_expiry`: seconds that the broker keeps subscriptions and their queue for while the connection
+        is broken; 0: not at all. What a process leaves behind that was killed takes the broker's memory for
+        so long, unless the next one has the same id.
         `max_packet`: bytes of the largest packet to send. `capacity`: events to hold for `receive`. `admits`:
         whether a message on a topic is taken; asked on the network thread.
         """
@@ -77,19 +86,28 @@ class Link:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._pauses = delays()
+        self._pace = Pace(self._closing)
         self._log_refused = RateLimiter()
         self._refused_topic = ""
         self.refused = 0
         self.bytes_published = 0
         self._connection = Connection(
-            address, client_id, keepalive, self._closing, self._accepted, self._in_flight.stop
+            address,
+            tls,
+            client_id,
+            keepalive,
+            session_expiry,
+            self._closing,
+            self._accepted,
+            self._in_flight.stop,
         )
         self._client = self._connection.client
         self._client.on_message = quietly(self._on_message)
         self._client.on_publish = quietly(self._on_publish)
         self._client.on_subscribe = quietly(self._on_subscribe)
         if will is not None:
-            self._client.will_set(will[0], will[1], qos=1, retain=True)
+            kept = packet_properties(PacketTypes.WILLMESSAGE, MessageExpiryInterval=RETAINED_FOR)
+            self._client.will_set(will[0], will[1], qos=1, retain=True, properties=kept)
         if address.tls:
             self._client.tls_set_context((tls or TlsFiles()).context())
         elif tls is not None and tls != TlsFiles():
@@ -212,11 +230,12 @@ class Link:
             )
         properties = packet_properties(
             PacketTypes.PUBLISH,
-            MessageExpiryInterval=expiry,
+            MessageExpiryInterval=RETAINED_FOR if retain and expiry is None else expiry,
             ResponseTopic=response_topic,
             CorrelationData=correlation,
         )
         with self._sending:
+            self._pace.wait()
             if not self._in_flight.wait_for_room(topic):
                 return False
             sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
@@ -245,6 +264,9 @@ class Link:
                 self._pauses = delays()
             if not self._inbox.release():
                 self._inbox.put(Disconnected(reason))
+            if reason in COMPLAINTS:
+                self._slow_down(reason)
+                self._forget("they would be sent again at once, faster than it takes them")
             stuck = len(self._in_flight) > 0 and before == self._in_flight.acknowledged
             fruitless = fruitless + 1 if stuck else 0
             if reason == "packet too large" or fruitless >= FRUITLESS:
@@ -273,6 +295,19 @@ class Link:
             return True
         return False
 
+    def _slow_down(self, complaint: str) -> bool:
+        """Publish less often from now on. False: that has been settled already."""
+        if not self._pace.slow_down():
+            return False
+        self._in_flight.narrow(PACED_WINDOW)
+        log.warning(
+            "broker %s: %s; from now on %.1f s between two messages",
+            self.address,
+            complaint,
+            self._pace.pause,
+        )
+        return True
+
     def _forget(self, why: str) -> None:
         """Drops what is in flight; the layer above sends again what its peer has not confirmed."""
         with self._sending:
@@ -284,7 +319,8 @@ class Link:
 
     def _accepted(self, session_present: bool, properties: Properties) -> None:
         packet = min(self._limit, getattr(properties, "MaximumPacketSize", self._limit))
-        window = min(IN_FLIGHT, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
+        most = PACED_WINDOW if self._pace.pause else IN_FLIGHT
+        window = min(most, getattr(properties, "ReceiveMaximum", IN_FLIGHT))
         if packet < self._max_packet or window < len(self._in_flight):
             self._forget("the broker's limits are lower than before")
         self._max_packet = packet
@@ -328,6 +364,7 @@ class Link:
                 retained=message.retain,
                 response_topic=getattr(properties, "ResponseTopic", None),
                 correlation=getattr(properties, "CorrelationData", None),
+                age=_age(message),
             )
         )
 
@@ -337,7 +374,17 @@ class Link:
         topic = self._in_flight.acknowledge(number)
         if not reason.is_failure:
             return
+        if reason.getName().lower() in COMPLAINTS:
+            if self._slow_down(reason.getName().lower()):
+                self._inbox.put(Connected(fresh=True))  # so that its reader sends again what is not confirmed
+            return
         self.refused += 1
         if self._log_refused.due() or topic != self._refused_topic:
             self._refused_topic = topic
             log.warning("broker refuses what is published on %s: %s", topic, reason.getName().lower())
+
+
+def _age(message: MQTTMessage) -> int | None:
+    """Seconds since a retained message was published; None: the broker does not count, or none has passed."""
+    left = getattr(message.properties, "MessageExpiryInterval", RETAINED_FOR)
+    return RETAINED_FOR - left if message.retain and left < RETAINED_FOR else None

@@ -92,10 +92,12 @@ class _Heard:
     profile: Profile | None = None
     seen: float = 0.0
 
-    def with_status(self, status: DeviceStatus | None, retained: bool, now: float) -> _Heard:
+    def with_status(self, status: DeviceStatus | None, envelope: Message, now: float) -> _Heard:
         if status is None:
             return _Heard(profile=self.profile)
-        seen = status.time if retained else now
+        seen = now
+        if envelope.retained:  # the device's own clock is asked last: it may be wrong by years
+            seen = min(status.time, now) if envelope.age is None else now - envelope.age
         if status.state == "offline" and self.status is not None:
             # A last will knows nothing but that; what the device said before still holds.
             status = msgspec.structs.replace(self.status, state="offline")
@@ -120,14 +122,13 @@ class FleetView:
         """What to subscribe to."""
         return self._gate.filters
 
-    def take(self, topic: str, payload: bytes, retained: bool, now: float) -> None:
+    def take(self, message: Message, now: float) -> None:
         """Folds one message in; one that is malformed is counted and changes nothing.
 
         Args:
-            retained: it was stored at the broker, so its arrival says nothing about when it was sent.
             now: seconds since the epoch, by this machine's clock.
         """
-        received = self._gate.read(Message(topic, payload, retained))
+        received = self._gate.read(message)
         if received is not None:
             self._gate.apply(received, lambda received: self._take(received, now))
 
@@ -163,7 +164,7 @@ class FleetView:
         device, message = received.device, received.message
         heard = self._devices.get(device, _Heard())
         if received.route is routes.STATUS:
-            heard = heard.with_status(message, received.envelope.retained, now)
+            heard = heard.with_status(message, received.envelope, now)
         else:
             heard = replace(heard, profile=message)
         if heard == _Heard():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from splitee.protocol.topics import Topics
 from splitee_device.machine.hardware import Fact, temperature
 
 STATUS_EVERY = 1.0  # seconds
+
+log = logging.getLogger(__name__)
 
 
 class DevicePort(Port, Protocol):
@@ -67,6 +70,7 @@ class Presence:
         self._profile_topic = routes.PROFILE.topic(topics, device)
         self._status = DeviceStatus(state="online", instance=instance)
         self._status_due = 0.0
+        self._has_met_twin = False
         self._is_seen = False  # the broker has handed out this process's own status
         self.profile: Profile | None = None
 
@@ -125,7 +129,12 @@ class Presence:
         status = replace(self._status, temperature=degrees if isinstance(degrees, float) else None)
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + STATUS_EVERY
-        notify(f"STATUS={_in_words(self._status)}")
+        self.tell_systemd()
+
+    def tell_systemd(self) -> None:
+        """What `systemctl status` shows."""
+        lost = "" if self._port.connected else f"; no connection to the broker {self._port.address}"
+        notify(f"STATUS={_in_words(self._status)}{lost}")
 
     def publish_profile(self) -> None:
         """Publish the profile as it is; nothing before there is one."""
@@ -140,12 +149,29 @@ class Presence:
         """
         if status.instance == self._instance:
             self._is_seen = True
-            if status.state == "offline":  # our own will, of a connection that the broker thought dead
+        if status.state == "offline":
+            # The will of a connection that the broker thought dead, or of a process before this one.
+            if self._is_seen:
                 self.publish_status()
-        elif self._is_seen and status.state == "online" and status.instance > self._instance:
+        elif self._is_seen and status.instance != self._instance:
+            self._meet_twin(later=status.instance > self._instance)
+
+    def _meet_twin(self, *, later: bool) -> None:
+        """Another process speaks as this device: the one that started earlier ends."""
+        advice = "give each machine an id, and where there are certificates one, of its own"
+        if later:
             raise IdInUse(
-                f"another process has started with the id {self._device!r}: each device needs its own"
+                f"another process has started with the id {self._device!r}, and this one ends: if the other "
+                f"is a copy of this machine's card, {advice}"
             )
+        if not self._has_met_twin:
+            log.warning(
+                "another process that started earlier has the id %r: it ends now; if it is on a copy of this "
+                "machine's card, %s",
+                self._device,
+                advice,
+            )
+        self._has_met_twin = True
 
     def check_identity(self) -> None:
         """Raises BrokerRefused: the broker takes nothing from this client as this device."""
@@ -157,7 +183,6 @@ class Presence:
 
 
 def _in_words(status: DeviceStatus) -> str:
-    """What `systemctl status` shows."""
     words = f"round {status.round}: {status.doing}"
     if status.steps:
         words += f", step {status.step} of {status.steps}"

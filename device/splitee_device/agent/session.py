@@ -158,7 +158,7 @@ class Session:
             self.pump(0.5)
             now, last_word = self._clock(), self.heard.last_word
             if now - reminded >= REMIND_EVERY:
-                hint = self.heard.whom_it_waits_for()
+                hint = self._why_nothing_comes()
                 log.info("waiting for %s (%.0f s)%s", what, now - started, hint and f"; {hint}")
                 reminded = now
             if now - max(last_word, asked) >= SYNC_AFTER:
@@ -201,6 +201,7 @@ class Session:
             self._on_reconnected()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
+            self.presence.tell_systemd()
         elif isinstance(event, Message):
             received = self._gate.read(event)
             if received is not None:
@@ -209,6 +210,12 @@ class Session:
         if self._phase is not None and self._phase.is_superseded(self.heard):
             raise Superseded
         return event is not None
+
+    def _why_nothing_comes(self) -> str:
+        """For people; what the server has said last is of no interest where nothing can come from it."""
+        if not self._port.connected:
+            return f"there is no connection to the broker {self._port.address}"
+        return self.heard.whom_it_waits_for()
 
     def _hand_on(self, received: Received) -> None:
         self._owners[received.route](received.message)

@@ -17,7 +17,7 @@ from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
 from splitee.durable import StateDirectory
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.link import Link
+from splitee.mqtt.link import SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
 from splitee_device.agent.presence import offline
@@ -157,7 +157,11 @@ def device(
     directory = StateDirectory(state)
     topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
-        link.address, f"splitee-{link.fleet}-{device}", will=offline(topics, device, instance), tls=link.tls
+        link.address,
+        f"splitee-{link.fleet}-{device}",
+        session_expiry=SESSION_EXPIRY,
+        will=offline(topics, device, instance),
+        tls=link.tls,
     )
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()

@@ -265,7 +265,7 @@ def _follow(
         event = link.receive(TICK)
         is_due = time.monotonic() > shown + TICK
         if isinstance(event, Message):
-            view.take(event.topic, event.payload, event.retained, time.time())
+            view.take(event, time.time())
             is_due |= event.topic == metrics
         if is_due:
             display.fleet(view.snapshot())
@@ -281,7 +281,7 @@ def _await_serving(link: Link, view: FleetView, broker: RunningBroker, children:
         children.check()
         event = link.receive(TICK)
         if isinstance(event, Message):
-            view.take(event.topic, event.payload, event.retained, time.time())
+            view.take(event, time.time())
 
 
 def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:

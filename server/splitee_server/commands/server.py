@@ -19,7 +19,7 @@ from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.durable import StateDirectory
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.link import Link
+from splitee.mqtt.link import SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
@@ -137,7 +137,8 @@ def server(
         limits = SenderLimits(topics)
         connection = Link(
             link.address,
-            f"splitee-{link.fleet}-server-{instance}",
+            f"splitee-{link.fleet}-server-{directory.client_token()}",
+            session_expiry=SESSION_EXPIRY,
             will=offline(topics, instance),
             tls=link.tls,
             admits=limits.admits,

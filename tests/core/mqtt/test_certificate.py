@@ -15,16 +15,34 @@ from splitee.mqtt.certificate import DAY, OwnCertificate, own_certificate, warni
 from splitee_broker.authority import Authority, Role
 
 END = datetime(2031, 11, 27, 12, tzinfo=UTC)
-CERTIFICATE = OwnCertificate(Path("client.crt"), "pi-1", END)
+START = END - timedelta(days=1825)
+CERTIFICATE = OwnCertificate(Path("client.crt"), "pi-1", START, END)
 
 
 def test_it_is_read_from_its_file(tmp_path: Path) -> None:
     with closing(Authority(tmp_path / "authority", "barn")) as authority:
         path = tmp_path / "client.crt"
         path.write_bytes(authority.issue("pi-1", Role.DEVICE, 10).certificate)
-        assert own_certificate(TlsFiles(certificate=path)) == OwnCertificate(
-            path, "pi-1", authority.issued[-1].until.replace(microsecond=0)
-        )
+        found = own_certificate(TlsFiles(certificate=path))
+        assert found is not None
+        end = authority.issued[-1].until.replace(microsecond=0)
+        assert found == OwnCertificate(path, "pi-1", found.start, end)
+        assert found.start < datetime.now(UTC)
+
+
+@pytest.mark.parametrize(
+    ("now", "words"),
+    [
+        (START - timedelta(days=3000), "set it (timedatectl)"),
+        (START + timedelta(days=3), "if that is right, set the clock of the broker's machine (timedatectl)"),
+        (END + timedelta(days=3), "renew it (splitee broker renew pi-1), or set the clock if that is wrong"),
+    ],
+    ids=["this clock is behind", "the broker's clock is wrong", "it has ended"],
+)
+def test_a_refusal_names_clock_or_certificate_whichever_it_is(now: datetime, words: str) -> None:
+    said = CERTIFICATE.why_refused(now)
+    assert words in said
+    assert f"this machine's clock says {now:%Y-%m-%d}" in said
 
 
 @pytest.mark.parametrize("tls", [None, TlsFiles(), TlsFiles(ca=Path("ca.crt"))])

@@ -234,3 +234,21 @@ def session_of(address: BrokerAddress, name: str) -> bool:
     client.disconnect()
     client.loop(0.1)
     return present[0]
+
+
+@pytest.mark.mosquitto
+def test_what_is_retained_says_how_old_it_is(
+    mosquitto_broker: RunningBroker, make_link: Callable[..., Link], base: str
+) -> None:
+    writer = make_link(mosquitto_broker.address, "writer")
+    assert writer.publish(base, b"kept", retain=True) and writer.flush(DEADLINE)
+    started = time.monotonic()
+    reader = make_link(mosquitto_broker.address, "reader")
+    ages = []
+    while not ages or ages[-1] is None:
+        reader.subscribe(base)
+        message = reader.receive(DEADLINE)
+        assert isinstance(message, Message) and message.retained
+        ages.append(message.age)
+        reader.unsubscribe(base)
+    assert 1 <= ages[-1] <= time.monotonic() - started + 1

@@ -67,11 +67,25 @@ def test_a_broker_that_was_killed_is_found_again(
     assert "next try in" in caplog.text
 
 
+def test_a_path_that_swallows_everything_is_noticed(
+    mosquitto_broker: RunningBroker, make_link: MakeLink
+) -> None:
+    proxy = Proxy(mosquitto_broker.address)
+    link = make_link(proxy.address, "in a black hole", keepalive=1)
+    proxy.swallows.set()
+    started = time.monotonic()
+    assert wait_for(link, Disconnected) == Disconnected("nothing came for too long")
+    assert time.monotonic() - started < 2 * 1 + 2
+    proxy.swallows.clear()
+    assert wait_for(link, Connected) == Connected(fresh=True)
+    proxy.close()
+
+
 def test_a_kept_session_delivers_what_came_while_the_network_was_cut(
     messages: Messages, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
-    reader = make_link(proxy.address, "reader behind a proxy", base)
+    reader = make_link(proxy.address, "reader behind a proxy", base, session_expiry=60)
     writer = make_link(mosquitto_broker.address, "writer")
     proxy.blocked.set()
     proxy.cut()
@@ -111,7 +125,7 @@ def test_a_new_process_finds_nothing_left_of_the_one_before(
     messages: Messages, quick: None, mosquitto_broker: RunningBroker, make_link: MakeLink, base: str
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
-    make_link(proxy.address, "same id", base)
+    make_link(proxy.address, "same id", base, session_expiry=60)
     proxy.blocked.set()
     proxy.cut()
     writer = make_link(mosquitto_broker.address, "writer")

@@ -146,19 +146,22 @@ def test_a_brokers_certificate_that_this_clock_does_not_allow(
 
 @pytest.mark.mosquitto
 @pytest.mark.parametrize(
-    ("days", "words"),
+    ("days", "words", "remedy"),
     [
-        ((1, 2), "this client's is not valid yet by the broker's clock"),
-        ((-2, -1), "this client needs a new one (splitee broker add-device)"),
+        ((1, 2), "is not valid yet by the broker's clock: it is valid from ", "set it (timedatectl)"),
+        ((-2, -1), "is over by the broker's clock: it ended on ", "renew it (splitee broker renew device)"),
     ],
     ids=["not yet", "no longer"],
 )
 def test_a_clients_certificate_that_the_brokers_clock_does_not_allow(
-    tls_broker: BrokerAddress, authority: Authority, days: tuple[int, int], words: str
+    tls_broker: BrokerAddress, authority: Authority, days: tuple[int, int], words: str, remedy: str
 ) -> None:
     with pytest.raises(CertificateExpired) as error:
         Link(tls_broker, "link", tls=authority.issue("device", *days)).open(DEADLINE)
-    assert f"{words}; this machine's clock says {datetime.date.today():%Y-%m-%d}" in str(error.value)
+    line = str(error.value)
+    assert words in line
+    assert remedy in line
+    assert f"this machine's clock says {datetime.date.today():%Y-%m-%d}" in line
 
 
 @pytest.mark.mosquitto

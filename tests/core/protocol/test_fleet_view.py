@@ -14,6 +14,7 @@ from rich.console import Console
 from splitee.cli.main import main
 from splitee.commands.status import render
 from splitee.errors import ExitCode
+from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.accuracies import ClassRecall, ReleasedThreshold
 from splitee.protocol.encoding import JsonMessage
@@ -89,7 +90,7 @@ RETAINED: dict[str, JsonMessage] = {
 def view_of(messages: dict[str, JsonMessage]) -> FleetView:
     view = FleetView("lab")
     for topic, message in messages.items():
-        view.take(topic, message.encode(), True, NOW)
+        view.take(Message(topic, message.encode(), retained=True), NOW)
     return view
 
 
@@ -142,7 +143,7 @@ def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
     fleet = FleetMetrics(images=400, adaptive_accuracy=0.83, weakest_class=weakest)
     view = view_of(RETAINED)
     metrics = replace(METRICS, devices={"pi-1": figures}, fleet=fleet)
-    view.take(TOPICS.metrics, metrics.encode(), False, NOW)
+    view.take(Message(TOPICS.metrics, metrics.encode()), NOW)
     shown = printed(view)
     assert "fleet  adaptive 83.0 % (79.0 to 86.4, 400 images)" in shown
     assert "weakest class glass 40.0 % (21.9 to 61.3, 20 images)" in shown
@@ -162,7 +163,7 @@ def test_an_unknown_fleet_is_empty() -> None:
 def test_what_an_earlier_run_left_does_not_count(topic: str) -> None:
     view = view_of(RETAINED)
     later = RunSpec(protocol=1, run="r2", network="resnet18", num_classes=10, rounds=5)
-    view.take(TOPICS.run, later.encode(), False, NOW)
+    view.take(Message(TOPICS.run, later.encode()), NOW)
     snapshot = view.snapshot()
     assert (snapshot.phase, snapshot.metrics, snapshot.committed) == (None, None, 0)
     assert device_of(view).trunk_accuracy is None
@@ -173,7 +174,7 @@ def test_what_an_earlier_run_left_does_not_count(topic: str) -> None:
 def test_a_malformed_message_is_counted_and_changes_nothing(topic: str, payload: bytes) -> None:
     view = view_of(RETAINED)
     before = view.snapshot()
-    view.take(topic, payload, False, NOW)
+    view.take(Message(topic, payload), NOW)
     after = view.snapshot()
     assert after.malformed == 1
     assert (after.devices, after.run, after.phase, after.server) == (
@@ -187,11 +188,13 @@ def test_a_malformed_message_is_counted_and_changes_nothing(topic: str, payload:
 def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
     view = view_of(RETAINED)
     assert device_of(view).next_cut is None
-    view.take(TOPICS.device("pi-1", "profile"), replace(PROFILE, next_cut=1).encode(), True, NOW)
+    view.take(
+        Message(TOPICS.device("pi-1", "profile"), replace(PROFILE, next_cut=1).encode(), retained=True), NOW
+    )
     assert (device_of(view).cut, device_of(view).next_cut) == (3, 1)
     assert "3 layer1.1, next 1" in printed(view)
     moved = replace(ROUND, participants={"pi-1": Participant(cut=1, steps=62, base=2)})
-    view.take(TOPICS.round, moved.encode(), True, NOW)
+    view.take(Message(TOPICS.round, moved.encode(), retained=True), NOW)
     assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
 
 
@@ -230,29 +233,38 @@ def printed(view: FleetView) -> str:
 
 def test_topics_of_other_fleets_are_ignored() -> None:
     view = FleetView("lab")
-    view.take(Topics("other").device("pi-1", "status"), STATUS.encode(), True, NOW)
-    view.take(Topics("other").run, RUN.encode(), True, NOW)
+    view.take(Message(Topics("other").device("pi-1", "status"), STATUS.encode(), retained=True), NOW)
+    view.take(Message(Topics("other").run, RUN.encode(), retained=True), NOW)
     assert view.snapshot().empty
 
 
 def test_a_cleared_topic_is_forgotten() -> None:
     view = view_of(RETAINED)
     for topic in RETAINED:
-        view.take(topic, b"", False, NOW)
+        view.take(Message(topic, b""), NOW)
     assert view.snapshot().empty
 
 
 def test_seen_is_the_arrival_of_a_live_status_and_the_devices_own_time_of_a_retained_one() -> None:
     view = view_of(RETAINED)
     assert device_of(view).seen == NOW - 60
-    view.take(TOPICS.device("pi-1", "status"), STATUS.encode(), False, NOW)
+    view.take(Message(TOPICS.device("pi-1", "status"), STATUS.encode()), NOW)
+    assert device_of(view).seen == NOW
+
+
+def test_seen_is_by_the_brokers_count_where_the_devices_clock_is_wrong() -> None:
+    view, topic = view_of(RETAINED), TOPICS.device("pi-1", "status")
+    of_another_year = replace(STATUS, time=NOW + 365 * 86400).encode()
+    view.take(Message(topic, of_another_year, retained=True, age=7), NOW)
+    assert device_of(view).seen == NOW - 7
+    view.take(Message(topic, of_another_year, retained=True), NOW)  # of a broker that does not count
     assert device_of(view).seen == NOW
 
 
 def test_a_last_will_leaves_what_the_device_said_before() -> None:
     view = view_of(RETAINED)
     will = DeviceStatus(state="offline", instance=1)
-    view.take(TOPICS.device("pi-1", "status"), will.encode(), False, NOW)
+    view.take(Message(TOPICS.device("pi-1", "status"), will.encode()), NOW)
     device = device_of(view)
     assert not device.online
     assert (device.round, device.loss, device.bytes) == (2, 0.5, 1000)
@@ -272,7 +284,7 @@ def test_a_last_will_leaves_what_the_device_said_before() -> None:
 def test_rounds_that_are_behind_a_device(doing: str, number: int, step: int, steps: int, done: float) -> None:
     status = {"state": "online", "instance": 1, "doing": doing, "round": number, "step": step, "steps": steps}
     view = FleetView("lab")
-    view.take(TOPICS.device("pi-1", "status"), json.dumps(status).encode(), True, NOW)
+    view.take(Message(TOPICS.device("pi-1", "status"), json.dumps(status).encode(), retained=True), NOW)
     assert device_of(view).done == done
 
 
@@ -280,7 +292,7 @@ def test_the_number_of_devices_is_bounded() -> None:
     view = FleetView("lab")
     payload = STATUS.encode()
     for number in range(MAX_DEVICES + 3):
-        view.take(TOPICS.device(f"pi-{number}", "status"), payload, True, NOW)
+        view.take(Message(TOPICS.device(f"pi-{number}", "status"), payload, retained=True), NOW)
     snapshot = view.snapshot()
     assert (len(snapshot.devices), snapshot.malformed) == (MAX_DEVICES, 3)
 
@@ -314,8 +326,8 @@ def test_texts_from_the_wire_steer_no_terminal_and_forge_no_line() -> None:
     }
     honest, attacked = FleetView("lab"), FleetView("lab")
     for topic, message in messages.items():
-        honest.take(topic, message.encode(), True, NOW)
-        attacked.take(topic, hostile.get(topic, message).encode(), True, NOW)
+        honest.take(Message(topic, message.encode(), retained=True), NOW)
+        attacked.take(Message(topic, hostile.get(topic, message).encode(), retained=True), NOW)
     lines = shown(attacked)
     assert len(lines) == len(shown(honest))
     assert all(line.isprintable() for line in lines)

@@ -122,14 +122,28 @@ def test_a_twin_that_started_later_is_found_once_the_own_status_was_seen(presenc
     later = replace(OWN, instance=INSTANCE + 1)
     presence.on_own_status(later)  # retained from before, by a clock that was set back
     presence.on_own_status(OWN)
-    presence.on_own_status(replace(OWN, instance=INSTANCE - 1))
     presence.on_own_status(replace(later, state="offline"))
     with pytest.raises(IdInUse, match="another process has started with the id 'pi-1'"):
         presence.on_own_status(later)
 
 
-def test_the_own_will_is_contradicted(port: FakePort, presence: Presence) -> None:
-    presence.on_own_status(replace(OWN, state="offline"))
+def test_of_a_twin_that_started_earlier_people_hear_once(
+    port: FakePort, presence: Presence, caplog: pytest.LogCaptureFixture
+) -> None:
+    presence.on_own_status(OWN)
+    for _ in range(3):
+        presence.on_own_status(replace(OWN, instance=INSTANCE - 1))
+    [line] = caplog.messages
+    assert "another process that started earlier has the id 'pi-1': it ends now; if it is on a copy" in line
+    assert port.sent == []
+
+
+@pytest.mark.parametrize("instance", [INSTANCE - 1, INSTANCE, INSTANCE + 1])
+def test_a_will_that_says_this_device_is_gone_is_contradicted(
+    port: FakePort, presence: Presence, instance: int
+) -> None:
+    presence.on_own_status(OWN)
+    presence.on_own_status(replace(OWN, state="offline", instance=instance))
     assert [status.state for status in statuses(port)] == ["online"]
 
 

@@ -1,0 +1,58 @@
+"""How fast a link publishes where its broker has a limit: as fast as it can, until the broker says no."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from splitee.clock import Clock
+
+FIRST = 0.1  # seconds between two publications after a broker's first complaint
+LONGEST = 10.0
+RECOVERY = 300.0  # seconds without a complaint after which it tries to be a fifth faster
+CALM = 1.0  # seconds, at least, for what was under way at a complaint to be complained of too
+
+# What a broker says to a client that publishes too fast, when it hangs up and for a single message.
+COMPLAINTS = {"message rate too high", "quota exceeded"}
+
+
+class Pace:
+    """The pause between publications: none at first, twice as long with each complaint of the broker.
+
+    May be used from several threads.
+    """
+
+    def __init__(self, closing: threading.Event, clock: Clock = time.monotonic) -> None:
+        """`closing`: ends a wait."""
+        self._closing = closing
+        self._clock = clock
+        self._pause = 0.0
+        self._since = 0.0  # when it was last changed
+        self._next = 0.0  # when the next publication may go
+
+    @property
+    def pause(self) -> float:
+        """Seconds between two publications; 0: the broker has not complained."""
+        return self._pause
+
+    def slow_down(self) -> bool:
+        """The broker has complained. False: of what was sent at the pace before."""
+        now = self._clock()
+        if self._pause and now - self._since < max(CALM, 2 * self._pause):
+            return False
+        self._pause = min(LONGEST, max(FIRST, 2 * self._pause))
+        self._since, self._next = now, now + self._pause
+        return True
+
+    def wait(self) -> None:
+        """Wait for the turn of the next publication."""
+        if not self._pause:
+            return
+        now = self._clock()
+        if now - self._since > RECOVERY:
+            self._pause, self._since = 0.8 * self._pause, now
+            if self._pause < FIRST / 10:
+                self._pause = 0.0
+        if now < self._next:
+            self._closing.wait(self._next - now)
+        self._next = max(now, self._next) + self._pause

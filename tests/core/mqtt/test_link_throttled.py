@@ -1,0 +1,86 @@
+"""A broker that limits how fast a client publishes: the link slows down, and nothing is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import repeat
+from typing import get_args
+
+import pytest
+from benchmarks.throttling import ThrottlingProxy, Way
+from fakes import FakeClock
+
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.events import Connected, Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.pace import CALM, FIRST, LONGEST, RECOVERY, Pace
+from splitee_lab.local.brokers import RunningBroker
+
+DEADLINE = 60.0
+RATE = 10  # packets a second
+MESSAGES = 40
+
+
+@pytest.fixture(params=get_args(Way))
+def throttled(request: pytest.FixtureRequest, mosquitto_broker: RunningBroker) -> Iterator[ThrottlingProxy]:
+    address = mosquitto_broker.address
+    proxy = ThrottlingProxy(address.host, address.port, RATE, request.param)
+    yield proxy
+    proxy.close()
+
+
+@pytest.mark.slow(20)
+@pytest.mark.mosquitto
+def test_a_throttled_link_slows_down_by_itself(
+    throttled: ThrottlingProxy,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    base: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.05))
+    reader = make_link(mosquitto_broker.address, "reader", base)
+    writer = make_link(BrokerAddress.parse(throttled.address), "writer")
+    missing = set(range(MESSAGES))
+
+    def send_what_is_missing() -> None:
+        for number in sorted(missing):
+            if not writer.publish(base, number.to_bytes(2, "big") + bytes(1000)):
+                return
+
+    send_what_is_missing()
+    while missing:
+        for link in (reader, writer):
+            while (event := link.receive(0.05)) is not None:
+                if link is reader and isinstance(event, Message):
+                    missing.discard(int.from_bytes(event.payload[:2], "big"))
+                if link is writer and isinstance(event, Connected):
+                    send_what_is_missing()
+    assert throttled.complaints
+    assert "from now on" in caplog.text
+    before = throttled.complaints
+    missing = set(range(MESSAGES))
+    send_what_is_missing()  # at the pace that has been found
+    assert writer.flush(DEADLINE)
+    assert throttled.complaints <= before + 1
+
+
+def test_the_pause_doubles_with_each_complaint_and_shrinks_after_minutes_of_calm() -> None:
+    clock = FakeClock()
+    closed = threading.Event()
+    closed.set()  # so that a wait takes no time
+    pace = Pace(closed, clock)
+    assert pace.pause == 0
+    assert pace.slow_down()
+    assert pace.pause == FIRST
+    assert not pace.slow_down()  # of what was on its way at the same time
+    for _ in range(10):
+        clock.advance(max(CALM, 2 * LONGEST))
+        assert pace.slow_down()
+    assert pace.pause == LONGEST
+    for _ in range(100):
+        clock.advance(RECOVERY + 1)
+        pace.wait()
+    assert pace.pause == 0
