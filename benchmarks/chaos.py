@@ -3,8 +3,9 @@
     python -m benchmarks.chaos [--strategy sequential|averaging|both] [--faults 20] [--seed 1]
 
 A real fleet on a real Mosquitto: at seeded random moments devices, server or broker are killed with SIGKILL
-(also with the newest state file torn, as by a power cut), frozen, or a device's network is cut; all come back
-a little later. Prints one JSON line a strategy, and exits with 1 when a figure is not what it must be.
+(also twice in a row, and with the newest state file torn, as by a power cut) or frozen, clocks jump by a
+year, a device's network is cut or becomes a black hole, or its broker throttles it; all come back later.
+Prints one JSON line a strategy, and exits with 1 when a figure is not what it must be.
 """
 
 from __future__ import annotations
@@ -12,83 +13,34 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import signal
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from benchmarks.fleet import CUTS, TICK, Fleet, Settings, out_option, until, working_directory
+from benchmarks.broker_store import abandoned_sessions
+from benchmarks.faults import Faults
+from benchmarks.fleet import TICK, Fleet, Settings, out_option, until, working_directory
 
-Undo = Callable[[], object]
-
-
-class Faults:
-    """Injects faults, and undoes each some seconds later."""
-
-    def __init__(self, fleet: Fleet, generator: random.Random) -> None:
-        self._fleet = fleet
-        self._random = generator
-        self._pending: list[tuple[float, str, Undo]] = []
-        self._untouchable: set[str] = set()  # what a fault has in its hands
-        self.counts: Counter[str] = Counter()
-
-    def inject(self) -> None:
-        """One fault on something that is not under one already."""
-        free = [name for name in (*CUTS, "server", "broker") if name not in self._untouchable]
-        if not free:
-            return
-        name = self._random.choice(free)
-        kinds = {"broker": ["kill"], "server": ["kill", "power", "freeze"]}
-        kind = self._random.choice(kinds.get(name, ["kill", "power", "freeze", "network"]))
-        undo = self._fault(kind, name)
-        if undo is None:
-            return
-        what = name if name in ("broker", "server") else "device"
-        self.counts[f"{kind} {what}"] += 1
-        self._untouchable.add(name)
-        self._pending.append((time.monotonic() + self._random.uniform(0.2, 4.0), name, undo))
-
-    def undo_due(self) -> None:
-        """Bring back what has been away long enough."""
-        now = time.monotonic()
-        due = [item for item in self._pending if item[0] <= now]
-        self._pending = [item for item in self._pending if item not in due]
-        for _, name, undo in due:
-            undo()
-            self._untouchable.discard(name)
-
-    def _fault(self, kind: str, name: str) -> Undo | None:
-        fleet = self._fleet
-        if name == "broker":
-            fleet.broker.kill()
-            return fleet.broker.start
-        if kind == "network":
-            fleet.networks[name].cut()
-            return fleet.networks[name].mend
-        if kind == "freeze":
-            process = fleet.parts[name].process
-            if process is None or process.poll() is not None:
-                return None
-            process.send_signal(signal.SIGSTOP)
-            return lambda: process.send_signal(signal.SIGCONT)
-        if not fleet.kill(name):
-            return None
-        if kind == "power":
-            fleet.tear_newest_state(name)
-        return lambda: fleet.start(name)
+DEAD_PATH = 31.0  # seconds until a device must have noticed; its log counts whole ones
+LARGEST_STORE = 10_000_000  # bytes
 
 
 def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: int) -> dict[str, Any]:
     """One fleet to its end; its report, and what was done to it."""
     generator = random.Random(seed)
     started = time.monotonic()
-    with Fleet(directory, settings.server(strategy), settings.devices()) as fleet:
+    with Fleet(
+        directory,
+        settings.server(strategy),
+        settings.devices(),
+        throttled={"pi-2": "disconnect", "pi-3": "refuse"},
+        keeps_store=True,
+        own_clocks=True,
+    ) as fleet:
         chaos = Faults(fleet, generator)
         next_fault = started + generator.uniform(5, 10)
 
@@ -96,6 +48,7 @@ def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: i
             nonlocal next_fault
             time.sleep(TICK)
             chaos.undo_due()
+            fleet.database.look()
             if chaos.counts.total() < faults and time.monotonic() >= next_fault:
                 chaos.inject()
                 next_fault = time.monotonic() + generator.uniform(1, 8)
@@ -106,6 +59,10 @@ def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: i
             {json.loads(line)["round"] for line in (directory / "server" / "history.jsonl").open()}
         )
         report["faults"] = dict(chaos.counts)
+        report["noticed"] = chaos.noticed
+        report["abandoned_sessions"] = abandoned_sessions(fleet.broker.address)
+        fleet.database.saved(fleet.pids["broker"])
+        report["broker_store"] = fleet.database.largest
         report["network"] = next(iter(fleet.networks.values())).kind
     report["wall"] = time.monotonic() - started
     return report
@@ -126,6 +83,9 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
         "batches_lost": max(0, expected - stormy["batches_trained"]),
         "batches_trained_twice": max(0, stormy["batches_trained"] - expected),
         "duplicates_dropped": stormy["duplicates_dropped"],
+        "dead_paths_noticed_after": stormy["noticed"],
+        "broker_store_kb": [round(one["broker_store"] / 1000) for one in (calm, stormy)],
+        "abandoned_sessions": stormy["abandoned_sessions"],
         "unexpected_exits": stormy["unexpected_exits"],
         "seconds": [round(calm["wall"], 1), round(stormy["wall"], 1)],
     }
@@ -134,6 +94,9 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
         and result["commits"][0] == result["commits"][1]
         and not result["batches_lost"]
         and not result["batches_trained_twice"]
+        and all(seconds is not None and seconds <= DEAD_PATH for seconds in stormy["noticed"])
+        and max(calm["broker_store"], stormy["broker_store"]) < LARGEST_STORE
+        and not result["abandoned_sessions"]
         and not result["unexpected_exits"]
         and result["faults"] >= wanted
     )

@@ -98,6 +98,25 @@ class Proxy:
             end.close()
 
 
+class Direct:
+    """Nothing in between."""
+
+    kind = "none"
+    host = "127.0.0.1"
+    prefix: tuple[str, ...] = ()
+
+    def __init__(self, port: int) -> None:
+        self.address = f"mqtt://{self.host}:{port}"
+
+    def cut(self) -> None:
+        raise NotImplementedError("there is nothing that could be cut")
+
+    mend = cut
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 class Namespace:
     """A network namespace of the device's own, joined by a veth pair whose near end is taken down."""
 

@@ -9,22 +9,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import click
 
-from benchmarks.device_network import Namespace, Network, Proxy, can_make_namespaces
+from benchmarks.broker_store import Database, keeping
+from benchmarks.device_network import Direct, Namespace, Network, Proxy, can_make_namespaces
+from benchmarks.throttling import ThrottlingProxy, Way
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
 
 FLEET = "benchmark"
 TOPICS = Topics(FLEET)
 CUTS = {"pi-1": 3, "pi-2": 5, "pi-3": 7}
+WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
 LONGEST = 1800.0  # seconds that a run may take
 TICK = 0.1  # seconds
 
@@ -63,21 +67,50 @@ class Part:
 class Fleet:
     """Broker, server and devices; everything is ended when the context is left."""
 
-    def __init__(self, directory: Path, server: Sequence[str], devices: Mapping[str, Sequence[str]]) -> None:
-        """`server`, `devices`: flags of the commands, without broker, fleet and state."""
+    def __init__(
+        self,
+        directory: Path,
+        server: Sequence[str],
+        devices: Mapping[str, Sequence[str]],
+        *,
+        isolated: Collection[str] | None = None,
+        throttled: Mapping[str, Way] = MappingProxyType({}),
+        keeps_store: bool = False,
+        own_clocks: bool = False,
+    ) -> None:
+        """`server`, `devices`: flags of the commands, without broker, fleet and state.
+
+        `isolated`: devices with a network of their own that can be cut; None: all have one.
+        `throttled`: devices behind a proxy in `throttles`, which lets everything pass at first.
+        `keeps_store`: the broker has a database. `own_clocks`: each process has one, for `set_clock`.
+        """
         directory.mkdir(parents=True)
         self.directory = directory
         port, namespaces = free_port(), can_make_namespaces()
+        own = Namespace if namespaces else partial(Proxy, "127.0.0.1")
         self.networks: dict[str, Network] = {
-            device: Namespace(port) if namespaces else Proxy("127.0.0.1", port) for device in devices
+            device: own(port) if isolated is None or device in isolated else Direct(port)
+            for device in devices
         }
-        listeners = [f"listener {port} {network.host}\n" for network in self.networks.values() if namespaces]
-        self.broker = OwnBroker("mosquitto", directory, MOSQUITTO_SETTINGS + "".join(listeners), port)
+        listeners = [
+            f"listener {port} {network.host}\n"
+            for network in self.networks.values()
+            if network.kind == "namespace"
+        ]
+        settings = keeping(MOSQUITTO_SETTINGS, directory) if keeps_store else MOSQUITTO_SETTINGS
+        self.broker = OwnBroker("mosquitto", directory, settings + "".join(listeners), port)
+        self._own_clocks = own_clocks
+        self.database = Database(directory)
+        self.throttles: dict[str, ThrottlingProxy] = {}
         serving = ("--no-release", *server)
         self.parts = {"server": Part(self._command("server", str(self.broker.address), serving))}
         for device, flags in devices.items():
             network = self.networks[device]
-            command = self._command("device", network.address, ("--id", device, *flags), state=device)
+            address = network.address
+            if device in throttled:
+                proxy = ThrottlingProxy("127.0.0.1", port, 0, throttled[device], listens=network.host)
+                self.throttles[device], address = proxy, proxy.address
+            command = self._command("device", address, ("--id", device, *flags), state=device)
             self.parts[device] = Part([*network.prefix, *command])
 
     def __enter__(self) -> Fleet:
@@ -94,6 +127,8 @@ class Fleet:
                 part.process.send_signal(signal.SIGCONT)
                 part.process.kill()
                 part.process.wait()
+        for proxy in self.throttles.values():
+            proxy.close()
         for network in self.networks.values():
             network.close()
         self.broker.stop()
@@ -128,8 +163,28 @@ class Fleet:
 
     def start(self, name: str) -> None:
         part = self.parts[name]
-        with (self.directory / f"{name}.log").open("ab") as log:
-            part.process = subprocess.Popen(part.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        environment = {**os.environ}
+        if self._own_clocks:
+            path = os.pathsep.join(filter(None, (str(WRONG_CLOCK), os.environ.get("PYTHONPATH", ""))))
+            environment |= {"PYTHONPATH": path, "CLOCK_FILE": str(self._clock(name))}
+        with self.log(name).open("ab") as log:
+            part.process = subprocess.Popen(
+                part.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+
+    def set_clock(self, name: str, seconds: float) -> None:
+        """From now on the clock of this process is wrong by so many seconds."""
+        self._clock(name).write_text(str(seconds))
+
+    def _clock(self, name: str) -> Path:
+        return self.directory / f"{name}.clock"
+
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
 
     def kill(self, name: str) -> bool:
         """SIGKILL; False when the process has ended already."""

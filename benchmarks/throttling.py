@@ -11,7 +11,8 @@ from typing import BinaryIO, Literal
 
 Way = Literal["disconnect", "refuse"]
 
-PUBLISH, PUBACK = 3, 4  # types of packets, in the upper half of their first byte
+PUBLISH, PUBACK, PINGREQ = 3, 4, 12  # types of packets, in the upper half of their first byte
+FREE = {PUBACK, PINGREQ}  # those that do not count: how many a client sends is up to the broker
 RATE_TOO_HIGH = bytes((0xE0, 2, 0x96, 0))  # DISCONNECT, "Message rate too high", no properties
 QUOTA_EXCEEDED = 0x97
 
@@ -25,13 +26,14 @@ class ThrottlingProxy:
         rate: packets a second, counted over the last second; 0: without a limit. It may be changed.
     """
 
-    def __init__(self, host: str, port: int, rate: int, way: Way) -> None:
+    def __init__(self, host: str, port: int, rate: int, way: Way, *, listens: str = "127.0.0.1") -> None:
+        """`host`, `port`: of the broker. `listens`: on this address."""
         self.rate = rate
         self.complaints = 0
         self._way = way
         self._target = host, port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"mqtt://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = socket.create_server((listens, 0))
+        self.address = f"mqtt://{listens}:{self._listener.getsockname()[1]}"
         self._open: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -45,9 +47,13 @@ class ThrottlingProxy:
         while True:
             try:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
             except OSError:
                 return
+            try:
+                far = socket.create_connection(self._target)
+            except OSError:  # the broker is away
+                near.close()
+                continue
             self._open += [near, far]
             lock = threading.Lock()  # of what is written to the client, by both directions
             for relay in (self._upwards, self._downwards):
@@ -59,6 +65,9 @@ class ThrottlingProxy:
         with suppress(OSError, EOFError):
             while True:
                 head, body = _packet(stream)
+                if head[0] >> 4 in FREE:
+                    far.sendall(head + body)
+                    continue
                 now = time.monotonic()
                 while taken and taken[0] <= now - 1:
                     taken.popleft()

@@ -45,6 +45,12 @@ class InFlight:
             self._up = False
             self._changed.notify_all()
 
+    def wait_while_up(self, seconds: float) -> None:
+        """Wait so long, or until the link is down."""
+        if seconds > 0:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._up, seconds)
+
     def wait_for_room(self, topic: str) -> bool:
         """True when one more may be sent; False as soon as the link is down."""
         with self._changed:

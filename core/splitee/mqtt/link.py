@@ -34,6 +34,7 @@ TAKEOVER_PAUSE = 5.0  # seconds, at least, before we take an id back from who to
 KEEP_ALIVE = 15  # seconds: a connection that is dead, and does not show it, is noticed within twice as many
 SESSION_EXPIRY = 60  # seconds, for who goes on after a broken connection with what was under way
 RETAINED_FOR = 60 * 365 * 86400  # seconds; a broker that counts them down tells how old a retained message is
+SHORT = 5.0  # seconds: a paced connection that ends sooner counts as another complaint
 PACED_WINDOW = 2  # publications in flight at a broker that limits them: a reconnect sends them all at once
 FRUITLESS = 3  # connections in a row without one acknowledgement before what is in flight counts as poison
 
@@ -86,7 +87,7 @@ class Link:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._pauses = delays()
-        self._pace = Pace(self._closing)
+        self._pace = Pace()
         self._log_refused = RateLimiter()
         self._refused_topic = ""
         self.refused = 0
@@ -235,7 +236,7 @@ class Link:
             CorrelationData=correlation,
         )
         with self._sending:
-            self._pace.wait()
+            self._in_flight.wait_while_up(self._pace.turn())
             if not self._in_flight.wait_for_room(topic):
                 return False
             sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
@@ -264,8 +265,11 @@ class Link:
                 self._pauses = delays()
             if not self._inbox.release():
                 self._inbox.put(Disconnected(reason))
-            if reason in COMPLAINTS:
-                self._slow_down(reason)
+            # Who is hung up on in the middle of a packet does not get to read why.
+            is_paced = self._pace.pause > 0 and time.monotonic() - started < SHORT
+            if reason in COMPLAINTS or is_paced:
+                if self._slow_down(reason):
+                    self._pauses = delays()
                 self._forget("they would be sent again at once, faster than it takes them")
             stuck = len(self._in_flight) > 0 and before == self._in_flight.acknowledged
             fruitless = fruitless + 1 if stuck else 0
@@ -331,6 +335,8 @@ class Link:
             self._ask_for(tuple(self._filters))
         else:
             self._inbox.release(Connected(self._fresh))
+        if self._pace.pause:
+            self._pace.settle()
         self._in_flight.start(window)
 
     def _ask_for(self, filters: tuple[str, ...]) -> None:

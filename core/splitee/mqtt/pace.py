@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 from splitee.clock import Clock
@@ -10,21 +9,16 @@ from splitee.clock import Clock
 FIRST = 0.1  # seconds between two publications after a broker's first complaint
 LONGEST = 10.0
 RECOVERY = 300.0  # seconds without a complaint after which it tries to be a fifth faster
-CALM = 1.0  # seconds, at least, for what was under way at a complaint to be complained of too
+CALM = 1.0  # seconds, at least, until what was under way at a complaint is over
 
 # What a broker says to a client that publishes too fast, when it hangs up and for a single message.
 COMPLAINTS = {"message rate too high", "quota exceeded"}
 
 
 class Pace:
-    """The pause between publications: none at first, twice as long with each complaint of the broker.
+    """The pause between publications: none at first, twice as long with each complaint of the broker."""
 
-    May be used from several threads.
-    """
-
-    def __init__(self, closing: threading.Event, clock: Clock = time.monotonic) -> None:
-        """`closing`: ends a wait."""
-        self._closing = closing
+    def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
         self._pause = 0.0
         self._since = 0.0  # when it was last changed
@@ -44,15 +38,19 @@ class Pace:
         self._since, self._next = now, now + self._pause
         return True
 
-    def wait(self) -> None:
-        """Wait for the turn of the next publication."""
+    def settle(self) -> None:
+        """A connection begins, with a burst of what is retained and its acknowledgements: let that pass."""
+        self._next = max(self._next, self._clock() + max(CALM, self._pause))
+
+    def turn(self) -> float:
+        """Seconds until the next publication may go; the one after it waits its turn then."""
         if not self._pause:
-            return
+            return 0.0
         now = self._clock()
         if now - self._since > RECOVERY:
             self._pause, self._since = 0.8 * self._pause, now
             if self._pause < FIRST / 10:
                 self._pause = 0.0
-        if now < self._next:
-            self._closing.wait(self._next - now)
-        self._next = max(now, self._next) + self._pause
+        due = max(now, self._next)
+        self._next = due + self._pause
+        return due - now

@@ -149,12 +149,10 @@ class Presence:
         """
         if status.instance == self._instance:
             self._is_seen = True
-        if status.state == "offline":
-            # The will of a connection that the broker thought dead, or of a process before this one.
-            if self._is_seen:
-                self.publish_status()
-        elif self._is_seen and status.instance != self._instance:
+        elif self._is_seen and (status.state == "online" or status.instance < self._instance):
             self._meet_twin(later=status.instance > self._instance)
+        if self._is_seen and status.state == "offline":  # a twin's, or the will of a broken connection
+            self.publish_status()
 
     def _meet_twin(self, *, later: bool) -> None:
         """Another process speaks as this device: the one that started earlier ends."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from itertools import repeat
 from typing import get_args
@@ -69,12 +68,11 @@ def test_a_throttled_link_slows_down_by_itself(
 
 def test_the_pause_doubles_with_each_complaint_and_shrinks_after_minutes_of_calm() -> None:
     clock = FakeClock()
-    closed = threading.Event()
-    closed.set()  # so that a wait takes no time
-    pace = Pace(closed, clock)
-    assert pace.pause == 0
+    pace = Pace(clock)
+    assert (pace.pause, pace.turn()) == (0, 0)
     assert pace.slow_down()
     assert pace.pause == FIRST
+    assert [round(pace.turn(), 3) for _ in range(3)] == [0.1, 0.2, 0.3]
     assert not pace.slow_down()  # of what was on its way at the same time
     for _ in range(10):
         clock.advance(max(CALM, 2 * LONGEST))
@@ -82,5 +80,5 @@ def test_the_pause_doubles_with_each_complaint_and_shrinks_after_minutes_of_calm
     assert pace.pause == LONGEST
     for _ in range(100):
         clock.advance(RECOVERY + 1)
-        pace.wait()
+        pace.turn()
     assert pace.pause == 0

@@ -1,0 +1,109 @@
+"""Brokers and machines as they are in the field: nothing of the dead is kept, and nobody waits in vain."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from benchmarks.broker_store import abandoned_sessions, keeping
+from benchmarks.throttling import ThrottlingProxy, Way
+from fleets import CUTS, Fleet, await_message, in_one_process
+from waiting import until
+
+from splitee.errors import ExitCode
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
+
+pytestmark = pytest.mark.mosquitto
+
+
+@pytest.mark.slow(20)
+def test_servers_that_are_killed_leave_no_session_behind(
+    make_broker: Callable[..., OwnBroker], public_path: Path, tmp_path: Path
+) -> None:
+    broker, topics = make_broker("mosquitto", keeping(MOSQUITTO_SETTINGS, public_path)), Topics("killed")
+    watcher = Link(broker.address, "watches-killed")
+    watcher.subscribe(topics.device("pi-2", "features"))
+    watcher.open(10)
+    with Fleet(str(broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.three_devices()
+        for _ in range(2):
+            fleet.server("--steps", "20", rounds=2)
+            await_message(watcher, topics.device("pi-2", "features"))
+            fleet.processes["server"].kill()
+            fleet.processes["server"].wait()
+        fleet.server("--steps", "20", rounds=2)
+        await_message(watcher, topics.device("pi-2", "features"))
+        assert abandoned_sessions(broker.address) == 0
+        assert fleet.wait() == [0, 0, 0, 0]
+        assert fleet.report()["weights_sha256"] == in_one_process("sequential", "step", 2, steps=20)
+        assert abandoned_sessions(broker.address) == 0
+    watcher.close()
+
+
+@pytest.mark.slow(40)
+@pytest.mark.parametrize("way", get_args(Way))
+def test_a_device_whose_broker_throttles_it_trains_to_the_end(
+    mosquitto_broker: RunningBroker, tmp_path: Path, way: Way
+) -> None:
+    address = mosquitto_broker.address
+    proxy = ThrottlingProxy(address.host, address.port, 10, way)
+    with Fleet(str(address), f"throttled-{way}", tmp_path) as fleet:
+        fleet.server("--steps", "15", rounds=2)
+        for name in ("pi-1", "pi-3"):
+            fleet.device(name, CUTS[name], shard=f"{name[-1]}/3")
+        fleet.device("pi-2", CUTS["pi-2"], "--broker", proxy.address, shard="2/3")
+        assert fleet.wait() == [0, 0, 0, 0]
+        assert proxy.complaints
+        assert "from now on" in fleet.log("pi-2")
+        assert fleet.report()["weights_sha256"] == in_one_process("sequential", "step", 2, steps=15)
+    proxy.close()
+
+
+@pytest.mark.slow(10)
+def test_of_two_cards_with_one_identity_the_newer_stays_and_both_say_what_to_do(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    topics = Topics("cloned")
+    watcher = Link(mosquitto_broker.address, "watches-cloned")
+    watcher.subscribe(topics.device("pi-1", "profile"))
+    watcher.open(10)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(devices=2, rounds=2)
+        fleet.device("pi-1", 1, shard="1/2", process="card")
+        await_message(watcher, topics.device("pi-1", "profile"))
+        shutil.copytree(tmp_path / "card", tmp_path / "copy")
+        fleet.device("pi-1", 1, shard="1/2", process="copy")
+        assert fleet.wait("card") == [ExitCode.ID_IN_USE]
+        assert ExitCode.ID_IN_USE.is_final
+        assert "give each machine an id" in fleet.log("card")
+        until(lambda: "another process that started earlier has the id 'pi-1'" in fleet.log("copy"))
+        fleet.device("pi-2", 2, shard="2/2")
+        assert fleet.wait("copy", "pi-2", "server") == [0, 0, 0]
+    watcher.close()
+
+
+def test_a_terminal_that_is_closed_ends_a_device_in_order(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    topics = Topics("hung-up")
+    watcher = Link(mosquitto_broker.address, "watches-hung-up")
+    watcher.subscribe(topics.device("pi-1", "status"))
+    watcher.open(10)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.device("pi-1", 1)
+        until(lambda: "connected to broker" in fleet.log("pi-1"))
+        fleet.processes["pi-1"].send_signal(signal.SIGHUP)
+        assert fleet.wait() == [0]
+        await_message(
+            watcher,
+            topics.device("pi-1", "status"),
+            lambda payload: DeviceStatus.decode(payload).state == "offline",
+        )
+    watcher.close()
