@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import warm
 from click.testing import CliRunner
 from safetensors.torch import save_file
+from torchvision.datasets import STL10
 from waiting import until
 
 from splitee.cli.main import splitee
@@ -227,3 +230,26 @@ def test_trained_weights_frozen_stages_and_the_fleets_normalisation(tmp_path: Pa
         simulate(*settings, *learnt, str(paths[1]))
     with pytest.raises(NetworkError, match="--freeze 4 is beyond the deepest cut"):
         simulate(*settings, "--freeze", "4")
+
+
+@pytest.mark.slow(15)
+def test_stl10_as_torchvision_stores_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up copy: 30 training and 20 test images; torchvision knows the real ones' checksums."""
+    folder = tmp_path / "data" / STL10.base_folder
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for part, count in (("train", 30), ("test", 20), ("unlabeled", 1)):
+        random.integers(0, 256, (count, 3, 96, 96), np.uint8).tofile(folder / f"{part}_X.bin")
+        (np.arange(count, dtype=np.uint8) % 10 + 1).tofile(folder / f"{part}_y.bin")
+    (folder / STL10.class_names_file).write_text("\n".join(f"class-{number}" for number in range(10)))
+    checked = [
+        [name, hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest()]
+        for name, _ in (*STL10.train_list, *STL10.test_list)
+    ]
+    monkeypatch.setattr(STL10, "train_list", checked[: len(STL10.train_list)])
+    monkeypatch.setattr(STL10, "test_list", checked[len(STL10.train_list) :])
+    short = ("--rounds", "1", "--steps", "1", "--batch-size", "2", "--clients", "3", "--workers", "1")
+    one = ("--seeds", "1", "--partition", "iid", "--strategy", "sequential", "--baselines", "")
+    data = ("--data", f"torchvision:STL10:{tmp_path / 'data'}")
+    printed = simulate("--protocol", "paper-stl10", *data, *short, *one, "--out", str(tmp_path / "out"))
+    assert "sequential" in printed
