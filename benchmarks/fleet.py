@@ -84,7 +84,7 @@ class Fleet:
         `throttled`: devices behind a proxy in `throttles`, which lets everything pass at first.
         `keeps_store`: the broker has a database. `own_clocks`: each process has one, for `set_clock`.
         """
-        directory.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         port, namespaces = free_port(), can_make_namespaces()
         own = Namespace if namespaces else partial(Proxy, "127.0.0.1")
@@ -195,6 +195,14 @@ class Fleet:
         process.wait()
         self.parts[name].process = None
         return True
+
+    def await_exit(self, name: str) -> int:
+        """The exit code of a process that must end by itself, and is not started again."""
+        process = self.parts[name].process
+        assert process is not None
+        code = process.wait(LONGEST)
+        self.parts[name].process = None
+        return code
 
     def tear_newest_state(self, name: str) -> None:
         """What a power cut may do to a file that was being written: only its beginning is left."""

@@ -1,0 +1,332 @@
+"""A day in five minutes: twenty devices, and what a day in the field brings, in one run of one fleet.
+
+    python -m benchmarks.soak [--devices 20] [--rounds 40]
+
+Real processes on a real Mosquitto with a database. On the way the broker is started anew three times, a disk
+is full, a card dies and is dismissed, a device comes back after the run has gone on without it, a card is
+cloned, and a clock jumps by a year. Then: all rounds are committed, whoever was left alone has a part in each
+of them, nobody has ended who should not have, and memory and descriptors of those that ran through are flat.
+Prints a table (standard error) and a JSON line, and exits with 1 when a figure is not what it must be.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.broker_store import abandoned_sessions
+from benchmarks.faults import YEAR
+from benchmarks.fleet import FLEET, TICK, Fleet, Part, out_option, until, working_directory
+from splitee.errors import ExitCode
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet_view import FleetSnapshot, FleetView
+
+STEPS = 2  # batches a round and device
+DEADLINE = 20.0  # seconds that a round may take before it goes on without who is late
+SMALL_DISK = 4 << 20  # bytes
+SAMPLE_EVERY = 2.0  # seconds between two looks at memory and descriptors
+GROWTH = 1.05  # of the last third's median memory over the first's, after a sixth of the run
+LARGEST_STORE = 10_000_000  # bytes
+
+
+@dataclass
+class Story:
+    """One thing that happens: when, to whom, and what came of it."""
+
+    what: str
+    at: int  # after so many committed rounds
+    tell: Callable[[], Iterator[int]]  # yields rounds to wait until, and does its next step then
+    outcome: str = ""
+    steps: Iterator[int] | None = None
+    wakes: int = 0
+    over: bool = False
+
+
+@dataclass
+class Samples:
+    """Resident bytes and open descriptors of one process, over time."""
+
+    memory: list[int] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+
+    def growth(self) -> tuple[float, int]:
+        """Of the last third against the first after a sixth: memory as a ratio, descriptors as a difference."""
+        sixth = len(self.memory) // 6
+        memory, descriptors = self.memory[sixth:], self.descriptors[sixth:]
+        third = max(1, len(memory) // 3)
+        median = statistics.median
+        ratio = median(memory[-third:]) / median(memory[:third])
+        return ratio, int(median(descriptors[-third:]) - median(descriptors[:third]))
+
+
+class Day:
+    """The fleet, its view, and the stories that are told on it."""
+
+    def __init__(self, fleet: Fleet, view: Link, directory: Path) -> None:
+        self._fleet = fleet
+        self._link = view
+        self._directory = directory
+        self._view = FleetView(FLEET)
+        view.subscribe(*self._view.filters)
+        self.ended: dict[str, int] = {}  # exit codes that a story explains
+        self.samples: dict[str, Samples] = {}
+        self._sampled = 0.0
+        broker = [Story("broker started anew", at, self._broker) for at in (4, 16, 28)]
+        self.stories = [
+            *broker,
+            Story("disk full (pi-02)", 6, self._full_disk),
+            Story("card dies, dismissed (pi-03)", 9, self._dismissed),
+            Story("away for rounds, comes back (pi-04)", 11, self._away),
+            Story("card cloned (pi-05)", 19, self._cloned),
+            Story("clock a year ahead (pi-06)", 22, self._clock),
+            Story("clock a year behind (server)", 25, self._server_clock),
+        ]
+        self.touched = {"pi-02", "pi-03", "pi-04", "pi-05"}
+
+    @property
+    def snapshot(self) -> FleetSnapshot:
+        return self._view.snapshot()
+
+    def go_on(self) -> None:
+        """One tick: hear the fleet, and tell what is due."""
+        while (event := self._link.receive(TICK if not self._view.snapshot().empty else 0.5)) is not None:
+            if isinstance(event, Message):
+                self._view.take(event, time.time())
+        self._sample()
+        committed = self.snapshot.committed
+        for story in self.stories:
+            if story.over or committed < max(story.at, story.wakes):
+                continue
+            story.steps = story.steps or story.tell()
+            try:
+                story.wakes = next(story.steps)
+            except StopIteration as done:
+                story.outcome, story.over = str(done.value or "went on"), True
+
+    def _sample(self) -> None:
+        if time.monotonic() - self._sampled < SAMPLE_EVERY:
+            return
+        self._sampled = time.monotonic()
+        for name, part in self._fleet.parts.items():
+            if name in self.touched or part.process is None or part.process.poll() is not None:
+                continue
+            process = psutil.Process(part.process.pid)
+            samples = self.samples.setdefault(name, Samples())
+            samples.memory.append(process.memory_info().rss)
+            samples.descriptors.append(process.num_fds())
+
+    def _committed(self) -> int:
+        return self.snapshot.committed
+
+    def _broker(self) -> Iterator[int]:
+        before = self._committed()
+        self._fleet.broker.kill()
+        self._fleet.broker.start()
+        yield before + 2
+        return "rounds went on"
+
+    def _full_disk(self) -> Iterator[int]:
+        name, disk = "pi-02", self._directory / "pi-02"
+        with (disk / "filler").open("wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+        code = self._fleet.await_exit(name)
+        (disk / "filler").unlink()
+        self._fleet.start(name)
+        yield self._committed() + 3
+        assert self.takes_part(name), f"{name} has not come back"
+        return f"ended with code {code}, came back"
+
+    def _dismissed(self) -> Iterator[int]:
+        name = "pi-03"
+        self._fleet.kill(name)
+        done = subprocess.run(
+            [*SPLITEE, "dismiss", name, "--broker", str(self._fleet.broker.address), "--fleet", FLEET],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        yield self._committed() + 2
+        listed = [device.id for device in self.snapshot.devices]
+        assert done.returncode == 0, done.stderr
+        assert name not in listed, "it is still listed"
+        self._fleet.start(name)
+        code = self._fleet.await_exit(name)
+        del self._fleet.parts[name]
+        self.ended[name] = code
+        return f"run goes on without it; started again it ends with code {code}"
+
+    def _away(self) -> Iterator[int]:
+        name = "pi-04"
+        self._fleet.kill(name)
+        yield self._committed() + 6
+        assert not self.takes_part(name)
+        self._fleet.start(name)
+        yield self._committed() + 4
+        assert self.takes_part(name), f"{name} has not come back"
+        return "takes part again"
+
+    def _cloned(self) -> Iterator[int]:
+        name, copy = "pi-05", "pi-05-copy"
+        shutil.copytree(self._directory / name, self._directory / copy)
+        original = self._fleet.parts[name]
+        at = [str(self._directory / copy) if x == str(self._directory / name) else x for x in original.command]
+        self._fleet.parts[copy] = Part(at)
+        self._fleet.start(copy)
+        code = self._fleet.await_exit(name)
+        del self._fleet.parts[name]
+        self.ended[name] = code
+        yield self._committed() + 3
+        assert self.takes_part(name), f"{name} takes no part"
+        return f"the older ended with code {code}, the newer takes part"
+
+    def _clock(self) -> Iterator[int]:
+        yield from self._jump("pi-06", YEAR)
+        assert self.takes_part("pi-06")
+        return "takes part all the time"
+
+    def _server_clock(self) -> Iterator[int]:
+        yield from self._jump("server", -YEAR)
+        return "rounds went on"
+
+    def _jump(self, name: str, seconds: float) -> Iterator[int]:
+        self._fleet.set_clock(name, seconds)
+        yield self._committed() + 2
+        self._fleet.set_clock(name, 0)
+        yield self._committed() + 1
+
+    def takes_part(self, device: str) -> bool:
+        """Whether the device is in the phase that is under way."""
+        phase = self.snapshot.phase
+        return phase is not None and device in phase.participants
+
+
+SPLITEE = [sys.executable, "-m", "splitee"]
+
+
+@contextmanager
+def small_disk(path: Path) -> Iterator[None]:
+    """A disk of SMALL_DISK at `path`."""
+    if os.geteuid() != 0:
+        raise click.ClickException("a full disk is a tmpfs that only root may mount: run this as root")
+    path.mkdir(parents=True)
+    options = ("-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(path))
+    subprocess.run(["mount", *options], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def flags(devices: int, rounds: int) -> tuple[list[str], dict[str, list[str]]]:
+    """Of the server, and of each device by its id."""
+    network = ["--network", "benchmarks.tiny:network"]
+    run = ["--input", "3x32x32", "--rounds", str(rounds), "--steps", str(STEPS), "--batch-size", "8"]
+    policy = ["--devices", str(devices), "--missing", "skip", "--deadline-floor", str(DEADLINE)]
+    data = ["--data", "builtin:fashion-mnist", "--limit", "32"]
+    return [*network, *run, *policy, "--seed", "1"], {
+        f"pi-{n:02}": [*network, *data, "--shard", f"{n}/{devices}", "--cut", str(1 + n % 3)]
+        for n in range(1, devices + 1)
+    }
+
+
+def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
+    """The whole day; what came of it."""
+    started = time.monotonic()
+    server, each = flags(devices, rounds)
+    with (
+        Fleet(directory, server, each, isolated=(), keeps_store=True, own_clocks=True) as fleet,
+        closing(Link(fleet.broker.address, "soak-view")) as view,
+    ):
+        view.open(10)
+        day = Day(fleet, view, directory)
+
+        def meanwhile() -> None:
+            day.go_on()
+            fleet.database.look()
+
+        until(lambda: fleet.finished, meanwhile)
+        report = fleet.report()
+        sessions = abandoned_sessions(fleet.broker.address) 
+        fleet.database.saved(fleet.pids["broker"])
+    untouched = {one["id"]: one["batches"] for one in report["devices"] if one["id"] not in day.touched}
+    growth = {name: samples.growth() for name, samples in day.samples.items()}
+    memory = max(growth.values())
+    result = {
+        "benchmark": "soak",
+        "devices": devices,
+        "rounds": rounds,
+        "stories": {story.what: story.outcome or "did not end" for story in day.stories},
+        "batches_of_untouched": sorted(set(untouched.values())),
+        "batches_wanted": rounds * STEPS,
+        "batches_lost": sum(one["batches"] for one in report["devices"]) - report["batches_trained"],
+        "exits": day.ended,
+        "unexpected_exits": report["unexpected_exits"],
+        "memory_growth": round(memory[0], 3),
+        "descriptor_growth": max(count for _, count in growth.values()),
+        "broker_store_kb": round(fleet.database.largest / 1000),
+        "abandoned_sessions": sessions,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    result["passed"] = (
+        all(story.over for story in day.stories)
+        and result["batches_of_untouched"] == [rounds * STEPS]
+        and result["batches_lost"] == 0
+        and result["exits"] == {"pi-03": ExitCode.DISMISSED, "pi-05": ExitCode.ID_IN_USE}
+        and not result["unexpected_exits"]
+        and result["memory_growth"] <= GROWTH
+        and result["descriptor_growth"] <= 1
+        and fleet.database.largest < LARGEST_STORE
+        and not sessions
+    )
+    return result
+
+
+def table(result: dict[str, Any]) -> Table:
+    """For people."""
+    shown = Table("what", "came of it", box=None, header_style="bold")
+    for what, outcome in result["stories"].items():
+        shown.add_row(what, outcome)
+    for name in ("batches_of_untouched", "batches_lost", "unexpected_exits", "memory_growth"):
+        shown.add_row(name.replace("_", " "), str(result[name]))
+    for name in ("descriptor_growth", "broker_store_kb", "abandoned_sessions", "seconds"):
+        shown.add_row(name.replace("_", " "), str(result[name]))
+    return shown
+
+
+@click.command()
+@click.option("--devices", type=click.IntRange(7), default=20, show_default=True)
+@click.option("--rounds", type=click.IntRange(34), default=40, show_default=True)
+@out_option
+def main(devices: int, rounds: int, out: Path | None) -> None:
+    """Do to a fleet in minutes what a day in the field brings."""
+    console = Console(stderr=True)
+    with working_directory(out) as above, small_disk(above / "day" / "pi-02"):
+        with console.status(f"{devices} devices, {rounds} rounds"):
+            result = run(above / "day", devices, rounds)
+    console.print(table(result))
+    click.echo(json.dumps(result))
+    sys.exit(not result["passed"])
+
+
+if __name__ == "__main__":
+    main()
