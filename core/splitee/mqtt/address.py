@@ -81,7 +81,9 @@ def _path(parts: SplitResult, shown: str) -> str | None:
     rest = parts.path + ("?" + parts.query if parts.query else "")
     if parts.scheme in ("ws", "wss"):
         if parts.fragment or not _PATH.fullmatch(rest):
-            raise ConfigError(f"broker address {shown!r}: expected a path in ASCII, percent-encoded, without #")
+            raise ConfigError(
+                f"broker address {shown!r}: expected a path in ASCII, percent-encoded, without #"
+            )
         return rest if parts.path else WEBSOCKET_PATH + rest
     if rest.strip("/") or parts.fragment:
         raise ConfigError(

@@ -91,9 +91,10 @@ class Link:
         if will is not None:
             self._client.will_set(will[0], will[1], qos=1, retain=True)
         if address.tls:
-            self._client.tls_set_context((tls or TlsFiles()).context())
+            self._connection.use_tls((tls or TlsFiles()).context())
         elif tls is not None and tls != TlsFiles():
-            raise ConfigError(f"TLS files are given, but {address} is a plain connection: use mqtts://")
+            secure = "mqtts" if address.path is None else "wss"
+            raise ConfigError(f"TLS files are given, but {address} is a plain connection: use {secure}://")
 
     @property
     def connected(self) -> bool:
