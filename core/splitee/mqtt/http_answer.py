@@ -12,6 +12,9 @@ from splitee.mqtt.address import BrokerAddress
 
 LARGEST_LINE = 1024  # bytes of a status line
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # what a proxy says while the broker behind it is away
+NO_METHOD = (
+    b"\x10\x00\r\n\r\n"  # libwebsockets answers this, and closes the connection at a request for a page
+)
 REDIRECTS = {301, 302, 303, 307, 308}
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? (\d{3})(?: ([^\r\n]{0,100}))?")
 _LOCATION = re.compile(rb"\r?\nlocation:[ \t]*([!-~]{1,300})", re.IGNORECASE)
@@ -48,8 +51,8 @@ class HttpAnswer(ConnectionError):
         what = f"what answers at {address} is a web server ({self})"
         if address.path is None:
             return BrokerRefused(
-                f"{what}, no MQTT broker: check host and port; a broker that is reached through a web "
-                "server has an address with a path, ws://HOST:PORT/PATH, or wss:// for TLS"
+                f"{what}, no MQTT broker: check host and port; a broker that takes websockets there has the "
+                "address ws://HOST:PORT/PATH, or wss:// for TLS"
             )
         if self.status in REDIRECTS:
             return BrokerRefused(
@@ -67,26 +70,32 @@ class HttpAnswer(ConnectionError):
 def ask_for_http(address: BrokerAddress, tls: ssl.SSLContext | None, limit: float) -> HttpAnswer | None:
     """Asks what answers at an address for a page; None when it gives no HTTP answer in `limit` seconds."""
     deadline = time.monotonic() + limit
+    page = f"GET / HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode()
+    for request in (page, NO_METHOD):
+        answer = HttpAnswer.read(_first_line(address, tls, request, deadline))
+        if answer is not None:
+            return answer
+    return None
+
+
+def _first_line(address: BrokerAddress, tls: ssl.SSLContext | None, request: bytes, deadline: float) -> bytes:
+    """What comes for a request, as far as it may be a status line of HTTP."""
     head = b""
+    left = deadline - time.monotonic()
     try:
-        with socket.create_connection((address.host, address.port), limit) as plain:
+        with socket.create_connection((address.host, address.port), left) as plain:
             opened = plain if tls is None else tls.wrap_socket(plain, server_hostname=address.host)
             with opened:
-                opened.sendall(
-                    f"HEAD / HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode()
-                )
-                while _begins_as_http(head):
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        break
+                opened.sendall(request)
+                while _begins_as_http(head) and (left := deadline - time.monotonic()) > 0:
                     opened.settimeout(left)
-                    received = opened.recv(1024)
+                    received = opened.recv(LARGEST_LINE)
                     if not received:
                         break
                     head += received
     except (OSError, ValueError):
         pass
-    return HttpAnswer.read(head)
+    return head
 
 
 def _begins_as_http(head: bytes) -> bool:

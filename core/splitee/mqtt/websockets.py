@@ -72,7 +72,9 @@ class _Handshake:
             while b"\r\n\r\n" not in self.head and self.recv(1024):
                 pass
         if not self.head:
-            return ConnectionError("it closed the connection in the websocket handshake")
+            return ConnectionError(
+                "it closed the connection in the websocket handshake: is this its port for websockets?"
+            )
         return HttpAnswer.read(bytes(self.head)) or ConnectionError(
             "it answers the websocket handshake not in HTTP"
         )
