@@ -137,6 +137,12 @@ MakeServer = Callable[..., FakeServer]
         (b"\x20\x02\x00\x01", "does not speak MQTT v5"),
         (b"\x20\x03\x00\x86\x00", "bad user name or password"),
         (b"\x20\x03\x00\x8a\x00", "banned"),
+        (
+            bytes.fromhex("2005 0000 02 2500"),
+            "keeps no retained messages (Retain Available): use one that does",
+        ),
+        (bytes.fromhex("2005 0000 02 2400"), "offers QoS 0 only (Maximum QoS): use one with QoS 1"),
+        (bytes.fromhex("2005 0000 02 2800"), "takes no wildcard subscriptions: use one that does"),
     ],
 )
 def test_refusals_that_no_real_broker_here_gives(fake_server: MakeServer, answer: bytes, line: str) -> None:
@@ -148,8 +154,12 @@ def test_refusals_that_no_real_broker_here_gives(fake_server: MakeServer, answer
     [
         ({"answers": (), "then_close": False}, "gives no MQTT answer"),
         ({"answers": (), "then_close": True}, "closed the connection without an MQTT answer"),
-        ({"answers": (b"HTTP/1.1 400 Bad Request\r\n\r\n",), "then_close": False}, "gives no MQTT answer"),
-        ({"answers": (b"\x20\x03\x00\x89\x00",), "then_close": False}, "server busy"),
+        ({"answers": (b"\x20\x03\x00\x89\x00",), "then_close": False}, "server busy: the broker takes no"),
+        (
+            {"answers": (b"\x20\x03\x00\x97\x00",), "then_close": False},
+            "quota exceeded: the broker has as many",
+        ),
+        ({"answers": (b"\x20\x03\x00\x9f\x00",), "then_close": False}, "connection rate exceeded: too many"),
     ],
 )
 def test_what_may_pass_is_tried_again(
