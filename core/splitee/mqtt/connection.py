@@ -300,7 +300,7 @@ def _no_answer(address: BrokerAddress, error: OSError, accepted: bool) -> TryFai
     hint = "is this its TLS port?" if address.tls else f"if it speaks TLS, use {other}://"
     if not accepted:
         return TryFailed(f"{words}; {hint}")
-    return Closed(f"{words}; a full broker does so (max_connections); {hint}")
+    return Closed(f"{words}, as a full broker does (max_connections); {hint}")
 
 
 def _web_failure(address: BrokerAddress, answer: HttpAnswer) -> Exception:

@@ -91,7 +91,7 @@ def test_a_broker_that_hangs_up_on_every_client_may_be_full(
 ) -> None:
     monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.05))
     broker = old_broker(lambda _level: b"")
-    with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnreachable, match="a full broker does so"):
+    with caplog.at_level(logging.WARNING), pytest.raises(BrokerUnreachable, match="as a full broker does"):
         Link(broker.address, "link").open(0.3)
     assert broker.levels[:2] == [5, 4]
 

@@ -237,6 +237,41 @@ def test_the_receive_maximum_of_the_broker_holds_publishers_back(
     assert not third.is_alive()
 
 
+def test_the_keep_alive_of_the_broker_is_obeyed() -> None:
+    """Who kept to its own, 60 seconds here, would be hung up on again and again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = Link(BrokerAddress("127.0.0.1", listener.getsockname()[1]), "link", keepalive=60)
+        opener = threading.Thread(target=link.open, args=(DEADLINE,))
+        opener.start()
+        with listener.accept()[0] as connection:
+            connection.settimeout(DEADLINE)
+            connection.recv(65536)
+            connection.sendall(bytes.fromhex("2006 0000 03 130002"))
+            assert connection.recv(65536) == b"\xc0\x00"  # PINGREQ
+            connection.sendall(b"\xd0\x00")
+            opener.join(DEADLINE)
+        link.close()
+
+
+@pytest.mark.mosquitto
+def test_a_full_broker_is_told_as_that_and_asked_again(
+    make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.05))
+    address = make_broker("mosquitto", "max_connections 1\nallow_anonymous true\n").address
+    links = [Link(address, f"link-{number}") for number in range(20)]
+    opened = []
+    with pytest.raises(BrokerUnreachable, match="as a full broker does"):
+        for link in links:  # Mosquitto 2.0.11 counts too few once somebody hung up without a CONNECT
+            link.open(0.2)
+            opened.append(link)
+    opened.pop().close()
+    late = Link(address, "late")
+    late.open(DEADLINE)
+    for link in (*opened, late):
+        link.close()
+
+
 def test_a_malformed_message_does_not_end_the_link(
     fake_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
