@@ -66,7 +66,7 @@ class Samples:
     descriptors: list[int] = field(default_factory=list)
 
     def growth(self) -> tuple[float, int]:
-        """Of the last third against the first after a sixth: memory as a ratio, descriptors as a difference."""
+        """From the first third to the last, after a sixth of it: of memory a ratio, of descriptors a count."""
         sixth = len(self.memory) // 6
         memory, descriptors = self.memory[sixth:], self.descriptors[sixth:]
         third = max(1, len(memory) // 3)
@@ -189,8 +189,8 @@ class Day:
         name, copy = "pi-05", "pi-05-copy"
         shutil.copytree(self._directory / name, self._directory / copy)
         original = self._fleet.parts[name]
-        at = [str(self._directory / copy) if x == str(self._directory / name) else x for x in original.command]
-        self._fleet.parts[copy] = Part(at)
+        states = {str(self._directory / name): str(self._directory / copy)}
+        self._fleet.parts[copy] = Part([states.get(word, word) for word in original.command])
         self._fleet.start(copy)
         code = self._fleet.await_exit(name)
         del self._fleet.parts[name]
@@ -266,7 +266,7 @@ def run(directory: Path, devices: int, rounds: int) -> dict[str, Any]:
 
         until(lambda: fleet.finished, meanwhile)
         report = fleet.report()
-        sessions = abandoned_sessions(fleet.broker.address) 
+        sessions = abandoned_sessions(fleet.broker.address)
         fleet.database.saved(fleet.pids["broker"])
     untouched = {one["id"]: one["batches"] for one in report["devices"] if one["id"] not in day.touched}
     growth = {name: samples.growth() for name, samples in day.samples.items()}
@@ -320,9 +320,12 @@ def table(result: dict[str, Any]) -> Table:
 def main(devices: int, rounds: int, out: Path | None) -> None:
     """Do to a fleet in minutes what a day in the field brings."""
     console = Console(stderr=True)
-    with working_directory(out) as above, small_disk(above / "day" / "pi-02"):
-        with console.status(f"{devices} devices, {rounds} rounds"):
-            result = run(above / "day", devices, rounds)
+    with (
+        working_directory(out) as above,
+        small_disk(above / "day" / "pi-02"),
+        console.status(f"{devices} devices, {rounds} rounds"),
+    ):
+        result = run(above / "day", devices, rounds)
     console.print(table(result))
     click.echo(json.dumps(result))
     sys.exit(not result["passed"])

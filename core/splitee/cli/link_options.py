@@ -14,14 +14,14 @@ from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
-from splitee.mqtt.address import BrokerAddress, TlsFiles
+from splitee.mqtt.address import FORMS, BrokerAddress, TlsFiles
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import check_name
 
 log = logging.getLogger(__name__)
 
 _FILE = click.Path(path_type=Path)
-_FORMS = "mqtt://HOST:PORT or mqtts://HOST:PORT; for a password see --password-file"
+_FORMS = f"{FORMS}; for a password see --password-file"
 
 
 _OPTIONS = (

@@ -2,52 +2,94 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from splitee.errors import ConfigError
 
-PORTS = {"mqtt": 1883, "mqtts": 8883}
+PORTS = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+WEBSOCKET_PATH = "/mqtt"  # where managed brokers listen; Mosquitto takes any path
+FORMS = "mqtt://HOST:PORT, mqtts:// (TLS), ws://HOST:PORT/PATH (websockets) or wss:// (TLS)"
+_ENCODE = "percent-encode what a user name or password has of / as %2F, @ %40, # %23, ? %3F, % %25"
+_STRAY_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
+_PATH = re.compile("[!-~]*")
 
 
 @dataclass(frozen=True)
 class BrokerAddress:
-    """A broker's address; its text and its repr never show the password."""
+    """A broker's address; its text and its repr never show the password, nor a path's query."""
 
     host: str
     port: int
     tls: bool = False
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    path: str | None = field(default=None, repr=False)  # of websockets, with its query; None: plain MQTT
 
     @classmethod
     def parse(cls, text: str) -> BrokerAddress:
-        """Reads mqtt://[USER[:PASSWORD]@]HOST[:PORT], or mqtts:// for TLS; ConfigError says what is wrong."""
-        expected = "expected mqtt://HOST:PORT or mqtts://HOST:PORT"
+        """Reads SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/PATH] as `FORMS` has them.
+
+        A path is for websockets only: ws://HOST is ws://HOST:80/mqtt.
+
+        Raises:
+            ConfigError: it says what is wrong, and shows nothing that may be a password.
+        """
+        _check_account(text)
         try:
             parts = urlsplit(text)
             port = parts.port
-        except ValueError as error:
-            raise ConfigError(f"broker address: {expected}, but {error}") from None
+        except ValueError:
+            raise ConfigError(
+                f"broker address: expected {FORMS}, with a port from 1 to 65535 and an IPv6 address in []; "
+                f"before the host, {_ENCODE}"
+            ) from None
         shown = text.rpartition("@")[2]
         if parts.scheme not in PORTS or not parts.hostname or port == 0:
-            raise ConfigError(f"broker address {shown!r}: {expected}")
-        if parts.path.strip("/") or parts.query or parts.fragment:
-            raise ConfigError(f"broker address {shown!r}: {expected}, nothing after the port")
+            raise ConfigError(f"broker address {shown!r}: expected {FORMS}")
         return cls(
             host=parts.hostname,
             port=port or PORTS[parts.scheme],
-            tls=parts.scheme == "mqtts",
+            tls=parts.scheme in ("mqtts", "wss"),
             username=None if parts.username is None else unquote(parts.username),
             password=None if parts.password is None else unquote(parts.password),
+            path=_path(parts, shown),
         )
 
     def __str__(self) -> str:
+        scheme = ("mqtt" if self.path is None else "ws") + "s" * self.tls
         user = "" if self.username is None else quote(self.username, safe="") + "@"
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'mqtts' if self.tls else 'mqtt'}://{user}{host}:{self.port}"
+        return f"{scheme}://{user}{self.netloc}{(self.path or '').partition('?')[0]}"
+
+    @property
+    def netloc(self) -> str:
+        """HOST:PORT, with an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _check_account(text: str) -> None:
+    """A character of a password that ends a URL's part would be told as a mistake of the port or the host."""
+    account = text.partition("://")[2].rpartition("@")[0]
+    if set(account) & set("/?#@") or _STRAY_PERCENT.search(account):
+        raise ConfigError(f"broker address: before the @ of the host, {_ENCODE}; or use --password-file")
+
+
+def _path(parts: SplitResult, shown: str) -> str | None:
+    rest = parts.path + ("?" + parts.query if parts.query else "")
+    if parts.scheme in ("ws", "wss"):
+        if parts.fragment or not _PATH.fullmatch(rest):
+            raise ConfigError(
+                f"broker address {shown!r}: expected a path in ASCII, percent-encoded, without #"
+            )
+        return rest if parts.path else WEBSOCKET_PATH + rest
+    if rest.strip("/") or parts.fragment:
+        raise ConfigError(
+            f"broker address {shown!r}: expected {FORMS}; nothing comes after the port of {parts.scheme}://"
+        )
+    return None
 
 
 @dataclass(frozen=True)

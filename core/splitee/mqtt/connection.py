@@ -12,28 +12,38 @@ from collections.abc import Callable
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from splitee.errors import BrokerRefused
 from splitee.mqtt.address import BrokerAddress, TlsFiles
+from splitee.mqtt.client import new_client
+from splitee.mqtt.http_answer import HttpAnswer, ask_for_http
 from splitee.mqtt.in_flight import IN_FLIGHT
+from splitee.mqtt.probe import answers_mqtt_311, speaks_mqtt_311_only
+from splitee.mqtt.refusals import (
+    Closed,
+    Garbage,
+    TryFailed,
+    Unanswered,
+    lack,
+    no_answer,
+    refusal,
+    web_failure,
+)
 from splitee.mqtt.tls_failures import tls_failure
+from splitee.mqtt.websockets import below_websocket
 
 CONNECT_LIMIT = 5.0  # seconds for one try
 LONGEST_KEEP_ALIVE = 60  # seconds
 LARGEST_INCOMING = 16 << 20  # bytes of a packet
 LINGER = 2.0  # seconds that the broker has to read the last word
 LOOP = 1.0  # seconds; paho wakes up earlier when there is something to do
-TEMPORARY = {"Server unavailable", "Server busy", "Quota exceeded", "Connection rate exceeded"}
+CERTAIN = 3  # closed connections, each beside an answer to MQTT 3.1.1: that is no coincidence
 
 log = logging.getLogger(__name__)
-
-
-class TryFailed(Exception):
-    """One try to connect failed in a way that may pass."""
 
 
 class Connection:
@@ -42,7 +52,7 @@ class Connection:
     def __init__(
         self,
         address: BrokerAddress,
-        tls: TlsFiles | None,
+        files: TlsFiles | None,
         client_id: str,
         keepalive: int,
         session_expiry: int,
@@ -52,7 +62,7 @@ class Connection:
     ) -> None:
         """`on_accepted` gets "the broker kept our session" and CONNACK's properties, before any message."""
         self._address = address
-        self._tls = tls
+        self._files = files
         self._client_id = client_id
         self._keepalive = keepalive
         self._session_expiry = session_expiry
@@ -61,18 +71,16 @@ class Connection:
         self._on_lost = on_lost
         self._trouble = _Trouble()
         self._answer: ReasonCode | None = None
+        self._lack: str | None = None  # what the broker does not offer, and we need
+        self._context: ssl.SSLContext | None = None
         self._farewell: str | None = None  # why the broker, or the keep-alive, ended the connection
         self._up_since = 0.0
         self._opened = False
         self.client = self._make_client()
 
     def _make_client(self) -> Client:
-        client = Client(
-            CallbackAPIVersion.VERSION2, client_id=self._client_id, protocol=MQTTProtocolVersion.MQTTv5
-        )
-        client.connect_timeout = CONNECT_LIMIT
+        client = new_client(self._address, self._client_id, MQTTProtocolVersion.MQTTv5, CONNECT_LIMIT)
         client.max_inflight_messages = client.max_queued_messages = IN_FLIGHT
-        client.username_pw_set(self._address.username, self._address.password)
         errors = logging.Logger("paho", logging.ERROR)
         errors.addHandler(self._trouble)
         client.enable_logger(errors)
@@ -84,28 +92,66 @@ class Connection:
         client.on_disconnect = quietly(self._note_end)
         return client
 
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        self._context = context
+        self.client.tls_set_context(context)
+
     def connect(self, limit: float) -> None:
         """One try of about `limit` seconds: TCP, TLS, CONNECT and the answer. TryFailed or BrokerRefused."""
-        self._answer = None
+        deadline = time.monotonic() + limit
+        answer = self._ask(deadline) if self._opened else self._ask_a_stranger(deadline)
+        if answer.is_failure:
+            raise refusal(self._address, self._client_id, answer)
+        if self._lack is not None:
+            self._hang_up()
+            raise BrokerRefused(f"broker {self._address} {self._lack}")
+        self._opened = True
+
+    def _ask_a_stranger(self, deadline: float) -> ReasonCode:
+        """As `_ask`, of an address where nobody has answered yet: it finds out what does.
+
+        A broker of MQTT 3.1.1 may close the connection at a CONNECT of v5, as a full one does at any.
+        """
+        for _ in range(CERTAIN):
+            try:
+                return self._ask(deadline)
+            except Unanswered as failure:
+                left = max(1.0, deadline - time.monotonic())
+                web = None if self._address.path else ask_for_http(self._address, self._context, left)
+                if web is not None:
+                    raise web_failure(self._address, web) from None
+                told = isinstance(failure, Closed | Garbage) and answers_mqtt_311(
+                    self._address, self._client_id, self._context, left
+                )
+                if isinstance(failure, Garbage) and not told:
+                    raise BrokerRefused(f"broker {self._address}: {failure}; check the address") from None
+                if not told:
+                    raise
+                if isinstance(failure, Garbage):
+                    break
+        raise speaks_mqtt_311_only(self._address)
+
+    def _ask(self, deadline: float) -> ReasonCode:
+        """Dials, and returns the broker's answer."""
+        self._answer = self._lack = None
         self._trouble.take()
+        dialled = False
         try:
             self._dial()
-            answer = self._wait_for_answer(time.monotonic() + limit)
+            dialled = True
+            return self._wait_for_answer(deadline)
         except ssl.SSLEOFError:
             self._hang_up()
             raise TryFailed("it broke off the TLS handshake; is this its TLS port?") from None
         except ssl.SSLError as error:
             self._hang_up()
-            raise tls_failure(self._address, error, self._tls) from None
+            raise tls_failure(self._address, error, self._files) from None
+        except HttpAnswer as answer:
+            self._hang_up()
+            raise web_failure(self._address, answer) from None
         except OSError as error:
             self._hang_up()
-            hint = ""
-            if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
-                hint = "; is this its TLS port?" if self._address.tls else "; if it speaks TLS, use mqtts://"
-            raise TryFailed((error.strerror or str(error)) + hint) from None
-        if answer.is_failure:
-            raise _refusal(self._address, self._client_id, answer)
-        self._opened = True
+            raise no_answer(self._address, error, dialled) from None
 
     def _dial(self) -> None:
         if self._opened:
@@ -131,7 +177,8 @@ class Connection:
             if self._closing.is_set():
                 raise ConnectionAbortedError("closed")
         if code == MQTTErrorCode.MQTT_ERR_PROTOCOL:
-            raise BrokerRefused(f"what answers at {self._address} does not speak MQTT v5: check the address")
+            self._hang_up()
+            raise Garbage("what answers there does not speak MQTT v5")
         raise self._trouble.take() or ConnectionError("it closed the connection without an MQTT answer")
 
     def run(self) -> str:
@@ -167,9 +214,10 @@ class Connection:
             return
         until = time.monotonic() + LINGER
         with contextlib.suppress(OSError):
-            closed.settimeout(LINGER)
-            closed.shutdown(socket.SHUT_WR)
-            while closed.recv(1 << 16) and time.monotonic() < until:
+            below = below_websocket(closed)
+            below.settimeout(LINGER)
+            below.shutdown(socket.SHUT_WR)
+            while below.recv(1 << 16) and time.monotonic() < until:
                 pass
 
     def _hang_up(self) -> None:
@@ -185,7 +233,8 @@ class Connection:
         self._answer = reason
         self._farewell = None
         self._up_since = time.monotonic()
-        if not reason.is_failure:
+        self._lack = None if reason.is_failure else lack(properties)
+        if not reason.is_failure and self._lack is None:
             self._on_accepted(flags.session_present, properties)
 
     def _note_end(
@@ -241,15 +290,4 @@ def packet_properties(kind: int, **fields: Any) -> Properties:
 
 
 def _send_at_once(_client: Client, _data: Any, opened: socket.socket) -> None:
-    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _refusal(address: BrokerAddress, client_id: str, answer: ReasonCode) -> Exception:
-    reason = answer.getName()
-    if reason in TEMPORARY:
-        return TryFailed(reason.lower())
-    if reason == "Unsupported protocol version":
-        return BrokerRefused(f"broker {address} does not speak MQTT v5: use one that does")
-    return BrokerRefused(
-        f"broker {address} refused {client_id!r}: {reason.lower()}; check user, password, certificate and id"
-    )
+    below_websocket(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -18,12 +18,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from splitee.errors import BrokerRefused, BrokerUnreachable, ConfigError
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.backoff import delays, tries
-from splitee.mqtt.connection import CONNECT_LIMIT, Connection, TryFailed, packet_properties, quietly
+from splitee.mqtt.connection import CONNECT_LIMIT, Connection, packet_properties, quietly
 from splitee.mqtt.event_queue import EventQueue
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.in_flight import IN_FLIGHT, InFlight
 from splitee.mqtt.pace import COMPLAINTS, Pace
 from splitee.mqtt.rate_limiter import RateLimiter
+from splitee.mqtt.refusals import TryFailed
 
 __all__ = ["BrokerAddress", "Connected", "Disconnected", "Event", "Link", "Message", "TlsFiles"]
 
@@ -110,9 +111,10 @@ class Link:
             kept = packet_properties(PacketTypes.WILLMESSAGE, MessageExpiryInterval=RETAINED_FOR)
             self._client.will_set(will[0], will[1], qos=1, retain=True, properties=kept)
         if address.tls:
-            self._client.tls_set_context((tls or TlsFiles()).context())
+            self._connection.use_tls((tls or TlsFiles()).context())
         elif tls is not None and tls != TlsFiles():
-            raise ConfigError(f"TLS files are given, but {address} is a plain connection: use mqtts://")
+            secure = "mqtts" if address.path is None else "wss"
+            raise ConfigError(f"TLS files are given, but {address} is a plain connection: use {secure}://")
 
     @property
     def connected(self) -> bool:

@@ -43,7 +43,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
     "--broker",
     default="auto",
     metavar="auto|mosquitto|embedded|URL",
-    help="auto: mosquitto if installed, else embedded; or one that runs, as mqtt://HOST:PORT.",
+    help="auto: mosquitto if installed, else embedded; or the address of one that runs, such as mqtt://HOST:PORT.",
 )
 @run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
 @run_setting("client_averaging")

@@ -164,7 +164,9 @@ def open_broker(choice: str, directory: Path) -> AbstractContextManager[RunningB
     if choice in ("auto", "embedded"):
         return embedded(directory)
     if "://" not in choice:
-        raise ConfigError(f"broker {choice!r}: expected auto, mosquitto, embedded or mqtt://HOST:PORT")
+        raise ConfigError(
+            f"broker {choice!r}: expected auto, mosquitto, embedded or an address such as mqtt://HOST:PORT"
+        )
     return nullcontext(RunningBroker("external", BrokerAddress.parse(choice)))
 
 

@@ -19,6 +19,12 @@ from splitee.mqtt.address import BrokerAddress, TlsFiles
         ("mqtt://[::1]:1884", BrokerAddress("::1", 1884)),
         ("mqtts://pi:s%40cret@broker:1", BrokerAddress("broker", 1, True, "pi", "s@cret")),
         ("mqtt://pi@broker", BrokerAddress("broker", 1883, username="pi")),
+        ("mqtt://pi:a%2Fb%23c%25d:e@broker", BrokerAddress("broker", 1883, False, "pi", "a/b#c%d:e")),
+        ("ws://broker", BrokerAddress("broker", 80, path="/mqtt")),
+        ("wss://broker", BrokerAddress("broker", 443, tls=True, path="/mqtt")),
+        ("ws://broker:9001/", BrokerAddress("broker", 9001, path="/")),
+        ("wss://pi:x@[::1]:8084/a/b", BrokerAddress("::1", 8084, True, "pi", "x", "/a/b")),
+        ("ws://broker?key=1", BrokerAddress("broker", 80, path="/mqtt?key=1")),
     ],
 )
 def test_addresses(text: str, address: BrokerAddress) -> None:
@@ -40,6 +46,9 @@ def test_addresses(text: str, address: BrokerAddress) -> None:
         "mqtt://broker/fleet",
         "mqtt://broker?tls=1",
         "mqtt://[::1",
+        "ws://",
+        "ws://broker:0/mqtt",
+        "wss://broker:port/mqtt",
     ],
 )
 def test_anything_else_is_refused_with_the_form_expected(text: str) -> None:
@@ -47,8 +56,27 @@ def test_anything_else_is_refused_with_the_form_expected(text: str) -> None:
         BrokerAddress.parse(text)
 
 
+@pytest.mark.parametrize("path", ["/a#b", "/a b", "/caf\u00e9"])
+def test_a_path_that_no_request_may_have_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="expected a path in ASCII, percent-encoded, without #"):
+        BrokerAddress.parse(f"ws://broker{path}")
+
+
+@pytest.mark.parametrize("scheme", ["mqtt", "wss"])
 @pytest.mark.parametrize(
-    "text", ["http://pi:secret@broker", "mqtt://pi:secret@broker:x", "mqtt://pi:secret@broker/p"]
+    "password", ["sec/ret", "sec@ret", "sec#ret", "sec?ret", "sec%ret", "123/4", "#/@?%"]
+)
+def test_a_password_that_must_be_encoded_is_told_as_that(scheme: str, password: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        BrokerAddress.parse(f"{scheme}://pi:{password}@broker:1883")
+    line = str(error.value)
+    assert "percent-encode what a user name or password has of / as %2F, @ %40, # %23, ? %3F, % %25" in line
+    assert not any(word in line for word in ("sec", "ret", "123", "\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["mqtt://pi:secret", "http://pi:secret@broker", "mqtt://pi:secret@broker:x", "mqtt://pi:secret@broker/p"],
 )
 def test_an_error_shows_no_password(text: str) -> None:
     with pytest.raises(ConfigError) as error:
@@ -57,6 +85,9 @@ def test_an_error_shows_no_password(text: str) -> None:
 
 
 def test_text_and_repr_show_no_password() -> None:
+    websocket = BrokerAddress.parse("wss://pi:secret@broker/mqtt?token=secret")
+    assert str(websocket) == "wss://pi@broker:443/mqtt"
+    assert "secret" not in repr(websocket)
     address = BrokerAddress.parse("mqtts://pi:secret@[::1]:1884")
     assert str(address) == "mqtts://pi@[::1]:1884"
     assert "secret" not in repr(address)

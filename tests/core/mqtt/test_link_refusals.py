@@ -137,6 +137,12 @@ MakeServer = Callable[..., FakeServer]
         (b"\x20\x02\x00\x01", "does not speak MQTT v5"),
         (b"\x20\x03\x00\x86\x00", "bad user name or password"),
         (b"\x20\x03\x00\x8a\x00", "banned"),
+        (
+            bytes.fromhex("2005 0000 02 2500"),
+            "keeps no retained messages (Retain Available): use one that does",
+        ),
+        (bytes.fromhex("2005 0000 02 2400"), "offers QoS 0 only (Maximum QoS): use one with QoS 1"),
+        (bytes.fromhex("2005 0000 02 2800"), "takes no wildcard subscriptions: use one that does"),
     ],
 )
 def test_refusals_that_no_real_broker_here_gives(fake_server: MakeServer, answer: bytes, line: str) -> None:
@@ -148,8 +154,12 @@ def test_refusals_that_no_real_broker_here_gives(fake_server: MakeServer, answer
     [
         ({"answers": (), "then_close": False}, "gives no MQTT answer"),
         ({"answers": (), "then_close": True}, "closed the connection without an MQTT answer"),
-        ({"answers": (b"HTTP/1.1 400 Bad Request\r\n\r\n",), "then_close": False}, "gives no MQTT answer"),
-        ({"answers": (b"\x20\x03\x00\x89\x00",), "then_close": False}, "server busy"),
+        ({"answers": (b"\x20\x03\x00\x89\x00",), "then_close": False}, "server busy: the broker takes no"),
+        (
+            {"answers": (b"\x20\x03\x00\x97\x00",), "then_close": False},
+            "quota exceeded: the broker has as many",
+        ),
+        ({"answers": (b"\x20\x03\x00\x9f\x00",), "then_close": False}, "connection rate exceeded: too many"),
     ],
 )
 def test_what_may_pass_is_tried_again(
@@ -225,6 +235,41 @@ def test_the_receive_maximum_of_the_broker_holds_publishers_back(
     link.close()
     third.join(DEADLINE)
     assert not third.is_alive()
+
+
+def test_the_keep_alive_of_the_broker_is_obeyed() -> None:
+    """Who kept to its own, 60 seconds here, would be hung up on again and again."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        link = Link(BrokerAddress("127.0.0.1", listener.getsockname()[1]), "link", keepalive=60)
+        opener = threading.Thread(target=link.open, args=(DEADLINE,))
+        opener.start()
+        with listener.accept()[0] as connection:
+            connection.settimeout(DEADLINE)
+            connection.recv(65536)
+            connection.sendall(bytes.fromhex("2006 0000 03 130002"))
+            assert connection.recv(65536) == b"\xc0\x00"  # PINGREQ
+            connection.sendall(b"\xd0\x00")
+            opener.join(DEADLINE)
+        link.close()
+
+
+@pytest.mark.mosquitto
+def test_a_full_broker_is_told_as_that_and_asked_again(
+    make_broker: MakeBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splitee.mqtt.link.delays", lambda: repeat(0.05))
+    address = make_broker("mosquitto", "max_connections 1\nallow_anonymous true\n").address
+    links = [Link(address, f"link-{number}") for number in range(20)]
+    opened = []
+    with pytest.raises(BrokerUnreachable, match="as a full broker does"):
+        for link in links:  # Mosquitto 2.0.11 counts too few once somebody hung up without a CONNECT
+            link.open(0.2)
+            opened.append(link)
+    opened.pop().close()
+    late = Link(address, "late")
+    late.open(DEADLINE)
+    for link in (*opened, late):
+        link.close()
 
 
 def test_a_malformed_message_does_not_end_the_link(

@@ -1,0 +1,34 @@
+"""The paho client for an address: over TCP or websockets, with its account."""
+
+from __future__ import annotations
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
+
+from splitee.mqtt.address import BrokerAddress
+
+
+def new_client(
+    address: BrokerAddress, client_id: str, protocol: MQTTProtocolVersion, connect_timeout: float
+) -> Client:
+    """A client that is not connected yet, and makes no second try of its own."""
+    if address.path is None:
+        client = Client(
+            CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, reconnect_on_failure=False
+        )
+    else:
+        from splitee.mqtt.websockets import WebsocketClient
+
+        client = WebsocketClient(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            protocol=protocol,
+            reconnect_on_failure=False,
+            transport="websockets",
+        )
+        scheme = "https" if address.tls else "http"
+        own = {"Host": address.netloc, "Origin": f"{scheme}://{address.netloc}"}
+        client.ws_set_options(address.path, own if ":" in address.host else None)  # paho forgets the []
+    client.connect_timeout = connect_timeout
+    client.username_pw_set(address.username, address.password)
+    return client

@@ -1,0 +1,42 @@
+"""What answers at an address that gives MQTT v5 no answer: perhaps MQTT 3.1.1."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import time
+
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+
+from splitee.errors import BrokerRefused
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.client import new_client
+
+
+def answers_mqtt_311(
+    address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None, limit: float
+) -> bool:
+    """Whether a CONNECT of MQTT 3.1.1 has an answer, whatever it says, in about `limit` seconds."""
+    client = new_client(address, client_id, MQTTProtocolVersion.MQTTv311, limit)
+    if tls is not None:
+        client.tls_set_context(tls)
+    answers: list[object] = []
+    client.on_connect = lambda *answer: answers.append(answer)
+    deadline = time.monotonic() + limit
+    with contextlib.suppress(OSError, ValueError):
+        client.connect(address.host, address.port)
+        code = MQTTErrorCode.MQTT_ERR_SUCCESS
+        while not answers and code == MQTTErrorCode.MQTT_ERR_SUCCESS and time.monotonic() < deadline:
+            code = client.loop(0.2)
+        client.disconnect()
+        client.loop(0.2)  # sends it
+    opened = client.socket()
+    if opened is not None:
+        opened.close()
+    return bool(answers)
+
+
+def speaks_mqtt_311_only(address: BrokerAddress) -> BrokerRefused:
+    return BrokerRefused(
+        f"broker {address} does not speak MQTT v5: it answers MQTT 3.1.1 only; use a broker that speaks v5"
+    )

@@ -1,0 +1,74 @@
+"""Why a broker lets nobody in, or nothing that answers is one: in a user's words, and whether it may pass."""
+
+from __future__ import annotations
+
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from splitee.errors import BrokerRefused
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.http_answer import HttpAnswer
+
+# What passes, and what it means.
+TEMPORARY = {
+    "Server unavailable": "the broker takes no clients now",
+    "Server busy": "the broker takes no clients now",
+    "Quota exceeded": "the broker has as many clients, or as much traffic, as it allows",
+    "Connection rate exceeded": "too many clients connect at once",
+}
+
+
+class TryFailed(Exception):
+    """One try to connect failed in a way that may pass."""
+
+
+class Unanswered(TryFailed):
+    """The address accepts a connection, and then gives no answer of MQTT v5."""
+
+
+class Closed(Unanswered):
+    """It closes the connection instead."""
+
+
+class Garbage(Unanswered):
+    """It sends something else instead."""
+
+
+def no_answer(address: BrokerAddress, error: OSError, accepted: bool) -> TryFailed:
+    """`accepted`: there was a connection, and of websockets their handshake, before the error came."""
+    words = error.strerror or str(error)
+    if not isinstance(error, ConnectionError) or isinstance(error, ConnectionRefusedError):
+        return Unanswered(words) if accepted else TryFailed(words)
+    other = "mqtts" if address.path is None else "wss"
+    hint = "is this its TLS port?" if address.tls else f"if it speaks TLS, use {other}://"
+    if not accepted:
+        return TryFailed(f"{words}; {hint}")
+    return Closed(f"{words}, as a full broker does (max_connections); {hint}")
+
+
+def web_failure(address: BrokerAddress, answer: HttpAnswer) -> Exception:
+    if answer.passes:
+        return TryFailed(f"a web server or proxy answers: {answer}")
+    return answer.refusal(address)
+
+
+def lack(properties: Properties) -> str | None:
+    """What we need, and a broker says in its CONNACK that it does not offer; None: nothing."""
+    if getattr(properties, "MaximumQoS", 1) < 1:
+        return "offers QoS 0 only (Maximum QoS): use one with QoS 1, which no message of a fleet does without"
+    if not getattr(properties, "RetainAvailable", 1):
+        return "keeps no retained messages (Retain Available): use one that does; a fleet's state is in them"
+    if not getattr(properties, "WildcardSubscriptionAvailable", 1):
+        return "takes no wildcard subscriptions: use one that does; a fleet's members are found by them"
+    return None
+
+
+def refusal(address: BrokerAddress, client_id: str, answer: ReasonCode) -> Exception:
+    reason = answer.getName()
+    if reason in TEMPORARY:
+        return TryFailed(f"{reason.lower()}: {TEMPORARY[reason]}")
+    if reason == "Unsupported protocol version":
+        return BrokerRefused(f"broker {address} does not speak MQTT v5: use one that does")
+    return BrokerRefused(
+        f"broker {address} refused {client_id!r}: {reason.lower()}; check user, password, certificate and id"
+    )

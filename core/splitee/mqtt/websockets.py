@@ -1,0 +1,115 @@
+"""MQTT over websockets by paho's transport, with what it lacks: bounds, reasons, whole messages."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from typing import Any
+
+from paho.mqtt.client import Client, WebsocketConnectionError, _WebsocketWrapper
+
+from splitee.mqtt.http_answer import HttpAnswer
+
+LARGEST_HEAD = 16 << 10  # bytes of the answer to the handshake
+LARGEST_FRAME = 32 << 20  # bytes; a frame may hold several packets, and paho keeps it whole
+
+
+class WebsocketClient(Client):
+    """A paho client whose websocket handshake ends in `connect_timeout` seconds, whatever comes."""
+
+    def _create_socket(self) -> _Websocket:
+        opened = self._create_socket_connection()
+        try:
+            if self._ssl:
+                opened = self._ssl_wrap_socket(opened)
+            return _Websocket(
+                socket=_Handshake(opened, self.connect_timeout),
+                host=self._host,
+                port=self._port,
+                is_ssl=self._ssl,
+                path=self._websocket_path,
+                extra_headers=self._websocket_extra_headers,
+            )
+        except BaseException:
+            opened.close()
+            raise
+
+
+def below_websocket(opened: socket.socket) -> socket.socket:
+    """The socket that carries a connection's bytes: of websockets the one below, else itself."""
+    return opened._socket if isinstance(opened, _Websocket) else opened
+
+
+class _Handshake:
+    """The socket during the handshake, which paho reads without an end: bounded, and kept."""
+
+    def __init__(self, opened: socket.socket, limit: float) -> None:
+        self.socket = opened
+        self.head = bytearray()
+        self._deadline = time.monotonic() + limit
+
+    def send(self, data: bytes) -> int:
+        self.socket.sendall(data)
+        return len(data)
+
+    def recv(self, size: int) -> bytes:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no end of the answer to the websocket handshake")
+        if len(self.head) >= LARGEST_HEAD:
+            raise ConnectionError("an endless answer to the websocket handshake")
+        self.socket.settimeout(left)
+        data = self.socket.recv(size)
+        self.head += data
+        return data
+
+    def failure(self) -> OSError:
+        """Why paho gave up: it stops in the middle, and what it has not read may hold the cause."""
+        with contextlib.suppress(OSError):
+            while b"\r\n\r\n" not in self.head and self.recv(1024):
+                pass
+        if not self.head:
+            return ConnectionError(
+                "it closed the connection in the websocket handshake: is this its port for websockets?"
+            )
+        return HttpAnswer.read(bytes(self.head)) or ConnectionError(
+            "it answers the websocket handshake not in HTTP"
+        )
+
+
+class _Websocket(_WebsocketWrapper):
+    def __init__(self, socket: _Handshake, **options: Any) -> None:
+        try:
+            super().__init__(socket=socket, **options)  # type: ignore[arg-type]
+        except (WebsocketConnectionError, ValueError, IndexError):
+            raise socket.failure() from None
+        self._socket = socket.socket
+
+    def send(self, data: bytes | bytearray) -> int:
+        """Paho takes "nothing sent" for the end of a packet, and forgets the rest of what did not fit."""
+        sent = super().send(data)
+        if sent == 0:
+            raise BlockingIOError
+        return sent
+
+    def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:
+        """Masked always (RFC 6455, 5.1), also where paho does not; and at once, not byte by byte."""
+        head = bytearray([0x80 | opcode])
+        if len(data) < 126:
+            head.append(0x80 | len(data))
+        elif len(data) < 1 << 16:
+            head += struct.pack("!BH", 0x80 | 126, len(data))
+        else:
+            head += struct.pack("!BQ", 0x80 | 127, len(data))
+        mask = os.urandom(4)
+        key = (mask * (len(data) // 4 + 1))[: len(data)]
+        masked = int.from_bytes(data, "little") ^ int.from_bytes(key, "little")
+        return head + mask + masked.to_bytes(len(data), "little")
+
+    def _buffered_read(self, length: int) -> bytearray:
+        if length > LARGEST_FRAME:
+            raise ConnectionAbortedError("websocket frame too large")
+        return super()._buffered_read(length)
