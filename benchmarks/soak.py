@@ -66,7 +66,7 @@ class Samples:
     descriptors: list[int] = field(default_factory=list)
 
     def growth(self) -> tuple[float, int]:
-        """From the first third to the last, after a sixth of it: of memory a ratio, of descriptors a count."""
+        """First third to last, after a sixth of all: of memory a ratio, of descriptors a count."""
         sixth = len(self.memory) // 6
         memory, descriptors = self.memory[sixth:], self.descriptors[sixth:]
         third = max(1, len(memory) // 3)

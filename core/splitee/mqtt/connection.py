@@ -116,20 +116,23 @@ class Connection:
             try:
                 return self._ask(deadline)
             except Unanswered as failure:
-                left = max(1.0, deadline - time.monotonic())
-                web = None if self._address.path else ask_for_http(self._address, self._context, left)
-                if web is not None:
-                    raise web_failure(self._address, web) from None
-                told = isinstance(failure, Closed | Garbage) and answers_mqtt_311(
-                    self._address, self._client_id, self._context, left
-                )
-                if isinstance(failure, Garbage) and not told:
-                    raise BrokerRefused(f"broker {self._address}: {failure}; check the address") from None
-                if not told:
+                if not self._answers_311_only(failure, max(1.0, deadline - time.monotonic())):
                     raise
                 if isinstance(failure, Garbage):
                     break
         raise speaks_mqtt_311_only(self._address)
+
+    def _answers_311_only(self, failure: Unanswered, limit: float) -> bool:
+        """Whether what gave v5 no answer gives MQTT 3.1.1 one. BrokerRefused, TryFailed: it is no broker."""
+        web = None if self._address.path else ask_for_http(self._address, self._context, limit)
+        if web is not None:
+            raise web_failure(self._address, web) from None
+        if not isinstance(failure, Closed | Garbage):
+            return False  # silence: it may be slow
+        answers = answers_mqtt_311(self._address, self._client_id, self._context, limit)
+        if isinstance(failure, Garbage) and not answers:
+            raise BrokerRefused(f"broker {self._address}: {failure}; check the address") from None
+        return answers
 
     def _ask(self, deadline: float) -> ReasonCode:
         """Dials, and returns the broker's answer."""

@@ -63,13 +63,10 @@ def test_auto_takes_what_is_installed(tmp_path: Path, monkeypatch: pytest.Monkey
         pass
 
 
-def test_an_address_is_taken_as_it_is(tmp_path: Path) -> None:
-    with open_broker("mqtt://broker.example:1884", tmp_path) as broker:
-        assert (broker.kind, str(broker.address), broker.pid) == (
-            "external",
-            "mqtt://broker.example:1884",
-            None,
-        )
+@pytest.mark.parametrize("address", ["mqtt://broker.example:1884", "wss://broker.example:8084/mqtt"])
+def test_an_address_is_taken_as_it_is(address: str, tmp_path: Path) -> None:
+    with open_broker(address, tmp_path) as broker:
+        assert (broker.kind, str(broker.address), broker.pid) == ("external", address, None)
         broker.check()
 
 
