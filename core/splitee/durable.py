@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from splitee.cli.systemd import slow_disk
 from splitee.errors import StateError
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ def write_atomically(
         StateError: it cannot be written; what was at `path` is still there.
     """
     try:
-        with _opened(path.parent, folder) as inside:
+        with slow_disk(), _opened(path.parent, folder) as inside:
             _replace(path.name, data, mode, owner, inside)
             os.fsync(inside)
     except OSError as error:
