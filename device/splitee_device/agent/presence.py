@@ -9,7 +9,9 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from splitee.cli.systemd import notify
+from splitee.cli.words import megabytes
 from splitee.clock import Clock
+from splitee.disk_writes import bytes_written
 from splitee.errors import BrokerRefused, IdInUse
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.port import Port
@@ -55,14 +57,19 @@ class Presence:
         clock: Clock,
         rejected: Callable[[], int],
         thermometer: Callable[[], Fact] = temperature,
+        written: Callable[[], int | None] = bytes_written,
     ) -> None:
-        """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius."""
+        """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius.
+
+        `written`: bytes that this process has written to its disk.
+        """
         self._port = port
         self._device = device
         self._instance = instance
         self._clock = clock
         self._rejected = rejected
         self._thermometer = thermometer
+        self._written = written
         self._status_topic = routes.STATUS.topic(topics, device)
         self._profile_topic = routes.PROFILE.topic(topics, device)
         self._status = DeviceStatus(state="online", instance=instance)
@@ -120,12 +127,16 @@ class Presence:
         self.introduce(replace(self.profile, **changed))
 
     def publish_status(self) -> None:
-        """Say to the fleet and to systemd what the device does, with its temperature of now."""
+        """Say to the fleet and to systemd what the device does, how hot it is, and what it has written."""
         degrees = self._thermometer().value
-        status = replace(self._status, temperature=degrees if isinstance(degrees, float) else None)
+        status = replace(
+            self._status,
+            temperature=degrees if isinstance(degrees, float) else None,
+            written=self._written(),
+        )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + STATUS_EVERY
-        notify(f"STATUS={_in_words(self._status)}")
+        notify(f"STATUS={_in_words(status)}")
 
     def publish_profile(self) -> None:
         """Publish the profile as it is; nothing before there is one."""
@@ -161,4 +172,6 @@ def _in_words(status: DeviceStatus) -> str:
     words = f"round {status.round}: {status.doing}"
     if status.steps:
         words += f", step {status.step} of {status.steps}"
-    return words if status.loss is None else f"{words}, loss {status.loss:.4f}"
+    if status.loss is not None:
+        words += f", loss {status.loss:.4f}"
+    return words if status.written is None else f"{words}; {megabytes(status.written)} MB written"
