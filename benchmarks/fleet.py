@@ -63,7 +63,13 @@ class Part:
 class Fleet:
     """Broker, server and devices; everything is ended when the context is left."""
 
-    def __init__(self, directory: Path, server: Sequence[str], devices: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        server: Sequence[str],
+        devices: Mapping[str, Sequence[str]],
+        broker_settings: str = MOSQUITTO_SETTINGS,
+    ) -> None:
         """`server`, `devices`: flags of the commands, without broker, fleet and state."""
         directory.mkdir(parents=True)
         self.directory = directory
@@ -72,7 +78,7 @@ class Fleet:
             device: Namespace(port) if namespaces else Proxy("127.0.0.1", port) for device in devices
         }
         listeners = [f"listener {port} {network.host}\n" for network in self.networks.values() if namespaces]
-        self.broker = OwnBroker("mosquitto", directory, MOSQUITTO_SETTINGS + "".join(listeners), port)
+        self.broker = OwnBroker("mosquitto", directory, broker_settings + "".join(listeners), port)
         serving = ("--no-release", *server)
         self.parts = {"server": Part(self._command("server", str(self.broker.address), serving))}
         for device, flags in devices.items():
