@@ -13,6 +13,7 @@ Prints a table, then one JSON line; exits with 1 when a device or the server wri
 
 from __future__ import annotations
 
+import getpass
 import json
 import shutil
 import signal
@@ -103,7 +104,6 @@ def _written(pid: int) -> int:
 def broker_settings(directory: Path, autosave: int | None) -> str:
     """Those of the fleet's Mosquitto, with the shipped configuration's way of saving."""
     directory.mkdir(parents=True)
-    directory.chmod(0o777)  # Mosquitto gives up root's rights
     text = files("splitee_broker").joinpath("mosquitto.conf").read_text()
     lines = (line.split(maxsplit=1) for line in text.splitlines())
     shipped = {words[0]: words[1] for words in lines if words and words[0] in SAVING}
@@ -111,6 +111,7 @@ def broker_settings(directory: Path, autosave: int | None) -> str:
     if autosave is not None:
         shipped["autosave_interval"] = str(autosave)
     rest = MOSQUITTO_SETTINGS.replace("persistence false\n", "")
+    rest += f"user {getpass.getuser()}\n"  # as root it would become another, to which this folder is closed
     return rest + "".join(f"{name} {value}\n" for name, value in shipped.items())
 
 

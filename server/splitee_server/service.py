@@ -244,6 +244,7 @@ class Service:
     def _take_in(self, event: Event) -> None:
         if isinstance(event, Connected):
             self._coordinator.say_all_again()
+            self._release.again()
             for observer in self._observers:
                 observer.on_reconnected()
         elif isinstance(event, Disconnected):
