@@ -189,11 +189,7 @@ class Agent:
             store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
         elif self._averages and self._trainer.digest() == digest:  # its own, of which there is no other
             self._save_held(assignment)
-        elif (
-            moves
-            or self._lacks_statistics(assignment)
-            or not self._store.holds(number, digest, self._trainer)
-        ):
+        elif moves or self._lacks_statistics(assignment) or not store.holds(number, digest, self._trainer):
             requests, known = self._session.requests, self._known(assignment)
             self._trainer.adopt(requests.fetch_weights(self._trainer.weights(), assignment, known))
             self._save_held(assignment)
@@ -268,9 +264,7 @@ class Agent:
                 sent=phase.outbox.published,
             )
             self._session.drain()
-        if not (
-            self._averages and phase.mine.weights
-        ):  # else the server holds what the next round begins from
+        if not (self._averages and phase.mine.weights):  # else the server will have what comes of them
             self._store.save(self._spec, self._cut, number, trainer)
         sent = phase.outbox.published + sum(map(len, self._packed_weights(opened)))
         self._sent.batches += steps
