@@ -73,6 +73,7 @@ class Fleet:
         server: Sequence[str],
         devices: Mapping[str, Sequence[str]],
         *,
+        broker_settings: str = MOSQUITTO_SETTINGS,
         isolated: Collection[str] | None = None,
         throttled: Mapping[str, Way] = MappingProxyType({}),
         keeps_store: bool = False,
@@ -97,7 +98,7 @@ class Fleet:
             for network in self.networks.values()
             if network.kind == "namespace"
         ]
-        settings = keeping(MOSQUITTO_SETTINGS, directory) if keeps_store else MOSQUITTO_SETTINGS
+        settings = keeping(broker_settings, directory) if keeps_store else broker_settings
         self.broker = OwnBroker("mosquitto", directory, settings + "".join(listeners), port)
         self._own_clocks = own_clocks
         self.database = Database(directory)

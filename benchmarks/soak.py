@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +37,8 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
 
+Steps = Generator[int, None, str]  # of a story: yields the rounds to wait for; returns what came of it
+
 STEPS = 2  # batches a round and device
 DEADLINE = 20.0  # seconds that a round may take before it goes on without who is late
 SMALL_DISK = 4 << 20  # bytes
@@ -51,9 +53,9 @@ class Story:
 
     what: str
     at: int  # after so many committed rounds
-    tell: Callable[[], Iterator[int]]  # yields rounds to wait until, and does its next step then
+    tell: Callable[[], Steps]  # yields rounds to wait until, and does its next step then
     outcome: str = ""
-    steps: Iterator[int] | None = None
+    steps: Steps | None = None
     wakes: int = 0
     over: bool = False
 
@@ -134,14 +136,14 @@ class Day:
     def _committed(self) -> int:
         return self.snapshot.committed
 
-    def _broker(self) -> Iterator[int]:
+    def _broker(self) -> Steps:
         before = self._committed()
         self._fleet.broker.kill()
         self._fleet.broker.start()
         yield before + 2
         return "rounds went on"
 
-    def _full_disk(self) -> Iterator[int]:
+    def _full_disk(self) -> Steps:
         name, disk = "pi-02", self._directory / "pi-02"
         with (disk / "filler").open("wb", buffering=0) as file:
             try:
@@ -156,7 +158,7 @@ class Day:
         assert self.takes_part(name), f"{name} has not come back"
         return f"ended with code {code}, came back"
 
-    def _dismissed(self) -> Iterator[int]:
+    def _dismissed(self) -> Steps:
         name = "pi-03"
         self._fleet.kill(name)
         done = subprocess.run(
@@ -175,7 +177,7 @@ class Day:
         self.ended[name] = code
         return f"run goes on without it; started again it ends with code {code}"
 
-    def _away(self) -> Iterator[int]:
+    def _away(self) -> Steps:
         name = "pi-04"
         self._fleet.kill(name)
         yield self._committed() + 6
@@ -185,7 +187,7 @@ class Day:
         assert self.takes_part(name), f"{name} has not come back"
         return "takes part again"
 
-    def _cloned(self) -> Iterator[int]:
+    def _cloned(self) -> Steps:
         name, copy = "pi-05", "pi-05-copy"
         shutil.copytree(self._directory / name, self._directory / copy)
         original = self._fleet.parts[name]
@@ -199,12 +201,12 @@ class Day:
         assert self.takes_part(name), f"{name} takes no part"
         return f"the older ended with code {code}, the newer takes part"
 
-    def _clock(self) -> Iterator[int]:
+    def _clock(self) -> Steps:
         yield from self._jump("pi-06", YEAR)
         assert self.takes_part("pi-06")
         return "takes part all the time"
 
-    def _server_clock(self) -> Iterator[int]:
+    def _server_clock(self) -> Steps:
         yield from self._jump("server", -YEAR)
         return "rounds went on"
 

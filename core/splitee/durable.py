@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from splitee.cli.systemd import slow_disk
 from splitee.errors import StateError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def write_atomically(
         StateError: it cannot be written; what was at `path` is still there.
     """
     try:
-        with _opened(path.parent, folder) as inside:
+        with slow_disk(), _opened(path.parent, folder) as inside:
             _replace(path.name, data, mode, owner, inside)
             os.fsync(inside)
     except OSError as error:
@@ -157,12 +158,22 @@ class StateDirectory:
         return facts if isinstance(facts, dict) else None
 
     def save_round(self, number: int, data: bytes) -> None:
-        """The state after round `number`, durable when this returns."""
+        """The state after round `number`, durable when this returns; changes to an earlier one are gone."""
+        (self.path / _changes_of(number)).unlink(missing_ok=True)
         self.save(_name_of(number), data)
 
     def load_round(self, number: int) -> bytes | None:
         """The state after round `number`; None, with a line in the log, when it is missing or torn."""
         return self.load(_name_of(number))
+
+    def save_changes(self, number: int, data: bytes) -> None:
+        """What has changed of the state after round `number` since it was saved, durably."""
+        self.save(_changes_of(number), data)
+
+    def load_changes(self, number: int) -> bytes | None:
+        """What `save_changes` wrote; None: nothing, or with a line in the log, it is torn."""
+        name = _changes_of(number)
+        return self.load(name) if (self.path / name).exists() else None
 
     def save(self, name: str, data: bytes) -> None:
         """A file with its checksum, durable when this returns."""
@@ -193,7 +204,12 @@ class StateDirectory:
         for number in older[KEEP - 1 :]:
             if number != keep:
                 (self.path / _name_of(number)).unlink(missing_ok=True)
+                (self.path / _changes_of(number)).unlink(missing_ok=True)
 
 
 def _name_of(number: int) -> str:
     return f"round-{number:06d}.state"
+
+
+def _changes_of(number: int) -> str:
+    return f"round-{number:06d}.changes"

@@ -19,9 +19,10 @@ from splitee.networks.exits import ExitHead
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.networks.zoo import check_factory, first_line
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.commit_files import CommitFiles
 from splitee.training.history import course, read_history
 from splitee.training.named_trunks import NamedTrunks
-from splitee.training.state import answers_digest, unpack_state
+from splitee.training.state import answers_digest
 from splitee.training.weights import client_model
 
 LAST, BEST = "last", "best"  # rounds by name
@@ -128,10 +129,11 @@ def _wanted(path: Path, facts: dict[str, Any], rounds: list[int], wanted: str) -
 
 def _load(directory: StateDirectory, rounds: list[int]) -> tuple[int, dict[str, Any]]:
     """The first of `rounds` whose file is whole."""
+    files = CommitFiles(directory)
     for number in rounds:
-        data = directory.load_round(number)
-        if data is not None:
-            return number, unpack_state(data)
+        state = files.load(number)
+        if state is not None:
+            return number, state
     raise StateError(f"{directory.path} holds no whole round: train until the first commit")
 
 

@@ -7,11 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec.structs import replace
 
 from splitee.cli.signals import Stopped
+from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
 from splitee.errors import BrokerRefused, ExitCode, Reason, StateError, Unwinding
 from splitee.inference.signatures import ReleaseSigner
@@ -50,12 +51,20 @@ IDLE = 0.5  # seconds to wait for an event when there is no batch to work on
 IN_QUARANTINE = "too many messages of this device were refused: nothing of it is read any more in this run"
 
 
+class ServerPort(Port, Protocol):
+    """A port that also tells how its connection does."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether the network thread runs."""
+
+
 class Service:
     """One fleet's server in one run. The link's thread only enqueues; all else runs on the caller's."""
 
     def __init__(
         self,
-        port: Port,
+        port: ServerPort,
         topics: Topics,
         spec: RunSpec,
         network: SplitNetwork,
@@ -216,6 +225,8 @@ class Service:
 
     def _handle_event(self, timeout: float) -> bool:
         """Take in one event, waiting at most so many seconds; False when none came."""
+        if self._port.alive:
+            feed_watchdog()
         if self._stop():
             raise Stopped
         for observer in self._observers:
@@ -233,6 +244,7 @@ class Service:
     def _take_in(self, event: Event) -> None:
         if isinstance(event, Connected):
             self._coordinator.say_all_again()
+            self._release.again()
             for observer in self._observers:
                 observer.on_reconnected()
         elif isinstance(event, Disconnected):

@@ -5,8 +5,10 @@ The defaults: client networks averaged layer by layer and, in one of the two, mo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from fleets import CUTS, Fleet, await_message, in_one_process
@@ -15,7 +17,7 @@ from proxy import Proxy
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import OwnBroker, RunningBroker
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
 
 ROUNDS = 4
 STEPS = "20"  # batches a round: enough for something to happen in its middle
@@ -47,6 +49,14 @@ def check(fleet: Fleet) -> None:
 
 
 @pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """For a Mosquitto that has given up root's rights, to which pytest's folders are closed."""
+    with TemporaryDirectory(prefix="splitee-broker-") as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+@pytest.fixture
 def flags() -> tuple[str, ...]:
     return "--client-averaging", "layerwise", "--steps", STEPS
 
@@ -69,6 +79,58 @@ def test_a_broker_that_is_killed_loses_nothing(
         check(fleet)
         for device in CUTS:
             assert (tmp_path / device / "models" / "current").exists(), fleet.log(device)
+    watcher.close()
+
+
+@pytest.mark.slow(15)
+@pytest.mark.mosquitto
+def test_a_broker_that_comes_back_with_an_old_database_loses_nothing(
+    make_broker: Callable[..., OwnBroker], open_folder: Path, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """As after a power cut, half an hour after it has saved: what it retains is of a round long over."""
+    state = open_folder
+    saving = f"persistence true\npersistence_location {state}/\nautosave_interval 1800\n"
+    broker = make_broker(settings=MOSQUITTO_SETTINGS.replace("persistence false\n", saving))
+    topics = Topics("old-database")
+    watcher = Link(broker.address, "watches-old-database")
+    watch(watcher, topics)
+    with Fleet(str(broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*flags, rounds=ROUNDS)
+        fleet.three_devices()
+        until_batch(watcher, topics, 1)
+        assert broker.broker is not None and broker.broker.process is not None
+        broker.broker.process.send_signal(signal.SIGUSR1)  # which makes Mosquitto save
+        until_batch(watcher, topics, 3)
+        assert (state / "mosquitto.db").exists()
+        broker.kill()
+        broker.start()
+        check(fleet)
+    watcher.close()
+
+
+@pytest.mark.slow(25)
+@pytest.mark.mosquitto
+def test_an_offer_that_a_broker_has_lost_is_made_again(
+    make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    """The device was not there when its model was offered, and the broker forgot."""
+    broker, topics = make_broker(), Topics("lost-offer")
+    watcher = Link(broker.address, "watches-lost-offer")
+    watcher.subscribe(topics.round, topics.server_status, topics.device("pi-2", "inbox/model"))
+    watcher.open(10)
+    with Fleet(str(broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*flags, rounds=1, release=True)
+        fleet.three_devices()
+        await_message(watcher, topics.round, lambda payload: b'"phase":"release"' in payload)
+        with fleet.frozen("pi-2"):
+            await_message(watcher, topics.device("pi-2", "inbox/model"))
+            await_message(watcher, topics.server_status)  # so the broker has acknowledged what came before
+            await_message(watcher, topics.server_status)
+            broker.kill()
+            broker.start()
+            await_message(watcher, topics.device("pi-2", "inbox/model"))
+        assert fleet.wait() == [0, 0, 0, 0]
+        assert (tmp_path / "pi-2" / "models" / "current").exists(), fleet.log("pi-2")
     watcher.close()
 
 

@@ -73,6 +73,28 @@ def test_a_server_that_stops_in_them_takes_them_again(make: Callable[..., Virtua
     assert again.phases[:3] == [("gather", 1), ("statistics", 1), ("evaluate", 1)]
 
 
+def test_what_they_change_of_a_commit_is_written_beside_it(make: Callable[..., VirtualFleet]) -> None:
+    """And whoever resumes after it goes on from both."""
+    undisturbed = make("undisturbed").run()["weights_sha256"]
+    first = make()
+    path = first.checkpoints.path
+    files: list[tuple[int, bool]] = []
+
+    def look(opened: RoundOpen) -> None:
+        if opened.round == 2 and opened.phase in ("statistics", "evaluate"):
+            whole, changes = path / "round-000002.state", path / "round-000002.changes"
+            files.append((whole.stat().st_mtime_ns, changes.exists()))
+        first.stopped = (opened.round, opened.phase) == (2, "evaluate")
+
+    first.on_phase = look
+    with pytest.raises(Stopped):
+        first.run()
+    assert files == [(files[0][0], False), (files[0][0], True)]
+    again = make(instance=200)
+    assert again.run()["weights_sha256"] == undisturbed
+    assert ("statistics", 2) not in again.phases
+
+
 def test_who_falls_silent_in_them_is_gone_on_without(make: Callable[..., VirtualFleet]) -> None:
     fleet = make(policy=SKIP)
     at_statistics(fleet, lambda _opened: fleet.devices["pi-3"].pause())

@@ -28,6 +28,7 @@ from splitee.protocol.rounds import (
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
+from splitee.training.batchnorm_statistics import statistics_steps
 from splitee.training.epochs import evaluation_steps, steps_a_round
 from splitee.training.soft_labels import SoftLabels, pack_rows
 from splitee.training.weights import pack_weights, select
@@ -52,6 +53,7 @@ class ScriptedServer:
         is_lost: whether a message to the device gets lost.
         on_done: what follows a round-done and all its batches; by default the round is committed.
         held: the client network that is kept for the device, if it is asked to fetch one.
+        fresh: whether BatchNorm's statistics of the commit have been taken anew.
         batches, done, tensors, syncs, statuses, profiles: what the device has said, in its order.
     """
 
@@ -76,6 +78,7 @@ class ScriptedServer:
         self.digest: str | None = None
         self.trained: str | None = None
         self.held: dict[str, Tensor] | None = None
+        self.fresh = False
         self.soft_labels: SoftLabels | None = None
         self.participant: dict[str, Any] = {}  # fields of the device's part in what is opened from here on
         self.opened: RoundOpen | None = None
@@ -110,6 +113,8 @@ class ScriptedServer:
         participants = {}
         if phase == "train":
             participants[DEVICE] = self._part(steps_a_round(self.spec, self.samples), self.samples)
+        elif phase == "statistics":
+            participants[DEVICE] = self._part(statistics_steps(self.spec, self.samples), self.samples)
         elif phase == "evaluate":
             participants[DEVICE] = self._part(evaluation_steps(self.held_out), self.held_out)
         self.opened = RoundOpen(
@@ -146,6 +151,7 @@ class ScriptedServer:
                 digest=self.digest,
                 trained=self.trained,
                 held=self.held is not None,
+                fresh=self.fresh,
             ),
             seconds,
         )
@@ -172,7 +178,7 @@ class ScriptedServer:
 
     def acknowledge(self, *, resend: bool = False) -> None:
         assert self.opened is not None
-        if self.opened.phase in ("train", "evaluate"):
+        if self.opened.phase in ("train", "statistics", "evaluate"):
             self.send(
                 routes.ACK,
                 Ack(
@@ -246,7 +252,8 @@ class ScriptedServer:
             self.acknowledge(resend=True)
 
     def _part(self, steps: int, samples: int) -> Participant:
-        fields = {"cut": self.cut, "steps": steps, "base": self.committed, "samples": samples}
+        part = {"cut": self.cut, "steps": steps, "base": self.committed, "samples": samples}
+        fields = {**part, "fresh": self.fresh}
         return Participant(**{**fields, **self.participant})
 
     def _under_way(self) -> tuple[int, int] | None:

@@ -5,16 +5,46 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
+from collections.abc import Iterator
 
 from splitee.cli.plain_text import plain
+
+SLOWEST_DISK = 600  # seconds that writing a file may take; a worn card has been seen to need more than 30
 
 
 def feed_watchdog() -> None:
     """Tell systemd's watchdog that this process works.
 
-    A device's session does so at each event while its link's thread lives; nothing else feeds it.
+    A device's session and a server do so at each event while their link's thread lives, and `slow_disk` when
+    a file is written; nothing else feeds it.
     """
     notify("WATCHDOG=1")
+
+
+@contextlib.contextmanager
+def slow_disk() -> Iterator[None]:
+    """What is done in here may take SLOWEST_DISK before the watchdog ends this process.
+
+    Then it is as strict as before. Only for the main thread, which feeds it: what another one writes does not
+    show that the main thread works.
+    """
+    usual = _watchdog_usec()
+    if usual is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    notify(f"WATCHDOG_USEC={max(usual, SLOWEST_DISK * 1_000_000)}")
+    try:
+        yield
+    finally:
+        notify("WATCHDOG=1", f"WATCHDOG_USEC={usual}")
+
+
+def _watchdog_usec() -> int | None:
+    """The unit's WatchdogSec= in microseconds; None: it has none, or it is not of this process."""
+    usual, whose = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    is_mine = not whose or whose == str(os.getpid())
+    return int(usual) if is_mine and usual.isdecimal() else None
 
 
 def notify(*states: str) -> None:

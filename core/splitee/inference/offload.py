@@ -14,6 +14,7 @@ from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Disconnected, Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.fleet import ServerStatus
@@ -54,6 +55,7 @@ class Offload:
         self._link.subscribe(*self._gate.filters)
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE
+        self._log_unanswered = RateLimiter()
         self._silent_until = 0.0
         self.sent = 0  # bytes of requests
         self.asked = 0
@@ -156,7 +158,8 @@ class Offload:
         self._pause = FIRST_PAUSE
         answer: InferAnswer = received.message
         if answer.error or answer.logits is None:
-            log.warning("the server does not answer: %s", answer.error or "no logits")
+            if self._log_unanswered.due():
+                log.warning("the server does not answer: %s", answer.error or "no logits")
             return None
         try:
             logits = decode_tensor(answer.logits, (len(self._manifest.class_names),))

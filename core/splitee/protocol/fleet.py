@@ -40,6 +40,7 @@ class DeviceStatus(JsonMessage, frozen=True):
         time: seconds since the epoch, by the device's clock.
         predicted: images that this process has classified for its owner.
         offloaded: images of these that it has asked the server about.
+        written: bytes that this process has written to its disk; none where its system does not say.
     """
 
     state: Literal["online", "offline"]
@@ -56,6 +57,7 @@ class DeviceStatus(JsonMessage, frozen=True):
     time: float = 0.0
     predicted: Count = 0
     offloaded: Count = 0
+    written: Count | None = None
 
 
 class CutCost(msgspec.Struct, frozen=True):

@@ -191,7 +191,7 @@ class Features(PackedMessage, frozen=True):
 
 
 class RoundDone(PackedMessage, frozen=True):
-    """The device has done its part: trained a round and saved it durably, or taken statistics.
+    """The device has done its part: trained a round, or taken statistics.
 
     Attributes:
         run: id of the run.

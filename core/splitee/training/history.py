@@ -32,10 +32,15 @@ class Course:
 
 def read_history(directory: Path) -> Iterator[Metrics]:
     """The evaluated rounds in a server's state, as they were written; a torn line ends them."""
+    return (metrics for metrics, _ in read_lines(directory / HISTORY))
+
+
+def read_lines(path: Path) -> Iterator[tuple[Metrics, int]]:
+    """The lines of a history, as `read_history` gives them, and the bytes of each."""
     try:
-        with (directory / HISTORY).open("rb") as file:
+        with path.open("rb") as file:
             for line in file:
-                yield msgspec.json.decode(line, type=Metrics)
+                yield msgspec.json.decode(line, type=Metrics), len(line)
     except FileNotFoundError:
         return
     except msgspec.MsgspecError as error:

@@ -180,26 +180,44 @@ class Agent:
 
     def _follow(self, assignment: Assignment) -> None:
         """Take the cut and the weights that the server's last commit gives this device."""
-        number, digest = assignment.committed, assignment.digest
+        number, digest, store = assignment.committed, assignment.digest, self._store
         moves = assignment.cut != self._cut
         if moves:
             self._move(assignment.cut)
         self._position = None
         if not assignment.held:
-            self._store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
-        elif moves or not self._store.holds(number, digest, self._trainer):
+            store.restore(number, digest, self._trainer, lambda: self._first_state(assignment))
+        elif self._averages and self._trainer.digest() == digest:  # its own, of which there is no other
+            self._save_held(assignment)
+        elif moves or self._lacks_statistics(assignment) or not store.holds(number, digest, self._trainer):
             requests, known = self._session.requests, self._known(assignment)
             self._trainer.adopt(requests.fetch_weights(self._trainer.weights(), assignment, known))
-            self._store.save(self._spec, self._cut, number, self._trainer)
-            self._store.commit(number)
+            self._save_held(assignment)
         self._knows_frozen, self._stale = True, 0
-        if self._spec.client_averaging != "none":
+        if self._averages:
             self._trainer.forget_momentum()
         self._position = number
 
+    @property
+    def _averages(self) -> bool:
+        """Whether the server holds this device's network after each commit, and its momentum starts anew."""
+        return self._spec.client_averaging != "none"
+
+    def _save_held(self, assignment: Assignment) -> None:
+        """Save the network that the server holds; not where the round's statistics are still to come."""
+        if self._averages:
+            self._trainer.forget_momentum()
+        if assignment.fresh or not self._spec.takes_statistics:
+            self._store.save(self._spec, self._cut, assignment.committed, self._trainer)
+            self._store.commit(assignment.committed)
+
+    def _lacks_statistics(self, assignment: Assignment) -> bool:
+        """Whether the trainer has the assigned network but for its statistics."""
+        return assignment.fresh and self._stale == assignment.committed
+
     def _known(self, assignment: Assignment) -> dict[str, Tensor]:
         """Those tensors of the assigned network that the trainer has, and that need not travel."""
-        if assignment.fresh and self._stale == assignment.committed:
+        if self._lacks_statistics(assignment):
             weights = self._trainer.weights()
             return {name: tensor for name, tensor in weights.items() if not is_statistic(name)} | (
                 self._trainer.frozen_weights()
@@ -227,7 +245,7 @@ class Agent:
             self._follow(told)
 
     def _train(self, phase: PhaseUnderWay) -> None:
-        """Train a round, save it durably, and wait for its commit."""
+        """Train a round, save it durably where no other has it, and wait for its commit."""
         opened, trainer, number = phase.opened, self._trainer, phase.opened.round
         steps = self._steps(phase, trainer.samples)
         log.info("round %d: training %d batches", number, steps)
@@ -246,7 +264,8 @@ class Agent:
                 sent=phase.outbox.published,
             )
             self._session.drain()
-        self._store.save(self._spec, self._cut, number, trainer)
+        if not (self._averages and phase.mine.weights):  # else the server will have what comes of them
+            self._store.save(self._spec, self._cut, number, trainer)
         sent = phase.outbox.published + sum(map(len, self._packed_weights(opened)))
         self._sent.batches += steps
         self._sent.bytes += sent

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from splitee.cli.systemd import notify
+from splitee.cli.words import megabytes
 from splitee.clock import Clock
+from splitee.disk_writes import bytes_written
 from splitee.errors import BrokerRefused, IdInUse
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.port import Port
@@ -58,17 +60,22 @@ class Presence:
         clock: Clock,
         rejected: Callable[[], int],
         thermometer: Callable[[], Fact] = temperature,
+        written: Callable[[], int | None] = bytes_written,
     ) -> None:
-        """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius."""
+        """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius.
+
+        `written`: bytes that this process has written to its disk.
+        """
         self._port = port
         self._device = device
         self._instance = instance
         self._clock = clock
         self._rejected = rejected
         self._thermometer = thermometer
+        self._written = written
         self._status_topic = routes.STATUS.topic(topics, device)
         self._profile_topic = routes.PROFILE.topic(topics, device)
-        self._status = DeviceStatus(state="online", instance=instance)
+        self._status = self._said = DeviceStatus(state="online", instance=instance)
         self._status_due = 0.0
         self._has_met_twin = False
         self._is_seen = False  # the broker has handed out this process's own status
@@ -124,17 +131,22 @@ class Presence:
         self.introduce(replace(self.profile, **changed))
 
     def publish_status(self) -> None:
-        """Say to the fleet and to systemd what the device does, with its temperature of now."""
+        """Say to the fleet and to systemd what the device does, how hot it is, and what it has written."""
         degrees = self._thermometer().value
-        status = replace(self._status, temperature=degrees if isinstance(degrees, float) else None)
+        status = replace(
+            self._status,
+            temperature=degrees if isinstance(degrees, float) else None,
+            written=self._written(),
+        )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + STATUS_EVERY
+        self._said = status
         self.tell_systemd()
 
     def tell_systemd(self) -> None:
         """What `systemctl status` shows."""
         lost = "" if self._port.connected else f"; no connection to the broker {self._port.address}"
-        notify(f"STATUS={_in_words(self._status)}{lost}")
+        notify(f"STATUS={_in_words(self._said)}{lost}")
 
     def publish_profile(self) -> None:
         """Publish the profile as it is; nothing before there is one."""
@@ -184,4 +196,6 @@ def _in_words(status: DeviceStatus) -> str:
     words = f"round {status.round}: {status.doing}"
     if status.steps:
         words += f", step {status.step} of {status.steps}"
-    return words if status.loss is None else f"{words}, loss {status.loss:.4f}"
+    if status.loss is not None:
+        words += f", loss {status.loss:.4f}"
+    return words if status.written is None else f"{words}; {megabytes(status.written)} MB written"

@@ -12,6 +12,7 @@ from splitee.cli.signals import Stopped
 from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
 from splitee.errors import MalformedMessage, Rejected, Stalled, Unwinding, VersionMismatch
+from splitee.log_limits import FirstFew, Reminder
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.protocol import routes
 from splitee.protocol.fleet import ErrorReport, Profile
@@ -39,7 +40,6 @@ READ = (
     routes.ERROR,
     routes.STATUS,
 )
-REMIND_EVERY = 30.0  # seconds between lines that say what is waited for
 
 
 class RunChanged(Unwinding):
@@ -84,6 +84,7 @@ class Session:
         self._stop = stop
         self._clock = clock
         self._phase: PhaseUnderWay | None = None
+        self._log_reports = FirstFew()
         self._guarded = ""  # the run of which assignments are checked
         self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
         self.heard = Heard(device, instance, clock())
@@ -153,14 +154,14 @@ class Session:
         Raises:
             Stalled: the server has said nothing for as long as the patience allows; and what `pump` raises.
         """
-        started = reminded = asked = self._clock()
+        started = asked = self._clock()
+        reminder = Reminder()
         while not condition():
             self.pump(0.5)
             now, last_word = self._clock(), self.heard.last_word
-            if now - reminded >= REMIND_EVERY:
+            if reminder.due(now, started):
                 hint = self._why_nothing_comes()
                 log.info("waiting for %s (%.0f s)%s", what, now - started, hint and f"; {hint}")
-                reminded = now
             if now - max(last_word, asked) >= SYNC_AFTER:
                 self._sync()
                 asked = now
@@ -258,7 +259,8 @@ class Session:
         if report.instance not in (0, self.instance):
             return
         if not report.fatal:
-            log.warning("the server reports: %s", report.message)
+            if self._log_reports.due():
+                log.warning("the server reports: %s", report.message)
         elif report.code == VersionMismatch.exit_code:
             raise VersionMismatch(report.message)
         else:

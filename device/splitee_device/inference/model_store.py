@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from splitee.cli.systemd import slow_disk
 from splitee.durable import unwritable, write_atomically
 from splitee.errors import MalformedMessage, ModelError, StateError
 from splitee.inference.bundle import Bundle, pack_bundle
@@ -223,7 +224,8 @@ class ModelStore:
             temporary.replace(self.path / link)
             folder = os.open(self.path, os.O_RDONLY)
             try:
-                os.fsync(folder)
+                with slow_disk():
+                    os.fsync(folder)
             finally:
                 os.close(folder)
         except OSError as error:

@@ -14,6 +14,7 @@ from splitee.errors import DataError
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
+from splitee.log_limits import FirstFew
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
@@ -97,6 +98,8 @@ class InferenceService:
         self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.tally = Tally()
         self._log_due = RateLimiter(LOG_EVERY)
+        self._log_failed = RateLimiter()
+        self._log_skips = FirstFew()
         self._unlogged = 0
 
     def run(self, images: ImageSource, stop: Callable[[], bool]) -> None:
@@ -143,13 +146,15 @@ class InferenceService:
         try:
             new = images.new()
         except DataError as error:
-            log.warning("%s", error)
+            if self._log_failed.due():
+                log.warning("%s", error)
             return
         for name, source in new:
             try:
                 pixels = load_image(source, self._preparation, name=name)
             except DataError as error:
-                log.warning("skipped: %s", error)
+                if self._log_skips.due():  # a folder may fill with what is no image
+                    log.warning("skipped: %s (%d so far)", error, self._log_skips.count)
                 continue
             prediction = predictor(pixels)
             report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))

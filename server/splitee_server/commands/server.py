@@ -16,6 +16,7 @@ from splitee.cli.link_options import link_options
 from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
+from splitee.cli.systemd import notify
 from splitee.durable import StateDirectory
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
@@ -163,6 +164,7 @@ def server(
             try:
                 claim_fleet(connection, topics, instance)
                 farewell = offline(topics, instance)
+                notify("READY=1", f"STATUS=run {spec.run}")
                 log.info(
                     "run %s: %s, %s, waiting for %d devices", spec.run, spec.network, spec.strategy, devices
                 )
@@ -183,4 +185,5 @@ def server(
             except Stopped:
                 log.info("stopped; the last committed round is in %s", state)
             finally:
+                notify("STOPPING=1")
                 connection.close(farewell)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from splitee.errors import ExitCode, MalformedMessage, Unwinding
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
@@ -86,6 +88,7 @@ class Admission:
         self._profiles: dict[str, Profile] = {}  # of devices that have not joined
         self.last_status: dict[str, DeviceStatus] = {}
         self.vote = ClassVote(devices)
+        self._log_offline = defaultdict[str, RateLimiter](RateLimiter)  # by device
 
     @property
     def conflict(self) -> str:
@@ -103,7 +106,7 @@ class Admission:
         self.last_status[device] = status
         was_online = device in self._members and self._members[device].online
         self._members.note_status(device, status)
-        if was_online and not self._members[device].online:
+        if was_online and not self._members[device].online and self._log_offline[device].due():
             log.info("%s is offline", device)
         return self._admit(device)
 

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from splitee import __version__
+from splitee.disk_writes import bytes_written
 from splitee.errors import ConfigError, Reason
 from splitee.protocol.accuracies import Accuracies, ClassRecall
 from splitee.protocol.fields import Doing, RunPhase
@@ -133,6 +134,16 @@ def _temperature(progress: Progress, standing: Standing) -> float | None:
     return status.temperature if status and standing.online else None
 
 
+def _written(progress: Progress, standing: Standing) -> float | None:
+    status = progress.statuses.get(standing.device)
+    return status.written if status and standing.online else None
+
+
+def _own_writes(_progress: Progress) -> list[Sample]:
+    written = bytes_written()
+    return [] if written is None else [((), written)]
+
+
 INFO = ("version", "fleet", "run", "network", "strategy", "codec")
 FIGURES = (
     Figure("splitee_info", "The release, and the run that it serves; always 1", _info, INFO),
@@ -167,6 +178,18 @@ FIGURES = (
     ),
     _of_device(
         "splitee_device_bytes", "Features sent in committed rounds", lambda _, d: d.bytes, CounterMetricFamily
+    ),
+    Figure(
+        "splitee_server_written_bytes",
+        "What the server process has written to its disk",
+        _own_writes,
+        kind=CounterMetricFamily,
+    ),
+    _of_device(
+        "splitee_device_written_bytes",
+        "What the device's process has written to its disk",
+        _written,
+        CounterMetricFamily,
     ),
     _of_device("splitee_device_temperature_celsius", "The device's hottest sensor", _temperature),
     _evaluated("splitee_device_exit_loss", "Mean training loss of the exit", lambda m: m.exit_loss),

@@ -57,6 +57,10 @@ class EndOfRun:
         else:
             self._offers.offer()
 
+    def again(self) -> None:
+        """The broker may have lost the offers; nothing before there are any."""
+        self._offers.offer()
+
     @property
     def thresholds(self) -> dict[str, ReleasedThreshold]:
         """When the offered models predict by themselves, by device."""

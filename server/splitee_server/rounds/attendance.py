@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from splitee.clock import Clock
+from splitee.log_limits import Reminder
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.rounds import Participant
 from splitee.protocol.run_spec import RunSpec
@@ -18,8 +19,6 @@ from splitee_server.rounds.checkpoints import Committed
 from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
-
-REMIND_EVERY = 30.0  # seconds between lines that say who is waited for
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +63,7 @@ class Attendance:
         self._release = release
         self._clock = clock
         self._conflict = conflict
-        self._reminded = clock()
+        self._reminder = Reminder()
 
     def missing(self, committed: int) -> int:
         """Devices that must still come online before the next round opens, after `committed` rounds."""
@@ -117,10 +116,8 @@ class Attendance:
 
     def remind(self, phase: Phase, doing: str, committed: int) -> None:
         """Log now and then who is waited for, while nothing comes."""
-        now = self._clock()
-        if now - max(phase.progressed, self._reminded) < REMIND_EVERY:
+        if not self._reminder.due(self._clock(), phase.progressed, (phase.kind, phase.opened.round)):
             return
-        self._reminded = now
         whom = ", ".join(self.waited_for(phase)) or f"{self.missing(committed)} more devices"
         log.info("%s: waiting for %s (%d online)", doing, whom, len(self._members.online()))
         if conflict := self._conflict():

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from splitee.cli.accuracy_words import accuracies_in_words
 from splitee.protocol.fleet import Metrics
-from splitee.training.history import course
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 from splitee_server.rounds.evaluation import Score
 
@@ -26,19 +25,20 @@ class BestRound:
 
     def note(self, metrics: Metrics, scores: Mapping[str, Score]) -> None:
         """A round has been evaluated, and its `metrics` are in the history."""
-        best = self.metrics(metrics.round)
+        best = self._checkpoints.course(metrics.round).best
         if best is not None and best.round == metrics.round:
             self._scored, self._scores = metrics.round, scores
 
     def metrics(self, committed: int) -> Metrics | None:
         """Figures of the best of the rounds 1..`committed`; None: no image was held out."""
-        return course(self._checkpoints.history(), committed).best
+        best = self._checkpoints.course(committed).best
+        return None if best is None else self._checkpoints.evaluated(best.round)
 
     def ends_run(self, committed: int) -> bool:
         """Whether the run is over after round `committed`, as too many rounds brought nothing better."""
         if not self._stop_after:
             return False
-        return course(self._checkpoints.history(), committed).without_better >= self._stop_after
+        return self._checkpoints.course(committed).without_better >= self._stop_after
 
     def release(self, committed: int) -> tuple[Committed, Mapping[str, Score]]:
         """The commit that is released, and its scores by device where this process evaluated it.

@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 
-from splitee.durable import StateDirectory, unwritable, write_atomically
+from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import StateError
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.history import HISTORY, course, read_history
-from splitee.training.state import pack_state, unpack_state
+from splitee.training.commit_files import CommitFiles
+from splitee.training.history import Course
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
+from splitee_server.rounds.history import History
 
 FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
 # Fields of RunSpec that are no settings, and the one that may be changed.
@@ -54,6 +55,11 @@ class Checkpoints:
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
         self._released = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._rounds = CommitFiles(self._directory)
+        self._history = History(self.path)
 
     @property
     def path(self) -> Path:
@@ -81,6 +87,7 @@ class Checkpoints:
         stored = None if fresh else self.begun()
         if stored is None:
             self._directory.clear()
+            self._begin()
             if weights is not None:
                 self._directory.save(FIRST_WEIGHTS, weights)
             self.settle(spec)
@@ -95,7 +102,7 @@ class Checkpoints:
                 f"{self.path} holds run {stored.run} with other settings ({'; '.join(changed)}): "
                 "--fresh starts over, another --state keeps it"
             )
-        self._mend_history()
+        self._history.mend()
         return self._with_rounds(stored, spec.rounds)
 
     def _with_rounds(self, stored: RunSpec, rounds: int) -> RunSpec:
@@ -128,10 +135,16 @@ class Checkpoints:
         """What the run began from; None: the seed's weights, or the file is damaged."""
         return self._directory.load(FIRST_WEIGHTS)
 
-    def save(self, committed: Committed) -> None:
-        """Durable when this returns; only then may the commit be published. The best round so far is kept."""
-        self._directory.save_round(committed.round, pack_state(vars(committed)))
-        best = course(self.history(), committed.round).best
+    def save(self, committed: Committed, *, changes_follow: bool = True) -> None:
+        """Durable when this returns; only then may the commit be published. The best round so far is kept.
+
+        Where the round has been saved before, what has changed of it is written.
+
+        Args:
+            changes_follow: the round is likely to be saved once more.
+        """
+        self._rounds.save(committed.round, vars(committed), changes_follow=changes_follow)
+        best = self.course(committed.round).best
         self._directory.prune(committed.round, keep=best.round if best is not None else 0)
 
     def newest(self) -> int:
@@ -151,38 +164,26 @@ class Checkpoints:
         for number in self._directory.rounds():
             if upto is not None and number > upto:
                 continue
-            data = self._directory.load_round(number)
-            if data is not None:
-                return Committed(**unpack_state(data))
+            state = self._rounds.load(number)
+            if state is not None:
+                return Committed(**state)
         return None
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """Append to history.jsonl; after a crash a round may stand there twice, its last line counts."""
-        try:
-            with (self.path / HISTORY).open("ab") as file:
-                file.write(metrics.encode() + b"\n")
-        except OSError as error:
-            raise unwritable(self.path / HISTORY, error) from None
+        """A round has been evaluated, or has more figures."""
+        self._history.add(metrics)
 
     def history(self) -> Iterator[Metrics]:
         """The rounds that were evaluated, as they stand in history.jsonl."""
-        return read_history(self.path)
+        return self._history.all()
 
     def evaluated(self, number: int) -> Metrics | None:
         """The metrics of round `number`, when it was evaluated."""
-        found = None
-        for metrics in self.history():
-            found = metrics if metrics.round == number else found
-        return found
+        return self._history.evaluated(number)
 
-    def _mend_history(self) -> None:
-        """Drop the half line that a power cut may have left: what follows it could not be read either."""
-        path = self.path / HISTORY
-        data = path.read_bytes() if path.exists() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:
-            log.warning("state: the last line of %s is torn; it is dropped", path)
-            write_atomically(path, whole)
+    def course(self, committed: int) -> Course:
+        """How rounds 1..`committed` went; its `best` is without devices."""
+        return self._history.course(committed)
 
     def write_evaluation(self, report: ClassReport) -> None:
         """evaluation.json: the last evaluated round, class by class."""

@@ -123,7 +123,7 @@ class Commits:
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
 
     def refresh(self, phase: Phase) -> None:
-        """End a phase of statistics: the commit is saved once more with them, and told as the commit was."""
+        """End a phase of statistics: what they change of the commit is saved, and told as the commit was."""
         for device, done in phase.done.items():
             self._members.count_sent(done, device)
         self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
@@ -161,7 +161,8 @@ class Commits:
                 duplicates=self._duplicates,
                 seconds=self.elapsed(),
                 **state,
-            )
+            ),
+            changes_follow=self._spec.takes_statistics,
         )
 
     def _announce_commit(self) -> None:

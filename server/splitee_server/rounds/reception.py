@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from splitee.errors import ExitCode, MalformedMessage
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.gate import Received
@@ -23,6 +26,7 @@ from splitee_server.rounds.replies import Replies
 
 log = logging.getLogger(__name__)
 
+REFUSALS_EVERY = 600.0  # seconds between lines that say why a device may not take part: it tries for ever
 MEMBERS_ONLY = (routes.FEATURES, routes.ROUND_DONE, routes.WEIGHTS)
 
 
@@ -55,6 +59,7 @@ class Reception:
         self._attempt = attempt
         self._admitted = admitted
         self._said = ""  # of a conflict
+        self._log_refused = defaultdict[str, RateLimiter](partial(RateLimiter, REFUSALS_EVERY))  # by device
         self.handlers: Mapping[Route, Callable[[Received], None]] = {
             routes.STATUS: self._on_status,
             routes.PROFILE: self._on_profile,
@@ -89,7 +94,8 @@ class Reception:
         """Let devices in, and tell those that may not take part why."""
         for one in found:
             if isinstance(one, Refusal):
-                log.warning("refused: %s", one)
+                if self._log_refused[one.device].due():
+                    log.warning("refused: %s", one)
                 self._announce.error(one.device, one.code, str(one), instance=one.instance, fatal=True)
                 continue
             member = one.member

@@ -91,4 +91,6 @@ def comparable(sent: Sent) -> Sent:
     if not sent.topic.endswith("/status"):
         return sent
     status = DeviceStatus.decode(sent.payload)
-    return sent._replace(payload=replace(status, rejected=0, time=0.0, temperature=None).encode())
+    return sent._replace(
+        payload=replace(status, rejected=0, time=0.0, temperature=None, written=None).encode()
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from pathlib import Path
 
 import pytest
 from fakes import FakeClock, FakePort
@@ -45,10 +47,15 @@ def presence(port: FakePort, clock: FakeClock) -> Presence:
 
 
 def presence_on(
-    port: FakePort, clock: FakeClock, degrees: float | None = None, rejected: int = 0
+    port: FakePort,
+    clock: FakeClock,
+    degrees: float | None = None,
+    rejected: int = 0,
+    written: int | None = None,
 ) -> Presence:
+    thermometer = Fact(degrees, "a sensor")
     return Presence(
-        port, TOPICS, "pi-1", INSTANCE, clock, lambda: rejected, lambda: Fact(degrees, "a sensor")
+        port, TOPICS, "pi-1", INSTANCE, clock, lambda: rejected, lambda: thermometer, lambda: written
     )
 
 
@@ -76,6 +83,30 @@ def test_the_status_has_the_temperature_where_there_is_a_sensor(
         rejected=3,
         temperature=degrees,
     )
+
+
+@pytest.mark.parametrize(("written", "words"), [(12_345_678, "; 12.3 MB written"), (None, "")])
+def test_the_status_has_what_was_written_to_the_disk(
+    port: FakePort, clock: FakeClock, systemd: socket.socket, written: int | None, words: str
+) -> None:
+    presence_on(port, clock, written=written).say("training", 2, 4, 9, 0.5)
+    assert [status.written for status in statuses(port)] == [written]
+    assert systemd.recv(1000).decode() == f"STATUS=round 2: training, step 4 of 9, loss 0.5000{words}"
+
+
+def test_what_this_process_writes_is_counted(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+    """As far as the system says: on a disk in memory it is nothing."""
+    presence = Presence(port, TOPICS, "pi-1", INSTANCE, clock, lambda: 0, lambda: Fact(None, "a sensor"))
+    presence.say("training", 1)
+    with (tmp_path / "file").open("wb") as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        os.fsync(file.fileno())
+    presence.say("training", 2)
+    before, after = (status.written for status in statuses(port))
+    if before is None or after is None or after == before:
+        pytest.skip("the system does not count what is written here")
+    assert after - before >= 1 << 20
 
 
 def test_the_status_comes_once_a_second_and_at_once_on_a_change(

@@ -128,13 +128,45 @@ def test_a_silent_server_is_asked_every_15_seconds(
     asked: list[float] = []
     started = clock()
     port.on_sent = lambda _sent: asked.append(clock() - started)
-    session.wait(lambda: clock() - started >= 70, "the next round")
-    assert asked == [15.0, 30.0, 46.0, 61.0]
-    assert leaves(port) == 4 * ["sync"]
+    session.wait(lambda: clock() - started >= 92, "the next round")
+    assert asked == [15.0, 30.0, 46.0, 61.0, 76.0, 91.0]
+    assert leaves(port) == 6 * ["sync"]
     assert caplog.messages == [
         "waiting for the next round (30 s); the server is offline",
-        "waiting for the next round (60 s); the server waits for pi-2",
+        "waiting for the next round (90 s); the server waits for pi-2",
     ]
+
+
+def test_a_device_that_waits_for_long_says_so_ever_more_seldom(
+    port: FakePort, clock: FakeClock, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not silent in the first minutes; six lines an hour from the second hour on, for as long as it lasts."""
+    caplog.set_level(logging.INFO, "splitee_device")
+    joined(port, session)
+    started, said = clock(), []
+    log = logging.getLogger("splitee_device.agent.session")
+    handler = logging.Handler()
+    handler.emit = lambda _record: said.append(clock() - started)  # type: ignore[method-assign]
+    log.addHandler(handler)
+    try:
+        session.wait(lambda: clock() - started >= 6 * 3600, "the next round")
+    finally:
+        log.removeHandler(handler)
+    assert [when for when in said if when < 600] == [30.0, 90.0, 210.0, 450.0]
+    for hour in range(1, 6):
+        assert len([when for when in said if hour <= when / 3600 < hour + 1]) == 6
+
+
+def test_a_server_that_reports_again_and_again_fills_no_log(
+    port: FakePort, session: Session, caplog: pytest.LogCaptureFixture
+) -> None:
+    joined(port, session)
+    for number in range(100):
+        report = ErrorReport(code=9, message=f"report {number}", fatal=False, instance=0)
+        port.deliver(topic(routes.ERROR), report.encode())
+    session.drain()
+    assert caplog.messages[:2] == ["the server reports: report 0", "the server reports: report 1"]
+    assert len(caplog.messages) <= 6
 
 
 def test_patience_counts_from_the_servers_last_word(port: FakePort, clock: FakeClock) -> None:

@@ -80,7 +80,9 @@ def progress(devices: int = 3, **changes: object) -> Progress:
         fleet="barn",
         run=RunProgress(**{**run, **changes}),  # type: ignore[arg-type]
         statuses={
-            name: DeviceStatus(state="online", instance=1, doing="training", temperature=61.5)
+            name: DeviceStatus(
+                state="online", instance=1, doing="training", temperature=61.5, written=5_000_000
+            )
             for name in names
         },
         rejected={("pi-1", "malformed"): 3, ("pi-2", "malformed"): 1, ("pi-1", "flood"): 5},
@@ -146,6 +148,7 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
         ("splitee_device_batches_total", ("pi-0002",)): 20,
         ("splitee_device_bytes_total", ("pi-0002",)): 4000,
         ("splitee_device_temperature_celsius", ("pi-0000",)): 61.5,
+        ("splitee_device_written_bytes_total", ("pi-0000",)): 5_000_000,
         ("splitee_device_exit_loss", ("pi-0000",)): 1.5,
         ("splitee_device_trunk_loss", ("pi-0000",)): 1.25,
         ("splitee_device_exit_accuracy_ratio", ("pi-0000",)): 0.5,
@@ -162,6 +165,7 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
         ("splitee_certificate_expiry_timestamp_seconds", ()): 1_953_504_000,
     }
     assert {key: found.get(key) for key in expected} == expected
+    assert found["splitee_server_written_bytes_total", ()] >= 0
     info = families["splitee_info"].samples[0].labels
     assert (info["fleet"], info["run"], info["network"], info["strategy"]) == (
         "barn", "run-a", "resnet18", "sequential",

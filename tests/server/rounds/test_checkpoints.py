@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from msgspec.structs import replace
@@ -171,6 +172,34 @@ def test_the_last_line_of_a_round_counts(store: Checkpoints) -> None:
     assert found is not None
     assert found.seconds == 3.0
     assert store.evaluated(3) is None
+
+
+def test_a_commit_does_not_read_the_history_again(store: Checkpoints) -> None:
+    store.open(SPEC, fresh=False)
+    for number in range(1, 201):
+        store.add_metrics(metrics(number, right=number % 90))
+    size = (store.path / "history.jsonl").stat().st_size
+    before = psutil.Process().io_counters().read_chars
+    for number in (201, 202, 203):
+        store.save(committed(number))
+    assert psutil.Process().io_counters().read_chars - before < size
+    best = store.course(203).best
+    assert best is not None
+    assert best.round == 179
+    assert store.evaluated(179) == metrics(179, right=89)
+
+
+def test_a_resumed_history_is_what_it_was(store: Checkpoints) -> None:
+    store.open(SPEC, fresh=False)
+    for number, right in ((1, 50), (2, 80), (3, 60), (2, 70)):
+        store.add_metrics(metrics(number, right=right))
+    before = store.course(3)
+    store.open(SPEC, fresh=False)
+    store.add_metrics(metrics(4, right=10))
+    assert store.course(3) == before
+    assert store.evaluated(2) == metrics(2, right=70)
+    assert store.evaluated(4) == metrics(4, right=10)
+    assert store.course(4).without_better == 2
 
 
 def test_a_torn_line_is_dropped_with_one_line(store: Checkpoints, caplog: pytest.LogCaptureFixture) -> None:

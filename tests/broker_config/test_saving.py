@@ -1,0 +1,101 @@
+"""How often a real Mosquitto with the shipped configuration writes its database, and what is in it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee_lab.local.brokers import OwnBroker
+
+pytestmark = pytest.mark.mosquitto
+
+SAVING = "persistence", "persistence_location", "autosave_interval", "autosave_on_changes"
+FASTER = 300  # times as often as shipped: six seconds
+
+
+def shipped() -> dict[str, str]:
+    text = files("splitee_broker").joinpath("mosquitto.conf").read_text()
+    return dict(re.findall(rf"(?m)^({'|'.join(SAVING)}) (.*)$", text))
+
+
+@contextmanager
+def saving_broker(**changed: str) -> Iterator[tuple[OwnBroker, Path]]:
+    """Mosquitto that saves as shipped, but for what is `changed`; and its database."""
+    with TemporaryDirectory(prefix="splitee-saving-") as folder:
+        state = Path(folder, "state")
+        state.mkdir()
+        for path in (Path(folder), state):
+            path.chmod(0o777)  # Mosquitto gives up root's rights
+        settings = shipped() | {"persistence_location": f"{state}/"} | changed
+        lines = "".join(f"{name} {value}\n" for name, value in settings.items())
+        broker = OwnBroker("mosquitto", Path(folder), f"allow_anonymous true\n{lines}")
+        broker.start()
+        try:
+            yield broker, state / "mosquitto.db"
+        finally:
+            broker.stop()
+
+
+def publish(address: BrokerAddress, count: int, seconds: float) -> None:
+    """Retained messages, spread over so many seconds."""
+    link = Link(address, f"publisher-{count}")
+    link.open(5)
+    started = time.monotonic()
+    for number in range(count):
+        link.publish("fleet/status", str(number).encode(), retain=True)
+        time.sleep(max(0.0, started + seconds * (number + 1) / count - time.monotonic()))
+    assert link.flush(5)
+    link.close()
+
+
+def retained(address: BrokerAddress) -> bytes:
+    link = Link(address, "reader")
+    link.subscribe("fleet/status")
+    link.open(5)
+    event = link.receive(5)
+    while not isinstance(event, Message):
+        assert event is not None
+        event = link.receive(5)
+    link.close()
+    return event.payload
+
+
+def test_at_most_48_saves_a_day() -> None:
+    settings = shipped()
+    assert settings["persistence"] == "true"
+    assert 24 * 3600 / int(settings["autosave_interval"]) <= 48
+
+
+def test_a_broker_that_is_stopped_saves_what_is_retained() -> None:
+    with saving_broker() as (broker, database):
+        publish(broker.address, 3, 0.1)
+        assert not database.exists()
+        broker.stop()
+        assert database.exists()
+        broker.start()
+        assert retained(broker.address) == b"2"
+
+
+@pytest.mark.slow(15)
+def test_a_busy_broker_saves_no_more_often_than_an_idle_one() -> None:
+    """2,000 changes in 13 seconds, where it saves every six."""
+    interval = int(shipped()["autosave_interval"]) // FASTER
+    seen = set()
+    with saving_broker(autosave_interval=str(interval)) as (broker, database):
+        seconds = 2 * interval + 1.0
+        for _ in range(10):
+            publish(broker.address, 200, seconds / 10)
+            if database.exists():
+                seen.add(database.stat().st_mtime_ns)
+        broker.kill()
+    assert 1 <= len(seen) <= 3

@@ -1,0 +1,133 @@
+"""States of committed rounds: whole once, then what has changed; whatever is torn, a whole one comes back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from splitee.durable import StateDirectory
+from splitee.errors import StateError
+from splitee.training.commit_files import CommitFiles
+from splitee.training.state import pack_state, unpack_state
+
+LARGE = torch.arange(100_000, dtype=torch.float32)
+
+
+def state(mean: float = 0.0, seconds: float = 1.0) -> dict[str, Any]:
+    statistics = torch.full((3,), mean)
+    trunk = {"weight": LARGE, "running_mean": statistics, "count": torch.tensor(7)}
+    optimizer = {"state": {0: {"momentum": LARGE + 1}}, "groups": [{"lr": 1}]}
+    return {
+        "round": 5,
+        "strategy": {"trunk": trunk, "optimizer": optimizer},
+        "trunks": {"all": {"cut": 2, "weights": dict(trunk)}},
+        "members": [{"device": "pi-1", "digest": f"{seconds}"}],
+        "seconds": seconds,
+        "soft_labels": {},
+    }
+
+
+def same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[StateDirectory]:
+    opened = StateDirectory(tmp_path / "server")
+    yield opened
+    opened.close()
+
+
+def test_a_round_that_is_saved_again_is_a_small_file_beside_the_first(directory: StateDirectory) -> None:
+    files, path = CommitFiles(directory), directory.path
+    files.save(5, state())
+    whole = (path / "round-000005.state").stat()
+    files.save(5, state(mean=2.0, seconds=3.0))
+    after = (path / "round-000005.state").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (whole.st_ino, whole.st_mtime_ns)
+    assert 0 < (path / "round-000005.changes").stat().st_size < 10_000 < whole.st_size
+    found = CommitFiles(directory).load(5)
+    assert found is not None
+    assert same(found, state(mean=2.0, seconds=3.0))
+    shared = found["strategy"]["trunk"]["weight"], found["trunks"]["all"]["weights"]["weight"]
+    assert shared[0].data_ptr() == shared[1].data_ptr()
+
+
+def test_the_last_of_several_changes_counts(directory: StateDirectory) -> None:
+    files = CommitFiles(directory)
+    for mean in (0.0, 1.0, 0.0, 4.0):
+        files.save(5, state(mean))
+    assert same(CommitFiles(directory).load(5), state(4.0))
+    files.save(5, state(0.0))
+    assert same(CommitFiles(directory).load(5), state(0.0))
+
+
+def test_changes_that_are_torn_leave_the_round_as_it_was_first(
+    directory: StateDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = CommitFiles(directory)
+    files.save(5, state())
+    files.save(5, state(mean=2.0))
+    os.truncate(directory.path / "round-000005.changes", 100)
+    assert same(CommitFiles(directory).load(5), state())
+    assert [record.getMessage().rpartition("/")[2] for record in caplog.records] == [
+        "round-000005.changes is torn; it is ignored"
+    ]
+
+
+def test_changes_of_another_writing_of_the_round_do_not_count(directory: StateDirectory) -> None:
+    """As after a power cut that lost the round, but not what had changed of it."""
+    files, changes = CommitFiles(directory), directory.path / "round-000005.changes"
+    files.save(5, state())
+    files.save(5, state(mean=2.0))
+    stale = changes.read_bytes()
+    CommitFiles(directory).save(5, state(mean=1.0, seconds=9.0))
+    assert not changes.exists()
+    changes.write_bytes(stale)
+    assert same(CommitFiles(directory).load(5), state(mean=1.0, seconds=9.0))
+
+
+def test_a_state_of_another_structure_is_written_whole(directory: StateDirectory) -> None:
+    files = CommitFiles(directory)
+    files.save(5, state())
+    more = {**state(), "soft_labels": {"pi-1": torch.ones(3)}}
+    files.save(5, more)
+    assert not (directory.path / "round-000005.changes").exists()
+    assert same(CommitFiles(directory).load(5), more)
+
+
+def test_changes_go_with_their_round(directory: StateDirectory) -> None:
+    files = CommitFiles(directory)
+    for number in (5, 6, 7):
+        files.save(number, state())
+        files.save(number, state(mean=2.0))
+        directory.prune(number)
+    assert sorted(file.name for file in directory.path.glob("round-*")) == [
+        "round-000006.changes", "round-000006.state", "round-000007.changes", "round-000007.state",
+    ]  # fmt: skip
+
+
+def test_a_round_as_it_was_stored_before_there_were_changes_is_loaded(directory: StateDirectory) -> None:
+    directory.save_round(5, pack_state(state()))
+    assert same(CommitFiles(directory).load(5), state())
+    assert CommitFiles(directory).load(4) is None
+
+
+def test_changes_that_have_no_place_in_the_round_are_refused(directory: StateDirectory) -> None:
+    files = CommitFiles(directory)
+    files.save(5, state())
+    files.save(5, state(mean=2.0))
+    data = directory.load_changes(5)
+    assert data is not None
+    found = unpack_state(data)
+    found["changed"]["stranger"] = 1
+    directory.save_changes(5, pack_state(found))
+    with pytest.raises(StateError, match="'stranger', which the round has not"):
+        CommitFiles(directory).load(5)

@@ -1,0 +1,159 @@
+"""What a device writes: its state once a round, and that which only it has before it says round-done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import Sent
+from msgspec.structs import replace
+from scripted_device import SPEC, Device, new_trainer
+from scripted_server import other_weights
+from torch import Tensor
+
+from splitee.networks.split import build_for
+from splitee.protocol.rounds import RoundDone
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import is_statistic
+from splitee.training.state import pack_state, unpack_state, weights_digest
+from splitee.training.weights import client_model
+
+AVERAGED = replace(SPEC, client_averaging="layerwise", statistics_batches=2)
+ROUNDS = 2
+WITH_STATISTICS = tuple(
+    (phase, number) for number in range(1, ROUNDS + 1) for phase in ("train", "statistics", "evaluate")
+)
+
+
+class StateFiles:
+    """Every state of a round that a device has written, as seen at each of its messages."""
+
+    def __init__(self, device: Device) -> None:
+        self.written: list[str] = []  # names, in their order
+        self._path = device.directory.path
+        self._seen: set[tuple[str, int]] = set()
+        take = device.port.on_sent
+
+        def look_and_take(sent: Sent) -> None:
+            self.look()
+            take(sent)
+
+        device.port.on_sent = look_and_take
+
+    def look(self) -> None:
+        for file in sorted(self._path.glob("round-*")):
+            found = file.name, file.stat().st_mtime_ns
+            if found not in self._seen:
+                self._seen.add(found)
+                self.written.append(file.name)
+
+
+class AveragingServer:
+    """Commits an average, and tells it once more with fresh statistics."""
+
+    def __init__(self, device: Device, average: Callable[[RoundDone], dict[str, Tensor]]) -> None:
+        self._server = device.server
+        self._average = average
+        self._server.on_done = self._end_phase
+        self._server.participant = {"weights": True}
+
+    def _end_phase(self, done: RoundDone) -> None:
+        server = self._server
+        if done.phase == "train":
+            server.held, server.fresh = self._average(done), False
+            server.committed, server.trained = done.round, done.digest
+        else:
+            assert server.held is not None
+            server.held = {
+                name: tensor + 0.5 if is_statistic(name) else tensor for name, tensor in server.held.items()
+            }
+            server.fresh = True
+        server.digest = weights_digest(server.held)
+        server.assign()
+        server.open_next()
+
+
+def an_average(spec: RunSpec, value: float) -> dict[str, Tensor]:
+    shapes = other_weights(client_model(build_for(spec), 1, spec).state_dict())
+    return {name: tensor * value if tensor.is_floating_point() else tensor for name, tensor in shapes.items()}
+
+
+def stored(path: Path, number: int) -> dict[str, Tensor]:
+    model: dict[str, Tensor] = unpack_state((path / f"round-{number:06d}.state").read_bytes()[40:])["model"]
+    return model
+
+
+def test_where_networks_are_averaged_the_state_is_written_once_a_round(make: Callable[..., Device]) -> None:
+    """The last that the round comes to: the average, with its fresh statistics."""
+    device = make(AVERAGED, script=(*WITH_STATISTICS, ("finished", ROUNDS)))
+    files = StateFiles(device)
+    AveragingServer(device, lambda done: an_average(AVERAGED, float(done.round)))
+    device.server.open_run()
+    device.run()
+    files.look()
+    assert files.written == ["round-000001.state", "round-000002.state"]
+    assert weights_digest(stored(device.directory.path, 2)) == device.server.digest
+    facts = json.loads((device.directory.path / "run.json").read_text())
+    assert facts["finished"]
+
+
+def test_a_device_whose_own_network_is_the_average_fetches_none_of_it(make: Callable[..., Device]) -> None:
+    """As where it is alone; what is fetched is the statistics."""
+    device = make(AVERAGED, script=(*WITH_STATISTICS, ("finished", ROUNDS)))
+    files = StateFiles(device)
+    AveragingServer(
+        device, lambda _done: {name: tensor.clone() for name, tensor in device.trainers[-1].weights().items()}
+    )
+    device.server.open_run()
+    device.run()
+    files.look()
+    assert files.written == ["round-000001.state", "round-000002.state"]
+    asked = {name for sync in device.server.syncs for name in sync.weights}
+    assert asked and all(map(is_statistic, asked))
+
+
+def test_without_averages_the_state_is_on_disk_when_round_done_is_said(make: Callable[..., Device]) -> None:
+    """Nobody else has its weights and its momentum."""
+    device = make()
+    files = StateFiles(device)
+    kept: list[str] = []
+    take = device.server.on_done
+
+    def look_at_the_disk(done: RoundDone) -> None:
+        kept.append(weights_digest(stored(device.directory.path, done.round)))
+        take(done)
+
+    device.server.on_done = look_at_the_disk
+    device.server.open_run()
+    device.run()
+    assert kept == [done.digest for done in device.server.done]
+    files.look()
+    assert files.written == ["round-000001.state", "round-000002.state"]
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_process_that_was_killed_before_it_saved_an_average_fetches_it(
+    make: Callable[..., Device], is_old: bool
+) -> None:
+    """`is_old`: the release before had saved what it had trained, which no commit is."""
+    device = make(AVERAGED, script=(("train", 2), ("finished", 2)))
+    server, average = device.server, an_average(AVERAGED, 1.0)
+    if is_old:
+        trainer = new_trainer(AVERAGED, 1, device.data)
+        for _ in trainer.round(1):
+            pass
+        device.directory.save_round(1, pack_state(trainer.state()))
+    AveragingServer(device, lambda _done: average)
+    server.committed, server.held, server.fresh = 1, average, True
+    server.digest = server.trained = weights_digest(average)
+    server.open_run()
+    device.run()
+    trainer = new_trainer(AVERAGED, 1, device.data)
+    trainer.adopt(average)
+    for _ in trainer.round(2):
+        pass
+    assert server.done[0].digest == trainer.digest()
+    assert torch.equal(*(next(iter(found.values())) for found in (stored(device.directory.path, 1), average)))
