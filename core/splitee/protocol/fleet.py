@@ -172,6 +172,7 @@ class ServerStatus(JsonMessage, frozen=True):
         waiting_for: devices whose next message the run waits for.
         rejected: messages that were rejected.
         quarantined: devices of which nothing is read any more, as too much was rejected.
+        dismissed: devices that an operator has said are gone: the run goes on without them.
         time: seconds since the epoch, by the server's clock.
     """
 
@@ -182,6 +183,7 @@ class ServerStatus(JsonMessage, frozen=True):
     waiting_for: tuple[Name, ...] = ()
     rejected: Count = 0
     quarantined: tuple[Name, ...] = ()
+    dismissed: tuple[Name, ...] = ()
     time: float = 0.0
 
 
@@ -193,6 +195,34 @@ class ServerClaim(JsonMessage, frozen=True):
     """
 
     instance: Count
+
+
+class Dismissal(JsonMessage, frozen=True):
+    """An operator says that devices are gone for good, and the run is to go on without them.
+
+    Attributes:
+        request: number that the answer repeats.
+        devices: the devices that are meant; all of them, or none where one of them is not known.
+        undo: they are let in again.
+    """
+
+    request: Count
+    devices: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)]
+    undo: bool = False
+
+
+class DismissalAnswer(JsonMessage, frozen=True):
+    """What the server has made of a dismissal, once that is durable.
+
+    Attributes:
+        request: number of the dismissal.
+        code: exit code for whoever asked; 0: it is done.
+        message: one line for people.
+    """
+
+    request: Count
+    code: Annotated[int, Meta(ge=0, le=255)] = 0
+    message: Text = ""
 
 
 class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):

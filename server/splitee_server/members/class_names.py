@@ -59,11 +59,19 @@ class ClassVote:
             return self.decided
         self._changes[device] += before is not None
         self._votes[device] = names
+        return self.count()
+
+    def count(self) -> ClassNames:
+        """The names that are decided on by the votes there are; empty where none are."""
         counts = Counter(self._votes.values())
-        leading, votes = counts.most_common(1)[0]
-        if 2 * votes > self.devices and votes > counts[self.decided]:
-            self.decided = leading
+        for leading, votes in counts.most_common(1):
+            if 2 * votes > self.devices and votes > counts[self.decided]:
+                self.decided = leading
         return self.decided
+
+    def __len__(self) -> int:
+        """Of the votes."""
+        return len(self._votes)
 
     def withdraw(self, device: str) -> None:
         """The device is not heard any more; what is decided stays."""

@@ -19,6 +19,8 @@ from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
 
+SHOWN = 20  # devices that a line names
+NOBODY = "no device is left: waiting for one to join"
 REMIND_EVERY = 30.0  # seconds between lines that say who is waited for
 
 log = logging.getLogger(__name__)
@@ -69,10 +71,32 @@ class Attendance:
     def missing(self, committed: int) -> int:
         """Devices that must still come online before the next round opens, after `committed` rounds."""
         if committed == 0:
-            wanted = self._policy.devices
+            wanted = self._members.expected(self._policy.devices)
         else:
-            wanted = self._policy.quorum if self._policy.missing == "skip" else len(self._members.active())
+            wanted = self.quorum if self._policy.missing == "skip" else len(self._members.active())
         return max(max(wanted, 1) - len(self._members.online()), 0)
+
+    @property
+    def quorum(self) -> int:
+        """Devices that a round needs at least under `skip`: no more than there are without the dismissed."""
+        there = max(self._members.expected(self._policy.devices), len(self._members.active()))
+        return min(self._policy.quorum, there)
+
+    def is_deserted(self, committed: int) -> bool:
+        """Whether every device that the run had, or was to begin with, was dismissed."""
+        dismissed, there = self._members.dismissed, self._members.remaining()
+        return not there and len(dismissed) >= (1 if committed else self._policy.devices)
+
+    def outlook(self, committed: int) -> str:
+        """Whom the run goes on with, for people. `committed`: rounds."""
+        if self.is_deserted(committed):
+            return NOBODY
+        if not committed:
+            devices, wanted = self._policy.devices, self._members.expected(self._policy.devices)
+            return f"round 1 waits for {wanted} of the {devices} devices (--devices)"
+        active = [member.device for member in self._members.active()]
+        more = ", ..." if len(active) > SHOWN else ""
+        return f"the run goes on with {', '.join(active[:SHOWN])}{more}"
 
     def in_training(self, number: int) -> dict[str, Participant]:
         """The participants of round `number`, and what each does in it."""
@@ -122,7 +146,9 @@ class Attendance:
             return
         self._reminded = now
         whom = ", ".join(self.waited_for(phase)) or f"{self.missing(committed)} more devices"
-        log.info("%s: waiting for %s (%d online)", doing, whom, len(self._members.online()))
+        if not self.is_deserted(committed):  # then `doing` says it all
+            doing = f"{doing}: waiting for {whom} ({len(self._members.online())} online)"
+        log.info("%s", doing)
         if conflict := self._conflict():
             log.warning("%s", conflict)
 

@@ -54,10 +54,11 @@ class Deadline:
         """How long a phase may take; in a first round how long nothing may come."""
         return FIRST_DEADLINE * self._policy.floor if is_first else self._limit.seconds()
 
-    def expired(self, phase: Phase, *, is_first: bool) -> tuple[str, ...]:
+    def expired(self, phase: Phase, quorum: int, *, is_first: bool) -> tuple[str, ...]:
         """The devices that are late and waited for no longer.
 
         Args:
+            quorum: devices that a round needs at least.
             is_first: no round has been committed. Nothing is known of how long one takes, so only devices
                 that stand still count as late.
         """
@@ -68,6 +69,6 @@ class Deadline:
             return ()
         late = phase.late()
         left = len(phase.opened.participants) - len(late)
-        if phase.kind == "train" and left < self._policy.quorum:
+        if phase.kind == "train" and left < quorum:
             return ()
         return late
