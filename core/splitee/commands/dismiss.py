@@ -10,7 +10,7 @@ import click
 
 from splitee.cli.bounds import number
 from splitee.cli.link_options import link_options
-from splitee.cli.plain_text import echo, plain
+from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import BrokerRefused, ExitCode, SpliteeError, Stalled
 from splitee.mqtt.events import Connected, Message
@@ -22,7 +22,7 @@ from splitee.protocol.gate import Gate
 from splitee.protocol.topics import Topics, check_name
 
 TICK = 0.2  # seconds between two looks at the clock, and at what the broker refuses
-NO_STATUS = 2.0  # seconds after which a server whose status is not retained counts as none
+NO_STATUS = 6.0  # seconds after which no server runs of which nothing is heard; it speaks every 5
 
 
 @click.command()
@@ -47,7 +47,7 @@ def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float
         answer = _ask(connection, Topics(link.fleet), request, link, wait)
     if answer.code:
         raise _failure(answer)
-    echo(plain(answer.message))
+    echo(answer.message)
 
 
 def _ask(
@@ -62,28 +62,31 @@ def _ask(
     gate = Gate(topics, (routes.DISMISSED, routes.SERVER_STATUS), log_first=0)
     connection.subscribe(*gate.filters)
     connection.open(link.connect_timeout)
-    started, server = time.monotonic(), None
+    server: ServerStatus | None = None
+    started = time.monotonic()
     while (waited := time.monotonic() - started) < wait:
         event = connection.receive(min(TICK, wait))
         if isinstance(event, Connected):
             connection.publish(routes.DISMISS.topic(topics), request.encode())
         if connection.refused:
             raise BrokerRefused(
-                f"broker {link.address} does not let this client dismiss devices: it takes the server's identity "
-                "(--config server/server.toml)"
+                f"broker {link.address} does not let this client dismiss devices: it takes the server's "
+                "identity (--config server/server.toml)"
             )
         received = gate.read(event) if isinstance(event, Message) else None
-        if received is not None and isinstance(received.message, ServerStatus):
-            server = received.message
-        elif received is not None and received.message.request == request.request:
-            return received.message
+        match received.message if received is not None else None:
+            case ServerStatus() as server:
+                pass
+            case DismissalAnswer() as answer if answer.request == request.request:
+                return answer
         if (server is None and waited > NO_STATUS) or (server is not None and server.state == "offline"):
             raise Stalled(
                 f"no server runs for fleet {link.fleet!r} at {link.address}, and nobody is dismissed: start "
                 "`splitee server` first"
             )
     raise Stalled(
-        f"no word of `splitee server` within {wait:.0f} s: it may have been killed, or be busy; ask again (--wait)"
+        f"no word of `splitee server` within {wait:.0f} s: is it `splitee serve` that runs, or has the "
+        "server been killed? Asking again does no harm, and --wait gives a busy one longer"
     )
 
 

@@ -1,7 +1,7 @@
 """Devices that are gone for good: an operator says so, and the run goes on without them.
 
-A phase that such a device takes part in begins anew from the last commit, as after a restart of the server. So
-the weights are the same, whether or not the server is killed after that.
+A phase that such a device takes part in begins anew from the last commit, as after a restart of the server.
+So the weights are the same, whether or not the server is killed after that.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 
-from splitee.errors import ConfigError, ExitCode, SpliteeError, Unwinding
+from splitee.errors import ConfigError, ExitCode, MalformedMessage, SpliteeError, Unwinding
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, Dismissal, Profile
 from splitee.protocol.gate import Received, Rejection
@@ -24,6 +24,11 @@ from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.coordinator import Coordinator
 
 SHOWN = 20  # devices that a line names
+HEARD: dict[routes.Route, type[DeviceStatus] | type[Profile] | type[Sync]] = {  # they name the process
+    routes.STATUS: DeviceStatus,
+    routes.PROFILE: Profile,
+    routes.SYNC: Sync,
+}
 
 log = logging.getLogger(__name__)
 
@@ -99,10 +104,10 @@ class Dismissals:
         envelope = rejection.envelope
         if envelope is None or not envelope.payload:
             return
-        if rejection.route.retained:
-            self._clear([envelope.topic])
         if not envelope.retained and (instance := _instance_of(rejection)):
             self._say_why(rejection.device, instance)
+        if rejection.route.retained:
+            self._clear([envelope.topic])
 
     def _named(self, request: Dismissal) -> list[str]:
         """The devices that a request changes something for. Raises ConfigError: one is not known."""
@@ -124,9 +129,9 @@ class Dismissals:
         for device in devices:
             self._announce.forget(device)
             self._forget(device)
-            self._clear(retained_topics(self._topics, device))
             if device in instances:
                 self._say_why(device, instances[device])
+            self._clear(retained_topics(self._topics, device))
         said = f"dismissed: {_listed(devices) or 'nobody else'}; {self._coordinator.outlook()}"
         begins_anew = bool(devices) and (is_begun or is_renamed)
         if begins_anew:
@@ -159,17 +164,15 @@ class Dismissals:
 
 def _instance_of(rejection: Rejection) -> int:
     """The process that speaks, where it wants to be heard; 0: it does not, or says something malformed."""
-    readers: dict[routes.Route, type[DeviceStatus] | type[Profile] | type[Sync]] = {routes.STATUS: DeviceStatus, routes.PROFILE: Profile, routes.SYNC: Sync}
-    kind = readers.get(rejection.route)
+    kind = HEARD.get(rejection.route)
     if kind is None or rejection.envelope is None:
         return 0
     try:
         message = kind.decode(rejection.envelope.payload)
-    except SpliteeError:
+    except MalformedMessage:
         return 0
-    if isinstance(message, DeviceStatus) and message.state == "offline":
-        return 0
-    return int(message.instance)
+    is_farewell = isinstance(message, DeviceStatus) and message.state == "offline"
+    return 0 if is_farewell else message.instance
 
 
 def _listed(devices: Iterable[str]) -> str:
