@@ -14,7 +14,7 @@ from splitee.errors import ExitCode
 from splitee.mqtt.events import Connected
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
-from splitee.protocol.rounds import Ack, Assignment, Commit, RoundDone, RoundOpen, Weights
+from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundDone, RoundOpen, Weights
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.rounds.best_round import BestRound
@@ -145,6 +145,29 @@ def test_a_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> Non
     assert late.assignments[0].held
     assert late.assignments[0].committed == 1
     assert late.assignments[0].digest == fleet.devices["pi-1"].assignments[-3].digest
+
+
+def test_a_late_joiner_with_a_cut_of_its_own_has_the_word_that_its_first_round_goes_by(
+    tmp_path: Path,
+) -> None:
+    """It joins in a round's training; statistics are taken before the next one."""
+    settings = {"client_averaging": "layerwise", "statistics_batches": 2}
+    fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1), rounds=3, **settings)
+    late = fleet.devices["pi-3"]
+    come = late.come
+    late.come = lambda **_changed: None  # type: ignore[method-assign]
+    told: list[tuple[Assignment, Participant]] = []
+
+    def on_phase(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 1):
+            come(cut=3)
+        elif opened.phase == "train" and late.assignments:
+            told.append((late.assignments[-1], opened.participants["pi-3"]))
+
+    fleet.on_phase = on_phase
+    fleet.run()
+    assert [(word.committed, word.fresh) for word, _ in told] == [(part.base, part.fresh) for _, part in told]
+    assert [part.base for _, part in told] == [0, 2]
 
 
 def test_a_device_moves_to_the_cut_it_asks_for_when_a_round_is_committed(fleet: VirtualFleet) -> None:

@@ -142,7 +142,7 @@ class Commits:
         self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())
         self._save()
         for member in self._members:
-            if member.committed == self._round:
+            if member.committed in (0, self._round):  # who begins next, begins from this commit, too
                 self._replies.assign(member.device)
         self._announce_commit()
 
