@@ -110,6 +110,10 @@ class Members:
         """The active ones that are online."""
         return [member for member in self.active() if member.online]
 
+    def is_online(self, device: str) -> bool:
+        """Whether it is a member, and online as far as is known."""
+        return device in self._by_name and self._by_name[device].online
+
     def quarantined(self) -> tuple[str, ...]:
         return tuple(member.device for member in self.remaining() if member.quarantined)
 

@@ -69,12 +69,13 @@ class Attendance:
         self._reminded = clock()
 
     def missing(self, committed: int) -> int:
-        """Devices that must still come online before the next round opens, after `committed` rounds."""
-        if committed == 0:
-            wanted = self._members.expected(self._policy.devices)
-        else:
-            wanted = self.quorum if self._policy.missing == "skip" else len(self._members.active())
-        return max(max(wanted, 1) - len(self._members.online()), 0)
+        """Devices that must still come before the next round opens, after `committed` rounds."""
+        active, online = len(self._members.active()), len(self._members.online())
+        first = self._members.expected(self._policy.devices)
+        if self._policy.missing == "wait":
+            return max((active if committed else first) - online, 1 - online, 0)
+        to_join = 0 if committed else first - active  # who has, and is gone, is not waited for
+        return max(to_join, self.quorum - online, 1 - online, 0)
 
     @property
     def quorum(self) -> int:
@@ -136,7 +137,9 @@ class Attendance:
             online = {member.device for member in self._members.online()}
             return tuple(device for device in self._release.missing if device in online)
         if phase.kind == "gather":
-            return tuple(member.device for member in self._members.active() if not member.online)
+            suffice = self._policy.missing == "skip" and len(self._members.online()) >= self.quorum
+            gone = () if suffice else (one for one in self._members.active() if not one.online)
+            return tuple(member.device for member in gone)
         return phase.late()
 
     def remind(self, phase: Phase, doing: str, committed: int) -> None:

@@ -160,14 +160,13 @@ class Coordinator:
         """Say where the run stands, and who is missing; at the deadline go on without them."""
         self.beat()
         self._attendance.remind(self._phase, self._doing, self._commits.round)
-        is_first = not self._commits.round
-        quorum = self._attendance.quorum
-        if late := self._deadline.expired(self._phase, quorum, is_first=is_first):
-            limit = self._deadline.seconds(is_first=is_first)
-            self._phase.go_on_without(late)
-            self._members.absent(late)
+        late = self._deadline.expired(self._phase, self._attendance.quorum, self._members.is_online)
+        if late is not None:
+            self._phase.go_on_without(late.devices)
+            self._members.absent(late.devices)
             self._announce.round(self._phase.opened)
-            log.warning("%s: going on without %s after %.0f s", self._doing, ", ".join(late), limit)
+            names = ", ".join(late.devices)
+            log.warning("%s: going on without %s after %.0f s", self._doing, names, late.seconds)
 
     def exclude(self, device: str) -> None:
         """Go on without a device that is in quarantine."""
