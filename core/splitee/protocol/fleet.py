@@ -126,6 +126,8 @@ class Profile(JsonMessage, frozen=True):
             rounds, before it joined.
         pixel_mean: means of its training images' channels, of pixels in 0..1, where the run asks for them.
         pixel_std: their deviations.
+        empty_classes: names of class folders without images: the device can take these classes, too, if the
+            fleet has them, once it is started again.
     """
 
     protocol: Count
@@ -143,6 +145,7 @@ class Profile(JsonMessage, frozen=True):
     alone_accuracy: Fraction | None = None
     pixel_mean: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
     pixel_std: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
+    empty_classes: ClassNames = ()
 
 
 class ErrorReport(JsonMessage, frozen=True):

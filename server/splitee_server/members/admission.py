@@ -165,7 +165,7 @@ class Admission:
             return [refusal]
         before = self._members.class_names
         if self._may_vote:
-            self._members.class_names = self.vote.cast(device, profile.class_names)
+            self._members.class_names = self.vote.cast(device, profile.class_names, profile.empty_classes)
         if self._members.class_names == before:
             return [self._decide(device)] if before else []
         left = self._disband(before)
@@ -262,7 +262,8 @@ class Admission:
         names = profile.class_names
         if len(names) <= self._spec.num_classes:
             return
-        if self._members.class_names:
+        fleets = self._members.class_names
+        if fleets and device not in self.vote.voters(fleets):
             raise self._other_classes(device, profile.instance, names)
         raise Refusal(
             device,
@@ -275,6 +276,14 @@ class Admission:
     def _other_classes(self, device: str, instance: int, names: ClassNames) -> Refusal:
         """Of a device that has other names than the fleet."""
         fleets = self._members.class_names
+        if self.vote.could_have(device, fleets):
+            return Refusal(
+                device,
+                instance,
+                ExitCode.REJECTED,
+                f"{device} has the classes {in_short(names)}, the fleet {in_short(fleets)}"
+                f"{self._who_set(fleets)}: start it again, and its empty class folders count, too",
+            )
         return Refusal(
             device,
             instance,
