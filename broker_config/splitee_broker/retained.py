@@ -11,6 +11,7 @@ from splitee.cli.link_options import resolve
 from splitee.errors import BrokerUnreachable, ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.protocol.retained import clear
 from splitee.protocol.topics import Topics
 
 PATIENCE = 2.0  # seconds for the broker to answer
@@ -36,9 +37,7 @@ def clear_retained(server: Path, device: str) -> int:
     with closing(Link(options.address, f"splitee-revoke-{time.time_ns()}", tls=options.tls)) as link:
         link.subscribe(topics.device(device, "#"))
         link.open(options.connect_timeout)
-        found = _retained(link)
-        for topic in found:
-            link.publish(topic, b"", retain=True)
+        found = clear(link, _retained(link))
         if not link.flush(PATIENCE):
             raise BrokerUnreachable(f"broker {options.address} does not acknowledge")
     return len(found)

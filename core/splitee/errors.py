@@ -48,6 +48,7 @@ class ExitCode(IntEnum):
         21,
         "training diverged: a value that is not finite, or out of all bounds; lower the learning rate",
     )
+    DISMISSED = 22, "the fleet goes on without this device: it was dismissed (splitee dismiss --undo)", True
 
 
 class Terminated(SystemExit):
@@ -116,6 +117,10 @@ class Rejected(SpliteeError):
     exit_code = ExitCode.REJECTED
 
 
+class Dismissed(SpliteeError):
+    exit_code = ExitCode.DISMISSED
+
+
 class NoCutFits(SpliteeError):
     exit_code = ExitCode.NO_CUT
 
@@ -153,13 +158,14 @@ Reason = Literal[
     "untrainable",
     "flood",
     "quarantined",
+    "dismissed",
     "unhandled",
 ]
 """Why a message is rejected.
 
 Not its topic's, too large, of another run, of a device that has not joined; retained where the broker must
 keep nothing; a batch whose loss or gradient is out of bounds; more messages than a device ever has to send;
-of a device in quarantine; or it has raised an error that nothing foresees.
+of a device in quarantine, or of one that was dismissed; or it has raised an error that nothing foresees.
 """
 
 

@@ -13,9 +13,10 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.encoding import JsonMessage
-from splitee.protocol.fleet import ErrorReport, Metrics, ServerClaim, ServerStatus
+from splitee.protocol.fleet import DismissalAnswer, ErrorReport, Metrics, ServerClaim, ServerStatus
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.parts import publish_in_parts
+from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import Ack, Assignment, Commit, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
@@ -153,6 +154,7 @@ class Announcer:
         waiting_for: tuple[str, ...],
         rejected: int,
         quarantined: tuple[str, ...] = (),
+        dismissed: tuple[str, ...] = (),
         *,
         now: bool = False,
     ) -> None:
@@ -167,10 +169,21 @@ class Announcer:
             waiting_for=waiting_for[:100],
             rejected=rejected,
             quarantined=quarantined[:100],
+            dismissed=dismissed[:100],
             time=time.time(),
         )
         self._port.publish(self._topics.server_status, status.encode(), retain=True)
         self._beat_due = self._clock() + HEARTBEAT
+
+    def answer(self, request: int, code: ExitCode, message: str) -> None:
+        """What has become of a dismissal."""
+        answer = DismissalAnswer(request=request, code=int(code), message=message[:1000])
+        self._port.publish(routes.DISMISSED.topic(self._topics), answer.encode())
+
+    def forget(self, device: str) -> None:
+        """What was told to a device is not said again."""
+        for topic in retained_topics(self._topics, device):
+            self._retained.pop(topic, None)
 
     def again(self) -> None:
         """The broker may have lost what was retained."""

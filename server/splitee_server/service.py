@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol import routes
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
+from splitee.protocol.retained import clear
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
@@ -37,9 +39,12 @@ from splitee_server.offload.predictions import Predictions
 from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.release import offers
 from splitee_server.release.end_of_run import EndOfRun
+from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.commits import Commits
 from splitee_server.rounds.coordinator import Coordinator
+from splitee_server.rounds.deadline import Deadline
+from splitee_server.rounds.dismissals import DevicesDismissed, Dismissals
 from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import Progress
 from splitee_server.rounds.reception import Reception
@@ -96,8 +101,11 @@ class Service:
         self._limits = limits or SenderLimits(topics)
         self._clock = clock
         self._received = 0  # bytes
-        self._cleared: set[str] = set()  # topics on which something was retained that must not be
-        self._members = members = Members(spec.class_names)
+        self._cleared: Counter[str] = Counter()  # topics on which something was retained that must not be
+        self._readmit = policy.readmit
+        self._best = BestRound(checkpoints, policy.stop_after)
+        self._deadline = Deadline(policy, clock)
+        self._members = members = Members(spec.class_names, checkpoints.dismissed())
         self._admission = Admission(
             spec,
             network.num_layers,
@@ -110,7 +118,7 @@ class Service:
         self._predictions = Predictions(
             port, topics, CommittedTrunks(spec, checkpoints), self._guard(routes.INFER)
         )
-        self._release = EndOfRun(port, topics, checkpoints.path / "models", signer)
+        self._release = EndOfRun(port, topics, checkpoints.path / "models", signer, members.is_dismissed)
         self._begin(network)
         self.gate = Gate(
             topics,
@@ -142,10 +150,12 @@ class Service:
             members,
             announcer,
             replies,
-            Commits(spec, model, members, announcer, replies, self._checkpoints, self._clock, policy.readmit),
+            Commits(spec, model, members, announcer, replies, self._checkpoints, self._clock, self._readmit),
             self._checkpoints,
             policy,
             self._release,
+            self._best,
+            self._deadline,
             attempt=self._attempt,
             rejected=self._rejected,
             guard=self._guard(routes.FEATURES),
@@ -165,9 +175,23 @@ class Service:
             attempt=self._attempt,
             admitted=self._on_admitted,
         )
+        self._readmit = ()  # once
+        self._dismissals = Dismissals(
+            self._topics,
+            members,
+            self._admission,
+            self._coordinator,
+            announcer,
+            self._checkpoints,
+            self._release,
+            clear=self._clear,
+            forget=self._on_dismissed,
+            take=self._reception.take,
+        )
         self._handlers: dict[routes.Route, Callable[[Received], None]] = {
             **self._reception.handlers,
             routes.SERVER_CLAIM: lambda _claim: self._coordinator.beat(now=True),
+            routes.DISMISS: self._dismissals.on_dismissal,
             routes.INFER: self._predictions.add,
             **dict.fromkeys(offers.ROUTES, self._release.handle),
         }
@@ -182,14 +206,21 @@ class Service:
         self._port.subscribe(*self.gate.filters, *observed)
         for observer in self._observers:
             observer.start()
+        self._dismissals.say_again()
+        self._coordinator.resume()
+        if self._members.dismissed:
+            log.info("dismissed: %s; %s", ", ".join(self._members.dismissed), self._coordinator.outlook())
         while (changed := self._serve()) is not None:
             log.warning("%s", changed)
             self._begin_anew()
-            self.gate.guard(routes.PROFILE, changed.device, partial(self._reception.take, changed.found))
+            if isinstance(changed, ClassNamesChanged):
+                self.gate.guard(routes.PROFILE, changed.device, partial(self._reception.take, changed.found))
+            else:
+                self._reception.take(self._admission.admit_again())
         return self._coordinator.report()
 
-    def _serve(self) -> ClassNamesChanged | None:
-        """Serve until the run is finished, or the devices have voted for other class names."""
+    def _serve(self) -> ClassNamesChanged | DevicesDismissed | None:
+        """Serve until the run is finished, or is to begin anew from its last commit."""
         try:
             for phase in self._coordinator.phases():
                 while not phase.is_over():
@@ -197,16 +228,16 @@ class Service:
                     if not self._coordinator.work_one() and not phase.is_over():
                         self._handle_event(IDLE)
                     self._coordinator.tick()
-        except ClassNamesChanged as changed:
+        except (ClassNamesChanged, DevicesDismissed) as changed:
             return changed.with_traceback(None)  # it would keep the models
         return None
 
     def _begin_anew(self) -> None:
-        """Nothing is committed: a new attempt at the run, with the weights and settings that it began with.
+        """A new attempt at the run: from its last commit, or from the weights and settings it began with.
 
         What is known of devices outlives it: statuses, votes, who is in quarantine, what was refused.
         """
-        del self._coordinator, self._reception, self._handlers
+        del self._coordinator, self._reception, self._dismissals, self._handlers
         gc.collect()  # a small server has no room for the models of both attempts
         settled = self._checkpoints.begun()
         assert settled is not None
@@ -216,6 +247,7 @@ class Service:
             self._initial.load_into(network)
         self._attempt += 1
         self._begin(network)
+        self._coordinator.resume()
 
     def _handle_events(self) -> None:
         """Take in what has come, but no more than EVENTS_AT_ONCE."""
@@ -245,13 +277,14 @@ class Service:
         if isinstance(event, Connected):
             self._coordinator.say_all_again()
             self._release.again()
+            self._dismissals.say_again()
             for observer in self._observers:
                 observer.on_reconnected()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         elif isinstance(event, Message):
             if not event.payload and event.topic in self._cleared:
-                self._cleared.remove(event.topic)  # the word of this server's own clearing
+                self._cleared -= Counter([event.topic])  # the word of this server's own clearing
                 return
             self._received += len(event.payload)
             for observer in self._observers:
@@ -273,16 +306,25 @@ class Service:
         """A device learns why: of a request always, of other messages a few times."""
         route, device, reason = rejection.route, rejection.device, rejection.error.reason
         if reason == "retained":
-            topic = route.topic(self._topics, device)
-            self._cleared.add(topic)
-            self._port.publish(topic, b"", retain=True)
+            self._clear([route.topic(self._topics, device)])
+        if reason == "dismissed":
+            self._dismissals.on_rejected(rejection)
         if reason == "quarantined" or not route.of_device:
             return
         if route is routes.INFER:
             self._predictions.refuse(rejection)
-        elif rejection.is_logged:
+        elif rejection.is_logged and reason != "dismissed":
             self._announce.error(device, ExitCode.REJECTED, f"{route.leaf}: {rejection.error}")
         self._note(device, reason)
+
+    def _clear(self, topics: Iterable[str]) -> None:
+        """Have the broker forget what it retains there. Of its own topics this server hears an empty word."""
+        told = clear(self._port, topics)
+        self._cleared.update(topic for topic in told if self._reads(topic))
+
+    def _reads(self, topic: str) -> bool:
+        found = routes.find(self._topics, topic)
+        return found is not None and found[0] in self._handlers
 
     def _on_flood(self, device: str, count: int) -> None:
         """So many messages of a device were more than any has to send; they were not read."""
@@ -302,6 +344,11 @@ class Service:
             self.gate.forget_parts(device)
         for observer in self._observers:
             observer.on_admitted(device, admitted.profile)
+
+    def _on_dismissed(self, device: str) -> None:
+        self.gate.forget_parts(device)
+        for observer in self._observers:
+            observer.on_dismissed(device)
 
     def _on_evaluated(self, metrics: Metrics) -> None:
         for observer in self._observers:

@@ -65,6 +65,8 @@ FOREIGN = [
     *(TOPICS.device("pi-1", leaf) for leaf in ("inbox/plan", "inbox/ack", "else")),
     *SAID_TO_ALL,
     TOPICS.server_claim,
+    routes.DISMISS.topic(TOPICS),
+    routes.DISMISSED.topic(TOPICS),
     f"{TOPICS.base}/else",
     "splitee/v1/default/devices/pi-1/status",
     "splitee/v2/barn/devices/pi-1/status",

@@ -92,7 +92,9 @@ _STRATEGIES: dict[type[Any], Callable[[Any], st.SearchStrategy[Any]]] = {
     msgspec.inspect.ListType: lambda kind: st.lists(
         _of(kind.item_type), min_size=kind.min_length or 0, max_size=4
     ),
-    msgspec.inspect.VarTupleType: lambda kind: st.lists(_of(kind.item_type), max_size=4).map(tuple),
+    msgspec.inspect.VarTupleType: lambda kind: st.lists(
+        _of(kind.item_type), min_size=kind.min_length or 0, max_size=4
+    ).map(tuple),
     msgspec.inspect.DictType: lambda kind: st.dictionaries(
         _of(kind.key_type), _of(kind.value_type), max_size=3
     ),

@@ -68,3 +68,69 @@ def test_the_run_trains_to_its_end_with_the_right_names(
     assert [device["id"] for device in report["devices"]] == ["pi-1", "pi-2", "pi-3"]
     evaluation = json.loads((tmp_path / "server" / "evaluation.json").read_text())
     assert evaluation["class_names"] == ["glass", "plastic"]
+
+
+def test_the_only_device_is_corrected(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    topics = Topics("misspelt-alone")
+    folder = tmp_path / "images"
+    write_photographs(folder, {"glass": 20, "platic": 20})
+    watcher = Link(mosquitto_broker.address, "misspelt-alone-watcher")
+    watcher.subscribe(topics.device("pi-1", "features"))
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server("--num-classes", "3", "--steps", "300", devices=1, rounds=1)
+        fleet.device("pi-1", 2, "--data", str(folder))
+        await_message(watcher, topics.device("pi-1", "features"))
+        fleet.processes["pi-1"].kill()
+        fleet.processes["pi-1"].wait()
+        (folder / "platic").rename(folder / "plastic")
+        write_photographs(folder, {"paper": 20})  # and one that was forgotten
+        fleet.device("pi-1", 2, "--data", str(folder))
+        assert fleet.wait() == [0, 0], fleet.log("server")
+        assert "committed by 1 devices" in fleet.log("server").partition("from now on")[2]
+    watcher.close()
+    evaluation = json.loads((tmp_path / "server" / "evaluation.json").read_text())
+    assert evaluation["class_names"] == ["glass", "paper", "plastic"]
+
+
+def test_two_devices_add_a_class_of_which_one_has_no_images(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Its folder is empty there, as the line that refuses a device says it should be."""
+    topics = Topics("forgotten")
+    folders = {name: tmp_path / f"{name}-images" for name in ("pi-1", "pi-2")}
+    for folder in folders.values():
+        write_photographs(folder, {"glass": 20, "plastic": 20})
+    watcher = Link(mosquitto_broker.address, "forgotten-watcher")
+    watcher.subscribe(*(topics.device(name, "features") for name in folders))
+    watcher.open(5)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+
+        def start(name: str) -> None:
+            fleet.device(name, 2, "--data", str(folders[name]))
+
+        def stop(name: str) -> None:
+            fleet.processes[name].kill()
+            fleet.processes[name].wait()
+
+        fleet.server("--num-classes", "3", "--steps", "300", devices=2, rounds=1)
+        start("pi-1")
+        start("pi-2")
+        await_message(watcher, topics.device("pi-2", "features"))
+        stop("pi-2")
+        stop("pi-1")
+        write_photographs(folders["pi-1"], {"paper": 20})
+        (folders["pi-2"] / "paper").mkdir()
+        start("pi-1")
+        assert fleet.wait("pi-1") == [ExitCode.REJECTED]
+        start("pi-2")
+        assert fleet.wait("pi-2") == [ExitCode.REJECTED]
+        assert "start it again, and its empty class folders count, too" in fleet.log("pi-2")
+        start("pi-1")
+        start("pi-2")
+        assert fleet.wait() == [0, 0, 0], fleet.log("server")
+        report = fleet.report()
+    watcher.close()
+    assert [device["id"] for device in report["devices"]] == ["pi-1", "pi-2"]
+    evaluation = json.loads((tmp_path / "server" / "evaluation.json").read_text())
+    assert evaluation["class_names"] == ["glass", "paper", "plastic"]

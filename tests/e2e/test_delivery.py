@@ -223,6 +223,25 @@ def pair(
     return Pair(mosquitto_broker, fleet, make_link, shelf)
 
 
+def test_a_device_that_was_dismissed_is_neither_offered_its_model_nor_waited_for(
+    models: Path, pair: Pair
+) -> None:
+    dismissed = {"pi-2"}
+    releases = Offers(
+        pair.server_link, pair.topics, [models / "second"], is_gone=lambda device: device in dismissed
+    )
+    releases.offer()
+    releases.offer("pi-2")
+    assert releases.missing == []
+    dismissed.clear()  # it is let in again
+    assert releases.missing == ["pi-2"]
+    releases.offer("pi-2", "pi-9")
+    pair.run(releases, lambda: not releases.missing)
+    assert releases.reports["pi-2"].state == "in service"
+    offers = [part.release for part in pair.parts]
+    assert set(offers) == {sha(models / "second")}
+
+
 def test_a_release_is_fetched_in_parts_and_reported(models: Path, pair: Pair) -> None:
     releases = pair.offer(models / "second")
     pair.run(releases, lambda: not releases.missing)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import Sent
 from msgspec.structs import replace
-from virtual_fleet import TOPICS, VirtualFleet
+from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
 
 from splitee.cli.signals import Stopped
 from splitee.errors import ExitCode
 from splitee.mqtt.events import Connected
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
-from splitee.protocol.rounds import Ack, Assignment, Commit, RoundDone, RoundOpen, Weights
+from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundDone, RoundOpen, Weights
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.rounds.best_round import BestRound
@@ -77,6 +78,69 @@ def test_in_a_first_round_only_a_device_that_stands_still_is_late(skipping: Virt
     skipping.run()
     assert sorted(skipping.commits[1].digests) == ["pi-1", "pi-2"]
     assert 600 <= skipping.clock() - before < 610  # ten times the floor
+
+
+def vanish(fleet: VirtualFleet, name: str, number: int, step: int) -> None:
+    """A device says nothing any more from this batch on; the broker tells its last will."""
+    device = fleet.devices[name]
+
+    def before_batch(current: int, phase: str, batch: int) -> None:
+        if (current, phase, batch) == (number, "train", step):
+            device.pause()
+            device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+
+    device.before_batch = before_batch
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_device_that_vanishes_in_the_first_round_is_skipped_after_the_floor(
+    tmp_path: Path, strategy: str, step: int
+) -> None:
+    """The broker says that it is gone: it is not one that may be slow."""
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=2, strategy=strategy)
+    vanish(fleet, "pi-3", 1, step)
+    before = fleet.clock()
+    report = fleet.run()
+    assert 60 <= fleet.clock() - before < 70
+    assert [device["batches"] for device in report["devices"]] == [6, 6, 0]
+
+
+def test_after_a_first_round_without_a_device_nobody_else_is_taken_for_late(tmp_path: Path) -> None:
+    """Nothing is known yet of how long a round takes: it takes the others two minutes."""
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=3)
+    vanish(fleet, "pi-3", 1, 1)
+    slow = fleet.devices["pi-1"]
+    say = slow.say
+
+    def slowly(route: Route, payload: bytes, seconds: float = 0.0) -> None:
+        say(route, payload, 40.0 if route is routes.FEATURES else seconds)
+
+    slow.say = slowly  # type: ignore[method-assign]
+    report = fleet.run()
+    assert [device["batches"] for device in report["devices"]] == [9, 9, 0]
+
+
+@pytest.mark.parametrize("missing", ["skip", "wait"])
+def test_before_the_first_round_who_has_joined_and_gone_is_waited_for_under_wait_alone(
+    tmp_path: Path, missing: Any
+) -> None:
+    policy = Policy(devices=3, quorum=2, missing=missing, floor=60.0)
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=policy)
+    late, gone = fleet.devices["pi-2"], fleet.devices["pi-3"]
+    late.come = lambda **_changed: None  # type: ignore[method-assign]
+
+    def says(device: VirtualDevice, state: Any, seconds: float) -> None:
+        device.say(routes.STATUS, DeviceStatus(state=state, instance=1).encode(), seconds)
+
+    says(gone, "offline", 10)
+    says(late, "online", 100)
+    late.say(routes.PROFILE, late.profile.encode(), 100)
+    says(gone, "online", 5000)
+    before = fleet.clock()
+    report = fleet.run()
+    assert fleet.clock() - before == pytest.approx(100 if missing == "skip" else 5000, abs=2)
+    assert [device["batches"] for device in report["devices"]] == [6, 6, 0 if missing == "skip" else 6]
 
 
 def test_no_round_goes_on_with_fewer_than_the_quorum(tmp_path: Path) -> None:
@@ -145,6 +209,29 @@ def test_a_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> Non
     assert late.assignments[0].held
     assert late.assignments[0].committed == 1
     assert late.assignments[0].digest == fleet.devices["pi-1"].assignments[-3].digest
+
+
+def test_a_late_joiner_with_a_cut_of_its_own_has_the_word_that_its_first_round_goes_by(
+    tmp_path: Path,
+) -> None:
+    """It joins in a round's training; statistics are taken before the next one."""
+    settings = {"client_averaging": "layerwise", "statistics_batches": 2}
+    fleet = VirtualFleet(tmp_path, *THREE, policy=Policy(devices=2, quorum=1), rounds=3, **settings)
+    late = fleet.devices["pi-3"]
+    come = late.come
+    late.come = lambda **_changed: None  # type: ignore[method-assign]
+    told: list[tuple[Assignment, Participant]] = []
+
+    def on_phase(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 1):
+            come(cut=3)
+        elif opened.phase == "train" and late.assignments:
+            told.append((late.assignments[-1], opened.participants["pi-3"]))
+
+    fleet.on_phase = on_phase
+    fleet.run()
+    assert [(word.committed, word.fresh) for word, _ in told] == [(part.base, part.fresh) for _, part in told]
+    assert [part.base for _, part in told] == [0, 2]
 
 
 def test_a_device_moves_to_the_cut_it_asks_for_when_a_round_is_committed(fleet: VirtualFleet) -> None:

@@ -107,7 +107,9 @@ class VirtualDevice:
         self.port.later(seconds, route.topic(TOPICS, self.name), payload)
 
     def hear(self, sent: Sent) -> None:
-        """What the server has published."""
+        """What the server has published; an empty payload clears what is retained."""
+        if not sent.payload:
+            return
         if sent.topic == TOPICS.round:
             self._on_round(RoundOpen.decode(sent.payload))
         elif sent.topic == routes.ACK.topic(TOPICS, self.name):

@@ -62,6 +62,7 @@ SUMMARIES = {
     "calibrate": "choose when a device answers by itself, on held-out pictures",
     "config": "print the settings that are in force, and where each comes from",
     "cuts": "list the places where a network can be cut",
+    "dismiss": "have the run go on without a device that is gone for good",
     "demo": "train a fleet of three devices on this machine, over a real broker",
     "device": "train on this device's own pictures, up to its cut",
     "export": "write what was trained as ONNX graphs, checked against torch",

@@ -91,6 +91,8 @@ def _follow(console: Console, connection: Link, view: FleetView) -> None:
 def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     """The fleet as a table under two lines on the run and the server. `now`: seconds since the epoch."""
     lines = [_run_line(snapshot), _server_line(snapshot)]
+    if snapshot.server is not None and (dismissed := snapshot.server.dismissed):
+        lines.append(Text(f"{len(dismissed)} dismissed: {', '.join(dismissed)}", "dim"))
     if snapshot.malformed:
         lines.append(Text(f"{snapshot.malformed} malformed messages ignored", "yellow"))
     if not snapshot.devices:

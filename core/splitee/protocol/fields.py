@@ -18,8 +18,10 @@ NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
 TensorName = Annotated[str, Meta(max_length=300)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Signature = Annotated[str, Meta(pattern=r"^([0-9a-f]{128})?\Z")]
+LONGEST_CLASS_NAME, MOST_CLASS_NAMES = 200, 10_000
 ClassNames = Annotated[
-    tuple[Annotated[str, Meta(min_length=1, max_length=200)], ...], Meta(max_length=10_000)
+    tuple[Annotated[str, Meta(min_length=1, max_length=LONGEST_CLASS_NAME)], ...],
+    Meta(max_length=MOST_CLASS_NAMES),
 ]
 Codec = Annotated[str, Meta(pattern=r"^(fp32|fp16|int8)(\+zstd)?\Z")]
 RunCodec = Annotated[str, Meta(pattern=r"^(auto|(fp32|fp16|int8)(\+zstd)?)\Z")]

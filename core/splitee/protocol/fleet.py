@@ -128,6 +128,8 @@ class Profile(JsonMessage, frozen=True):
             rounds, before it joined.
         pixel_mean: means of its training images' channels, of pixels in 0..1, where the run asks for them.
         pixel_std: their deviations.
+        empty_classes: names of class folders without images: the device can take these classes, too, if the
+            fleet has them, once it is started again.
     """
 
     protocol: Count
@@ -145,6 +147,7 @@ class Profile(JsonMessage, frozen=True):
     alone_accuracy: Fraction | None = None
     pixel_mean: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
     pixel_std: Annotated[tuple[Fraction, ...], Meta(max_length=64)] = ()
+    empty_classes: ClassNames = ()
 
 
 class ErrorReport(JsonMessage, frozen=True):
@@ -174,6 +177,7 @@ class ServerStatus(JsonMessage, frozen=True):
         waiting_for: devices whose next message the run waits for.
         rejected: messages that were rejected.
         quarantined: devices of which nothing is read any more, as too much was rejected.
+        dismissed: devices that an operator has said are gone: the run goes on without them.
         time: seconds since the epoch, by the server's clock.
     """
 
@@ -184,6 +188,7 @@ class ServerStatus(JsonMessage, frozen=True):
     waiting_for: tuple[Name, ...] = ()
     rejected: Count = 0
     quarantined: tuple[Name, ...] = ()
+    dismissed: tuple[Name, ...] = ()
     time: float = 0.0
 
 
@@ -195,6 +200,34 @@ class ServerClaim(JsonMessage, frozen=True):
     """
 
     instance: Count
+
+
+class Dismissal(JsonMessage, frozen=True):
+    """An operator says that devices are gone for good, and the run is to go on without them.
+
+    Attributes:
+        request: number that the answer repeats.
+        devices: the devices that are meant; all of them, or none where one of them is not known.
+        undo: they are let in again.
+    """
+
+    request: Count
+    devices: Annotated[tuple[Name, ...], Meta(min_length=1, max_length=1000)]
+    undo: bool = False
+
+
+class DismissalAnswer(JsonMessage, frozen=True):
+    """What the server has made of a dismissal, once that is durable.
+
+    Attributes:
+        request: number of the dismissal.
+        code: exit code for whoever asked; 0: it is done.
+        message: one line for people.
+    """
+
+    request: Count
+    code: Annotated[int, Meta(ge=0, le=255)] = 0
+    message: Text = ""
 
 
 class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):

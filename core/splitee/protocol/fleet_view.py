@@ -63,7 +63,10 @@ class DeviceView:
 
 @dataclass(frozen=True)
 class FleetSnapshot:
-    """The fleet at one moment. `run`, `phase` and `metrics` are of the present run, or None."""
+    """The fleet at one moment, without those that were dismissed.
+
+    `run`, `phase` and `metrics` are of the present run, or None.
+    """
 
     fleet: str
     server: ServerStatus | None
@@ -133,7 +136,7 @@ class FleetView:
             self._gate.apply(received, lambda received: self._take(received, now))
 
     def snapshot(self) -> FleetSnapshot:
-        run = self._run
+        run, dismissed = self._run, set(self._server.dismissed if self._server else ())
         return FleetSnapshot(
             fleet=self._topics.fleet,
             server=self._server,
@@ -141,7 +144,11 @@ class FleetView:
             phase=self._round if run and self._round and self._round.run == run.run else None,
             committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
             metrics=self._present_metrics(),
-            devices=tuple(self._device(device, self._devices[device]) for device in sorted(self._devices)),
+            devices=tuple(
+                self._device(device, heard)
+                for device, heard in sorted(self._devices.items())
+                if device not in dismissed
+            ),
             malformed=self._gate.rejected.total(),
         )
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
-from splitee.protocol.fleet import DeviceStatus, ErrorReport, Metrics, Profile, ServerClaim, ServerStatus
+from splitee.protocol.fleet import (
+    DeviceStatus,
+    Dismissal,
+    DismissalAnswer,
+    ErrorReport,
+    Metrics,
+    Profile,
+    ServerClaim,
+    ServerStatus,
+)
 from splitee.protocol.inference import (
     InferAnswer,
     InferRequest,
@@ -77,6 +86,8 @@ COMMIT = Route("commit", Commit, "server", ALL, retained=True)
 METRICS = Route("metrics", Metrics, "server", ALL, retained=True)
 SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL), retained=True)
 SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
+DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, by the server's identity
+DISMISSED = Route("server/dismissed", DismissalAnswer, "server", ("server",))
 
 STATUS = Route(
     "devices/+/status",

@@ -16,7 +16,7 @@ from torch import Tensor
 from splitee import __version__
 from splitee.clock import Clock
 from splitee.protocol.cut_batch import CutBatch
-from splitee.protocol.fields import Doing
+from splitee.protocol.fields import LONGEST_CLASS_NAME, MOST_CLASS_NAMES, Doing
 from splitee.protocol.fleet import Capability, Profile
 from splitee.protocol.rounds import Assignment, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
@@ -105,6 +105,9 @@ class Agent:
             capability=self._capability,
             codec=self._spec.codec,
             alone_accuracy=self._alone_accuracy,
+            empty_classes=tuple(name for name in data.empty_classes if len(name) <= LONGEST_CLASS_NAME)[
+                :MOST_CLASS_NAMES
+            ],
         )
         if self._spec.awaits_fleet and self._spec.normalize == "fleet":
             profile = replace(profile, **channel_statistics(data.train))

@@ -11,7 +11,15 @@ from typing import Any
 from splitee.cli.signals import Stopped
 from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
-from splitee.errors import MalformedMessage, Rejected, Stalled, Unwinding, VersionMismatch
+from splitee.errors import (
+    Dismissed,
+    MalformedMessage,
+    Rejected,
+    SpliteeError,
+    Stalled,
+    Unwinding,
+    VersionMismatch,
+)
 from splitee.log_limits import FirstFew, Reminder
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.protocol import routes
@@ -40,6 +48,10 @@ READ = (
     routes.ERROR,
     routes.STATUS,
 )
+FATAL: dict[int, type[SpliteeError]] = {  # what the server's word ends a device with; else Rejected
+    VersionMismatch.exit_code: VersionMismatch,
+    Dismissed.exit_code: Dismissed,
+}
 
 
 class RunChanged(Unwinding):
@@ -128,7 +140,7 @@ class Session:
         """Ask to take part, and wait for the server's word; a run that is over needs none.
 
         Raises:
-            Rejected: the server does not take this device.
+            Rejected, Dismissed: the server does not take this device.
         """
         self.presence.introduce(profile)
         self.wait(
@@ -191,7 +203,8 @@ class Session:
 
         Raises:
             Superseded: what is under way no longer counts.
-            RunChanged, Stopped, IdInUse, Rejected, VersionMismatch, BrokerRefused: as their names say.
+            RunChanged, Stopped, IdInUse, Rejected, Dismissed, VersionMismatch, BrokerRefused: as their names
+                say.
         """
         if self._port.alive:
             feed_watchdog()
@@ -261,10 +274,8 @@ class Session:
         if not report.fatal:
             if self._log_reports.due():
                 log.warning("the server reports: %s", report.message)
-        elif report.code == VersionMismatch.exit_code:
-            raise VersionMismatch(report.message)
         else:
-            raise Rejected(report.message)
+            raise FATAL.get(report.code, Rejected)(report.message)
 
     def _on_reconnected(self) -> None:
         self.presence.publish_status()

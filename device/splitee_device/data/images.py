@@ -43,6 +43,7 @@ class DeviceData:
     Attributes:
         skipped: names of the images that could not be read.
         division: which images are held out; None: the source always has the same images.
+        empty_classes: that are named, have no images, and are none of `class_names`.
     """
 
     train: LabelledImages
@@ -50,6 +51,7 @@ class DeviceData:
     class_names: tuple[str, ...]
     skipped: tuple[str, ...]
     division: Division | None = None
+    empty_classes: tuple[str, ...] = ()
 
 
 def open_data(
@@ -99,7 +101,7 @@ def open_data(
     parts = [(source.train, train), (held_out_split, held_out)]
     to_train, to_test = storage.open(parts, preparation, skipped, tick)
     report(spec, source, to_train, to_test, skipped)
-    return DeviceData(to_train, to_test, source.class_names, tuple(skipped), division)
+    return DeviceData(to_train, to_test, source.class_names, tuple(skipped), division, source.empty)
 
 
 def spread_evenly(indices: Indices, limit: int) -> Indices:

@@ -53,7 +53,12 @@ DIRECTORY = click.Path(path_type=Path)
 @run_setting("num_classes", default=10)
 @run_setting("input_shape", default=PHOTOGRAPHS)
 @run_setting("fit")
-@setting("--devices", type=whole(1), default=3, help="Devices that must join before round 1.")
+@setting(
+    "--devices",
+    type=whole(1),
+    default=3,
+    help="Devices that must join before round 1, less those that are dismissed.",
+)
 @run_setting(
     "rounds", default=5, help="Rounds that are trained and committed; may be raised when a run is resumed."
 )

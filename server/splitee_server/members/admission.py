@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from splitee.errors import ExitCode, MalformedMessage, Unwinding
@@ -85,9 +85,11 @@ class Admission:
         self._most_images = most_images
         self._committed = committed
         self._are_given = bool(members.class_names)  # by the operator, or by the weights that it begins from
+        self._devices = devices
         self._profiles: dict[str, Profile] = {}  # of devices that have not joined
+        self._joined: dict[str, Profile] = {}  # of those that have
         self.last_status: dict[str, DeviceStatus] = {}
-        self.vote = ClassVote(devices)
+        self.vote = ClassVote(members.expected(devices))
         self._log_offline = defaultdict[str, RateLimiter](RateLimiter)  # by device
 
     @property
@@ -121,6 +123,40 @@ class Admission:
         self._profiles[device] = profile
         return self._admit(device)
 
+    def known(self) -> list[str]:
+        """The devices that have joined, or have said something; not those that were dismissed."""
+        members = (member.device for member in self._members.remaining())
+        return sorted({*self.last_status, *self._profiles, *members})
+
+    def dismiss(self, devices: Iterable[str]) -> bool:
+        """Nothing that these devices have said counts any more.
+
+        Returns:
+            Whether the fleet has other class names then.
+        """
+        for device in devices:
+            for said in (self.last_status, self._profiles, self._joined):
+                said.pop(device, None)
+            self.vote.withdraw(device)
+        before = self._members.class_names
+        self.wait_for_remaining()
+        if self._may_vote:
+            self._members.class_names = self.vote.count()
+        return bool(before) and self._members.class_names != before
+
+    def wait_for_remaining(self) -> None:
+        """More than half of those devices decide that were not dismissed."""
+        self.vote.devices = max(self._members.expected(self._devices), min(self._devices, len(self.vote)))
+
+    def admit_again(self) -> list[Admitted | Refusal]:
+        """The run begins anew from its last commit: whom of those that had joined it lets in again."""
+        self._profiles, self._joined = {**self._joined, **self._profiles}, {}
+        return self.admit_waiting()
+
+    def admit_waiting(self) -> list[Admitted | Refusal]:
+        """Whom of those that wait the run lets in or shuts out, as it is now."""
+        return [found for device in sorted(self._profiles) for found in self._admit(device)]
+
     def _admit(self, device: str) -> list[Admitted | Refusal]:
         if not self._is_ready(device):
             return []
@@ -132,10 +168,10 @@ class Admission:
             return [refusal]
         before = self._members.class_names
         if self._may_vote:
-            self._members.class_names = self.vote.cast(device, profile.class_names)
+            self._members.class_names = self.vote.cast(device, profile.class_names, profile.empty_classes)
         if self._members.class_names == before:
             return [self._decide(device)] if before else []
-        left = self._dismiss(before)
+        left = self._disband(before)
         found = [self._decide(waiting) for waiting in sorted(self._profiles) if self._is_ready(waiting)]
         if before:
             raise ClassNamesChanged(device, self._change(before, left), [*left, *found])
@@ -145,7 +181,7 @@ class Admission:
     def _may_vote(self) -> bool:
         return not self._are_given and not self._committed()
 
-    def _dismiss(self, before: ClassNames) -> list[Refusal]:
+    def _disband(self, before: ClassNames) -> list[Refusal]:
         """No member is left; what is said to those that still have the names of before."""
         voters = self.vote.voters(before)
         told = [
@@ -154,6 +190,7 @@ class Admission:
             if member.device in voters
         ]
         self._members.leave()
+        self._joined.clear()
         return told
 
     def _change(self, before: ClassNames, left: list[Refusal]) -> str:
@@ -179,6 +216,7 @@ class Admission:
         is_new = device not in self._members or self._members[device].instance != profile.instance
         if profile.class_names != self._members.class_names:
             return self._other_classes(device, profile.instance, profile.class_names)
+        self._joined[device] = profile
         return Admitted(self._members.admit(device, profile), profile, is_new)
 
     def _check(self, device: str, profile: Profile) -> None:
@@ -227,7 +265,8 @@ class Admission:
         names = profile.class_names
         if len(names) <= self._spec.num_classes:
             return
-        if self._members.class_names:
+        fleets = self._members.class_names
+        if fleets and device not in self.vote.voters(fleets):
             raise self._other_classes(device, profile.instance, names)
         raise Refusal(
             device,
@@ -240,6 +279,14 @@ class Admission:
     def _other_classes(self, device: str, instance: int, names: ClassNames) -> Refusal:
         """Of a device that has other names than the fleet."""
         fleets = self._members.class_names
+        if self.vote.could_have(device, fleets):
+            return Refusal(
+                device,
+                instance,
+                ExitCode.REJECTED,
+                f"{device} has the classes {in_short(names)}, the fleet {in_short(fleets)}"
+                f"{self._who_set(fleets)}: start it again, and its empty class folders count, too",
+            )
         return Refusal(
             device,
             instance,

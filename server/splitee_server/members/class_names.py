@@ -12,6 +12,7 @@ from splitee.protocol import fields
 
 ClassNames = tuple[str, ...]
 
+CANDIDATES = 16  # lists of names, those with the most votes, that are looked at where none has most of them
 MOST_CHANGES = 10  # of a device's vote that count: else it could have a run begin anew for ever
 
 
@@ -46,32 +47,68 @@ class ClassVote:
         self.devices = devices
         self.decided: ClassNames = ()
         self._votes: dict[str, ClassNames] = {}
+        self._empty: dict[str, ClassNames] = {}  # names that a device could have beside its own
         self._changes: Counter[str] = Counter()
 
-    def cast(self, device: str, names: ClassNames) -> ClassNames:
+    def cast(self, device: str, names: ClassNames, empty: ClassNames = ()) -> ClassNames:
         """The names that are decided on then; empty where none are.
 
         Others take the place of decided ones with the votes of more than half of the devices, and with more
         than the decided ones still have. A device that goes on changing its vote is heard MOST_CHANGES times.
+
+        Args:
+            empty: names that the device has no images of, and could have as well.
         """
-        before = self._votes.get(device)
-        if names == before or self._changes[device] >= MOST_CHANGES:
+        before = self._votes.get(device), self._empty.get(device)
+        if (names, empty) == before or self._changes[device] >= MOST_CHANGES:
             return self.decided
-        self._changes[device] += before is not None
-        self._votes[device] = names
+        self._changes[device] += before != (None, None)
+        self._votes[device], self._empty[device] = names, empty
+        return self.count()
+
+    def count(self) -> ClassNames:
+        """The names that are decided on by the votes there are; empty where none are.
+
+        Where no names have more than half of the votes, a device votes for all that it could have, too.
+        """
         counts = Counter(self._votes.values())
-        leading, votes = counts.most_common(1)[0]
-        if 2 * votes > self.devices and votes > counts[self.decided]:
-            self.decided = leading
+        leading = counts.most_common(CANDIDATES)
+        if leading and not self._is_most(leading[0][1]):
+            counts = Counter({names: self._supporters(names) for names, _ in leading})
+            counts[self.decided] = self._supporters(self.decided)
+            leading = counts.most_common(1)
+        for names, votes in leading[:1]:
+            if self._is_most(votes) and votes > counts[self.decided]:
+                self.decided = names
         return self.decided
+
+    def could_have(self, device: str, names: ClassNames) -> bool:
+        """Whether a device has these names when it is started again: its own, and those of empty folders."""
+        own = set(self._votes.get(device, ()))
+        return bool(own) and own < set(names) <= own.union(self._empty[device])
 
     def withdraw(self, device: str) -> None:
         """The device is not heard any more; what is decided stays."""
         self._votes.pop(device, None)
+        self._empty.pop(device, None)
 
     def voters(self, names: ClassNames) -> list[str]:
         """The devices whose names these are."""
         return sorted(device for device, theirs in self._votes.items() if theirs == names)
+
+    def _is_most(self, votes: int) -> bool:
+        return 2 * votes > self.devices
+
+    def _supporters(self, names: ClassNames) -> int:
+        """How many devices have these names, or could have them beside their own."""
+        return sum(
+            own == names or (bool(self._empty[device]) and self.could_have(device, names))
+            for device, own in self._votes.items()
+        )
+
+    def __len__(self) -> int:
+        """Of the votes."""
+        return len(self._votes)
 
     @property
     def conflict(self) -> str:

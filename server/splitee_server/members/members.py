@@ -62,9 +62,13 @@ class Member:
 class Members:
     """The devices that have been admitted, by their names."""
 
-    def __init__(self, class_names: tuple[str, ...] = ()) -> None:
-        """`class_names`: of the run, where they are known from the start."""
+    def __init__(self, class_names: tuple[str, ...] = (), dismissed: Iterable[str] = ()) -> None:
+        """`class_names`: of the run, where they are known from the start.
+
+        `dismissed`: devices that the run goes on without; they need not have been members.
+        """
         self._by_name: dict[str, Member] = {}
+        self._dismissed = set(dismissed)
         self.class_names = class_names
 
     def __contains__(self, device: str) -> bool:
@@ -82,16 +86,36 @@ class Members:
     def __len__(self) -> int:
         return len(self._by_name)
 
+    @property
+    def dismissed(self) -> tuple[str, ...]:
+        """The devices, members or not, that an operator has said are gone."""
+        return tuple(sorted(self._dismissed))
+
+    def is_dismissed(self, device: str) -> bool:
+        return device in self._dismissed
+
+    def remaining(self) -> list[Member]:
+        """All but those that were dismissed."""
+        return [member for member in self if member.device not in self._dismissed]
+
+    def expected(self, devices: int) -> int:
+        """Of so many that a run is to begin with, those that were not dismissed; at least one."""
+        return max(devices - len(self._dismissed), 1)
+
     def active(self) -> list[Member]:
-        """All but those in quarantine."""
-        return [member for member in self if not member.quarantined]
+        """All but those in quarantine, and those that were dismissed."""
+        return [member for member in self.remaining() if not member.quarantined]
 
     def online(self) -> list[Member]:
         """The active ones that are online."""
         return [member for member in self.active() if member.online]
 
+    def is_online(self, device: str) -> bool:
+        """Whether it is a member, and online as far as is known."""
+        return device in self._by_name and self._by_name[device].online
+
     def quarantined(self) -> tuple[str, ...]:
-        return tuple(member.device for member in self if member.quarantined)
+        return tuple(member.device for member in self.remaining() if member.quarantined)
 
     def cuts(self) -> dict[str, int]:
         return {member.device: member.cut for member in self}
@@ -111,7 +135,11 @@ class Members:
         return [member.durable() for member in self]
 
     def load(self, states: list[dict[str, Any]], class_names: tuple[str, ...]) -> None:
-        """Take up what is stored. Raises StateError: the run has other class names than the stored one."""
+        """Take up what is stored; who is in quarantine stays there.
+
+        Raises:
+            StateError: the run has other class names than the stored one.
+        """
         if self.class_names and class_names and self.class_names != class_names:
             raise StateError(
                 f"--classes: the run in --state has the classes {in_short(class_names)}, not "
@@ -120,6 +148,8 @@ class Members:
         self.class_names = class_names or self.class_names
         for state in states:
             member = Member.restored(state)
+            known = self._by_name.get(member.device)
+            member.quarantined |= known is not None and known.quarantined
             self._by_name[member.device] = member
 
     def admit(self, device: str, profile: Profile) -> Member:
@@ -156,9 +186,17 @@ class Members:
                 member.quarantined = False
                 log.info("%s is let back from quarantine", member.device)
 
+    def dismiss(self, devices: Iterable[str]) -> None:
+        """They are gone, until `take_back`; what they have trained stays."""
+        self._dismissed.update(devices)
+
+    def take_back(self, devices: Iterable[str]) -> None:
+        """They are dismissed no longer."""
+        self._dismissed.difference_update(devices)
+
     def leave(self) -> None:
         """All but those in quarantine are members no longer."""
-        self._by_name = {device: member for device, member in self._by_name.items() if member.quarantined}
+        self._by_name = {member.device: member for member in self.remaining() if member.quarantined}
 
     def absent(self, devices: Iterable[str]) -> None:
         """They were waited for in vain: offline until they are heard of again."""

@@ -58,12 +58,22 @@ class HomeAssistant(Observer):
             return
         topic = self._topics.discovery(self._prefix, device)
         payload = json.dumps(discovery(self._topics, device, profile)).encode()
+        if topic in self._stale:
+            self._stale.remove(topic)
         if topic not in self._known:
             self._known.add(topic)
             self._note(topic)
         if self._announced.get(topic) != payload:
             self._announced[topic] = payload
             self._link.publish(topic, payload, retain=True)
+
+    def on_dismissed(self, device: str) -> None:
+        topic = self._topics.discovery(self._prefix, device)
+        self._announced.pop(topic, None)
+        if topic in self._known:
+            self._known.remove(topic)
+            self._stale.append(topic)
+            self._take_back()
 
     def on_reconnected(self) -> None:
         self._take_back()

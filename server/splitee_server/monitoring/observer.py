@@ -25,6 +25,9 @@ class Observer:
     def on_admitted(self, device: str, profile: Profile) -> None:
         """A device has joined, or a new process of it."""
 
+    def on_dismissed(self, device: str) -> None:
+        """A device is gone for good; also told of each when the link is up again."""
+
     def on_evaluated(self, metrics: Metrics) -> None:
         """A round has been committed and evaluated; also told of the last one of a run that is resumed."""
 

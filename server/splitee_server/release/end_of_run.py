@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,12 +24,23 @@ log = logging.getLogger(__name__)
 class EndOfRun:
     """Exports on a thread of its own, while the server goes on answering; then offers what came of it."""
 
-    def __init__(self, port: Port, topics: Topics, models: Path, signer: ReleaseSigner | None = None) -> None:
-        """`models`: the folder that the exported models go to. `signer`: of the offers; None: nobody."""
+    def __init__(
+        self,
+        port: Port,
+        topics: Topics,
+        models: Path,
+        signer: ReleaseSigner | None = None,
+        is_gone: Callable[[str], bool] = lambda _device: False,
+    ) -> None:
+        """`models`: the folder that the exported models go to. `signer`: of the offers; None: nobody.
+
+        `is_gone`: whether a device is to be offered nothing.
+        """
         self._port = port
         self._topics = topics
         self._models = models
         self._signer = signer
+        self._is_gone = is_gone
         self._worker = ThreadPoolExecutor(1, "export")
         self._exported: Future[list[Path]] | None = None
         self._offers = Offers(port, topics, [])
@@ -51,7 +62,8 @@ class EndOfRun:
         assert self._exported is not None
         self._worker.shutdown()
         try:
-            self._offers = Offers(self._port, self._topics, self._exported.result(), self._signer)
+            models = self._exported.result()
+            self._offers = Offers(self._port, self._topics, models, self._signer, self._is_gone)
         except SpliteeError as error:
             log.error("nothing is released: %s", error)
         else:
@@ -60,6 +72,11 @@ class EndOfRun:
     def again(self) -> None:
         """The broker may have lost the offers; nothing before there are any."""
         self._offers.offer()
+
+    def offer_again(self, devices: Iterable[str]) -> None:
+        """Devices that were gone are back: they are offered their models, where there are some by now."""
+        for device in devices:
+            self._offers.offer(device)
 
     @property
     def thresholds(self) -> dict[str, ReleasedThreshold]:

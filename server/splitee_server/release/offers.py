@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from splitee.errors import MalformedMessage
@@ -28,14 +29,22 @@ class Offers:
     """Models on offer, one a device."""
 
     def __init__(
-        self, port: Port, topics: Topics, models: list[Path], signer: ReleaseSigner | None = None
+        self,
+        port: Port,
+        topics: Topics,
+        models: list[Path],
+        signer: ReleaseSigner | None = None,
+        is_gone: Callable[[str], bool] = lambda _device: False,
     ) -> None:
         """`models`: exported model directories. `signer`: None, the offers are not signed.
+
+        `is_gone`: whether a device is to be offered nothing.
 
         Raises ModelError: a model is missing or damaged.
         """
         self._port = port
         self._topics = topics
+        self._is_gone = is_gone
         self._bundles: dict[str, bytes] = {}
         self._offers: dict[str, ModelOffer] = {}
         self.thresholds: dict[str, ReleasedThreshold] = {}  # when the models predict by themselves
@@ -50,15 +59,18 @@ class Offers:
             self._bundles[manifest.device], self._offers[manifest.device] = bundle, offer
         port.subscribe(*(route.topic(topics) for route in ROUTES))
 
-    def offer(self) -> None:
-        """Publishes the offers, retained: a device that is off finds its own when it comes."""
-        for device, offer in self._offers.items():
-            self._port.publish(routes.MODEL_OFFER.topic(self._topics, device), offer.encode(), retain=True)
+    def offer(self, *devices: str) -> None:
+        """Publishes the offers to these devices, or to all, retained: one that is off finds its own later."""
+        for device in devices or self._offers:
+            if device in self._offers and not self._is_gone(device):
+                topic = routes.MODEL_OFFER.topic(self._topics, device)
+                self._port.publish(topic, self._offers[device].encode(), retain=True)
 
     @property
     def missing(self) -> list[str]:
         """Devices that have not said what became of their model."""
-        return sorted(self._offers.keys() - self.reports.keys())
+        silent = self._offers.keys() - self.reports.keys()
+        return sorted(device for device in silent if not self._is_gone(device))
 
     def handle(self, received: Received) -> None:
         """A device asks for bytes, or reports. Raises MalformedMessage."""

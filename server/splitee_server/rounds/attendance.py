@@ -20,6 +20,9 @@ from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
 
+SHOWN = 20  # devices that a line names
+NOBODY = "no device is left: waiting for one to join"
+
 log = logging.getLogger(__name__)
 
 
@@ -66,12 +69,35 @@ class Attendance:
         self._reminder = Reminder()
 
     def missing(self, committed: int) -> int:
-        """Devices that must still come online before the next round opens, after `committed` rounds."""
-        if committed == 0:
-            wanted = self._policy.devices
-        else:
-            wanted = self._policy.quorum if self._policy.missing == "skip" else len(self._members.active())
-        return max(max(wanted, 1) - len(self._members.online()), 0)
+        """Devices that must still come before the next round opens, after `committed` rounds."""
+        active, online = len(self._members.active()), len(self._members.online())
+        first = self._members.expected(self._policy.devices)
+        if self._policy.missing == "wait":
+            return max((active if committed else first) - online, 1 - online, 0)
+        to_join = 0 if committed else first - active  # who has, and is gone, is not waited for
+        return max(to_join, self.quorum - online, 1 - online, 0)
+
+    @property
+    def quorum(self) -> int:
+        """Devices that a round needs at least under `skip`: no more than there are without the dismissed."""
+        there = max(self._members.expected(self._policy.devices), len(self._members.active()))
+        return min(self._policy.quorum, there)
+
+    def is_deserted(self, committed: int) -> bool:
+        """Whether every device that the run had, or was to begin with, was dismissed."""
+        dismissed, there = self._members.dismissed, self._members.remaining()
+        return not there and len(dismissed) >= (1 if committed else self._policy.devices)
+
+    def outlook(self, committed: int) -> str:
+        """Whom the run goes on with, for people. `committed`: rounds."""
+        if self.is_deserted(committed):
+            return NOBODY
+        if not committed:
+            devices, wanted = self._policy.devices, self._members.expected(self._policy.devices)
+            return f"round 1 waits for {wanted} of the {devices} devices (--devices)"
+        active = [member.device for member in self._members.active()]
+        more = ", ..." if len(active) > SHOWN else ""
+        return f"the run goes on with {', '.join(active[:SHOWN])}{more}"
 
     def in_training(self, number: int) -> dict[str, Participant]:
         """The participants of round `number`, and what each does in it."""
@@ -111,7 +137,9 @@ class Attendance:
             online = {member.device for member in self._members.online()}
             return tuple(device for device in self._release.missing if device in online)
         if phase.kind == "gather":
-            return tuple(member.device for member in self._members.active() if not member.online)
+            suffice = self._policy.missing == "skip" and len(self._members.online()) >= self.quorum
+            gone = () if suffice else (one for one in self._members.active() if not one.online)
+            return tuple(member.device for member in gone)
         return phase.late()
 
     def remind(self, phase: Phase, doing: str, committed: int) -> None:
@@ -119,7 +147,9 @@ class Attendance:
         if not self._reminder.due(self._clock(), phase.progressed, (phase.kind, phase.opened.round)):
             return
         whom = ", ".join(self.waited_for(phase)) or f"{self.missing(committed)} more devices"
-        log.info("%s: waiting for %s (%d online)", doing, whom, len(self._members.online()))
+        if not self.is_deserted(committed):  # then `doing` says it all
+            doing = f"{doing}: waiting for {whom} ({len(self._members.online())} online)"
+        log.info("%s", doing)
         if conflict := self._conflict():
             log.warning("%s", conflict)
 

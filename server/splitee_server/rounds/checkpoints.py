@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import msgspec
 
 from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import StateError
+from splitee.protocol import fields
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.commit_files import CommitFiles
@@ -20,6 +21,7 @@ from splitee.training.history import Course
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
 from splitee_server.rounds.history import History
 
+DISMISSED = "dismissed.json"
 FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
 # Fields of RunSpec that are no settings, and the one that may be changed.
 FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "mean", "std", "rounds")
@@ -130,6 +132,20 @@ class Checkpoints:
     def settle(self, spec: RunSpec) -> None:
         """The run is as `spec` says; durable when this returns."""
         self._directory.save_facts(json.loads(spec.encode()))
+
+    def dismissed(self) -> list[str]:
+        """The devices that the run goes on without. Raises StateError: the file of their names is damaged."""
+        path = self.path / DISMISSED
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=list[fields.Name])
+        except FileNotFoundError:
+            return []
+        except (OSError, msgspec.MsgspecError) as error:
+            raise StateError(f"{path}: expected a list of devices ({error}); mend or remove it") from None
+
+    def save_dismissed(self, devices: Iterable[str]) -> None:
+        """Durable when this returns; only then may anybody hear of it."""
+        write_atomically(self.path / DISMISSED, msgspec.json.encode(sorted(devices)) + b"\n")
 
     def first_weights(self) -> bytes | None:
         """What the run began from; None: the seed's weights, or the file is damaged."""

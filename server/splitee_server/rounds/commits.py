@@ -50,6 +50,11 @@ class Commits:
         self._weights_sha256 = ""
         self._duplicates = 0
         self._losses: dict[str, tuple[float, float | None]] = {}
+        self._stored: frozenset[str] = frozenset()
+
+    def __contains__(self, device: str) -> bool:
+        """Whether the last commit knows the device."""
+        return device in self._stored
 
     @property
     def round(self) -> int:
@@ -93,6 +98,7 @@ class Commits:
         for member in self._members:
             self._model.join(member.device, member.cut, member.train_samples)
             self._replies.assign(member.device)
+        self._stored = frozenset(state["device"] for state in stored.members)
         self._announce_commit()
         log.info("resuming run %s after round %d", self._spec.run, self._round)
 
@@ -136,7 +142,7 @@ class Commits:
         self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())
         self._save()
         for member in self._members:
-            if member.committed == self._round:
+            if member.committed in (0, self._round):  # who begins next, begins from this commit, too
                 self._replies.assign(member.device)
         self._announce_commit()
 
@@ -152,10 +158,11 @@ class Commits:
                 f"round {self._round} is not committed, for {where} holds a value that is not finite: "
                 f"{START_ANEW}"
             )
+        members = self._members.state()
         self._checkpoints.save(
             Committed(
                 round=self._round,
-                members=self._members.state(),
+                members=members,
                 class_names=self._members.class_names,
                 weights_sha256=self._weights_sha256,
                 duplicates=self._duplicates,
@@ -164,6 +171,7 @@ class Commits:
             ),
             changes_follow=self._spec.takes_statistics,
         )
+        self._stored = frozenset(member["device"] for member in members)
 
     def _announce_commit(self) -> None:
         self._announce.commit(self._round, self._members.digests(self._round), self._weights_sha256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -22,7 +22,7 @@ from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
-from splitee_server.rounds.attendance import Attendance, Release
+from splitee_server.rounds.attendance import NOBODY, Attendance, Release
 from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.class_report import class_report
@@ -52,6 +52,8 @@ class Coordinator:
         checkpoints: Checkpoints,
         policy: Policy,
         release: Release,
+        best: BestRound,
+        deadline: Deadline,
         *,
         attempt: int,
         rejected: Callable[[], int],
@@ -60,7 +62,9 @@ class Coordinator:
         evaluated: Callable[[Metrics], None] = lambda _metrics: None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`attempt`: at which this process opens rounds. `rejected`: how many messages were.
+        """`best`, `deadline`: what this process knows of the run's earlier rounds.
+
+        `attempt`: at which this process opens rounds. `rejected`: how many messages were.
 
         `conflict`: why devices that are here may not join; empty where nothing hinders them.
         `guard`: works on a device's batch; False: that has raised an error, and the batch is rejected.
@@ -79,8 +83,8 @@ class Coordinator:
         self._guard = guard
         self._evaluated = evaluated
         self._clock = clock
-        self._best = BestRound(checkpoints, policy.stop_after)
-        self._deadline = Deadline(policy, clock)
+        self._best = best
+        self._deadline = deadline
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._trained = Trained()
@@ -99,9 +103,16 @@ class Coordinator:
     def commits(self) -> Commits:
         return self._commits
 
+    def resume(self) -> None:
+        """Go on from the last commit; first of all."""
+        self._commits.resume()
+        self._metrics = self._checkpoints.evaluated(self._commits.round)
+        if self._metrics is not None:
+            self._announce.metrics(self._metrics)
+            self._evaluated(self._metrics)
+
     def phases(self) -> Iterator[Phase]:
         """The phases of the run in their order. Each must be over before the next is asked for."""
-        self._resume()
         if not self._is_over():
             self._open("gather")  # first: who hears of a run that goes on must not take it for finished
         self._announce.run(self._spec_now())
@@ -149,13 +160,13 @@ class Coordinator:
         """Say where the run stands, and who is missing; at the deadline go on without them."""
         self.beat()
         self._attendance.remind(self._phase, self._doing, self._commits.round)
-        is_first = not self._commits.round
-        if late := self._deadline.expired(self._phase, is_first=is_first):
-            limit = self._deadline.seconds(is_first=is_first)
-            self._phase.go_on_without(late)
-            self._members.absent(late)
+        late = self._deadline.expired(self._phase, self._attendance.quorum, self._members.is_online)
+        if late is not None:
+            self._phase.go_on_without(late.devices)
+            self._members.absent(late.devices)
             self._announce.round(self._phase.opened)
-            log.warning("%s: going on without %s after %.0f s", self._doing, ", ".join(late), limit)
+            names = ", ".join(late.devices)
+            log.warning("%s: going on without %s after %.0f s", self._doing, names, late.seconds)
 
     def exclude(self, device: str) -> None:
         """Go on without a device that is in quarantine."""
@@ -163,6 +174,19 @@ class Coordinator:
             self._phase.go_on_without((device,))
             self._announce.round(self._phase.opened)
         self.beat(now=True)
+
+    def depends_on(self, devices: Iterable[str]) -> bool:
+        """Whether what is under way, and not committed, would be another without these devices."""
+        if self._phase.kind in ("release", "finished"):
+            return False
+        return any(
+            self._phase.has_begun_with(device) or (device in self._members and device not in self._commits)
+            for device in devices
+        )
+
+    def outlook(self) -> str:
+        """Whom the run goes on with, for people."""
+        return self._attendance.outlook(self._commits.round)
 
     def join(self, member: Member) -> None:
         """A device has joined, or a new process of it."""
@@ -181,16 +205,11 @@ class Coordinator:
     def beat(self, *, now: bool = False) -> None:
         """Publish the server's status when it is due, or `now`."""
         waited_for = self._attendance.waited_for(self._phase)
-        self._announce.beat(self._doing, waited_for, self._rejected(), self._members.quarantined(), now=now)
+        members = self._members
+        out = members.quarantined(), members.dismissed
+        self._announce.beat(self._doing, waited_for, self._rejected(), *out, now=now)
 
     # Rounds
-
-    def _resume(self) -> None:
-        self._commits.resume()
-        self._metrics = self._checkpoints.evaluated(self._commits.round)
-        if self._metrics is not None:
-            self._announce.metrics(self._metrics)
-            self._evaluated(self._metrics)
 
     def _gather(self) -> Iterator[Phase]:
         """Wait for the devices that the next round needs; a run that is over needs none."""
@@ -363,7 +382,7 @@ class Coordinator:
             spec=self._spec,
             phase=phase.kind,
             committed=self._commits.round,
-            devices=tuple(map(standing, self._members)),
+            devices=tuple(map(standing, self._members.remaining())),
             waiting_for=waited_for,
             missing=missing,
             waited=self._clock() - phase.progressed if missing else 0.0,
@@ -381,6 +400,7 @@ class Coordinator:
             self._metrics,
             self._best.metrics(self._commits.round),
             list(self._members),
+            self._members.dismissed,
             self._commits.weights_sha256,
             self._rejected(),
         )
@@ -390,5 +410,13 @@ class Coordinator:
         return replace(self._spec, class_names=self._members.class_names)
 
     @property
+    def under_way(self) -> str:
+        """What is opened, for people."""
+        opened = self._phase.opened
+        return f"round {opened.round}: {IN_WORDS[opened.phase]}"
+
+    @property
     def _doing(self) -> str:
-        return f"round {self._phase.opened.round} of {self._spec.rounds}: {IN_WORDS[self._phase.kind]}"
+        doing = f"round {self._phase.opened.round} of {self._spec.rounds}: {IN_WORDS[self._phase.kind]}"
+        nobody = self._phase.kind == "gather" and self._attendance.is_deserted(self._commits.round)
+        return f"{doing}; {NOBODY}" if nobody else doing

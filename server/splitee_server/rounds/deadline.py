@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 from statistics import median
 
 from splitee.clock import Clock
@@ -10,7 +12,7 @@ from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
 
 REMEMBERED = 20  # rounds
-FIRST_DEADLINE = 10  # times the floor: for a first round, of which nothing is known yet
+FIRST_DEADLINE = 10  # times the floor: while nothing is known of how long a round takes
 
 
 class AdaptiveLimit:
@@ -29,6 +31,11 @@ class AdaptiveLimit:
         """A round took so long."""
         self._took.append(seconds)
 
+    @property
+    def is_learnt(self) -> bool:
+        """Whether a round has ended."""
+        return bool(self._took)
+
     def seconds(self) -> float:
         """How long the next round may take; the floor until a round has ended."""
         if not self._took:
@@ -36,6 +43,14 @@ class AdaptiveLimit:
         middle = median(self._took)
         spread = median(abs(value - middle) for value in self._took)
         return max(self._floor, middle + self._k * spread)
+
+
+@dataclass(frozen=True)
+class Late:
+    """Devices that are waited for no longer, and the seconds that they were given."""
+
+    devices: tuple[str, ...]
+    seconds: float
 
 
 class Deadline:
@@ -50,24 +65,30 @@ class Deadline:
         """A training phase is over in which every participant has done its part."""
         self._limit.note(self._clock() - phase.started)
 
-    def seconds(self, *, is_first: bool) -> float:
-        """How long a phase may take; in a first round how long nothing may come."""
-        return FIRST_DEADLINE * self._policy.floor if is_first else self._limit.seconds()
+    def expired(self, phase: Phase, quorum: int, is_online: Callable[[str], bool]) -> Late | None:
+        """The devices that are late; None: nobody is, or too few would be left.
 
-    def expired(self, phase: Phase, *, is_first: bool) -> tuple[str, ...]:
-        """The devices that are late and waited for no longer.
+        Until a whole round has been seen nothing is known of how long one takes. Then only those count as
+        late without whom nothing comes: for the floor, of one that is offline, else for FIRST_DEADLINE of it.
 
         Args:
-            is_first: no round has been committed. Nothing is known of how long one takes, so only devices
-                that stand still count as late.
+            quorum: devices that a round needs at least.
         """
         if self._policy.missing != "skip" or phase.kind not in ("train", "statistics", "evaluate"):
-            return ()
-        since = phase.progressed if is_first else phase.started
-        if self._clock() - since <= self.seconds(is_first=is_first):
-            return ()
-        late = phase.late()
-        left = len(phase.opened.participants) - len(late)
-        if phase.kind == "train" and left < self._policy.quorum:
-            return ()
+            return None
+        late = self._late(phase, is_online)
+        left = len(phase.opened.participants) - len(late.devices)
+        if not late.devices or (phase.kind == "train" and left < quorum):
+            return None
         return late
+
+    def _late(self, phase: Phase, is_online: Callable[[str], bool]) -> Late:
+        now = self._clock()
+        if self._limit.is_learnt:
+            seconds = self._limit.seconds()
+            return Late(phase.late() if now - phase.started > seconds else (), seconds)
+        floor, stood = self._policy.floor, now - phase.progressed
+        if stood > FIRST_DEADLINE * floor:
+            return Late(phase.late(), FIRST_DEADLINE * floor)
+        gone = (device for device in phase.late() if not is_online(device)) if stood > floor else ()
+        return Late(tuple(gone), floor)

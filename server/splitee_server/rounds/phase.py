@@ -85,6 +85,10 @@ class Phase:
     def __contains__(self, device: str) -> bool:
         return device in self._batches
 
+    def has_begun_with(self, device: str) -> bool:
+        """Whether it was a participant when the phase was opened; it may have been dropped since."""
+        return device in self.scores
+
     # What comes
 
     def offer(self, device: str, step: int, batch: CutBatch) -> Offer:

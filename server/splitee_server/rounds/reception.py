@@ -71,6 +71,8 @@ class Reception:
 
     def check_sender(self, route: Route, device: str) -> None:
         """Raises MalformedMessage: nothing of this route is to be kept of this device."""
+        if self._members.is_dismissed(device):
+            raise MalformedMessage("from a device that was dismissed", "dismissed")
         self._quarantine.check(device)
         if route in MEMBERS_ONLY and device not in self._members:
             raise MalformedMessage("from a device that has not joined", "unknown")

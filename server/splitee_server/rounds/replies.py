@@ -30,7 +30,12 @@ class Replies:
         self._announce.ack(device, phase.opened, step, room, resend=resend)
 
     def assign(self, device: str) -> None:
-        """The device's cut, its last commit, and whether the server holds its client network."""
+        """The device's cut, its last commit, and whether the server holds its client network.
+
+        Nothing is said to a device that was dismissed.
+        """
+        if self._members.is_dismissed(device):
+            return
         held, first = self._model.holds(device), self._model.first_digest(device)
         fresh = self._model.is_fresh
         self._announce.assignment(self._members[device], held=held, first=first, fresh=fresh)

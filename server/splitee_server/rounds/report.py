@@ -121,6 +121,7 @@ def run_report(
     metrics: Metrics,
     best: Metrics | None,
     members: list[Member],
+    dismissed: Sequence[str],
     weights_sha256: str,
     rejected: int,
 ) -> dict[str, Any]:
@@ -146,6 +147,7 @@ def run_report(
         "duplicates_dropped": metrics.duplicates_dropped,
         "bytes_published": sum(member.totals.bytes for member in members),
         "rejected": rejected,
+        "dismissed": list(dismissed),
         "fleet": _fleet(metrics),
         "best": None if best is None else {"round": best.round, **_fleet(best)},
         "devices": [_device(spec, member.device, metrics.devices[member.device]) for member in members],

@@ -124,6 +124,20 @@ def test_every_topic_has_its_place() -> None:
     )
 
 
+def test_who_is_dismissed_is_one_line_whatever_the_broker_still_retains() -> None:
+    view = view_of(RETAINED)
+    server = replace(SERVER, dismissed=("cam-3", "pi-1"), waiting_for=())
+    view.take(Message(TOPICS.server_status, server.encode()), NOW)
+    snapshot = view.snapshot()
+    assert snapshot.devices == ()
+    console = Console(file=io.StringIO(), width=120)
+    console.print(render(snapshot, NOW))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "2 dismissed: cam-3, pi-1" in shown.splitlines()[2]
+    view.take(Message(TOPICS.server_status, SERVER.encode()), NOW)
+    assert device_of(view).id == "pi-1"
+
+
 def test_the_order_of_arrival_does_not_matter() -> None:
     backwards = dict(reversed(RETAINED.items()))
     assert view_of(backwards).snapshot() == view_of(RETAINED).snapshot()

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from scripted_device import ONE_ROUND, SPEC, Device, steps_sent, when
 
 from splitee.cli.signals import Stopped
-from splitee.errors import ExitCode, IdInUse, Rejected, Stalled, VersionMismatch
+from splitee.errors import Dismissed, ExitCode, IdInUse, Rejected, Stalled, VersionMismatch
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile
 from splitee.protocol.run_spec import RunSpec
@@ -17,7 +17,13 @@ from splitee_device.agent.session import RunChanged
 
 
 @pytest.mark.parametrize(
-    ("code", "error"), [(ExitCode.REJECTED, Rejected), (ExitCode.VERSION, VersionMismatch)]
+    ("code", "error"),
+    [
+        (ExitCode.REJECTED, Rejected),
+        (ExitCode.VERSION, VersionMismatch),
+        (ExitCode.DISMISSED, Dismissed),
+        (ExitCode.CONFIG, Rejected),  # a server's word is no mistake of the settings
+    ],
 )
 def test_a_refused_join(make: Callable[..., Device], code: ExitCode, error: type[Exception]) -> None:
     device = make()

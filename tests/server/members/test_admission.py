@@ -167,6 +167,14 @@ def test_names_that_most_devices_had_misspelt_change_before_the_first_commit_and
     assert members.class_names == ("a", "b")
 
 
+def test_a_device_whose_own_names_grow_beyond_the_run_hears_what_helps(members: Members) -> None:
+    """It alone has set the fleet's: the others' folders are not what is wrong."""
+    admission = Admission(RUN, 4, members, devices=1, most_images=1000)
+    join(admission, "pi-1", "a", "b")
+    said = refused(admission.on_profile("pi-1", profile(1, names=("a", "b", "c"))))
+    assert said == "pi-1 has 3 classes, the run 2: start the server with another --num-classes"
+
+
 def test_the_operators_class_names_hold_from_the_start() -> None:
     admission = Admission(RUN, 4, Members(("a", "b")), devices=3, most_images=1000)
     assert join(admission, "evil", "x", "y") == [("evil", False)]

@@ -77,3 +77,31 @@ def test_a_vote_can_be_withdrawn() -> None:
     votes.withdraw("nobody")
     assert votes.cast("pi-1", NEW) == OLD
     assert votes.voters(NEW) == ["pi-1"]
+
+
+MORE, LESS = ("a", "b", "c"), ("a", "c")
+
+
+def test_who_has_an_empty_folder_for_a_class_votes_for_names_with_it_where_no_names_have_most_votes() -> None:
+    votes = ClassVote(2)
+    votes.cast("pi-1", MORE)
+    assert votes.cast("pi-2", LESS) == ()
+    assert votes.cast("pi-2", LESS, ("x",)) == ()
+    assert votes.cast("pi-2", LESS, ("b", "x")) == MORE
+    assert votes.could_have("pi-2", MORE)
+    assert not any(votes.could_have(device, names) for device, names in (("pi-1", MORE), ("pi-9", MORE)))
+
+
+def test_names_that_are_decided_grow_by_a_class_that_all_have_added() -> None:
+    votes = ClassVote(2)
+    votes.cast("pi-1", LESS)
+    votes.cast("pi-2", LESS)
+    assert votes.cast("pi-1", MORE) == LESS
+    assert votes.cast("pi-2", LESS, ("b",)) == MORE
+
+
+def test_an_empty_folder_changes_nothing_where_most_devices_have_the_same_names() -> None:
+    votes = ClassVote(3)
+    votes.cast("pi-1", LESS, ("b",))
+    assert votes.cast("pi-2", LESS, ("b",)) == LESS
+    assert votes.cast("evil", MORE) == LESS

@@ -230,6 +230,35 @@ class TestAtABroker:
         assert self.retained(mosquitto_broker, make_link, prefix) == {}
         assert not (tmp_path / RECORD).exists()
 
+    def test_a_device_that_is_dismissed_is_taken_back_alone_until_it_joins_again(
+        self,
+        mosquitto_broker: RunningBroker,
+        make_link: Callable[..., Link],
+        link: Link,
+        prefix: str,
+        tmp_path: Path,
+    ) -> None:
+        watcher = HomeAssistant(link, TOPICS, tmp_path, wanted=True, prefix=prefix)
+        watcher.start()
+        one, two = (TOPICS.discovery(prefix, device) for device in ("pi-1", "pi-2"))
+        for device in ("pi-1", "pi-2"):
+            watcher.on_admitted(device, profile())
+        watcher.on_dismissed("pi-1")
+        watcher.on_message(b"online")  # Home Assistant starts anew
+        assert link.flush(DEADLINE)
+        assert list(self.retained(mosquitto_broker, make_link, prefix)) == [two]
+        assert (tmp_path / RECORD).read_text() == f"{two}\n"
+        link.publish(one, b"{}", retain=True)  # a server was killed before it had taken it back
+        (tmp_path / RECORD).write_text(f"{one}\n{two}\n")
+        after = HomeAssistant(link, TOPICS, tmp_path, wanted=True, prefix=prefix)
+        after.start()
+        after.on_dismissed("pi-1")
+        assert link.flush(DEADLINE)
+        assert list(self.retained(mosquitto_broker, make_link, prefix)) == [two]
+        after.on_admitted("pi-1", profile())
+        assert link.flush(DEADLINE)
+        assert sorted(self.retained(mosquitto_broker, make_link, prefix)) == [one, two]
+
     def test_another_prefix_takes_back_what_was_announced_under_the_first(
         self,
         mosquitto_broker: RunningBroker,

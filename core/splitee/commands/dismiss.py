@@ -1,0 +1,98 @@
+"""`splitee dismiss`: tell the running server that devices are gone for good."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import closing
+
+import click
+
+from splitee.cli.bounds import number
+from splitee.cli.link_options import link_options
+from splitee.cli.plain_text import echo
+from splitee.cli.settings import setting, settings_file
+from splitee.errors import BrokerRefused, ExitCode, SpliteeError, Stalled
+from splitee.mqtt.events import Connected, Message
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions
+from splitee.protocol import routes
+from splitee.protocol.fleet import Dismissal, DismissalAnswer, ServerStatus
+from splitee.protocol.gate import Gate
+from splitee.protocol.topics import Topics, check_name
+
+TICK = 0.2  # seconds between two looks at the clock, and at what the broker refuses
+NO_STATUS = 6.0  # seconds after which no server runs of which nothing is heard; it speaks every 5
+
+
+@click.command()
+@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
+@click.option("--undo", is_flag=True, help="Let them in again.")
+@link_options
+@setting("--wait", type=number(0), default=60.0, metavar="SECONDS", help="For the server's word.")
+@settings_file
+def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float) -> None:
+    """Tell the running server that these devices are gone for good: the run goes on without them.
+
+    What they have trained in committed rounds stays. It takes the server's identity (--config
+    server/server.toml).
+    """
+    for device in devices:
+        check_name(device, "DEVICE")
+    logging.getLogger("splitee").setLevel(logging.WARNING)
+    request = Dismissal(request=time.time_ns(), devices=tuple(dict.fromkeys(devices)), undo=undo)
+    with closing(
+        Link(link.address, f"splitee-{link.fleet}-dismiss-{request.request}", tls=link.tls)
+    ) as connection:
+        answer = _ask(connection, Topics(link.fleet), request, link, wait)
+    if answer.code:
+        raise _failure(answer)
+    echo(answer.message)
+
+
+def _ask(
+    connection: Link, topics: Topics, request: Dismissal, link: LinkOptions, wait: float
+) -> DismissalAnswer:
+    """The server's word. It is asked again after each reconnection: asking twice changes nothing.
+
+    Raises:
+        BrokerRefused: the broker does not let this identity dismiss devices.
+        Stalled: no server runs, or it says nothing for so many seconds.
+    """
+    gate = Gate(topics, (routes.DISMISSED, routes.SERVER_STATUS), log_first=0)
+    connection.subscribe(*gate.filters)
+    connection.open(link.connect_timeout)
+    server: ServerStatus | None = None
+    started = time.monotonic()
+    while (waited := time.monotonic() - started) < wait:
+        event = connection.receive(min(TICK, wait))
+        if isinstance(event, Connected):
+            connection.publish(routes.DISMISS.topic(topics), request.encode())
+        if connection.refused:
+            raise BrokerRefused(
+                f"broker {link.address} does not let this client dismiss devices: it takes the server's "
+                "identity (--config server/server.toml)"
+            )
+        received = gate.read(event) if isinstance(event, Message) else None
+        match received.message if received is not None else None:
+            case ServerStatus() as server:
+                pass
+            case DismissalAnswer() as answer if answer.request == request.request:
+                return answer
+        if (server is None and waited > NO_STATUS) or (server is not None and server.state == "offline"):
+            raise Stalled(
+                f"no server runs for fleet {link.fleet!r} at {link.address}, and nobody is dismissed: start "
+                "`splitee server` first"
+            )
+    raise Stalled(
+        f"no word of `splitee server` within {wait:.0f} s: is it `splitee serve` that runs, or has the "
+        "server been killed? Asking again does no harm, and --wait gives a busy one longer"
+    )
+
+
+def _failure(answer: DismissalAnswer) -> SpliteeError:
+    """What the server could not do, with the exit code that it gives."""
+    failure = SpliteeError(answer.message)
+    known = {int(code): code for code in ExitCode}
+    failure.exit_code = known.get(answer.code, ExitCode.INTERNAL)
+    return failure

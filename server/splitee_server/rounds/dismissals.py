@@ -1,0 +1,181 @@
+"""Devices that are gone for good: an operator says so, and the run goes on without them.
+
+A phase that such a device takes part in begins anew from the last commit, as after a restart of the server.
+So the weights are the same, whether or not the server is killed after that.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+
+from splitee.errors import ConfigError, ExitCode, MalformedMessage, SpliteeError, Unwinding
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus, Dismissal, Profile
+from splitee.protocol.gate import Received, Rejection
+from splitee.protocol.retained import retained_topics
+from splitee.protocol.rounds import Sync
+from splitee.protocol.topics import Topics
+from splitee_server.announcer import Announcer
+from splitee_server.members.admission import Admission, Admitted, Refusal
+from splitee_server.members.members import Members
+from splitee_server.release.end_of_run import EndOfRun
+from splitee_server.rounds.checkpoints import Checkpoints
+from splitee_server.rounds.coordinator import Coordinator
+
+SHOWN = 20  # devices that a line names
+HEARD: dict[routes.Route, type[DeviceStatus] | type[Profile] | type[Sync]] = {  # they name the process
+    routes.STATUS: DeviceStatus,
+    routes.PROFILE: Profile,
+    routes.SYNC: Sync,
+}
+
+log = logging.getLogger(__name__)
+
+
+class DevicesDismissed(Unwinding):
+    """The run begins anew from its last commit, without some devices; until then none is a member."""
+
+
+class Dismissals:
+    """Takes dismissals, and answers what dismissed devices go on to say."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        members: Members,
+        admission: Admission,
+        coordinator: Coordinator,
+        announcer: Announcer,
+        checkpoints: Checkpoints,
+        release: EndOfRun,
+        *,
+        clear: Callable[[Iterable[str]], None],
+        forget: Callable[[str], None],
+        take: Callable[[list[Admitted | Refusal]], None],
+    ) -> None:
+        """How dismissals are taken.
+
+        Args:
+            clear: has the broker forget what it retains on these topics.
+            forget: a device is dismissed, and whoever keeps something of it need not any longer.
+            take: lets devices in, or tells them why not.
+        """
+        self._topics = topics
+        self._members = members
+        self._admission = admission
+        self._coordinator = coordinator
+        self._announce = announcer
+        self._checkpoints = checkpoints
+        self._release = release
+        self._clear = clear
+        self._forget = forget
+        self._take = take
+
+    def say_again(self) -> None:
+        """The link is up: what a broker retains of devices that were dismissed is cleared, once more."""
+        for device in self._members.dismissed:
+            self._forget(device)
+            self._clear(retained_topics(self._topics, device))
+
+    def on_dismissal(self, received: Received) -> None:
+        """An operator dismisses devices, or lets them in again.
+
+        Raises:
+            DevicesDismissed: the run is to begin anew.
+        """
+        request: Dismissal = received.message
+        try:
+            devices = self._named(request)
+            kept = set(self._members.dismissed)
+            self._checkpoints.save_dismissed(
+                kept.difference(devices) if request.undo else kept.union(devices)
+            )
+        except SpliteeError as error:
+            self._announce.answer(request.request, error.exit_code, str(error))
+            return
+        if request.undo:
+            self._take_back(request, devices)
+        else:
+            self._dismiss(request, devices)
+
+    def on_rejected(self, rejection: Rejection) -> None:
+        """A dismissed device says something: it is told why it is not heard, and nothing of it stays."""
+        envelope = rejection.envelope
+        if envelope is None or not envelope.payload:
+            return
+        if not envelope.retained and (instance := _instance_of(rejection)):
+            self._say_why(rejection.device, instance)
+        if rejection.route.retained:
+            self._clear([envelope.topic])
+
+    def _named(self, request: Dismissal) -> list[str]:
+        """The devices that a request changes something for. Raises ConfigError: one is not known."""
+        dismissed = self._members.dismissed
+        known = dismissed if request.undo else (*self._admission.known(), *dismissed)
+        unknown = sorted(set(request.devices).difference(known))
+        if unknown:
+            what = "dismissed" if request.undo else "known"
+            names = _listed(sorted(known)) or "none"
+            raise ConfigError(f"{_listed(unknown)}: no such device; {what}: {names}; nothing is changed")
+        return sorted(device for device in set(request.devices) if (device in dismissed) == request.undo)
+
+    def _dismiss(self, request: Dismissal, devices: list[str]) -> None:
+        statuses = self._admission.last_status
+        instances = {device: statuses[device].instance for device in devices if device in statuses}
+        is_begun = self._coordinator.depends_on(devices)
+        self._members.dismiss(devices)
+        is_renamed = self._admission.dismiss(devices)
+        for device in devices:
+            self._announce.forget(device)
+            self._forget(device)
+            if device in instances:
+                self._say_why(device, instances[device])
+            self._clear(retained_topics(self._topics, device))
+        said = f"dismissed: {_listed(devices) or 'nobody else'}; {self._coordinator.outlook()}"
+        begins_anew = bool(devices) and (is_begun or is_renamed)
+        if begins_anew:
+            said += f"; {self._coordinator.under_way} begins anew without {_listed(devices)}"
+        self._announce.answer(request.request, ExitCode.OK, said)
+        if begins_anew:
+            self._members.leave()
+            raise DevicesDismissed(said)
+        log.warning("%s", said)
+        self._take(self._admission.admit_waiting())
+        self._coordinator.beat(now=True)
+
+    def _take_back(self, request: Dismissal, devices: list[str]) -> None:
+        self._members.take_back(devices)
+        self._admission.wait_for_remaining()
+        self._release.offer_again(devices)
+        said = f"let in again: {_listed(devices) or 'nobody'}; {self._coordinator.outlook()}"
+        log.warning("%s", said)
+        self._announce.answer(request.request, ExitCode.OK, said)
+        self._coordinator.beat(now=True)
+
+    def _say_why(self, device: str, instance: int) -> None:
+        """To one process of it: a later one may be let in again."""
+        said = (
+            f"{device} was dismissed from fleet {self._topics.fleet}, which goes on without it: "
+            f"`splitee dismiss --undo {device}` lets it in again"
+        )
+        self._announce.error(device, ExitCode.DISMISSED, said, instance=instance, fatal=True)
+
+
+def _instance_of(rejection: Rejection) -> int:
+    """The process that speaks, where it wants to be heard; 0: it does not, or says something malformed."""
+    kind = HEARD.get(rejection.route)
+    if kind is None or rejection.envelope is None:
+        return 0
+    try:
+        message = kind.decode(rejection.envelope.payload)
+    except MalformedMessage:
+        return 0
+    is_farewell = isinstance(message, DeviceStatus) and message.state == "offline"
+    return 0 if is_farewell else message.instance
+
+
+def _listed(devices: Iterable[str]) -> str:
+    names = list(devices)
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -1,0 +1,366 @@
+"""Devices that are gone for good: the run goes on without them, and ends as if nothing else had happened."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Sent
+from msgspec.structs import replace
+from virtual_fleet import CLASSES, TOPICS, VirtualFleet
+
+from splitee.cli.signals import Stopped
+from splitee.errors import ExitCode, StateError
+from splitee.mqtt.events import Connected
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus, Dismissal, DismissalAnswer, ServerStatus
+from splitee.protocol.retained import retained_topics
+from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.monitoring.observer import Observer
+from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.progress import Progress
+
+THREE = ("pi-1", "pi-2", "pi-3")
+DISMISS = routes.DISMISS.topic(TOPICS)
+
+
+def dismiss(fleet: VirtualFleet, *devices: str, undo: bool = False) -> None:
+    """As `splitee dismiss` asks for it."""
+    fleet.port.deliver(DISMISS, Dismissal(request=7, devices=devices, undo=undo).encode())
+
+
+def answers(fleet: VirtualFleet) -> list[DismissalAnswer]:
+    return [
+        DismissalAnswer.decode(payload) for payload in fleet.port.payloads(routes.DISMISSED.topic(TOPICS))
+    ]
+
+
+def statuses(fleet: VirtualFleet) -> list[ServerStatus]:
+    return [ServerStatus.decode(payload) for payload in fleet.port.payloads(TOPICS.server_status)]
+
+
+def request(*devices: str) -> bytes:
+    return Dismissal(request=7, devices=devices).encode()
+
+
+def on_sent(fleet: VirtualFleet, then: Callable[[Sent], None]) -> None:
+    """Do something after each publication of the server."""
+    hear = fleet.port.on_sent
+
+    def heard(sent: Sent) -> None:
+        hear(sent)
+        then(sent)
+
+    fleet.port.on_sent = heard
+
+
+def dies(fleet: VirtualFleet, name: str, at: tuple[int, str, int], then: Callable[[], None]) -> None:
+    """A device says nothing any more, its will apart; then something else happens."""
+    device = fleet.devices[name]
+
+    def before_batch(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == at and not device.silent:
+            device.pause()
+            device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+            then()
+
+    device.before_batch = before_batch
+
+
+WHEN = {
+    "round 1": (1, "train", 1),
+    "round 2": (2, "train", 2),
+    "statistics": (1, "statistics", 1),
+    "evaluation": (1, "evaluate", 0),
+}
+RUNS = {
+    "sequential": {"strategy": "sequential", "client_averaging": "none"},
+    "averaging": {"strategy": "averaging", "client_averaging": "layerwise", "statistics_batches": 2},
+    "settled": {"normalize": "fleet", "client_averaging": "same-cut"},
+}
+CASES = [(run, when) for run in RUNS for when in WHEN if run == "averaging" or when != "statistics"]
+
+
+@pytest.mark.parametrize(("run", "when"), CASES)
+def test_the_weights_are_the_same_whether_the_server_is_killed_after_its_answer_or_not(
+    tmp_path: Path, run: str, when: str
+) -> None:
+    settings: dict[str, Any] = RUNS[run]
+    number, phase, _ = WHEN[when]
+    fleet = VirtualFleet(tmp_path / "left alone", *THREE, rounds=3, **settings)
+    dies(fleet, "pi-3", WHEN[when], lambda: dismiss(fleet, "pi-3"))
+    report = fleet.run()
+    assert sorted(fleet.commits[3].digests) == ["pi-1", "pi-2"]
+    rounds = number - 1 if phase == "train" else number
+    found = {device["id"]: device["batches"] for device in report["devices"]}
+    assert found == {"pi-1": 9, "pi-2": 9} | ({"pi-3": 3 * rounds} if rounds else {})  # what counts stays
+    assert report["dismissed"] == ["pi-3"]
+
+    killed = VirtualFleet(tmp_path / "killed", *THREE, rounds=3, **settings)
+    dies(killed, "pi-3", WHEN[when], lambda: dismiss(killed, "pi-3"))
+    on_sent(killed, lambda _sent: setattr(killed, "stopped", bool(answers(killed))))
+    with pytest.raises(Stopped):
+        killed.run()
+    after = VirtualFleet(tmp_path / "killed", "pi-1", "pi-2", instance=200, rounds=3, **settings)
+    assert after.run()["weights_sha256"] == report["weights_sha256"]
+
+
+def test_who_is_dismissed_before_the_first_commit_has_never_been_there(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE)
+    dies(fleet, "pi-3", (1, "train", 2), lambda: dismiss(fleet, "pi-3"))
+    others = VirtualFleet(tmp_path / "others", "pi-1", "pi-2")
+    assert fleet.run()["weights_sha256"] == others.run()["weights_sha256"]
+    assert fleet.phases[:4] == [("gather", 0), ("train", 1), ("gather", 0), ("train", 1)]
+
+
+def test_a_fleet_of_three_begins_with_two_where_one_is_dismissed_before_it_has_joined(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that is known of it is what the broker retains."""
+    caplog.set_level(logging.INFO)
+    fleet = VirtualFleet(tmp_path / "server", "pi-1", "pi-2", policy=Policy(devices=3, quorum=1))
+    gone = DeviceStatus(state="offline", instance=1).encode()
+    fleet.port.deliver(routes.STATUS.topic(TOPICS, "pi-3"), gone, retained=True)
+    fleet.on_phase = lambda _opened: (
+        None if answers(fleet) else fleet.port.later(100, DISMISS, request("pi-3"))
+    )
+    fleet.run()
+    assert sorted(fleet.commits[2].digests) == ["pi-1", "pi-2"]
+    assert "dismissed: pi-3; round 1 waits for 2 of the 3 devices (--devices)" in caplog.text
+    assert "round 0 of 2: gathering devices: waiting for 1 more devices (2 online)" in caplog.text
+
+
+def test_a_server_that_is_started_again_goes_on_without_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waits for a device of an earlier round that does not come any more."""
+    caplog.set_level(logging.INFO)
+    first = VirtualFleet(tmp_path / "server", *THREE)
+    first.on_phase = lambda opened: setattr(first, "stopped", opened.round == 2)
+    with pytest.raises(Stopped):
+        first.run()
+    second = VirtualFleet(tmp_path / "server", "pi-1", "pi-2", instance=200)
+    second.port.later(100, DISMISS, request("pi-3"))
+    second.run()
+    assert sorted(second.commits[2].digests) == ["pi-1", "pi-2"]
+    assert [answer.message for answer in answers(second)] == [
+        "dismissed: pi-3; the run goes on with pi-1, pi-2"
+    ]
+    assert second.phases[:2] == [("gather", 1), ("train", 2)], "nothing that is under way depends on it"
+    waited = [status.waiting_for for status in statuses(second)]
+    assert waited.index(("pi-3",)) < waited.index(())
+    assert not any("pi-3" in names for names in waited[waited.index(()) :])
+    third = VirtualFleet(tmp_path / "server", "pi-1", "pi-2", instance=300, rounds=3)
+    third.run()
+    assert "dismissed: pi-3; the run goes on with pi-1, pi-2" in caplog.text
+
+
+def test_its_retained_topics_are_cleared_and_nobody_elses_and_again_after_a_reconnection(
+    tmp_path: Path,
+) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE)
+    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    own = set(retained_topics(TOPICS, "pi-3"))
+    fleet.on_phase = lambda opened: (
+        fleet.port.happen(Connected(fresh=True)) if (opened.phase, opened.round) == ("evaluate", 2) else None
+    )
+    fleet.run()
+    cleared = [sent.topic for sent in fleet.port.sent if sent.retain and not sent.payload]
+    assert set(cleared) == own
+    assert {routes.STATUS, routes.PROFILE, routes.ASSIGNMENT, routes.MODEL_OFFER, routes.MODEL_REPORT} == {
+        route for route in routes.ROUTES if route.topic(TOPICS, "pi-3") in own
+    }
+    assert all(cleared.count(topic) == 2 for topic in own)
+    told = [sent for sent in fleet.port.sent if sent.topic in own]
+    assert not any(sent.payload for sent in told[-len(own) :]), "nothing is retained after that"
+
+
+class Watch(Observer):
+    def __init__(self) -> None:
+        self.dismissed: list[str] = []
+        self.seen: list[tuple[str, ...]] = []
+
+    def on_dismissed(self, device: str) -> None:
+        self.dismissed.append(device)
+
+    def tick(self, progress: Callable[[], Progress]) -> None:
+        self.seen.append(tuple(standing.device for standing in progress().run.devices))
+
+
+def test_who_watches_sees_it_no_more(tmp_path: Path) -> None:
+    watch = Watch()
+    fleet = VirtualFleet(tmp_path / "server", *THREE, observers=[watch])
+    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fleet.run()
+    assert watch.dismissed == ["pi-3"]
+    assert THREE in watch.seen
+    assert watch.seen[-1] == ("pi-1", "pi-2")
+    assert statuses(fleet)[-1].dismissed == ("pi-3",)
+
+
+def test_it_is_told_why_and_so_is_each_process_of_it_that_comes(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE, rounds=3)
+    device = fleet.devices["pi-3"]
+    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+
+    def come(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 3):
+            device.come(instance=5)
+            device.say(routes.STATUS, DeviceStatus(state="offline", instance=5).encode())  # its farewell
+            device.say(routes.STATUS, b"")  # the server's own clearing comes back to it
+            device.say(routes.STATUS, b"")
+
+    fleet.on_phase = come
+    fleet.run()
+    assert {(error.code, error.fatal) for error in device.errors} == {(ExitCode.DISMISSED, True)}
+    assert [error.instance for error in device.errors] == [1, 5, 5]
+    assert "`splitee dismiss --undo pi-3` lets it in again" in device.errors[0].message
+    assert sorted(fleet.commits[3].digests) == ["pi-1", "pi-2"]
+    status = routes.STATUS.topic(TOPICS, "pi-3")
+    assert fleet.port.payloads(status) == [b""] * 3, "upon dismissal, when it came, and when it left"
+    assert fleet.rejected == {("pi-3", "dismissed"): 3}
+
+
+def test_who_is_let_in_again_takes_part_in_the_next_round(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE, rounds=4)
+    device = fleet.devices["pi-3"]
+    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+
+    def let_in(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 3):
+            dismiss(fleet, "pi-3", undo=True)
+            device.pause(0)
+            device.before_batch = lambda *_: None
+            device.come(instance=5)
+
+    fleet.on_phase = let_in
+    report = fleet.run()
+    assert sorted(fleet.commits[4].digests) == list(THREE)
+    assert answers(fleet)[-1].message == "let in again: pi-3; the run goes on with pi-1, pi-2, pi-3"
+    assert report["dismissed"] == []
+    assert fleet.checkpoints.dismissed() == []
+    assert device.errors[-1].instance == 1, "its later process is told nothing"
+
+
+@pytest.mark.parametrize("undo", [False, True])
+def test_a_device_that_nobody_knows_changes_nothing(tmp_path: Path, undo: bool) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE)
+    fleet.on_phase = lambda opened: (
+        dismiss(fleet, "pi-3", "cam-9", undo=undo) if (opened.phase, opened.round) == ("train", 1) else None
+    )
+    report = fleet.run()
+    (answer,) = answers(fleet)
+    unknown, known = ("cam-9, pi-3", "dismissed: none") if undo else ("cam-9", "known: pi-1, pi-2, pi-3")
+    assert (answer.request, answer.code) == (7, ExitCode.CONFIG)
+    assert answer.message == f"{unknown}: no such device; {known}; nothing is changed"
+    assert report["weights_sha256"] == VirtualFleet(tmp_path / "right", *THREE).run()["weights_sha256"]
+
+
+def test_what_cannot_be_kept_is_not_done(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE)
+    (tmp_path / "server" / "dismissed.json").mkdir()
+    fleet.on_phase = lambda opened: dismiss(fleet, "pi-3") if opened.phase == "train" else None
+    with pytest.raises(StateError):
+        fleet.checkpoints.dismissed()
+    fleet.run()
+    assert [answer.code for answer in answers(fleet)] == [ExitCode.STATE] * 2
+    assert sorted(fleet.commits[2].digests) == list(THREE)
+
+
+def test_a_fleet_that_is_dismissed_to_nobody_waits_for_somebody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    fleet = VirtualFleet(tmp_path / "server", *THREE, "late", policy=Policy(devices=3, quorum=1))
+    late = fleet.devices["late"]
+    late.come = lambda **_changed: None  # type: ignore[method-assign]
+
+    def everybody_dies(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 2) and not answers(fleet):
+            dismiss(fleet, *THREE)
+            late.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 1000)
+            late.say(routes.PROFILE, late.profile.encode(), 1000)
+
+    fleet.on_phase = everybody_dies
+    fleet.run()
+    assert sorted(fleet.commits[2].digests) == ["late"]
+    line = "round 1 of 2: gathering devices; no device is left: waiting for one to join"
+    assert line in [status.doing for status in statuses(fleet)]
+    assert 3 <= caplog.text.count(line) <= 10  # in 1,000 s, ever more seldom
+
+
+@pytest.mark.parametrize("committed", [0, 1])
+def test_a_quorum_does_not_ask_for_who_is_dismissed(tmp_path: Path, committed: int) -> None:
+    policy = Policy(devices=3, quorum=3, missing="skip", floor=60.0)
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=policy)
+    dies(fleet, "pi-3", (committed + 1, "train", 1), lambda: fleet.port.later(5000, DISMISS, request("pi-3")))
+    fleet.run()
+    assert sorted(fleet.commits[2].digests) == ["pi-1", "pi-2"]
+
+
+def test_a_device_alone_decides_on_the_class_names_when_the_other_is_dismissed(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", "pi-1", "pi-2")
+    fleet.devices["pi-2"].profile = replace(fleet.devices["pi-2"].profile, class_names=("a", "b", "x"))
+    fleet.port.later(100, DISMISS, request("pi-2"))
+    fleet.run()
+    assert sorted(fleet.commits[2].digests) == ["pi-1"]
+    assert RunSpec.decode(fleet.port.payloads(TOPICS.run)[-1]).class_names == CLASSES
+
+
+def test_names_that_the_dismissed_had_set_are_those_of_the_others_from_now_on(tmp_path: Path) -> None:
+    """The two that had misspelt a class are gone for good; the third was refused, and comes again."""
+    fleet = VirtualFleet(tmp_path / "server", *THREE)
+    for name in ("pi-1", "pi-2"):
+        fleet.devices[name].profile = replace(fleet.devices[name].profile, class_names=("a", "b", "x"))
+    fleet.port.later(100, DISMISS, request("pi-1", "pi-2"))
+    come = fleet.devices["pi-3"]
+    come.say(routes.STATUS, DeviceStatus(state="online", instance=2).encode(), 200)
+    come.say(routes.PROFILE, replace(come.profile, instance=2).encode(), 200)
+    fleet.run()
+    assert [error.code for error in come.errors] == [ExitCode.REJECTED]
+    assert sorted(fleet.commits[2].digests) == ["pi-3"]
+    assert RunSpec.decode(fleet.port.payloads(TOPICS.run)[-1]).class_names == CLASSES
+
+
+def test_who_is_in_quarantine_stays_there_when_the_round_begins_anew(tmp_path: Path) -> None:
+    policy = Policy(devices=4, quorum=1, quarantine_after=3)
+    fleet = VirtualFleet(tmp_path / "server", *THREE, "evil", policy=policy, rounds=3)
+
+    def poison(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("evaluate", 1):
+            for _ in range(3):
+                fleet.devices["evil"].say(routes.FEATURES, b"\xc1")
+
+    fleet.on_phase = poison
+    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    fleet.run()
+    assert sorted(fleet.commits[3].digests) == ["pi-1", "pi-2"]
+    assert statuses(fleet)[-1].quarantined == ("evil",)
+
+
+def test_a_dismissal_is_read_within_its_bounds(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE)
+
+    def harm(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 1):
+            for payload in (
+                b"",
+                b"{}",
+                b"[" * 5000,
+                b'{"request":1,"devices":[]}',
+                b'{"request":1,"devices":["+"]}',
+            ):
+                fleet.port.deliver(DISMISS, payload)
+            many = ",".join(f'"d{number}"' for number in range(1001))
+            fleet.port.deliver(DISMISS, f'{{"request":1,"devices":[{many}]}}'.encode())
+            fleet.port.deliver(DISMISS, request("pi-3"), retained=True)  # it would be taken at each start
+
+    fleet.on_phase = harm
+    fleet.run()
+    assert answers(fleet) == []
+    assert fleet.rejected == {("server", "malformed"): 6, ("server", "retained"): 1}
+    assert sorted(fleet.commits[2].digests) == list(THREE)
