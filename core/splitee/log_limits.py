@@ -34,15 +34,15 @@ class Reminder:
 
 
 class FirstFew:
-    """The first FEW lines of a kind, then one a minute.
+    """The first FEW lines of a kind, then one in so many seconds.
 
     Attributes:
         count: of the lines that there could have been.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 60.0) -> None:
         self.count = 0
-        self._later = RateLimiter()
+        self._later = RateLimiter(seconds)
 
     def due(self) -> bool:
         """Whether one more line is to be logged."""

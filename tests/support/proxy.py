@@ -18,6 +18,7 @@ class Proxy:
         self.address = BrokerAddress("127.0.0.1", self._listener.getsockname()[1])
         self._open: list[socket.socket] = []
         self.blocked = threading.Event()
+        self.refused = 0  # connections, while it was blocked
         self.swallows = threading.Event()  # what is sent vanishes, and nobody hangs up
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -28,6 +29,7 @@ class Proxy:
             except OSError:
                 return
             if self.blocked.is_set():
+                self.refused += 1
                 near.close()
                 continue
             far = socket.create_connection(self._target)

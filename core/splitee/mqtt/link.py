@@ -16,6 +16,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from splitee.errors import BrokerRefused, BrokerUnreachable, ConfigError
+from splitee.log_limits import SELDOM, FirstFew
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.backoff import delays, tries
 from splitee.mqtt.connection import CONNECT_LIMIT, Connection, packet_properties, quietly
@@ -88,6 +89,7 @@ class Link:
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._pauses = delays()
+        self._log_tries = FirstFew(SELDOM)
         self._pace = Pace()
         self._log_refused = RateLimiter()
         self._refused_topic = ""
@@ -158,7 +160,7 @@ class Link:
                 self._connection.connect(min(CONNECT_LIMIT, max(1.0, left)))
             except TryFailed as failure:
                 reason = str(failure)
-                if pause > 0:
+                if pause > 0 and self._log_tries.due():
                     log.warning(
                         "broker %s not reachable (%s); next try in %.1f s", self.address, reason, pause
                     )
@@ -264,7 +266,7 @@ class Link:
             if self._closing.is_set():
                 return
             if time.monotonic() - started > STABLE:
-                self._pauses = delays()
+                self._pauses, self._log_tries = delays(), FirstFew(SELDOM)
             if not self._inbox.release():
                 self._inbox.put(Disconnected(reason))
             # Who is hung up on in the middle of a packet does not get to read why.
@@ -289,7 +291,8 @@ class Link:
         """
         for jitter in self._pauses:
             pause = jitter + (TAKEOVER_PAUSE if reason == "session taken over" else 0.0)
-            log.warning("broker %s: %s; next try in %.1f s", self.address, reason, pause)
+            if self._log_tries.due():
+                log.warning("broker %s: %s; next try in %.1f s", self.address, reason, pause)
             if self._closing.wait(pause):
                 break
             try:

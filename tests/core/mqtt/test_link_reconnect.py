@@ -11,6 +11,7 @@ from itertools import repeat
 
 import pytest
 from proxy import Proxy
+from waiting import until
 
 from splitee.errors import BrokerUnreachable
 from splitee.mqtt.address import BrokerAddress
@@ -143,6 +144,20 @@ def test_two_clients_with_one_id_both_hear_of_it(broker: RunningBroker, make_lin
     assert isinstance(first.receive(DEADLINE), Disconnected)
     assert isinstance(first.receive(DEADLINE), Connected)
     assert isinstance(second.receive(DEADLINE), Disconnected)
+
+
+def test_a_broker_that_stays_away_does_not_fill_the_log(
+    quick: None, mosquitto_broker: RunningBroker, make_link: MakeLink, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = Proxy(mosquitto_broker.address)
+    link = make_link(proxy.address, "cut off")
+    proxy.blocked.set()
+    proxy.cut()
+    until(lambda: proxy.refused >= 20)
+    assert 3 <= caplog.text.count("next try in") <= 7
+    proxy.blocked.clear()
+    assert wait_for(link, Connected)
+    proxy.close()
 
 
 def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
