@@ -10,7 +10,7 @@ WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxschedchunk 1
 
-.PHONY: demo up down test test-quick test-costs chaos test-all-networks check fuzz check-wheels lock sbom docs format clean
+.PHONY: demo up down test test-quick test-costs chaos test-all-networks check fuzz check-wheels lock sbom docs release format clean
 
 demo: $(VENV)/.lab
 	$(BIN)/splitee demo $(DEMO)
@@ -77,6 +77,10 @@ sbom: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/make_docs.py
+
+# Builds, tries what was built in empty environments, and tags; --no-tag: make release RELEASE=--no-tag
+release: $(VENV)/.dev
+	$(BIN)/python scripts/release.py $(RELEASE)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

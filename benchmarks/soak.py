@@ -41,6 +41,7 @@ Steps = Generator[int, None, str]  # of a story: yields the rounds to wait for; 
 
 STEPS = 2  # batches a round and device
 DEADLINE = 20.0  # seconds that a round may take before it goes on without who is late
+LONGEST_START = 50  # rounds until a process that was started takes part
 SMALL_DISK = 4 << 20  # bytes
 SAMPLE_EVERY = 2.0  # seconds between two looks at memory and descriptors
 GROWTH = 1.05  # of the last third's median memory over the first's, after a sixth of the run
@@ -155,8 +156,7 @@ class Day:
         code = self._fleet.await_exit(name)
         (disk / "filler").unlink()
         self._fleet.start(name)
-        yield self._committed() + 3
-        assert self.takes_part(name), f"{name} has not come back"
+        yield from self._comes_back(name)
         return f"ended with code {code}, came back"
 
     def _dismissed(self) -> Steps:
@@ -184,8 +184,7 @@ class Day:
         yield self._committed() + 20
         assert not self.takes_part(name)
         self._fleet.start(name)
-        yield self._committed() + 4
-        assert self.takes_part(name), f"{name} has not come back"
+        yield from self._comes_back(name)
         return "takes part again"
 
     def _cloned(self) -> Steps:
@@ -198,9 +197,15 @@ class Day:
         code = self._fleet.await_exit(name)
         del self._fleet.parts[name]
         self.ended[name] = code
-        yield self._committed() + 3
-        assert self.takes_part(name), f"{name} takes no part"
+        yield from self._comes_back(name)
         return f"the older ended with code {code}, the newer takes part"
+
+    def _comes_back(self, name: str) -> Iterator[int]:
+        """Round after round until it takes part; a process takes its time to start while rounds go on."""
+        last = self._committed() + LONGEST_START
+        while not self.takes_part(name):
+            assert self._committed() < last, f"{name} has not come back in {LONGEST_START} rounds"
+            yield self._committed() + 1
 
     def _clock(self) -> Steps:
         yield from self._jump("pi-06", YEAR)

@@ -1,0 +1,27 @@
+"""What a release needs: a changelog that names it, and a script that finds it there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from scripts.release import ROOT, section, version
+
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_version_is_in_the_changelog_and_newer_ones_come_first() -> None:
+    assert section(CHANGELOG, version())
+    versions = [
+        tuple(map(int, found.split("."))) for found in re.findall(r"^## \[([\d.]+)\]", CHANGELOG, re.M)
+    ]
+    assert versions == sorted(versions, reverse=True)
+    assert CHANGELOG.index("## [Unreleased]") < CHANGELOG.index(f"## [{version()}]")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "## [1.0.0]\n\nwithout a date\n", "## [1.0.0] - 2026-01-01\n\n## [0.9.0] - 2025-01-01\n"]
+)
+def test_a_version_that_is_not_described_is_not_released(text: str) -> None:
+    with pytest.raises(SystemExit, match="expected a section"):
+        section(text, "1.0.0")
