@@ -244,8 +244,15 @@ class Agent:
     def _finish(self) -> None:
         """After the last commit this device may have got other weights."""
         told = self._heard.assignment
-        if told is not None and told.run == self._spec.run and told.held and self._position is None:
-            self._follow(told)
+        if told is None or told.run != self._spec.run or not told.held or self._position is not None:
+            return
+        if self._heard.is_alone:
+            log.warning(
+                "the run is over, and its server is gone: this device does not get the network of round %d",
+                told.committed,
+            )
+            return
+        self._follow(told)
 
     def _train(self, phase: PhaseUnderWay) -> None:
         """Train a round, save it durably where no other has it, and wait for its commit."""

@@ -75,9 +75,14 @@ class Heard:
         """Whether the run is over, and its models are released."""
         return self._is_at(("finished",))
 
+    @property
+    def is_alone(self) -> bool:
+        """Whether no server is there, as far as one is known."""
+        return self.server is None or self.server.state == "offline"
+
     def whom_it_waits_for(self) -> str:
         """Why nothing comes, as far as the server has said so; else ""."""
-        if self.server is None or self.server.state == "offline":
+        if self.server is None or self.is_alone:
             return "the server is offline"
         if self.server.waiting_for:
             return "the server waits for " + ", ".join(self.server.waiting_for[:5])

@@ -120,10 +120,19 @@ class Requests:
             self._soft_labels.add(message)
 
     def _ask(self, sync: Sync, has_come: Callable[[], bool], what: str) -> None:
-        """Ask for something, and wait for it as long as an answer may take."""
-        self._publish(sync)
-        until = self._clock() + SYNC_AFTER
-        self._wait(lambda: has_come() or self._clock() > until, what)
+        """Ask for something until it has come."""
+        asked = -SYNC_AFTER
+
+        def settled() -> bool:
+            nonlocal asked
+            if has_come():
+                return True
+            if self._clock() - asked > SYNC_AFTER:
+                self._publish(sync)
+                asked = self._clock()
+            return False
+
+        self._wait(settled, what)
 
     def _publish(self, sync: Sync) -> None:
         self._port.publish(self._topic, sync.encode())

@@ -7,12 +7,16 @@ from collections.abc import Callable
 import pytest
 from msgspec.structs import replace
 from scripted_device import ONE_ROUND, SPEC, Device, steps_sent, when
+from scripted_server import other_weights
 
 from splitee.cli.signals import Stopped
 from splitee.errors import Dismissed, ExitCode, IdInUse, Rejected, Stalled, VersionMismatch
+from splitee.networks.split import build_for
 from splitee.protocol import routes
-from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile
+from splitee.protocol.fleet import DeviceStatus, ErrorReport, Profile, ServerStatus
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.state import weights_digest
+from splitee.training.weights import client_model
 from splitee_device.agent.session import RunChanged
 
 
@@ -108,3 +112,18 @@ def test_a_process_that_is_asked_to_stop_stops_between_two_batches(make: Callabl
     with pytest.raises(Stopped):
         device.run()
     assert steps_sent(device) == [(1, "train", 0)]
+
+
+def test_a_device_that_comes_after_the_end_does_not_wait_for_a_server_that_is_gone(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    device = make(replace(SPEC, client_averaging="layerwise"), script=(("finished", 2),))
+    server = device.server
+    average = other_weights(client_model(build_for(SPEC), 1, SPEC).state_dict())
+    server.held, server.committed, server.digest = average, 2, weights_digest(average)
+    server.open_run()
+    server.send(routes.SERVER_STATUS, ServerStatus(state="offline", instance=server.attempt))
+    device.run()
+    assert server.syncs == []
+    [line] = [message for message in caplog.messages if "its server is gone" in message]
+    assert "does not get the network of round 2" in line
