@@ -122,13 +122,9 @@ def _costs(report: Report, compute: str) -> str:
     if shares := report.compute_share.values():
         spent.append(f"{from_to(shares, lambda share: f'{100 * share:.0f}')} % of {compute}")
     if peaks := report.peak_memory.values():
-        limits = (
-            from_to((choice.memory for choice in report.choices), "{:,}".format) if report.choices else ""
-        )
-        allowed = f" of {limits} allowed" if limits else ""
-        spent.append(
-            f"{from_to(peaks, lambda peak: f'{peak / MIB:,.0f}')} MiB of memory at the peak{allowed}"
-        )
+        limits = [choice.memory for choice in report.choices]
+        allowed = f" of {from_to(limits, '{:,}'.format)} MiB allowed" if limits else ""
+        spent.append(f"{from_to((peak / MIB for peak in peaks), '{:,.0f}'.format)} MiB of memory{allowed}")
     spent.append(f"{from_to((total(device) for device in report.devices), megabytes)} MB sent")
     *most, last = spent
     return f"for {', '.join(most)} and {last}" if most else f"for {last}"

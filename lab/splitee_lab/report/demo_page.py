@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from splitee_lab.report.traffic import COUNTED, sent, total
 
 
 def complete(server_report: Path, **found: Any) -> dict[str, Any]:
-    """The server's report with what only the demo has `found`, fields of `Report`; those of None are left out.
+    """The server's report with what only the demo has `found`: fields of `Report`, without those of None.
 
     Raises:
         StateError: the server has left no report, or one that lacks a field.

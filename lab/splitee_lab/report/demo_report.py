@@ -48,8 +48,8 @@ class Report(msgspec.Struct, frozen=True):
     """What report.json holds: the server's report, where it ran, and what it is compared with.
 
     Attributes:
-        compute_share: by device, what its training computes (multiply-accumulates) as a share of what training
-            the whole network on the same images does.
+        compute_share: by device, what its training computes (multiply-accumulates) as a share of what
+            training the whole network on the same images does.
         peak_memory: bytes that the device's process has allocated at its peak, by device.
         history: the evaluated rounds in order, at the run's threshold.
         classes: the predictions of the released models in service, class by class.

@@ -38,8 +38,8 @@ class Comparison:
 
 
 def points(reached: float, baseline: float) -> float:
-    """The percentage points between two fractions, to a tenth; never -0."""
-    return round(100 * (reached - baseline), 1) + 0.0
+    """The percentage points between two fractions as they are shown, to a tenth; never -0."""
+    return round(round(100 * reached, 1) - round(100 * baseline, 1), 1) + 0.0
 
 
 def signed(found: float) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from splitee import __version__
-from splitee.cli.words import images, mib, percent, size, span
-from splitee.statistics import share_interval
+from splitee.cli.words import images, interval, mib, percent, size, span
 
 
 def render(template: str, **values: Any) -> str:
@@ -21,15 +20,9 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        images=images, interval=_interval, mib=_mib, moment=_moment, percent=percent, size=size, span=span
+        images=images, interval=interval, mib=_mib, moment=_moment, percent=percent, size=size, span=span
     )
     return environment.get_template(template).render(version=__version__, **values)
-
-
-def _interval(share: float, count: int) -> str:
-    """Of 95 %, of a share of `count` images: "70.8 to 79.2"."""
-    low, high = share_interval(share, count)
-    return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _mib(count: int | None) -> str:

@@ -22,7 +22,7 @@ MANY = 6  # lines; beyond it a label stands for a cut, not for a device
 HAIR = 0.005  # of an axis: lines that are closer, half of their own width, are one line to the eye
 MARGIN = 0.08  # of the lines' span, above and below them
 STRETCH = 1.8  # times the axis of the later rounds: a first round that takes more lies outside
-LEAST_ROUNDS = 3  # of which the first may lie outside
+LEAST_ROUNDS = 4  # of which the first may lie outside
 LONGEST = 18  # characters of a label beside a plot
 
 # Stand-ins that the page's style replaces; Okabe & Ito's colours, readable with any colour vision.
@@ -206,7 +206,7 @@ def _names(same: Sequence[Line], total: int) -> str:
 def _tell_outside(axes: Axes, text: str, *, below: bool) -> None:
     """What the first round's values are, at the edge where they have left the axes."""
     height, side = (0.03, "bottom") if below else (0.97, "top")
-    axes.text(0.09, height, text, transform=axes.transAxes, va=side, color=MUTED, size=9)
+    axes.text(0.35, height, text, transform=axes.transAxes, va=side, color=MUTED, size=9)
 
 
 def curves(key: str, lines: Sequence[Curve], x_label: str) -> str:
@@ -277,7 +277,7 @@ def dots(key: str, groups: Sequence[Group], colours: Colours, shown: Callable[[f
                 colour = MUTED if bar.strength is None else colours.of[group.cut]
                 axes.hlines(at, low, high, color=RULE, linewidth=0.8)
                 filled = bar.strength is not None and bar.strength > HOLLOW
-                fill = {"markerfacecolor": colour if filled else PAPER}
+                fill: dict[str, Any] = {"markerfacecolor": colour if filled else PAPER}
                 axes.plot(bar.value, at, "o", color=colour, markersize=6, markeredgewidth=1.6, **fill)
                 axes.text(low - 0.02 * span, at, shortened(bar.label), va="center", ha="right", color=INK)
                 axes.text(high + 0.02 * span, at, shown(bar.value), va="center", color=INK)
