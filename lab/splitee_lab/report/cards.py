@@ -56,7 +56,7 @@ def cards(report: Report) -> Iterator[Card]:
         value = from_to(peaks, lambda peak: f"{peak / MIB:,.0f}")
         yield Card("Memory", f"{value} MiB", "at the peak of the device's process, by device")
     sent = from_to((total(device) for device in report.devices), megabytes)
-    yield Card("Sent", f"{sent} MB", f"{COUNTED}; by device")
+    yield Card("Sent", f"{sent} MB", f"by device: {COUNTED}")
 
 
 def _gain(title: str, found: Comparison) -> Card:

@@ -196,7 +196,8 @@ def _coincident(lines: Sequence[Line], hair: float) -> list[list[Line]]:
 def _names(same: Sequence[Line], total: int) -> str:
     """Of a line: "pi-1, cut 3", "all 3 devices", "pi-1 and pi-3", "4 devices"."""
     if len(same) == 1:
-        return f"{shortened(same[0].label)}, cut {same[0].cut}"
+        cut = f", cut {same[0].cut}"
+        return f"{shortened(same[0].label, LONGEST - len(cut))}{cut}"
     if len(same) == total:
         return f"all {total} devices"
     names = " and ".join(line.label for line in same)
@@ -247,7 +248,7 @@ def bars(
                 colour = MUTED if bar.strength is None else colours.of[group.cut]
                 alpha = 0.45 if bar.strength is None else bar.strength
                 axes.barh(at, bar.value, height=0.72, color=colour, alpha=alpha, linewidth=0)
-                axes.text(-0.015 * top, at, shortened(bar.label), va="center", ha="right", color=INK)
+                axes.text(-0.015 * top, at, shortened(bar.label, 14), va="center", ha="right", color=INK)
                 axes.text(bar.value + 0.012 * top, at, shown(bar.value), va="center", color=INK)
                 at += 1.0
             at += 0.3 if group.heading else 0
@@ -258,7 +259,7 @@ def bars(
         axes.set_xticks([])
 
     height = max(rows, 1) * ROW + 0.1
-    return svg(key, height, (0.16, 0.01, 0.7, 0.98), draw)
+    return svg(key, height, (0.22, 0.01, 0.64, 0.98), draw)
 
 
 def dots(key: str, groups: Sequence[Group], colours: Colours, shown: Callable[[float], str]) -> str:
@@ -271,7 +272,7 @@ def dots(key: str, groups: Sequence[Group], colours: Colours, shown: Callable[[f
         span = high - low
         at = 0.0
         for group in groups:
-            axes.text(low, at + 0.05, shortened(group.heading, 60), va="center", weight="bold")
+            axes.text(low, at + 0.05, shortened(group.heading, 40), va="center", weight="bold")
             at += 1.0
             for bar in group.bars:
                 colour = MUTED if bar.strength is None else colours.of[group.cut]
@@ -279,7 +280,7 @@ def dots(key: str, groups: Sequence[Group], colours: Colours, shown: Callable[[f
                 filled = bar.strength is not None and bar.strength > HOLLOW
                 fill: dict[str, Any] = {"markerfacecolor": colour if filled else PAPER}
                 axes.plot(bar.value, at, "o", color=colour, markersize=6, markeredgewidth=1.6, **fill)
-                axes.text(low - 0.02 * span, at, shortened(bar.label), va="center", ha="right", color=INK)
+                axes.text(low - 0.02 * span, at, shortened(bar.label, 14), va="center", ha="right", color=INK)
                 axes.text(high + 0.02 * span, at, shown(bar.value), va="center", color=INK)
                 at += 1.0
             at += 0.3

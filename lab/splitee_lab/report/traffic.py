@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from splitee_lab.report.demo_report import DeviceResult
 
-COUNTED = "All that a device publishes in training: features with their labels, and weights"
+COUNTED = "features with their labels, and weights"
 
 
 @dataclass(frozen=True)
