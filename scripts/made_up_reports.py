@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from math import exp
 from typing import Any
 
 import msgspec
@@ -55,7 +56,9 @@ def report(
     ids = list(names) or [f"pi-{number}" for number in range(1, devices + 1)]
     cuts = {device: tuple(STAGES)[place % 3] for place, device in enumerate(ids)}
     scores = {device: _score(random, images, 0.82 - drop, 0.85 - drop) for device in ids}
-    history = [_round(random, number, rounds, strategy, cuts, images, drop) for number in range(1, rounds + 1)]
+    history = [
+        _round(random, number, rounds, strategy, cuts, images, drop) for number in range(1, rounds + 1)
+    ]
     last = history[-1].devices
     results = [
         DeviceResult(
@@ -89,7 +92,9 @@ def report(
         data="builtin:fashion-mnist",
         broker="mosquitto",
         baselines=_baselines(random, cuts) if baselines else None,
-        inference=[_inference(device, cut, scores[device], last[device], rounds) for device, cut in cuts.items()],
+        inference=[
+            _inference(device, cut, scores[device], last[device], rounds) for device, cut in cuts.items()
+        ],
         choices=_choices(cuts) if profile else [],
         compute_share={device: 0.09 + 0.08 * cut + 0.0012 * cut**2 for device, cut in cuts.items()},
         peak_memory={device: (380 + 31 * cut) << 20 for device, cut in cuts.items()},
@@ -132,7 +137,7 @@ def _round(
     drop: float,
 ) -> Metrics:
     """The first is of hardly trained networks. Sequential has one trunk, whose lines coincide."""
-    learnt = 1 - np.exp(-number / SETTLED * (2.2 if number > 1 else 0.3))
+    learnt = 1 - exp(-number / SETTLED * (2.2 if number > 1 else 0.3))
     trunk = 0.1 + (0.76 - drop) * learnt
     devices = {
         device: DeviceMetrics(
@@ -145,7 +150,9 @@ def _round(
             exit_loss=2.3 - 1.8 * learnt + 0.05 * cut,
             trunk_loss=2.2 - 1.8 * learnt + 0.03 * cut,
             exit_accuracy=round(trunk - 0.03 + 0.004 * cut, 3),
-            trunk_accuracy=round(trunk + (random.normal(0, 0.01) if strategy == "averaging" else 0), 3),
+            trunk_accuracy=round(
+                trunk + (float(random.normal(0, 0.01)) if strategy == "averaging" else 0), 3
+            ),
             adaptive_accuracy=round(trunk - 0.005, 3),
             offload_share=0.3,
         )
@@ -194,8 +201,8 @@ def _classes(scores: Mapping[str, Score], rounds: int) -> ClassReport:
 def _baselines(random: np.random.Generator, cuts: Mapping[str, int]) -> BaselineResult:
     return BaselineResult(
         centralized_accuracy=0.871,
-        alone_accuracy={device: round(0.815 + random.normal(0, 0.01), 3) for device in cuts},
-        alone_exit_accuracy={device: round(0.83 + random.normal(0, 0.01), 3) for device in cuts},
+        alone_accuracy={device: round(0.815 + float(random.normal(0, 0.01)), 3) for device in cuts},
+        alone_exit_accuracy={device: round(0.83 + float(random.normal(0, 0.01)), 3) for device in cuts},
     )
 
 

@@ -48,8 +48,7 @@ function faults(view) {
     const leaves = (box.right > width + 1 || box.left < -1) && !(isDrawing && one.tagName != "text");
     if (inner || hides || leaves) {
       const what = leaves ? "leaves the page" : hides ? "is cut off" : "overflows";
-      const label = one.tagName + (one.className && one.className.baseVal === undefined ? "." + one.className : "");
-      found.push(label + " " + what + ": " + one.textContent.trim().slice(0, 60));
+      found.push(one.tagName + " " + what + ": " + one.textContent.trim().slice(0, 60));
     }
     if (isDrawing && one.tagName == "text") {
       const frame = one.closest("figure").getBoundingClientRect();
@@ -83,9 +82,7 @@ class Browser:
 
     def measure(self, pages: Mapping[str, str]) -> dict[str, tuple[int, list[str]]]:
         """By name and width, "NAME-WIDTH": the height of the page in pixels, and what does not fit."""
-        wanted = {
-            f"{name}-{width}": (content, width) for name, content in pages.items() for width in WIDTHS
-        }
+        wanted = {f"{name}-{width}": (content, width) for name, content in pages.items() for width in WIDTHS}
         shown = self._run(_frames(wanted), "--dump-dom").decode()
         found = re.search(rf'<pre id="{MARK}"[^>]*>(.*?)</pre>', shown, re.DOTALL)
         if found is None or not found[1]:
@@ -121,7 +118,8 @@ class Browser:
 def _frames(pages: Mapping[str, tuple[str, int]]) -> str:
     """`pages`: content and width by title."""
     frames = [
-        f'<iframe title="{html.escape(title)}" style="width: {width}px" srcdoc="{html.escape(content)}"></iframe>'
+        f'<iframe title="{html.escape(title)}" style="width: {width}px" srcdoc="{html.escape(content)}">'
+        "</iframe>"
         for title, (content, width) in pages.items()
     ]
     return FRAMES % ("\n".join(frames), MARK, MARK, MARK)
