@@ -20,6 +20,7 @@ WORDS: Mapping[str | None, str] = {
     RELEASE: "release: models are exported and sent to the devices",
     PREDICTIONS: "predictions: released models on held-out images, alone and with the server",
 }
+EXACT = 600.0  # seconds; what takes longer is told in minutes
 RELEASE_SECONDS = 8.0  # an export takes about so long, before one is seen
 PREDICTION_SECONDS = 0.003  # likewise each of an image's
 
@@ -150,8 +151,10 @@ class Course:
 
     @property
     def end(self) -> str:
-        """When all ends, and what that is: "all ends in about 2 min 5 s (training, ... and baselines)"."""
-        *most, last = self._estimate.names
-        parts = f"{', '.join(most)} and {last}"
+        """When all ends, and what that is: "done in about 2 min 5 s: training, release and baselines"."""
+        *most, last = self._estimate.to_do
+        parts = f"{', '.join(most)} and {last}" if most else last
         left = self._estimate.left()
-        return f"end of {parts}: {'not known yet' if left is None else f'in about {span(left)}'}"
+        if left is None:
+            return f"end not known yet: {parts}"
+        return f"done in about {span(left) if left < EXACT else f'{left / 60:.0f} min'}: {parts}"

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CERTAIN = 0.04  # share of a part that is done, from which its own pace tells how long the rest takes
+CERTAIN = (
+    0.04  # share of a part that is done, from which its pace tells how long a part without a guess takes
+)
+TRUSTED = 0.2  # share from which the pace alone counts, where there was a guess
 
 
 @dataclass
@@ -26,9 +29,11 @@ class Part:
         if self.began is None:
             return self.guess
         elapsed = now - self.began
-        if self.done >= CERTAIN:
-            return elapsed * (1 - self.done) / self.done
-        return None if self.guess is None else max(self.guess - elapsed, 0.0)
+        by_pace = elapsed / self.done if self.done else 0.0
+        if self.guess is None:
+            return by_pace - elapsed if self.done >= CERTAIN else None
+        trust = min(self.done / TRUSTED, 1.0)
+        return max(trust * by_pace + (1 - trust) * self.guess - elapsed, 0.0)
 
 
 class Estimate:
@@ -39,8 +44,9 @@ class Estimate:
         self._clock = clock
 
     @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self._parts)
+    def to_do(self) -> tuple[str, ...]:
+        """The parts that have not ended; the last one does not."""
+        return tuple(part.name for part in self._parts.values() if part.took is None)
 
     @property
     def under_way(self) -> str | None:

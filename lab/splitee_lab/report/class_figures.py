@@ -25,8 +25,8 @@ Counts = npt.NDArray[np.int64]
 
 
 def class_rows(report: ClassReport) -> Iterator[tuple[str, ...]]:
-    """Of each of the first MOST_CLASSES classes its name, recall by the exit and always offloaded, adaptive recall
-    with what it rests on, and adaptive precision with what it rests on.
+    """Of each of the first MOST_CLASSES classes its name, recall by the exit and always offloaded, adaptive
+    recall with what it rests on, and adaptive precision with what it rests on.
     """
     fleet = report.fleet
     exits, trunks = (
