@@ -119,7 +119,9 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
     assert "threshold " in shown and f"chosen on {SAMPLES} images" in shown
     page = (tmp_path / "out" / "report.html").read_text()
     said = conclusion(msgspec.convert(report, Report))
-    assert said.startswith("By joining, ") and " % of that compute, " in said and " MiB of memory and " in said
+    assert (
+        said.startswith("By joining, ") and " % of that compute, " in said and " MiB of memory and " in said
+    )
     assert " ".join(shown.split()).endswith(said), "it comes last"
     assert said in unescape(page)
     assert 'aria-label="confusion"' in page and "ankle boot" in page

@@ -52,7 +52,9 @@ def inference_table(results: list[DeviceInference]) -> Table:
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for name in COLUMNS:
         is_text = name in ("device", "predicts")
-        shown.add_column(name, justify="left" if is_text else "right", no_wrap=name != "device")
+        shown.add_column(
+            name, justify="left" if is_text else "right", no_wrap=name != "device", overflow="fold"
+        )
     for cells in rows(results):
         shown.add_row(*map(Text, cells))
     return shown

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import made_up_reports
 import msgspec
 import numpy as np
 import pytest
@@ -23,8 +24,18 @@ from splitee import __version__
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
 from splitee_lab.report.conclusion import conclusion
-from splitee_lab.report.demo_page import complete, page, read_history, read_report, table, write
+from splitee_lab.report.demo_page import (
+    choices_table,
+    complete,
+    page,
+    read_history,
+    read_report,
+    table,
+    write,
+)
 from splitee_lab.report.demo_report import BaselineResult, Report
+from splitee_lab.report.inference_table import inference_table
+from splitee_lab.report.notes import notes
 from splitee_lab.report.plots import Colours, Line, over_rounds, spread
 from splitee_server.rounds.class_report import ClassReport, class_report
 from splitee_server.rounds.evaluation import Score
@@ -344,3 +355,30 @@ def test_labels_never_touch(wanted: list[float]) -> None:
     assert all(position <= 1 for position in placed)
     if all(upper - lower >= gap for lower, upper in itertools.pairwise(wanted)):
         assert placed == wanted
+
+
+@pytest.mark.parametrize("case", ["sequential", "profile", "twelve-devices", "long-names"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_table_is_cut_off_on_a_terminal(case: str, width: int) -> None:
+    report = made_up_reports.reports()[case]
+    output = io.StringIO()
+    console = Console(width=width, file=output)
+    for one in (table(report), inference_table(report.inference), choices_table(report.choices)):
+        console.print(one)
+    lines = output.getvalue().splitlines()
+    assert "…" not in output.getvalue()
+    assert max(map(len, lines)) <= width
+    text = "".join(output.getvalue().split())
+    assert all(text.count(device.id) >= 2 for device in report.devices) or case == "long-names"
+
+
+def test_the_terminal_says_each_devices_threshold_and_weakest_class() -> None:
+    report = made_up_reports.report(devices=2)
+    said = notes(report)
+    assert len(said) == 2
+    assert re.fullmatch(
+        r"pi-2: threshold 0\.450, chosen on 1,000 images; weakest class \S+ \d\d\.\d % \(.* 100 images\)",
+        said[1],
+    )
+    (old,) = notes(msgspec.structs.replace(made_up_reports.report(devices=1), inference=[], classes=None))
+    assert old == "pi-1: threshold 0.400, the run's"
