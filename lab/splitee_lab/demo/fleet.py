@@ -283,7 +283,7 @@ class _Look:
         return self.view.snapshot()
 
     def await_serving(self) -> None:
-        """Until `splitee serve` answers for the fleet."""
+        """Until `splitee serve` predicts for the fleet."""
         while (server := self.view.snapshot().server) is None or not server.doing.startswith("serving"):
             self.children.check()
             self._next()
