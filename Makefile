@@ -28,6 +28,7 @@ down:
 test: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
 	scripts/ensure_ejabberd.sh
+	scripts/ensure_chromium.sh
 	$(PYTEST) $(TESTS)
 
 # Under a minute, for what one works on: make test-quick TESTS=tests/server

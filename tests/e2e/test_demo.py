@@ -1,4 +1,4 @@
-"""`splitee demo` as a person runs it: real brokers, real processes, real pictures."""
+"""`splitee demo` as a person runs it: real brokers, real processes, real images."""
 
 from __future__ import annotations
 
@@ -110,29 +110,42 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
     assert all(0.3 < accuracy < 1 for accuracy in alone_exit.values())
     shares = [report["compute_share"][device] for device in IDS]
     assert 0 < shares[0] < shares[1] < shares[2] < 1.5, "the deeper, the more; statistics come on top"
-    for cut, answers in enumerate(report["inference"], start=1):
-        assert answers["cut"] == cut
-        assert answers["local"]["offload_share"] == answers["local"]["bytes"] == 0
-        assert answers["offload"]["offload_share"] == 1
-        assert answers["offload"]["bytes"] >= answers["adaptive"]["bytes"]
-        assert answers["offload"]["accuracy"] > 0.45
-        better = max(answers["local"]["accuracy"], answers["offload"]["accuracy"])
-        assert answers["adaptive"]["accuracy"] >= better - 0.02, "by the threshold that was chosen"
-        assert devices[cut - 1]["threshold"] == answers["threshold"]
-    for device in devices:
-        assert device["threshold_images"] == device["held_out_samples"] == SAMPLES
-        assert 0 <= device["expected_offload"] <= 1
-    assert report["fleet"]["images"] == 3 * SAMPLES
+    for device, served in zip(devices, report["inference"], strict=True):
+        check_service(device, served, report)
+    assert all(0 < report["peak_memory"][device] < 2**33 for device in IDS)
+    assert report["classes"]["fleet"]["images"] == report["fleet"]["images"] == 3 * SAMPLES
+    assert [one["round"] for one in report["history"]] == list(range(1, ROUNDS + 1))
+    assert report["client_averaging"] == "layerwise" and report["machine"].partition(", ")[2]
     assert "threshold " in shown and f"chosen on {SAMPLES} images" in shown
     page = (tmp_path / "out" / "report.html").read_text()
     said = conclusion(msgspec.convert(report, Report))
-    assert said.startswith("By joining, ") and " of that compute and " in said
+    assert (
+        said.startswith("By joining, ") and " % of that compute, " in said and " MiB of memory and " in said
+    )
     assert " ".join(shown.split()).endswith(said), "it comes last"
     assert said in unescape(page)
     assert 'aria-label="confusion"' in page and "ankle boot" in page
     baselines = "baseline centralized: ", "baseline pi-1 alone: ", "baseline pi-3 alone-exit: "
     for words in ("round 1 of 8", "round 8 of 8", *baselines, "hidden.3", "always offloaded"):
         assert words in shown
+
+
+def check_service(device: dict[str, Any], served: dict[str, Any], report: dict[str, Any]) -> None:
+    """The last act is on the images of the evaluation, with the threshold that is in force."""
+    assert (served["id"], served["cut"]) == (device["id"], device["cut"])
+    assert served["images"] == served["threshold_images"] == device["held_out_samples"] == SAMPLES
+    assert served["threshold"] == device["threshold"]
+    evaluated = report["history"][served["round"] - 1]["devices"][served["id"]]
+    assert served["trunk_accuracy"] == evaluated["trunk_accuracy"]
+    assert abs(served["local"]["accuracy"] - evaluated["exit_accuracy"]) < 0.01, "the same images, in ONNX"
+    assert served["adaptive"]["accuracy"] == pytest.approx(device["expected_accuracy"], abs=0.01)
+    assert served["adaptive"]["offload_share"] == pytest.approx(device["expected_offload"], abs=0.01)
+    assert served["local"]["offload_share"] == served["local"]["bytes"] == 0
+    assert served["offload"]["offload_share"] == 1
+    assert served["offload"]["bytes"] >= served["adaptive"]["bytes"]
+    assert served["offload"]["accuracy"] > 0.45
+    better = max(served["local"]["accuracy"], served["offload"]["accuracy"])
+    assert served["adaptive"]["accuracy"] >= better - 0.02, "by the threshold that was chosen"
 
 
 @pytest.mark.slow(30)
@@ -147,7 +160,8 @@ def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profi
     assert (report["strategy"], report["broker"], report["codec"]) == ("averaging", "external", "int8+zstd")
     assert report["batches_trained"] == report["batches_published"] == 1 * 2 * 1
     assert "baselines" not in report
-    assert f"within {report['choices'][0]['memory']:,} MiB of memory." in " ".join(shown.split())
+    assert f" MiB of memory of {report['choices'][0]['memory']:,} MiB allowed and " in " ".join(shown.split())
+    assert "profiler: 1 device measures what cuts cost, 0 s of at most 120 s" in shown
     (choice,) = report["choices"]
     assert choice["cut"] == report["devices"][0]["cut"] == 3
     assert choice["memory"] > 100

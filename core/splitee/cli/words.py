@@ -22,12 +22,17 @@ def images(count: int) -> str:
     return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
+def interval(share: float, count: int) -> str:
+    """The 95 % interval of a share of `count` images, in per cent: "79.0 to 86.4"."""
+    low, high = share_interval(share, count)
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def share_of(share: float | None, count: int, unknown: str = "-") -> str:
     """A share of `count` images with its 95 % interval: "83.0 % (79.0 to 86.4, 400 images)"."""
     if share is None or not count:
         return unknown
-    low, high = share_interval(share, count)
-    return f"{percent(share)} ({100 * low:.1f} to {100 * high:.1f}, {images(count)})"
+    return f"{percent(share)} ({interval(share, count)}, {images(count)})"
 
 
 def from_to(values: Iterable[float], shown: Callable[[float], str]) -> str:

@@ -1,4 +1,4 @@
-"""This process's own memory: the peak of what it has allocated, without the pages of files; what it maps."""
+"""A process's own memory: the peak of what it has allocated, without the pages of files; what it maps."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ STATUS = Path("/proc/self/status")
 EVERY = 0.002  # seconds
 
 
-def memory() -> dict[str, int]:
-    """Bytes of this process: anonymous (RssAnon), of files (RssFile), all (VmRSS) and their peak (VmHWM)."""
+def memory(status: Path = STATUS) -> dict[str, int]:
+    """Bytes of this process: anonymous (RssAnon), of files (RssFile), all (VmRSS) and their peak (VmHWM).
+
+    `status`: of another process, where it is of that.
+    """
     fields = ("VmHWM", "VmRSS", "RssAnon", "RssFile")
-    lines = (line.split(":") for line in STATUS.read_text().splitlines())
+    lines = (line.split(":") for line in status.read_text().splitlines())
     return {name: 1024 * int(value.split()[0]) for name, value in lines if name in fields}
 
 
-def peak() -> int:
-    """Bytes of anonymous memory at its peak, as far as the kernel's own mark shows it."""
-    now = memory()
+def peak(status: Path = STATUS) -> int:
+    """Bytes of anonymous memory at its peak, as far as the kernel's own mark shows it.
+
+    Raises KeyError: the process of `status` has ended, and is about to go.
+    """
+    now = memory(status)
     return max(now["RssAnon"], now["VmHWM"] - now["RssFile"])
 
 

@@ -20,8 +20,11 @@ from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
 from splitee_lab.report.conclusion import conclusion
 from splitee_lab.report.demo_page import choices_table, table
-from splitee_lab.report.demo_report import fleet_in_words
+from splitee_lab.report.demo_report import Report
 from splitee_lab.report.inference_table import inference_table
+from splitee_lab.report.notes import notes
+from splitee_lab.report.traffic import total
+from splitee_lab.report.wrapping import wrapped
 from splitee_server.learning.strategies.registry import STRATEGIES
 
 ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
@@ -83,7 +86,7 @@ def demo(
     no_baselines: bool,
     profile: bool,
 ) -> None:
-    """Train a fleet on this machine: broker, server and devices as processes, on real pictures.
+    """Train a fleet on this machine: broker, server and devices as processes, on real images.
 
     Ends with a table, report.json, report.html, and what joining was worth.
     """
@@ -110,22 +113,28 @@ def demo(
         report = run(wanted, display, lambda line: console.print(line, markup=False, soft_wrap=True))
     console.print()
     console.print(table(report))
-    for line in fleet_in_words(report):
-        console.print(line, markup=False, highlight=False)
+    for line in notes(report):
+        console.print(wrapped(line, console.width), markup=False, highlight=False)
     console.print()
     if report.choices:
         console.print(choices_table(report.choices))
         console.print()
     console.print(inference_table(report.inference))
     console.print()
-    if report.baselines is not None:
-        console.print(f"centralized {percent(report.baselines.centralized_accuracy)}", highlight=False)
-    console.print(
-        f"{report.batches_trained} of {report.batches_published} batches trained, "
-        f"{size(report.bytes_published)} sent, fleet {span(report.seconds)}, "
-        f"all {span(time.monotonic() - started)}",
-        highlight=False,
-    )
+    console.print(wrapped(_in_all(report, time.monotonic() - started), console.width), highlight=False)
     console.print(f"report: {wanted.out / 'report.html'}", soft_wrap=True, highlight=False)
     console.print()
-    console.print(conclusion(report), markup=False, highlight=False)
+    console.print(wrapped(conclusion(report), console.width), markup=False, highlight=False)
+
+
+def _in_all(report: Report, seconds: float) -> str:
+    sent = sum(total(device) for device in report.devices)
+    facts = [
+        f"{report.batches_trained} of {report.batches_published} batches trained",
+        f"{size(sent)} sent",
+        f"fleet {span(report.seconds)}",
+        f"all {span(seconds)}",
+    ]
+    if report.baselines is not None:
+        facts.insert(0, f"centralized {percent(report.baselines.centralized_accuracy)}")
+    return ", ".join(facts)

@@ -14,14 +14,17 @@ from splitee.errors import NetworkError, StateError
 from splitee.mqtt.events import Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
-from splitee.networks.split import build_for, build_network
+from splitee.networks.split import build_network
+from splitee.protocol.fleet import Metrics
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Shape, by
-from splitee.training.compute import fleet_round_macs, round_macs
 from splitee_device.data.sources import open_source
-from splitee_lab.demo.inference import infer_on
+from splitee_lab.demo.course import Course
+from splitee_lab.demo.inference import InService, infer_on
+from splitee_lab.demo.machine import PeakMemory, machine
 from splitee_lab.demo.progress import Display
+from splitee_lab.demo.workload import workload
 from splitee_lab.local.brokers import RunningBroker, open_broker
 from splitee_lab.local.limits import CpuShares, Limits, kinds_of_devices
 from splitee_lab.local.processes import Children
@@ -29,15 +32,15 @@ from splitee_lab.methods.baselines import (
     ALONE,
     ALONE_EXIT,
     CENTRALIZED,
+    Baseline,
     DataSource,
     baselines_of,
     train_all,
 )
-from splitee_lab.report.class_figures import read_class_report
 from splitee_lab.report.demo_page import complete, read_history, write
 from splitee_lab.report.demo_report import BaselineResult, DeviceChoice, Report
 from splitee_server.release.exporting import TRUNKS
-from splitee_server.rounds.class_report import EVALUATION
+from splitee_server.rounds.class_report import ClassReport, class_report
 
 DATA = "builtin:fashion-mnist"
 SMALL: Shape = (3, 32, 32)  # for the built-in images of 28 x 28 pixels
@@ -49,7 +52,7 @@ TICK = 0.25  # seconds between looks at the processes while no message comes
 
 @dataclass(frozen=True)
 class DemoDevice:
-    """One device of a demo: it trains on part K/N of the pictures. With `limits` it chooses its cut."""
+    """One device of a demo: it trains on part K/N of the images. With `limits` it chooses its cut."""
 
     id: str
     cut: int
@@ -59,7 +62,7 @@ class DemoDevice:
 
 @dataclass(frozen=True)
 class Demo:
-    """What to run. `samples`: at most so many training pictures a device, None for its whole share."""
+    """What to run. `samples`: at most so many training images a device, None for its whole share."""
 
     network: str
     strategy: str
@@ -110,7 +113,16 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         kinds = kinds_of_devices(demo.devices)
         devices = [replace(device, limits=kind) for device, kind in zip(devices, kinds, strict=True)]
     _make_empty(demo.out)
+    display.begin(
+        Course(
+            [device.id for device in devices],
+            demo.rounds,
+            measuring=BUDGET if demo.profile else 0,
+            baselines=demo.baselines,
+        )
+    )
     fleet = f"demo-{secrets.token_hex(4)}"
+    peaks = PeakMemory()
     with open_broker(demo.broker, demo.out) as broker:
         say(f"{broker.kind} broker at {broker.address}, fleet {fleet}; logs in {demo.out}")
         view = FleetView(fleet)
@@ -122,39 +134,45 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
             link.subscribe(*view.filters)
             link.open(CONNECT)
             children.start("server", server_arguments(demo, num_classes))
-            devices = [_start(demo, device, children, shares) for device in devices]
+            devices = [_start(demo, device, children, shares, peaks) for device in devices]
             if demo.profile:
                 say(_limits_in_words(devices, shares))
-            snapshot = _follow(link, view, broker, children, display)
+            look = _Look(link, view, broker, children, display, peaks)
+            snapshot = look.follow(demo, devices)
+            history = read_history(demo.out / "server" / "history.jsonl")
             children.start("serve", ["serve", "--model", str(demo.out / "server" / "models" / TRUNKS)])
-            _await_serving(link, view, broker, children)
+            look.await_serving()
             options = LinkOptions(broker.address, fleet, CONNECT, None)
-            answers = [infer_on(device.id, demo.out / device.id, options) for device in devices]
+            served = _serve(demo, devices, history, options, display)
             children.stop()
             if broker.process is None:
                 _tidy(link, fleet, devices)
-    baselines = _baselines(demo, devices, snapshot, display) if demo.baselines else None
+    wanted = _wanted_baselines(demo, devices, snapshot)
+    known = workload(snapshot, wanted)
     report = complete(
         demo.out / "server" / "report.json",
         network=demo.network,
         data=DATA,
         broker=broker.kind,
-        baselines=baselines,
-        inference=answers,
+        client_averaging=demo.averaging,
+        machine=machine(),
+        baselines=_baselines(wanted, display) if wanted else None,
+        inference=[found.figures for found in served],
+        classes=_classes(snapshot, served),
         choices=choices_of(devices, snapshot),
-        compute_share=compute_shares(snapshot),
+        compute_share=known.shares if known else {},
+        peak_memory=peaks.found,
+        history=history,
     )
-    return write(
-        demo.out,
-        report,
-        read_history(demo.out / "server" / "history.jsonl"),
-        read_class_report(demo.out / "server" / EVALUATION),
-    )
+    return write(demo.out, report)
 
 
-def _start(demo: Demo, device: DemoDevice, children: Children, shares: CpuShares) -> DemoDevice:
+def _start(
+    demo: Demo, device: DemoDevice, children: Children, shares: CpuShares, peaks: PeakMemory
+) -> DemoDevice:
     """Starts a device's process; returns it with the limits that it got."""
     child = children.start(device.id, device_arguments(demo, device))
+    peaks.watch(device.id, child.process.pid)
     if device.limits is None:
         return device
     return replace(
@@ -183,23 +201,6 @@ def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[Devic
         and view.cut is not None
         and view.capability is not None
     ]
-
-
-def compute_shares(snapshot: FleetSnapshot) -> dict[str, float]:
-    """By device, what it computes in the fleet's rounds, as a share of training the whole network.
-
-    At the cut that it has in the end; by then the run is settled.
-    """
-    run = snapshot.run
-    if run is None:
-        return {}
-    network = build_for(run, device="meta")
-    return {
-        device.id: fleet_round_macs(network, run, device.train_samples, device.cut)
-        / round_macs(network, run, device.train_samples)
-        for device in snapshot.devices
-        if device.cut is not None and device.train_samples
-    }
 
 
 def _make_empty(out: Path) -> None:
@@ -253,35 +254,56 @@ def device_arguments(demo: Demo, device: DemoDevice) -> list[str]:
     return ["device", *(str(part) for flag in flags.items() for part in flag)]
 
 
-def _follow(
-    link: Link, view: FleetView, broker: RunningBroker, children: Children, display: Display
-) -> FleetSnapshot:
-    """Shows the fleet until all its processes have ended well: now and then, and each round's figures."""
-    metrics = Topics(view.snapshot().fleet).metrics
-    shown = 0.0
-    event: Event | None = None
-    while not children.all_done() or event is not None:
-        broker.check()
-        event = link.receive(TICK)
-        is_due = time.monotonic() > shown + TICK
-        if isinstance(event, Message):
-            view.take(event, time.time())
-            is_due |= event.topic == metrics
-        if is_due:
-            display.fleet(view.snapshot())
-            shown = time.monotonic()
-    display.fleet(view.snapshot())
-    return view.snapshot()
+@dataclass
+class _Look:
+    """What is watched while a fleet runs, and shown now and then."""
 
+    link: Link
+    view: FleetView
+    broker: RunningBroker
+    children: Children
+    display: Display
+    peaks: PeakMemory
 
-def _await_serving(link: Link, view: FleetView, broker: RunningBroker, children: Children) -> None:
-    """Until `splitee serve` answers for the fleet."""
-    while (server := view.snapshot().server) is None or not server.doing.startswith("serving"):
-        broker.check()
-        children.check()
-        event = link.receive(TICK)
+    def follow(self, demo: Demo, devices: list[DemoDevice]) -> FleetSnapshot:
+        """Until all processes have ended well: the fleet now and then, and each round's figures."""
+        metrics = Topics(self.view.snapshot().fleet).metrics
+        shown, is_expected = 0.0, False
+        event: Event | None = None
+        while not self.children.all_done() or event is not None:
+            event = self._next()
+            is_due = time.monotonic() > shown + TICK
+            is_due |= isinstance(event, Message) and event.topic == metrics
+            if is_due:
+                self.peaks.look()
+                self.display.fleet(self.view.snapshot())
+                is_expected = is_expected or self._expect(demo, devices)
+                shown = time.monotonic()
+        self.display.fleet(self.view.snapshot())
+        return self.view.snapshot()
+
+    def await_serving(self) -> None:
+        """Until `splitee serve` predicts for the fleet."""
+        while (server := self.view.snapshot().server) is None or not server.doing.startswith("serving"):
+            self.children.check()
+            self._next()
+
+    def _next(self) -> Event | None:
+        self.broker.check()
+        event = self.link.receive(TICK)
         if isinstance(event, Message):
-            view.take(event, time.time())
+            self.view.take(event, time.time())
+        return event
+
+    def _expect(self, demo: Demo, devices: list[DemoDevice]) -> bool:
+        """Say what there is to compute, once all devices take part; whether that is known."""
+        snapshot = self.view.snapshot()
+        if snapshot.phase is None or len(snapshot.phase.participants) < len(devices):
+            return False
+        known = workload(snapshot, _wanted_baselines(demo, devices, snapshot))
+        if known is not None:
+            self.display.expect(known)
+        return known is not None
 
 
 def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
@@ -297,14 +319,39 @@ def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
         link.publish(topic, b"", retain=True)
 
 
-def _baselines(
-    demo: Demo, devices: list[DemoDevice], snapshot: FleetSnapshot, display: Display
-) -> BaselineResult | None:
-    if snapshot.run is None:
+def _serve(
+    demo: Demo, devices: list[DemoDevice], history: list[Metrics], options: LinkOptions, display: Display
+) -> list[InService]:
+    """What each device's released model predicts of the images that it holds out."""
+    evaluated = {metrics.round: metrics.devices for metrics in history}
+    found = []
+    for place, device in enumerate(devices):
+
+        def tell(share: float, place: int = place) -> None:
+            display.predicted((place + share) / len(devices))
+
+        found.append(infer_on(device.id, demo.out / device.id, options, evaluated, tell))
+    return found
+
+
+def _classes(snapshot: FleetSnapshot, served: list[InService]) -> ClassReport | None:
+    """Of all devices' images, as they were predicted in service."""
+    if snapshot.run is None or not served:
         return None
+    names = served[0].class_names
+    scores = {found.figures.id: found.score for found in served}
+    return class_report(snapshot.run.run, served[0].figures.round, scores, len(names), names)
+
+
+def _wanted_baselines(demo: Demo, devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[Baseline]:
+    if snapshot.run is None or not demo.baselines:
+        return []
     shards = {device.id: device.shard for device in devices}
     cuts = {device.id: device.cut for device in snapshot.devices if device.cut is not None}
-    wanted = baselines_of(snapshot.run, DataSource(DATA, demo.samples), shards, cuts)
+    return baselines_of(snapshot.run, DataSource(DATA, demo.samples), shards, cuts)
+
+
+def _baselines(wanted: list[Baseline], display: Display) -> BaselineResult:
     found = train_all(wanted, len(os.sched_getaffinity(0)), display.baseline)
     centralized, alone, alone_exit = (
         {one.device: found[one] for one in wanted if one.kind == kind}

@@ -1,63 +1,155 @@
-"""The demo's last act: the devices' released models answer held-out pictures, alone and with the server."""
+"""The demo's last act: the devices' released models predict held-out images, alone and with the server."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
 from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import Prediction, Predictor
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol.fleet import DeviceMetrics
+from splitee.samples.fitting import Pixels
 from splitee.samples.kept import Samples
 from splitee_device.after_training import MODELS
 from splitee_device.inference.model_store import ModelStore
-from splitee_lab.report.inference_table import Answers, DeviceInference
+from splitee_lab.report.inference_table import DeviceInference, Predictions
+from splitee_server.rounds.evaluation import Predictions as ImagePredictions
+from splitee_server.rounds.evaluation import Score
 
-PICTURES = 150  # held-out ones a device
-WARM_UP = 3  # pictures that are not counted
-ASK_ALWAYS = -1.0  # a threshold below every doubt
+WARM_UP = 3  # images that are not counted
+NEVER, ALWAYS = 1.0, -1.0  # thresholds above and below every uncertainty
 TIMEOUT = 5.0  # seconds
+WAYS = 3  # of predicting each image
+TELL_EVERY = 20  # images
+
+Tell = Callable[[float], None]  # the share of all predictions that is made
 
 
-def infer_on(device: str, state: Path, link: LinkOptions) -> DeviceInference:
-    """Answer pictures of `device`, whose state directory holds its released model; a server must answer.
+@dataclass(frozen=True)
+class InService:
+    """What a device's released model predicts: its figures, and image by image.
+
+    `score`: the labels that exit and offload predict; offload is the trunk, combined with the exit as the
+    model says. `class_names`: of the model.
+    """
+
+    figures: DeviceInference
+    score: Score
+    class_names: tuple[str, ...]
+
+
+def infer_on(
+    device: str,
+    state: Path,
+    link: LinkOptions,
+    evaluated: Mapping[int, Mapping[str, DeviceMetrics]],
+    tell: Tell,
+) -> InService:
+    """Predict all held-out images that `device` has kept; its state directory holds its released model.
+
+    They are those of the evaluation, up to the 1,000 that a device keeps. A server must reply.
+
+    Args:
+        evaluated: the server's figures of each device, by round.
 
     Raises:
-        ModelError: it has no model, or no pictures.
+        ModelError: it has no model, or no images.
     """
     model, samples = ClientModel(ModelStore(state / MODELS).current, threads=1), Samples.read(state)
-    manifest, count = model.manifest, min(PICTURES, len(samples.labels))
+    manifest, images = model.manifest, samples.held_out
     offload = Offload(link, manifest, device=device, timeout=TIMEOUT)
     offload.open()
+    found: list[list[Prediction]] = []
+    sent: list[int] = []
     try:
-        local, adaptive, always = (
-            _answers(Predictor(model, threshold=threshold, trunk=offload), offload, samples, count)
-            for threshold in (1.0, manifest.threshold, ASK_ALWAYS)
-        )
+        for threshold in (NEVER, manifest.threshold, ALWAYS):
+            predictor = Predictor(model, threshold=threshold, trunk=offload)
+            for pixels in images[:WARM_UP]:
+                predictor(pixels)
+            before = offload.sent
+            found.append(_predict(predictor, images, partial(_tell_of_way, tell, len(found))))
+            sent.append(offload.sent - before)
     finally:
         offload.close()
-    return DeviceInference(device, manifest.cut, manifest.threshold, count, local, adaptive, always)
-
-
-def _answers(predictor: Predictor, offload: Offload, samples: Samples, count: int) -> Answers:
-    for pixels in samples.held_out[: min(WARM_UP, count)]:
-        predictor(pixels)
-    before = offload.sent
-    answers = [predictor(pixels) for pixels in samples.held_out[:count]]
-    names = predictor.class_names
-    right = [answer.label == names[label] for answer, label in zip(answers, samples.labels, strict=False)]
-    times = [answer.milliseconds for answer in answers]
-    return Answers(
-        accuracy=float(np.mean(right)),
-        offload_share=_share(answers),
-        median_ms=median(times),
-        p95_ms=float(np.percentile(times, 95)),
-        bytes=(offload.sent - before) / count,
+    names, at_server = manifest.class_names, evaluated.get(manifest.round, {}).get(device)
+    local, adaptive, always = (
+        _figures(predictions, [names[label] for label in samples.labels], count)
+        for predictions, count in zip(found, sent, strict=True)
+    )
+    return InService(
+        DeviceInference(
+            id=device,
+            cut=manifest.cut,
+            round=manifest.round,
+            threshold=manifest.threshold,
+            threshold_images=manifest.threshold_images,
+            images=len(images),
+            trunk_accuracy=at_server.trunk_accuracy if at_server else None,
+            local=local,
+            adaptive=adaptive,
+            offload=always,
+        ),
+        _score(samples, names, *found),
+        names,
     )
 
 
-def _share(answers: list[Prediction]) -> float:
-    return sum(answer.source == "trunk" for answer in answers) / len(answers)
+def _tell_of_way(tell: Tell, way: int, share: float) -> None:
+    tell((way + share) / WAYS)
+
+
+def _predict(predictor: Predictor, images: Pixels, tell: Tell) -> list[Prediction]:
+    found = []
+    for pixels in images:
+        found.append(predictor(pixels))
+        if len(found) % TELL_EVERY == 0:
+            tell(len(found) / len(images))
+    return found
+
+
+def _figures(found: Sequence[Prediction], labels: Sequence[str], sent: int) -> Predictions:
+    times = [prediction.milliseconds for prediction in found]
+    return Predictions(
+        accuracy=_share(prediction.label == label for prediction, label in zip(found, labels, strict=True)),
+        offload_share=_share(prediction.source == "trunk" for prediction in found),
+        median_ms=median(times),
+        p95_ms=float(np.percentile(times, 95)),
+        bytes=sent / len(found),
+    )
+
+
+def _share(flags: Iterable[bool]) -> float:
+    return float(np.mean(list(flags)))
+
+
+def _score(
+    samples: Samples,
+    names: Sequence[str],
+    local: Sequence[Prediction],
+    adaptive: Sequence[Prediction],
+    always: Sequence[Prediction],
+) -> Score:
+    number = {name: index for index, name in enumerate(names)}
+
+    def labels(found: Sequence[Prediction]) -> npt.NDArray[np.int16]:
+        return np.array([number[prediction.label] for prediction in found], np.int16)
+
+    return Score(
+        [
+            ImagePredictions(
+                samples.labels.astype(np.int16),
+                labels(local),
+                labels(always),
+                np.array([prediction.source != "exit" for prediction in adaptive]),
+                np.array([prediction.entropy for prediction in local], np.float32),
+            )
+        ]
+    )

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
-from splitee.cli.accuracy_words import accuracies_in_words
 from splitee.cli.words import images, megabytes, percent
-from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
+from splitee.protocol.fleet_view import FleetSnapshot
+from splitee_lab.demo.course import BaselineRow, Course, DeviceRow
+from splitee_lab.demo.workload import Workload
 from splitee_lab.methods.baselines import Progress
+
+Row = TypeVar("Row")
+NARROWEST, WIDEST = 6, 32  # bars
+AROUND = 7  # lines of a display beside its rows, and the cursor's
+LEAST_ROWS = 4
 
 
 class Display(Protocol):
     """What is told of a demo's course."""
 
+    def begin(self, course: Course) -> None: ...
+
     def fleet(self, snapshot: FleetSnapshot) -> None: ...
+
+    def expect(self, workload: Workload) -> None: ...
+
+    def predicted(self, done: float) -> None: ...
 
     def baseline(self, progress: Progress) -> None: ...
 
@@ -32,11 +44,13 @@ def open_display(console: Console) -> AbstractContextManager[Display]:
 
 
 class LineDisplay:
-    """One line when the devices have joined, one a round, one a baseline."""
+    """A line when something else begins, one a round, one a baseline."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._round = -1
+        self._course: Course | None = None
+        self._round = 0
+        self._said = ""
 
     def __enter__(self) -> Display:
         return self
@@ -44,11 +58,13 @@ class LineDisplay:
     def __exit__(self, *_error: object) -> None:
         pass
 
+    def begin(self, course: Course) -> None:
+        self._course = course
+
     def fleet(self, snapshot: FleetSnapshot) -> None:
-        metrics = snapshot.metrics
-        if self._round < 0 and snapshot.phase is not None and snapshot.phase.participants:
-            self._round = 0
-            self._say(f"{len(snapshot.phase.participants)} devices train {snapshot.phase.run}")
+        course, metrics = self._open, snapshot.metrics
+        course.fleet(snapshot)
+        self._say_what_begins()
         if metrics is None or metrics.round <= self._round:
             return
         self._round = metrics.round
@@ -58,38 +74,45 @@ class LineDisplay:
             for device, found in metrics.devices.items()
         )
         sent = megabytes(sum(found.bytes for found in metrics.devices.values()))
-        fleet = accuracies_in_words(metrics.fleet, metrics.fleet.images)
         self._say(
-            f"round {metrics.round} of {metrics.rounds}: fleet {fleet}; {results}; {sent} MB, "
-            f"{metrics.seconds:.0f} s"
+            f"round {metrics.round} of {metrics.rounds}: {results}; {sent} MB, {metrics.seconds:.0f} s; "
+            f"{course.end}"
         )
 
+    def expect(self, workload: Workload) -> None:
+        self._open.expect(workload)
+
+    def predicted(self, done: float) -> None:
+        self._open.predicted(done)
+        self._say_what_begins()
+
     def baseline(self, progress: Progress) -> None:
+        self._open.baseline(progress)
         if progress.accuracy is not None:
             self._say(f"baseline {progress.name}: {percent(progress.accuracy)}")
+
+    def _say_what_begins(self) -> None:
+        """Up to the first figure: what follows it changes."""
+        begun = self._open.now.partition(":")[0].partition(",")[0]
+        if begun != self._said:
+            self._said = begun
+            self._say(self._open.now)
+
+    @property
+    def _open(self) -> Course:
+        assert self._course is not None, "it begins first"
+        return self._course
 
     def _say(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 class LiveDisplay:
-    """A bar a device and a bar a baseline, drawn again as news comes in."""
+    """A row a device and a row a baseline, drawn again as news comes in."""
 
     def __init__(self, console: Console) -> None:
-        width = max(8, min(32, console.width - 76))
-        self._devices, self._baselines = (
-            _Sorted(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(width),
-                _Facts(),
-                TimeRemainingColumn(compact=True),
-                console=console,
-            )
-            for _ in range(2)
-        )
-        self._tasks: dict[str, TaskID] = {}
-        self._baseline_tasks: dict[str, TaskID] = {}
-        self._server = Text("starting", "dim")
+        self._console = console
+        self._course: Course | None = None
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render)
 
     def __enter__(self) -> Display:
@@ -101,55 +124,96 @@ class LiveDisplay:
     ) -> None:
         self._live.stop()
 
+    def begin(self, course: Course) -> None:
+        self._course = course
+
     def fleet(self, snapshot: FleetSnapshot) -> None:
-        if snapshot.server is not None and snapshot.server.state == "online":
-            self._server = Text(f"server: {snapshot.server.doing}", "dim")
-        rounds = snapshot.run.rounds if snapshot.run else 0
-        for device in snapshot.devices:
-            task = self._tasks.get(device.id)
-            if task is None:
-                task = self._tasks[device.id] = self._devices.add_task(device.id, total=None, facts="")
-            self._devices.update(
-                task, total=rounds or None, completed=device.done, facts=_facts(device, rounds)
-            )
+        self._open.fleet(snapshot)
+
+    def expect(self, workload: Workload) -> None:
+        self._open.expect(workload)
+
+    def predicted(self, done: float) -> None:
+        self._open.predicted(done)
 
     def baseline(self, progress: Progress) -> None:
-        self._server = Text("baselines: centralized, and each device alone", "dim")
-        task = self._baseline_tasks.get(progress.name)
-        if task is None:
-            task = self._baselines.add_task(progress.name, total=progress.steps, facts="")
-            self._baseline_tasks[progress.name] = task
-        facts = f"loss {progress.loss:.3f}"
-        if progress.accuracy is not None:
-            facts = f"accuracy {percent(progress.accuracy)}"
-        self._baselines.update(task, completed=progress.step, facts=facts)
+        self._open.baseline(progress)
 
-    def _render(self) -> Group:
-        return Group(self._server, self._devices, *([self._baselines] if self._baseline_tasks else []))
+    @property
+    def _open(self) -> Course:
+        assert self._course is not None, "it begins first"
+        return self._course
+
+    def _render(self) -> RenderableType:
+        return Text("starting", "dim") if self._course is None else render(self._course, self._console)
 
 
-class _Sorted(Bars):
-    """Bars in the order of their names, pi-2 before pi-10, whoever came first."""
+def render(course: Course, console: Console) -> RenderableType:
+    """The course as it is now, within the console's width and height."""
+    room = max(console.height - AROUND, 2 * LEAST_ROWS)
+    baselines = [row for row in course.baselines.values() if row.done]
+    for_devices = max(min(len(course.devices), room - len(baselines)), LEAST_ROWS)
+    parts: list[RenderableType] = [Text(course.now), Text(course.end, "dim"), Text()]
+    parts += _devices(course, for_devices, console.width)
+    if baselines:
+        parts += [Text(), *_baselines(baselines, room - min(for_devices, len(course.devices)), console.width)]
+    return Group(*parts)
 
-    def get_renderables(self) -> Iterator[RenderableType]:
-        yield self.make_tasks_table(
-            sorted(self.tasks, key=lambda task: (len(task.description), task.description))
+
+def _devices(course: Course, room: int, width: int) -> list[RenderableType]:
+    table = _table("device", "", "round", "loss", "exit", "trunk", "sent")
+    rows, more = _fitting(list(course.devices.values()), room)
+    bar = _bar_width(width, [row.id for row in rows], 50)
+    for row in rows:
+        total, done = float(course.rounds), row.done
+        if course.is_measuring and row.cut is None:
+            total, done = course.measuring, course.measured_for
+        table.add_row(
+            Text(row.id), ProgressBar(total, done, width=bar), *map(Text, _device_cells(row, course))
         )
+    return [table, *more]
 
 
-class _Facts(ProgressColumn):
-    """What is known beside the bar, as it is: ids and stages are no markup."""
+def _device_cells(row: DeviceRow, course: Course) -> tuple[str, ...]:
+    under_way = min(int(row.done) + 1, course.rounds)
+    return (
+        f"{under_way} of {course.rounds}" if row.done else "-",
+        "-" if row.loss is None else f"{row.loss:.3f}",
+        percent(row.exit),
+        percent(row.trunk),
+        f"{megabytes(row.bytes)} MB" if row.bytes else "-",
+    )
 
-    def render(self, task: Task) -> Text:
-        return Text(task.fields["facts"])
+
+def _baselines(baselines: Sequence[BaselineRow], room: int, width: int) -> list[RenderableType]:
+    """Those under way before those that are done, which are told in the end."""
+    table = _table("baseline", "", "loss", "accuracy")
+    rows, more = _fitting(sorted(baselines, key=lambda row: row.accuracy is not None), max(room, LEAST_ROWS))
+    bar = _bar_width(width, [row.name for row in rows], 20)
+    for row in rows:
+        loss = "-" if row.loss is None else f"{row.loss:.3f}"
+        table.add_row(
+            Text(row.name), ProgressBar(1.0, row.done, width=bar), Text(loss), Text(percent(row.accuracy))
+        )
+    return [table, *more]
 
 
-def _facts(device: DeviceView, rounds: int) -> str:
-    facts = [f"round {device.round}/{rounds}" if rounds else device.doing]
-    if device.loss is not None:
-        facts.append(f"loss {device.loss:.3f}")
-    if device.exit_accuracy is not None:
-        facts.append(f"exit {percent(device.exit_accuracy)}")
-    if device.trunk_accuracy is not None:
-        facts.append(f"trunk {percent(device.trunk_accuracy)} of {images(device.held_out_samples)}")
-    return "  ".join([*facts, f"{megabytes(device.bytes)} MB"])
+def _table(name: str, *columns: str) -> Table:
+    table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(name, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _bar_width(width: int, names: Sequence[str], others: int) -> int:
+    """What a line leaves. `others`: columns of what stands beside name and bar."""
+    return max(NARROWEST, min(WIDEST, width - others - max(map(len, names)) - 2))
+
+
+def _fitting(rows: list[Row], room: int) -> tuple[list[Row], list[RenderableType]]:
+    """As many as there is room for, and a line for the others."""
+    if len(rows) <= room:
+        return rows, []
+    shown = rows[: room - 1]
+    return shown, [Text(f"and {len(rows) - len(shown)} more", "dim")]

@@ -1,20 +1,36 @@
-"""The figures at the head of a demo's page: what joining gains, or else what was reached."""
+"""The figures at the head of a demo's page: what joining gains and costs, or else what was reached."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from statistics import mean
 
-from splitee.cli.words import from_to, images, percent, size, span
+from splitee.cli.words import MIB, from_to, images, megabytes, percent
 from splitee_lab.report.demo_report import Report
+from splitee_lab.report.figures import Figures, average, figures
 from splitee_lab.report.gains import (
     Comparison,
     adaptive_over_alone,
+    adaptive_over_alone_exit,
     exit_over_alone_exit,
     points,
     signed,
     trunk_against_centralized,
+    trunk_over_alone,
+)
+from splitee_lab.report.traffic import COUNTED, total
+
+GAINS: tuple[tuple[str, Callable[[Report], Comparison | None]], ...] = (
+    ("Adaptive over alone", adaptive_over_alone),
+    ("Adaptive over alone-exit", adaptive_over_alone_exit),
+    ("Exit over alone-exit", exit_over_alone_exit),
+    ("Trunk over alone", trunk_over_alone),
+    ("Trunk against centralized", trunk_against_centralized),
+)
+LEVELS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
+    ("Adaptive", lambda found: found.adaptive),
+    ("Exit", lambda found: found.exit),
+    ("Trunk", lambda found: found.trunk),
 )
 
 
@@ -28,19 +44,19 @@ class Card:
 
 
 def cards(report: Report) -> Iterator[Card]:
-    """In the order of the page."""
-    for title, found, figure in (
-        ("Adaptive over alone", adaptive_over_alone(report), "adaptive"),
-        ("Exit over alone-exit", exit_over_alone_exit(report), "exit"),
-        ("Trunk against centralized", trunk_against_centralized(report), "trunk"),
-    ):
-        yield from [_gain(title, found)] if found is not None else _level(report, figure)
+    """In the order of the page; levels only where there is nothing to compare them with."""
+    gains = [(title, found) for title, compare in GAINS if (found := compare(report)) is not None]
+    yield from (_gain(title, found) for title, found in gains)
+    if not gains:
+        yield from _levels(report)
     if shares := report.compute_share.values():
         value = from_to(shares, lambda share: f"{100 * share:.0f}")
         yield Card("Compute", f"{value} %", "of training the whole network, by device")
-    trained = f"{report.batches_trained:,} of {report.batches_published:,} batches trained"
-    yield Card("Sent by the devices", size(report.bytes_published), trained)
-    yield Card("Time", span(report.seconds), "for the fleet, without the baselines")
+    if peaks := report.peak_memory.values():
+        value = from_to(peaks, lambda peak: f"{peak / MIB:,.0f}")
+        yield Card("Memory", f"{value} MiB", "at the peak of the device's process, by device")
+    sent = from_to((total(device) for device in report.devices), megabytes)
+    yield Card("Sent", f"{sent} MB", f"by device: {COUNTED}")
 
 
 def _gain(title: str, found: Comparison) -> Card:
@@ -51,16 +67,14 @@ def _gain(title: str, found: Comparison) -> Card:
     )
 
 
-def _level(report: Report, figure: str) -> Iterator[Card]:
+def _levels(report: Report) -> Iterator[Card]:
     """Nothing where no device has been evaluated."""
-    values = [getattr(device, f"{figure}_accuracy") for device in report.devices]
-    known = [value for value in values if value is not None]
-    if not known:
-        return
-    of_fleet = getattr(report.fleet, f"{figure}_accuracy")
-    held_out = f"; {images(report.fleet.images)} held out" if report.fleet.images else ""
-    yield Card(
-        f"{figure.capitalize()} accuracy",
-        percent(mean(known) if of_fleet is None else of_fleet),
-        f"{from_to(known, lambda share: f'{100 * share:.1f}')} % by device{held_out}",
-    )
+    shown = figures(report).values()
+    for name, figure in LEVELS:
+        known = [value for found in shown if (value := figure(found)) is not None]
+        mean = average(known)
+        if mean is not None:
+            held_out = min(found.images for found in shown)
+            rests_on = f"; {images(held_out)} held out" if held_out else ""
+            each = from_to(known, lambda share: f"{100 * share:.1f}")
+            yield Card(f"{name} accuracy", percent(mean), f"{each} % by device{rests_on}")

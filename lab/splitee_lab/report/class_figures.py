@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from splitee.cli.words import percent, share_of
-from splitee.errors import StateError
+from splitee.cli.words import images, interval, percent
 from splitee.protocol.accuracies import MOST_CLASSES
 from splitee_lab.report.plots import INK, RULE, SERIES, shortened, svg
 from splitee_server.rounds.class_report import ClassReport, Figure
 
 SHOWN = 20  # classes that fit a page
+WORST = 6  # mistakes that stand for the matrix where that has no room
 STRONGEST = 0.6  # opacity of a cell with all of a row's images: its numbers stay readable
 WIDTH, ROW, TOP = 10.4, 0.42, 0.8  # inches: of the drawing, of a row, for the columns' names
 LEFT, ACROSS = 0.12, 0.79  # where the cells begin, and their share of the width
@@ -26,18 +24,9 @@ LEFT, ACROSS = 0.12, 0.79  # where the cells begin, and their share of the width
 Counts = npt.NDArray[np.int64]
 
 
-def read_class_report(path: Path) -> ClassReport:
-    """The server's evaluation.json. Raises StateError: there is none."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=ClassReport)
-    except (OSError, msgspec.MsgspecError) as error:
-        raise StateError(f"expected the server's evaluation at {path}: {error}") from None
-
-
 def class_rows(report: ClassReport) -> Iterator[tuple[str, ...]]:
-    """Name, recall of exit, trunk and adaptive, and the adaptive prediction's precision, by class.
-
-    Of the first MOST_CLASSES classes.
+    """Of each of the first MOST_CLASSES classes its name, recall by the exit and always offloaded, adaptive
+    recall with what it rests on, and adaptive precision with what it rests on.
     """
     fleet = report.fleet
     exits, trunks = (
@@ -48,8 +37,8 @@ def class_rows(report: ClassReport) -> Iterator[tuple[str, ...]]:
             found.name,
             _share(exits.get(found.name)),
             _share(trunks.get(found.name)),
-            _with_interval(found.recall),
-            _with_interval(found.precision),
+            *_with_interval(found.recall),
+            *_with_interval(found.precision),
         )
 
 
@@ -70,6 +59,22 @@ def confusion_plot(report: ClassReport) -> str | None:
         lambda axes: _draw(axes, counts[np.ix_(shown, shown)], images, names),
         width=WIDTH,
     )
+
+
+def confusions(report: ClassReport) -> Iterator[tuple[str, str, str]]:
+    """The most frequent mistakes of adaptive predictions: class, predicted class, images with their share."""
+    cells = report.fleet.adaptive.confusion
+    if cells is None:
+        return
+    counts = np.array(cells, np.int64)
+    images = counts.sum(axis=1)
+    wrong = counts - np.diag(counts.diagonal())
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:WORST]:
+        row, column = divmod(int(place), len(counts))
+        if wrong[row, column]:
+            share = percent(wrong[row, column] / images[row])
+            names = report.class_names[row], report.class_names[column]
+            yield *names, f"{wrong[row, column]:,} of {images[row]:,} ({share})"
 
 
 def most_confused(counts: Counts) -> list[int]:
@@ -106,5 +111,8 @@ def _share(figure: Figure | None) -> str:
     return percent(figure.share if figure else None)
 
 
-def _with_interval(figure: Figure) -> str:
-    return share_of(figure.share, figure.images)
+def _with_interval(figure: Figure) -> tuple[str, str]:
+    """A share, and below it what it rests on: "70.8 to 79.2, 400 images"."""
+    if figure.share is None:
+        return "-", ""
+    return percent(figure.share), f"{interval(figure.share, figure.images)}, {images(figure.images)}"

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from statistics import mean
 
-from splitee.cli.words import from_to, images, megabytes, percent
+from splitee.cli.words import MIB, from_to, images, megabytes, percent
 from splitee.statistics import share_interval
 from splitee_lab.report.demo_report import Report
+from splitee_lab.report.figures import figures, means
 from splitee_lab.report.gains import (
     Comparison,
     adaptive_over_alone,
     adaptive_over_alone_exit,
     exit_over_alone_exit,
     trunk_against_centralized,
+    trunk_over_alone,
 )
+from splitee_lab.report.traffic import total
 
 MOST_NAMED = 4  # devices; more are counted
 KINDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
@@ -31,7 +34,7 @@ def conclusion(report: Report) -> str:
     """
     found = adaptive_over_alone(report)
     sentences = [*_gains(report, found)] if found is not None else [_without_comparison(report)]
-    missing = [device.id for device in report.devices if device.adaptive_accuracy is None]
+    missing = [device for device, found in figures(report).items() if found.adaptive is None]
     if missing and len(missing) < len(report.devices):
         verb = "was" if len(missing) == 1 else "were"
         sentences.append(f"{_names(missing, len(report.devices))} {verb} not evaluated.")
@@ -39,7 +42,7 @@ def conclusion(report: Report) -> str:
 
 
 def _gains(report: Report, joined: Comparison) -> Iterator[str]:
-    offload = _offload(report)
+    offload = means(report, lambda found: found.offload)
     asked = "" if offload is None else f", with {percent(offload)} of images offloaded"
     yield (
         f"By joining, {_who_gains(report, joined, 'training the whole network alone')} "
@@ -53,21 +56,25 @@ def _gains(report: Report, joined: Comparison) -> Iterator[str]:
             f"({percent(exits.mean_reached)})."
         )
     if (trunk := trunk_against_centralized(report)) is not None:
-        subject = "The trunk" if len(set(trunk.points.values())) == 1 else "By device, the trunk"
-        yield f"{subject} is {_distance(trunk)} centralized training ({trunk.levels})."
+        yield _of_trunk(report, trunk)
+
+
+def _of_trunk(report: Report, trunk: Comparison) -> str:
+    subject = "The trunk" if len(set(trunk.points.values())) == 1 else "By device, the trunk"
+    sentence = f"{subject} is {_distance(trunk)} centralized training ({trunk.levels})"
+    alone = trunk_over_alone(report)
+    if alone is None:
+        return f"{sentence}."
+    return f"{sentence} and {_distance(alone)} the whole network alone ({percent(alone.mean_baseline)})."
 
 
 def _without_comparison(report: Report) -> str:
     figures = (
-        ("adaptive", [device.adaptive_accuracy for device in report.devices]),
-        ("exit", [device.exit_accuracy for device in report.devices]),
-        ("trunk", [device.trunk_accuracy for device in report.devices]),
+        ("adaptive", means(report, lambda found: found.adaptive)),
+        ("exit", means(report, lambda found: found.exit)),
+        ("trunk", means(report, lambda found: found.trunk)),
     )
-    reached = [
-        f"{name} {percent(mean(known))}"
-        for name, values in figures
-        if (known := [value for value in values if value is not None])
-    ]
+    reached = [f"{name} {percent(value)}" for name, value in figures if value is not None]
     if not reached:
         return "No device was evaluated, so what joining gains is not known."
     why = "no baselines were trained" if report.baselines is None else "no device has figures to compare"
@@ -110,37 +117,34 @@ def _distance(trunk: Comparison) -> str:
 
 
 def _costs(report: Report, compute: str) -> str:
-    """What a device spends: "for 33 to 81 % of the compute and 11.4 to 36.1 MB sent"."""
-    sent = f"{from_to((device.bytes for device in report.devices), megabytes)} MB sent"
-    spent = f"for {sent}"
+    """What a device spends: "for 33 to 81 % of the compute, 512 MiB of memory and 11.4 to 36.1 MB sent"."""
+    spent = []
     if shares := report.compute_share.values():
-        spent = f"for {from_to(shares, lambda share: f'{100 * share:.0f}')} % of {compute} and {sent}"
-    if report.choices:
-        limits = (choice.memory for choice in report.choices)
-        return f"{spent}, within {from_to(limits, '{:,}'.format)} MiB of memory"
-    return spent
+        spent.append(f"{from_to(shares, lambda share: f'{100 * share:.0f}')} % of {compute}")
+    if peaks := report.peak_memory.values():
+        limits = [choice.memory for choice in report.choices]
+        allowed = f" of {from_to(limits, '{:,}'.format)} MiB allowed" if limits else ""
+        spent.append(f"{from_to((peak / MIB for peak in peaks), '{:,.0f}'.format)} MiB of memory{allowed}")
+    spent.append(f"{from_to((total(device) for device in report.devices), megabytes)} MB sent")
+    *most, last = spent
+    return f"for {', '.join(most)} and {last}" if most else f"for {last}"
 
 
 def _certainty(report: Report) -> Iterator[str]:
     """How far chance alone moves an accuracy; a demo's devices hold out the same images."""
-    found = [
-        (device.held_out_samples, device.adaptive_accuracy)
-        for device in report.devices
-        if device.held_out_samples and device.adaptive_accuracy is not None
+    known = [
+        (found.images, found.adaptive)
+        for found in figures(report).values()
+        if found.images and found.adaptive is not None
     ]
-    if not found:
+    if not known:
         return
-    count = min(held_out for held_out, _ in found)
-    low, high = share_interval(mean(share for _, share in found), count)
+    count = min(held_out for held_out, _ in known)
+    low, high = share_interval(mean(share for _, share in known), count)
     yield (
         f"Each accuracy rests on {images(count)} held out, in one run: "
         f"± {50 * (high - low):.1f} points (95 %)."
     )
-
-
-def _offload(report: Report) -> float | None:
-    known = [device.offload_share for device in report.devices if device.offload_share is not None]
-    return mean(known) if known else None
 
 
 def _names(devices: Collection[str], total: int) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -14,32 +13,25 @@ from markupsafe import Markup
 from rich.table import Table
 from rich.text import Text
 
+from splitee import __version__
 from splitee.cli.words import percent, size
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
 from splitee_lab.report.cards import cards
-from splitee_lab.report.class_figures import class_rows, confusion_plot
+from splitee_lab.report.class_figures import class_rows, confusion_plot, confusions
 from splitee_lab.report.conclusion import conclusion
-from splitee_lab.report.demo_report import BaselineResult, DeviceChoice, Report, fleet_in_words
-from splitee_lab.report.gains import adaptive_over_alone, signed
+from splitee_lab.report.demo_report import DeviceChoice, Report
+from splitee_lab.report.figures import average, figures
+from splitee_lab.report.gains import Comparison, adaptive_over_alone, adaptive_over_alone_exit, signed
 from splitee_lab.report.html_page import render
-from splitee_lab.report.inference_table import DeviceInference, rows
-from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, over_rounds
-from splitee_server.rounds.class_report import ClassReport
+from splitee_lab.report.inference_table import rows
+from splitee_lab.report.notes import weakest_classes
+from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, dots, over_rounds
+from splitee_lab.report.traffic import COUNTED, sent, total
 
 
-def complete(
-    server_report: Path,
-    *,
-    network: str,
-    data: str,
-    broker: str,
-    baselines: BaselineResult | None,
-    inference: Sequence[DeviceInference] = (),
-    choices: Sequence[DeviceChoice] = (),
-    compute_share: Mapping[str, float] = MappingProxyType({}),
-) -> dict[str, Any]:
-    """The server's report with what only the demo knows, as `Report` describes it.
+def complete(server_report: Path, **found: Any) -> dict[str, Any]:
+    """The server's report with what only the demo has `found`: fields of `Report`, without those of None.
 
     Raises:
         StateError: the server has left no report, or one that lacks a field.
@@ -48,14 +40,9 @@ def complete(
         report = msgspec.json.decode(server_report.read_bytes(), type=dict[str, Any])
     except (OSError, msgspec.MsgspecError) as error:
         raise StateError(f"expected the server's report at {server_report}: {error}") from None
-    report |= {"network": network, "data": data, "broker": broker}
-    report["inference"] = msgspec.to_builtins(list(inference))
-    if choices:
-        report["choices"] = msgspec.to_builtins(list(choices))
-    if compute_share:
-        report["compute_share"] = dict(compute_share)
-    if baselines is not None:
-        report["baselines"] = msgspec.to_builtins(baselines)
+    known = {name: value for name, value in found.items() if value is not None}
+    report |= msgspec.to_builtins(known)
+    report |= {"version": __version__, "ended": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     _typed(report, server_report)
     return report
 
@@ -69,19 +56,27 @@ def read_history(path: Path) -> list[Metrics]:
     return [rounds[number] for number in sorted(rounds)]
 
 
-def write(
-    directory: Path, report: dict[str, Any], history: Sequence[Metrics], classes: ClassReport | None = None
-) -> Report:
+def write(directory: Path, report: dict[str, Any]) -> Report:
     """Writes report.json and report.html to `directory`."""
     typed = _typed(report, directory / "report.json")
     (directory / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (directory / "report.html").write_text(page(typed, history, classes))
+    (directory / "report.html").write_text(page(typed))
     return typed
 
 
-def page(report: Report, history: Sequence[Metrics], classes: ClassReport | None = None) -> str:
-    """The report as one HTML page. `classes`: the last round, class by class."""
-    plots = _plots(report, history)
+def read_report(path: Path) -> Report:
+    """A report.json. Raises StateError: it is not there, or of no run."""
+    try:
+        report = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError) as error:
+        raise StateError(f"expected a demo's report at {path}: {error}") from None
+    return _typed(report, path)
+
+
+def page(report: Report) -> str:
+    """The report as one HTML page."""
+    plots = _plots(report)
+    classes = report.classes
     if classes is not None and (confusion := confusion_plot(classes)) is not None:
         plots["confusion"] = confusion
     return render(
@@ -90,10 +85,19 @@ def page(report: Report, history: Sequence[Metrics], classes: ClassReport | None
         conclusion=conclusion(report),
         cards=list(cards(report)),
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
-        gains=_gains(report),
-        answers=list(rows(report.inference)),
-        facts=fleet_in_words(report),
+        figures=figures(report),
+        means={
+            name: average(getattr(found, name) for found in figures(report).values())
+            for name in ("exit", "trunk", "adaptive", "offload")
+        },
+        gains=_gains(adaptive_over_alone(report), report),
+        gains_exit=_gains(adaptive_over_alone_exit(report), report),
+        weakest=weakest_classes(report),
+        traffic={device.id: total(device) for device in report.devices},
+        counted=COUNTED,
+        inference=list(rows(report.inference)),
         classes=list(class_rows(classes)) if classes is not None else [],
+        confusions=list(confusions(classes)) if classes is not None else [],
     )
 
 
@@ -108,10 +112,11 @@ def table(report: Report) -> Table:
     compared = ("alone", "alone-exit", "gain") if report.baselines else ()
     for name in ("exit", "trunk", "adaptive", "offload", *compared):
         shown.add_column(name, justify="right", no_wrap=True)
-    gains = _gains(report)
+    gains, reached = _gains(adaptive_over_alone(report), report), figures(report)
     for device in report.devices:
-        found = [device.exit_accuracy, device.trunk_accuracy, device.adaptive_accuracy, device.offload_share]
-        cells = [device.id, f"{device.cut} {device.stage}", *map(_per_cent, found)]
+        found = reached[device.id]
+        shares = found.exit, found.trunk, found.adaptive, found.offload
+        cells = [device.id, f"{device.cut} {device.stage}", *map(_per_cent, shares)]
         if report.baselines:
             alone = report.baselines.alone_accuracy, report.baselines.alone_exit_accuracy
             cells += [*(_per_cent(by_device.get(device.id)) for by_device in alone), gains[device.id]]
@@ -124,9 +129,8 @@ def _per_cent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f}"
 
 
-def _gains(report: Report) -> dict[str, str]:
-    """By device, the points by which adaptive inference is more accurate than the whole network, alone."""
-    found = adaptive_over_alone(report)
+def _gains(found: Comparison | None, report: Report) -> dict[str, str]:
+    """By device, the points of a comparison."""
     points = found.points if found is not None else {}
     return {one.id: signed(points[one.id]) if one.id in points else "-" for one in report.devices}
 
@@ -151,15 +155,14 @@ def _typed(report: dict[str, Any], path: Path) -> Report:
         raise StateError(f"{path} is no report of a run: {error}") from None
 
 
-def _plots(report: Report, history: Sequence[Metrics]) -> dict[str, str]:
+def _plots(report: Report) -> dict[str, str]:
     colours = Colours([device.cut for device in report.devices])
-    references: dict[str, float] = {}
-    alone_exit: dict[str, float] = {}
+    references: dict[str, float | None] = {}
+    alone_exit: dict[str, float | None] = {}
     if report.baselines:
         references["centralized"] = report.baselines.centralized_accuracy
-        references["alone"] = mean(report.baselines.alone_accuracy.values())
-        if by_device := report.baselines.alone_exit_accuracy:
-            alone_exit["alone-exit"] = mean(by_device.values())
+        references["alone"] = average(report.baselines.alone_accuracy.values())
+        alone_exit["alone-exit"] = average(report.baselines.alone_exit_accuracy.values())
     plots = {}
     for name, compared in (
         ("exit_loss", None),
@@ -167,22 +170,29 @@ def _plots(report: Report, history: Sequence[Metrics]) -> dict[str, str]:
         ("exit_accuracy", references | alone_exit),
         ("trunk_accuracy", references),
     ):
-        lines = _lines(report, history, name)
+        lines = _lines(report, name)
         if lines:
             share = compared is not None
-            plots[name] = over_rounds(name, lines, compared or {}, colours, share=share)
-    plots["by_cut"] = bars("by_cut", _accuracy_groups(report), colours, percent, top=1.0)
-    sent = [Group("", device.cut, [Bar(device.id, device.bytes)]) for device in report.devices]
-    most = max(device.bytes for device in report.devices)
-    plots["sent"] = bars("sent", sent, colours, size, top=max(most, 1))
+            known = {of: level for of, level in (compared or {}).items() if level is not None}
+            plots[name] = over_rounds(name, lines, known, colours, share=share)
+    if groups := _accuracy_groups(report):
+        plots["by_cut"] = dots("by_cut", groups, colours, percent)
+    traffic = [
+        Group(device.id if len(sent(device)) > 1 else "", device.cut, [
+            Bar(part.purpose if len(sent(device)) > 1 else device.id, part.bytes) for part in sent(device)
+        ])
+        for device in report.devices
+    ]  # fmt: skip
+    most = max(part.bytes for device in report.devices for part in sent(device))
+    plots["sent"] = bars("sent", traffic, colours, size, top=max(most, 1))
     return plots
 
 
-def _lines(report: Report, history: Sequence[Metrics], figure: str) -> list[Line]:
+def _lines(report: Report, figure: str) -> list[Line]:
     lines = []
     for device in report.devices:
         values = {}
-        for metrics in history:
+        for metrics in report.history:
             measured: DeviceMetrics | None = metrics.devices.get(device.id)
             value = getattr(measured, figure, None)
             if value is not None:
@@ -193,26 +203,25 @@ def _lines(report: Report, history: Sequence[Metrics], figure: str) -> list[Line
 
 
 def _accuracy_groups(report: Report) -> list[Group]:
-    baselines = report.baselines
+    """By cut, means over its devices; without what is not known."""
+    baselines, reached = report.baselines, figures(report)
     alone = baselines.alone_accuracy if baselines else {}
     alone_exit = baselines.alone_exit_accuracy if baselines else {}
     groups = []
     for cut in sorted({device.cut for device in report.devices}):
         devices = [device for device in report.devices if device.cut == cut]
-        figures: tuple[tuple[str, list[float | None], float | None], ...] = (
-            ("trunk", [device.trunk_accuracy for device in devices], 1.0),
-            ("adaptive", [device.adaptive_accuracy for device in devices], 0.75),
-            ("alone", [alone.get(device.id) for device in devices], None),
-            ("exit", [device.exit_accuracy for device in devices], 0.5),
-            ("alone-exit", [alone_exit.get(device.id) for device in devices], None),
+        found = [reached[device.id] for device in devices]
+        named = (
+            ("trunk", average(one.trunk for one in found), 1.0),
+            ("adaptive", average(one.adaptive for one in found), 1.0),
+            ("exit", average(one.exit for one in found), 1.0),
+            ("alone", average(alone.get(device.id) for device in devices), 0.0),
+            ("alone-exit", average(alone_exit.get(device.id) for device in devices), 0.0),
         )
-        shown = [
-            Bar(name, mean(known), strength)
-            for name, values, strength in figures
-            if (known := [value for value in values if value is not None])
-        ]
+        shown = [Bar(name, value, strength) for name, value, strength in named if value is not None]
         who = devices[0].id if len(devices) == 1 else f"mean of {len(devices)} devices"
-        groups.append(Group(f"Cut {cut}, after {devices[0].stage}: {who}", cut, shown))
+        if shown:
+            groups.append(Group(f"Cut {cut}, after {devices[0].stage}: {who}", cut, shown))
     if baselines:
         bar = Bar("centralized", baselines.centralized_accuracy, None)
         groups.append(Group("All images in one place", 0, [bar]))

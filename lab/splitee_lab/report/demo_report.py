@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from splitee.cli.accuracy_words import accuracies_in_words, threshold_in_words, weakest_in_words
-from splitee.cli.words import images
-from splitee.protocol.accuracies import Accuracies, ClassRecall, ReleasedThreshold
-from splitee.protocol.fleet import FleetMetrics
+from splitee.protocol.accuracies import Accuracies
+from splitee.protocol.fleet import Metrics
 from splitee_lab.report.inference_table import DeviceInference
+from splitee_server.rounds.class_report import ClassReport
 
 
 class DeviceResult(Accuracies, frozen=True, kw_only=True):
-    """One device at the end of the run, and the threshold that is in force there."""
+    """One device at the end of the run, as the server has evaluated it at the run's threshold."""
 
     id: str
     cut: int
@@ -21,25 +20,6 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
     batches: int
     bytes: int
     held_out_samples: int = 0  # that the accuracies rest on
-    weakest_class: ClassRecall | None = None
-    threshold: float | None = None
-    threshold_images: int = 0
-    expected_offload: float | None = None
-    expected_accuracy: float | None = None
-
-    @property
-    def threshold_in_words(self) -> str:
-        """Empty where the report does not say."""
-        if self.threshold is None:
-            return ""
-        return threshold_in_words(
-            ReleasedThreshold(
-                threshold=self.threshold,
-                images=self.threshold_images,
-                expected_offload=self.expected_offload,
-                expected_accuracy=self.expected_accuracy,
-            )
-        )
 
 
 class BaselineResult(msgspec.Struct, frozen=True):
@@ -67,8 +47,14 @@ class DeviceChoice(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """What report.json holds: the server's report, where it ran, and what it is compared with.
 
-    `compute_share`: by device, what its training computes (multiply-accumulates) as a share of what training
-    the whole network on the same images does.
+    Attributes:
+        compute_share: by device, what its training computes (multiply-accumulates) as a share of what
+            training the whole network on the same images does.
+        peak_memory: bytes that the device's process has allocated at its peak, by device.
+        history: the evaluated rounds in order, at the run's threshold.
+        classes: the predictions of the released models in service, class by class.
+        ended: when the run ended, in ISO 8601 with the zone.
+        machine: that it ran on.
     """
 
     strategy: str
@@ -92,22 +78,10 @@ class Report(msgspec.Struct, frozen=True):
     inference: list[DeviceInference] = []
     choices: list[DeviceChoice] = []
     compute_share: dict[str, float] = {}
-    fleet: FleetMetrics = FleetMetrics()
-
-
-def fleet_in_words(report: Report) -> list[str]:
-    """Lines below the table: all held-out images, weak classes, thresholds."""
-    fleet = report.fleet
-    lines = [
-        ("fleet", accuracies_in_words(fleet, fleet.images), weakest_in_words(fleet.weakest_class)),
-        *(
-            (
-                device.id,
-                f"{images(device.held_out_samples)} held out" if device.held_out_samples else "",
-                weakest_in_words(device.weakest_class),
-                device.threshold_in_words,
-            )
-            for device in report.devices
-        ),
-    ]
-    return [f"{of}: {'; '.join(filter(None, words))}" for of, *words in lines if any(words)]
+    peak_memory: dict[str, int] = {}
+    history: list[Metrics] = []
+    classes: ClassReport | None = None
+    client_averaging: str = ""
+    ended: str = ""
+    machine: str = ""
+    version: str = ""

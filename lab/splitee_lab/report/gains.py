@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from statistics import mean
 
 from splitee.cli.words import percent
-from splitee_lab.report.demo_report import DeviceResult, Report
+from splitee_lab.report.demo_report import Report
+from splitee_lab.report.figures import Figures, figures
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class Comparison:
 
 
 def points(reached: float, baseline: float) -> float:
-    """The percentage points between two fractions, to a tenth; never -0."""
-    return round(100 * (reached - baseline), 1) + 0.0
+    """The percentage points between two fractions as they are shown, to a tenth; never -0."""
+    return round(round(100 * reached, 1) - round(100 * baseline, 1), 1) + 0.0
 
 
 def signed(found: float) -> str:
@@ -48,20 +49,22 @@ def signed(found: float) -> str:
 
 def adaptive_over_alone(report: Report) -> Comparison | None:
     """Adaptive predictions against the whole network, trained on the device's own images."""
-    alone = report.baselines.alone_accuracy if report.baselines else {}
-    return _compare(report, lambda device: device.adaptive_accuracy, alone)
+    return _compare(report, lambda found: found.adaptive, _alone(report))
 
 
 def adaptive_over_alone_exit(report: Report) -> Comparison | None:
     """Adaptive predictions against the stages up to the device's cut and their exit, trained by it alone."""
-    alone_exit = report.baselines.alone_exit_accuracy if report.baselines else {}
-    return _compare(report, lambda device: device.adaptive_accuracy, alone_exit)
+    return _compare(report, lambda found: found.adaptive, _alone_exit(report))
 
 
 def exit_over_alone_exit(report: Report) -> Comparison | None:
     """The exit against the same stages and exit, trained by the device alone: what joining gives offline."""
-    alone_exit = report.baselines.alone_exit_accuracy if report.baselines else {}
-    return _compare(report, lambda device: device.exit_accuracy, alone_exit)
+    return _compare(report, lambda found: found.exit, _alone_exit(report))
+
+
+def trunk_over_alone(report: Report) -> Comparison | None:
+    """The trunk, through each device's features, against the whole network, trained on its own images."""
+    return _compare(report, lambda found: found.trunk, _alone(report))
 
 
 def trunk_against_centralized(report: Report) -> Comparison | None:
@@ -69,16 +72,24 @@ def trunk_against_centralized(report: Report) -> Comparison | None:
     if report.baselines is None:
         return None
     centralized = dict.fromkeys((one.id for one in report.devices), report.baselines.centralized_accuracy)
-    return _compare(report, lambda device: device.trunk_accuracy, centralized)
+    return _compare(report, lambda found: found.trunk, centralized)
+
+
+def _alone(report: Report) -> Mapping[str, float]:
+    return report.baselines.alone_accuracy if report.baselines else {}
+
+
+def _alone_exit(report: Report) -> Mapping[str, float]:
+    return report.baselines.alone_exit_accuracy if report.baselines else {}
 
 
 def _compare(
-    report: Report, figure: Callable[[DeviceResult], float | None], baseline: Mapping[str, float]
+    report: Report, figure: Callable[[Figures], float | None], baseline: Mapping[str, float]
 ) -> Comparison | None:
     """Over the devices that have both; None: there is none."""
     reached = {
-        device.id: value
-        for device in report.devices
-        if device.id in baseline and (value := figure(device)) is not None
+        device: value
+        for device, found in figures(report).items()
+        if device in baseline and (value := figure(found)) is not None
     }
     return Comparison(reached, {device: baseline[device] for device in reached}) if reached else None

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from splitee import __version__
-from splitee.cli.words import images, percent, share_of, size, span
+from splitee.cli.words import images, interval, mib, percent, size, span
 
 
 def render(template: str, **values: Any) -> str:
@@ -19,5 +19,16 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(images=images, percent=percent, share_of=share_of, size=size, span=span)
+    environment.filters.update(
+        images=images, interval=interval, mib=_mib, moment=_moment, percent=percent, size=size, span=span
+    )
     return environment.get_template(template).render(version=__version__, **values)
+
+
+def _mib(count: int | None) -> str:
+    return "-" if count is None else mib(count)
+
+
+def _moment(iso: str) -> str:
+    """ "2026-11-29T13:37:00+0100" as "2026-11-29 13:37 +0100"."""
+    return f"{iso[:10]} {iso[11:16]} {iso[19:]}".rstrip()

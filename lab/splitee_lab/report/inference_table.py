@@ -1,4 +1,4 @@
-"""What the devices' released models answered, each in three ways: the figures, and their table."""
+"""What the devices' released models predict, each in three ways: the figures, and their table."""
 
 from __future__ import annotations
 
@@ -11,40 +11,57 @@ from rich.text import Text
 from splitee.cli.words import percent
 
 
-class Answers(msgspec.Struct, frozen=True):
-    """What one way of answering came to. Shares are fractions, times milliseconds a picture."""
+class Predictions(msgspec.Struct, frozen=True):
+    """What one way of predicting came to. Shares are fractions, times milliseconds an image."""
 
     accuracy: float
-    offload_share: float  # answered by the trunk
+    offload_share: float  # predicted with the trunk
     median_ms: float
     p95_ms: float
-    bytes: float  # sent, a picture
+    bytes: float  # sent, an image
 
 
 class DeviceInference(msgspec.Struct, frozen=True):
-    """One device's released model on its held-out pictures."""
+    """One device's released model, in service on its held-out images: those of the evaluation.
+
+    Attributes:
+        round: that was released.
+        threshold: uncertainty up to which the exit predicts; the model's own.
+        threshold_images: held-out images that it was chosen on; 0: it is the run's.
+        trunk_accuracy: of the trunk alone, in the evaluation of that round; None: not known.
+        local, adaptive, offload: by the exit alone; up to the threshold; always with the trunk.
+    """
 
     id: str
     cut: int
+    round: int
     threshold: float
-    pictures: int
-    local: Answers
-    adaptive: Answers
-    offload: Answers
+    threshold_images: int
+    images: int
+    trunk_accuracy: float | None
+    local: Predictions
+    adaptive: Predictions
+    offload: Predictions
+
+
+COLUMNS = ("device", "predicts", "accuracy", "offload", "median ms", "p95 ms", "KB/image")
 
 
 def inference_table(results: list[DeviceInference]) -> Table:
-    """Each device's three ways of answering, for a terminal."""
+    """Each device's three ways of predicting, for a terminal."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("device", "answers", "accuracy", "offload", "median ms", "p95 ms", "KB/image"):
-        shown.add_column(name, justify="left" if name in ("device", "answers") else "right", no_wrap=True)
+    for name in COLUMNS:
+        is_text = name in ("device", "predicts")
+        shown.add_column(
+            name, justify="left" if is_text else "right", no_wrap=name != "device", overflow="fold"
+        )
     for cells in rows(results):
         shown.add_row(*map(Text, cells))
     return shown
 
 
 def rows(results: list[DeviceInference]) -> Iterator[tuple[str, ...]]:
-    """The table's cells: a row for each device and way of answering."""
+    """The table's cells: a row for each device and way of predicting."""
     for result in results:
         ways = {
             "exit alone": result.local,

@@ -6,10 +6,13 @@ import io
 import itertools
 import json
 import re
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import made_up_reports
+import msgspec
 import numpy as np
 import pytest
 from demo_reports import server_report
@@ -17,12 +20,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from splitee import __version__
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
 from splitee_lab.report.conclusion import conclusion
-from splitee_lab.report.demo_page import complete, page, read_history, table, write
+from splitee_lab.report.demo_page import (
+    choices_table,
+    complete,
+    page,
+    read_history,
+    read_report,
+    table,
+    write,
+)
 from splitee_lab.report.demo_report import BaselineResult, Report
-from splitee_lab.report.plots import spread
+from splitee_lab.report.inference_table import inference_table
+from splitee_lab.report.notes import notes
+from splitee_lab.report.plots import Colours, Line, over_rounds, spread
 from splitee_server.rounds.class_report import ClassReport, class_report
 from splitee_server.rounds.evaluation import Score
 
@@ -56,19 +70,13 @@ def history(*ids: str, rounds: int = 3) -> list[Metrics]:
 
 
 def completed(
-    folder: Path, report: dict[str, Any], baselines: BaselineResult | None, **compute_share: float
+    folder: Path, report: dict[str, Any], baselines: BaselineResult | None, **found: Any
 ) -> dict[str, Any]:
-    """`compute_share`: by device, with _ for -."""
+    """`found`: fields of the report."""
     path = folder / "server.json"
     path.write_text(json.dumps(report))
-    return complete(
-        path,
-        network="resnet18",
-        data="builtin:x",
-        broker="mosquitto",
-        baselines=baselines,
-        compute_share={device.replace("_", "-"): share for device, share in compute_share.items()},
-    )
+    facts = {"network": "resnet18", "data": "builtin:x", "broker": "mosquitto"}
+    return complete(path, baselines=baselines, **facts, **found)
 
 
 class Page(HTMLParser):
@@ -107,14 +115,15 @@ class Page(HTMLParser):
 
 def test_report_has_the_servers_fields_the_broker_and_the_baselines(tmp_path: Path) -> None:
     given_report = server_report("pi-1", "pi-2") | {"a_later_field": 1}
-    report = completed(tmp_path, given_report, BASELINES, pi_1=0.33)
-    written = write(tmp_path, report, history("pi-1", "pi-2"))
-    assert isinstance(written, Report)
-    assert json.loads((tmp_path / "report.json").read_text()) == given_report | {
+    report = completed(tmp_path, given_report, BASELINES, compute_share={"pi-1": 0.33})
+    assert isinstance(write(tmp_path, report), Report)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4}", written.pop("ended"))
+    assert written == given_report | {
         "network": "resnet18",
         "data": "builtin:x",
         "broker": "mosquitto",
-        "inference": [],
+        "version": __version__,
         "compute_share": {"pi-1": 0.33},
         "baselines": {
             "centralized_accuracy": 0.9,
@@ -122,30 +131,45 @@ def test_report_has_the_servers_fields_the_broker_and_the_baselines(tmp_path: Pa
             "alone_exit_accuracy": {"pi-1": 0.55, "pi-2": 0.64},
         },
     }
+    assert msgspec.convert(written, Report) == msgspec.structs.replace(
+        read_report(tmp_path / "report.json"), ended=""
+    )
 
 
-def test_the_page_shows_every_figure(tmp_path: Path) -> None:
-    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES, pi_1=0.33, pi_2=0.5712)
-    typed = write(tmp_path, report, history("pi-1", "pi-2"))
+def test_the_page_says_what_ran_where_and_when_and_the_conclusion_first(tmp_path: Path) -> None:
+    raw = server_report("pi-1", "pi-2")
+    typed = write(
+        tmp_path,
+        completed(
+            tmp_path,
+            raw,
+            BASELINES,
+            client_averaging="layerwise",
+            machine="Raspberry Pi 5, 4 cores",
+            history=history("pi-1", "pi-2"),
+        ),
+    )
     shown = Page((tmp_path / "report.html").read_text())
-    figures = "81.0 %", "61.0 %", "79.0 %", "25.0 %", "90.0 %", "71.5 %", "2.5 MB", "1 min 15 s"
-    for figure in (*figures, "55.0 %", "64.0 %", "33 to 57 %", "57.1 %"):
-        assert figure in shown.text
-    assert shown.text.index(conclusion(typed)) < shown.text.index("Adaptive over alone"), "it comes first"
-    for word in ("resnet18", "sequential, by step", "builtin:x", "fp16", "mosquitto", "seed 1", "ab" * 32):
-        assert word in shown.text
-    assert shown.text.count("+8.0") == 2, "adaptive 79.0 %, alone 71.0 %: in the table and a card"
-    assert "1,234 of 1,234 batches" in shown.text
-    assert "7 duplicate batches dropped, 4 messages rejected" in shown.text
+    order = [conclusion(typed), "How to read this", "Adaptive over alone+7.5 points", "Devices"]
+    assert [shown.text.index(words) for words in order] == sorted(map(shown.text.index, order))
+    header = shown.text[: shown.text.index(order[0])]
+    for words in (
+        *("resnet18", "sequential, by step", "client averaging layerwise", "builtin:x", "codec fp16"),
+        *("broker mosquitto", "seed 1", "Raspberry Pi 5, 4 cores", f"Hetero-SplitEE {__version__}"),
+        *("3 rounds in 1 min 15 s", f"{typed.ended[:10]} {typed.ended[11:16]}"),
+    ):
+        assert words in header
+    assert "1,234 of 1,234 batches trained, 7 duplicate batches dropped, 4 messages rejected" in shown.text
     assert shown.tags.count("svg") == 6
 
 
 def test_the_cards_show_gains_and_losses_with_their_levels(tmp_path: Path) -> None:
-    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES, pi_1=0.33, pi_2=0.57)
-    write(tmp_path, report, [])
+    write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES))
     shown = Page((tmp_path / "report.html").read_text()).text
     for figure, levels in (
         ("Adaptive over alone+7.5 points", "+7.0 to +8.0 by device; 79.0 against 71.5 %"),
+        ("Adaptive over alone-exit+19.5 points", "+15.0 to +24.0 by device; 79.0 against 59.5 %"),
+        ("Trunk over alone+9.5 points", "+9.0 to +10.0 by device; 81.0 against 71.5 %"),
         ("Exit over alone-exit+1.5 points", "-3.0 to +6.0 by device; 61.0 against 59.5 %"),
         ("Trunk against centralized-9.0 points", "-9.0 by device; 81.0 against 90.0 %"),
     ):
@@ -161,12 +185,13 @@ def test_where_nothing_is_compared_the_cards_show_levels(
     raw = completed(tmp_path, server_report("pi-1", "pi-2"), baselines)
     if baselines is not None:
         del raw["baselines"]["alone_exit_accuracy"]
-    write(tmp_path, raw, [])
+    write(tmp_path, raw)
     shown = Page((tmp_path / "report.html").read_text()).text
-    assert "Exit accuracy61.0 %" in shown
-    assert ("Trunk accuracy81.0 %" in shown) == ("Adaptive accuracy79.0 %" in shown) == (baselines is None)
+    for level in ("Exit accuracy61.0 %", "Trunk accuracy81.0 %", "Adaptive accuracy79.0 %"):
+        assert (level in shown) == (baselines is None)
     assert ("Adaptive over alone+7.5 points" in shown) == (baselines is not None)
-    assert "Compute" not in shown
+    assert "Exit over alone-exit" not in shown
+    assert "Compute" not in shown and "MiB" not in shown, "what is not known is left out"
 
 
 def evaluation(classes: int = 3, images: int = 60, name: str = "class") -> ClassReport:
@@ -178,21 +203,13 @@ def evaluation(classes: int = 3, images: int = 60, name: str = "class") -> Class
 
 
 def test_the_page_shows_each_class_with_its_images_and_what_it_is_taken_for(tmp_path: Path) -> None:
-    raw = server_report("pi-1") | {
-        "fleet": {
-            "images": 60,
-            "adaptive_accuracy": 0.5,
-            "weakest_class": {"name": "class 1", "images": 20, "recall": 0.45},
-        }
-    }
-    raw["devices"][0] |= {"held_out_samples": 60, "threshold": 0.4, "threshold_images": 400}
-    write(tmp_path, completed(tmp_path, raw, None), history("pi-1"), evaluation())
+    raw = completed(tmp_path, server_report("pi-1"), None, history=history("pi-1"), classes=evaluation())
+    write(tmp_path, raw)
     html = (tmp_path / "report.html").read_text()
     shown = Page(html)
     assert shown.tags.count("svg") == 7
-    assert "weakest class class 1 45.0 % (25.8 to 65.8, 20 images)" in shown.text
-    assert "threshold 0.400, chosen on 400 images" in shown.text
-    assert "50.0 % (37.7 to 62.3, 60 images)" in shown.text  # of the fleet
+    assert "class 045.0 % of 20 images" in shown.text  # the device's weakest
+    assert "class 0 for class 1: 11 of 20 (55.0 %)" in shown.text
     (confusion,) = re.findall(r'<svg [^>]*aria-label="confusion".*?</svg>', html, re.DOTALL)
     found = Page(confusion).text.split("\n")
     assert [line.strip() for line in found].count("class 0") == 2  # a row and a column
@@ -201,12 +218,8 @@ def test_the_page_shows_each_class_with_its_images_and_what_it_is_taken_for(tmp_
 
 @pytest.mark.parametrize(("classes", "drawn"), [(2, 2), (30, 20), (300, 0)])
 def test_of_many_classes_the_most_confused_are_drawn(classes: int, drawn: int, tmp_path: Path) -> None:
-    write(
-        tmp_path,
-        completed(tmp_path, server_report("pi-1"), None),
-        [],
-        evaluation(classes, 10 * classes, "<b>"),
-    )
+    made = evaluation(classes, 10 * classes, "<b>")
+    write(tmp_path, completed(tmp_path, server_report("pi-1"), None, classes=made))
     html = (tmp_path / "report.html").read_text()
     assert (html.count('aria-label="confusion"'), "b" in Page(html).tags) == (int(drawn > 0), True)
     shown = Page(html).text
@@ -215,8 +228,8 @@ def test_of_many_classes_the_most_confused_are_drawn(classes: int, drawn: int, t
 
 
 def test_the_page_needs_nothing_else_and_its_ids_are_unique(tmp_path: Path) -> None:
-    report = completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES)
-    write(tmp_path, report, history("pi-1", "pi-2"))
+    ran = history("pi-1", "pi-2")
+    write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES, history=ran))
     shown = Page((tmp_path / "report.html").read_text())
     assert not {"script", "link", "img", "iframe"} & set(shown.tags)
     assert len(shown.ids) == len(set(shown.ids)) > 0
@@ -229,15 +242,15 @@ def test_names_cannot_inject(tmp_path: Path) -> None:
     raw = server_report(evil, "pi-2")
     raw["devices"][0]["stage"] = "<b>stage</b>"
     alone = {evil: 0.7, "pi-2": 0.7}
-    report = completed(tmp_path, raw, BaselineResult(0.9, alone, alone)) | {"compute_share": {evil: 0.3}}
     rounds = [
         Metrics(**{name: getattr(metrics, name) for name in metrics.__struct_fields__} | {"run": "<i>"})
-        for metrics in history(evil, "pi-2")
+        for metrics in history("pi-2")
     ]
-    write(tmp_path, report, rounds)
+    found: dict[str, Any] = {"compute_share": {evil: 0.3}, "peak_memory": {evil: 1}, "history": rounds}
+    write(tmp_path, completed(tmp_path, raw, BaselineResult(0.9, alone, alone), **found))
     shown = Page((tmp_path / "report.html").read_text())
     assert not {"script", "i"} & set(shown.tags)
-    assert shown.tags.count("b") == 6  # the headline figures
+    assert shown.tags.count("b") == 8  # the headline figures
     assert evil in shown.text
     assert "<b>stage</b>" in shown.text
 
@@ -248,7 +261,8 @@ def test_any_number_of_devices_and_rounds_without_baselines(
     tmp_path: Path, devices: int, rounds: int
 ) -> None:
     ids = [f"pi-{number}" for number in range(devices)]
-    write(tmp_path, completed(tmp_path, server_report(*ids), None), history(*ids, rounds=rounds))
+    ran = history(*ids, rounds=rounds)
+    write(tmp_path, completed(tmp_path, server_report(*ids), None, history=ran))
     shown = Page((tmp_path / "report.html").read_text())
     assert "Centralized" not in shown.text
     assert shown.tags.count("svg") == (6 if rounds else 2)
@@ -258,20 +272,19 @@ def test_a_device_that_was_never_evaluated_is_shown_without_figures(tmp_path: Pa
     raw = server_report("pi-1", "pi-2")
     for name in ("exit_accuracy", "trunk_accuracy", "adaptive_accuracy", "offload_share"):
         raw["devices"][1][name] = None
-    report = completed(tmp_path, raw, BASELINES)
-    typed = write(tmp_path, report, history("pi-1"))
-    assert "pi-2" in Page(page(typed, [])).text
+    typed = write(tmp_path, completed(tmp_path, raw, BASELINES, history=history("pi-1")))
+    assert "pi-2" in Page(page(typed)).text
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
-    typed = write(tmp_path, completed(tmp_path, server_report("pi-1"), None), history("pi-1"))
-    assert page(typed, history("pi-1")) == page(typed, history("pi-1"))
+    typed = write(tmp_path, completed(tmp_path, server_report("pi-1"), None, history=history("pi-1")))
+    assert page(typed) == page(typed)
 
 
 def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
     report = completed(tmp_path, server_report("[red]pi[/red]"), None)
     output = io.StringIO()
-    Console(width=120, file=output).print(table(write(tmp_path, report, [])))
+    Console(width=120, file=output).print(table(write(tmp_path, report)))
     shown = output.getvalue()
     assert "[red]pi[/red]" in shown
     assert "81.0" in shown
@@ -280,7 +293,7 @@ def test_the_terminals_table_takes_names_as_they_are(tmp_path: Path) -> None:
 
 def test_the_terminals_table_fits_80_columns(tmp_path: Path) -> None:
     output = io.StringIO()
-    report = write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES), [])
+    report = write(tmp_path, completed(tmp_path, server_report("pi-1", "pi-2"), BASELINES))
     Console(width=80, file=output).print(table(report))
     header, first, _, note = output.getvalue().splitlines()  # no cell is folded, and none cut short
     assert header.split()[-3:] == ["alone", "alone-exit", "gain"]
@@ -293,8 +306,9 @@ def test_a_missing_or_broken_report_is_named(tmp_path: Path, content: str | None
     path = tmp_path / "server.json"
     if content is not None:
         path.write_text(content)
-    with pytest.raises(StateError, match=re.escape(str(path))):
-        complete(path, network="n", data="d", broker="b", baselines=None)
+    for read in (partial(complete, network="n", data="d", broker="b"), read_report):
+        with pytest.raises(StateError, match=re.escape(str(path))):
+            read(path)
 
 
 def test_the_last_line_of_a_round_counts(tmp_path: Path) -> None:
@@ -310,6 +324,28 @@ def test_the_last_line_of_a_round_counts(tmp_path: Path) -> None:
         read_history(path)
 
 
+def drawn(lines: list[Line], references: dict[str, float] | None = None) -> str:
+    colours = Colours([line.cut for line in lines])
+    return Page(over_rounds("plot", lines, references or {}, colours, share=True)).text
+
+
+def test_lines_that_coincide_are_drawn_as_one_and_named() -> None:
+    learnt = {1: 0.7, 2: 0.8, 3: 0.85}
+    one, other = Line("pi-1", 3, learnt), Line("pi-2", 5, learnt)
+    third = Line("pi-3", 7, {number: value + 0.03 for number, value in learnt.items()})
+    assert "all 2 devices" in drawn([one, other]) and "pi-2" not in drawn([one, other])
+    assert "pi-1 and pi-2" in drawn([one, other, third]) and "pi-3, cut 7" in drawn([one, other, third])
+    assert "pi-1, cut 3" in drawn([one, third]) and "all" not in drawn([one, third])
+
+
+@pytest.mark.parametrize(("first", "is_outside"), [(0.1, True), (0.7, False), (0.79, False)])
+def test_an_untrained_first_round_does_not_stretch_the_axis(first: float, is_outside: bool) -> None:
+    shown = drawn([Line("pi-1", 3, {1: first, 2: 0.8, 3: 0.85, 4: 0.86})], {"alone": 0.75})
+    assert ("round 1: 10 %" in shown) == is_outside
+    ticks = re.findall(r"^\s*([0-9.]+) %$", shown, re.MULTILINE)
+    assert ticks and min(map(float, ticks)) > 60, "the axis begins where the lines are"
+
+
 @given(st.lists(st.floats(0, 1), max_size=10).map(sorted))
 def test_labels_never_touch(wanted: list[float]) -> None:
     gap = 0.07
@@ -319,3 +355,30 @@ def test_labels_never_touch(wanted: list[float]) -> None:
     assert all(position <= 1 for position in placed)
     if all(upper - lower >= gap for lower, upper in itertools.pairwise(wanted)):
         assert placed == wanted
+
+
+@pytest.mark.parametrize("case", ["sequential", "profile", "twelve-devices", "long-names"])
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_table_is_cut_off_on_a_terminal(case: str, width: int) -> None:
+    report = made_up_reports.reports()[case]
+    output = io.StringIO()
+    console = Console(width=width, file=output)
+    for one in (table(report), inference_table(report.inference), choices_table(report.choices)):
+        console.print(one)
+    lines = output.getvalue().splitlines()
+    assert "…" not in output.getvalue()
+    assert max(map(len, lines)) <= width
+    text = "".join(output.getvalue().split())
+    assert all(text.count(device.id) >= 2 for device in report.devices) or case == "long-names"
+
+
+def test_the_terminal_says_each_devices_threshold_and_weakest_class() -> None:
+    report = made_up_reports.report(devices=2)
+    said = notes(report)
+    assert len(said) == 2
+    assert re.fullmatch(
+        r"pi-2: threshold 0\.450, chosen on 1,000 images; weakest class \S+ \d\d\.\d % \(.* 100 images\)",
+        said[1],
+    )
+    (old,) = notes(msgspec.structs.replace(made_up_reports.report(devices=1), inference=[], classes=None))
+    assert old == "pi-1: threshold 0.400, the run's"

@@ -1,0 +1,156 @@
+"""Pictures of a demo's page in a real browser: at 1,300 and 400 pixels, light and dark.
+
+    python scripts/screenshots.py OUT [NAME=REPORT.json ...]
+
+OUT gets NAME-WIDTH-THEME.png of each report: of runs, or, where none is named, of those that are made up for
+every case. A line is printed for each element that is cut off or does not fit; the exit code is 1 where there
+is one. It takes Chromium on PATH (apt install chromium).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import made_up_reports
+
+from splitee_lab.report.demo_page import page, read_report
+
+WIDTHS = (1300, 400)  # pixels
+THEMES = {"dark": 0, "light": 1}  # as Blink counts them
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+MARK = "measured"
+MOST = 10  # faults of a page that are printed; what fixes the first often fixes others
+LIMIT = 120  # seconds for a browser
+
+# A page in frames, for a browser's window is no narrower than 500 pixels. It says which elements are wider
+# inside than outside, lie outside the page, or hide a part of their text, and how high each page is.
+FRAMES = """<!doctype html><meta name="color-scheme" content="light dark">
+<style>body { margin: 0 } iframe { border: 0; display: block; height: 20px }</style>
+%s
+<pre id="%s"></pre>
+<script>
+function faults(view) {
+  const found = [], page = view.document.documentElement, width = page.clientWidth;
+  for (const one of view.document.querySelectorAll("body *")) {
+    if (!one.getClientRects().length || one.tagName == "STYLE") continue;
+    const box = one.getBoundingClientRect(), style = view.getComputedStyle(one);
+    const isDrawing = one instanceof view.SVGElement;
+    const inner = !isDrawing && style.display != "inline" && one.scrollWidth > one.clientWidth + 1;
+    const hides = inner && style.overflowX != "visible";
+    const leaves = (box.right > width + 1 || box.left < -1) && !(isDrawing && one.tagName != "text");
+    if (inner || hides || leaves) {
+      const what = leaves ? "leaves the page" : hides ? "is cut off" : "overflows";
+      found.push(one.tagName + " " + what + ": " + one.textContent.trim().slice(0, 60));
+    }
+    if (isDrawing && one.tagName == "text") {
+      const frame = one.closest("figure").getBoundingClientRect();
+      if (box.right > frame.right + 1 || box.left < frame.left - 1 || box.bottom > frame.bottom + 1)
+        found.push("text leaves its drawing: " + one.textContent.trim());
+    }
+  }
+  return found;
+}
+onload = () => {
+  const all = {};
+  for (const frame of document.querySelectorAll("iframe")) {
+    const view = frame.contentWindow;
+    frame.style.height = view.document.documentElement.scrollHeight + "px";
+    all[frame.title] = {height: view.document.documentElement.scrollHeight, faults: faults(view)};
+  }
+  document.getElementById("%s").textContent = JSON.stringify(all);
+  document.getElementById("%s").hidden = true;
+};
+</script>
+"""
+
+
+class Browser:
+    """Chromium without a window, with a profile of its own that goes with it."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program = program
+        self._folder = folder
+        self._pages = 0
+
+    def measure(self, pages: Mapping[str, str]) -> dict[str, tuple[int, list[str]]]:
+        """By name and width, "NAME-WIDTH": the height of the page in pixels, and what does not fit."""
+        wanted = {f"{name}-{width}": (content, width) for name, content in pages.items() for width in WIDTHS}
+        shown = self._run(_frames(wanted), "--dump-dom").decode()
+        found = re.search(rf'<pre id="{MARK}"[^>]*>(.*?)</pre>', shown, re.DOTALL)
+        if found is None or not found[1]:
+            raise SystemExit("the browser has measured nothing")
+        measured = json.loads(html.unescape(found[1]))
+        return {name: (one["height"], one["faults"]) for name, one in measured.items()}
+
+    def picture(self, content: str, width: int, height: int, theme: str, path: Path) -> None:
+        """Of a whole page."""
+        self._run(
+            _frames({path.stem: (content, width)}),
+            f"--screenshot={path}",
+            f"--window-size={width},{height}",
+            f"--blink-settings=preferredColorScheme={THEMES[theme]}",
+            "--hide-scrollbars",
+        )
+
+    def _run(self, content: str, *flags: str) -> bytes:
+        self._pages += 1
+        file = self._folder / f"{self._pages}.html"
+        file.write_text(content)
+        common = ("--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000")
+        profile = f"--user-data-dir={self._folder / f'profile-{self._pages}'}"
+        done = subprocess.run(
+            [self._program, *common, profile, *flags, file.as_uri()],
+            capture_output=True,
+            timeout=LIMIT,
+            check=True,
+        )
+        return done.stdout
+
+
+def _frames(pages: Mapping[str, tuple[str, int]]) -> str:
+    """`pages`: content and width by title."""
+    frames = [
+        f'<iframe title="{html.escape(title)}" style="width: {width}px" srcdoc="{html.escape(content)}">'
+        "</iframe>"
+        for title, (content, width) in pages.items()
+    ]
+    return FRAMES % ("\n".join(frames), MARK, MARK, MARK)
+
+
+def browser() -> str | None:
+    """The program, if there is one."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def main(arguments: Sequence[str]) -> int:
+    program = browser()
+    if not arguments or program is None:
+        print(__doc__ if program else "no Chromium on PATH: apt install chromium", file=sys.stderr)
+        return 2
+    out, named = Path(arguments[0]), [one.partition("=") for one in arguments[1:]]
+    reports = {name: read_report(Path(path)) for name, _, path in named} or made_up_reports.reports()
+    pages = {name: page(report) for name, report in reports.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="screenshots-") as folder:
+        opened = Browser(program, Path(folder))
+        measured = opened.measure(pages)
+        for name, content in pages.items():
+            for width in WIDTHS:
+                for theme in THEMES:
+                    path = out / f"{name}-{width}-{theme}.png"
+                    opened.picture(content, width, measured[f"{name}-{width}"][0], theme, path.resolve())
+    faults = [f"{name}: {fault}" for name, (_, found) in measured.items() for fault in found[:MOST]]
+    print("\n".join(faults) or f"all fits; {len(pages) * len(WIDTHS) * len(THEMES)} pictures in {out}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

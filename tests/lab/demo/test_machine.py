@@ -1,0 +1,32 @@
+"""The memory that a process takes at its peak, seen from outside."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from splitee_lab.demo.machine import PeakMemory, machine
+
+SCRIPT = "held = bytearray(b'x' * (200 << 20)); print(flush=True); input()"
+
+
+def test_the_peak_of_another_process_is_kept_when_that_has_ended() -> None:
+    peaks = PeakMemory()
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdout.readline()
+        peaks.watch("pi-1", process.pid)
+        peaks.look()
+        process.stdin.close()
+        process.wait()
+        peaks.look()
+    peaks.look()
+    assert 200 << 20 < peaks.found["pi-1"] < 500 << 20
+
+
+def test_the_machine_is_named_with_its_cores() -> None:
+    what, _, cores = machine().rpartition(", ")
+    assert what
+    assert cores.split()[1] in ("core", "cores") and float(cores.split()[0]) > 0
