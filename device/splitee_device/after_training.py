@@ -60,6 +60,7 @@ def serve(
         write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())
     keep_region(models.path, settings.serving.region)
     connection = Link(link.address, f"splitee-{link.fleet}-{session.device}-service", tls=link.tls)
+    connection.meter = session.meter
     service = InferenceService(
         connection,
         link,
