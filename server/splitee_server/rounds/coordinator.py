@@ -135,8 +135,8 @@ class Coordinator:
         self._write_report()
         if self._spec.release:
             yield from self._hand_over()
-            self._write_report()  # models have travelled
         self._open("finished")
+        self._write_report()  # once more, as models have travelled
         log.info(
             "run %s finished: %d rounds, weights %s",
             self._spec.run,
