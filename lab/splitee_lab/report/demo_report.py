@@ -8,11 +8,15 @@ from splitee.cli.accuracy_words import accuracies_in_words, threshold_in_words, 
 from splitee.cli.words import images
 from splitee.protocol.accuracies import Accuracies, ClassRecall, ReleasedThreshold
 from splitee.protocol.fleet import FleetMetrics
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.report.inference_table import DeviceInference
 
 
 class DeviceResult(Accuracies, frozen=True, kw_only=True):
-    """One device at the end of the run, and the threshold that is in force there."""
+    """One device at the end of the run, and the threshold that is in force there.
+
+    `bytes`: of payloads that it has sent; `traffic`: what it has sent and was sent, by purpose.
+    """
 
     id: str
     cut: int
@@ -20,6 +24,7 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
     train_samples: int
     batches: int
     bytes: int
+    traffic: Traffic = Traffic()
     held_out_samples: int = 0  # that the accuracies rest on
     weakest_class: ClassRecall | None = None
     threshold: float | None = None
@@ -40,6 +45,12 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
                 expected_accuracy=self.expected_accuracy,
             )
         )
+
+
+class FleetTraffic(Traffic, frozen=True, kw_only=True):
+    """Of all devices. `to_all`: what the server has sent for all of them to read, each message once."""
+
+    to_all: ByPurpose = ByPurpose()
 
 
 class BaselineResult(msgspec.Struct, frozen=True):
@@ -68,7 +79,8 @@ class Report(msgspec.Struct, frozen=True):
     """What report.json holds: the server's report, where it ran, and what it is compared with.
 
     `compute_share`: by device, what its training computes (multiply-accumulates) as a share of what training
-    the whole network on the same images does.
+    the whole network on the same images does. `bytes_published`: of payloads that the devices have sent;
+    `traffic`: what they have sent and were sent, by purpose.
     """
 
     strategy: str
@@ -93,6 +105,7 @@ class Report(msgspec.Struct, frozen=True):
     choices: list[DeviceChoice] = []
     compute_share: dict[str, float] = {}
     fleet: FleetMetrics = FleetMetrics()
+    traffic: FleetTraffic = FleetTraffic()
 
 
 def fleet_in_words(report: Report) -> list[str]:
