@@ -90,6 +90,7 @@ def serve(
     connection.open(link.connect_timeout)
     try:
         service.run(pictures or _Nothing(), is_over)
+        session.presence.publish_status()  # its model has come since the last one
     finally:
         service.close()
         connection.close()
