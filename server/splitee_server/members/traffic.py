@@ -26,7 +26,8 @@ class FleetTraffic:
     """A `Meter` for the server's link: the messages of each device's topics, and those to all devices.
 
     A message counts whenever the link moves it: what is sent again, of a round too that was begun anew,
-    counts again. What a killed process had counted since the last `stored` is lost.
+    counts again. What a killed process had counted since the last `stored`, in a round that had not been
+    evaluated, is lost.
 
     Attributes:
         phase: that is under way; it tells batches of training from those of evaluation.

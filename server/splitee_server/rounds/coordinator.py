@@ -242,7 +242,6 @@ class Coordinator:
         if len(phase.done) == len(participants):
             self._deadline.note(phase)
         self._commits.commit(phase)
-        self._save_traffic()
 
     def _train_on(self, device: str, step: int, batch: CutBatch) -> None:
         phase, started = self._phase, self._clock()
