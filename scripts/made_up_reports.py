@@ -12,6 +12,7 @@ import numpy as np
 
 from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.fleet import DeviceMetrics, Metrics
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.report.demo_report import BaselineResult, DeviceChoice, DeviceResult, Report
 from splitee_lab.report.inference_table import DeviceInference, Predictions
 from splitee_server.rounds.class_report import ClassReport, class_report
@@ -68,6 +69,7 @@ def report(
             train_samples=2000,
             batches=last[device].batches,
             bytes=last[device].bytes,
+            traffic=_traffic(last[device].bytes),
             held_out_samples=images,
             **_accuracies(last[device]),
         )
@@ -218,6 +220,18 @@ def _choices(cuts: Mapping[str, int]) -> list[DeviceChoice]:
         )
         for device, cut in cuts.items()
     ]
+
+
+def _traffic(sent: int) -> Traffic:
+    """A device's, which has sent so many bytes."""
+    up = ByPurpose(
+        training=sent * 6 // 10,
+        evaluation=sent // 10,
+        statistics=sent // 20,
+        client_networks=sent // 5,
+        protocol=sent // 50,
+    )
+    return Traffic(up=up, down=ByPurpose(client_networks=sent // 5, protocol=sent // 40))
 
 
 def as_json(made_up: Report) -> bytes:

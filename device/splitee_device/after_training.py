@@ -60,6 +60,7 @@ def serve(
         write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())
     keep_region(models.path, settings.serving.region)
     connection = Link(link.address, f"splitee-{link.fleet}-{session.device}-service", tls=link.tls)
+    connection.meter = session.meter
     service = InferenceService(
         connection,
         link,
@@ -89,6 +90,7 @@ def serve(
     connection.open(link.connect_timeout)
     try:
         service.run(pictures or _Nothing(), is_over)
+        session.presence.publish_status()  # its model has come since the last one
     finally:
         service.close()
         connection.close()

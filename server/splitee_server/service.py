@@ -34,6 +34,7 @@ from splitee_server.members.admission import Admission, Admitted, ClassNamesChan
 from splitee_server.members.audience import Audience
 from splitee_server.members.members import Members
 from splitee_server.members.quarantine import Quarantine
+from splitee_server.members.traffic import FleetTraffic
 from splitee_server.monitoring.observer import Observer
 from splitee_server.offload.predictions import Predictions
 from splitee_server.offload.trunks import CommittedTrunks
@@ -100,11 +101,11 @@ class Service:
         self._observers = tuple(observers)
         self._limits = limits or SenderLimits(topics)
         self._clock = clock
-        self._received = 0  # bytes
         self._cleared: Counter[str] = Counter()  # topics on which something was retained that must not be
         self._readmit = policy.readmit
         self._best = BestRound(checkpoints, policy.stop_after)
         self._deadline = Deadline(policy, clock)
+        self._traffic = port.meter = FleetTraffic(topics, spec.run, checkpoints.traffic())
         self._members = members = Members(spec.class_names, checkpoints.dismissed())
         self._admission = Admission(
             spec,
@@ -156,6 +157,7 @@ class Service:
             self._release,
             self._best,
             self._deadline,
+            self._traffic,
             attempt=self._attempt,
             rejected=self._rejected,
             guard=self._guard(routes.FEATURES),
@@ -286,7 +288,6 @@ class Service:
             if not event.payload and event.topic in self._cleared:
                 self._cleared -= Counter([event.topic])  # the word of this server's own clearing
                 return
-            self._received += len(event.payload)
             for observer in self._observers:
                 if event.topic in observer.filters:
                     observer.on_message(event.payload)
@@ -360,13 +361,14 @@ class Service:
     def _progress(self) -> Progress:
         run, statuses = self._coordinator.progress(), self._admission.last_status
         devices = (standing.device for standing in run.devices)
+        moved = self._traffic.moved()
         return Progress(
             fleet=self._topics.fleet,
             run=run,
             statuses={device: statuses[device] for device in devices if device in statuses},
             rejected=dict(self.gate.rejected),
             quarantined=self._members.quarantined(),
-            received=self._received,
-            sent=self._port.bytes_published,
+            received=moved.up.payload,
+            sent=moved.down.payload,
             connected=self._port.connected,
         )

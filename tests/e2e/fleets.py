@@ -161,24 +161,33 @@ def await_message(link: Link, topic: str, wanted: Callable[[bytes], bool] = lamb
             return event.payload
 
 
-def in_one_process(
+def in_one_process(strategy: Any, order: Any, rounds: int, **settings: Any) -> str:
+    """weights_sha256 of the same run without a broker; for `settings` see `simulation_of`."""
+    simulation = simulation_of(strategy, order, rounds, **settings)
+    for _ in simulation.rounds():
+        pass
+    return simulation.digest()
+
+
+def simulation_of(
     strategy: Any,
     order: Any,
     rounds: int,
     *,
+    run: str = "simulated",
     averaging: Any = "none",
     cuts: Mapping[str, int] = CUTS,
     moves: Mapping[str, int] | None = None,
     weights: str | None = None,
     **settings: Any,
-) -> str:
-    """weights_sha256 of the same run without a broker. `moves`: to other cuts, at the first commit.
+) -> Simulation:
+    """The same run without a broker. `moves`: to other cuts, at the first commit.
 
     `weights`: what the run begins from, as `--weights` says it.
     """
     spec = RunSpec(
         protocol=1,
-        run="simulated",
+        run=run,
         network="tiny_networks:tiny",
         num_classes=10,
         rounds=rounds,
@@ -195,7 +204,11 @@ def in_one_process(
         name: SimulatedDevice(
             cut,
             open_data(
-                "builtin:fashion-mnist", input_shape=(3, 32, 32), shard=Shard(index, 3), seed=1, limit=192
+                "builtin:fashion-mnist",
+                input_shape=(3, 32, 32),
+                shard=Shard(index, len(cuts)),
+                seed=1,
+                limit=192,
             ),
         )
         for index, (name, cut) in enumerate(cuts.items(), start=1)
@@ -209,7 +222,4 @@ def in_one_process(
         ]
         spec = settle(spec, network, told)
     initial = fit(found, network, spec, ()) if found is not None else None
-    simulation = Simulation(spec, devices, moves={1: moves or {}}, initial=initial)
-    for _ in simulation.rounds():
-        pass
-    return simulation.digest()
+    return Simulation(spec, devices, moves={1: moves or {}}, initial=initial)

@@ -30,6 +30,7 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import decode_tensor, encode_tensor
+from splitee.protocol.device_meter import DeviceMeter
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.inference import InferAnswer, InferRequest
 from splitee.protocol.rounds import RoundOpen
@@ -101,10 +102,14 @@ def device(trained: Trained, mosquitto_broker: RunningBroker) -> Devices:
 
     @contextmanager
     def open_device(
-        fleet: str, name: str = "pi-2", timeout: float = 5.0, broker: RunningBroker = mosquitto_broker
+        fleet: str,
+        name: str = "pi-2",
+        timeout: float = 5.0,
+        broker: RunningBroker = mosquitto_broker,
+        meter: DeviceMeter | None = None,
     ) -> Iterator[tuple[Predictor, Offload]]:
         model = ClientModel(trained.model(name), threads=1)
-        offload = Offload(options(broker, fleet), model.manifest, timeout=timeout)
+        offload = Offload(options(broker, fleet), model.manifest, timeout=timeout, meter=meter)
         offload.open()
         try:
             yield Predictor(model, threshold=0.0, trunk=offload), offload
@@ -127,11 +132,14 @@ def test_the_trunk_of_each_devices_cut_answers(trained: Trained, serve: Serve, d
         entry = trunks.entry(name)
         assert entry is not None
         expected = trunks.logits(entry.trunk, model(pictures)[0]).argmax(axis=1)
-        with device("each", name) as (predictor, offload):
+        meter = DeviceMeter(Topics("each"))
+        with device("each", name, meter=meter) as (predictor, offload):
             told = [predictor(picture) for picture in pictures]
         assert [answer.source for answer in told] == ["trunk"] * 10
         assert [answer.label for answer in told] == [trained.data.class_names[label] for label in expected]
         assert offload.asked == 10 and offload.sent > 10 * 2 * np.prod(entry.feature_shape)
+        traffic = meter.traffic()
+        assert traffic.up.offload == traffic.up.payload == offload.sent > traffic.down.offload > 10 * 4
     assert server.stop() == 0
     loaded = set(server.log.read_text().partition("modules: ")[2].split())
     assert "onnxruntime" in loaded

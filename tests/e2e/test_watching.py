@@ -86,7 +86,10 @@ def test_a_fleet_that_is_watched(
         for device, values in last.devices.items():
             assert figures[("splitee_device_exit_accuracy_ratio", device)] == values.exit_accuracy
             assert figures[("splitee_device_trunk_loss", device)] == values.trunk_loss
-            assert figures[("splitee_device_bytes_total", device)] >= values.bytes
+            of_device = ("splitee_device_bytes_total", device, "up")
+            up = {of[-1]: count for of, count in figures.items() if of[:3] == of_device}
+            assert up["training"] > 0 and up["evaluation"] > 0
+            assert sum(up.values()) - up["headers"] >= values.bytes
         assert figures[("splitee_trained_batches_total",)] >= last.batches_trained
         sent = sum(values.bytes for values in last.devices.values())
         assert figures[("splitee_received_bytes_total",)] > sent > 0

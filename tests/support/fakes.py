@@ -11,6 +11,7 @@ from paho.mqtt.client import topic_matches_sub
 
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Event, Message
+from splitee.mqtt.meter import Meter
 
 FOREVER = 24 * 3600.0  # seconds after which a test that still waits has failed
 
@@ -37,6 +38,20 @@ class Sent(NamedTuple):
     correlation: bytes | None
 
 
+class Counted:
+    """A `Meter` that keeps what it is told: topic, bytes of the payload, and of what MQTT adds."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, int, int]] = []
+        self.came: list[tuple[str, int, int]] = []
+
+    def published(self, topic: str, payload: int, headers: int) -> None:
+        self.sent.append((topic, payload, headers))
+
+    def received(self, topic: str, payload: int, headers: int) -> None:
+        self.came.append((topic, payload, headers))
+
+
 class FakePort:
     """A `Port` that keeps what is published, and hands out what a test delivers, in the order of its time.
 
@@ -52,7 +67,7 @@ class FakePort:
         self.connected = True
         self.alive = True
         self.refused = 0
-        self.bytes_published = 0
+        self.meter: Meter | None = None
         self.address = BrokerAddress("broker.test", 1883)
         self.sent: list[Sent] = []
         self.subscribed: list[str] = []
@@ -113,7 +128,8 @@ class FakePort:
             raise ValueError(f"message on {topic}: {len(body)} bytes, at most {self.max_packet} are sent")
         if not self.connected:
             return False
-        self.bytes_published += len(body)
+        if self.meter is not None:
+            self.meter.published(topic, len(body), 0)
         self.sent.append(Sent(topic, body, retain, correlation))
         self.on_sent(self.sent[-1])
         return True
@@ -137,6 +153,8 @@ class FakePort:
             raise event
         if isinstance(event, Message) and not self._wants(event.topic):
             raise AssertionError(f"{event.topic} was not subscribed to: {self.subscribed}")
+        if isinstance(event, Message) and self.meter is not None:
+            self.meter.received(event.topic, len(event.payload), 0)
         return event
 
     def _wants(self, topic: str) -> bool:

@@ -21,6 +21,14 @@ def images(count: int) -> DeviceData:
     return dataclasses.replace(data, held_out=held_out)
 
 
+def in_messages(data: int, messages: int, tensors: int = 0) -> range:
+    """What so many bytes of data take in messages, some of them with weights: from at least to at most.
+
+    A message names run, round, phase and step; a tensor in it has a name and a shape.
+    """
+    return range(data + 60 * (messages - tensors // 4), data + 200 * messages + 100 * tensors)
+
+
 def tiny_run(**settings: Any) -> RunSpec:
     """Two rounds, unless `settings` say otherwise."""
     known: dict[str, Any] = {

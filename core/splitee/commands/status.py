@@ -30,6 +30,7 @@ from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 FIRST = 2.0  # seconds to wait for the first retained message, and at most for all
 QUIET = 0.3  # seconds of silence after which all retained messages have come
 REFRESH = 0.5  # seconds
+COLUMNS = ("round", "step", "loss", "exit\n%", "trunk\n%", "images", "MB\nup/down", "seen\nago")
 
 
 @click.command()
@@ -100,9 +101,11 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("device", overflow="fold")
     table.add_column("state", no_wrap=True)
-    table.add_column("cut")
+    table.add_column("cut", overflow="fold")
     extra = _extra_columns(snapshot.devices)
-    for name in ("round", "step", "loss", "exit", "trunk", "images", "MB sent", "seen ago", *extra):
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in extra:
         table.add_column(name, justify="right")
     for index, device in enumerate(snapshot.devices):
         table.add_row(*_cells(device, now), *(plain_cell(column[index]) for column in extra.values()))
@@ -183,10 +186,17 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     step = f"{device.step}/{device.steps}" if device.steps else ""
     loss = "" if device.loss is None else f"{device.loss:.3f}"
     seen = "" if device.seen is None else ago(now - device.seen)
-    accuracies = [percent(share, "") for share in (device.exit_accuracy, device.trunk_accuracy)]
+    shares = (device.exit_accuracy, device.trunk_accuracy)
+    accuracies = ["" if share is None else f"{100 * share:.1f}" for share in shares]
     images = f"{device.held_out_samples:,}" if device.held_out_samples else ""
-    cells = (cut, str(device.round), step, loss, *accuracies, images, megabytes(device.bytes), seen)
+    cells = (cut, str(device.round), step, loss, *accuracies, images, _moved(device), seen)
     return plain_cell(device.id), state, *map(plain_cell, cells)
+
+
+def _moved(device: DeviceView) -> str:
+    """MB of payloads that its process has sent and, where it tells, received."""
+    counts = [device.bytes] if device.traffic is None else [device.bytes, device.traffic.down.payload]
+    return "/".join(megabytes(count) if count < 1e8 else f"{count / 1e6:.0f}" for count in counts)
 
 
 def capability_in_words(device: DeviceView) -> Text | None:

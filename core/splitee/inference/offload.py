@@ -13,6 +13,7 @@ from splitee.inference.manifest import ClientManifest
 from splitee.inference.uncertainty import Array
 from splitee.mqtt.events import Disconnected, Event, Message
 from splitee.mqtt.link import Link
+from splitee.mqtt.meter import Meter
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
@@ -40,10 +41,13 @@ class Offload:
         device: str | None = None,
         timeout: float = 2.0,
         role: str = "infer",
+        meter: Meter | None = None,
     ) -> None:
         """`timeout`: seconds in which one image must have a prediction. `device`: default the manifest's.
 
         `role`: the end of the client id; of two connections with the same id the broker keeps the later one.
+
+        `meter`: counts what is asked and answered.
         """
         topics, device = Topics(options.fleet), device or manifest.device
         self._manifest = manifest
@@ -52,6 +56,7 @@ class Offload:
         self._requests = routes.INFER.topic(topics, device)
         self._responses = routes.ANSWER.topic(topics, device)
         self._link = Link(options.address, f"splitee-{options.fleet}-{device}-{role}", tls=options.tls)
+        self._link.meter = meter
         self._link.subscribe(*self._gate.filters)
         self._status: ServerStatus | None = None
         self._pause = FIRST_PAUSE

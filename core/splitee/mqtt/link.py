@@ -23,6 +23,7 @@ from splitee.mqtt.connection import CONNECT_LIMIT, Connection, packet_properties
 from splitee.mqtt.event_queue import EventQueue
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.in_flight import IN_FLIGHT, InFlight
+from splitee.mqtt.meter import Meter, headers_of
 from splitee.mqtt.pace import COMPLAINTS, Pace
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.mqtt.refusals import TryFailed
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 class Link:
     """One client of the broker; `publish` may be called from any thread, `receive` from one.
+
+    `meter` is told of each message: of one that is published once, however often MQTT sends it again after a
+    reconnect, and of one that has come, whether it is admitted or not.
 
     The broker's acknowledgement proves nothing about a reader: a message counts as received when its reader
     says so in a message of its own. After a `Connected`, send again what has no such word yet. It comes when
@@ -94,7 +98,7 @@ class Link:
         self._log_refused = RateLimiter()
         self._refused_topic = ""
         self.refused = 0
-        self.bytes_published = 0
+        self.meter: Meter | None = None
         self._connection = Connection(
             address,
             tls,
@@ -247,7 +251,8 @@ class Link:
             if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 return False
             self._in_flight.sent(sent.mid, topic)
-            self.bytes_published += len(body)
+            if self.meter is not None:
+                self.meter.published(topic, len(body), headers_of(topic, len(body), properties))
         return True
 
     def flush(self, timeout: float | None) -> bool:
@@ -365,9 +370,11 @@ class Link:
                 self._inbox.put(BrokerRefused(f"broker {self.address} denies reading {topic}: {words}"))
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        properties, size = message.properties, len(message.payload)
+        if self.meter is not None:
+            self.meter.received(message.topic, size, headers_of(message.topic, size, properties))
         if not self._admits(message.topic):
             return
-        properties = message.properties
         self._inbox.put(
             Message(
                 topic=message.topic,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from splitee.mqtt.events import Event
+from splitee.mqtt.meter import Meter
 
 
 class Port(Protocol):
@@ -17,9 +18,8 @@ class Port(Protocol):
     def max_packet(self) -> int:
         """Bytes of the largest payload."""
 
-    @property
-    def bytes_published(self) -> int:
-        """Of payloads, so far."""
+    meter: Meter | None
+    """Is told of each message from now on; None: nobody is."""
 
     def subscribe(self, *filters: str) -> None: ...
 

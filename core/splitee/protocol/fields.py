@@ -31,6 +31,16 @@ Side = Annotated[int, Meta(ge=1, le=LARGEST_SIDE)]
 
 Phase = Literal["train", "statistics", "evaluate"]
 RunPhase = Literal["gather", "train", "statistics", "evaluate", "release", "finished"]
+Purpose = Literal[
+    "training",
+    "evaluation",
+    "statistics",
+    "client_networks",
+    "soft_labels",
+    "models",
+    "offload",
+    "protocol",
+]
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]

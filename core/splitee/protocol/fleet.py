@@ -20,6 +20,7 @@ from splitee.protocol.fields import (
     Positive,
     Text,
 )
+from splitee.protocol.traffic import Traffic
 
 
 class DeviceStatus(JsonMessage, frozen=True):
@@ -34,13 +35,15 @@ class DeviceStatus(JsonMessage, frozen=True):
         steps: batches of the phase.
         loss: mean loss of the exit so far in the round.
         batches: batches that this process has sent.
-        bytes: bytes that this process has sent.
+        bytes: bytes of payloads that this process has sent.
         rejected: malformed messages that this process was sent.
         temperature: of the hottest sensor, in degrees Celsius.
         time: seconds since the epoch, by the device's clock.
         predicted: images that this process has classified for its owner.
         offloaded: images of these that it has asked the server about.
         written: bytes that this process has written to its disk; none where its system does not say.
+        traffic: bytes that this process has sent and received, by purpose; none of an earlier release. What
+            measures the link is not counted.
     """
 
     state: Literal["online", "offline"]
@@ -58,6 +61,7 @@ class DeviceStatus(JsonMessage, frozen=True):
     predicted: Count = 0
     offloaded: Count = 0
     written: Count | None = None
+    traffic: Traffic | None = None
 
 
 class CutCost(msgspec.Struct, frozen=True):
@@ -239,7 +243,7 @@ class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
         train_samples: images for training.
         held_out_samples: held-out images that its accuracies rest on.
         batches: batches trained so far, over all rounds.
-        bytes: bytes that the device has sent so far.
+        bytes: bytes of payloads that the server has got of the device so far.
         exit_loss: mean loss of the exit over the round.
         trunk_loss: mean loss of the trunk over the round.
         weakest_class: class whose recall has the lowest upper end of its 95 % interval.

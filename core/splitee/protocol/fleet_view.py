@@ -15,6 +15,7 @@ from splitee.protocol.gate import Gate, Received
 from splitee.protocol.rounds import Commit, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
+from splitee.protocol.traffic import Traffic
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
@@ -52,6 +53,7 @@ class DeviceView:
     predicted: int = 0  # images that it has classified
     offloaded: int = 0  # of these, those that it has asked the server about
     alone_accuracy: float | None = None  # of what it learnt by itself, before it joined
+    traffic: Traffic | None = None  # of its present process, by purpose; None: it does not say
 
     @property
     def done(self) -> float:
@@ -216,4 +218,5 @@ class FleetView:
             predicted=status.predicted if status else 0,
             offloaded=status.offloaded if status else 0,
             alone_accuracy=profile.alone_accuracy if profile else None,
+            traffic=status.traffic if status else None,
         )

@@ -199,7 +199,8 @@ class RoundDone(PackedMessage, frozen=True):
         attempt: attempt of the opening.
         digest: digest of the client network and its exit after the round; of the statistics.
         batches: batches sent in the round.
-        bytes: bytes of the messages with those batches and the client network, each counted once.
+        bytes: bytes of the messages with those batches, each counted once; a server of an earlier release
+            counts by it.
         loss: mean loss of the exit over the round.
         accuracy: share of the round's images that the exit predicted correctly.
         seconds: duration of the round.

@@ -5,10 +5,12 @@ Dispatch, the fleet view, the test of the broker's access list and the fuzzers a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
+from splitee.protocol.fields import Phase, Purpose
 from splitee.protocol.fleet import (
     DeviceStatus,
     Dismissal,
@@ -55,6 +57,7 @@ class Route:
         readers: those whom the broker lets read it; a viewer and Home Assistant only watch.
         parts: a message may come in numbered parts.
         limit: bytes of a message, when its parts are joined.
+        purpose: what its bytes are for; of batches and of statistics, `purpose_in` says so.
     """
 
     path: str
@@ -64,6 +67,7 @@ class Route:
     retained: bool = False
     parts: bool = False
     limit: int = MAX_PACKED
+    purpose: Purpose = "protocol"
 
     @property
     def leaf(self) -> str:
@@ -74,11 +78,24 @@ class Route:
     def of_device(self) -> bool:
         return self.path.startswith(DEVICES)
 
+    def purpose_in(self, phase: Phase) -> Purpose:
+        """What bytes of this route are for while `phase` is under way."""
+        if self.message is Features:
+            return _OF_BATCHES[phase]
+        if self.message is Weights and self.sender == "device" and phase == "statistics":
+            return "statistics"
+        return self.purpose
+
     def topic(self, topics: Topics, device: str = "+") -> str:
         """The topic of a device, or the filter for all; of what is no device's, the one there is."""
         return topics.device(device, self.leaf) if self.of_device else f"{topics.base}/{self.path}"
 
 
+_OF_BATCHES: Mapping[Phase, Purpose] = {
+    "train": "training",
+    "statistics": "statistics",
+    "evaluate": "evaluation",
+}
 ALL: tuple[Party, ...] = ("device", "viewer")
 RUN = Route("run", RunSpec, "server", ALL, retained=True)
 ROUND = Route("round", RoundOpen, "server", ALL, retained=True)
@@ -97,11 +114,19 @@ STATUS = Route(
     retained=True,
 )
 PROFILE = Route("devices/+/profile", Profile, "device", ("server", "viewer"), retained=True)
-FEATURES = Route("devices/+/features", Features, "device", ("server",), parts=True)
+FEATURES = Route("devices/+/features", Features, "device", ("server",), parts=True, purpose="training")
 ROUND_DONE = Route("devices/+/round-done", RoundDone, "device", ("server",))
-WEIGHTS = Route("devices/+/weights", Weights, "device", ("server",), parts=True)
+WEIGHTS = Route("devices/+/weights", Weights, "device", ("server",), parts=True, purpose="client_networks")
 SYNC = Route("devices/+/sync", Sync, "device", ("server",))
-INFER = Route("devices/+/infer", InferRequest, "device", ("server",), parts=True, limit=MAX_REQUEST)
+INFER = Route(
+    "devices/+/infer",
+    InferRequest,
+    "device",
+    ("server",),
+    parts=True,
+    limit=MAX_REQUEST,
+    purpose="offload",
+)
 PREDICTIONS = Route("devices/+/predictions", PredictionReport, "device", ("server", "homeassistant"))
 MODEL_WANT = Route("devices/+/model-want", ModelWant, "device", ("server",))
 MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server",), retained=True)
@@ -109,11 +134,15 @@ MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server",), reta
 ASSIGNMENT = Route("devices/+/inbox/plan", Assignment, "server", ("device",), retained=True)
 ACK = Route("devices/+/inbox/ack", Ack, "server", ("device",))
 ERROR = Route("devices/+/inbox/error", ErrorReport, "server", ("device",))
-HELD_WEIGHTS = Route("devices/+/inbox/weights", Weights, "server", ("device",), parts=True)
-SOFT_LABELS = Route("devices/+/inbox/soft-labels", SoftLabelRows, "server", ("device",), parts=True)
+HELD_WEIGHTS = Route(
+    "devices/+/inbox/weights", Weights, "server", ("device",), parts=True, purpose="client_networks"
+)
+SOFT_LABELS = Route(
+    "devices/+/inbox/soft-labels", SoftLabelRows, "server", ("device",), parts=True, purpose="soft_labels"
+)
 MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", ("device",), retained=True)
-MODEL_PART = Route("devices/+/inbox/model-part", ModelPart, "server", ("device",))
-ANSWER = Route("devices/+/inbox/answer", InferAnswer, "server", ("device",), parts=True)
+MODEL_PART = Route("devices/+/inbox/model-part", ModelPart, "server", ("device",), purpose="models")
+ANSWER = Route("devices/+/inbox/answer", InferAnswer, "server", ("device",), parts=True, purpose="offload")
 
 ROUTES: tuple[Route, ...] = tuple(value for value in globals().values() if isinstance(value, Route))
 _BY_LEAF = {route.leaf: route for route in ROUTES if route.of_device}

@@ -40,10 +40,14 @@ def rows_a_round(spec: RunSpec, samples: int) -> int:
     return steps_a_round(spec, samples) * min(spec.batch_size, samples)
 
 
+def rows_together(labels: SoftLabels) -> int:
+    """As many rows as fit one message."""
+    return max(1, MESSAGE // (2 * labels.probabilities.shape[1]))
+
+
 def pack_rows(run: str, attempt: int, labels: SoftLabels, first: int) -> Iterator[bytes]:
     """The message with as many rows from `first` on as fit one; none past the end."""
-    together = max(1, MESSAGE // (2 * labels.probabilities.shape[1]))
-    rows = labels.probabilities[first : first + together]
+    rows = labels.probabilities[first : first + rows_together(labels)]
     if len(rows):
         encoded = encode_tensor(CODEC, rows.float().numpy())
         yield SoftLabelRows(run=run, round=labels.round, attempt=attempt, first=first, rows=encoded).encode()

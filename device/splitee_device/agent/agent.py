@@ -6,7 +6,6 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -36,14 +35,6 @@ from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Sent:
-    """What this process has published in rounds that are over."""
-
-    batches: int = 0
-    bytes: int = 0
 
 
 class Agent:
@@ -83,7 +74,7 @@ class Agent:
         self._set_cut(cut)
         self._position: int | None = None  # the committed round that the trainer holds; None: unknown
         self._stale = 0  # the committed round that it holds but for its statistics; 0: none
-        self._sent = Sent()
+        self._batches = 0  # that this process has sent in rounds that are over
 
     def take_part(self, images: DeviceImages) -> None:
         """Join the run and train until it is finished.
@@ -134,7 +125,7 @@ class Agent:
     @property
     def has_trained(self) -> bool:
         """Whether this process has trained a round."""
-        return self._sent.batches > 0
+        return self._batches > 0
 
     def _next_phase(self, done: PhaseKey | None) -> RoundOpen:
         """Wait for a phase that this device takes part in, or for the end of the run."""
@@ -264,30 +255,20 @@ class Agent:
         soft_labels = self._soft_labels(phase)
         for step, batch in enumerate(self._monitor.steps(trainer.round(number, soft_labels, steps))):
             self._send(phase, step, batch)
-            self._say(
-                "training",
-                number,
-                step + 1,
-                steps,
-                trainer.loss,
-                batches=step + 1,
-                sent=phase.outbox.published,
-            )
+            self._say("training", number, step + 1, steps, trainer.loss, batches=step + 1)
             self._session.drain()
         if not (self._averages and phase.mine.weights):  # else the server will have what comes of them
             self._store.save(self._spec, self._cut, number, trainer)
-        sent = phase.outbox.published + sum(map(len, self._packed_weights(opened)))
-        self._sent.batches += steps
-        self._sent.bytes += sent
+        self._batches += steps
         digest = trainer.digest()
-        done = self._round_done(phase, digest, sent, self._clock() - started)
+        done = self._round_done(phase, digest, self._clock() - started)
         phase.finish(done, partial(self._packed_weights, opened))
         self._say("waiting", number, steps, steps, trainer.loss)
         self._await_commit(phase, digest)
         self._reconsider(number)
 
-    def _round_done(self, phase: PhaseUnderWay, digest: str, sent: int, seconds: float) -> RoundDone:
-        """This device has done its part of a phase, in which it has sent so many bytes."""
+    def _round_done(self, phase: PhaseUnderWay, digest: str, seconds: float) -> RoundDone:
+        """This device has done its part of a phase."""
         opened, trainer = phase.opened, self._trainer
         return RoundDone(
             run=opened.run,
@@ -295,7 +276,7 @@ class Agent:
             attempt=opened.attempt,
             digest=digest,
             batches=phase.mine.steps,
-            bytes=sent,
+            bytes=phase.outbox.published,
             loss=trainer.loss,
             accuracy=trainer.accuracy,
             seconds=seconds,
@@ -335,9 +316,7 @@ class Agent:
             self._session.drain()
         found = trainer.fresh_statistics()
         weights = partial(pack_weights, opened.run, number, opened.attempt, found, phase.kind)
-        sent = phase.outbox.published + sum(map(len, weights()))
-        self._sent.bytes += sent
-        phase.finish(self._round_done(phase, weights_digest(found), sent, self._clock() - started), weights)
+        phase.finish(self._round_done(phase, weights_digest(found), self._clock() - started), weights)
         self._session.wait(
             lambda: self._heard.round is not None and phase_key(self._heard.round) != phase_key(opened),
             "the others' statistics",
@@ -413,15 +392,6 @@ class Agent:
         loss: float | None = None,
         *,
         batches: int = 0,
-        sent: int = 0,
     ) -> None:
-        """`batches`, `sent`: of the round under way."""
-        self._session.presence.say(
-            doing,
-            number,
-            step,
-            steps,
-            loss,
-            batches=self._sent.batches + batches,
-            sent=self._sent.bytes + sent,
-        )
+        """`batches`: of the round under way."""
+        self._session.presence.say(doing, number, step, steps, loss, batches=self._batches + batches)

@@ -20,6 +20,7 @@ from splitee.protocol import routes
 from splitee.protocol.fields import Doing
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.topics import Topics
+from splitee.protocol.traffic import Traffic
 from splitee_device.machine.hardware import Fact, temperature
 
 STATUS_EVERY = 1.0  # seconds
@@ -61,16 +62,18 @@ class Presence:
         rejected: Callable[[], int],
         thermometer: Callable[[], Fact] = temperature,
         written: Callable[[], int | None] = bytes_written,
+        traffic: Callable[[], Traffic] = Traffic,
     ) -> None:
         """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius.
 
-        `written`: bytes that this process has written to its disk.
+        `traffic`: what this process has sent and received; `written`: bytes that it has written to its disk.
         """
         self._port = port
         self._device = device
         self._instance = instance
         self._clock = clock
         self._rejected = rejected
+        self._traffic = traffic
         self._thermometer = thermometer
         self._written = written
         self._status_topic = routes.STATUS.topic(topics, device)
@@ -90,7 +93,6 @@ class Presence:
         loss: float | None = None,
         *,
         batches: int = 0,
-        sent: int = 0,
         predicted: int = 0,
         offloaded: int = 0,
     ) -> None:
@@ -98,7 +100,7 @@ class Presence:
 
         Args:
             number: of the round.
-            batches, sent: batches and their bytes that this process has published.
+            batches: that this process has published.
             predicted, offloaded: images that it has classified, and of these, asked the server about.
         """
         changed = (doing, number) != (self._status.doing, self._status.round)
@@ -111,7 +113,6 @@ class Presence:
             steps=steps,
             loss=loss,
             batches=batches,
-            bytes=sent,
             rejected=self._rejected(),
             time=time.time(),
             predicted=predicted,
@@ -131,12 +132,14 @@ class Presence:
         self.introduce(replace(self.profile, **changed))
 
     def publish_status(self) -> None:
-        """Say to the fleet and to systemd what the device does, how hot it is, and what it has written."""
-        degrees = self._thermometer().value
+        """Say to the fleet and to systemd what the device does, its temperature, its traffic, its writes."""
+        degrees, traffic = self._thermometer().value, self._traffic()
         status = replace(
             self._status,
             temperature=degrees if isinstance(degrees, float) else None,
             written=self._written(),
+            traffic=traffic,
+            bytes=traffic.up.payload,
         )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + STATUS_EVERY

@@ -23,6 +23,7 @@ from splitee.errors import (
 from splitee.log_limits import FirstFew, Reminder
 from splitee.mqtt.events import Connected, Disconnected, Message
 from splitee.protocol import routes
+from splitee.protocol.device_meter import DeviceMeter
 from splitee.protocol.fleet import ErrorReport, Profile
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received
 from splitee.protocol.rounds import Ack, Assignment, RoundOpen
@@ -74,6 +75,7 @@ class Session:
         heard: what the fleet has said.
         presence: what the device says of itself.
         requests: what the device asks the server for.
+        meter: counts what the device sends and receives.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class Session:
         self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
         self.heard = Heard(device, instance, clock())
         self._gate = Gate(topics, READ, device=device)
-        self.presence = Presence(port, topics, device, instance, clock, self._gate.rejected.total)
+        self.meter = port.meter = DeviceMeter(topics)
+        rejected = self._gate.rejected.total
+        self.presence = Presence(port, topics, device, instance, clock, rejected, traffic=self.meter.traffic)
         self.requests = Requests(port, topics, device, instance, clock, self.wait)
         self._owners: dict[Route, Callable[[Any], None]] = {
             routes.RUN: self._on_run,
@@ -154,6 +158,7 @@ class Session:
         Args:
             spec: the run's settings, as the device has made them its own.
         """
+        self.meter.phase = opened.batches
         self._phase = PhaseUnderWay(self._port, self._topics, self.device, spec, opened, self.heard.ack)
         try:
             yield self._phase

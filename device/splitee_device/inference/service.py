@@ -77,6 +77,8 @@ class InferenceService:
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
+        The link's meter, where it has one, counts both.
+
         Args:
             key: that releases must be signed by; None: by none.
             region: of the images that the model sees; None: all of them.
@@ -130,7 +132,9 @@ class InferenceService:
         elif wanted is not None and rolled_back:
             self._delivery.report(wanted, "in service")
         self.close()
-        self._offload = Offload(self._options, model.manifest, device=self._device, timeout=self._timeout)
+        self._offload = Offload(
+            self._options, model.manifest, device=self._device, timeout=self._timeout, meter=self._link.meter
+        )
         self._offload.open()
         self._predictor = Predictor(
             model, threshold=self._threshold, trunk=self._offload, floors=self._floors

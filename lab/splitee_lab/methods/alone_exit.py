@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from splitee.protocol.traffic import Traffic
 from splitee_device.training.baseline import by_itself, exit_accuracy
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
@@ -29,4 +30,4 @@ def alone_exit(experiment: Experiment) -> Iterator[RoundResult]:
             found = {
                 name: Accuracy(exit_accuracy=exit_accuracy(trainer)) for name, trainer in trainers.items()
             }
-        yield RoundResult(number, found, 0, macs)
+        yield RoundResult.of(number, found, Traffic(), macs)

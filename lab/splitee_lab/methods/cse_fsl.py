@@ -22,7 +22,7 @@ from splitee_lab.methods.experiment import SERVER, Accuracy, Experiment, RoundRe
 from splitee_lab.methods.shared_trunk import SharedTrunk
 from splitee_lab.methods.simulation import score
 from splitee_lab.methods.turns import in_turn
-from splitee_server.learning.averages import average, size_of, weigh
+from splitee_server.learning.averages import average, weigh
 
 H = 1  # as by default in the authors' code; those of FSL-SAGE run it with 5
 
@@ -37,32 +37,33 @@ def cse_fsl(experiment: Experiment) -> Iterator[RoundResult]:
     macs = sum(experiment.macs(name, trunk.cut, [trunk.cut]) for name in clients)
     for number in range(1, experiment.spec.rounds + 1):
         rounds = [_round(experiment, name, client, trunk, number) for name, client in clients.items()]
-        sent = sum(in_turn(rounds, experiment.spec.order))
+        for _ in in_turn(rounds, experiment.spec.order):
+            experiment.on_batch()
         weights = {name: client.trained_weights() for name, client in clients.items()}
         average(weights, weigh(experiment.samples, experiment.spec.weighting))
-        sent += sum(2 * size_of(of_client) for of_client in weights.values())
+        for of_client in weights.values():
+            trunk.wire.weights("up", number, of_client)
+            trunk.wire.weights("down", number, of_client)
         for client in clients.values():
             client.forget_momentum()
         found = {}
         if experiment.is_evaluated(number):
             any_client = next(iter(clients.values()))
-            shares = score(any_client.evaluate(), trunk.predict, experiment.spec.threshold)
+            shares = score(any_client.evaluate(), trunk.predict_batch, experiment.spec.threshold)
             found[SERVER] = Accuracy.of(shares.accuracies())
-        yield RoundResult(number, found, sent, macs)
+        yield RoundResult.of(number, found, trunk.wire.take(), macs)
 
 
 def _round(
     experiment: Experiment, name: str, client: ClientTrainer, trunk: SharedTrunk, number: int
-) -> Iterator[int]:
-    """Trains a client's round, yielding the bytes of each batch."""
+) -> Iterator[None]:
+    """Trains a client's round, batch by batch."""
     for step, batch in enumerate(client.round(number)):
-        sent = 0
         if is_sent(step):
-            features, sent = trunk.receive(batch.features, batch.labels)
+            features = trunk.receive(batch, number, step)
             labels = torch.from_numpy(batch.labels).to(experiment.place)
             trunk.train(name, features, labels, number, step)
-        experiment.on_batch()
-        yield sent
+        yield
 
 
 def is_sent(step: int) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.traffic import Traffic
 from splitee.training.compute import fleet_round_macs, round_macs
 from splitee.training.epochs import steps_a_round
 from splitee_device.data.image_sets import LabelledImages
@@ -34,12 +35,27 @@ class Accuracy(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RoundResult(msgspec.Struct, frozen=True):
-    """One round of a method. `accuracies`: by client, empty if the round was not evaluated."""
+    """One round of a method.
+
+    Attributes:
+        accuracies: by client; empty if the round was not evaluated.
+        bytes: that all devices have sent and received in it; not those of evaluation, which methods without
+            a server need not send.
+        macs: multiply-accumulates of all devices in it, for training.
+        traffic: the bytes by purpose, those of evaluation too; None: of a release that did not tell.
+    """
 
     round: int
     accuracies: dict[str, Accuracy]
-    bytes: int  # that all devices have sent and received in it
-    macs: int  # multiply-accumulates of all devices in it, for training
+    bytes: int
+    macs: int
+    traffic: Traffic | None = None
+
+    @classmethod
+    def of(cls, number: int, accuracies: dict[str, Accuracy], traffic: Traffic, macs: int) -> RoundResult:
+        """The result of round `number`, in which all devices together have had this traffic."""
+        without = traffic.payload - traffic.up.evaluation - traffic.down.evaluation
+        return cls(number, accuracies, without, macs, traffic)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.methods.baselines import evaluate
 from splitee_lab.methods.experiment import SERVER, Accuracy, Experiment, RoundResult
 from splitee_lab.methods.whole import train_round, whole_trainer
@@ -30,5 +31,5 @@ def fedavg(experiment: Experiment) -> Iterator[RoundResult]:
         if experiment.is_evaluated(number):
             network = next(iter(trainers.values())).network
             found[SERVER] = Accuracy(evaluate(network, experiment.held_out, experiment.spec))
-        sent = sum(2 * size_of(of_client) for of_client in weights.values())
-        yield RoundResult(number, found, sent, macs)
+        size = ByPurpose(client_networks=sum(map(size_of, weights.values())))
+        yield RoundResult.of(number, found, Traffic(up=size, down=size), macs)

@@ -43,7 +43,7 @@ from splitee_lab.methods.shared_trunk import SharedTrunk
 from splitee_lab.methods.simulation import build_at, score
 from splitee_lab.methods.split_client import SplitClient
 from splitee_lab.methods.turns import in_turn
-from splitee_server.learning.averages import average, size_of, weigh
+from splitee_server.learning.averages import average, weigh
 from splitee_server.rounds.evaluation import Score
 
 ALIGN_EVERY = 2  # rounds, the first included
@@ -64,22 +64,25 @@ def fsl_sage(experiment: Experiment) -> Iterator[RoundResult]:
     macs = sum(client.macs() for client in clients.values())
     for number in range(1, experiment.spec.rounds + 1):
         rounds = [client.round(number) for client in clients.values()]
-        sent = sum(in_turn(rounds, experiment.spec.order))
+        for _ in in_turn(rounds, experiment.spec.order):
+            experiment.on_batch()
         weights = {name: client.network.trained_weights() for name, client in clients.items()}
         average(weights, weigh(experiment.samples, experiment.spec.weighting))
-        sent += sum(2 * size_of(of_client) for of_client in weights.values())
+        for of_client in weights.values():
+            trunk.wire.weights("up", number, of_client)
+            trunk.wire.weights("down", number, of_client)
         for client in clients.values():
             client.network.forget_momentum()
             if (number - 1) % ALIGN_EVERY == 0:
-                sent += client.align(number)
+                client.align(number)
         found = {}
         if experiment.is_evaluated(number):
             scores = [
-                score(client.evaluate(), trunk.predict, experiment.spec.threshold)
+                score(client.evaluate(), trunk.predict_batch, experiment.spec.threshold)
                 for client in clients.values()
             ]
             found[SERVER] = Accuracy.of(Score.over(scores).accuracies())
-        yield RoundResult(number, found, sent, macs)
+        yield RoundResult.of(number, found, trunk.wire.take(), macs)
 
 
 class _Client:
@@ -97,27 +100,26 @@ class _Client:
         self._aligner = torch.optim.Adam(self.auxiliary.parameters(), lr=RATE)
         self._buffer: deque[tuple[Tensor, Tensor]] = deque()  # features and labels of a batch each
 
-    def round(self, number: int) -> Iterator[int]:
-        """Trains round `number`, yielding the bytes of each batch."""
+    def round(self, number: int) -> Iterator[None]:
+        """Trains round `number`, batch by batch."""
         self.auxiliary.train()
         for step, features, labels in self.network.round(number):
             gradients = feature_gradients(self.auxiliary, features, labels, self._offsets)
-            sent = 0
             if is_sent(step):
-                received, sent = self._trunk.receive(features.detach().cpu().numpy(), labels.cpu().numpy())
+                batch = CutBatch(features.detach().cpu().numpy(), labels.cpu().numpy())
+                received = self._trunk.receive(batch, number, step)
                 self._trunk.train(self._name, received, labels, number, step)
                 self._keep(received, labels)
             self.network.learn(features, gradients / len(labels))
-            self._experiment.on_batch()
-            yield sent
+            yield
 
     def _keep(self, features: Tensor, labels: Tensor) -> None:
         self._buffer.append((features, labels))
         while sum(len(labels) for _, labels in self._buffer) > BUFFER:
             self._buffer.popleft()
 
-    def align(self, number: int) -> int:
-        """Aligns the auxiliary with the trunk after round `number`. Returns the bytes that go down."""
+    def align(self, number: int) -> None:
+        """Aligns the auxiliary with the trunk after round `number`, and sends it down."""
         trunk = self._trunk.module
         set_training(trunk, self._experiment.network.frozen_modules)
         seed_at(self._place, seed_for(self._experiment.spec.seed, "alignment", self._name, number))
@@ -131,7 +133,8 @@ class _Client:
             for features, labels in self._buffer
         ]
         align(self.auxiliary, self._aligner, targets, self._offsets)
-        return sum(parameter.nbytes for parameter in self.auxiliary.parameters())
+        size = sum(parameter.nbytes for parameter in self.auxiliary.parameters())
+        self._trunk.wire.bare("down", "client_networks", size)
 
     def evaluate(self) -> Iterator[CutBatch]:
         """The held-out images at the cut, with what the auxiliary predicts."""

@@ -32,7 +32,7 @@ def fleet(experiment: Experiment) -> Iterator[RoundResult]:
     macs = sum(map(experiment.fleet_macs, experiment.samples))
     for done in simulation.rounds():
         found = {name: Accuracy.of(shares) for name, shares in done.accuracies.items()}
-        yield RoundResult(done.round, found, done.bytes, macs)
+        yield RoundResult.of(done.round, found, done.traffic, macs)
 
 
 STRATEGIES: dict[str, Method] = dict.fromkeys(registry.STRATEGIES, fleet)

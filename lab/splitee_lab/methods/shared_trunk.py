@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from statistics import median_low
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -11,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from splitee.protocol.labels import encode_labels
+from splitee.protocol.cut_batch import CutBatch
 from splitee_lab.methods.experiment import Experiment
-from splitee_lab.methods.simulation import across_the_wire
+from splitee_lab.methods.wire import Wire, across_the_wire
 from splitee_server.learning.class_mix import ClassMix
 from splitee_server.learning.strategies.sequential import Sequential
 
@@ -24,11 +23,13 @@ class SharedTrunk:
     Attributes:
         cut: all clients', the middle one of the experiment's.
         spec: the run's, for clients with no exit but that at the cut.
+        wire: between the clients and this server.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         self.cut = median_low(device.cut for device in experiment.devices.values())
         self.spec = msgspec.structs.replace(experiment.spec, exit_cuts=())
+        self.wire = Wire(self.spec)
         self._experiment = experiment
         self._place = torch.device(experiment.place)
         self._strategy = Sequential(experiment.build(), self.spec)
@@ -42,10 +43,9 @@ class SharedTrunk:
         """Stages cut+1..L: features (B, *feature_shape) to logits (B, classes)."""
         return self._strategy.trunk(self._any_client)
 
-    def receive(self, features: npt.NDArray[np.float32], labels: npt.NDArray[Any]) -> tuple[Tensor, int]:
-        """Features (B, *feature_shape) as they arrive here, and the bytes of them and of labels (B,)."""
-        received, size = across_the_wire(self.spec.codec, features)
-        return received.to(self._place), size + len(encode_labels(labels, self.spec.num_classes))
+    def receive(self, batch: CutBatch, number: int, step: int) -> Tensor:
+        """Batch `step` of round `number` comes in; returns its features (B, *feature_shape), as received."""
+        return self.wire.batch(batch, "train", number, step).to(self._place)
 
     def train(self, name: str, features: Tensor, labels: Tensor, number: int, step: int) -> None:
         """One step on a batch of client `name`: `step` (from 0) of round `number` (from 1).
@@ -60,7 +60,11 @@ class SharedTrunk:
             name, features, labels, round_number=number, step=step, steps=steps, offsets=offsets
         )
 
+    def predict_batch(self, batch: CutBatch) -> npt.NDArray[np.int64]:
+        """Labels (B,) for a batch of held-out images."""
+        return self.predict(batch.features)
+
     def predict(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
         """Labels (B,) for held-out features (B, *feature_shape), which travel as those of training do."""
-        received, _ = across_the_wire(self.spec.codec, features)
+        received = across_the_wire(self.spec.codec, features)
         return self._strategy.predict(self._any_client, received.to(self._place)).cpu().numpy()

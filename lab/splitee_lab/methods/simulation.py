@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +13,16 @@ from torch import Tensor
 
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.accuracies import Accuracies
-from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.cut_batch import CutBatch
-from splitee.protocol.labels import encode_labels
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.traffic import Traffic
 from splitee.training.batchnorm_statistics import statistics_steps
 from splitee.training.state import fleet_digest
+from splitee.training.weights import check_messages
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.hostile import HOSTILE
-from splitee_server.learning.averages import size_of
+from splitee_lab.methods.wire import Wire
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.rounds.batch_order import BatchOrder
@@ -41,14 +42,15 @@ class SimulatedDevice:
 class SimulatedRound:
     """What a round came to.
 
-    `accuracies`: of the honest devices, if the round was evaluated.
+    `accuracies`: of the honest devices, if the round was evaluated. `traffic`: of all devices, in the
+    messages that the fleet makes, without acknowledgements and other words between device and server.
     """
 
     round: int
     trunk_loss: dict[str, float]
     exit_loss: dict[str, float]
     accuracies: dict[str, Accuracies]
-    bytes: int  # that all devices have sent and received in it
+    traffic: Traffic
 
 
 @dataclass
@@ -64,32 +66,32 @@ class Simulation:
     initial: InitialWeights | None = None  # that the run begins from; None: the seed's
     _model: FleetModel = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
+    _wire: Wire = field(init=False)
 
     def __post_init__(self) -> None:
         network = build_at(self.spec, self.place, self.initial)
         self._model = FleetModel(self.spec, network, self.initial)
+        self._wire = Wire(self.spec)
         self._trainers = {}
         for name, device in sorted(self.devices.items()):
             self._trainers[name] = self._trainer(name, device.cut)
             self._model.join(name, device.cut, len(device.data.train))
             if self.initial is not None:
                 self._trainers[name].adopt(self._model.first_client(name))
+            if self.spec.client_averaging != "none":
+                check_messages(self._trainers[name].client.state_dict())
 
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train, commit and evaluate round after round."""
         for number in range(1, self.spec.rounds + 1):
-            trunk_loss, sent = self._train(number)
+            trunk_loss = self._train(number)
             exit_loss = {name: trainer.loss for name, trainer in self._trainers.items()}
-            sent += self._commit(number)
+            self._commit(number)
             if self.spec.takes_statistics:
-                sent += self._take_statistics(number)
-            yield SimulatedRound(
-                number,
-                trunk_loss,
-                exit_loss,
-                {name: self._score(name) for name in self._honest()} if self._is_evaluated(number) else {},
-                sent,
-            )
+                self._take_statistics(number)
+            evaluated = self._honest() if self._is_evaluated(number) else []
+            accuracies = {name: self._score(name, number) for name in evaluated}
+            yield SimulatedRound(number, trunk_loss, exit_loss, accuracies, self._wire.take())
 
     def digest(self) -> str:
         """SHA-256 over all trunk and client weights."""
@@ -104,8 +106,8 @@ class Simulation:
     def _honest(self) -> list[str]:
         return [name for name in self._trainers if not self.devices[name].hostile]
 
-    def _commit(self, number: int) -> int:
-        """Devices start from what the commit holds for them. Returns the bytes of weights on their way."""
+    def _commit(self, number: int) -> None:
+        """Devices start from what the commit holds for them."""
         moves = self.moves.get(number, {})
         contributions = {
             name: Contribution(
@@ -116,62 +118,58 @@ class Simulation:
             )
             for name, trainer in self._trainers.items()
         }
-        sent = sum(
-            size_of(self._trainers[name].trained_weights())
-            for name, given in contributions.items()
-            if given.weights is not None
-        )
+        for name, given in contributions.items():
+            if given.weights is not None:
+                self._wire.weights("up", number, self._trainers[name].trained_weights())
         moved = self._model.commit(number, contributions)
         for name, cut in moved.items():
             self._trainers[name] = self._trainer(name, cut)
         for name, trainer in self._trainers.items():
             if self._model.holds(name):
                 trainer.adopt(self._model.client(name))
-                sent += size_of(trainer.trained_weights())
-        return sent
+                self._wire.weights("down", number, trainer.trained_weights())
 
-    def _take_statistics(self, number: int) -> int:
-        """What is committed gets BatchNorm statistics of its own. Returns the bytes on their way."""
-        sent, received = 0, {}
+    def _take_statistics(self, number: int) -> None:
+        """What is committed gets BatchNorm statistics of its own."""
+        received = {}
         for name, trainer in self._trainers.items():
             steps = statistics_steps(self.spec, trainer.samples)
             for step, batch in enumerate(trainer.statistics(number, steps)):
-                features, size = across_the_wire(self.spec.codec, batch.features)
+                features = self._wire.batch(batch, "statistics", number, step)
                 self._model.observe(name, features.to(self.place), round_number=number, step=step)
-                sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
             received[name] = trainer.fresh_statistics()
-            sent += 2 * size_of(received[name])
+            self._wire.weights("up", number, received[name], "statistics")
+            self._wire.weights("down", number, received[name])
         self._model.refresh(received)
         for name, trainer in self._trainers.items():
             trainer.adopt(self._model.client(name))
-        return sent
 
     def _is_evaluated(self, number: int) -> bool:
         return number % self.evaluate_every == 0 or number == self.spec.rounds
 
-    def _train(self, number: int) -> tuple[dict[str, float], int]:
-        """One round. Mean trunk loss by device, and the bytes of batches and soft labels on their way."""
+    def _train(self, number: int) -> dict[str, float]:
+        """One round. Returns the mean trunk loss by device."""
         steps = {name: trainer.steps for name, trainer in self._trainers.items()}
         soft_labels = {name: self._model.soft_labels(name) for name in steps}
-        sent = sum(labels.probabilities.nbytes for labels in soft_labels.values() if labels is not None)
+        for labels in soft_labels.values():
+            if labels is not None:
+                self._wire.soft_labels(labels)
         losses = dict.fromkeys(steps, 0.0)
         batches = {
             name: enumerate(trainer.round(number, soft_labels[name]))
             for name, trainer in self._trainers.items()
         }
         for device, step, batch in self._in_order(batches, steps):
-            features, size = across_the_wire(self.spec.codec, batch.features)
             losses[device] += self._model.train(
                 device,
-                features.to(self.place),
+                self._wire.batch(batch, "train", number, step).to(self.place),
                 torch.from_numpy(batch.labels).to(self.place),
                 round_number=number,
                 step=step,
                 steps=steps[device],
             )
-            sent += size + len(encode_labels(batch.labels, self.spec.num_classes))
             self.on_batch()
-        return {name: losses[name] / steps[name] for name in steps}, sent
+        return {name: losses[name] / steps[name] for name in steps}
 
     def _in_order(
         self, batches: Mapping[str, Iterator[tuple[int, CutBatch]]], steps: Mapping[str, int]
@@ -189,9 +187,11 @@ class Simulation:
         for rest in batches.values():
             next(rest, None)  # let the trainer end its round
 
-    def _score(self, name: str) -> Accuracies:
-        def predict(features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-            received, _ = across_the_wire(self.spec.codec, features)
+    def _score(self, name: str, number: int) -> Accuracies:
+        steps = count()
+
+        def predict(batch: CutBatch) -> npt.NDArray[np.int64]:
+            received = self._wire.batch(batch, "evaluate", number, next(steps))
             return self._model.predict(name, received.to(self.place)).cpu().numpy()
 
         return score(self._trainers[name].evaluate(), predict, self.spec.threshold).accuracies()
@@ -199,20 +199,20 @@ class Simulation:
 
 def score(
     batches: Iterable[CutBatch],
-    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.int64]],
+    predict: Callable[[CutBatch], npt.NDArray[np.int64]],
     threshold: float,
 ) -> Score:
     """How good exit and trunk are on evaluated batches.
 
     Args:
-        predict: the trunk's labels (B,) for features (B, *feature_shape).
+        predict: the trunk's labels (B,) for a batch.
         threshold: normalised entropy up to which the exit predicts.
     """
     found = Score()
     for batch in batches:
         assert batch.exit_labels is not None and batch.exit_entropy is not None
         entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
-        found.add(batch.labels, batch.exit_labels, entropy, predict(batch.features), threshold)
+        found.add(batch.labels, batch.exit_labels, entropy, predict(batch), threshold)
     return found
 
 
@@ -231,10 +231,3 @@ def build_at(spec: RunSpec, place: str, initial: InitialWeights | None = None) -
     network.module.to(place)
     network.module.to(memory_format=torch.channels_last)
     return network
-
-
-def across_the_wire(codec: str, features: npt.NDArray[np.float32]) -> tuple[Tensor, int]:
-    """Features as the server gets them, and the bytes that they take on the wire."""
-    encoded = encode_tensor(codec, features)
-    array = decode_tensor(encoded)  # of fp32: a view of the message's bytes, which torch must not write
-    return torch.from_numpy(array if array.flags.writeable else array.copy()), len(encoded.data)

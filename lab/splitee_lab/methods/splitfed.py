@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from splitee.protocol.cut_batch import CutBatch
 from splitee_lab.methods.experiment import SERVER, Accuracy, Experiment, RoundResult
 from splitee_lab.methods.shared_trunk import SharedTrunk
 from splitee_lab.methods.split_client import SplitClient
@@ -22,29 +23,29 @@ def splitfed(experiment: Experiment) -> Iterator[RoundResult]:
     clients = {name: SplitClient(experiment, name, trunk.cut) for name in experiment.samples}
     macs = sum(experiment.macs(name, trunk.cut) for name in clients)
     for number in range(1, experiment.spec.rounds + 1):
-        sent = sum(
-            in_turn(_round(experiment, name, client, trunk, number) for name, client in clients.items())
-        )
+        for _ in in_turn(_round(name, client, trunk, number) for name, client in clients.items()):
+            experiment.on_batch()
         weights = {name: client.network.state_dict() for name, client in clients.items()}
         average(weights, weigh(experiment.samples, experiment.spec.weighting))
-        sent += sum(2 * size_of(of_client) for of_client in weights.values())
+        size = sum(map(size_of, weights.values()))
+        trunk.wire.bare("up", "client_networks", size)
+        trunk.wire.bare("down", "client_networks", size)
         found = {}
         if experiment.is_evaluated(number):
             found[SERVER] = Accuracy(_accuracy(next(iter(clients.values())), trunk))
-        yield RoundResult(number, found, sent, macs)
+        yield RoundResult.of(number, found, trunk.wire.take(), macs)
 
 
-def _round(
-    experiment: Experiment, name: str, client: SplitClient, trunk: SharedTrunk, number: int
-) -> Iterator[int]:
-    """Trains a client's round, yielding the bytes of each batch."""
+def _round(name: str, client: SplitClient, trunk: SharedTrunk, number: int) -> Iterator[None]:
+    """Trains a client's round, batch by batch."""
     for step, features, labels in client.round(number):
-        received, size = trunk.receive(features.detach().cpu().numpy(), labels.cpu().numpy())
+        batch = CutBatch(features.detach().cpu().numpy(), labels.cpu().numpy())
+        received = trunk.receive(batch, number, step)
         received.requires_grad_()
         trunk.train(name, received, labels, number, step)
         client.learn(features, received.grad)
-        experiment.on_batch()
-        yield size + received.nbytes
+        trunk.wire.bare("down", "training", received.nbytes)  # the gradient
+        yield
 
 
 def _accuracy(client: SplitClient, trunk: SharedTrunk) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_device.data.image_sets import LabelledImages, joined
 from splitee_lab.methods.baselines import CENTRALIZED, WholeTrainer, evaluate
 from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
@@ -21,7 +22,8 @@ def centralized(experiment: Experiment) -> Iterator[RoundResult]:
         found = {}
         if experiment.is_evaluated(number):
             found[CENTRALIZED] = Accuracy(evaluate(trainer.network, experiment.held_out, experiment.spec))
-        yield RoundResult(number, found, pictures.images.nbytes if number == 1 else 0, 0)
+        sent = ByPurpose(training=pictures.images.nbytes if number == 1 else 0)
+        yield RoundResult.of(number, found, Traffic(up=sent), 0)
 
 
 def alone(experiment: Experiment) -> Iterator[RoundResult]:
@@ -38,7 +40,7 @@ def alone(experiment: Experiment) -> Iterator[RoundResult]:
         if experiment.is_evaluated(number):
             for name, trainer in trainers.items():
                 found[name] = Accuracy(evaluate(trainer.network, experiment.held_out, experiment.spec))
-        yield RoundResult(number, found, 0, macs)
+        yield RoundResult.of(number, found, Traffic(), macs)
 
 
 def whole_trainer(experiment: Experiment, name: str, pictures: LabelledImages) -> WholeTrainer:

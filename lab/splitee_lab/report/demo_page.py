@@ -27,7 +27,7 @@ from splitee_lab.report.html_page import render
 from splitee_lab.report.inference_table import rows
 from splitee_lab.report.notes import weakest_classes
 from splitee_lab.report.plots import Bar, Colours, Group, Line, bars, dots, over_rounds
-from splitee_lab.report.traffic import COUNTED, sent, total
+from splitee_lab.report.traffic import COUNTED, bars_of, total
 
 
 def complete(server_report: Path, **found: Any) -> dict[str, Any]:
@@ -177,13 +177,15 @@ def _plots(report: Report) -> dict[str, str]:
             plots[name] = over_rounds(name, lines, known, colours, share=share)
     if groups := _accuracy_groups(report):
         plots["by_cut"] = dots("by_cut", groups, colours, percent)
+    parts = {device.id: bars_of(report.devices, device) for device in report.devices}
     traffic = [
-        Group(device.id if len(sent(device)) > 1 else "", device.cut, [
-            Bar(part.purpose if len(sent(device)) > 1 else device.id, part.bytes) for part in sent(device)
+        Group(device.id if len(parts[device.id]) > 1 else "", device.cut, [
+            Bar(part.purpose if len(parts[device.id]) > 1 else device.id, part.bytes)
+            for part in parts[device.id]
         ])
         for device in report.devices
     ]  # fmt: skip
-    most = max(part.bytes for device in report.devices for part in sent(device))
+    most = max(part.bytes for shown in parts.values() for part in shown)
     plots["sent"] = bars("sent", traffic, colours, size, top=max(most, 1))
     return plots
 

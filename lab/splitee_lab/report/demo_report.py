@@ -6,12 +6,18 @@ import msgspec
 
 from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.fleet import Metrics
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.report.inference_table import DeviceInference
 from splitee_server.rounds.class_report import ClassReport
 
 
 class DeviceResult(Accuracies, frozen=True, kw_only=True):
-    """One device at the end of the run, as the server has evaluated it at the run's threshold."""
+    """One device at the end of the run, as the server has evaluated it at the run's threshold.
+
+    Attributes:
+        bytes: of payloads that it has sent.
+        traffic: what it has sent and was sent, by purpose.
+    """
 
     id: str
     cut: int
@@ -19,7 +25,14 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
     train_samples: int
     batches: int
     bytes: int
+    traffic: Traffic = Traffic()
     held_out_samples: int = 0  # that the accuracies rest on
+
+
+class FleetTraffic(Traffic, frozen=True, kw_only=True):
+    """Of all devices. `to_all`: what the server has sent for all of them to read, each message once."""
+
+    to_all: ByPurpose = ByPurpose()
 
 
 class BaselineResult(msgspec.Struct, frozen=True):
@@ -48,6 +61,8 @@ class Report(msgspec.Struct, frozen=True):
     """What report.json holds: the server's report, where it ran, and what it is compared with.
 
     Attributes:
+        bytes_published: of payloads that the devices have sent.
+        traffic: what they have sent and were sent, by purpose.
         compute_share: by device, what its training computes (multiply-accumulates) as a share of what
             training the whole network on the same images does.
         peak_memory: bytes that the device's process has allocated at its peak, by device.
@@ -85,3 +100,4 @@ class Report(msgspec.Struct, frozen=True):
     ended: str = ""
     machine: str = ""
     version: str = ""
+    traffic: FleetTraffic = FleetTraffic()

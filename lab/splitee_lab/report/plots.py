@@ -242,7 +242,7 @@ def bars(
         at = 0.0
         for group in groups:
             if group.heading:
-                axes.text(0, at + 0.05, shortened(group.heading, 60), va="center", weight="bold")
+                axes.text(0, at + 0.05, shortened(group.heading, 40), va="center", weight="bold")
                 at += 1.0
             for bar in group.bars:
                 colour = MUTED if bar.strength is None else colours.of[group.cut]

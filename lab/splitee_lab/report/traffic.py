@@ -1,27 +1,37 @@
-"""What devices send, by purpose, as far as a report tells purposes apart."""
+"""What devices send, by purpose, as the page shows it; report.json has every purpose, and both directions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from splitee.protocol.traffic import PURPOSES
 from splitee_lab.report.demo_report import DeviceResult
 
-COUNTED = "features with their labels, and weights"
+COUNTED = "payloads that devices send; report.json has each purpose, what they receive, and MQTT's headers"
+MOST_DEVICES = 6  # of which each purpose has a bar of its own
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """Bytes that a device has sent for one purpose."""
+class Sent:
+    """Bytes that a device has sent for one purpose, or for all."""
 
     purpose: str
     bytes: int
 
 
-def sent(device: DeviceResult) -> list[Traffic]:
-    """What a device has sent, the purposes in the order in which they are shown."""
-    return [Traffic("sent", device.bytes)]
+def sent(device: DeviceResult) -> list[Sent]:
+    """What a device has sent, by purpose; what is nothing is left out."""
+    up = device.traffic.up
+    parts = [Sent(purpose.replace("_", " "), getattr(up, purpose)) for purpose in PURPOSES]
+    return [part for part in parts if part.bytes] or [Sent("sent", device.bytes)]
 
 
 def total(device: DeviceResult) -> int:
     """Bytes that a device has sent, for all purposes."""
     return sum(part.bytes for part in sent(device))
+
+
+def bars_of(devices: Sequence[DeviceResult], device: DeviceResult) -> list[Sent]:
+    """What is drawn of one of `devices`: its purposes, or where there are many devices, their sum."""
+    return sent(device) if len(devices) <= MOST_DEVICES else [Sent("sent", total(device))]

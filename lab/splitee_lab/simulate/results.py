@@ -7,6 +7,7 @@ from statistics import mean, stdev
 
 import msgspec
 
+from splitee.protocol.traffic import DIRECTIONS, PURPOSES, Traffic
 from splitee_lab.methods.experiment import Accuracy, RoundResult
 from splitee_lab.simulate.jobs import Part
 
@@ -44,6 +45,8 @@ class MethodResult(msgspec.Struct, frozen=True):
     """One method. `bytes`: sent and received by a client, `macs`: its multiply-accumulates, in all rounds.
 
     `compute_share`: of the multiply-accumulates for the whole network at each client.
+    `traffic`: bytes of a client in all rounds by direction and purpose, means over clients and seeds, those
+    of evaluation too, which `bytes` leaves out; empty where a stored part does not tell.
     """
 
     method: str
@@ -58,6 +61,7 @@ class MethodResult(msgspec.Struct, frozen=True):
     compute_share: Figure
     seconds: Figure
     course: list[Point]
+    traffic: dict[str, dict[str, float]] = {}
 
 
 def summarize(parts: Sequence[Part]) -> list[MethodResult]:
@@ -86,6 +90,7 @@ def _summarize(method: str, parts: list[Part]) -> MethodResult:
         compute_share=_known(sum(done.macs for done in part.rounds) / part.whole_macs for part in parts),
         seconds=_known(part.seconds for part in parts),
         course=list(_course(parts)),
+        traffic=_traffic(parts),
         **{name: _figure(_last(part, pick) for part in parts) for name, pick in picks.items()},
     )
 
@@ -114,6 +119,23 @@ def _mean(found: Mapping[str, Accuracy], pick: Pick) -> float | None:
 
 def _a_client(part: Part, cost: Callable[[RoundResult], int]) -> float:
     return sum(map(cost, part.rounds)) / len(part.clients)
+
+
+def _traffic(parts: Sequence[Part]) -> dict[str, dict[str, float]]:
+    told = [[done.traffic for done in part.rounds if done.traffic is not None] for part in parts]
+    if any(len(known) < len(part.rounds) for known, part in zip(told, parts, strict=True)):
+        return {}
+    sums = [sum(known, Traffic()) for known in told]
+    return {
+        direction: {
+            purpose: mean(
+                getattr(getattr(total, direction), purpose) / len(part.clients)
+                for total, part in zip(sums, parts, strict=True)
+            )
+            for purpose in PURPOSES
+        }
+        for direction in DIRECTIONS
+    }
 
 
 def _course(parts: list[Part]) -> Iterator[Point]:

@@ -22,7 +22,6 @@ class Totals:
 
     batches: int = 0
     published: int = 0
-    bytes: int = 0
 
 
 @dataclass
@@ -56,7 +55,9 @@ class Member:
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Member:
         """A member of a stored run; offline until it is heard of."""
-        return cls(**{**state, "totals": Totals(**state["totals"])}, instance=0, online=False)
+        totals = dict(state["totals"])
+        totals.pop("bytes", None)  # of earlier releases, which did not tell them apart
+        return cls(**{**state, "totals": Totals(**totals)}, instance=0, online=False)
 
 
 class Members:
@@ -210,12 +211,6 @@ class Members:
         totals = member.totals
         totals.batches += trained
         totals.published = min(totals.published + done.batches, LARGEST_COUNT)
-        self.count_sent(done, device)
-
-    def count_sent(self, done: RoundDone, device: str) -> None:
-        """What a device has sent in a phase is part of its total."""
-        totals = self._by_name[device].totals
-        totals.bytes = min(totals.bytes + done.bytes, LARGEST_COUNT)
 
     def move(self, device: str, cut: int) -> None:
         """A device is cut elsewhere, as it has asked."""

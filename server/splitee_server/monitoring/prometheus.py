@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import get_args
 
+from msgspec.structs import asdict
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -19,6 +20,7 @@ from splitee.errors import ConfigError, Reason
 from splitee.protocol.accuracies import Accuracies, ClassRecall
 from splitee.protocol.fields import Doing, RunPhase
 from splitee.protocol.fleet import DeviceMetrics
+from splitee.protocol.traffic import DIRECTIONS
 from splitee_server.monitoring.observer import Observer
 from splitee_server.rounds.progress import Progress, Standing
 
@@ -139,6 +141,15 @@ def _written(progress: Progress, standing: Standing) -> float | None:
     return status.written if status and standing.online else None
 
 
+def _traffic(progress: Progress) -> Iterator[Sample]:
+    """What nothing has travelled for has no series."""
+    for standing in progress.run.devices[:DEVICES]:
+        for direction in DIRECTIONS:
+            for purpose, count in asdict(getattr(standing.traffic, direction)).items():
+                if count:
+                    yield (standing.device, direction, purpose), count
+
+
 def _own_writes(_progress: Progress) -> list[Sample]:
     written = bytes_written()
     return [] if written is None else [((), written)]
@@ -176,8 +187,12 @@ FIGURES = (
     _of_device(
         "splitee_device_batches", "Batches in committed rounds", lambda _, d: d.batches, CounterMetricFamily
     ),
-    _of_device(
-        "splitee_device_bytes", "Features sent in committed rounds", lambda _, d: d.bytes, CounterMetricFamily
+    Figure(
+        "splitee_device_bytes",
+        "What the device has sent (up) and was sent (down), by purpose",
+        _traffic,
+        ("device", "direction", "purpose"),
+        CounterMetricFamily,
     ),
     Figure(
         "splitee_server_written_bytes",

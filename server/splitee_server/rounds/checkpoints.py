@@ -18,10 +18,12 @@ from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.commit_files import CommitFiles
 from splitee.training.history import Course
+from splitee_server.members.traffic import StoredTraffic
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
 from splitee_server.rounds.history import History
 
 DISMISSED = "dismissed.json"
+TRAFFIC = "traffic.json"
 FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
 # Fields of RunSpec that are no settings, and the one that may be changed.
 FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "mean", "std", "rounds")
@@ -146,6 +148,20 @@ class Checkpoints:
     def save_dismissed(self, devices: Iterable[str]) -> None:
         """Durable when this returns; only then may anybody hear of it."""
         write_atomically(self.path / DISMISSED, msgspec.json.encode(sorted(devices)) + b"\n")
+
+    def traffic(self) -> StoredTraffic | None:
+        """The bytes that were counted so far; None: none were, or the file is damaged."""
+        path = self.path / TRAFFIC
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=StoredTraffic)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("%s is damaged (%s): bytes are counted from here on", path, error)
+            return None
+
+    def write_traffic(self, traffic: StoredTraffic) -> None:
+        write_atomically(self.path / TRAFFIC, msgspec.json.encode(traffic) + b"\n")
 
     def first_weights(self) -> bytes | None:
         """What the run began from; None: the seed's weights, or the file is damaged."""

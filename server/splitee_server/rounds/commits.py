@@ -130,8 +130,6 @@ class Commits:
 
     def refresh(self, phase: Phase) -> None:
         """End a phase of statistics: what they change of the commit is saved, and told as the commit was."""
-        for device, done in phase.done.items():
-            self._members.count_sent(done, device)
         self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
         self._save_and_tell()
 

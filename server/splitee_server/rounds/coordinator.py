@@ -22,6 +22,7 @@ from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
+from splitee_server.members.traffic import FleetTraffic
 from splitee_server.rounds.attendance import NOBODY, Attendance, Release
 from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
@@ -54,6 +55,7 @@ class Coordinator:
         release: Release,
         best: BestRound,
         deadline: Deadline,
+        traffic: FleetTraffic,
         *,
         attempt: int,
         rejected: Callable[[], int],
@@ -62,7 +64,7 @@ class Coordinator:
         evaluated: Callable[[Metrics], None] = lambda _metrics: None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`best`, `deadline`: what this process knows of the run's earlier rounds.
+        """`best`, `deadline`, `traffic`: what this process knows of the run's earlier rounds.
 
         `attempt`: at which this process opens rounds. `rejected`: how many messages were.
 
@@ -85,6 +87,7 @@ class Coordinator:
         self._clock = clock
         self._best = best
         self._deadline = deadline
+        self._traffic = traffic
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._trained = Trained()
@@ -129,10 +132,11 @@ class Coordinator:
             yield from self._judge()
         if self._commits.round < self._spec.rounds:
             log.info("no better accuracy in %d rounds: the run ends (--stop-after)", self._policy.stop_after)
-        self._checkpoints.write_report(self.report())
+        self._write_report()
         if self._spec.release:
             yield from self._hand_over()
         self._open("finished")
+        self._write_report()  # once more, as models have travelled
         log.info(
             "run %s finished: %d rounds, weights %s",
             self._spec.run,
@@ -300,11 +304,13 @@ class Coordinator:
             self._commits.losses,
             phase.scores,
             self._commits.duplicates,
+            self._traffic,
         )
         self._checkpoints.write_evaluation(
             class_report(spec.run, metrics.round, phase.scores, spec.num_classes, spec.class_names)
         )
         self._checkpoints.add_metrics(metrics)
+        self._save_traffic()
         self._best.note(metrics, phase.scores)
         self._announce.metrics(metrics)
         self._evaluated(metrics)
@@ -335,7 +341,7 @@ class Coordinator:
             self._metrics = metrics
             self._checkpoints.add_metrics(metrics)
             self._announce.metrics(metrics)
-            self._checkpoints.write_report(self.report())
+            self._write_report()
 
     # Phases
 
@@ -356,6 +362,7 @@ class Coordinator:
             phase=kind,
             participants=dict(participants),
         )
+        self._traffic.phase = opened.batches
         assembler = self._model.assembler if kind == "train" else self._model.statistics_assembler
         sending = {device: part.cut for device, part in participants.items() if part.weights}
         self._phase = Phase(
@@ -382,7 +389,9 @@ class Coordinator:
             spec=self._spec,
             phase=phase.kind,
             committed=self._commits.round,
-            devices=tuple(map(standing, self._members.remaining())),
+            devices=tuple(
+                standing(member, self._traffic.of(member.device)) for member in self._members.remaining()
+            ),
             waiting_for=waited_for,
             missing=missing,
             waited=self._clock() - phase.progressed if missing else 0.0,
@@ -403,7 +412,15 @@ class Coordinator:
             self._members.dismissed,
             self._commits.weights_sha256,
             self._rejected(),
+            self._traffic,
         )
+
+    def _write_report(self) -> None:
+        self._checkpoints.write_report(self.report())
+        self._save_traffic()
+
+    def _save_traffic(self) -> None:
+        self._checkpoints.write_traffic(self._traffic.stored(member.device for member in self._members))
 
     def _spec_now(self) -> RunSpec:
         """With the class names, once they are decided."""

@@ -8,6 +8,7 @@ import msgspec
 
 from splitee.protocol.fleet import DeviceStatus, Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.traffic import Traffic
 from splitee_server.members.members import Member
 
 
@@ -25,18 +26,20 @@ class Trained(msgspec.Struct):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """One device of the run; batches and bytes are those of committed rounds."""
+    """One device of the run.
+
+    `batches`: of committed rounds. `traffic`: what it has sent, and was sent, so far.
+    """
 
     device: str
     cut: int
     online: bool
     batches: int
-    bytes: int
+    traffic: Traffic = Traffic()
 
 
-def standing(member: Member) -> Standing:
-    totals = member.totals
-    return Standing(member.device, member.cut, member.online, totals.batches, totals.bytes)
+def standing(member: Member, traffic: Traffic) -> Standing:
+    return Standing(member.device, member.cut, member.online, member.totals.batches, traffic)
 
 
 class RunProgress(msgspec.Struct, frozen=True):
@@ -63,6 +66,6 @@ class Progress(msgspec.Struct, frozen=True):
     statuses: Mapping[str, DeviceStatus]
     rejected: Mapping[tuple[str, str], int]  # messages, by sender and reason
     quarantined: tuple[str, ...]
-    received: int  # bytes
-    sent: int  # bytes
+    received: int  # bytes of payloads
+    sent: int  # bytes of payloads
     connected: bool

@@ -13,8 +13,10 @@ from splitee.cli.words import images, percent
 from splitee.protocol.accuracies import MOST_CLASSES, Accuracies, ClassRecall, ReleasedThreshold
 from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.traffic import Traffic
 from splitee.statistics import share_interval
 from splitee_server.members.members import Member
+from splitee_server.members.traffic import FleetTraffic
 from splitee_server.rounds.confusion import Confusion, class_recalls, weakest_class
 from splitee_server.rounds.evaluation import Score
 
@@ -29,6 +31,7 @@ def round_metrics(
     losses: Mapping[str, tuple[float, float | None]],
     scores: Mapping[str, Score],
     duplicates: int,
+    traffic: FleetTraffic,
 ) -> Metrics:
     """The figures of a round that has been committed and evaluated.
 
@@ -38,6 +41,7 @@ def round_metrics(
         members: each with the name of the stage that it is cut after.
         losses: of exit and trunk by device, means over the round's batches.
         scores: by device, on its held-out images.
+        traffic: what the devices have sent so far.
     """
     devices = {}
     for member, stage in members:
@@ -49,7 +53,7 @@ def round_metrics(
             train_samples=member.train_samples,
             held_out_samples=score.images,
             batches=member.totals.batches,
-            bytes=member.totals.bytes,
+            bytes=traffic.of(member.device).up.payload,
             exit_loss=exit_loss,
             trunk_loss=trunk_loss,
             weakest_class=weakest_class(_recalls(spec, score)),
@@ -124,12 +128,15 @@ def run_report(
     dismissed: Sequence[str],
     weights_sha256: str,
     rejected: int,
+    traffic: FleetTraffic,
 ) -> dict[str, Any]:
-    """The run as report.json holds it; accuracies are fractions, times seconds.
+    """The run as report.json holds it; accuracies are fractions, times seconds, `bytes` those of payloads.
 
     Args:
         metrics: of the last round. `best`: of the best one; None: no image was held out.
     """
+    by_device = {member.device: traffic.of(member.device) for member in members}
+    total = sum(by_device.values(), Traffic())
     return {
         "run": spec.run,
         "network": spec.network,
@@ -145,12 +152,15 @@ def run_report(
         "batches_published": sum(member.totals.published for member in members),
         "batches_trained": sum(member.totals.batches for member in members),
         "duplicates_dropped": metrics.duplicates_dropped,
-        "bytes_published": sum(member.totals.bytes for member in members),
+        "bytes_published": total.up.payload,
+        "traffic": total.as_dict() | {"to_all": asdict(traffic.to_all())},
         "rejected": rejected,
         "dismissed": list(dismissed),
         "fleet": _fleet(metrics),
         "best": None if best is None else {"round": best.round, **_fleet(best)},
-        "devices": [_device(spec, member.device, metrics.devices[member.device]) for member in members],
+        "devices": [
+            _device(spec, device, metrics.devices[device], moved) for device, moved in by_device.items()
+        ],
     }
 
 
@@ -158,14 +168,15 @@ def _fleet(metrics: Metrics) -> dict[str, Any]:
     return {"images": metrics.fleet.images} | _accuracies(metrics.fleet, metrics.fleet.images)
 
 
-def _device(spec: RunSpec, device: str, values: DeviceMetrics) -> dict[str, Any]:
-    names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "bytes", "alone_accuracy")
+def _device(spec: RunSpec, device: str, values: DeviceMetrics, traffic: Traffic) -> dict[str, Any]:
+    names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "alone_accuracy")
     threshold = values.released or ReleasedThreshold(
         threshold=spec.threshold, expected_offload=values.offload_share
     )
     return (
         {"id": device}
         | {name: getattr(values, name) for name in names}
+        | {"bytes": traffic.up.payload, "traffic": traffic.as_dict()}
         | _accuracies(values, values.held_out_samples)
         | {
             "threshold": threshold.threshold,

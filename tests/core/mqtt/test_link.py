@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from fakes import Counted
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
@@ -33,12 +34,17 @@ def test_what_is_published_arrives_whole(
     payload = os.urandom(size)
     reader = make_link(broker.address, "reader", f"{base}/#")
     writer = make_link(broker.address, "writer")
+    reader.meter, writer.meter = got, put = Counted(), Counted()
     assert writer.publish(
         f"{base}/x", memoryview(payload), expiry=60, response_topic=f"{base}/answer", correlation=b"\x00\xff7"
     )
     assert messages(reader, 1) == [Message(f"{base}/x", payload, False, f"{base}/answer", b"\x00\xff7")]
     assert writer.flush(DEADLINE)
-    assert writer.bytes_published == size
+    properties = 1 + 5 + (3 + len(f"{base}/answer")) + (3 + 3)  # length, expiry, response topic, correlation
+    headers = 2 + len(f"{base}/x") + 2 + properties  # topic and packet identifier before them
+    length = 1 + (headers + size >= 1 << 7) + (headers + size >= 1 << 14)  # bytes of the packet's own length
+    assert put.sent == [(f"{base}/x", size, 1 + length + headers)]
+    assert got.came == put.sent
     assert reader.publish(f"{base}/y", b"to oneself")
     assert messages(reader, 1) == [Message(f"{base}/y", b"to oneself")]
 

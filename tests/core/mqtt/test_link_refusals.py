@@ -12,6 +12,7 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
+from fakes import Counted
 
 from splitee.errors import BrokerRefused, BrokerUnreachable
 from splitee.mqtt.address import BrokerAddress
@@ -226,11 +227,12 @@ def test_the_receive_maximum_of_the_broker_holds_publishers_back(
     monkeypatch.setattr("splitee.mqtt.link.CONNECT_LIMIT", 0.3)
     link = Link(fake_server(bytes.fromhex("20060000 03210002"), b"").address, "link")
     link.open(DEADLINE)
+    link.meter = counted = Counted()
     third = threading.Thread(target=lambda: [link.publish("t", bytes([number])) for number in range(3)])
     third.start()
     third.join(0.3)
     assert third.is_alive()
-    assert link.bytes_published == 2
+    assert len(counted.sent) == 2
     assert not link.flush(0.05)
     link.close()
     third.join(DEADLINE)

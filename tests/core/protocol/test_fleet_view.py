@@ -32,6 +32,7 @@ from splitee.protocol.fleet_view import MAX_DEVICES, DeviceView, FleetView
 from splitee.protocol.rounds import Commit, Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import RunningBroker
 
 NOW = 1_800_000_000.0
@@ -122,6 +123,36 @@ def test_every_topic_has_its_place() -> None:
             train_samples=2000,
         ),
     )
+
+
+def test_what_a_device_sends_and_receives_is_shown_and_fits_80_columns() -> None:
+    status = DeviceStatus(
+        state="online",
+        instance=1,
+        doing="evaluating",
+        round=12,
+        step=123,
+        steps=140,
+        loss=1.234,
+        bytes=1_234_500_000,
+        traffic=Traffic(
+            up=ByPurpose(training=1_234_000_000, evaluation=500_000, headers=9),
+            down=ByPurpose(client_networks=2_300_000, headers=7),
+        ),
+    )
+    view = view_of(RETAINED)
+    view.take(Message(TOPICS.device("pi-1", "status"), status.encode()), NOW)
+    assert device_of(view).traffic == status.traffic
+    console = Console(file=io.StringIO(), width=80)
+    console.print(render(view.snapshot(), NOW))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    [line] = [line for line in shown.splitlines() if line.startswith("pi-1")]
+    for part in ("evaluating", "3 layer1.1", "123/140", "1.234", "50.0", "75.0", "1234/2.3", "0 s"):
+        assert part in line
+    assert "\u2026" not in shown, "nothing is cut off"
+    will = DeviceStatus(state="offline", instance=1)
+    view.take(Message(TOPICS.device("pi-1", "status"), will.encode()), NOW)
+    assert device_of(view).traffic == status.traffic, "a last will knows nothing of it"
 
 
 def test_who_is_dismissed_is_one_line_whatever_the_broker_still_retains() -> None:
@@ -369,7 +400,7 @@ def test_status_prints_what_the_broker_retains(
     where = ("--broker", str(broker.address), "--fleet", "lab")
     code, printed, errors = status(capfd, *where, "--once")
     assert (code, errors) == (ExitCode.OK, "")
-    for expected in ("resnet18", "round 2 of 5: train", "waits for pi-1", "layer1.1", "31/62", "75.0 %"):
+    for expected in ("resnet18", "round 2 of 5: train", "waits for pi-1", "layer1.1", "31/62", "75.0"):
         assert expected in printed
     assert "1 malformed" in printed
     code, printed, errors = status(capfd, *where, "--json")

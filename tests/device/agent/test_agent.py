@@ -56,7 +56,13 @@ def test_a_run_is_trained_and_committed_round_by_round(make: Callable[..., Devic
     assert facts is not None and facts["finished"]
     last = device.server.statuses[-1]
     assert (last.doing, last.round) == ("finished", 2)
-    assert (last.batches, last.bytes) == (4, first.bytes + second.bytes)
+    assert last.batches == 4
+    sent = last.traffic
+    assert sent is not None
+    assert sent.up.training == first.bytes + second.bytes
+    assert sent.up.evaluation == sum(len(batch.encode()) for batch in device.server.batches[2::3])
+    before = [one for one in device.port.sent if one.payload != last.encode()]
+    assert last.bytes == sent.up.payload == sum(len(one.payload) for one in before)
     assert device.server.syncs == []
 
 
@@ -312,5 +318,8 @@ def test_averaged_weights_are_sent_with_round_done_and_fetched_again(make: Calla
     sent = {name for message in server.tensors for name in message.tensors}
     assert sent == set(average)
     assert device.trainers[0].digest() == weights_digest(average)
-    batches, weights = server.batches[:2], server.tensors
-    assert server.done[0].bytes == sum(len(message.encode()) for message in (*batches, *weights))
+    assert server.done[0].bytes == sum(len(message.encode()) for message in server.batches[:2])
+    traffic = server.statuses[-1].traffic
+    assert traffic is not None
+    assert traffic.up.client_networks == sum(len(message.encode()) for message in server.tensors)
+    assert traffic.down.client_networks > 0

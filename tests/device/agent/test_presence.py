@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from splitee.errors import BrokerRefused, IdInUse
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.topics import Topics
+from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_device.agent.presence import Presence, offline
 from splitee_device.machine.hardware import Fact
 
@@ -46,6 +47,9 @@ def presence(port: FakePort, clock: FakeClock) -> Presence:
     return presence_on(port, clock)
 
 
+MOVED = Traffic(up=ByPurpose(training=900, protocol=100, headers=70), down=ByPurpose(protocol=50))
+
+
 def presence_on(
     port: FakePort,
     clock: FakeClock,
@@ -55,7 +59,15 @@ def presence_on(
 ) -> Presence:
     thermometer = Fact(degrees, "a sensor")
     return Presence(
-        port, TOPICS, "pi-1", INSTANCE, clock, lambda: rejected, lambda: thermometer, lambda: written
+        port,
+        TOPICS,
+        "pi-1",
+        INSTANCE,
+        clock,
+        lambda: rejected,
+        lambda: thermometer,
+        lambda: written,
+        lambda: MOVED,
     )
 
 
@@ -68,7 +80,7 @@ def statuses(port: FakePort) -> list[DeviceStatus]:
 def test_the_status_has_the_temperature_where_there_is_a_sensor(
     port: FakePort, clock: FakeClock, degrees: float | None
 ) -> None:
-    presence_on(port, clock, degrees, rejected=3).say("training", 2, 4, 9, 0.5, batches=7, sent=1000)
+    presence_on(port, clock, degrees, rejected=3).say("training", 2, 4, 9, 0.5, batches=7)
     [status] = statuses(port)
     assert replace(status, time=0.0) == DeviceStatus(
         state="online",
@@ -82,6 +94,7 @@ def test_the_status_has_the_temperature_where_there_is_a_sensor(
         bytes=1000,
         rejected=3,
         temperature=degrees,
+        traffic=MOVED,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_runs import images, tiny_run
+from tiny_runs import images, in_messages, tiny_run
 from torch import Tensor, nn
 
 from splitee.networks.split import build_for
@@ -106,7 +106,7 @@ def test_only_every_hth_batch_is_sent(method: str, data: DeviceData, monkeypatch
     every = run_of(method, data)[0]
     monkeypatch.setattr(cse_fsl, "H", 2)
     half = run_of(method, data)[0]
-    assert every.bytes - half.bytes == 3 * 32 * (FEATURES + LABEL)
+    assert every.bytes - half.bytes in in_messages(3 * 32 * (FEATURES + LABEL), 3 * 2)
     assert half.macs == every.macs
 
 
@@ -123,8 +123,10 @@ def test_bytes_and_compute_of_fsl_sage(
     weights = sum(tensor.nbytes for tensor in network.client(CUT).state_dict().values())
     up = 64 * (FEATURES + LABEL)
     rounds = run_of("fsl-sage", data, rounds=3)
-    aligned, others = 3 * (2 * weights + up + 4 * parameters), 3 * (2 * weights + up)
-    assert [done.bytes for done in rounds] == [aligned, others, aligned]
+    network_messages, tensors = 3 * 2, 3 * 2 * len(network.client(CUT).state_dict())
+    assert rounds[1].bytes in in_messages(3 * (2 * weights + up), 3 * 4 + network_messages, tensors)
+    for aligned in (rounds[0], rounds[2]):
+        assert aligned.bytes - rounds[1].bytes == 3 * 4 * parameters
     assert {done.macs for done in rounds} == {3 * 64 * (3 * CLIENT_MACS + 2 * macs)}
 
 
@@ -135,7 +137,8 @@ def test_fsl_sage_with_frozen_stages(frozen: int, data: DeviceData) -> None:
     keys = set(network.client(CUT).state_dict()) - set(network.frozen_keys)
     weights = sum(network.module.state_dict()[key].nbytes for key in keys)
     rounds = run_of("fsl-sage", data, frozen=frozen)
-    assert rounds[1].bytes == 3 * (2 * weights + 64 * (FEATURES + LABEL))
+    sent = in_messages(3 * (2 * weights + 64 * (FEATURES + LABEL)), 3 * (4 + 2), 3 * 2 * len(keys))
+    assert rounds[1].bytes in sent
     exits = [accuracy(done).exit_accuracy for done in rounds]
     assert None not in exits
 

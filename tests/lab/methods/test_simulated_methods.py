@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_runs import BATCH, images, tiny_run
+from tiny_runs import BATCH, images, in_messages, tiny_run
 
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
@@ -105,7 +105,11 @@ def test_bytes_and_device_compute_are_those_of_the_method(
         "equal": 3 * MACS[2],
     }[macs]
     first = next(iter(METHODS[method](experiment(run, data))))
-    assert first.bytes == sent
+    batches = 3 * SAMPLES // BATCH if method in ("sequential", "splitfed") else 0
+    assert first.bytes in in_messages(sent or 0, batches) if batches else first.bytes == sent
+    assert first.traffic is not None
+    assert first.traffic.payload == first.bytes + first.traffic.up.evaluation
+    assert (first.traffic.up.evaluation > 0) == (method == "sequential")
     assert first.macs == 3 * each * SAMPLES  # forward, and two gradients
 
 
@@ -209,7 +213,8 @@ def test_soft_labels_are_bytes_from_the_second_round_on(data: DeviceData) -> Non
         for weight in (0.0, 1.0)
     )
     more = [with_them.bytes - without.bytes for with_them, without in zip(some, none, strict=True)]
-    assert more == [0, 3 * SAMPLES * 20, 3 * SAMPLES * 20]
+    assert more[0] == 0
+    assert all(each in in_messages(3 * SAMPLES * 20, 3) for each in more[1:])
     changed = [one.accuracies != other.accuracies for one, other in zip(some, none, strict=True)]
     assert changed == [False, True, True]
 
@@ -218,8 +223,8 @@ def test_a_simulation_names_the_bytes_that_its_codec_makes(data: DeviceData) -> 
     sizes = {}
     for codec in ("fp32", "fp16", "int8"):
         simulation = Simulation(spec(codec=codec), experiment(spec(), data).devices)
-        sizes[codec] = next(iter(simulation.rounds())).bytes
-    labels = 3 * SAMPLES
-    assert sizes["fp32"] - labels == 2 * (sizes["fp16"] - labels)
+        sizes[codec] = next(iter(simulation.rounds())).traffic.up.training
+    halved = sum(SAMPLES * 2 * FEATURES[cut] for cut in CUTS.values())
+    assert sizes["fp32"] - sizes["fp16"] == halved
     assert sizes["int8"] < sizes["fp16"]
-    assert np.isclose(sizes["int8"], sizes["fp32"] / 4, rtol=0.2)
+    assert np.isclose(sizes["int8"], sizes["fp32"] / 4, rtol=0.25)

@@ -95,6 +95,7 @@ def derived(report: Report) -> Iterator[str]:
             for one, other in pairs:
                 points = round(round(100 * one, 1) - round(100 * other, 1), 1)
                 yield from (f"{points:+.1f}", f"{abs(points):.1f}", f"{points + 0:.1f}")
+    yield from (f"{device.traffic.up.payload / 1e6:.1f}" for device in report.devices)
     for one in served:
         yield from FIGURE.findall(interval(one.adaptive.accuracy, one.images))
     low, high = FIGURE.findall(interval(mean(columns[2]), served[0].images))
@@ -153,6 +154,6 @@ def test_a_devices_row_has_its_own_figures(case: str) -> None:
             assert cells["Alone"] == f"{100 * report.baselines.alone_accuracy[one.id]:.1f} %"
             assert cells["Alone-exit"] == f"{100 * report.baselines.alone_exit_accuracy[one.id]:.1f} %"
         (device,) = (device for device in report.devices if device.id == one.id)
-        assert cells["Sent"] == f"{device.bytes / 1e6:.1f} MB"
+        assert cells["Sent"] == f"{device.traffic.up.payload / 1e6:.1f} MB"
         assert cells["Memory"] == f"{report.peak_memory[one.id] / MIB:,.0f} MiB"
     assert f"{report.threshold} " not in Text(html).lines, "the run's threshold is not in force"

@@ -1,0 +1,36 @@
+"""What one device sends and receives, counted where its links move it."""
+
+from __future__ import annotations
+
+from splitee.protocol.fields import Phase
+from splitee.protocol.routes import find
+from splitee.protocol.topics import Topics
+from splitee.protocol.traffic import Direction, Tally, Traffic
+
+
+class DeviceMeter:
+    """A `Meter` for all links of a device's process.
+
+    Attributes:
+        phase: that is under way; it tells batches of training from those of evaluation.
+    """
+
+    def __init__(self, topics: Topics) -> None:
+        self.phase: Phase = "train"
+        self._topics = topics
+        self._tally = Tally()
+
+    def published(self, topic: str, payload: int, headers: int) -> None:
+        self._count("up", topic, payload, headers)
+
+    def received(self, topic: str, payload: int, headers: int) -> None:
+        self._count("down", topic, payload, headers)
+
+    def traffic(self) -> Traffic:
+        """Since the process has started."""
+        return self._tally.traffic()
+
+    def _count(self, direction: Direction, topic: str, payload: int, headers: int) -> None:
+        found = find(self._topics, topic)
+        purpose = "protocol" if found is None else found[0].purpose_in(self.phase)
+        self._tally.add(direction, purpose, payload, headers)

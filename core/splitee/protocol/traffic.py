@@ -1,0 +1,105 @@
+"""Bytes by what they are for: the one model of traffic that device, server and lab count by."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Any, Literal, get_args
+
+import msgspec
+from msgspec.structs import asdict
+
+from splitee.protocol.fields import Count, Purpose
+
+Direction = Literal["up", "down"]  # from a device; to one
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
+HEADERS = "headers"
+
+
+class ByPurpose(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Bytes in one direction, by what they are for: of payloads, and in `headers` what MQTT adds to them.
+
+    Attributes:
+        training: features and labels that the trunk is trained on.
+        evaluation: those of held-out images, with what the exit predicts.
+        statistics: those that BatchNorm's statistics are taken of, and up the statistics themselves.
+        client_networks: weights of client networks and exits.
+        soft_labels: what the trunk has predicted, for exits to learn from.
+        models: released models.
+        offload: requests for the trunk's predictions, and the responses.
+        protocol: all else: status, profile, acknowledgements, rounds, commits.
+        headers: what the messages take beside their payloads: MQTT's fixed header, topic and properties.
+    """
+
+    training: Count = 0
+    evaluation: Count = 0
+    statistics: Count = 0
+    client_networks: Count = 0
+    soft_labels: Count = 0
+    models: Count = 0
+    offload: Count = 0
+    protocol: Count = 0
+    headers: Count = 0
+
+    @property
+    def payload(self) -> int:
+        """Bytes of all payloads."""
+        return sum(getattr(self, purpose) for purpose in PURPOSES)
+
+    def __add__(self, other: ByPurpose) -> ByPurpose:
+        mine, others = asdict(self), asdict(other)
+        return ByPurpose(**{name: mine[name] + others[name] for name in mine})
+
+
+class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one device, or several, have sent and received.
+
+    Attributes:
+        up: bytes from the device.
+        down: bytes to it.
+    """
+
+    up: ByPurpose = ByPurpose()
+    down: ByPurpose = ByPurpose()
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(up=self.up + other.up, down=self.down + other.down)
+
+    @property
+    def payload(self) -> int:
+        """Bytes of all payloads, both ways."""
+        return self.up.payload + self.down.payload
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """All figures, those that are 0 too."""
+        return {"up": asdict(self.up), "down": asdict(self.down)}
+
+
+class Tally:
+    """Counts what travels; from any thread."""
+
+    def __init__(self, earlier: Traffic | None = None) -> None:
+        """`earlier`: what has travelled before."""
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[Direction, str]] = Counter()
+        if earlier is not None:
+            for direction in DIRECTIONS:
+                for name, count in asdict(getattr(earlier, direction)).items():
+                    self._counts[direction, name] = count
+
+    def add(self, direction: Direction, purpose: Purpose, payload: int, headers: int = 0) -> None:
+        """A message, or several, of so many bytes."""
+        with self._lock:
+            self._counts[direction, purpose] += payload
+            self._counts[direction, HEADERS] += headers
+
+    def traffic(self) -> Traffic:
+        """What has travelled so far."""
+        with self._lock:
+            counts = dict(self._counts)
+        up, down = (
+            ByPurpose(**{name: count for (way, name), count in counts.items() if way == direction})
+            for direction in DIRECTIONS
+        )
+        return Traffic(up=up, down=down)
