@@ -175,7 +175,7 @@ FRAMES = (Box(10, 10, 250, 330, ("device: one of many, unequal",)), Box(620, 10,
 BOXES = (
     Box(30, 50, 210, 44, ("images", "they never leave the device")),
     Box(30, 120, 210, 44, ("stages 1 ... cut", "trained by their own exit's loss")),
-    Box(30, 190, 210, 44, ("exit", "predicts when it is sure")),
+    Box(30, 190, 210, 44, ("exit", "predicts when it is certain")),
     Box(30, 280, 210, 44, ("state", "saved durably, once a round")),
     Box(375, 110, 130, 130, ("broker", "Mosquitto", "TLS, access list")),
     Box(640, 50, 260, 44, ("gate and order", "each batch once, in a fixed order")),

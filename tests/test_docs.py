@@ -18,7 +18,9 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 SCHEMA = Path(__file__).parent / "data" / "asyncapi-3.0.0.json.gz"  # npm: @asyncapi/specs, Apache-2.0
 GENERATED = {"commands.md", "exit-codes.md", "report.md"}  # their words are those of the code
-CODE = re.compile(r"^```.*?^```$|^(?: {4}|\t).*$|`[^`\n]+`|<!--.*?-->|\]\([^)]*\)", re.MULTILINE | re.DOTALL)
+CODE = re.compile(
+    r"^```.*?^```$|^(?: {4}|\t).*$|`[^`\n]+`|<!--.*?-->|</?\w[^>]*>|\]\([^)]*\)", re.MULTILINE | re.DOTALL
+)
 WORDS = {  # what must not be said, and what is said instead
     r"pictures?": "image",
     r"doubts?": "uncertainty",
