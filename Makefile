@@ -76,8 +76,10 @@ sbom: $(VENV)/.dev
 	$(BIN)/uvx --quiet --constraints constraints.txt --from cyclonedx-bom cyclonedx-py requirements \
 		--pyproject pyproject.toml --output-reproducible --output-file sbom.json requirements/$(or $(OF),server).txt
 
+# The generated pages, then the site: build/docs/index.html. A broken link fails it; nothing is fetched.
 docs: $(VENV)/.dev
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 
 # Builds, tries what was built in empty environments, and tags; --no-tag: make release RELEASE=--no-tag
 release: $(VENV)/.dev

@@ -7,8 +7,8 @@ devices, one in a training phase, one while statistics are taken, one in an eval
 of every message class that a device may send (`benchmarks.mutations`), under its own name: fields out of all
 bounds, values that are not finite, torn bytes, retained messages, addresses that are not its own. What the
 server would take as a proper batch of the phase is not sent: such a lie is within the bounds, and
-docs/security.md has its price. Three quarters of a device's messages are refused one by one, the others
-because it is in quarantine.
+docs/explanation/security.md has its price. Three quarters of a device's messages are refused one by one, the
+others because it is in quarantine.
 
 Then the server's CPU time a round is taken, without and with a device that sends 27,000 tiny messages a
 second.

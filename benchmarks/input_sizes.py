@@ -4,7 +4,7 @@
 
 Each cut is trained in a process of its own on one thread: a warm-up, then `--steps` steps of a batch of 32.
 Time is CPU time, so that others on the machine disturb it little; memory is anonymous memory beyond that of
-torch itself, at its peak. docs/inputs.md has the tables.
+torch itself, at its peak. docs/reference/inputs.md has the tables.
 """
 
 from __future__ import annotations

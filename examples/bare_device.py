@@ -1,4 +1,4 @@
-"""A device with nothing but an MQTT client, msgpack and NumPy, written from docs/protocol.md alone.
+"""A device with nothing but an MQTT client, msgpack and NumPy, written from docs/reference/protocol.md alone.
 
 It joins, keeps to the window, resends, begins anew with a new attempt, ends its rounds and is evaluated. Its
 features are made up, each class a direction plus noise, and its exit takes the nearest direction: its weights

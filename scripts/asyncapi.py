@@ -1,4 +1,4 @@
-"""Writes docs/asyncapi.json: the protocol for tools, from the routes and message classes (AsyncAPI 3.0)."""
+"""Writes docs/reference/asyncapi.json: the protocol for tools (AsyncAPI 3.0), from routes and messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.routes import ROUTES, Route
 from splitee.protocol.topics import PROTOCOL
 
-PAGE = Path(__file__).parents[1] / "docs" / "asyncapi.json"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "asyncapi.json"
 DESCRIPTION = (
     "Messages between the devices and the server of a fleet. protocol.md has the rules by which they follow "
     "each other. In messages of the type application/msgpack bytes are msgpack's bin; the schemas say base64."

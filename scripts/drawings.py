@@ -8,20 +8,20 @@ from html import escape
 from pathlib import Path
 
 DIRECTORY = Path(__file__).parents[1] / "docs" / "drawings"
-STYLE = """<style>
-text { font: 14px system-ui, sans-serif; fill: #1f2328 }
-.small { font-size: 12px; fill: #59636e }
-.head { font-weight: 600 }
-.line { stroke: #59636e; fill: none }
-.dashed { stroke-dasharray: 4 4 }
-.box { fill: #f6f8fa; stroke: #818b98 }
-.phase { fill: #0969da14; stroke: #0969da55 }
-.arrow { fill: #59636e }
-@media (prefers-color-scheme: dark) {
-text { fill: #f0f6fc } .small { fill: #9198a1 } .line { stroke: #9198a1 } .arrow { fill: #9198a1 }
-.box { fill: #151b23; stroke: #656c76 } .phase { fill: #4493f81f; stroke: #4493f866 } }
-</style>
-<defs><marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+LIGHT = """.page { fill: #ffffff } text { fill: #1f2328 } .small { fill: #59636e } .line { stroke: #59636e }
+.arrow { fill: #59636e } .box { fill: #f6f8fa; stroke: #818b98 } .phase { fill: #0969da14; stroke: #0969da55 }
+.device { fill: #ddf4ff; stroke: #0969da } .server { fill: #fff1e5; stroke: #bc4c00 }
+"""
+DARK = """.page { fill: #0d1117 } text { fill: #f0f6fc } .small { fill: #9198a1 } .line { stroke: #9198a1 }
+.arrow { fill: #9198a1 } .box { fill: #151b23; stroke: #656c76 } .phase { fill: #4493f81f; stroke: #4493f866 }
+.device { fill: #121d2f; stroke: #4493f8 } .server { fill: #221a19; stroke: #db6d28 }
+"""
+BOTH = f"{LIGHT}@media (prefers-color-scheme: dark) {{\n{DARK}}}\n"
+SHAPES = """text { font: 14px system-ui, sans-serif }
+.small { font-size: 12px } .head { font-weight: 600 } .line { fill: none } .dashed { stroke-dasharray: 4 4 }
+"""
+TIP = """<defs>
+<marker id="tip" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto">
 <path class="arrow" d="M0 0 8 4 0 8z"/></marker></defs>
 """
 ROW = 34  # pixels between two rows
@@ -175,7 +175,7 @@ FRAMES = (Box(10, 10, 250, 330, ("device: one of many, unequal",)), Box(620, 10,
 BOXES = (
     Box(30, 50, 210, 44, ("images", "they never leave the device")),
     Box(30, 120, 210, 44, ("stages 1 ... cut", "trained by their own exit's loss")),
-    Box(30, 190, 210, 44, ("exit", "predicts when it is sure")),
+    Box(30, 190, 210, 44, ("exit", "predicts when it is certain")),
     Box(30, 280, 210, 44, ("state", "saved durably, once a round")),
     Box(375, 110, 130, 130, ("broker", "Mosquitto", "TLS, access list")),
     Box(640, 50, 260, 44, ("gate and order", "each batch once, in a fixed order")),
@@ -206,6 +206,56 @@ def architecture() -> str:
     return _svg(930, 350, [*boxes, *arrows, *texts])
 
 
+STAGES = 6  # of the overview's network
+STAGE = 38  # pixels
+PITCH = 50
+TRUNK = (590, 146)  # where its first stage stands
+ROWS = ((32, 4, "strong device"), (132, 1, "weak device"), (232, 2, "another device"))  # y, cut, name
+
+
+def overview(colours: str = BOTH) -> str:
+    """Unequal devices, a broker, and the trunk that learns from all of them."""
+    parts = [
+        _box(570, 20, 280, 300, ("server",), top=True),
+        _box(450, 20, 90, 300, ("MQTT", "broker"), top=True),
+    ]
+    for y, cut, name in ROWS:
+        parts += _device(y, cut, name)
+    x, y = TRUNK
+    for stage in range(2, STAGES + 1):
+        parts.append(_stage(x + PITCH * (stage - 2), y, str(stage), "server"))
+    parts.append(_text(710, 64, "trunk: trained on the features of all devices,", "small", "middle"))
+    parts.append(_text(710, 82, "no gradient goes back to them", "small", "middle"))
+    return _svg(862, 340, parts, colours)
+
+
+def _device(y: int, cut: int, name: str) -> Iterator[str]:
+    """A device with its stages and exit, and the way of its features into the trunk."""
+    yield _box(10, y - 12, 410, 92, ())
+    yield _text(24, y + 8, f"{name}, cut {cut}", "head")
+    yield _box(24, y + 14, 74, STAGE + 4, ("images", "stay here"), "small")
+    for stage in range(1, cut + 1):
+        yield _stage(70 + PITCH * stage, y + 16, str(stage), "device")
+    last = 70 + PITCH * cut
+    yield _line(f"M98 {y + 35}H118")
+    yield _box(last + STAGE + 20, y + 16, 52, STAGE, ("exit",), "small")
+    yield _line(f"M{last + STAGE} {y + 35}H{last + STAGE + 18}")
+    way = y + 71
+    entry, top = TRUNK[0] + PITCH * (cut - 1) + STAGE // 2, TRUNK[1]
+    into = f"V{top - 2}" if way < top else f"V{top + STAGE + 2}"
+    yield _line(f"M{last + STAGE // 2} {y + 16 + STAGE}V{way}H{entry}{into}")
+    yield _text(412, way - 4, "features, labels", "small", "end")
+
+
+def _stage(x: int, y: int, text: str, style: str) -> str:
+    shape = f'<rect class="{style}" x="{x}" y="{y}" width="{STAGE}" height="{STAGE}" rx="5"/>'
+    return shape + _text(x + STAGE / 2, y + STAGE / 2 + 5, text, "head", "middle")
+
+
+def _line(path: str) -> str:
+    return f'<path class="line" d="{path}" marker-end="url(#tip)"/>'
+
+
 def _box(
     x: int, y: int, width: int, height: int, lines: Sequence[str], style: str = "", *, top: bool = False
 ) -> str:
@@ -223,9 +273,12 @@ def _text(x: float, y: float, text: str, style: str = "", anchor: str = "start")
     return f'<text x="{x:g}" y="{y:g}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(width: int, height: int, parts: Sequence[str]) -> str:
+def _svg(width: int, height: int, parts: Sequence[str], colours: str = BOTH) -> str:
+    """On a ground of its own, so that it can be read whatever the page's colours are."""
     size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{STYLE}' + "\n".join(parts) + "\n</svg>\n"
+    ground = f'<rect class="page" width="{width}" height="{height}" rx="8"/>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n<style>\n{SHAPES}{colours}</style>\n{TIP}'
+    return "\n".join([head + ground, *parts, "</svg>\n"])
 
 
 def drawings() -> dict[str, str]:
@@ -233,5 +286,8 @@ def drawings() -> dict[str, str]:
     return {
         "architecture.svg": architecture(),
         "batch.svg": sequence(("device", "server"), BATCH),
+        "overview.svg": overview(),
+        "overview-light.svg": overview(LIGHT),
+        "overview-dark.svg": overview(DARK),
         "round.svg": sequence(("device", "server"), ROUND),
     }

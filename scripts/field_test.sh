@@ -1,7 +1,7 @@
 #!/bin/bash
 # Boots systemd in a container, installs the agent with device/install.sh, trains, and does to it what the field
 # does: kill -9, a freeze, too much memory, a power cut. Prints a transcript; ends with 1 at the first surprise.
-#   sudo scripts/field_test.sh ROOT > docs/field-test.txt
+#   sudo scripts/field_test.sh ROOT > docs/records/field-test.txt
 # ROOT: a Debian system made by
 #   debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,python3,python3-venv,ca-certificates bookworm ROOT
 # The broker (Mosquitto) and the server run here, from .venv. LEND=yes lends its packages to the container, so that

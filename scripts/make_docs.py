@@ -1,4 +1,4 @@
-"""Writes what is generated in docs/: make docs."""
+"""Writes what is generated in docs/: make docs, before the site is built."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from pathlib import Path
 
 import asyncapi
 import drawings
+import exit_codes_page
 import protocol_page
+import report_page
 import settings_page
+
+PAGES = (settings_page, protocol_page, asyncapi, exit_codes_page, report_page)
 
 
 def files() -> dict[Path, str]:
     """What the generated files should hold."""
-    pages = {module.PAGE: module.page() for module in (settings_page, protocol_page, asyncapi)}
+    pages = {module.PAGE: module.page() for module in PAGES}
     return pages | {drawings.DIRECTORY / name: text for name, text in drawings.drawings().items()}
 
 

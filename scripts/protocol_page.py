@@ -1,4 +1,4 @@
-"""Writes the tables of docs/protocol.md, as routes and messages say; the text above them is by hand."""
+"""Writes the tables of docs/reference/protocol.md from routes and messages; the text above is by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.parts import Part
 from splitee.protocol.routes import ROUTES, Route
 
-PAGE = Path(__file__).parents[1] / "docs" / "protocol.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "protocol.md"
 MARK = "<!-- Below this line: made by `make docs`. -->\n"
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 class ExitCode(IntEnum):
-    """The exit status of every `splitee` command; the README's table is made from these.
+    """The exit status of every `splitee` command; docs/reference/exit-codes.md is made from these.
 
     Attributes:
         is_final: no second try of the same process heals it, so a service is not started again.

@@ -263,12 +263,6 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     assert install(root, "--uninstall").returncode == 0, "nothing there is no mistake"
 
 
-def test_the_table_of_exit_codes_is_the_programs() -> None:
-    rows = [f"| {code.value} | {code.name} | {code.help} |" for code in ExitCode]
-    operations = (ROOT / "docs" / "operations.md").read_text().splitlines()
-    assert [line for line in operations if re.match(r"\| \d+ \|", line)] == rows
-
-
 def test_a_service_is_not_started_again_after_what_no_second_try_heals() -> None:
     [codes] = re.findall("^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert [int(code) for code in codes.split()] == [code for code in ExitCode if code.is_final]

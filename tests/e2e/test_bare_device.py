@@ -1,4 +1,4 @@
-"""A device that was written from docs/protocol.md alone takes part in a run, beside one of ours."""
+"""A device that was written from docs/reference/protocol.md alone takes part in a run, beside one of ours."""
 
 from __future__ import annotations
 

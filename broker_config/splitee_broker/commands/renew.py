@@ -57,5 +57,5 @@ def _next_step(line: Issued, written: Path) -> str:
         Role.SERVER: "restart splitee server",
         Role.HEALTH: "in force at once",
         Role.VIEWER: "in force at once, here; copy it to where else it is used",
-        Role.HOME_ASSISTANT: "give it to Home Assistant again, see docs/operations.md",
+        Role.HOME_ASSISTANT: "give it to Home Assistant again, see docs/how-to/watch.md",
     }[line.role]

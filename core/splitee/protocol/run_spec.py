@@ -1,7 +1,7 @@
 """What a fleet trains: the run's specification. Each setting of a run is declared here, and nowhere else.
 
-Flags, variables, settings files, the profiler's key and docs/settings.md are made of these declarations
-(`splitee.cli.run_flags`).
+Flags, variables, settings files, the profiler's key and docs/reference/commands.md are made of these
+declarations (`splitee.cli.run_flags`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server's figures for Prometheus at /metrics. Names and meanings: docs/operations.md."""
+"""The server's figures for Prometheus at /metrics. Names and meanings: docs/reference/metrics.md."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from splitee_device.profiler import probe
 from splitee_device.profiler.costs import CutCosts, Failed, MeasureCut
 from splitee_lab.local.brokers import RunningBroker
 
-PAGE = Path(__file__).parents[3] / "docs" / "profile.md"
+PAGE = Path(__file__).parents[3] / "docs" / "how-to" / "choose-a-cut.md"
 SETTINGS = ("--batch", "8", "--threads", "1", "--samples", "64", "--budget", "60")
 LOOK = 200.0  # seconds: more than the few that a look takes on a busy machine
 TINY = ("--network", "tiny_networks:tiny", "--input", "3x32x32", *SETTINGS)

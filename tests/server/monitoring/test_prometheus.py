@@ -27,7 +27,7 @@ from splitee_server.rounds.progress import Progress, RunProgress, Standing, Trai
 
 CERTIFICATE_END = datetime(2031, 11, 27, tzinfo=UTC)
 HOST = "127.0.0.1"
-OPERATIONS = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+METRICS = (Path(__file__).parents[3] / "docs" / "reference" / "metrics.md").read_text()
 SPEC = RunSpec(protocol=1, run="run-a", network="resnet18", num_classes=10, rounds=5)
 
 
@@ -187,7 +187,7 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
 def test_names_are_those_of_the_documentation() -> None:
     with scraped(told(progress())) as families:
         served = {name for name, _ in samples(families)}
-    documented = re.findall(r"^\| `((?:splitee|process)_\w+)` \|", OPERATIONS, re.MULTILINE)
+    documented = re.findall(r"^\| `((?:splitee|process)_\w+)` \|", METRICS, re.MULTILINE)
     assert len(documented) == len(set(documented))
     assert set(documented) == served
 
@@ -195,7 +195,7 @@ def test_names_are_those_of_the_documentation() -> None:
 def test_labels_are_those_of_the_documentation() -> None:
     with scraped(told(progress())) as families:
         served = {s.name: set(s.labels) for family in families.values() for s in family.samples}
-    rows = re.findall(r"^\| `((?:splitee|process)_\w+)` \| (.*?)\|", OPERATIONS, re.MULTILINE)
+    rows = re.findall(r"^\| `((?:splitee|process)_\w+)` \| (.*?)\|", METRICS, re.MULTILINE)
     assert {name: set(re.findall(r"\w+", labels)) for name, labels in rows} == served
 
 

@@ -1,0 +1,34 @@
+"""Writes docs/reference/exit-codes.md: what each exit status of `splitee` means, from the code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from protocol_page import escape, table
+
+from splitee.errors import ExitCode
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "exit-codes.md"
+HEAD = """# Exit codes
+
+Made by `make docs` from `splitee.errors.ExitCode`. Every `splitee` command ends with one of these.
+With a code other than 0 its last line on standard error says what was expected, what came, and what to do.
+
+A service under systemd is started again 15 seconds after any failure, except after the codes that are marked:
+no second try heals what they stand for. [The service on a device](../how-to/service.md) has more, and
+[Troubleshooting](../troubleshooting.md) goes from the symptom to the cause.
+
+"""
+
+
+def page() -> str:
+    """The page's text."""
+    rows = [(str(code.value), code.name, escape(code.help), started_again(code)) for code in ExitCode]
+    return HEAD + table(("code", "name", "meaning", "started again"), rows)
+
+
+def started_again(code: ExitCode) -> str:
+    """Whether systemd starts a service again that has ended so."""
+    if code is ExitCode.OK:
+        return "-"
+    return "no" if code.is_final else "yes"

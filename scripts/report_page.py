@@ -1,0 +1,176 @@
+"""Writes docs/reference/report.md: the fields of report.json, as the server and the demo write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.inspect import FloatType, IntType, ListType, StrType, StructType, type_info
+from msgspec.structs import asdict, replace
+from protocol_page import described, meaning, table
+
+from splitee.protocol.accuracies import Accuracies, ClassRecall, ReleasedThreshold
+from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import Topics
+from splitee_lab.report.demo_report import BaselineResult, DeviceChoice, Report
+from splitee_lab.report.inference_table import DeviceInference, Predictions
+from splitee_server.members.members import Member
+from splitee_server.members.traffic import FleetTraffic
+from splitee_server.rounds.report import run_report
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "report.md"
+HEAD = """# report.json
+
+Made by `make docs` from the code that writes it. The server writes `report.json` into its `--state` when a
+run ends; the demo writes its own beside `report.html`, with more fields. Shares and accuracies are fractions
+from 0 to 1, times are seconds. What is not known is null. More fields may come; ignore those that you do not
+know.
+"""
+HERE = {  # what no docstring says
+    "seconds": "seconds that the run has taken",
+    "weights_sha256": "digest of the committed weights of all networks; equal digests mean equal weights",
+    "batches_published": "batches that the devices have sent, those sent twice included",
+    "batches_trained": "batches that the trunk has trained, over all committed rounds",
+    "duplicates_dropped": "batches that came twice",
+    "bytes_published": "bytes of all payloads that the devices have sent",
+    "traffic": "bytes `up` from devices and `down` to them (and `to_all`, each message once), "
+    "[by purpose](metrics.md#bytes-by-purpose)",
+    "rejected": "messages that were not taken",
+    "dismissed": "ids of the devices that were dismissed",
+    "fleet": "accuracies over all held-out images, [below](#fleet-and-best)",
+    "best": "the same of the best round, with its number `round`; null: no image was held out",
+    "devices": "a list with each device, [below](#devices)",
+    "round": "number of the best round",
+    "id": "the device's id",
+    "data": "what the devices were trained on",
+    "broker": "kind of the demo's broker",
+    "baselines": "what the fleet is compared with; null with `--no-baselines`",
+    "centralized_accuracy": "of the whole network, trained on all images in one place",
+    "alone_accuracy": "by device: of the whole network, trained on the device's own images",
+    "alone_exit_accuracy": "by device: of its own stages and exit, trained on its own images",
+    "inference": "the released models on held-out images, a list with each device",
+    "choices": "with `--profile`, the cuts that the profiler chose, a list with each device",
+    "compute_share": "by device: multiply-accumulates of its training, as a share of the whole network's",
+    "cpu": "cores that the device may use",
+    "memory": "MiB that it may use to train",
+    "reason": "why this cut",
+    "images": "held-out images that were predicted",
+    "local": "predictions by the exit alone",
+    "adaptive": "the exit up to the threshold, the trunk above it",
+    "offload": "predictions by the trunk alone",
+    "accuracy": "share of right predictions",
+    "median_ms": "milliseconds an image, the median",
+    "p95_ms": "milliseconds an image, the 95th percentile",
+    "bytes": "bytes sent, an image",
+    "trunk_accuracy": "of the trunk alone, in the evaluation of the released round; null: not known",
+    "peak_memory": "by device: bytes that its process has allocated at its peak",
+    "history": "the evaluated rounds in order, with the figures of each device",
+    "classes": "the predictions of the released models, class by class; null: there are none",
+    "client_averaging": "of the run",
+    "ended": "when the run ended, in ISO 8601 with the zone",
+    "machine": "that it ran on",
+    "version": "of splitee",
+}
+RUN = {  # what RunSpec says for people who set it
+    "stem": "`imagenet`, or `small`: the resnets' 32-pixel variant",
+    "rounds": "rounds that are committed and evaluated",
+    "codec": "of the features on the wire; `auto`: by each device's CPU and link",
+}
+FIGURE = 0.5
+KINDS = {bool: "true or false", int: "integer", float: "number", str: "text", list: "array", tuple: "array"}
+
+
+def page() -> str:
+    """The page's text. Raises KeyError: nobody has said what a field is."""
+    report = sample()
+    device = report["devices"][0]
+    of_device = documented(DeviceMetrics) | released(ReleasedThreshold) | intervals()
+    of_fleet = documented(FleetMetrics) | intervals()
+    added = [name for name in Report.__struct_fields__ if name not in report]
+    sections = [
+        ("The run", rows(written(report), documented(RunSpec) | RUN)),
+        ("fleet and best", rows(written(report["best"]), of_fleet)),
+        ("devices", rows(written(device), of_device)),
+        ("weakest_class", rows(written(device["weakest_class"]), documented(ClassRecall))),
+        ("What the demo adds", rows({name: declared(Report)[name] for name in added}, {})),
+        ("baselines", rows(declared(BaselineResult), {})),
+        ("inference", rows(declared(DeviceInference), of_device)),
+        ("local, adaptive, offload", rows(declared(Predictions), documented(Accuracies))),
+        ("choices", rows(declared(DeviceChoice), of_device)),
+    ]
+    head = ("field", "type", "meaning")
+    return HEAD + "".join(f"\n## {name}\n\n{table(head, found)}" for name, found in sections)
+
+
+def sample() -> dict[str, Any]:
+    """A report of one device, in which nothing is unknown."""
+    weakest = ClassRecall(name="bees", images=1, recall=FIGURE)
+    accuracies = Accuracies(
+        exit_accuracy=FIGURE, trunk_accuracy=FIGURE, adaptive_accuracy=FIGURE, offload_share=FIGURE
+    )
+    fleet = replace(FleetMetrics(images=1, weakest_class=weakest), **asdict(accuracies))
+    device = DeviceMetrics(cut=1, stage="layer1", train_samples=1, held_out_samples=1, alone_accuracy=FIGURE)
+    threshold = ReleasedThreshold(
+        threshold=FIGURE, images=1, expected_offload=FIGURE, expected_accuracy=FIGURE
+    )
+    device = replace(device, weakest_class=weakest, released=threshold, **asdict(accuracies))
+    spec = RunSpec(protocol=1, run="run", network="resnet18", num_classes=2, rounds=1)
+    metrics = Metrics(
+        run="run",
+        round=1,
+        rounds=1,
+        seconds=1.0,
+        devices={"pi-1": device},
+        batches_trained=1,
+        duplicates_dropped=0,
+        fleet=fleet,
+    )
+    member = Member(device="pi-1", cut=1, train_samples=1, held_out_samples=1, instance=0)
+    return run_report(spec, metrics, metrics, [member], [], "", 0, FleetTraffic(Topics("fleet"), "run"))
+
+
+def written(values: Mapping[str, Any]) -> dict[str, str]:
+    """The fields of a report, and their types."""
+    return {name: KINDS.get(type(value), "object") for name, value in values.items()}
+
+
+def declared(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """The same of a struct."""
+    info = type_info(struct)
+    assert isinstance(info, StructType)
+    kinds = {IntType: "integer", FloatType: "number", StrType: "text", ListType: "array"}
+    return {field.name: kinds.get(type(field.type), "object") for field in info.fields}
+
+
+def rows(fields: Mapping[str, str], meanings: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    """A row a field. What `meanings` lacks, HERE must have."""
+    found = []
+    for name, kind in fields.items():
+        said = meanings[name] if name in meanings else HERE[name]
+        found.append((f"`{name}`", kind, said[0].upper() + said[1:].rstrip(".")))
+    return found
+
+
+def documented(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """What the fields of a struct are, by their names."""
+    info = type_info(struct)
+    assert isinstance(info, StructType)
+    meanings = described(struct)[1]
+    return {field.name: meaning(field, meanings) for field in info.fields}
+
+
+def released(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """The same of a released threshold, whose `images` are called `threshold_images` here."""
+    found = documented(struct)
+    return found | {"threshold_images": found.pop("images")}
+
+
+def intervals() -> dict[str, str]:
+    """Of the accuracies."""
+    return {
+        f"{of}_interval": f"95 % interval of `{of}_accuracy`: its lower and its upper end"
+        for of in ("exit", "trunk", "adaptive")
+    }

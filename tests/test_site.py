@@ -1,0 +1,84 @@
+"""docs/ becomes a site: offline, of its own files only, and not with a link that leads nowhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+
+pytestmark = pytest.mark.slow(8)
+
+
+def build(source: Path, out: Path) -> subprocess.CompletedProcess[str]:
+    """As `make docs` does."""
+    [command] = re.findall(
+        r"^\t\$\(BIN\)/sphinx-build (.*) docs build/docs$", (ROOT / "Makefile").read_text(), re.M
+    )
+    words = [sys.executable, "-m", "sphinx", *command.split(), str(source), str(out)]
+    return subprocess.run(words, check=False, capture_output=True, text=True, timeout=300, cwd=ROOT)
+
+
+class References(HTMLParser):
+    """What a page loads, and where it links to."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+        self.linked: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if value and (name in ("src", "srcset") or (name == "href" and tag == "link")):
+                self.loaded.append(value)
+            elif value and name == "href" and tag == "a":
+                self.linked.append(value)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("site")
+    built = build(DOCS, out)
+    assert built.returncode == 0, built.stderr
+    return out
+
+
+def test_every_page_is_in_the_site_and_reached_from_its_first(site: Path) -> None:
+    pages = {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")}
+    linked = {
+        Path(target.partition("#")[0]) for target in References((site / "index.html").read_text()).linked
+    }
+    assert pages - {Path("README.html")} - linked == set()
+    assert "".join((site / "index.html").read_text()).count("<h1>") == 1
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 20
+    for page in pages:
+        for target in References(page.read_text()).loaded:
+            assert "//" not in target, (page, target)
+            assert (page.parent / target.partition("?")[0].partition("#")[0]).exists(), (page, target)
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*[\"']?(?:https?:)?//", style.read_text()), style
+
+
+@pytest.mark.parametrize(
+    "link", ["[x](../faq.md#no-such-heading)", "[x](no-such-page.md)", "![x](no-such.svg)"]
+)
+def test_a_broken_link_fails_it(link: str, tmp_path: Path) -> None:
+    source = tmp_path / "docs"
+    shutil.copytree(DOCS, source)
+    page = source / "start" / "install.md"
+    page.write_text(f"{page.read_text()}\n{link}\n")
+    built = build(source, tmp_path / "site")
+    assert built.returncode != 0
+    assert "start/install.md" in built.stderr
