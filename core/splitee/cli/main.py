@@ -8,8 +8,10 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 
 import click
+from click.shell_completion import CompletionItem
 
 from splitee import __version__
+from splitee.cli.command import Group
 from splitee.cli.plain_text import PlainFormatter, echo, show_defect
 from splitee.cli.postponed_compiler import postpone_compiler
 from splitee.errors import ExitCode, ExtraMissing, SpliteeError
@@ -28,7 +30,7 @@ EXTRAS = {
 }
 
 
-class Commands(click.Group):
+class Commands(Group):
     """Loads a command's module only when it is called, so that none pays for another's imports."""
 
     def _found(self) -> dict[str, EntryPoint]:
@@ -50,6 +52,15 @@ class Commands(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.value} is no click command")
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click's, from the summaries: no command is loaded to complete its name."""
+        commands = [
+            CompletionItem(name, help=SUMMARIES.get(name))
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands by their packages' own summaries without importing torch for each."""
