@@ -25,7 +25,7 @@ class Command(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
-            if record is not None:
+            if record is not None and not isinstance(parameter, click.Argument):
                 sections.setdefault(getattr(parameter, "section", GENERAL), []).append(record)
         general = sections.pop(GENERAL, [])
         for title, rows in (*sections.items(), (GENERAL, general)):

@@ -143,9 +143,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         Optimizer, _setting("Optimizer of devices and trunks; sgd has Nesterov momentum.")
     ] = "sgd"
     schedule: Annotated[LearningSchedule, _setting("Course of the learning rate over the run.")] = "cosine"
-    warm_up: Annotated[
-        Fraction, _setting("Share of the run in which the learning rate rises, from 0 to 1.")
-    ] = 0.02
+    warm_up: Annotated[Fraction, _setting("Share of the run in which the learning rate rises.")] = 0.02
     momentum: Annotated[
         float, _setting("Momentum of the optimizer; of adamw its first decay rate.", ge=0, le=0.9999)
     ] = 0.9
@@ -164,7 +162,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     ] = 8
     window_bytes: Annotated[int, Meta(ge=1 << 16)] = 16 << 20
     threshold: Annotated[
-        Fraction, _setting("Normalised entropy, from 0 to 1, up to which the exit's prediction is taken.")
+        Fraction, _setting("Normalised entropy up to which the exit's prediction is taken.")
     ] = 0.5
     class_names: ClassNames = ()
     client_averaging: Annotated[
@@ -177,8 +175,8 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     server_momentum: Annotated[
         float,
         _setting(
-            "Share of what a commit has changed in averaged networks that the next one changes once more, "
-            "from 0 to 0.9 (with --client-averaging layerwise).",
+            "Share of what a commit has changed in averaged networks that the next one changes once more "
+            "(with --client-averaging layerwise).",
             ge=0,
             le=0.9,
         ),

@@ -49,7 +49,7 @@ PATH = click.Path(path_type=Path)
         type=PATH,
         required=True,
         metavar="DIR",
-        help="What `splitee export` wrote for a device, or the state of a device, for what is in service there.",
+        help="What `splitee export` wrote for a device, or a device's state: what is in service there.",
     ),
     setting("--camera", is_flag=True, help="Take one image with this device's camera."),
     region_setting(

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 @log_options()
 @section(
     "Network",
-    run_setting("network", default="resnet18"),
+    run_setting("network", default="resnet18", metavar="NAME"),
     run_setting("stem"),
     run_setting("num_classes", default=10),
     run_setting("input_shape", default=PHOTOGRAPHS),

@@ -15,7 +15,8 @@ from splitee_server.learning.strategies.registry import with_setting
 
 def strategy_setting(name: str) -> Callable[[Any], Any]:
     """The flag of a setting that belongs to some strategies; its help names them."""
-    return run_setting(name, help=f"{declared()[name].help} (strategy {with_setting(name)})")
+    of = f" (with --strategy {with_setting(name)})."
+    return run_setting(name, help=declared()[name].help.removesuffix(".") + of)
 
 
 def learning_settings(command: Any) -> Any:
@@ -25,32 +26,24 @@ def learning_settings(command: Any) -> Any:
     def following(*arguments: Any, recipe: str, **settings: Any) -> Any:
         return command(*arguments, **follow(recipe, settings))
 
-    options = (
+    training = section(
+        "Training",
         recipe_setting,
-        run_settings(
-            "learning_rate",
-            "trunk_learning_rate",
-            "optimizer",
-            "schedule",
-            "warm_up",
-            "momentum",
-            "weight_decay",
-            "clip_gradient",
-            "augmentation",
-            "balanced_loss",
-            "soft_labels",
-            "client_averaging",
-            "server_momentum",
-            "freeze",
-        ),
+        run_settings("batch_size", "steps", "learning_rate", "trunk_learning_rate", "optimizer", "schedule"),
+        run_settings("warm_up", "momentum", "weight_decay", "clip_gradient", "augmentation", "balanced_loss"),
+        run_settings("soft_labels", "freeze"),
         run_setting("exits", default="fleet"),
         run_setting("deep_supervision", default=0.3),
         run_setting("statistics_batches", default=4),
         run_setting("normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"),
-        run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss"),
+    )
+    averaging = section(
+        "Averaging",
+        run_settings("client_averaging", "server_momentum", "weighting", "average", "largest_share"),
+        run_settings("clip_updates", "largest_loss"),
         strategy_setting("aggregation_every"),
     )
-    return section("Training", *options)(following)
+    return training(averaging(following))
 
 
 threshold_setting = run_setting("threshold", default=0.4, metavar="ENTROPY")

@@ -14,7 +14,7 @@ from splitee.cli.bounds import number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.pairs import require
-from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
+from splitee.cli.run_flags import build_run_spec, run_setting
 from splitee.cli.settings import renamed, setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
@@ -79,7 +79,7 @@ DIRECTORY = click.Path(path_type=Path)
 @link_options
 @section(
     "Network and images",
-    run_setting("network", default="resnet18"),
+    run_setting("network", default="resnet18", metavar="NAME"),
     run_setting("stem"),
     run_setting("num_classes", default=10),
     setting(
@@ -148,7 +148,6 @@ DIRECTORY = click.Path(path_type=Path)
     "Training",
     run_setting("strategy", type=click.Choice(list(STRATEGIES))),
     strategy_setting("order"),
-    run_settings("batch_size", "steps"),
 )
 @learning_settings
 @section(
