@@ -29,7 +29,8 @@ def option_group(
             given = {name: arguments.pop(name) for name in names}
             return command(**{argument: make(**given)}, **arguments)
 
-        return section(title, *options)(with_group)
+        add_options: Callable[[Any], Callable[..., Any]] = section(title, *options)
+        return add_options(with_group)
 
     return add
 

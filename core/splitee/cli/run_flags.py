@@ -19,6 +19,7 @@ from splitee.errors import ConfigError
 from splitee.protocol.codecs import AUTO, CODECS
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
+from splitee.refusals import refusal
 from splitee.samples.fitting import by
 
 
@@ -92,7 +93,14 @@ def build_run_spec(**settings: Any) -> RunSpec:
     try:
         return msgspec.convert({"protocol": PROTOCOL, "run": name, **settings}, RunSpec)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"settings: {error}") from None
+        raise ConfigError(_in_words(error, settings)) from None
+
+
+def _in_words(error: msgspec.ValidationError, settings: dict[str, Any]) -> str:
+    """What msgspec refuses, by its flag."""
+    field, _, expected = refusal(error, settings).partition(" ")
+    found = declared().get(field)
+    return f"{field if found is None else found.flag} {expected}"
 
 
 def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:

@@ -106,8 +106,8 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         default="iid",
         metavar="LIST",
         callback=_partitions,
-        help="Partitions of the images over clients: of iid, dirichlet:ALPHA, shards:K; each of several has a "
-        "folder of its own in --out.",
+        help="Partitions of the images over clients: of iid, dirichlet:ALPHA, shards:K; each of several has "
+        "a folder of its own in --out.",
     ),
 )
 @section(
@@ -141,8 +141,8 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         default="",
         metavar="COUNT:KIND",
         callback=_hostile,
-        help=f"Number of clients that harm the others, and how: {', '.join(HOSTILE)}; accuracies are those of "
-        "the others.",
+        help=f"Number of clients that harm the others, and how: {', '.join(HOSTILE)}; accuracies are those "
+        "of the others.",
         show_default="none",
     ),
     setting(
@@ -231,12 +231,12 @@ def simulate(
     if samples is not None and samples < clients:
         raise ConfigError(f"--samples {samples} --clients {clients}: fewer images than clients")
 
-    from splitee_lab.simulate import (
-        comparison,
-    )  # with torch, for which nobody waits to be told of a wrong flag
+    # With torch, which nobody waits for to be told of a wrong flag.
+    from splitee_lab.simulate.comparison import Comparison, compare
+    from splitee_lab.simulate.jobs import PictureChoice
 
-    wanted = comparison.Comparison(
-        choice=comparison.PictureChoice(data, test, samples, test_samples),
+    wanted = Comparison(
+        choice=PictureChoice(data, test, samples, test_samples),
         methods=methods,
         seeds=tuple(dict.fromkeys(seeds)),
         partitions=partitions,
@@ -249,4 +249,4 @@ def simulate(
         weights=weights,
         out=out,
     )
-    comparison.run(wanted, run, quiet=is_quiet())
+    compare(wanted, run, quiet=is_quiet())

@@ -82,7 +82,7 @@ class Comparison:
                 )
 
 
-def run(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = False) -> None:
+def compare(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = False) -> None:
     """Run what is missing of a comparison; write its reports and print their tables.
 
     Args:
@@ -107,12 +107,12 @@ def run(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = False)
             folder = wanted.out / partition.replace(":", "-") if several else wanted.out
             folder.mkdir(exist_ok=True)
             jobs = list(wanted.jobs(spec, cuts, partition))
-            _compare(jobs, pictures, folder, wanted.workers, console, found, quiet=quiet)
+            _compare_partition(jobs, pictures, folder, wanted.workers, console, found, quiet=quiet)
     finally:
         directory.close()
 
 
-def _compare(
+def _compare_partition(
     jobs: Sequence[Job],
     pictures: Pictures,
     out: Path,
