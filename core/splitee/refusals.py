@@ -31,13 +31,13 @@ _BOUNDS = (
 
 
 def refusal(error: Exception, value: Any = NOTHING) -> str:
-    """A validation error of msgspec, such as "Expected `float` <= 1.0 - at `$.threshold`", as a user reads it.
+    """A validation error of msgspec, such as "Expected `float` <= 1.0 - at `$.x`", in a user's words.
 
     Args:
         value: that was refused, or the JSON that holds it, so that what came can be shown.
 
     Returns:
-        "threshold 2.0: expected a number of at most 1.0"; other errors as they are.
+        "x 2.0: expected a number of at most 1.0"; other errors as they are.
     """
     text = str(error)
     found = _PATH.search(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points
@@ -110,6 +109,16 @@ def splitee() -> None:
     """Collaborative training for fleets of unequal small devices, over MQTT."""
 
 
+def _show_usage_error(error: click.ClickException) -> None:
+    """As click does, but what the user has written stays in one line."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        for line in error.ctx.get_usage().split("\n"):
+            echo(line, err=True)
+        echo(f"Try '{error.ctx.command_path} {error.ctx.help_option_names[-1]}' for help.", err=True)
+        echo("", err=True)
+    echo(f"Error: {error.format_message()}", err=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command line and exits with a documented code."""
     to_stderr = logging.StreamHandler()
@@ -121,10 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as leave:
         code = leave.exit_code
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        for line in shown.getvalue().removesuffix("\n").split("\n"):
-            echo(line, err=True)
+        _show_usage_error(error)
         code = ExitCode.CONFIG
     except click.Abort:
         code = 130

@@ -22,6 +22,11 @@ def images(count: int) -> str:
     return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
+def devices(count: int) -> str:
+    """How many: "1 device"."""
+    return f"{count:,} device" if count == 1 else f"{count:,} devices"
+
+
 def share_of(share: float | None, count: int, unknown: str = "-") -> str:
     """A share of `count` images with its 95 % interval: "83.0 % (79.0 to 86.4, 400 images)"."""
     if share is None or not count:

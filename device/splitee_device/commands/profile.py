@@ -145,12 +145,12 @@ def profile(
     with ExitStack() as stack:
         echo = stack.enter_context(open_echo(link, check_name(device, "--id"))) if link else None
         facts = hardware.facts()
-        if not as_json_:
-            console.print(facts_table(facts))
         if find_spec("torch") is None:
             work = _with_link(work, echo, TYPICAL_PAYLOAD)
             if as_json_:
                 echo_json(as_json(facts, None, work, (), None))
+            else:
+                console.print(facts_table(facts))
             raise ExtraMissing(
                 "training is not measured, it needs torch: pip install 'hetero-splitee[train]'"
             )
@@ -169,11 +169,11 @@ def profile(
     if as_json_:
         echo_json(as_json(facts, measured, work, rows, choice))
     else:
-        console.print("", cuts_table(measured, work, rows, choice), "")
+        console.print(facts_table(facts), "", cuts_table(measured, work, rows, choice), "")
     if choice.cut is None:
         raise NoCutFits(choice.reason)
     if not as_json_:
-        console.print(f"recommended: {choice.reason}", highlight=False)
+        console.print(f"recommended: {choice.reason}", markup=False, highlight=False)
 
 
 def _with_link(work: Work, echo: Echo | None, payload: int) -> Work:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from splitee.cli.bounds import whole
 from splitee.cli.command import Command, section
+from splitee.cli.plain_text import echo, plain
 from splitee.cli.run_flags import run_setting
 from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.verbosity import is_quiet, log_options
@@ -126,7 +127,7 @@ def demo(
     )
     console, course = Console(), Console(quiet=is_quiet())
     with signals_unwind(), open_display(course) as display:
-        report = run(wanted, display, lambda line: course.print(line, markup=False, soft_wrap=True))
+        report = run(wanted, display, lambda line: course.print(plain(line), markup=False, soft_wrap=True))
     console.print()
     console.print(table(report))
     for line in fleet_in_words(report):
@@ -145,6 +146,6 @@ def demo(
         f"all {span(time.monotonic() - started)}",
         highlight=False,
     )
-    console.print(f"report: {wanted.out / 'report.html'}", soft_wrap=True, highlight=False)
+    echo(f"report: {wanted.out / 'report.html'}")
     console.print()
     console.print(conclusion(report), markup=False, highlight=False)

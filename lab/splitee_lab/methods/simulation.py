@@ -18,6 +18,7 @@ from splitee.protocol.labels import encode_labels
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import statistics_steps
 from splitee.training.state import fleet_digest
+from splitee.training.tensors import tensor_of
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
 from splitee_lab.methods.hostile import HOSTILE
@@ -236,5 +237,4 @@ def build_at(spec: RunSpec, place: str, initial: InitialWeights | None = None) -
 def across_the_wire(codec: str, features: npt.NDArray[np.float32]) -> tuple[Tensor, int]:
     """Features as the server gets them, and the bytes that they take on the wire."""
     encoded = encode_tensor(codec, features)
-    array = decode_tensor(encoded)  # of fp32: a view of the message's bytes, which torch must not write
-    return torch.from_numpy(array if array.flags.writeable else array.copy()), len(encoded.data)
+    return tensor_of(decode_tensor(encoded)), len(encoded.data)

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from splitee.cli.plain_text import echo, plain
 from splitee.cli.run_flags import build_run_spec
 from splitee.cli.words import percent, span
 from splitee.durable import StateDirectory
@@ -124,7 +125,7 @@ def _compare_partition(
 ) -> None:
     """Run what is missing of one partition's jobs; write and print what they came to."""
     for line in check_partition(jobs, pictures):
-        console.print(f"warning: {line}", markup=False, soft_wrap=True)
+        console.print(f"warning: {plain(line)}", markup=False, soft_wrap=True)
     with signals_unwind(), _Bars(Console(quiet=quiet)) as bars:
         parts = run_all(jobs, pictures, PartStore(out), workers, bars.show, found)
     results = summarize(parts)
@@ -135,7 +136,7 @@ def _compare_partition(
     for table in comparison_page.tables(results, targets):
         console.print(table)
         console.print()
-    console.print(f"{jobs[0].partition}: report: {out / 'report.html'}", soft_wrap=True, highlight=False)
+    echo(f"{jobs[0].partition}: report: {out / 'report.html'}")
 
 
 def _checked_cuts(spec: RunSpec, cuts: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -74,6 +74,6 @@ def release(models: tuple[Path, ...], link: LinkOptions, wait: float, signing_ke
         connection.close()
     refused = {device: report for device, report in offers.reports.items() if report.state != "in service"}
     for device, report in sorted(offers.reports.items()):
-        echo(f"{device}: {report.state} {report.reason}".rstrip())
+        echo(f"{device}: {report.state}{': ' if report.reason else ''}{report.reason}")
     if refused:
         raise ModelError(f"not in service on {', '.join(sorted(refused))}; what was there before still is")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from splitee.cli import words
 from splitee.cli.bounds import number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
@@ -241,9 +242,8 @@ def server(
                 claim_fleet(connection, topics, instance)
                 farewell = offline(topics, instance)
                 notify("READY=1", f"STATUS=run {spec.run}")
-                log.info(
-                    "run %s: %s, %s, waiting for %d devices", spec.run, spec.network, spec.strategy, devices
-                )
+                wanted = words.devices(devices)
+                log.info("run %s: %s, %s, waiting for %s", spec.run, spec.network, spec.strategy, wanted)
                 Service(
                     connection,
                     topics,
@@ -259,7 +259,9 @@ def server(
                     initial=initial,
                 ).run()
             except Stopped:
-                log.info("stopped; the last committed round is in %s", state)
+                committed = store.newest()
+                last = f"round {committed} is committed" if committed else "no round is committed yet"
+                log.info("stopped; %s; the run's state is in %s", last, state)
             finally:
                 notify("STOPPING=1")
                 connection.close(farewell)
