@@ -50,7 +50,7 @@ def is_image(path: Path) -> bool:
     try:
         with _opened(str(path), path) as file, _read_header(str(path), file):
             return True
-    except UnreadableImage:
+    except Exception:  # on hostile bytes Pillow's readers raise anything
         return False
 
 

@@ -77,15 +77,13 @@ def _open(spec: str) -> Source:
 def _open_file(path: Path) -> Source:
     if path.suffix.lower() in IMAGE_SUFFIXES or is_image(path):
         raise DataError(
-            f"{path} is a single image, which is no data set; expected a folder with a folder for each class: "
-            f"DIR/CLASS/{path.name}"
+            f"{path} is a single image, which is no data set; expected a folder with a folder for each "
+            f"class: DIR/CLASS/{path.name}"
         )
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         raise DataError(f"{path} is an archive: unpack it, and give the folder that holds the class folders")
     if not _begins_with(path, b"PAR1"):
-        raise DataError(
-            f"{path} cannot be read as a Parquet file, it does not begin as one; expected {_FORMS}"
-        )
+        raise DataError(f"{path} cannot be read as a Parquet file; expected {_FORMS}")
     from splitee_device.data.parquet import open_parquet  # loads pyarrow
 
     return open_parquet(path)

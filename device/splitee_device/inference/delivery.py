@@ -7,6 +7,7 @@ import logging
 import time
 from pathlib import Path
 
+from splitee.cli.words import size
 from splitee.clock import Clock
 from splitee.durable import unwritable
 from splitee.errors import MalformedMessage, ModelError

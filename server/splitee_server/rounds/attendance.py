@@ -148,7 +148,8 @@ class Attendance:
             return
         if not self.is_deserted(committed):  # then `doing` says it all
             more = self.missing(committed)
-            whom = ", ".join(self.waited_for(phase)) or (f"{devices(more)} more" if more else "")
+            unknown = f"{more} more device{'s' if more > 1 else ''}" if more else ""
+            whom = ", ".join(self.waited_for(phase)) or unknown
             online = f"{len(self._members.online())} online"
             doing = f"{doing}: waiting for {whom} ({online})" if whom else f"{doing} ({online})"
         log.info("%s", doing)
