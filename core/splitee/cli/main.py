@@ -101,8 +101,14 @@ def missing_extra(error: ModuleNotFoundError, command: str) -> SpliteeError:
     )
 
 
+EPILOG = """`splitee COMMAND --help` has a command's options, docs/settings.md all of them, and how the shell
+completes them with the Tab key."""
+
+
 @click.command(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="splitee")
 def splitee() -> None:

@@ -209,7 +209,10 @@ class Link:
 
     def receive(self, timeout: float | None) -> Event | None:
         """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
-        return self._inbox.get(timeout)
+        event = self._inbox.get(timeout)
+        if isinstance(event, Message):
+            log.debug("received %s, %d bytes", event.topic, len(event.payload))
+        return event
 
     def publish(
         self,
@@ -248,6 +251,7 @@ class Link:
                 return False
             self._in_flight.sent(sent.mid, topic)
             self.bytes_published += len(body)
+        log.debug("published %s, %d bytes", topic, len(body))
         return True
 
     def flush(self, timeout: float | None) -> bool:
