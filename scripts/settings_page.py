@@ -22,8 +22,8 @@ Names of commands, flags and choices that do not exist are answered with the nea
 
 ## Log level
 
-Commands log to the standard error; results go to the standard output. `-v` logs each message and decision, `-q`
-leaves warnings, errors and the results: no progress is shown.
+Commands log to the standard error; results go to the standard output. `-v` logs each message and decision,
+`-q` leaves warnings, errors and the results: no progress is shown.
 
 ## Completion in the shell
 

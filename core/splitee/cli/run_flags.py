@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -98,9 +99,10 @@ def build_run_spec(**settings: Any) -> RunSpec:
 
 def _in_words(error: msgspec.ValidationError, settings: dict[str, Any]) -> str:
     """What msgspec refuses, by its flag."""
-    field, _, expected = refusal(error, settings).partition(" ")
-    found = declared().get(field)
-    return f"{field if found is None else found.flag} {expected}"
+    words = refusal(error, settings)
+    name = re.match("[a-z_]*", words)[0]  # type: ignore[index]
+    found = declared().get(name)
+    return words if found is None else found.flag + words.removeprefix(name)
 
 
 def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:

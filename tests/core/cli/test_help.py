@@ -1,4 +1,4 @@
-"""What every command's help has in common, and what its flags answer to a mistake before anything heavy loads."""
+"""What every command's help has in common, and how mistakes are answered before anything heavy loads."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ SIMULATE = ("simulate", "--out", "o")
         ((*SERVER, "--quorum", "5", "--missing", "skip"), "--quorum 5 --devices 3: no round could"),
         ((*SERVER, "--quorum", "2"), "--quorum does nothing without --missing skip: give both, or neither"),
         ((*SERVER, "--deadline-floor", "2"), "--deadline-floor does nothing without --missing skip"),
-        ((*SERVER, "--metrics-bind", "0.0.0.0"), "--metrics-bind does nothing without --metrics-port"),
+        ((*SERVER, "--metrics-bind", "::"), "--metrics-bind does nothing without --metrics-port"),
         ((*SERVER, "--ca", "x.crt"), "--ca is for TLS, and mqtt://127.0.0.1:1883 has none"),
         ((*DEVICE, "--every", "5"), "--every does nothing without --camera"),
         (

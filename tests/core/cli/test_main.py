@@ -74,7 +74,7 @@ def test_every_error_has_an_exit_code_of_its_own_and_every_code_its_help() -> No
         (["nope"], "Error: No such command 'nope'. Known: broker, calibrate, "),
         (["sever"], "Error: No such command 'sever'. Did you mean 'server'?"),
         (["broker", "innit"], "Error: No such command 'innit'. Did you mean 'init'?"),
-        (["status", "--flete", "x"], "Error: No such option '--flete'. Did you mean '--fleet'?"),
+        (["status", "--flete", "x"], "Error: No such option '--flete'. "),
         (["status", "--no\nsense"], r"Error: No such option '--no\nsense'."),
         (["server", "--codec", "fp61"], "Error: --codec fp61: one of fp32, fp16, "),
         (["config", "sttus"], "splitee: unknown command 'sttus'; did you mean status?"),

@@ -66,7 +66,9 @@ def test_a_setting_is_called_by_its_flag_wherever_it_comes_from() -> None:
     assert "device=pi" in run(SPLITEE_ID="pi")
     assert "device=pi" in run(file='id = "pi"')
     assert "device=default-id" in run(SPLITEE_DEVICE="pi")
-    with pytest.raises(ConfigError, match="unknown key 'device'; known: batch_size, fresh, id, rounds"):
+    with pytest.raises(
+        ConfigError, match="unknown key 'device'; (known: batch_size, fresh, id, rounds|did you mean)"
+    ):
         run(file='device = "pi"')
 
 
@@ -81,7 +83,7 @@ def test_switches_and_short_flags_have_variables_and_keys_too() -> None:
 @pytest.mark.parametrize("key", ["batchsize", "config", "help", "server.rounds", '"batch size"', '""'])
 def test_an_unknown_key_is_named(key: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"settings file .*fleet.toml: unknown key .*; known: batch_size"
+        ConfigError, match=r"settings file .*fleet.toml: unknown key .*; (known: batch_size|did you mean)"
     ) as refused:
         run(file=f"{key} = 1")
     assert "\n" not in str(refused.value)
