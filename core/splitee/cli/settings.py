@@ -112,14 +112,16 @@ def _keys(command: click.Command) -> dict[str, str]:
     return {
         flag.lstrip("-").replace("-", "_"): parameter.name
         for parameter in command.params
-        if isinstance(parameter, Setting) and parameter.name and parameter.envvar
+        if isinstance(parameter, click.Option)
+        and parameter.name
+        and (parameter.expose_value or parameter.hidden)
         for flag in parameter.opts
         if flag.startswith("--")
     }
 
 
 def switch(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """A click option of one call: no variable and no settings file gives it."""
+    """A click option that has no variable: what one call does differently."""
     attributes.setdefault("cls", Setting)
     return click.option(*names, **attributes)
 
