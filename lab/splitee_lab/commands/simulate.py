@@ -228,8 +228,6 @@ def simulate(
         raise ConfigError(f"--hostile {hostile}: expected an honest client, of {clients}")
     if cuts is not None and len(cuts) > clients:
         raise ConfigError(f"--cuts {','.join(map(str, cuts))} --clients {clients}: more cuts than clients")
-    if samples is not None and samples < clients:
-        raise ConfigError(f"--samples {samples} --clients {clients}: fewer images than clients")
 
     # With torch, which nobody waits for to be told of a wrong flag.
     from splitee_lab.simulate.comparison import Comparison, compare

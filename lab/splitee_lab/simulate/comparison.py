@@ -34,6 +34,7 @@ from splitee_lab.simulate.jobs import (
     open_pictures,
     run_all,
 )
+from splitee_lab.simulate.partition import too_few
 from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
 from splitee_server.learning.initial.begin import with_weights
@@ -97,6 +98,9 @@ def compare(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = Fa
         raise ConfigError("--accelerator cuda: torch finds no GPU here; give --accelerator cpu")
     described = build_run_spec(run="simulated", num_classes=ANY_CLASSES, **settings)
     cuts = _checked_cuts(described, wanted.cuts)
+    samples, clients = wanted.choice.samples, wanted.clients
+    if samples is not None and samples < clients:
+        raise too_few(samples, f"{clients} clients")
     classes = len(open_source(wanted.choice.data).class_names)
     spec, found = with_weights(replace(described, num_classes=classes), wanted.weights)
     console = Console()

@@ -123,7 +123,6 @@ SIMULATE = ("simulate", "--out", "o")
             (*SIMULATE, "--cuts", "1,2,3", "--clients", "2"),
             "--cuts 1,2,3 --clients 2: more cuts than clients",
         ),
-        ((*SIMULATE, "--samples", "5"), "--samples 5 --clients 6: fewer images than clients"),
         ((*SIMULATE, "--strategy", "averging"), "with commas; did you mean averaging?"),
         ((*SIMULATE, "--hostile", "1:flip-labls"), "got '1:flip-labls'; did you mean flip-labels?"),
         ((*SIMULATE, "--seeds", "1,x"), "--seeds 1,x: whole numbers with commas, such as 1,2,3"),

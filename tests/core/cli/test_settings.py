@@ -155,6 +155,6 @@ def test_a_setting_is_still_known_by_its_former_name_and_says_the_new_one(
     assert (result.exception, result.output) == (None, f"{expected}\n")
     lines = [f"{said}: this setting is called --feature-memory now"] if said else []
     assert [record.getMessage() for record in caplog.records] == lines
-    assert "--memory" not in CliRunner().invoke(with_former, ["--help"]).output.replace(
+    assert " --memory" not in CliRunner().invoke(with_former, ["--help"]).output.replace(
         "--feature-memory", ""
     )
