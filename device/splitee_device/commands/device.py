@@ -185,7 +185,7 @@ def device(
 ) -> None:
     """Train on this device's own images, up to its cut, then classify images with what was trained.
 
-    Images never leave the device; features and labels do.
+    Images never leave the device; features, labels and the weights of its network do.
     """
     check_name(device, "--id")
     threads = threads or usable_threads()
