@@ -37,9 +37,9 @@ def test_verbose_tells_of_messages(mosquitto_broker: RunningBroker, tmp_path: Pa
     with Fleet(str(mosquitto_broker.address), "verbose", tmp_path) as fleet:
         fleet.server("-v", devices=1)
         until(
-            lambda: "DEBUG received splitee/verbose/server/status" in fleet.log("server"),
+            lambda: "DEBUG received splitee/v1/verbose/server/status" in fleet.log("server"),
             lambda: fleet.log("server"),
         )
         fleet.processes["server"].terminate()
         assert fleet.wait("server") == [0]
-        assert "DEBUG published splitee/verbose/" in fleet.log("server")
+        assert "DEBUG published splitee/v1/verbose/" in fleet.log("server")
