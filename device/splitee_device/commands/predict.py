@@ -63,7 +63,12 @@ PATH = click.Path(path_type=Path)
         help="Number of CPU threads.",
         show_default="all cores but one",
     ),
-    setting("--json", "as_json", is_flag=True, help="Print one JSON object a line."),
+    setting(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print one JSON object a line; its key picture is the old name of image.",
+    ),
 )
 @section(
     "Offload",
