@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import Number
+from splitee.cli.command import GENERAL, Option
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "commands.md"
 HEAD = """# Commands and settings
@@ -16,7 +17,22 @@ HEAD = """# Commands and settings
 Made by `make docs` from the commands themselves. Each setting is a flag, a `SPLITEE_*` variable where one is
 named, and a key of the settings file (`--config FILE`, TOML: the flag without its dashes).
 Flag > variable > file > default. `splitee config COMMAND` prints the settings in force, and where each comes
-from.
+from. Names of commands, flags and choices that do not exist are answered with the nearest that do.
+
+## Log level
+
+Commands log to the standard error; results go to the standard output. `-v` logs each message and decision,
+`-q` leaves warnings, errors and the results: no progress is shown.
+
+## Completion in the shell
+
+With one line the Tab key completes commands, flags and choices, once the shell is started anew:
+
+| shell | line |
+|---|---|
+| bash | `echo 'eval "$(_SPLITEE_COMPLETE=bash_source splitee)"' >> ~/.bashrc` |
+| zsh | `echo 'eval "$(_SPLITEE_COMPLETE=zsh_source splitee)"' >> ~/.zshrc` |
+| fish | `_SPLITEE_COMPLETE=fish_source splitee > ~/.config/fish/completions/splitee.fish` |
 """
 ROW = "| {} | {} | {} | {} | {} | {} |"
 HEADINGS = ("flag", "variable", "takes", "unit", "default", "for")
@@ -31,26 +47,40 @@ def page() -> str:
 
 
 def table(name: str, command: click.Command) -> str:
-    """One command's settings; of a group, those of each of its commands."""
+    """One command's settings, by the sections of its help; of a group, those of each of its commands."""
     if isinstance(command, click.Group):
         return "".join(table(f"{name} {part}", command.commands[part]) for part in sorted(command.commands))
     context = click.Context(command, info_name=name)
-    options = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-    rows = [row(option, context) for option in sorted(options, key=lambda option: option.name or "")]
-    if not rows:
+    sections: dict[str, list[str]] = {}
+    for option in command.params:
+        if isinstance(option, Option) and not option.hidden:
+            sections.setdefault(option.section, []).append(row(option, context))
+    if not sections:
         return ""
+    general = sections.pop(GENERAL, [])
     usage = " ".join([f"splitee {name}", *command.collect_usage_pieces(context)])
-    about = [f"\n## splitee {name}\n", f"    {usage}\n", f"{_paragraphs(command.help or '')}\n"]
-    return "\n".join([*about, ROW.format(*HEADINGS), ROW.format(*["---"] * len(HEADINGS)), *rows, ""])
+    lines = [f"\n## splitee {name}\n", f"    {usage}\n", f"{_paragraphs(command.help or '')}\n"]
+    for title, rows in (*sections.items(), (GENERAL, general)):
+        if rows:
+            lines += [f"\n**{title}**\n", ROW.format(*HEADINGS), ROW.format(*["---"] * len(HEADINGS)), *rows]
+    return "\n".join([*lines, ""])
 
 
 def row(option: click.Option, context: click.Context) -> str:
     flags = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts) if flag.startswith("-"))
     variable = f"`{option.envvar}`" if option.envvar else ""
+    shown = _default(option, context)
+    return ROW.format(flags, variable, _takes(option), _unit(option), shown, _escape(option.help or ""))
+
+
+def _default(option: click.Option, context: click.Context) -> str:
+    if isinstance(option.show_default, str):
+        return _escape(option.show_default)
+    if option.required:
+        return "required"
     default = option.get_default(context, call=False)
     known = isinstance(default, str | int | float | Path) and not (option.is_flag and default is False)
-    shown = f"`{_plain(default)}`" if known else ""
-    return ROW.format(flags, variable, _takes(option), _unit(option), shown, _escape(option.help or ""))
+    return f"`{_plain(default)}`" if known and default != "" else ""
 
 
 def _unit(option: click.Option) -> str:

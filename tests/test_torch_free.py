@@ -17,12 +17,10 @@ PACKAGES = {
     "broker_config": "splitee_broker",
 }
 TORCH = (
-    "splitee.commands.cuts",
     "splitee.networks",
     "splitee.training",
     "splitee_device.after_training",
     "splitee_device.agent",
-    "splitee_device.commands.device",
     "splitee_device.data.batches",
     "splitee_device.participate",
     "splitee_device.profiler.auto_codec",
@@ -32,8 +30,6 @@ TORCH = (
     "splitee_device.profiler.worker",
     "splitee_device.training",
     "splitee_export",
-    "splitee_server.commands.learning_flags",
-    "splitee_server.commands.server",
     "splitee_server.learning",
     "splitee_server.offload.trunks",
     "splitee_server.release",

@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError, NetworkError
+from splitee.networks.split import build_for
 from splitee.networks.zoo import check_factory
 from splitee.protocol.codecs import AUTO
 from splitee.protocol.run_spec import RunSpec
@@ -77,8 +78,10 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
     """Take part until the run trains no more."""
     released = release_in_service(directory.path)
     device = settings.device
-    images = settings.open_images(spec, directory.path, session.drain)
     check_factory(spec.network, settings.network, whose="the run's", command="start the device")
+    if settings.cut is not None:  # images take longer
+        build_for(spec, device="meta").check_cut(settings.cut)
+    images = settings.open_images(spec, directory.path, session.drain)
     store = DeviceStore(directory, device, images, settings.serving.region)
     chosen = _choose_cut(session, spec, directory, settings, len(images.data.train))
     store.open(spec, chosen.cut, fresh=settings.fresh)

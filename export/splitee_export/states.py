@@ -24,8 +24,7 @@ from splitee.training.history import course, read_history
 from splitee.training.named_trunks import NamedTrunks
 from splitee.training.state import answers_digest
 from splitee.training.weights import client_model
-
-LAST, BEST = "last", "best"  # rounds by name
+from splitee_export.round_names import BEST, LAST
 
 
 @dataclass(frozen=True)

@@ -89,13 +89,18 @@ def test_a_broker_that_refuses(
     [
         (lambda folder: None, "no such"),
         (lambda folder: folder.mkdir(), "class"),
+        (
+            lambda folder: Image.new("RGB", (9, 9)).save(folder, "JPEG"),
+            "is a single image, which is no data set",
+        ),
+        (lambda folder: folder.write_text("a,b\n"), "cannot be read as a parquet file; expected dir"),
         (lambda folder: pictures(folder / "one", 5), "one class"),
         (
             lambda folder: [pictures(folder / name, 4, broken=4) for name in ("cat", "dog")],
             "none of its 8 images can be read",
         ),
     ],
-    ids=["missing", "empty", "one class", "all unreadable"],
+    ids=["missing", "empty", "image", "text", "one class", "all unreadable"],
 )
 def test_data_that_is_no_use(
     capsys: pytest.CaptureFixture[str],
@@ -141,6 +146,19 @@ def test_a_run_that_a_device_refuses(
     code, line = call(capsys, *device_flags, "--data", "builtin:fashion-mnist", *where, *flags)
     assert code == expected
     assert words in line
+
+
+def test_a_cut_out_of_range_is_refused_before_images_are_decoded(
+    capsys: pytest.CaptureFixture[str], device_flags: tuple[str, ...], broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Of these images none can be."""
+    for name in ("cat", "dog"):
+        pictures(tmp_path / "pictures" / name, 4, broken=4)
+    topics = Topics("cut-before-images")
+    offer(broker.address, topics, SPEC)
+    where = ("--broker", str(broker.address), "--fleet", topics.fleet, "--data", str(tmp_path / "pictures"))
+    code, line = call(capsys, *device_flags, *where, "--cut", "99")
+    assert (code, "cut 99 is out of range" in line) == (ExitCode.NETWORK, True), line
 
 
 def test_what_a_server_refuses_and_that_it_goes_on(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:

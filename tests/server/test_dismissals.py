@@ -131,7 +131,7 @@ def test_a_fleet_of_three_begins_with_two_where_one_is_dismissed_before_it_has_j
     fleet.run()
     assert sorted(fleet.commits[2].digests) == ["pi-1", "pi-2"]
     assert "dismissed: pi-3; round 1 waits for 2 of the 3 devices (--devices)" in caplog.text
-    assert "round 0 of 2: gathering devices: waiting for 1 more devices (2 online)" in caplog.text
+    assert "round 0 of 2: gathering devices: waiting for 1 more device (2 online)" in caplog.text
 
 
 def test_a_server_that_is_started_again_goes_on_without_it(

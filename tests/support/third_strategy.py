@@ -19,9 +19,6 @@ from splitee_server.learning.strategies.registry import register
 class TrunkPerCut(Strategy):
     """Trunks of different cuts are averaged layer by layer after each round."""
 
-    name = "trunk-per-cut"
-    settings = ("order",)
-
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
         self._cut_of: dict[str, int] = {}
@@ -86,4 +83,4 @@ class TrunkPerCut(Strategy):
             self._optimizers[cut].load_state_dict(state["optimizers"][cut])
 
 
-register(TrunkPerCut)
+register("trunk-per-cut", __name__, "TrunkPerCut", settings=("order",))

@@ -20,6 +20,8 @@ from splitee_lab.local.forked import ForkedCommand, load_once
 
 load_once(
     "splitee_server.commands.server",
+    "splitee_server.learning.initial.begin",
+    "splitee_server.service",
     "splitee_server.release.exporting",
     "first_export",
 )

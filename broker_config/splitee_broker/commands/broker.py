@@ -11,12 +11,20 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import whole
+from splitee.cli.command import Group, section
 from splitee.cli.plain_text import echo
-from splitee.cli.settings import setting
+from splitee.cli.settings import setting, switch
 from splitee.errors import ConfigError, SpliteeError
 from splitee.protocol.topics import check_name
 from splitee_broker.authority import Authority, Issued, Role
-from splitee_broker.commands.options import DIRECTORY, RELOAD, in_directory, private, valid_for
+from splitee_broker.commands.options import (
+    DIRECTORY,
+    RELOAD,
+    as_folders,
+    in_directory,
+    private,
+    valid_for,
+)
 from splitee_broker.commands.renew import renew_identities
 from splitee_broker.files import (
     CONFIGURATION,
@@ -33,40 +41,58 @@ from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_broker.retained import clear_retained
 
 
-@click.group()
+@click.group(cls=Group)
 def broker() -> None:
     """Set up a fleet's broker: its configuration, and the certificates by which it knows who speaks."""
 
 
 @broker.command()
-@in_directory
-@setting("--fleet", default="default", metavar="NAME", help="The fleet that this broker is for.")
-@click.option(
-    "--name",
-    "hosts",
-    multiple=True,
-    metavar="HOST",
-    help="A name or address by which clients reach the broker; the first goes into bundles. "
-    "Default: this machine's, with .local.",
+@section(
+    "Broker",
+    setting("--fleet", default="default", metavar="NAME", help="Name of the fleet that this broker is for."),
+    switch(
+        "--name",
+        "hosts",
+        multiple=True,
+        metavar="HOST",
+        help="Name or address by which clients reach the broker; the first goes into bundles.",
+        show_default="this machine's, with .local",
+    ),
+    switch(
+        "--port",
+        type=whole(1, 65535),
+        metavar="PORT",
+        help="Port on which the broker listens for TLS.",
+        show_default="8883",
+    ),
+    switch(
+        "--devices",
+        type=whole(1, MOST_DEVICES),
+        metavar="COUNT",
+        help="Number of devices that there will be: it sizes the broker's limits.",
+        show_default=str(DEVICES),
+    ),
+    switch(
+        "--owner",
+        metavar="USER",
+        help="Account that the broker runs as.",
+        show_default="mosquitto, for root",
+    ),
+    switch(
+        "--broker-state",
+        type=DIRECTORY,
+        metavar="DIR",
+        default=Path("/var/lib/mosquitto"),
+        show_default=True,
+        help="Folder in which the broker keeps what is retained.",
+    ),
 )
-@click.option("--port", type=whole(1, 65535), help="Default: 8883.")
-@click.option(
-    "--devices",
-    type=whole(1, MOST_DEVICES),
-    help=f"How many there will be: sizes the broker's limits. Default: {DEVICES}.",
+@section(
+    "Files",
+    in_directory,
+    valid_for,
+    switch("--keep", is_flag=True, help="Do nothing where all is there."),
 )
-@click.option(
-    "--owner", metavar="USER", help="Account that the broker runs as. Default: mosquitto, for root."
-)
-@click.option(
-    "--broker-state",
-    type=DIRECTORY,
-    default=Path("/var/lib/mosquitto"),
-    show_default=True,
-    help="Where the broker keeps what is retained.",
-)
-@click.option("--keep", is_flag=True, help="Do nothing where all is there.")
-@valid_for
 @private
 def init(
     directory: Path,
@@ -116,10 +142,13 @@ def init(
 
 @broker.command("add-device")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@in_directory
-@click.option("--keep", is_flag=True, help="Pass over devices that have a certificate.")
-@click.option("--folder", is_flag=True, help="Write a folder for each device, not a tar file.")
-@valid_for
+@section(
+    "Files",
+    in_directory,
+    valid_for,
+    as_folders,
+    switch("--keep", is_flag=True, help="Pass over devices that have a certificate."),
+)
 @private
 def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, days: int) -> None:
     """Give a device its identity: one file, bundles/splitee-ID.tar, to carry to it and to no one else."""
@@ -152,7 +181,7 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
 
 @broker.command("revoke-device")
 @click.argument("device", metavar="ID")
-@in_directory
+@section("Files", in_directory)
 @private
 def revoke_device(device: str, directory: Path) -> None:
     """Shut a device out: for one that is lost, stolen or retired.
@@ -179,7 +208,7 @@ broker.add_command(renew_identities)
 
 
 @broker.command("list")
-@in_directory
+@section("Files", in_directory)
 def list_identities(directory: Path) -> None:
     """List who has a certificate, of which kind, and until when."""
     with closing(_open(directory)) as authority:

@@ -11,22 +11,30 @@ from typing import Any
 import click
 
 from splitee.cli.bounds import whole
+from splitee.cli.settings import switch
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 DAYS = 5 * 365
 RELOAD = "make the broker read it: systemctl reload mosquitto (or send it SIGHUP)"
 
-in_directory = click.option(
+in_directory = switch(
     "--directory",
     type=DIRECTORY,
+    metavar="DIR",
     default=Path("/etc/splitee"),
     show_default=True,
     envvar="SPLITEE_BROKER_DIRECTORY",
-    help="Holds authority/, broker/, server/, viewer/, homeassistant/ and bundles/.",
+    help="Folder that holds authority/, broker/, server/, viewer/, homeassistant/ and bundles/.",
 )
-valid_for = click.option(
-    "--days", type=whole(1, 7000), default=DAYS, show_default=True, help="Certificates are valid."
+valid_for = switch(
+    "--days",
+    type=whole(1, 7000),
+    metavar="DAYS",
+    default=DAYS,
+    show_default=True,
+    help="Time for which certificates are valid, in days.",
 )
+as_folders = switch("--folder", is_flag=True, help="Write a folder for each device, not a tar file.")
 
 
 def private(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -8,25 +8,31 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import whole
+from splitee.cli.command import Command, section
 from splitee.cli.plain_text import echo
+from splitee.cli.settings import switch
 from splitee_broker.authority import Authority, Issued, Role
-from splitee_broker.commands.options import RELOAD, in_directory, private, valid_for
+from splitee_broker.commands.options import RELOAD, as_folders, in_directory, private, valid_for
 from splitee_broker.renewal import renew, to_renew
 
 WITHIN = 60  # days: twice the time for which those that end are warned
 
 
-@click.command("renew")
+@click.command("renew", cls=Command)
 @click.argument("ids", nargs=-1, metavar="[ID]...")
-@in_directory
-@click.option(
-    "--within",
-    type=whole(0, 7000),
-    metavar="DAYS",
-    help=f"Renew what ends in so many days.  [default: {WITHIN}; for those that are named: whenever it ends]",
+@section(
+    "Files",
+    in_directory,
+    valid_for,
+    as_folders,
+    switch(
+        "--within",
+        type=whole(0, 7000),
+        metavar="DAYS",
+        help="Time within which a certificate ends that is renewed, in days.",
+        show_default=f"{WITHIN}; for those that are named: whenever it ends",
+    ),
 )
-@click.option("--folder", is_flag=True, help="Write a folder for each device, not a tar file.")
-@valid_for
 @private
 def renew_identities(
     ids: tuple[str, ...], directory: Path, within: int | None, folder: bool, days: int

@@ -28,13 +28,15 @@ class Number(click.ParamType[float]):
         most: float | None = None,
         *,
         above: bool = False,
+        below: bool = False,
     ) -> None:
-        """`above`: `least` itself is too little."""
-        self.name = "integer" if kind is int else "float"
+        """`above`: `least` itself is too little; `below`: `most` itself is too much."""
+        self.name = "N" if kind is int else "NUMBER"
         self.kind = kind
         self.least = least
         self.most = most
         self.above = above
+        self.below = below
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         try:
@@ -52,20 +54,23 @@ class Number(click.ParamType[float]):
 
     def bounds(self) -> str:
         """What is taken, in words; "" where there are no bounds."""
-        least, most = self.least, None if self.most is None or self.most >= GUARD else self.most
-        if least is None and most is None:
-            return ""
+        least = None if self.least is None else self._shown(self.least)
+        most = None if self.most is None or self.most >= GUARD else self._shown(self.most)
         if least is None:
-            return f"at most {most:g}"
+            return "" if most is None else f"at most {most}"
         if most is None:
-            return f"more than {least:g}" if self.above else f"at least {least:g}"
+            return f"more than {least}" if self.above else f"at least {least}"
         if self.above:
-            return f"more than {least:g}, at most {most:g}"
-        return f"from {least:g} to {most:g}" if self.kind is int else f"between {least:g} and {most:g}"
+            return f"more than {least}, {'less than' if self.below else 'at most'} {most}"
+        return f"from {least} to {most}" if self.kind is int else f"between {least} and {most}"
+
+    def _shown(self, bound: float) -> str:
+        return f"{bound:.0f}" if self.kind is int else f"{bound:g}"
 
     def _has(self, number: float) -> bool:
         too_little = self.least is not None and (number <= self.least if self.above else number < self.least)
-        return not too_little and (self.most is None or number <= self.most)
+        too_much = self.most is not None and (number >= self.most if self.below else number > self.most)
+        return not too_little and not too_much
 
     def _kind_in_words(self) -> str:
         return "a whole number" if self.kind is int else "a number"
@@ -90,9 +95,11 @@ def whole(least: int | None = None, most: int | None = None) -> Number:
     return Number(int, least, most)
 
 
-def number(least: float | None = None, most: float | None = None, *, above: bool = False) -> Number:
-    """A number within these bounds, both included; with `above` without the least."""
-    return Number(float, least, most, above=above)
+def number(
+    least: float | None = None, most: float | None = None, *, above: bool = False, below: bool = False
+) -> Number:
+    """A number within these bounds, both included; with `above` without the least, `below` the most."""
+    return Number(float, least, most, above=above, below=below)
 
 
 def given(value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:

@@ -6,14 +6,19 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from splitee.cli.command import parameters, section
+
 Option = Callable[[Any], Any]
 """What `settings.setting` and `click.option` return."""
 
 
-def option_group(argument: str, make: Callable[..., Any], *options: Option) -> Callable[[Any], Any]:
+def option_group(
+    argument: str, make: Callable[..., Any], *options: Option, title: str
+) -> Callable[[Any], Any]:
     """A decorator that adds `options` to a command, which gets what `make` makes of them as `argument`.
 
     Args:
+        title: the section of the command's help that they are in.
         make: takes the options' values by their names; raises ConfigError where they do not fit together.
     """
     names = _names(options)
@@ -24,9 +29,8 @@ def option_group(argument: str, make: Callable[..., Any], *options: Option) -> C
             given = {name: arguments.pop(name) for name in names}
             return command(**{argument: make(**given)}, **arguments)
 
-        for option in reversed(options):
-            with_group = option(with_group)
-        return with_group
+        add_options: Callable[[Any], Callable[..., Any]] = section(title, *options)
+        return add_options(with_group)
 
     return add
 
@@ -38,4 +42,4 @@ def _names(options: tuple[Option, ...]) -> list[str]:
 
     for option in options:
         option(nothing)
-    return [parameter.name for parameter in nothing.__click_params__]  # type: ignore[attr-defined]
+    return [str(parameter.name) for parameter in parameters(nothing)]

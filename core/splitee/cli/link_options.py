@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
+from splitee.cli.pairs import given_as_flag
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.mqtt.address import FORMS, BrokerAddress, TlsFiles
@@ -29,26 +29,50 @@ _OPTIONS = (
         "--broker",
         default="mqtt://127.0.0.1:1883",
         metavar="URL",
-        help=f"{_FORMS}.",
+        help=f"Address of the broker: {_FORMS}.",
     ),
     setting(
         "--fleet",
         default="default",
         metavar="NAME",
-        help="Devices and server of one fleet find each other by it.",
+        help="Name of the fleet, by which its devices and its server find each other.",
     ),
     setting(
         "--connect-timeout",
         type=number(0),
         default=30.0,
         metavar="SECONDS",
-        help="How long to try to reach the broker; 0: for ever.",
+        help="How long to try to reach the broker, in seconds; 0: for ever.",
     ),
-    setting("--username", metavar="NAME", help="Account at the broker."),
-    setting("--password-file", type=_FILE, help="File whose first line is the account's password."),
-    setting("--ca", type=_FILE, help="Certificate authority that the broker must be signed by (PEM)."),
-    setting("--cert", type=_FILE, help="This client's certificate (PEM)."),
-    setting("--key", type=_FILE, help="The certificate's private key (PEM)."),
+    setting("--username", metavar="NAME", help="Account at the broker.", show_default="none"),
+    setting(
+        "--password-file",
+        type=_FILE,
+        metavar="FILE",
+        help="File whose first line is the password of --username.",
+        show_default="none",
+    ),
+    setting(
+        "--ca",
+        type=_FILE,
+        metavar="FILE",
+        help="Authority (PEM) that the broker's certificate must be signed by, with mqtts:// or wss://.",
+        show_default="those of the system",
+    ),
+    setting(
+        "--cert",
+        type=_FILE,
+        metavar="FILE",
+        help="Certificate (PEM) of this client, with --key.",
+        show_default="none",
+    ),
+    setting(
+        "--key",
+        type=_FILE,
+        metavar="FILE",
+        help="Private key (PEM) of the certificate --cert.",
+        show_default="none",
+    ),
 )
 
 
@@ -68,7 +92,7 @@ def resolve(
         ConfigError: a malformed URL or name, an unreadable password, a certificate without its key.
     """
     address = BrokerAddress.parse(broker)
-    if address.password is not None and _is_a_flag("broker"):
+    if address.password is not None and given_as_flag("broker"):
         log.warning(
             "--broker: everybody on this machine can read its password in the list of processes; give it by "
             "--password-file, by SPLITEE_BROKER or in the settings file"
@@ -77,18 +101,15 @@ def resolve(
         address = replace(address, username=username)
     if password_file is not None:
         address = replace(address, password=_first_line(password_file))
+    if (ca or cert) is not None and not address.tls:
+        given = "--ca" if ca is not None else "--cert"
+        raise ConfigError(f"{given} is for TLS, and {address} has none: expected mqtts:// or wss://")
     return LinkOptions(address, check_name(fleet, "--fleet"), connect_timeout or None, _tls(ca, cert, key))
 
 
 def resolve_if_given(broker: str | None, **options: Any) -> LinkOptions | None:
     """None without a broker. Raises what `resolve` does."""
     return None if broker is None else resolve(broker, **options)
-
-
-def _is_a_flag(name: str) -> bool:
-    """Whether this option of the command that is called came as an argument of the process."""
-    context = click.get_current_context(silent=True)
-    return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _first_line(path: Path) -> str:
@@ -107,7 +128,7 @@ def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | Non
     return TlsFiles(ca, cert, key) if ca or cert else None
 
 
-link_options = option_group("link", resolve, *_OPTIONS)
+link_options = option_group("link", resolve, *_OPTIONS, title="Broker")
 """Adds the flags; the command gets them checked, as its argument `link: LinkOptions`."""
 
 optional_link_options = option_group(
@@ -116,8 +137,10 @@ optional_link_options = option_group(
     setting(
         "--broker",
         metavar="URL",
-        help=f"{_FORMS}.  [default: none]",
+        help=f"Address of the broker: {_FORMS}.",
+        show_default="none",
     ),
     *_OPTIONS[1:],
+    title="Broker",
 )
 """The same flags for a command that also works alone: without --broker, `link` is None."""

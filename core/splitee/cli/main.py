@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
 import click
+from click.shell_completion import CompletionItem
 
 from splitee import __version__
+from splitee.cli.command import Group
 from splitee.cli.plain_text import PlainFormatter, echo, show_defect
 from splitee.cli.postponed_compiler import postpone_compiler
 from splitee.errors import ExitCode, ExtraMissing, SpliteeError
@@ -28,7 +29,7 @@ EXTRAS = {
 }
 
 
-class Commands(click.Group):
+class Commands(Group):
     """Loads a command's module only when it is called, so that none pays for another's imports."""
 
     def _found(self) -> dict[str, EntryPoint]:
@@ -50,6 +51,15 @@ class Commands(click.Group):
         if not isinstance(command, click.Command):
             raise TypeError(f"{entry.value} is no click command")
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """As click's, from the summaries: no command is loaded to complete its name."""
+        commands = [
+            CompletionItem(name, help=SUMMARIES.get(name))
+            for name in self.list_commands(ctx)
+            if name.startswith(incomplete)
+        ]
+        return commands + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands by their packages' own summaries without importing torch for each."""
@@ -91,12 +101,28 @@ def missing_extra(error: ModuleNotFoundError, command: str) -> SpliteeError:
     )
 
 
+EPILOG = """`splitee COMMAND --help` has a command's options, docs/settings.md all of them, and how the shell
+completes them with the Tab key."""
+
+
 @click.command(
-    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog=EPILOG,
 )
 @click.version_option(__version__, prog_name="splitee")
 def splitee() -> None:
     """Collaborative training for fleets of unequal small devices, over MQTT."""
+
+
+def _show_usage_error(error: click.ClickException) -> None:
+    """As click does, but what the user has written stays in one line."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        for line in error.ctx.get_usage().split("\n"):
+            echo(line, err=True)
+        echo(f"Try '{error.ctx.command_path} {error.ctx.help_option_names[-1]}' for help.", err=True)
+        echo("", err=True)
+    echo(f"Error: {error.format_message()}", err=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -110,10 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.exceptions.Exit as leave:
         code = leave.exit_code
     except click.ClickException as error:
-        shown = io.StringIO()
-        error.show(shown)
-        for line in shown.getvalue().removesuffix("\n").split("\n"):
-            echo(line, err=True)
+        _show_usage_error(error)
         code = ExitCode.CONFIG
     except click.Abort:
         code = 130

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from splitee.errors import ConfigError
 from splitee.protocol.codecs import AUTO, CODECS
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
+from splitee.refusals import refusal
 from splitee.samples.fitting import by
 
 
@@ -92,7 +94,15 @@ def build_run_spec(**settings: Any) -> RunSpec:
     try:
         return msgspec.convert({"protocol": PROTOCOL, "run": name, **settings}, RunSpec)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"settings: {error}") from None
+        raise ConfigError(_in_words(error, settings)) from None
+
+
+def _in_words(error: msgspec.ValidationError, settings: dict[str, Any]) -> str:
+    """What msgspec refuses, by its flag."""
+    words = refusal(error, settings)
+    name = re.match("[a-z_]*", words)[0]  # type: ignore[index]
+    found = declared().get(name)
+    return words if found is None else found.flag + words.removeprefix(name)
 
 
 def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -10,17 +11,25 @@ from typing import Any
 import click
 
 from splitee.cli.bounds import Number, OutOfBounds, given
+from splitee.cli.command import Option
 from splitee.errors import ConfigError
+from splitee.suggestions import did_you_mean, one_of
+
+log = logging.getLogger(__name__)
 
 # Written by `splitee broker` into settings that several commands read, for some of them.
 BROUGHT = ("signing_key", "release_key")
 
 
-class Setting(click.Option):
+class Setting(Option):
     """An option that says in the user's words what it takes."""
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         extra = super().get_help_extra(ctx)
+        if isinstance(self.show_default, str):
+            extra["default"] = self.show_default
+        elif "default" in extra and isinstance(self.type, Number):
+            extra["default"] = extra["default"].removesuffix(".0")
         if isinstance(self.type, Number) and self.type.bounds():
             extra["range"] = self.type.bounds()
         return extra
@@ -31,8 +40,8 @@ class Setting(click.Option):
         except click.BadParameter:
             if not isinstance(self.type, click.Choice):
                 raise
-            known = ", ".join(map(str, self.type.choices))
-            raise OutOfBounds(f"{given(value, self, ctx)}: one of {known}", ctx, self) from None
+            known = one_of(str(value), map(str, self.type.choices))
+            raise OutOfBounds(f"{given(value, self, ctx)}: {known}", ctx, self) from None
 
 
 def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
@@ -42,6 +51,23 @@ def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     attributes.setdefault("show_default", True)
     attributes.setdefault("cls", Setting)
     return click.option(*names, envvar=variable, **attributes)
+
+
+def renamed(old: str, new: str, **attributes: Any) -> Callable[[Any], Any]:
+    """The former flag of the setting `new`, its variable and its key: they still give it, and say its name.
+
+    What is given by the new name counts more.
+    """
+
+    def take(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value is not None:
+            log.warning("%s: this setting is called %s now", given(value, parameter, context), new)
+            name = next(one.name for one in context.command.params if new in one.opts)
+            context.default_map = {**(context.default_map or {}), str(name): value}
+
+    former = "former_" + old.lstrip("-").replace("-", "_")
+    hidden = {"hidden": True, "is_eager": True, "expose_value": False}
+    return setting(old, former, callback=take, **hidden, **attributes)
 
 
 def _load(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
@@ -70,8 +96,8 @@ def read_settings(command: click.Command, path: Path) -> dict[str, str]:
         if parameter is None and name in BROUGHT:
             continue
         if parameter is None:
-            known = ", ".join(sorted(parameters))
-            raise ConfigError(f"settings file {path}: unknown key {key!r}; known: {known}")
+            known = did_you_mean(name, parameters) or "; known: " + ", ".join(sorted(parameters))
+            raise ConfigError(f"settings file {path}: unknown key {key!r}{known}")
         if not isinstance(value, str | int | float):
             raise ConfigError(
                 f"settings file {path}: {key} takes one text, number or truth value, not {value}"
@@ -86,18 +112,27 @@ def _keys(command: click.Command) -> dict[str, str]:
     return {
         flag.lstrip("-").replace("-", "_"): parameter.name
         for parameter in command.params
-        if isinstance(parameter, click.Option) and parameter.name and parameter.expose_value
+        if isinstance(parameter, click.Option)
+        and parameter.name
+        and (parameter.expose_value or parameter.hidden)
         for flag in parameter.opts
         if flag.startswith("--")
     }
 
 
-settings_file = click.option(
+def switch(*names: str, **attributes: Any) -> Callable[[Any], Any]:
+    """A click option that has no variable: what one call does differently."""
+    attributes.setdefault("cls", Setting)
+    return click.option(*names, **attributes)
+
+
+settings_file = switch(
     "--config",
     type=click.Path(path_type=Path),
+    metavar="FILE",
     envvar="SPLITEE_CONFIG",
     is_eager=True,
     expose_value=False,
     callback=_load,
-    help="Settings file (TOML): the flags' names as keys; its paths start at its own folder.",
+    help="Settings file (TOML) with the flags' names as keys; its paths start at its own folder.",
 )

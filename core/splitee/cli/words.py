@@ -28,6 +28,11 @@ def interval(share: float, count: int) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f}"
 
 
+def devices(count: int) -> str:
+    """How many: "1 device"."""
+    return f"{count:,} device" if count == 1 else f"{count:,} devices"
+
+
 def share_of(share: float | None, count: int, unknown: str = "-") -> str:
     """A share of `count` images with its 95 % interval: "83.0 % (79.0 to 86.4, 400 images)"."""
     if share is None or not count:

@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from splitee.cli.input_options import InputType
 from splitee.cli.plain_text import echo, plain, without_password
 from splitee.errors import ConfigError
 from splitee.samples.fitting import by
+from splitee.suggestions import did_you_mean
 
 _SOURCES = {
     ParameterSource.COMMANDLINE: "flag",
@@ -21,8 +23,16 @@ _SOURCES = {
 }
 
 
+def _complete_command(
+    context: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    group = context.parent.command if context.parent else None
+    names = group.list_commands(context) if isinstance(group, click.Group) else []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 @click.command(options_metavar="", context_settings={"ignore_unknown_options": True, "help_option_names": []})
-@click.argument("command", required=False)
+@click.argument("command", required=False, shell_complete=_complete_command)
 @click.argument("flags", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def config(context: click.Context, command: str | None, flags: tuple[str, ...]) -> None:
@@ -38,8 +48,9 @@ def config(context: click.Context, command: str | None, flags: tuple[str, ...]) 
         return
     found = group.get_command(context, str(command))
     if found is None:
-        known = ", ".join(name for name in group.list_commands(context) if name != context.info_name)
-        raise ConfigError(f"unknown command {command!r}; known: {known}")
+        known = [name for name in group.list_commands(context) if name != context.info_name]
+        hint = did_you_mean(str(command), known) or f"; known: {', '.join(known)}"
+        raise ConfigError(f"unknown command {command!r}{hint}")
     rows = list(settings(found, list(flags), context.parent))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)] if rows else [0, 0]
     for flag, value, source in rows:

@@ -5,41 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from splitee.cli.bounds import whole
+from splitee.cli.command import Command, section
 from splitee.cli.input_options import InputType
 from splitee.cli.plain_text import echo, echo_json, plain_cell
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.run_flags import run_setting
+from splitee.cli.settings import setting, settings_file, switch
 from splitee.errors import NetworkError
-from splitee.networks.split import SplitNetwork, build_network
-from splitee.networks.zoo import STEMS, classifiers
 from splitee.samples.fitting import PHOTOGRAPHS, Shape, by
-from splitee.training.compute import step_macs
+
+if TYPE_CHECKING:
+    from splitee.networks.split import SplitNetwork
 
 ALL_INPUT = (3, 224, 224)  # the least that every classifier takes
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_file
 @click.argument("network", required=False)
-@setting("--stem", type=click.Choice(STEMS), default="imagenet", help="small: the resnets' 32-pixel variant.")
-@setting("--num-classes", type=whole(2), default=10, help="Outputs of the classifier.")
-@setting(
-    "--input",
-    "input_shape",
-    type=InputType(),
-    metavar=InputType.name,
-    show_default=f"{by(PHOTOGRAPHS)}, with --all {by(ALL_INPUT)}",
-    help="Channels, height and width of the images that the network sees.",
+@section(
+    "Network",
+    run_setting("stem"),
+    run_setting("num_classes", default=10),
+    setting(
+        "--input",
+        "input_shape",
+        type=InputType(),
+        metavar=InputType.name,
+        show_default=f"{by(PHOTOGRAPHS)}, with --all {by(ALL_INPUT)}",
+        help="Channels, height and width, in pixels, of the images that the network sees.",
+    ),
+    setting(
+        "--freeze",
+        type=whole(0),
+        default=0,
+        metavar="COUNT",
+        help="Number of stages that nobody trains, counted from the first.",
+    ),
 )
-@setting("--freeze", type=whole(0), default=0, help="Stages that nobody trains, counted from the first.")
-@click.option("--all", "every", is_flag=True, help="One line for each of torchvision's classifiers.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@section(
+    "Results",
+    switch("--all", "every", is_flag=True, help="Print one line for each of torchvision's classifiers."),
+    switch("--json", "as_json", is_flag=True, help="Print JSON."),
+)
 def cuts(
     network: str | None,
     stem: str,
@@ -61,6 +75,8 @@ def cuts(
     if network is None:
         _print_all(stem, num_classes, input_shape or ALL_INPUT, as_json)
         return
+    from splitee.networks.split import build_network  # with torch
+
     # On the meta device a network has a description but no weights.
     shape = input_shape or PHOTOGRAPHS
     split = build_network(network, num_classes=num_classes, input_shape=shape, stem=stem, device="meta")
@@ -72,6 +88,8 @@ def cuts(
 
 
 def _rows(split: SplitNetwork) -> Iterator[dict[str, Any]]:
+    from splitee.training.compute import step_macs
+
     parameters = accumulate(stage.parameters for stage in split.stages)
     macs = accumulate(stage.macs for stage in split.stages)
     trained = accumulate(0 if stage.index <= split.frozen else stage.parameters for stage in split.stages)
@@ -131,6 +149,8 @@ def _table(split: SplitNetwork) -> Table:
 
 
 def _print_all(stem: str, num_classes: int, input_shape: tuple[int, ...], as_json: bool) -> None:
+    from splitee.networks.zoo import classifiers
+
     names = classifiers()
     cut = 0
     for name in names:
@@ -150,6 +170,8 @@ def _print_all(stem: str, num_classes: int, input_shape: tuple[int, ...], as_jso
 
 
 def _try(name: str, stem: str, num_classes: int, input_shape: tuple[int, ...]) -> dict[str, Any]:
+    from splitee.networks.split import build_network
+
     try:
         return _summary(
             build_network(name, num_classes=num_classes, input_shape=input_shape, stem=stem, device="meta")

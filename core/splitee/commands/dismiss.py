@@ -9,9 +9,11 @@ from contextlib import closing
 import click
 
 from splitee.cli.bounds import number
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.settings import setting, settings_file, switch
+from splitee.cli.verbosity import log_options
 from splitee.errors import BrokerRefused, ExitCode, SpliteeError, Stalled
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
@@ -25,12 +27,22 @@ TICK = 0.2  # seconds between two looks at the clock, and at what the broker ref
 NO_STATUS = 6.0  # seconds after which no server runs of which nothing is heard; it speaks every 5
 
 
-@click.command()
-@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
-@click.option("--undo", is_flag=True, help="Let them in again.")
-@link_options
-@setting("--wait", type=number(0), default=60.0, metavar="SECONDS", help="For the server's word.")
+@click.command(cls=Command)
 @settings_file
+@log_options(logging.WARNING)
+@click.argument("devices", nargs=-1, required=True, metavar="DEVICE...")
+@section(
+    "Dismissal",
+    switch("--undo", is_flag=True, help="Let the devices in again."),
+    setting(
+        "--wait",
+        type=number(0),
+        default=60.0,
+        metavar="SECONDS",
+        help="How long to wait for the server's answer, in seconds.",
+    ),
+)
+@link_options
 def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float) -> None:
     """Tell the running server that these devices are gone for good: the run goes on without them.
 
@@ -39,7 +51,6 @@ def dismiss(devices: tuple[str, ...], undo: bool, link: LinkOptions, wait: float
     """
     for device in devices:
         check_name(device, "DEVICE")
-    logging.getLogger("splitee").setLevel(logging.WARNING)
     request = Dismissal(request=time.time_ns(), devices=tuple(dict.fromkeys(devices)), undo=undo)
     with closing(
         Link(link.address, f"splitee-{link.fleet}-dismiss-{request.request}", tls=link.tls)

@@ -16,9 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from splitee.cli.accuracy_words import accuracies_in_words, threshold_in_words, weakest_in_words
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo_json, plain, plain_cell
-from splitee.cli.settings import settings_file
+from splitee.cli.settings import settings_file, switch
+from splitee.cli.verbosity import log_options
 from splitee.cli.words import ago, bit_rate, megabytes, milliseconds, percent
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
@@ -33,14 +35,17 @@ REFRESH = 0.5  # seconds
 COLUMNS = ("round", "step", "loss", "exit\n%", "trunk\n%", "images", "MB\nup/down", "seen\nago")
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_file
+@log_options(logging.WARNING)
+@section(
+    "Results",
+    switch("--once", is_flag=True, help="Print the fleet as it is now and exit; so does a pipe."),
+    switch("--json", "as_json", is_flag=True, help="Print the fleet once, as JSON."),
+)
 @link_options
-@click.option("--once", is_flag=True, help="Print the fleet as it is now and exit; so does a pipe.")
-@click.option("--json", "as_json", is_flag=True, help="Print it once, as JSON.")
 def status(link: LinkOptions, once: bool, as_json: bool) -> None:
     """Show the fleet live: its devices, what the server does, and who it waits for."""
-    logging.getLogger("splitee").setLevel(logging.WARNING)
     console = Console()
     view = FleetView(link.fleet)
     identity = f"splitee-status-{os.getpid()}-{secrets.token_hex(4)}"

@@ -19,6 +19,7 @@ from splitee.errors import ModelError
 from splitee.inference.combination import TRUNK_ALONE, Combination
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.fields import Count, Digest, Fit, Fraction, Name, Positive, Text
+from splitee.refusals import refusal
 from splitee.samples.fitting import Preparation, Region
 
 MANIFEST = "manifest.json"
@@ -138,15 +139,17 @@ M = TypeVar("M", ClientManifest, TrunkManifest)
 def read_manifest(directory: Path, kind: type[M]) -> M:
     """The manifest of a model directory. Raises ModelError: there is none, or it is not of this kind."""
     path = directory / MANIFEST
+    data = b""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
+        data = path.read_bytes()
+        return msgspec.json.decode(data, type=kind)
     except OSError as error:
         raise ModelError(
             f"no model at {directory} ({MANIFEST}: {error.strerror}): `splitee export` makes one"
         ) from None
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         whose = "a device's" if kind is ClientManifest else "a server's"
-        raise ModelError(f"{path}: expected the manifest of {whose} model: {error}") from None
+        raise ModelError(f"{path}: expected the manifest of {whose} model: {refusal(error, data)}") from None
 
 
 def write_manifest(directory: Path, manifest: ClientManifest | TrunkManifest) -> None:

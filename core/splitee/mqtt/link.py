@@ -213,7 +213,10 @@ class Link:
 
     def receive(self, timeout: float | None) -> Event | None:
         """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
-        return self._inbox.get(timeout)
+        event = self._inbox.get(timeout)
+        if isinstance(event, Message):
+            log.debug("received %s, %d bytes", event.topic, len(event.payload))
+        return event
 
     def publish(
         self,
@@ -253,6 +256,7 @@ class Link:
             self._in_flight.sent(sent.mid, topic)
             if self.meter is not None:
                 self.meter.published(topic, len(body), headers_of(topic, len(body), properties))
+        log.debug("published %s, %d bytes", topic, len(body))
         return True
 
     def flush(self, timeout: float | None) -> bool:

@@ -62,44 +62,56 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     protocol: Count
     run: Text
-    network: Annotated[Text, _setting("A torchvision classifier, or module:factory.", costs=True)]
-    stem: Annotated[Literal["imagenet", "small"], _setting("small: for 32-pixel images.", costs=True)] = (
-        "imagenet"
-    )
+    network: Annotated[
+        Text,
+        _setting(
+            "Network to train: a torchvision classifier such as resnet18, or module:factory.", costs=True
+        ),
+    ]
+    stem: Annotated[
+        Literal["imagenet", "small"],
+        _setting(
+            "First layers of the network; small: a resnet's variant for images of 32 pixels.", costs=True
+        ),
+    ] = "imagenet"
     num_classes: Annotated[
-        int, _setting("Classes that the network tells apart.", costs=True, ge=2, le=10_000)
+        int, _setting("Number of classes that the network tells apart.", costs=True, ge=2, le=10_000)
     ]
     input_shape: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=3)], Side, Side],
         _setting(
-            "Channels, height and width of the images that the network sees.", costs=True, flag="--input"
+            "Channels, height and width, in pixels, of the images that the network sees.",
+            costs=True,
+            flag="--input",
         ),
     ] = (3, 32, 32)
     fit: Annotated[
         Fit,
         _setting(
-            "How an image is brought to that: its middle; all of it, between grey margins; all of it, "
-            "stretched."
+            "How an image is brought to the shape of --input; crop: its middle; pad: all of it, between grey "
+            "margins; stretch: all of it, stretched."
         ),
     ] = "crop"
     weights: Text = ""
     freeze: Annotated[
         Annotated[int, Meta(ge=0, le=10_000)] | Literal["auto"],
-        _setting("Stages that nobody trains, counted from the first; auto: by how many images there are."),
+        _setting(
+            "Number of stages that nobody trains, counted from the first; auto: by how many images there are."
+        ),
     ] = 0
     frozen: Count = 0
     normalize: Annotated[
         Text,
         _setting(
-            "Mean and deviation of the images: weights, those that the weights were trained with; fleet, "
-            "those of the devices' images; or MEAN,../STD,.. such as 0.5/0.5."
+            "Mean and standard deviation by which images are normalised; weights: those that the weights "
+            "were trained with; fleet: those of the devices' images; or MEAN,../STD,.. such as 0.5/0.5."
         ),
     ] = ""
     exits: Annotated[
         Exits,
         _setting(
-            "That a device trains: its own; fleet: one at every cut of the fleet that its network holds, "
-            "which learn from the best of them (client averaging layerwise).",
+            "Exits that a device trains; own: that at its cut; fleet: one at every cut of the fleet that its "
+            "network holds, which learn from the best of them (with --client-averaging layerwise).",
             costs=True,
         ),
     ] = "own"
@@ -107,82 +119,109 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     settled: bool = False
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     std: Annotated[tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
-    rounds: Annotated[Positive, _setting("Rounds that are trained and committed.")]
-    strategy: Annotated[Name, _setting("How the devices' batches train the trunk.")] = "sequential"
-    order: Annotated[Order, _setting("In which the devices' batches train the trunk.")] = "step"
-    seed: Annotated[Count, _setting("The same seed gives the same weights.")] = 0
-    batch_size: Annotated[int, _setting("Samples a batch.", costs=True, ge=2, le=4096)] = 32
-    steps: Annotated[Count, _setting("Batches a device trains in a round; 0: one pass over its data.")] = 0
-    learning_rate: Annotated[float, _setting("The highest.", gt=0)] = 0.01
-    trunk_learning_rate: Annotated[float, _setting("The trunk's highest; 0: as the devices'.", ge=0)] = 0
-    optimizer: Annotated[Optimizer, _setting("Of devices and trunks; sgd has Nesterov momentum.")] = "sgd"
-    schedule: Annotated[LearningSchedule, _setting("Of the learning rate over the run.")] = "cosine"
+    rounds: Annotated[Positive, _setting("Number of rounds that are trained and committed.")]
+    strategy: Annotated[Name, _setting("Strategy by which the devices' batches train the trunk.")] = (
+        "sequential"
+    )
+    order: Annotated[
+        Order,
+        _setting(
+            "Order of the devices' batches in the trunk's training; step: each device's in turn; device: all "
+            "of one device first."
+        ),
+    ] = "step"
+    seed: Annotated[Count, _setting("Seed of all random choices: the same one gives the same weights.")] = 0
+    batch_size: Annotated[int, _setting("Images in a batch.", costs=True, ge=2, le=4096)] = 32
+    steps: Annotated[
+        Count, _setting("Batches that a device trains in a round; 0: one pass over its data.")
+    ] = 0
+    learning_rate: Annotated[float, _setting("Highest learning rate of the run.", gt=0)] = 0.01
+    trunk_learning_rate: Annotated[
+        float, _setting("Highest learning rate of the trunk; 0: that of the devices.", ge=0)
+    ] = 0
+    optimizer: Annotated[
+        Optimizer, _setting("Optimizer of devices and trunks; sgd has Nesterov momentum.")
+    ] = "sgd"
+    schedule: Annotated[LearningSchedule, _setting("Course of the learning rate over the run.")] = "cosine"
     warm_up: Annotated[Fraction, _setting("Share of the run in which the learning rate rises.")] = 0.02
-    momentum: Annotated[float, _setting("For adamw its first decay rate.", ge=0, le=0.9999)] = 0.9
-    weight_decay: Annotated[float, _setting("Of the optimizer.", ge=0)] = 5e-4
+    momentum: Annotated[
+        float, _setting("Momentum of the optimizer; of adamw its first decay rate.", ge=0, le=0.9999)
+    ] = 0.9
+    weight_decay: Annotated[float, _setting("Weight decay of the optimizer.", ge=0)] = 5e-4
     # The largest of honest steps: 24 with resnet18, 108 with mobilenet_v2 at the demo's learning rate.
     clip_gradient: Annotated[
-        NonNegative, _setting("Norm that the gradient of a trunk's step is scaled down to; 0: it is not.")
+        NonNegative,
+        _setting("Largest norm of the gradient of a trunk's step, to which it is scaled down; 0: no limit."),
     ] = 200.0
     codec: Annotated[
-        RunCodec, _setting("Of the features on the wire; auto: by each device's CPU and link.", costs=True)
+        RunCodec,
+        _setting("Codec of the features on the wire; auto: by each device's CPU and link.", costs=True),
     ] = "fp16"
     window: Annotated[
-        int, _setting("Batches a device may have unacknowledged.", costs=True, ge=1, le=1024)
+        int, _setting("Batches that a device may have unacknowledged.", costs=True, ge=1, le=1024)
     ] = 8
     window_bytes: Annotated[int, Meta(ge=1 << 16)] = 16 << 20
-    threshold: Annotated[Fraction, _setting("Normalised entropy up to which the exit predicts.")] = 0.5
+    threshold: Annotated[
+        Fraction, _setting("Normalised entropy up to which the exit's prediction is taken.")
+    ] = 0.5
     class_names: ClassNames = ()
     client_averaging: Annotated[
         ClientAveraging,
         _setting(
-            "Of client networks after each round, for which they travel both ways; layerwise: with trunks."
+            "Averaging of the client networks after each round, for which they travel both ways; same-cut: "
+            "with those of the same cut; layerwise: with all that hold a layer, trunks included."
         ),
     ] = "layerwise"
     server_momentum: Annotated[
         float,
         _setting(
             "Share of what a commit has changed in averaged networks that the next one changes once more "
-            "(client averaging layerwise).",
+            "(with --client-averaging layerwise).",
             ge=0,
             le=0.9,
         ),
     ] = 0.0
     aggregation_every: Annotated[
-        Count, _setting("Batches after which trunks are averaged within a round; 0: after rounds only.")
+        Count,
+        _setting("Number of batches after which trunks are averaged within a round; 0: after rounds only."),
     ] = 0
     weighting: Annotated[
         Weighting,
-        _setting("Of averages: by the samples that a device's batches trained with, or the same for all."),
+        _setting(
+            "Weight of a device in averages; samples: the images that its batches trained with; uniform: 1."
+        ),
     ] = "samples"
     average: Annotated[
         Average,
         _setting(
-            "Of each weight over the devices that hold it; trimmed leaves out a fifth of the values at each "
-            "end, at least one; in trimmed and median all devices count the same."
+            "Average of each weight over the devices that hold it; trimmed leaves out a fifth of the values "
+            "at each end, at least one; in trimmed and median all devices count the same."
         ),
     ] = "mean"
     largest_share: Annotated[
-        float, _setting("That one device may have of a mean's weight; of n at least 1/n.", gt=0, le=1)
+        float,
+        _setting("Largest share of a mean's weight that one device may have; of n at least 1/n.", gt=0, le=1),
     ] = 1.0
     clip_updates: Annotated[
         NonNegative,
-        _setting("Multiple of the devices' median to which longer updates are shortened; 0: none is."),
+        _setting("Multiple of the devices' median update to which longer ones are shortened; 0: none is."),
     ] = 0.0
     largest_loss: Annotated[
         NonNegative,
         _setting(
             "Multiple of the devices' median trunk loss above which a device is left out of the next round's "
-            "training and averages; 0: none is."
+            "training and averages; 0: none is left out."
         ),
     ] = 0.0
     augmentation: Annotated[
         Augmentation,
-        _setting("Of training images, on the device; photo: parts of them, flipped, recoloured."),
+        _setting(
+            "Augmentation of training images, on the device; photo: parts of them, flipped, recoloured."
+        ),
     ] = "none"
     balanced_loss: Annotated[
         bool,
-        _setting("Losses allow for each device's own mix of classes: for devices that have unlike ones."),
+        _setting("Let losses allow for each device's own mix of classes: for devices that have unlike ones."),
     ] = False
     soft_labels: Annotated[
         NonNegative,
@@ -194,19 +233,19 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     deep_supervision: Annotated[
         NonNegative,
         _setting(
-            "Weight of the fleet's exits at deeper cuts in what a trunk learns (exits fleet); 0: the labels "
-            "at its end alone."
+            "Weight of the fleet's exits at deeper cuts in what a trunk learns (with --exits fleet); 0: it "
+            "learns from the labels at its end alone."
         ),
     ] = 0.0
     statistics_batches: Annotated[
         Annotated[int, Meta(ge=0, le=1024)],
         _setting(
-            "That each device sends so that BatchNorm's statistics are taken anew for what is committed "
-            "(client averaging layerwise); 0: they stay as training left them."
+            "Number of batches that each device sends so that BatchNorm's statistics are taken anew for what "
+            "is committed (with --client-averaging layerwise); 0: they stay as training left them."
         ),
     ] = 0
     release: Annotated[
-        bool, _setting("After the last round, export the models and send each device its own.")
+        bool, _setting("Export the models after the last round, and send each device its own.")
     ] = False
 
     @property

@@ -45,6 +45,15 @@ class UnreadableImage(DataError):
         self.name = name
 
 
+def is_image(path: Path) -> bool:
+    """Whether the file begins as an image that can be decoded."""
+    try:
+        with _opened(str(path), path) as file, _read_header(str(path), file):
+            return True
+    except Exception:  # on hostile bytes Pillow's readers raise anything
+        return False
+
+
 def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: str | None = None) -> T:
     """What `make` makes of an image's file or encoded bytes: a `Preparation` its pixels, uint8 (C, H, W).
 

@@ -8,25 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
+from splitee.cli.pairs import given_as_flag, require
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
+from splitee.cli.verbosity import log_options
 from splitee.durable import StateDirectory
+from splitee.errors import ConfigError
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
 from splitee_device.agent.presence import offline
-from splitee_device.agent.session import Session
 from splitee_device.data.images import Shard
 from splitee_device.data.sources import open_source
 from splitee_device.inference.options import serving_options
 from splitee_device.machine.hardware import usable_threads
-from splitee_device.participate import take_part
 from splitee_device.profiler.auto_cut import CutType
 from splitee_device.profiler.choice import PREFERENCES
 from splitee_device.profiler.drift import ROUNDS
@@ -35,101 +36,142 @@ from splitee_device.settings import DeviceSettings
 log = logging.getLogger(__name__)
 
 
-@click.command()
-@setting("--id", "device", required=True, metavar="ID", help="This device's name in the fleet.")
+@click.command(cls=Command)
+@settings_file
+@log_options()
+@section(
+    "Device",
+    setting("--id", "device", required=True, metavar="ID", help="Name of this device in the fleet."),
+    setting(
+        "--state",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="DIR",
+        help="Folder in which the device keeps its state.",
+    ),
+    setting("--fresh", is_flag=True, help="Forget the state of another run."),
+    setting("--stay", is_flag=True, help="Wait for the fleet's next run when one is finished."),
+    setting(
+        "--patience",
+        type=number(0),
+        default=0.0,
+        metavar="SECONDS",
+        help="How long to wait for a server, in seconds, before giving up; 0: for ever.",
+    ),
+    setting(
+        "--threads",
+        type=whole(1),
+        metavar="COUNT",
+        help="Number of CPU threads.",
+        show_default="the cores it may use",
+    ),
+)
 @link_options
-@setting(
-    "--data",
-    required=True,
-    metavar="SPEC",
-    help="DIR with DIR/CLASS/*.jpg, FILE.parquet, torchvision:NAME:ROOT or builtin:fashion-mnist.",
+@section(
+    "Images",
+    setting(
+        "--data",
+        required=True,
+        metavar="SPEC",
+        help="Images to train on: DIR with DIR/CLASS/*.jpg, FILE.parquet, torchvision:NAME:ROOT or "
+        "builtin:fashion-mnist.",
+    ),
+    setting(
+        "--test",
+        metavar="SPEC",
+        help="Images to hold out, written as for --data and of the same classes.",
+        show_default="a share of --data",
+    ),
+    setting(
+        "--holdout",
+        type=number(0, 1, above=True, below=True),
+        default=0.1,
+        metavar="SHARE",
+        help="Share of the images that is held out, where the data has no test set.",
+    ),
+    setting("--shard", metavar="K/N", help="Train on part K of N of the data.", show_default="all of it"),
+    setting(
+        "--limit",
+        type=whole(1),
+        metavar="COUNT",
+        help="Largest number of images to use.",
+        show_default="all",
+    ),
+    setting(
+        "--workers",
+        type=whole(0, 64),
+        default=1,
+        metavar="COUNT",
+        help="Number of threads that decode images a batch ahead, where they do not fit in memory; 0: none.",
+    ),
 )
-@setting(
-    "--test",
-    metavar="SPEC",
-    help="Hold out these images instead of a share of --data: DIR with the same classes, or as --data.",
-)
-@setting("--shard", metavar="K/N", help="Train on part K of N of the data.")
-@setting(
-    "--holdout",
-    type=float,
-    default=0.1,
-    metavar="SHARE",
-    help="Share held out, where the data has no test set.",
-)
-@setting("--limit", type=whole(1), metavar="COUNT", help="Use at most so many images.")
-@setting(
-    "--network",
-    metavar="MODULE:FACTORY",
-    help="Allow this factory, should the run name it: it is code that runs here.",
-)
-@setting(
-    "--cut",
-    type=CutType(),
-    default="auto",
-    help="Last stage on this device, see `splitee cuts`; auto: what `splitee profile` recommends.",
-)
-@setting(
-    "--lowest-cut",
-    type=whole(1),
-    metavar="CUT",
-    help="Never be cut before this stage, whoever asks: what is sent shows less of an image the later it is. "
-    " [default: --cut, or 1 for auto]",
-    show_default=False,
-)
-@setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What auto chooses.")
-@setting(
-    "--memory",
-    type=whole(1),
-    metavar="MIB",
-    help="What training may take, for auto, and images a quarter of it; default: what the system leaves it.",
-)
-@setting(
-    "--adapt-cut", is_flag=True, help="Ask for another cut when rounds no longer take what was measured."
-)
-@setting(
-    "--adapt-after",
-    type=whole(1),
-    default=ROUNDS,
-    metavar="ROUNDS",
-    help="That must depart from it in a row.",
-)
-@setting("--budget", type=number(1), default=60.0, metavar="SECONDS", help="To measure for auto.")
-@setting(
-    "--state", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the state is kept."
-)
-@setting("--fresh", is_flag=True, help="Forget the state of another run.")
-@setting(
-    "--cache",
-    type=whole(0, 1 << 20),
-    default=512,
-    metavar="MIB",
-    help="Of features in --state, where all of this device's stages are frozen; 0: none.",
-)
-@setting(
-    "--threads",
-    type=whole(1),
-    metavar="COUNT",
-    help="CPU threads; default: the cores it may use.",
-)
-@setting(
-    "--workers",
-    type=whole(0, 64),
-    default=1,
-    metavar="COUNT",
-    help="Threads that decode images a batch ahead, where they do not fit in memory; 0: none.",
-)
-@setting(
-    "--patience", type=number(0), default=0.0, metavar="SECONDS", help="Give up without a server; 0: never."
+@section(
+    "Training",
+    setting(
+        "--cut",
+        type=CutType(),
+        default="auto",
+        metavar="CUT",
+        help="Last stage on this device, as `splitee cuts` numbers them; auto: what `splitee profile` "
+        "recommends.",
+    ),
+    setting(
+        "--lowest-cut",
+        type=whole(1),
+        metavar="CUT",
+        help="Lowest cut that anybody may ask for: the later the cut, the less of an image is shown.",
+        show_default="--cut, or 1 for auto",
+    ),
+    setting(
+        "--adapt-cut", is_flag=True, help="Ask for another cut when rounds no longer take what was measured."
+    ),
+    setting(
+        "--adapt-after",
+        type=whole(1),
+        default=ROUNDS,
+        metavar="ROUNDS",
+        help="Number of rounds in a row that must depart from what was measured, before it is said.",
+    ),
+    setting(
+        "--prefer",
+        type=click.Choice(PREFERENCES),
+        default="fastest",
+        help="Which of the cuts that fit --cut auto takes.",
+    ),
+    setting(
+        "--budget",
+        type=number(1),
+        default=60.0,
+        metavar="SECONDS",
+        help="Time to measure for --cut auto, in seconds.",
+    ),
+    setting(
+        "--memory",
+        type=whole(1),
+        metavar="MIB",
+        help="Memory that training may take, in MiB, a quarter of it for images.",
+        show_default="what the system leaves it",
+    ),
+    setting(
+        "--cache",
+        type=whole(0, 1 << 20),
+        default=512,
+        metavar="MIB",
+        help="Room for features in --state, in MiB, where all of this device's stages are frozen; 0: none.",
+    ),
+    setting(
+        "--network",
+        metavar="MODULE:FACTORY",
+        help="Factory that the run's network may be made by: it is code that runs here.",
+        show_default="none",
+    ),
+    setting(
+        "--baseline",
+        is_flag=True,
+        help="Before it joins, train alone for as many rounds, and tell the server that accuracy.",
+    ),
 )
 @serving_options
-@setting("--stay", is_flag=True, help="Wait for the fleet's next run when one is finished.")
-@setting(
-    "--baseline",
-    is_flag=True,
-    help="Before it joins, train alone for as many rounds, and tell the server that accuracy for comparison.",
-)
-@settings_file
 def device(
     device: str,
     link: LinkOptions,
@@ -143,16 +185,30 @@ def device(
 ) -> None:
     """Train on this device's own images, up to its cut, then classify images with what was trained.
 
-    Images never leave the device; features and labels do.
+    Images never leave the device; features, labels and the weights of its network do.
     """
     check_name(device, "--id")
-    part = Shard.parse(shard) if shard else None
-    open_source(data, test)  # what is wrong with the data is said at once, not when a server has come
     threads = threads or usable_threads()
     chosen = DeviceSettings(
-        device=device, link=link, data=data, test=test, shard=part, threads=threads, **settings
+        device=device,
+        link=link,
+        data=data,
+        test=test,
+        shard=Shard.parse(shard) if shard else None,
+        threads=threads,
+        **settings,
     )
+    require("--cut auto or --adapt-cut", chosen.cut is None or chosen.adapt_cut, "--prefer", "--budget")
+    if test is not None and given_as_flag("holdout"):
+        raise ConfigError("--holdout is a share of --data, and --test is held out instead: give one of them")
+    open_source(data, test)  # what is wrong with the data is said at once, not when a server has come
     chosen.serving.images()  # and so is a folder that is not there
+
+    import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
+
+    from splitee_device.agent.session import Session
+    from splitee_device.participate import take_part
+
     torch.set_num_threads(threads)
     directory = StateDirectory(state)
     topics, instance = Topics(link.fleet), time.time_ns()

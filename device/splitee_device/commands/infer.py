@@ -8,9 +8,11 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
+from splitee.cli.verbosity import log_options
 from splitee.errors import ConfigError
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import Link
@@ -27,20 +29,42 @@ log = logging.getLogger(__name__)
 DIRECTORY = click.Path(path_type=Path)
 
 
-@click.command()
-@setting("--id", "device", required=True, metavar="ID", help="This device's name in the fleet.")
-@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where models are kept.")
-@setting("--model", type=DIRECTORY, metavar="DIR", help="An exported model to put into service first.")
-@serving_options
-@setting(
-    "--threshold",
-    type=number(0, 1),
-    help="Uncertainty up to which the exit's prediction is taken.  [default: the model's]",
-    show_default=False,
-)
-@setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
-@link_options
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@section(
+    "Device",
+    setting("--id", "device", required=True, metavar="ID", help="Name of this device in the fleet."),
+    setting(
+        "--models", type=DIRECTORY, required=True, metavar="DIR", help="Folder in which models are kept."
+    ),
+    setting(
+        "--model",
+        type=DIRECTORY,
+        metavar="DIR",
+        help="Exported model to put into service first.",
+        show_default="the one of --models",
+    ),
+    setting(
+        "--threads",
+        type=whole(1),
+        metavar="COUNT",
+        help="Number of CPU threads.",
+        show_default="all cores but one",
+    ),
+)
+@serving_options
+@section(
+    "Classification",
+    setting(
+        "--threshold",
+        type=number(0, 1),
+        metavar="ENTROPY",
+        help="Normalised entropy up to which the exit's prediction is taken.",
+        show_default="the model's",
+    ),
+)
+@link_options
 def infer(
     device: str,
     models: Path,

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 import click
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.command import Command, section
 from splitee.cli.input_options import region_setting
 from splitee.cli.link_options import optional_link_options
+from splitee.cli.pairs import require
 from splitee.cli.plain_text import echo, echo_json
 from splitee.cli.settings import setting, settings_file
+from splitee.cli.verbosity import is_quiet, log_options
 from splitee.errors import ConfigError, DataError
 from splitee.inference.graphs import ClientModel
 from splitee.inference.predictor import OffloadFloors, Prediction, Predictor
@@ -35,40 +38,65 @@ log = logging.getLogger(__name__)
 PATH = click.Path(path_type=Path)
 
 
-@click.command()
-@click.argument("images", nargs=-1, type=PATH)
-@setting(
-    "--model",
-    type=PATH,
-    required=True,
-    metavar="DIR",
-    help="What `splitee export` wrote for a device, or a device's state: what is in service there.",
-)
-@setting("--camera", is_flag=True, help="Take one image with this device's camera.")
-@region_setting(
-    help="The part of each picture, in its pixels, that the network sees.  [default: as it was trained]",
-    show_default=False,
-)
-@setting("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@setting(
-    "--threshold",
-    type=number(0, 1),
-    help="Uncertainty up to which the exit's prediction is taken.  [default: the model's]",
-    show_default=False,
-)
-@setting(
-    "--timeout",
-    type=number(0, above=True),
-    default=2.0,
-    metavar="SECONDS",
-    help="How long an image waits for the server; then the exit's prediction is taken.",
-)
-@lowest_threshold
-@most_offload
-@setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
-@setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
-@optional_link_options
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@click.argument("images", nargs=-1, type=PATH)
+@section(
+    "Images and model",
+    setting(
+        "--model",
+        type=PATH,
+        required=True,
+        metavar="DIR",
+        help="What `splitee export` wrote for a device, or a device's state: what is in service there.",
+    ),
+    setting("--camera", is_flag=True, help="Take one image with this device's camera."),
+    region_setting(
+        help="Part of each image that the network sees, in its pixels: left, top, width, height.",
+        show_default="as it was trained",
+    ),
+    setting(
+        "--threads",
+        type=whole(1),
+        metavar="COUNT",
+        help="Number of CPU threads.",
+        show_default="all cores but one",
+    ),
+    setting(
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Print one JSON object a line; its key picture is the old name of image.",
+    ),
+)
+@section(
+    "Offload",
+    setting(
+        "--threshold",
+        type=number(0, 1),
+        metavar="ENTROPY",
+        help="Normalised entropy up to which the exit's prediction is taken.",
+        show_default="the model's",
+    ),
+    setting(
+        "--timeout",
+        type=number(0, above=True),
+        default=2.0,
+        metavar="SECONDS",
+        help="How long an image waits for the server, in seconds; then the exit's prediction is taken.",
+    ),
+    lowest_threshold,
+    most_offload,
+    setting(
+        "--id",
+        "device",
+        metavar="ID",
+        help="Name of this device in the fleet.",
+        show_default="the model's",
+    ),
+)
+@optional_link_options
 def predict(
     images: tuple[Path, ...],
     model: Path,
@@ -85,8 +113,9 @@ def predict(
 ) -> None:
     """Classify IMAGES: files and folders. With --broker, the server is asked where the exit is unsure.
 
-    After several images a summary goes to the standard error; with --json there is none.
+    After several images a summary goes to the standard error; with --json or --quiet there is none.
     """
+    require("--broker", link is not None, "--timeout", "--lowest-threshold", "--most-offload", "--fleet")
     if not images and not camera:
         raise ConfigError("nothing to classify: name images or folders, or give --camera")
     found = [(file, path) for path in images for file in find_images(path)]
@@ -111,7 +140,7 @@ def predict(
                 tally.add(prediction, class_of(file, root, predictor.class_names))
     if found and not tally.predicted:
         raise DataError(f"none of the {len(found)} images could be read")
-    if len(found) > 1 and not as_json:
+    if len(found) > 1 and not as_json and not is_quiet():
         for line in tally.lines():
             echo(line, err=True)
 
@@ -155,7 +184,8 @@ def _load(file: Path, preparation: Preparation, *, alone: bool) -> Pixels | None
 
 def _show(name: str, prediction: Prediction, as_json: bool) -> None:
     if as_json:
-        echo_json({"picture": name, **asdict(prediction)}, indent=None)
+        # "picture" is the key's old name, which goes with the next release.
+        echo_json({"image": name, "picture": name, **asdict(prediction)}, indent=None)
     else:
         echo(
             f"{name}: {prediction.label} {prediction.probability:.1%}, entropy {prediction.entropy:.3f}, "

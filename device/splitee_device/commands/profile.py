@@ -13,10 +13,12 @@ import click
 from rich.console import Console
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.plain_text import echo_json
 from splitee.cli.run_flags import build_run_spec, run_setting
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.settings import setting, settings_file, switch
+from splitee.cli.verbosity import is_quiet, log_options
 from splitee.cli.words import MIB
 from splitee.errors import ExtraMissing, NoCutFits
 from splitee.mqtt.options import LinkOptions
@@ -37,27 +39,83 @@ FILE = click.Path(path_type=Path)
 log = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@section(
+    "Network",
+    run_setting("network", default="resnet18", metavar="NAME"),
+    run_setting("stem"),
+    run_setting("num_classes", default=10),
+    run_setting("input_shape", default=PHOTOGRAPHS),
+    run_setting("freeze", "--freeze", "frozen", type=whole(0, 10_000), help="Stages that nobody trains."),
+)
+@section(
+    "Training",
+    run_setting("batch_size", "--batch-size", "--batch", "batch_size"),
+    run_setting("codec", type=click.Choice(CODECS), help="Codec of the features on the wire."),
+    setting(
+        "--samples", type=whole(1), default=2000, metavar="COUNT", help="Training images of this device."
+    ),
+    run_setting("steps"),
+    setting(
+        "--threads",
+        type=whole(1),
+        metavar="COUNT",
+        help="Number of CPU threads.",
+        show_default="the cores it may use",
+    ),
+)
+@section(
+    "Measurement and choice",
+    setting(
+        "--prefer", type=click.Choice(PREFERENCES), default="fastest", help="Which of the cuts that fit."
+    ),
+    setting(
+        "--reserve", type=whole(0), default=64, metavar="MIB", help="Memory that must stay free, in MiB."
+    ),
+    setting(
+        "--cpu-share",
+        type=number(0, 1, above=True),
+        default=1.0,
+        metavar="SHARE",
+        help="Largest share of the usable cores that training may keep busy.",
+    ),
+    setting(
+        "--budget",
+        type=number(1),
+        default=120.0,
+        metavar="SECONDS",
+        help="Time to measure for, in seconds.",
+    ),
+    setting(
+        "--id",
+        "device",
+        default="profile",
+        metavar="ID",
+        help="Name of this device in the fleet, for the echo that measures its link.",
+    ),
+)
+@section(
+    "Results",
+    setting(
+        "--state",
+        type=FILE,
+        metavar="DIR",
+        help="State of `splitee device`, in which what is measured is kept for it.",
+        show_default="none",
+    ),
+    switch("--json", "as_json_", is_flag=True, help="Print JSON."),
+    switch(
+        "--plot",
+        "chart",
+        type=FILE,
+        metavar="FILE.png",
+        help="Picture to draw the costs into.",
+        show_default="none",
+    ),
+)
 @optional_link_options
-@run_setting("network", default="resnet18")
-@run_setting("stem")
-@run_setting("num_classes", default=10)
-@run_setting("input_shape", default=PHOTOGRAPHS)
-@run_setting("batch_size", "--batch-size", "--batch", "batch_size")
-@run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
-@setting("--samples", type=whole(1), default=2000, help="Training images of this device.")
-@run_setting("steps")
-@run_setting("freeze", "--freeze", "frozen", type=whole(0, 10_000), help="Stages that nobody trains.")
-@setting("--threads", type=whole(1), help="CPU threads; default: the cores it may use.")
-@setting("--prefer", type=click.Choice(PREFERENCES), default="fastest", help="What the choice is for.")
-@setting("--reserve", type=whole(0), default=64, metavar="MIB", help="Memory to stay free.")
-@setting("--cpu-share", type=number(0, 1, above=True), default=1.0, help="Of the usable cores.")
-@setting("--budget", type=number(1), default=120.0, metavar="SECONDS", help="To measure for.")
-@setting("--id", "device", default="profile", metavar="ID", help="The device's name, for its echo topic.")
-@setting("--state", type=FILE, metavar="DIR", help="Keep what is measured for `splitee device`.")
-@click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-@click.option("--plot", "chart", type=FILE, metavar="FILE.png", help="Draw it, too.")
 def profile(
     link: LinkOptions | None,
     samples: int,
@@ -87,12 +145,12 @@ def profile(
     with ExitStack() as stack:
         echo = stack.enter_context(open_echo(link, check_name(device, "--id"))) if link else None
         facts = hardware.facts()
-        if not as_json_:
-            console.print(facts_table(facts))
         if find_spec("torch") is None:
             work = _with_link(work, echo, TYPICAL_PAYLOAD)
             if as_json_:
                 echo_json(as_json(facts, None, work, (), None))
+            else:
+                console.print(facts_table(facts))
             raise ExtraMissing(
                 "training is not measured, it needs torch: pip install 'hetero-splitee[train]'"
             )
@@ -111,11 +169,11 @@ def profile(
     if as_json_:
         echo_json(as_json(facts, measured, work, rows, choice))
     else:
-        console.print("", cuts_table(measured, work, rows, choice), "")
+        console.print(facts_table(facts), "", cuts_table(measured, work, rows, choice), "")
     if choice.cut is None:
         raise NoCutFits(choice.reason)
     if not as_json_:
-        console.print(f"recommended: {choice.reason}", highlight=False)
+        console.print(f"recommended: {choice.reason}", markup=False, highlight=False)
 
 
 def _with_link(work: Work, echo: Echo | None, payload: int) -> Work:
@@ -127,7 +185,7 @@ def _with_link(work: Work, echo: Echo | None, payload: int) -> Work:
 def _progress() -> Iterator[Callable[[str], None]]:
     """A line that says what is being measured: in place on a terminal, in the log elsewhere."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if is_quiet() or not console.is_terminal:
         yield lambda text: log.info("profile: %s", text)
         return
     with console.status("profile") as status:

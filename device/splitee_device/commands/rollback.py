@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from splitee.cli.command import Command, section
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.errors import ModelError
@@ -13,9 +14,18 @@ from splitee_device.commands.infer import DIRECTORY
 from splitee_device.inference.model_store import ModelStore
 
 
-@click.command()
-@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where `splitee infer` keeps models.")
+@click.command(cls=Command)
 @settings_file
+@section(
+    "Models",
+    setting(
+        "--models",
+        type=DIRECTORY,
+        required=True,
+        metavar="DIR",
+        help="Folder in which `splitee infer` keeps models.",
+    ),
+)
 def rollback(models: Path) -> None:
     """Put the model before into service again; a running `splitee infer` takes it at once."""
     if not models.is_dir():

@@ -7,19 +7,31 @@ from pathlib import Path
 
 import click
 
+from splitee.cli.command import Command, section
 from splitee.cli.plain_text import echo, plain
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.settings import setting, settings_file, switch
 from splitee.errors import ModelError
 from splitee_device.commands.infer import DIRECTORY
 from splitee_device.inference.trust import Trust, Trusted
 
 
-@click.command()
-@setting("--models", type=DIRECTORY, required=True, metavar="DIR", help="Where the device keeps models.")
-@click.option(
-    "--forget", is_flag=True, help="Let the next release set it: after another network, or classes."
-)
+@click.command(cls=Command)
 @settings_file
+@section(
+    "Models",
+    setting(
+        "--models",
+        type=DIRECTORY,
+        required=True,
+        metavar="DIR",
+        help="Folder in which the device keeps models.",
+    ),
+    switch(
+        "--forget",
+        is_flag=True,
+        help="Let the next release set it again, after a change of network or classes.",
+    ),
+)
 def trust(models: Path, forget: bool) -> None:
     """Show what released models are held to: the first release's network and structure, the newest signature.
 

@@ -121,4 +121,6 @@ class ParquetImages:
             yield
         except (pa.ArrowException, OSError) as error:
             reason = str(error).splitlines()[0]
+            if "magic bytes" in reason or "smaller than the minimum" in reason:
+                reason = "it is cut off or damaged"
             raise DataError(f"{self._path}: cannot be read as a Parquet file: {reason}") from None

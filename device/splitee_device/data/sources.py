@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from splitee.errors import DataError
-from splitee.samples.images import IMAGE_SUFFIXES
+from splitee.samples.images import IMAGE_SUFFIXES, is_image
 from splitee_device.data.base import Labels, Source, Split
 from splitee_device.data.builtin_sets import open_builtin
 from splitee_device.data.folder import open_folder
@@ -75,15 +75,26 @@ def _open(spec: str) -> Source:
 
 
 def _open_file(path: Path) -> Source:
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES or is_image(path):
         raise DataError(
-            f"{path} is a single image; expected a folder with a folder for each class: DIR/CLASS/{path.name}"
+            f"{path} is a single image, which is no data set; expected a folder with a folder for each "
+            f"class: DIR/CLASS/{path.name}"
         )
     if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
         raise DataError(f"{path} is an archive: unpack it, and give the folder that holds the class folders")
+    if not _begins_with(path, b"PAR1"):
+        raise DataError(f"{path} cannot be read as a Parquet file; expected {_FORMS}")
     from splitee_device.data.parquet import open_parquet  # loads pyarrow
 
     return open_parquet(path)
+
+
+def _begins_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
 
 
 def _with_test(source: Source, spec: str, test: str) -> Source:

@@ -7,6 +7,7 @@ import logging
 import time
 from pathlib import Path
 
+from splitee.cli.words import size
 from splitee.clock import Clock
 from splitee.durable import unwritable
 from splitee.errors import MalformedMessage, ModelError
@@ -102,7 +103,8 @@ class Delivery:
             path.unlink()
             self._have = 0
         self._offer = offer
-        log.info("model %s: %d of %d bytes are here", offer.release[:12], self._have, offer.size)
+        here = f", {size(self._have)} are here" if self._have else ""
+        log.info("model %s is offered: %s%s", offer.release[:12], size(offer.size), here)
         if self._have == offer.size:
             self._finish(offer)
         else:

@@ -10,6 +10,7 @@ import click
 from splitee.cli.bounds import number
 from splitee.cli.flags import option_group
 from splitee.cli.input_options import region_setting
+from splitee.cli.pairs import require
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.inference.predictor import NO_FLOORS, WINDOW, OffloadFloors
@@ -43,41 +44,44 @@ lowest_threshold = setting(
     "--lowest-threshold",
     type=number(0, 1),
     default=0.0,
-    help="The threshold is never below it, whatever the model says.",
+    metavar="ENTROPY",
+    help="Lowest threshold that a model may bring, as normalised entropy.",
 )
 most_offload = setting(
     "--most-offload",
     type=number(0, 1),
     default=1.0,
     metavar="SHARE",
-    help=f"Of any {WINDOW} images in a row, ask the server about no more than this share.",
+    help=f"Largest share of any {WINDOW} images in a row that may be offloaded to the server.",
 )
 _OPTIONS = (
     setting(
         "--watch",
         type=click.Path(path_type=Path),
         metavar="FOLDER",
-        help="Classify the images that come into it.",
+        help="Classify the images that come into this folder.",
+        show_default="none",
     ),
     setting(
         "--existing",
         is_flag=True,
-        help="And those that lie in the folder when the watching starts, at each start.",
+        help="Classify also the images that lie in the folder of --watch at each start.",
     ),
-    setting("--camera", is_flag=True, help="Classify what this device's camera sees."),
+    setting("--camera", is_flag=True, help="Classify the images of this device's camera."),
     setting(
         "--every",
         type=number(0, above=True),
         default=10.0,
         metavar="SECONDS",
-        help="Between two images of the camera.",
+        help="Time between two images of --camera, in seconds.",
     ),
     setting(
         "--timeout",
         type=number(0, above=True),
         default=2.0,
         metavar="SECONDS",
-        help="How long an image waits for the server; then the exit's prediction is taken.",
+        help="How long an offloaded image waits for the server, in seconds; then the exit's prediction is "
+        "taken.",
     ),
     lowest_threshold,
     most_offload,
@@ -85,12 +89,12 @@ _OPTIONS = (
         "--release-key",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Take only releases that this key has signed: the release.pub of the device's bundle.",
+        help="Public key that releases must be signed by: the release.pub of the device's bundle.",
+        show_default="none, unsigned releases are taken",
     ),
     region_setting(
-        help="The part of each picture, in its pixels, that the network sees.  [default: all of it; "
-        "in infer: as it was trained]",
-        show_default=False,
+        help="Part of each image that the network sees, in its pixels: left, top, width, height.",
+        show_default="all of it; in infer: as it was trained",
     ),
 )
 
@@ -110,10 +114,11 @@ def _serving(
         raise ConfigError("give one of --watch FOLDER and --camera, not both")
     if existing and watch is None:
         raise ConfigError("--existing is of --watch FOLDER: give both, or none")
+    require("--camera", camera, "--every")
     key = ReleaseKey.read(release_key) if release_key is not None else None
     floors = OffloadFloors(lowest_threshold, most_offload)
     return ServingOptions(watch, camera, every, timeout, floors, key, existing, region)
 
 
-serving_options = option_group("serving", _serving, *_OPTIONS)
+serving_options = option_group("serving", _serving, *_OPTIONS, title="Classification")
 """Adds the flags; the command gets them as its argument `serving: ServingOptions`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import click
 from msgspec.structs import replace
 
+from splitee.cli.bounds import OutOfBounds, given
 from splitee.durable import StateDirectory
 from splitee.errors import NoCutFits, SpliteeError
 from splitee.mqtt.options import LinkOptions
@@ -39,10 +41,9 @@ class CutType(click.ParamType[int | None]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
         if value == "auto" or value is None:
             return None
-        try:
+        if re.fullmatch("[1-9][0-9]{0,3}", str(value)):
             return int(value)
-        except ValueError:
-            self.fail(f"expected auto or the number of a stage, got {value!r}", param, ctx)
+        raise OutOfBounds(f"{given(value, param, ctx)}: auto, or the number of a stage from 1 on", ctx, param)
 
 
 @dataclass(frozen=True)

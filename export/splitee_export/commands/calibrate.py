@@ -13,9 +13,12 @@ from msgspec.structs import replace
 
 from splitee.cli.accuracy_words import combination_in_words
 from splitee.cli.bounds import number
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import optional_link_options
+from splitee.cli.pairs import require
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
+from splitee.cli.verbosity import log_options
 from splitee.cli.words import images, share_of
 from splitee.errors import ConfigError, DataError, Stalled
 from splitee.inference.combination import Combination
@@ -40,38 +43,81 @@ Labels = npt.NDArray[np.int64]
 log = logging.getLogger(__name__)
 
 
-@click.command()
-@setting("--model", type=DIRECTORY, required=True, metavar="DIR", help="A device's exported model.")
-@setting("--trunk", type=DIRECTORY, metavar="DIR", help="The server's exported model; or give --broker.")
-@setting(
-    "--data",
-    type=DIRECTORY,
-    metavar="DIR",
-    help="Held-out images as DIR/CLASS/*.jpg.  [default: those that the device kept]",
-)
-@setting(
-    "--max-drop",
-    type=number(0, 1),
-    help=f"Below the better of exit and trunk at most, surely.  [default: {MAX_DROP}]",
-)
-@setting("--max-offload", type=number(0, 1), help="Share of images that may go to the server.")
-@setting(
-    "--measure",
-    type=click.Choice(["entropy", "confidence"]),
-    default="entropy",
-    help="Of uncertainty: normalised entropy, or 1 - the largest probability.",
-)
-@setting("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Draw the curve (png, svg or pdf).")
-@setting(
-    "--timeout",
-    type=number(0, above=True),
-    default=10.0,
-    metavar="SECONDS",
-    help="For a batch, with --broker.",
-)
-@setting("--id", "device", metavar="ID", help="This device's name in the fleet.  [default: the model's]")
-@optional_link_options
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@section(
+    "Model and images",
+    setting(
+        "--model",
+        type=DIRECTORY,
+        required=True,
+        metavar="DIR",
+        help="Exported model of a device, to calibrate.",
+    ),
+    setting(
+        "--trunk",
+        type=DIRECTORY,
+        metavar="DIR",
+        help="Exported model of the server, which gives the trunk's predictions.",
+        show_default="none, --broker gives them",
+    ),
+    setting(
+        "--data",
+        type=DIRECTORY,
+        metavar="DIR",
+        help="Held-out images as DIR/CLASS/*.jpg.",
+        show_default="those that the device kept",
+    ),
+    setting(
+        "--plot",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Picture (png, svg or pdf) to draw the curve into.",
+        show_default="none",
+    ),
+)
+@section(
+    "Threshold",
+    setting(
+        "--max-drop",
+        type=number(0, 1),
+        metavar="SHARE",
+        help="Largest share of accuracy, with certainty, below the better of exit and trunk.",
+        show_default=f"{MAX_DROP}, or any with --max-offload",
+    ),
+    setting(
+        "--max-offload",
+        type=number(0, 1),
+        metavar="SHARE",
+        help="Largest share of images that may be offloaded to the server.",
+        show_default="any",
+    ),
+    setting(
+        "--measure",
+        type=click.Choice(["entropy", "confidence"]),
+        default="entropy",
+        help="Measure of uncertainty; entropy: normalised; confidence: 1 - the largest probability.",
+    ),
+)
+@optional_link_options
+@section(
+    "Broker",
+    setting(
+        "--timeout",
+        type=number(0, above=True),
+        default=10.0,
+        metavar="SECONDS",
+        help="How long a batch waits for the server, in seconds.",
+    ),
+    setting(
+        "--id",
+        "device",
+        metavar="ID",
+        help="Name of this device in the fleet.",
+        show_default="the model's",
+    ),
+)
 def calibrate(
     model: Path,
     trunk: Path | None,
@@ -91,6 +137,7 @@ def calibrate(
     """
     if (trunk is None) == (link is None):
         raise ConfigError("the trunk's answers are needed: give one of --trunk DIR and --broker URL")
+    require("--broker", link is not None, "--timeout", "--fleet")
     if max_drop is None and max_offload is None:
         max_drop = MAX_DROP
     client = ClientModel(model)

@@ -9,13 +9,15 @@ from typing import Any
 import click
 
 from splitee.cli.bounds import number, whole
+from splitee.cli.command import Command, section
+from splitee.cli.pairs import require
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
+from splitee.cli.verbosity import log_options
 from splitee.errors import ConfigError
 from splitee.inference.manifest import MANIFEST, ClientManifest, TrunkManifest
 from splitee.samples.kept import Samples, kept_region
-from splitee_export.models import Int8Policy, export_client, export_trunks
-from splitee_export.states import BEST, LAST, DeviceState, read_state
+from splitee_export.round_names import BEST, LAST
 
 log = logging.getLogger(__name__)
 
@@ -33,46 +35,59 @@ class RoundType(click.ParamType[str]):
         return str(whole(1).convert(value, param, ctx))
 
 
-@click.command()
-@setting(
-    "--state",
-    type=DIRECTORY,
-    required=True,
-    metavar="DIR",
-    help="State of a device (--state of `splitee device`) or of a server.",
-)
-@setting(
-    "--network",
-    metavar="MODULE:FACTORY",
-    help="Allow this factory, should the state name it: it is code that runs here.",
-)
-@setting(
-    "--round",
-    "wanted",
-    type=RoundType(),
-    default=LAST,
-    help="last; best, of a server's state, as a run releases it; or the number of one that is kept.",
-)
-@setting("--out", type=DIRECTORY, required=True, metavar="DIR", help="Where the model goes.")
-@setting(
-    "--client",
-    "clients",
-    type=DIRECTORY,
-    multiple=True,
-    metavar="DIR",
-    help="For a server's state: a device's exported model, whose images' features try its trunk.",
-)
-@setting("--int8", is_flag=True, help="For a device's state: quantize, calibrated on its own images.")
-@setting(
-    "--max-int8-drop",
-    type=number(0, 1),
-    default=0.01,
-    help="Accuracy that the exit may lose by int8; beyond, fp32 stays in service.",
-)
-@setting(
-    "--benchmark", is_flag=True, help="Time fp32 and int8 on this machine, and put the faster in service."
-)
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@section(
+    "State and model",
+    setting(
+        "--state",
+        type=DIRECTORY,
+        required=True,
+        metavar="DIR",
+        help="State of a device (--state of `splitee device`) or of a server.",
+    ),
+    setting("--out", type=DIRECTORY, required=True, metavar="DIR", help="Folder for the exported model."),
+    setting(
+        "--round",
+        "wanted",
+        type=RoundType(),
+        default=LAST,
+        help="Round to export: last; best, of a server's state, as a run releases it; or the number of one "
+        "that is kept.",
+    ),
+    setting(
+        "--network",
+        metavar="MODULE:FACTORY",
+        help="Factory that the state's network may be made by: it is code that runs here.",
+        show_default="none",
+    ),
+    setting(
+        "--client",
+        "clients",
+        type=DIRECTORY,
+        multiple=True,
+        metavar="DIR",
+        help="Exported model of a device, whose images' features try its trunk: for a server's state.",
+        show_default="none",
+    ),
+)
+@section(
+    "Quantization",
+    setting("--int8", is_flag=True, help="Quantize a device's model, calibrated on its own images."),
+    setting(
+        "--max-int8-drop",
+        type=number(0, 1),
+        default=0.01,
+        metavar="SHARE",
+        help="Largest share of accuracy that the exit may lose by --int8; beyond it fp32 stays in service.",
+    ),
+    setting(
+        "--benchmark",
+        is_flag=True,
+        help="Time fp32 and int8 on this machine, and put the faster in service.",
+    ),
+)
 def export(
     state: Path,
     network: str | None,
@@ -84,8 +99,13 @@ def export(
     benchmark: bool,
 ) -> None:
     """Write a committed round as ONNX: client.onnx of a device, a trunk for each cut of a server."""
+    require("--int8 or --benchmark", int8 or benchmark, "--max-int8-drop")
     if out.resolve() == state.resolve():
         raise ConfigError("--out is the --state directory: give the model a directory of its own")
+
+    from splitee_export.models import Int8Policy, export_client, export_trunks  # with torch
+    from splitee_export.states import DeviceState, read_state
+
     held = read_state(state, network, wanted)
     if isinstance(held, DeviceState):
         if clients:

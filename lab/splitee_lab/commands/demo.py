@@ -5,70 +5,84 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
 from splitee.cli.bounds import whole
+from splitee.cli.command import Command, section
+from splitee.cli.plain_text import echo, plain
 from splitee.cli.run_flags import run_setting
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.settings import setting, settings_file, switch
+from splitee.cli.verbosity import is_quiet, log_options
 from splitee.cli.words import percent, size, span
 from splitee.protocol.codecs import CODECS
 from splitee.samples.fitting import Shape
-from splitee_lab.demo.fleet import Demo, run
-from splitee_lab.demo.progress import open_display
 from splitee_lab.local.processes import signals_unwind
-from splitee_lab.report.conclusion import conclusion
-from splitee_lab.report.demo_page import choices_table, table
-from splitee_lab.report.demo_report import Report
-from splitee_lab.report.inference_table import inference_table
-from splitee_lab.report.notes import notes
-from splitee_lab.report.traffic import total
-from splitee_lab.report.wrapping import wrapped
 from splitee_server.learning.strategies.registry import STRATEGIES
+
+if TYPE_CHECKING:
+    from splitee_lab.report.demo_report import Report
 
 ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_file
-@run_setting("strategy", type=click.Choice(list(STRATEGIES)))
-@setting(
-    "--rounds",
-    type=whole(1),
-    help=f"Passes over the images.  [default: {ROUNDS}; with --quick {QUICK_ROUNDS}]",
+@log_options(logging.WARNING, splitee_server=logging.INFO, splitee_lab=logging.INFO)
+@section(
+    "Fleet",
+    setting("--devices", type=whole(1, 100), default=3, metavar="COUNT", help="Number of device processes."),
+    setting(
+        "--broker",
+        default="auto",
+        metavar="auto|mosquitto|embedded|URL",
+        help="Broker of the fleet; auto: mosquitto if installed, else embedded; or the address of one that "
+        "runs, such as mqtt://HOST:PORT.",
+    ),
+    switch(
+        "--profile", is_flag=True, help="Give devices limits (CPU, memory), and let the profiler choose cuts."
+    ),
 )
-@setting("--devices", type=whole(1, 100), default=3, help="Device processes.")
-@run_setting("network", default="resnet18")
-@run_setting("input_shape")
-@run_setting("seed", default=1)
-@setting(
-    "--broker",
-    default="auto",
-    metavar="auto|mosquitto|embedded|URL",
-    help="auto: mosquitto if installed, else embedded; or the address of one that runs, such as mqtt://HOST:PORT.",
+@section(
+    "Training",
+    run_setting("strategy", type=click.Choice(list(STRATEGIES))),
+    setting(
+        "--rounds",
+        type=whole(1),
+        metavar="COUNT",
+        help="Number of rounds, each one pass over the images.",
+        show_default=f"{ROUNDS}, with --quick {QUICK_ROUNDS}",
+    ),
+    setting(
+        "--samples",
+        type=whole(10),
+        metavar="COUNT",
+        help="Largest number of training images a device.",
+        show_default=f"all, with --quick {QUICK_SAMPLES}",
+    ),
+    run_setting("network", default="resnet18", metavar="NAME"),
+    run_setting("input_shape"),
+    run_setting("seed", default=1),
+    run_setting("codec", type=click.Choice(CODECS), help="Codec of the features on the wire."),
+    run_setting("client_averaging"),
 )
-@run_setting("codec", type=click.Choice(CODECS), help="Of the features on the wire.")
-@run_setting("client_averaging")
-@setting(
-    "--samples",
-    type=whole(10),
-    help=f"Training images a device, at most.  [default: all; with --quick {QUICK_SAMPLES}]",
-)
-@setting(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="For the report, states and logs.  [default: runs/demo-DATE-TIME]",
-)
-@click.option("--quick", is_flag=True, help="Fewer images and rounds: under 90 s on two cores.")
-@click.option(
-    "--no-baselines",
-    is_flag=True,
-    help="Train nothing for comparison: neither all in one place, nor each device alone.",
-)
-@click.option(
-    "--profile", is_flag=True, help="Devices with limits (CPU, memory), whose cuts the profiler chooses."
+@section(
+    "Course and results",
+    switch("--quick", is_flag=True, help="Take fewer images and rounds: under 90 s on two cores."),
+    switch(
+        "--no-baselines",
+        is_flag=True,
+        help="Train nothing for comparison: neither all in one place, nor each device alone.",
+    ),
+    setting(
+        "--out",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder for the report, states and logs.",
+        show_default="runs/demo-DATE-TIME",
+    ),
 )
 def demo(
     strategy: str,
@@ -90,9 +104,17 @@ def demo(
 
     Ends with a table, report.json, report.html, and what joining was worth.
     """
-    logging.getLogger("splitee").setLevel(logging.WARNING)
-    logging.getLogger("splitee_device").setLevel(logging.WARNING)
     started = time.monotonic()
+
+    # With torch and matplotlib, which nobody waits for to be told of a wrong flag.
+    from splitee_lab.demo.fleet import Demo, run
+    from splitee_lab.demo.progress import open_display
+    from splitee_lab.report.conclusion import conclusion
+    from splitee_lab.report.demo_page import choices_table, table
+    from splitee_lab.report.inference_table import inference_table
+    from splitee_lab.report.notes import notes
+    from splitee_lab.report.wrapping import wrapped
+
     wanted = Demo(
         network=network,
         strategy=strategy,
@@ -108,9 +130,9 @@ def demo(
         out=out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"),
         input_shape=input_shape,
     )
-    console = Console()
-    with signals_unwind(), open_display(console) as display:
-        report = run(wanted, display, lambda line: console.print(line, markup=False, soft_wrap=True))
+    console, course = Console(), Console(quiet=is_quiet())
+    with signals_unwind(), open_display(course) as display:
+        report = run(wanted, display, lambda line: course.print(plain(line), markup=False, soft_wrap=True))
     console.print()
     console.print(table(report))
     for line in notes(report):
@@ -122,12 +144,14 @@ def demo(
     console.print(inference_table(report.inference))
     console.print()
     console.print(wrapped(_in_all(report, time.monotonic() - started), console.width), highlight=False)
-    console.print(f"report: {wanted.out / 'report.html'}", soft_wrap=True, highlight=False)
+    echo(f"report: {wanted.out / 'report.html'}")
     console.print()
     console.print(wrapped(conclusion(report), console.width), markup=False, highlight=False)
 
 
 def _in_all(report: Report, seconds: float) -> str:
+    from splitee_lab.report.traffic import total
+
     sent = sum(total(device) for device in report.devices)
     facts = [
         f"{report.batches_trained} of {report.batches_published} batches trained",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -107,12 +107,16 @@ def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
         StateError: OUT is in use, or cannot be written.
         ChildFailed: a process of it ended too early.
     """
+    with _new_folder(demo.out):
+        return _run(demo, display, say)
+
+
+def _run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
     num_classes = len(open_source(DATA).class_names)
     devices = plan(demo.network, num_classes, demo.devices, demo.input_shape)
     if demo.profile:
         kinds = kinds_of_devices(demo.devices)
         devices = [replace(device, limits=kind) for device, kind in zip(devices, kinds, strict=True)]
-    _make_empty(demo.out)
     display.begin(
         Course(
             [device.id for device in devices],
@@ -203,13 +207,22 @@ def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[Devic
     ]
 
 
-def _make_empty(out: Path) -> None:
+@contextmanager
+def _new_folder(out: Path) -> Iterator[None]:
+    """Makes an empty folder; where nothing comes into it, it is gone afterwards, with those made for it."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise StateError(f"--out {out} is not empty: name a new folder, for the runs' states do not mix")
     except OSError as error:
         raise StateError(f"--out {out}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 def _settings(demo: Demo, broker: RunningBroker, fleet: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from splitee.errors import ChildFailed, ConfigError, ExtraMissing
 from splitee.mqtt.address import BrokerAddress
+from splitee.suggestions import did_you_mean
 
 HOST = "127.0.0.1"
 GIVEN_TO_NOBODY = range(10_000, 32_768)  # below Linux's own, net.ipv4.ip_local_port_range
@@ -165,7 +166,8 @@ def open_broker(choice: str, directory: Path) -> AbstractContextManager[RunningB
         return embedded(directory)
     if "://" not in choice:
         raise ConfigError(
-            f"broker {choice!r}: expected auto, mosquitto, embedded or an address such as mqtt://HOST:PORT"
+            f"--broker {choice}: expected auto, mosquitto, embedded or an address such as mqtt://HOST:PORT"
+            + did_you_mean(choice, ("mosquitto", "embedded"))
         )
     return nullcontext(RunningBroker("external", BrokerAddress.parse(choice)))
 

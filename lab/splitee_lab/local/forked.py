@@ -28,6 +28,7 @@ LOADED_ONCE = [
     "torchvision",
     "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
     "splitee_device.commands.device",
+    "splitee_device.participate",
 ]
 LAST = "splitee_lab.local.frozen_heap"
 FROM_OUTSIDE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # what a terminal sends to a whole group

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from splitee.cli.settings import read_settings
+from splitee.cli.settings import read_settings, switch
 
 FOLDER = Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -19,12 +19,13 @@ def _load(context: click.Context, _parameter: click.Parameter, name: str | None)
         context.default_map = {**settings, **(context.default_map or {})}
 
 
-protocol_option = click.option(
+protocol_option = switch(
     "--protocol",
     type=click.Choice(NAMES),
     envvar="SPLITEE_PROTOCOL",
     is_eager=True,
     expose_value=False,
     callback=_load,
-    help="A set of settings by name; flags, variables and --config come before it.",
+    help="Set of settings, by its name; flags, variables and --config come before it.",
+    show_default="none",
 )

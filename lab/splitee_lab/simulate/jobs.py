@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import msgspec
 import numpy as np
 
 from splitee.durable import write_atomically
-from splitee.errors import ConfigError, DataError, StateError
+from splitee.errors import DataError, StateError
 from splitee.networks.split import build_for
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.image_sets import ImageSet, joined
@@ -21,7 +20,7 @@ from splitee_device.data.images import DeviceData, open_data, spread_evenly
 from splitee_device.data.statistics import channel_statistics
 from splitee_lab.local.workers import at_work
 from splitee_lab.methods.experiment import Experiment, RoundResult
-from splitee_lab.methods.hostile import HOSTILE
+from splitee_lab.methods.names import parse_hostile
 from splitee_lab.methods.registry import METHODS, batches_of
 from splitee_lab.methods.simulation import SimulatedDevice
 from splitee_lab.simulate.partition import Partition, deal, warnings_of
@@ -152,16 +151,6 @@ def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
         found = warnings_of([pictures.train.labels[mine] for mine in hands], names, pictures.class_names)
         lines += [f"seed {job.run.seed}, {job.partition}: {line}" for line in found]
     return lines
-
-
-def parse_hostile(text: str) -> tuple[int, str]:
-    """How many clients are hostile, and how, of `COUNT:KIND`; empty: none. Raises ConfigError."""
-    count, _, kind = text.partition(":")
-    if not text:
-        return 0, ""
-    if not re.fullmatch("[1-9][0-9]{0,3}", count) or kind not in HOSTILE:
-        raise ConfigError(f"expected COUNT:KIND with one of {', '.join(HOSTILE)}; got {text!r}")
-    return int(count), kind
 
 
 def experiment_of(

@@ -50,6 +50,11 @@ def _alpha(text: str, value: str) -> float:
     return alpha
 
 
+def too_few(images: int, what: str) -> DataError:
+    """`what`: the images cannot be dealt to."""
+    return DataError(f"{images} training pictures cannot be dealt to {what}: give more, or fewer clients")
+
+
 def deal(labels: Labels, clients: int, partition: Partition, seed: int) -> list[Indices]:
     """The places of each client's pictures, ascending; together they are all of `labels`, none twice.
 
@@ -61,9 +66,7 @@ def deal(labels: Labels, clients: int, partition: Partition, seed: int) -> list[
         what = (
             f"{clients} clients" if hands == clients else f"{clients} clients with {partition.shards} shards"
         )
-        raise DataError(
-            f"{len(labels)} training pictures cannot be dealt to {what}: give more, or fewer clients"
-        )
+        raise too_few(len(labels), what)
     generator = np.random.default_rng(seed_for(seed, "partition"))
     if partition.kind == "dirichlet":
         dealt = _dirichlet(labels, clients, partition.alpha, generator)

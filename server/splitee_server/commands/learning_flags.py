@@ -6,16 +6,17 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+from splitee.cli.command import section
 from splitee.cli.run_flags import declared, run_setting, run_settings
 from splitee.cli.settings import setting
 from splitee_server.commands.recipe import follow, recipe_setting
-from splitee_server.learning.initial.sources import HELP
 from splitee_server.learning.strategies.registry import with_setting
 
 
 def strategy_setting(name: str) -> Callable[[Any], Any]:
     """The flag of a setting that belongs to some strategies; its help names them."""
-    return run_setting(name, help=f"{declared()[name].help} (strategy {with_setting(name)})")
+    of = f" (with --strategy {with_setting(name)})."
+    return run_setting(name, help=declared()[name].help.removesuffix(".") + of)
 
 
 def learning_settings(command: Any) -> Any:
@@ -25,34 +26,33 @@ def learning_settings(command: Any) -> Any:
     def following(*arguments: Any, recipe: str, **settings: Any) -> Any:
         return command(*arguments, **follow(recipe, settings))
 
-    first = run_settings(
-        "learning_rate",
-        "trunk_learning_rate",
-        "optimizer",
-        "schedule",
-        "warm_up",
-        "momentum",
-        "weight_decay",
-        "clip_gradient",
-        "augmentation",
-        "balanced_loss",
-        "soft_labels",
-        "client_averaging",
-        "server_momentum",
-        "freeze",
+    training = section(
+        "Training",
+        recipe_setting,
+        run_settings("batch_size", "steps", "learning_rate", "trunk_learning_rate", "optimizer", "schedule"),
+        run_settings("warm_up", "momentum", "weight_decay", "clip_gradient", "augmentation", "balanced_loss"),
+        run_settings("soft_labels", "freeze"),
+        run_setting("exits", default="fleet"),
+        run_setting("deep_supervision", default=0.3),
+        run_setting("statistics_batches", default=4),
+        run_setting("normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"),
     )
-    normalize = run_setting(
-        "normalize", metavar="MEAN/STD", show_default="those of the weights, else 0.5/0.5"
+    averaging = section(
+        "Averaging",
+        run_settings("client_averaging", "server_momentum", "weighting", "average", "largest_share"),
+        run_settings("clip_updates", "largest_loss"),
+        strategy_setting("aggregation_every"),
     )
-    exits = run_setting("exits", default="fleet")
-    deep_supervision = run_setting("deep_supervision", default=0.3)
-    statistics = run_setting("statistics_batches", default=4)
-    averages = run_settings("weighting", "average", "largest_share", "clip_updates", "largest_loss")
-    last = strategy_setting("aggregation_every")(averages(following))
-    return recipe_setting(first(exits(deep_supervision(statistics(normalize(last))))))
+    return training(averaging(following))
 
 
-threshold_setting = run_setting("threshold", default=0.4)
+threshold_setting = run_setting("threshold", default=0.4, metavar="ENTROPY")
 """Adds the flag of the uncertainty up to which exits predict, as a run begins."""
-weights_setting = setting("--weights", metavar="SOURCE", help=HELP, show_default=False)
+weights_setting = setting(
+    "--weights",
+    metavar="SOURCE",
+    help="Weights that networks begin from: torchvision (its published ones), FILE.safetensors, FILE.pt, or "
+    "run:DIR (the last commit of an earlier run, a server's --state).",
+    show_default="random ones by --seed",
+)
 """Adds the flag that names the weights a run begins from."""

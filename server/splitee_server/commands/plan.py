@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from splitee.cli.bounds import whole
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo_json, plain_cell
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.settings import setting, settings_file, switch
+from splitee.cli.verbosity import log_options
 from splitee.commands.status import gather
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
@@ -27,11 +29,21 @@ from splitee_server.planning import Candidate, Planned, candidates, plan_fleet
 log = logging.getLogger(__name__)
 
 
-@click.command()
+@click.command(cls=Command)
 @settings_file
+@log_options(logging.WARNING)
+@section(
+    "Plan",
+    setting(
+        "--steps",
+        type=whole(0),
+        default=0,
+        metavar="COUNT",
+        help="Number of batches in a round; 0: the run's, or one pass over each device's images.",
+    ),
+    switch("--json", "as_json", is_flag=True, help="Print JSON."),
+)
 @link_options
-@setting("--steps", type=whole(0), default=0, help="Batches a round; 0: the run's, or one pass.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
     """Show the cuts that would let all devices' rounds end together.
 
@@ -39,7 +51,6 @@ def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
     fastest cut lets it; the slowest of these sets the fleet's time. Every other device takes the deepest cut
     that keeps within it, which leaves the server the least to train.
     """
-    logging.getLogger("splitee").setLevel(logging.WARNING)
     view = FleetView(link.fleet)
     identity = f"splitee-plan-{os.getpid()}-{secrets.token_hex(4)}"
     with closing(Link(link.address, identity, tls=link.tls)) as connection:

@@ -27,8 +27,8 @@ recipe_setting = setting(
     "--recipe",
     type=click.Choice([AUTO, PLAIN]),
     default=AUTO,
-    help="What the settings of learning are where they are not given: auto, what was measured to help; "
-    "plain, the method as published.",
+    help="Settings of training that are not given; auto: what was measured to help; plain: the method as "
+    "published.",
 )
 """Adds the flag to a command."""
 

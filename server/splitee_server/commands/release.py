@@ -9,10 +9,12 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import number
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
+from splitee.cli.verbosity import log_options
 from splitee.errors import ConfigError, ModelError, Stalled
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.events import Connected, Message
@@ -26,18 +28,22 @@ from splitee_server.release.offers import ROUTES, Offers
 log = logging.getLogger(__name__)
 
 
-@click.command()
-@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
-@link_options
-@setting(
-    "--wait",
-    type=number(0),
-    default=600.0,
-    metavar="SECONDS",
-    help="For the devices to fetch and try their models.",
-)
-@signing_key
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@click.argument("models", nargs=-1, type=click.Path(path_type=Path))
+@section(
+    "Release",
+    setting(
+        "--wait",
+        type=number(0),
+        default=600.0,
+        metavar="SECONDS",
+        help="How long to wait, in seconds, until the devices have fetched and tried their models.",
+    ),
+    signing_key,
+)
+@link_options
 def release(models: tuple[Path, ...], link: LinkOptions, wait: float, signing_key: Path | None) -> None:
     """Send MODELS, which `splitee export` wrote for devices, each to its device.
 
@@ -68,6 +74,6 @@ def release(models: tuple[Path, ...], link: LinkOptions, wait: float, signing_ke
         connection.close()
     refused = {device: report for device, report in offers.reports.items() if report.state != "in service"}
     for device, report in sorted(offers.reports.items()):
-        echo(f"{device}: {report.state} {report.reason}".rstrip())
+        echo(f"{device}: {report.state}{': ' if report.reason else ''}{report.reason}")
     if refused:
         raise ModelError(f"not in service on {', '.join(sorted(refused))}; what was there before still is")

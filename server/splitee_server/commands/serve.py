@@ -10,9 +10,11 @@ from pathlib import Path
 import click
 
 from splitee.cli.bounds import whole
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
+from splitee.cli.verbosity import log_options
 from splitee.errors import BrokerRefused, Unwinding
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
@@ -30,17 +32,27 @@ from splitee_server.offload.predictions import Predictions
 log = logging.getLogger(__name__)
 
 
-@click.command()
-@link_options
-@setting(
-    "--model",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="DIR",
-    help="What `splitee export` wrote for the server.",
-)
-@setting("--threads", type=whole(1), metavar="COUNT", help="CPU threads.  [default: cores - 1]")
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@section(
+    "Model",
+    setting(
+        "--model",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="DIR",
+        help="What `splitee export` wrote for the server.",
+    ),
+    setting(
+        "--threads",
+        type=whole(1),
+        metavar="COUNT",
+        help="Number of CPU threads.",
+        show_default="all cores but one",
+    ),
+)
+@link_options
 def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
     """Answer devices that are not sure, from the exported trunks of a finished run."""
     trunks = TrunkModels(model, threads=threads)

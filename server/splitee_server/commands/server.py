@@ -9,15 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
+from splitee.cli import words
 from splitee.cli.bounds import number, whole
+from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
-from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.pairs import require
+from splitee.cli.run_flags import build_run_spec, run_setting
+from splitee.cli.settings import renamed, setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
+from splitee.cli.verbosity import log_options
 from splitee.durable import StateDirectory
+from splitee.errors import ConfigError
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.link import SESSION_EXPIRY, Link
@@ -33,83 +37,141 @@ from splitee_server.commands.learning_flags import (
     weights_setting,
 )
 from splitee_server.commands.signing_flag import signing_key
-from splitee_server.learning.initial.begin import open_run
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
-from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.policy import Policy
-from splitee_server.service import Service
 
 log = logging.getLogger(__name__)
 
 DIRECTORY = click.Path(path_type=Path)
 
 
-@click.command()
-@link_options
-@run_setting("network", default="resnet18")
-@run_setting("stem")
-@run_setting("num_classes", default=10)
-@run_setting("input_shape", default=PHOTOGRAPHS)
-@run_setting("fit")
-@setting(
-    "--devices",
-    type=whole(1),
-    default=3,
-    help="Devices that must join before round 1, less those that are dismissed.",
-)
-@run_setting(
-    "rounds", default=5, help="Rounds that are trained and committed; may be raised when a run is resumed."
-)
-@setting(
-    "--stop-after",
-    type=whole(0),
-    default=0,
-    metavar="ROUNDS",
-    help="That were evaluated without a better accuracy of the fleet, after which the run ends; 0: never.",
-)
-@run_setting("strategy", type=click.Choice(list(STRATEGIES)))
-@strategy_setting("order")
-@run_setting("seed", default=1)
-@setting(
-    "--state", type=DIRECTORY, required=True, metavar="DIR", help="Where committed rounds and the report go."
-)
-@setting("--fresh", is_flag=True, help="Start a new run, whatever --state holds.")
-@run_settings("batch_size", "steps")
-@weights_setting
-@learning_settings
-@run_setting("codec")
-@run_setting("release", default=True)
-@run_setting("window")
-@threshold_setting
-@setting(
-    "--missing", type=click.Choice(["wait", "skip"]), default="wait", help="Devices late at the deadline."
-)
-@setting("--quorum", type=whole(1), default=1, help="Devices that a round needs at least (skip).")
-@setting(
-    "--deadline-floor", type=number(0), default=60.0, help="Seconds that a round may always take (skip)."
-)
-@setting(
-    "--classes",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Class names, one a line.  [default: those of more than half of --devices]",
-)
-@setting(
-    "--quarantine-after",
-    type=whole(0),
-    default=20,
-    metavar="MESSAGES",
-    help="That were refused, after which a device is read no more; 0: it always is.",
-)
-@setting("--readmit", metavar="IDS", help="Devices to let back from quarantine, with commas; all: each.")
-@setting("--most-images", type=whole(1), default=10_000_000, help="That a device may say it has.")
-@setting("--memory", type=whole(1), default=1024, help="MiB of features that may wait for training.")
-@setting("--threads", type=whole(1), help="CPU threads; default: torch's choice.")
-@signing_key
-@monitoring_options
+@click.command(cls=Command)
 @settings_file
+@log_options()
+@section(
+    "Run",
+    setting(
+        "--state",
+        type=DIRECTORY,
+        required=True,
+        metavar="DIR",
+        help="Folder for committed rounds and the report.",
+    ),
+    setting("--fresh", is_flag=True, help="Start a new run, whatever --state holds."),
+    run_setting(
+        "rounds",
+        default=5,
+        help="Number of rounds that are trained and committed; may be raised when a run is resumed.",
+    ),
+    setting(
+        "--stop-after",
+        type=whole(0),
+        default=0,
+        metavar="ROUNDS",
+        help="Number of evaluated rounds without a better accuracy of the fleet, after which the run ends; "
+        "0: it never does.",
+    ),
+    run_setting("seed", default=1),
+    run_setting("release", default=True),
+    signing_key,
+)
+@link_options
+@section(
+    "Network and images",
+    run_setting("network", default="resnet18", metavar="NAME"),
+    run_setting("stem"),
+    run_setting("num_classes", default=10),
+    setting(
+        "--classes",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="File with the class names, one a line.",
+        show_default="those of more than half of --devices",
+    ),
+    run_setting("input_shape", default=PHOTOGRAPHS),
+    run_setting("fit"),
+    weights_setting,
+    threshold_setting,
+)
+@section(
+    "Fleet",
+    setting(
+        "--devices",
+        type=whole(1),
+        default=3,
+        metavar="COUNT",
+        help="Number of devices that must join before round 1, less those that are dismissed.",
+    ),
+    setting(
+        "--missing",
+        type=click.Choice(["wait", "skip"]),
+        default="wait",
+        help="What a round does about devices that are late at its deadline.",
+    ),
+    setting(
+        "--quorum",
+        type=whole(1),
+        default=1,
+        metavar="COUNT",
+        help="Least number of devices that a round needs, with --missing skip.",
+    ),
+    setting(
+        "--deadline-floor",
+        type=number(0),
+        default=60.0,
+        metavar="SECONDS",
+        help="Time that a round may always take, in seconds, with --missing skip.",
+    ),
+    setting(
+        "--quarantine-after",
+        type=whole(0),
+        default=20,
+        metavar="MESSAGES",
+        help="Number of refused messages after which a device is read no more; 0: it always is.",
+    ),
+    setting(
+        "--readmit",
+        metavar="IDS",
+        help="Devices to let back from quarantine, with commas between; all: each.",
+        show_default="none",
+    ),
+    setting(
+        "--most-images",
+        type=whole(1),
+        default=10_000_000,
+        metavar="COUNT",
+        help="Largest number of images that a device may say it has.",
+    ),
+)
+@section(
+    "Training",
+    run_setting("strategy", type=click.Choice(list(STRATEGIES))),
+    strategy_setting("order"),
+)
+@learning_settings
+@section(
+    "Resources",
+    run_setting("codec"),
+    run_setting("window"),
+    setting(
+        "--feature-memory",
+        type=whole(1),
+        default=1024,
+        metavar="MIB",
+        help="Memory for features that wait for training, in MiB.",
+    ),
+    renamed("--memory", "--feature-memory", type=whole(1)),
+    setting(
+        "--threads",
+        type=whole(1),
+        metavar="COUNT",
+        help="Number of CPU threads.",
+        show_default="torch's choice",
+    ),
+)
+@monitoring_options
 def server(
     link: LinkOptions,
     devices: int,
@@ -124,16 +186,26 @@ def server(
     quarantine_after: int,
     readmit: str | None,
     most_images: int,
-    memory: int,
+    feature_memory: int,
     threads: int | None,
     signing_key: Path | None,
     monitoring: Monitoring,
     **run: Any,
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
-    names = read_class_names(classes, run["num_classes"]) if classes is not None else ()
+    if quorum > devices:
+        raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
+    require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
     spec = build_run_spec(**run)
+    names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
+
+    import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
+
+    from splitee_server.learning.initial.begin import open_run
+    from splitee_server.rounds.checkpoints import Checkpoints
+    from splitee_server.service import Service
+
     if threads:
         torch.set_num_threads(threads)
     with closing(StateDirectory(state)) as directory:
@@ -152,10 +224,10 @@ def server(
         stop = stop_on_signals()
         policy = Policy(
             devices,
-            min(quorum, devices),
+            quorum,
             missing,
             deadline_floor,
-            memory << 20,
+            feature_memory << 20,
             quarantine_after=quarantine_after,
             readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
             most_images=most_images,
@@ -170,9 +242,8 @@ def server(
                 claim_fleet(connection, topics, instance)
                 farewell = offline(topics, instance)
                 notify("READY=1", f"STATUS=run {spec.run}")
-                log.info(
-                    "run %s: %s, %s, waiting for %d devices", spec.run, spec.network, spec.strategy, devices
-                )
+                wanted = words.devices(devices)
+                log.info("run %s: %s, %s, waiting for %s", spec.run, spec.network, spec.strategy, wanted)
                 Service(
                     connection,
                     topics,
@@ -188,7 +259,9 @@ def server(
                     initial=initial,
                 ).run()
             except Stopped:
-                log.info("stopped; the last committed round is in %s", state)
+                committed = store.newest()
+                last = f"round {committed} is committed" if committed else "no round is committed yet"
+                log.info("stopped; %s; the run's state is in %s", last, state)
             finally:
                 notify("STOPPING=1")
                 connection.close(farewell)

@@ -12,6 +12,7 @@ signing_key = setting(
     "--signing-key",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Sign what is released: server/release.key of `splitee broker init`. Devices that have its public "
-    "half take nothing that is not signed.",
+    help="Private key that releases are signed with: server/release.key of `splitee broker init`. Devices "
+    "that have its public half take nothing that is not signed.",
+    show_default="none",
 )

@@ -9,6 +9,7 @@ import msgspec
 
 from splitee.errors import ConfigError
 from splitee.protocol import fields
+from splitee.refusals import refusal
 
 ClassNames = tuple[str, ...]
 
@@ -26,7 +27,7 @@ def read_class_names(path: Path, most: int) -> ClassNames:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
         msgspec.convert(names, fields.ClassNames)
     except (OSError, UnicodeDecodeError, msgspec.ValidationError) as error:
-        raise ConfigError(f"--classes {path}: expected a class name a line ({error})") from None
+        raise ConfigError(f"--classes {path}: expected a class name a line ({refusal(error)})") from None
     if not 2 <= len(names) <= most or len(set(names)) < len(names):
         raise ConfigError(
             f"--classes {path}: expected 2 to {most} different names (--num-classes {most}), "

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from splitee.cli.bounds import whole
 from splitee.cli.flags import option_group
+from splitee.cli.pairs import require
 from splitee.cli.settings import setting
 from splitee.mqtt.certificate import OwnCertificate
 from splitee.mqtt.link import Link
@@ -69,25 +70,36 @@ _OPTIONS = (
         "--metrics-port",
         type=whole(1, 65535),
         metavar="PORT",
-        help="Serve figures for Prometheus at http://BIND:PORT/metrics.  [default: no]",
-        show_default=False,
+        help="Port at which figures for Prometheus are served: http://BIND:PORT/metrics.",
+        show_default="none, they are not served",
     ),
     setting(
-        "--metrics-bind", default="127.0.0.1", metavar="BIND", help="Address to serve them on; 0.0.0.0: all."
+        "--metrics-bind",
+        default="127.0.0.1",
+        metavar="BIND",
+        help="Address at which --metrics-port is served; 0.0.0.0: all of this machine's.",
     ),
     setting("--home-assistant", is_flag=True, help="Let Home Assistant discover the fleet's devices."),
     setting(
-        "--home-assistant-prefix", default="homeassistant", metavar="TOPIC", help="Its discovery prefix."
+        "--home-assistant-prefix",
+        default="homeassistant",
+        metavar="TOPIC",
+        help="Discovery prefix of Home Assistant.",
     ),
     setting(
         "--tensorboard",
         type=click.Path(path_type=Path),
         metavar="DIR",
-        help="Write the curves of losses and accuracies for TensorBoard.  [default: no]",
-        show_default=False,
+        help="Folder for TensorBoard's event files, with the curves of losses and accuracies.",
+        show_default="none",
     ),
 )
 
 
-monitoring_options = option_group("monitoring", Monitoring, *_OPTIONS)
+def _monitoring(**wanted: Any) -> Monitoring:
+    require("--metrics-port", wanted["metrics_port"] is not None, "--metrics-bind")
+    return Monitoring(**wanted)
+
+
+monitoring_options = option_group("monitoring", _monitoring, *_OPTIONS, title="Monitoring")
 """Adds the flags; the command gets them as its argument `monitoring: Monitoring`."""

@@ -8,6 +8,7 @@ from splitee.inference.trunks import Entry
 from splitee.inference.uncertainty import Array
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.named_trunks import NamedTrunks
+from splitee.training.tensors import tensor_of
 from splitee_export.states import ServerState, server_state
 from splitee_server.rounds.checkpoints import Checkpoints
 
@@ -44,7 +45,7 @@ class CommittedTrunks:
     def logits(self, trunk: str, features: Array) -> Array:
         """`trunk`: the device that it is of. Features (B, ...) -> logits (B, classes)."""
         assert self._state is not None
-        logits: Array = self._state.trunks[trunk](torch.from_numpy(features)).numpy()
+        logits: Array = self._state.trunks[trunk](tensor_of(features)).numpy()
         return logits
 
     def _follow(self) -> None:

@@ -82,7 +82,8 @@ class Offers:
             self._send(device, message)
         elif isinstance(message, ModelReport) and message.release == offer.release:
             self.reports[device] = message
-            log.info("%s: model %s %s %s", device, message.release[:12], message.state, message.reason)
+            why = f": {message.reason}" if message.reason else ""
+            log.info("%s: model %s %s%s", device, message.release[:12], message.state, why)
 
     def _send(self, device: str, want: ModelWant) -> None:
         bundle = self._bundles[device]

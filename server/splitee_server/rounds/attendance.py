@@ -146,9 +146,12 @@ class Attendance:
         """Log now and then who is waited for, while nothing comes."""
         if not self._reminder.due(self._clock(), phase.progressed, (phase.kind, phase.opened.round)):
             return
-        whom = ", ".join(self.waited_for(phase)) or f"{self.missing(committed)} more devices"
         if not self.is_deserted(committed):  # then `doing` says it all
-            doing = f"{doing}: waiting for {whom} ({len(self._members.online())} online)"
+            more = self.missing(committed)
+            unknown = f"{more} more device{'s' if more > 1 else ''}" if more else ""
+            whom = ", ".join(self.waited_for(phase)) or unknown
+            online = f"{len(self._members.online())} online"
+            doing = f"{doing}: waiting for {whom} ({online})" if whom else f"{doing} ({online})"
         log.info("%s", doing)
         if conflict := self._conflict():
             log.warning("%s", conflict)

@@ -16,6 +16,7 @@ from splitee.errors import StateError
 from splitee.protocol import fields
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee.refusals import refusal
 from splitee.training.commit_files import CommitFiles
 from splitee.training.history import Course
 from splitee_server.members.traffic import StoredTraffic
@@ -76,7 +77,7 @@ class Checkpoints:
             return None if facts is None else msgspec.convert(facts, RunSpec)
         except msgspec.ValidationError as error:
             raise StateError(
-                f"{self.path}: run.json is not of this release ({error}): --fresh starts over"
+                f"{self.path}: run.json is not of this release ({refusal(error, facts)}): --fresh starts over"
             ) from None
 
     def open(self, spec: RunSpec, *, fresh: bool, weights: bytes | None = None) -> RunSpec:

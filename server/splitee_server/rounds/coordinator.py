@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from msgspec.structs import replace
 
 from splitee.clock import Clock
@@ -18,6 +17,7 @@ from splitee.protocol.fields import RunPhase
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.tensors import tensor_of
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.strategies.base import Untrainable
@@ -248,8 +248,8 @@ class Coordinator:
         try:
             loss = self._model.train(
                 device,
-                torch.from_numpy(batch.features),
-                torch.from_numpy(batch.labels),
+                tensor_of(batch.features),
+                tensor_of(batch.labels),
                 round_number=phase.opened.round,
                 step=step,
                 steps=phase.opened.participants[device].steps,
@@ -262,13 +262,13 @@ class Coordinator:
     def _observe(self, device: str, step: int, batch: CutBatch) -> None:
         number = self._phase.opened.round
         try:
-            self._model.observe(device, torch.from_numpy(batch.features), round_number=number, step=step)
+            self._model.observe(device, tensor_of(batch.features), round_number=number, step=step)
         except Untrainable as error:
             raise MalformedMessage(str(error), "untrainable") from None
         self._phase.note_observed()
 
     def _evaluate_on(self, device: str, _step: int, batch: CutBatch) -> None:
-        features = torch.from_numpy(batch.features)
+        features = tensor_of(batch.features)
         trunk = self._model.logits(device, features).numpy()
         found = self._model.exit_logits(device, features) if self._spec.release else None
         exit_logits = None if found is None else found.numpy()

@@ -71,7 +71,13 @@ def test_every_error_has_an_exit_code_of_its_own_and_every_code_its_help() -> No
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nope"], "Error: No such command 'nope'."),
+        (["nope"], "Error: No such command 'nope'. Known: broker, calibrate, "),
+        (["sever"], "Error: No such command 'sever'. Did you mean 'server'?"),
+        (["broker", "innit"], "Error: No such command 'innit'. Did you mean 'init'?"),
+        (["status", "--flete", "x"], "Error: No such option '--flete'. "),
+        (["status", "--no\nsense"], r"Error: No such option '--no\nsense'."),
+        (["server", "--codec", "fp61"], "Error: --codec fp61: one of fp32, fp16, "),
+        (["config", "sttus"], "splitee: unknown command 'sttus'; did you mean status?"),
         (["--nope"], "Error: No such option '--nope'."),
         (["config", "nope"], "splitee: unknown command 'nope'; known: "),
         (["status", "--fleet", "a/b"], "splitee: --fleet 'a/b': expected 1 to 64 letters"),
@@ -93,7 +99,9 @@ def test_an_unknown_key_of_the_settings_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "fleet.toml").write_text('fleeet = "home"\n')
     done = splitee("status", "--config", "fleet.toml", cwd=tmp_path)
     assert done.returncode == ExitCode.CONFIG
-    assert done.stderr.startswith("splitee: settings file fleet.toml: unknown key 'fleeet'; known: broker, ")
+    assert done.stderr.startswith(
+        "splitee: settings file fleet.toml: unknown key 'fleeet'; did you mean fleet?"
+    )
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -126,7 +134,11 @@ def test_flag_beats_variable_beats_file_beats_default(given: str, source: str, t
 def test_a_missing_extra_is_one_line_and_exit_code_12(command: str, tmp_path: Path) -> None:
     """Also where the command only finds out while it runs."""
     variables = without(tmp_path, *EXTRAS)
-    arguments = {"cuts": [], "device": ["--id", "pi", "--data", "builtin:fashion-mnist", "--state", "state"]}
+    arguments = {
+        "cuts": ["resnet18"],
+        "server": ["--state", "state"],
+        "device": ["--id", "pi", "--data", "builtin:fashion-mnist", "--state", "state"],
+    }
     done = splitee(command, *arguments.get(command, []), cwd=tmp_path, **variables)
     assert done.returncode == ExitCode.EXTRA, done.stderr
     last = done.stderr.splitlines()[-1]

@@ -113,7 +113,9 @@ def test_a_group_of_options_reaches_a_command_as_one_argument() -> None:
             raise click.UsageError("give --second too")
         return first, second
 
-    group = option_group("both", pair, setting("--first", type=whole(1), default=1), setting("--second"))
+    group = option_group(
+        "both", pair, setting("--first", type=whole(1), default=1), setting("--second"), title="Both"
+    )
 
     @click.command()
     @group

@@ -10,7 +10,8 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.bounds import whole
+from splitee.cli.settings import renamed, setting, settings_file
 from splitee.errors import ConfigError
 
 
@@ -81,7 +82,7 @@ def test_switches_and_short_flags_have_variables_and_keys_too() -> None:
 @pytest.mark.parametrize("key", ["batchsize", "config", "help", "server.rounds", '"batch size"', '""'])
 def test_an_unknown_key_is_named(key: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"settings file .*fleet.toml: unknown key .*; known: batch_size"
+        ConfigError, match=r"settings file .*fleet.toml: unknown key .*; (known: batch_size|did you mean)"
     ) as refused:
         run(file=f"{key} = 1")
     assert "\n" not in str(refused.value)
@@ -117,3 +118,43 @@ def test_a_value_out_of_range_names_its_setting(value: str) -> None:
 def test_a_value_that_is_not_one_names_its_setting(value: str) -> None:
     with pytest.raises(ConfigError, match=r"fleet\.toml: batch-size takes one"):
         run(file=f"batch-size = {value}")
+
+
+@click.command()
+@settings_file
+@setting("--feature-memory", type=whole(1), default=1024)
+@renamed("--memory", "--feature-memory", type=whole(1))
+def with_former(feature_memory: int) -> None:
+    click.echo(feature_memory)
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "file", "expected", "said"),
+    [
+        ((), {}, "", 1024, ""),
+        (("--memory", "5"), {}, "", 5, "--memory 5"),
+        ((), {"SPLITEE_MEMORY": "5"}, "", 5, "SPLITEE_MEMORY=5"),
+        ((), {}, "memory = 5", 5, "memory = 5 in the settings file"),
+        (("--feature-memory", "7", "--memory", "5"), {}, "", 7, "--memory 5"),
+        ((), {"SPLITEE_FEATURE_MEMORY": "7", "SPLITEE_MEMORY": "5"}, "", 7, "SPLITEE_MEMORY=5"),
+        ((), {}, "feature-memory = 7", 7, ""),
+    ],
+)
+def test_a_setting_is_still_known_by_its_former_name_and_says_the_new_one(
+    flags: tuple[str, ...],
+    variables: dict[str, str],
+    file: str,
+    expected: int,
+    said: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "fleet.toml").write_text(file)
+    given = (*flags, "--config", str(tmp_path / "fleet.toml"))
+    result = CliRunner(env=variables).invoke(with_former, given, standalone_mode=False)
+    assert (result.exception, result.output) == (None, f"{expected}\n")
+    lines = [f"{said}: this setting is called --feature-memory now"] if said else []
+    assert [record.getMessage() for record in caplog.records] == lines
+    assert " --memory" not in CliRunner().invoke(with_former, ["--help"]).output.replace(
+        "--feature-memory", ""
+    )

@@ -86,7 +86,7 @@ def test_settings_come_from_the_environment_and_from_a_file(
             ExitCode.CONFIG,
             "--input 3x0x32: channels (1 or 3), height and width",
         ),
-        (["resnet18", "--num-classes", "1"], ExitCode.CONFIG, "--num-classes 1: at least 2"),
+        (["resnet18", "--num-classes", "1"], ExitCode.CONFIG, "--num-classes 1: from 2 to 10000"),
         ([], ExitCode.CONFIG, "give the name of a NETWORK, or --all"),
         (["resnet18", "--all"], ExitCode.CONFIG, "give the name of a NETWORK, or --all"),
     ],

@@ -96,7 +96,7 @@ def test_answers_are_those_of_the_network_in_training(trained: Trained, tmp_path
     logits = run_torch(ClientGraph(state.client, state.exit), inputs.numpy())[1]
     probabilities = softmax(logits)
     entropy = normalized_entropy(logits)
-    assert [Path(str(answer["picture"])).stem for answer in told] == list("01234567")
+    assert [Path(str(answer["image"])).stem for answer in told] == list("01234567")
     for index, answer in enumerate(told):
         assert answer["label"] == trained.data.class_names[probabilities[index].argmax()]
         assert answer["probability"] == pytest.approx(probabilities[index].max(), abs=1e-5)
@@ -235,7 +235,7 @@ def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_p
     model = ("--model", trained.model("pi-2"), "--json")
     (told,) = answers(predict(*model, "--camera", PATH=str(programs)))
     (same,) = answers(predict(*model, picture))
-    assert (told["picture"], told["label"]) == ("camera", same["label"])
+    assert (told["image"], told["picture"], told["label"]) == ("camera", "camera", same["label"])
     assert told["entropy"] == pytest.approx(same["entropy"])
     camera.write_text("#!/bin/sh\necho 'no cameras available' >&2\nexit 255\n")
     done = predict(*model, "--camera", PATH=str(programs))

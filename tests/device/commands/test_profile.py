@@ -180,3 +180,12 @@ def test_a_mistake_gives_one_line(
     assert given == code
     assert line in err
     assert "Traceback" not in err
+
+
+@pytest.mark.slow(3)
+def test_a_network_that_there_is_not_is_told_before_anything_is_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, out, err = run(capsys, "--network", "nosuch:thing")
+    assert (code, out) == (ExitCode.NETWORK, "")
+    assert "nosuch" in err.splitlines()[-1]

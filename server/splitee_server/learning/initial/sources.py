@@ -13,10 +13,6 @@ from splitee_server.learning.initial.weights import Found
 
 TORCHVISION = "torchvision"
 RUN = "run:"
-HELP = (
-    "What networks begin from: torchvision (its published weights), FILE.safetensors, FILE.pt, or run:DIR "
-    "(the last commit of an earlier run, a server's --state).  [default: random weights by --seed]"
-)
 
 
 def read_weights(source: str, spec: RunSpec) -> Found:

@@ -20,9 +20,6 @@ from splitee_server.learning.strategies.base import Strategy
 class Averaging(Strategy):
     """A trunk per device; the network that new trunks are copied from holds the last averages."""
 
-    name = "averaging"
-    settings = ("aggregation_every",)
-
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
         self._trunks: dict[str, nn.Module] = {}

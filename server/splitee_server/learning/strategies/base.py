@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,13 +55,7 @@ def statistics_kept_on_error(trunk: nn.Module) -> Iterator[None]:
 
 
 class Strategy(ABC):
-    """Trains trunks from the batches of devices with different cuts.
-
-    `name` is what RunSpec.strategy says; `settings` are the fields of RunSpec that concern no other strategy.
-    """
-
-    name: ClassVar[str]
-    settings: ClassVar[tuple[str, ...]] = ()
+    """Trains trunks from the batches of devices with different cuts."""
 
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         self._network = network

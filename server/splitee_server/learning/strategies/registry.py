@@ -1,24 +1,53 @@
-"""All cooperative strategies by name: a new one is a file beside this one, and a line here."""
+"""All cooperative strategies by name: a new one is a file beside this one, and a line here.
+
+A strategy's class, and torch with it, is imported when a run needs it: commands only name them.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from splitee.errors import ConfigError
-from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.learning.strategies.averaging import Averaging
-from splitee_server.learning.strategies.base import Strategy
-from splitee_server.learning.strategies.sequential import Sequential
+from splitee.suggestions import did_you_mean
 
-STRATEGIES: dict[str, type[Strategy]] = {}
+if TYPE_CHECKING:
+    from splitee.networks.split import SplitNetwork
+    from splitee_server.learning.strategies.base import Strategy
+
+HERE = __name__.rpartition(".")[0]
 
 
-def register(strategy: type[Strategy]) -> None:
+@dataclass(frozen=True)
+class Known:
+    """A strategy that runs can ask for.
+
+    Attributes:
+        module, cls: where its class is.
+        settings: the fields of RunSpec that concern no other strategy.
+    """
+
+    module: str
+    cls: str
+    settings: tuple[str, ...] = ()
+
+    def load(self) -> type[Strategy]:
+        found: type[Strategy] = getattr(import_module(self.module), self.cls)
+        return found
+
+
+STRATEGIES: dict[str, Known] = {}
+
+
+def register(name: str, module: str, cls: str, settings: tuple[str, ...] = ()) -> None:
     """Makes a strategy known by its name, before the commands that offer it are loaded."""
-    STRATEGIES[strategy.name] = strategy
+    STRATEGIES[name] = Known(module, cls, settings)
 
 
-register(Sequential)
-register(Averaging)
+register("sequential", f"{HERE}.sequential", "Sequential", settings=("order",))
+register("averaging", f"{HERE}.averaging", "Averaging", settings=("aggregation_every",))
 
 
 def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
@@ -28,10 +57,11 @@ def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
         ConfigError: there is none of this name.
     """
     if spec.strategy not in STRATEGIES:
-        raise ConfigError(f"strategy {spec.strategy!r}: known are {', '.join(STRATEGIES)}")
-    return STRATEGIES[spec.strategy](network, spec)
+        known, meant = ", ".join(STRATEGIES), did_you_mean(spec.strategy, STRATEGIES)
+        raise ConfigError(f"strategy {spec.strategy!r}: known are {known}{meant}")
+    return STRATEGIES[spec.strategy].load()(network, spec)
 
 
 def with_setting(setting: str) -> str:
     """The names of the strategies that a RunSpec field of their own concerns, for a flag's help."""
-    return ", ".join(name for name, strategy in STRATEGIES.items() if setting in strategy.settings)
+    return ", ".join(name for name, known in STRATEGIES.items() if setting in known.settings)

@@ -16,9 +16,6 @@ from splitee_server.learning.strategies.base import Strategy
 class Sequential(Strategy):
     """One trunk for all: least server memory."""
 
-    name = "sequential"
-    settings = ("order",)
-
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
         self._whole = network.trunk(1)

@@ -1,0 +1,4 @@
+"""Rounds by name, as `splitee export --round` takes them."""
+
+LAST = "last"
+BEST = "best"

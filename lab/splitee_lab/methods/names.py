@@ -1,0 +1,22 @@
+"""What can be simulated, by name: the command line names it before anything of it is loaded."""
+
+from __future__ import annotations
+
+import re
+
+from splitee.errors import ConfigError
+from splitee.suggestions import did_you_mean
+
+BASELINES = ("centralized", "alone", "alone-exit", "fedavg", "splitfed", "cse-fsl", "fsl-sage")
+HOSTILE = ("flip-labels", "flip-sign", "constant", "noise")
+
+
+def parse_hostile(text: str) -> tuple[int, str]:
+    """How many clients are hostile, and how, of `COUNT:KIND`; empty: none. Raises ConfigError."""
+    count, _, kind = text.partition(":")
+    if not text:
+        return 0, ""
+    if not re.fullmatch("[1-9][0-9]{0,3}", count) or kind not in HOSTILE:
+        known, meant = ", ".join(HOSTILE), did_you_mean(kind, HOSTILE)
+        raise ConfigError(f"--hostile: expected COUNT:KIND with one of {known}; got {text!r}{meant}")
+    return int(count), kind

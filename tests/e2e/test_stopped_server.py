@@ -1,0 +1,45 @@
+"""What a server says of what it leaves when it is stopped, and of its course with -q and -v."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fleets import Fleet
+from waiting import until
+
+from splitee_lab.local.brokers import RunningBroker
+
+
+def test_a_server_that_has_committed_nothing_says_so(broker: RunningBroker, tmp_path: Path) -> None:
+    with Fleet(str(broker.address), "stopped-early", tmp_path) as fleet:
+        fleet.server(devices=1)
+        until(lambda: "waiting for 1 device\n" in fleet.log("server"), lambda: fleet.log("server"))
+        fleet.processes["server"].terminate()
+        assert fleet.wait("server") == [0]
+        said = f"stopped; no round is committed yet; the run's state is in {tmp_path / 'server'}"
+        assert said in fleet.log("server")
+        assert "last committed round" not in fleet.log("server")
+
+
+@pytest.mark.slow(4)
+def test_quiet_leaves_nothing_of_a_run_that_went_well(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    with Fleet(str(mosquitto_broker.address), "quiet", tmp_path) as fleet:
+        fleet.server("-q", devices=1, rounds=1)
+        fleet.device("pi-1", 1, "-q")
+        assert fleet.wait() == [0, 0]
+        assert (fleet.log("server"), fleet.log("pi-1")) == ("", "")
+
+
+def test_verbose_tells_of_messages(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    with Fleet(str(mosquitto_broker.address), "verbose", tmp_path) as fleet:
+        fleet.server("-v", devices=1)
+        until(
+            lambda: "DEBUG received splitee/v1/verbose/server/status" in fleet.log("server"),
+            lambda: fleet.log("server"),
+        )
+        fleet.processes["server"].terminate()
+        assert fleet.wait("server") == [0]
+        assert "DEBUG published splitee/v1/verbose/" in fleet.log("server")

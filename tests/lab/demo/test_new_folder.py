@@ -1,0 +1,42 @@
+"""A demo that does not begin leaves no folder behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from commands import call
+
+from splitee.errors import ExitCode
+from splitee_lab.demo import fleet
+
+
+@pytest.mark.parametrize(
+    ("broker", "code", "words"),
+    [
+        ("mqtt://127.0.0.1:1", ExitCode.UNREACHABLE, "no broker at mqtt://127.0.0.1:1 within 1 s"),
+        ("mosqito", ExitCode.CONFIG, "--broker mosqito: expected auto, mosquitto, embedded or an address"),
+    ],
+)
+def test_a_broker_that_is_not_there_leaves_nothing(
+    broker: str,
+    code: ExitCode,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(fleet, "CONNECT", 1.0)
+    ended, line = call(capsys, "demo", "--broker", broker, "--out", str(tmp_path / "runs" / "one"))
+    assert (ended, words in line) == (code, True), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fleet, "CONNECT", 1.0)
+    out = tmp_path / "out"
+    out.mkdir()
+    call(capsys, "demo", "--broker", "mosqito", "--out", str(out))
+    assert out.is_dir()
