@@ -23,6 +23,7 @@ from splitee_lab.methods.names import BASELINES, HOSTILE, parse_hostile
 from splitee_lab.presets import protocol_option
 from splitee_lab.simulate.partition import Partition
 from splitee_server.commands.learning_flags import (
+    check_strategy_settings,
     learning_settings,
     strategy_setting,
     threshold_setting,
@@ -219,6 +220,7 @@ def simulate(
     Each strategy and each baseline is run with every seed, on the same pictures; ends with a table of means
     over the seeds. Started again with the same --out, it runs only what is missing.
     """
+    check_strategy_settings(strategy, run)
     methods = (*strategy, *baselines)
     if not methods:
         raise ConfigError("nothing to run: give --strategy, --baselines, or both")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from typing import Any
 
 from splitee.cli.command import section
+from splitee.cli.pairs import require
 from splitee.cli.run_flags import declared, run_setting, run_settings
 from splitee.cli.settings import setting
 from splitee_server.commands.recipe import follow, recipe_setting
@@ -24,6 +25,7 @@ def learning_settings(command: Any) -> Any:
 
     @wraps(command)
     def following(*arguments: Any, recipe: str, **settings: Any) -> Any:
+        _check_counterparts(settings)
         return command(*arguments, **follow(recipe, settings))
 
     training = section(
@@ -44,6 +46,25 @@ def learning_settings(command: Any) -> Any:
         strategy_setting("aggregation_every"),
     )
     return training(averaging(following))
+
+
+def _check_counterparts(settings: dict[str, Any]) -> None:
+    layerwise = settings["client_averaging"] == "layerwise"
+    _check("server_momentum", settings, "--client-averaging layerwise", layerwise)
+    _check("statistics_batches", settings, "--client-averaging layerwise", layerwise)
+    _check("deep_supervision", settings, "--exits fleet", settings["exits"] == "fleet")
+
+
+def check_strategy_settings(strategies: Collection[str], settings: dict[str, Any]) -> None:
+    """Raises ConfigError: a flag was given that belongs to none of these strategies."""
+    for name in ("aggregation_every", "order"):
+        of = with_setting(name)
+        _check(name, settings, f"--strategy {of}", not set(strategies).isdisjoint(of.split(", ")))
+
+
+def _check(name: str, settings: dict[str, Any], counterpart: str, is_there: bool) -> None:
+    setting = declared()[name]
+    require(counterpart, is_there or settings[name] == setting.default, setting.flag)
 
 
 threshold_setting = run_setting("threshold", default=0.4, metavar="ENTROPY")

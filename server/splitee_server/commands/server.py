@@ -31,6 +31,7 @@ from splitee.protocol.topics import Topics
 from splitee.samples.fitting import PHOTOGRAPHS
 from splitee_server.announcer import claim_fleet, offline
 from splitee_server.commands.learning_flags import (
+    check_strategy_settings,
     learning_settings,
     strategy_setting,
     threshold_setting,
@@ -196,6 +197,7 @@ def server(
     if quorum > devices:
         raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
     require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
+    check_strategy_settings([run["strategy"]], run)
     spec = build_run_spec(**run)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None

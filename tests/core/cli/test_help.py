@@ -105,6 +105,22 @@ SIMULATE = ("simulate", "--out", "o")
         ((*SERVER, "--deadline-floor", "2"), "--deadline-floor does nothing without --missing skip"),
         ((*SERVER, "--metrics-bind", "::"), "--metrics-bind does nothing without --metrics-port"),
         ((*SERVER, "--ca", "x.crt"), "--ca is for TLS, and mqtt://127.0.0.1:1883 has none"),
+        (
+            (*SERVER, "--order", "device", "--strategy", "averaging"),
+            "--order does nothing without --strategy",
+        ),
+        (
+            (*SERVER, "--aggregation-every", "2"),
+            "--aggregation-every does nothing without --strategy",
+        ),
+        (
+            (*SERVER, "--deep-supervision", "1", "--exits", "own"),
+            "--deep-supervision does nothing",
+        ),
+        (
+            (*SERVER, "--server-momentum", "0.5", "--client-averaging", "none"),
+            "--server-momentum does nothing without --client-averaging layerwise: give both, or neither",
+        ),
         ((*DEVICE, "--every", "5"), "--every does nothing without --camera"),
         (
             (*DEVICE, "--cut", "3", "--prefer", "deepest"),

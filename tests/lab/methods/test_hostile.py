@@ -15,7 +15,9 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.image_sets import ImageSet
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
+from splitee_lab.methods import names
 from splitee_lab.methods.hostile import FLIP_SCALE, HOSTILE
+from splitee_lab.methods.registry import BASELINES
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 from splitee_server.learning.strategies.registry import STRATEGIES
 
@@ -96,3 +98,9 @@ def test_a_seed_decides_all_and_only_honest_clients_have_accuracies(
     honest = simulation(run, "", data)
     assert len(list(honest.rounds())[-1].accuracies) == 4
     assert honest.digest() != one.digest()
+
+
+def test_what_the_command_line_names_is_what_there_is() -> None:
+    """It names them before they are loaded."""
+    assert tuple(HOSTILE) == names.HOSTILE
+    assert tuple(BASELINES) == names.BASELINES
