@@ -164,7 +164,7 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
 
 def test_a_single_image_is_no_data_set(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(png(0))
-    assert "is a single image; expected a folder with a folder for each class" in refusal(
+    assert "is a single image, which is no data set; expected a folder with a folder" in refusal(
         tmp_path / "one.png"
     )
 
