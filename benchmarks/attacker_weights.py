@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights by which a network of a fleet's own structure hands its input on: what a hostile server would send.
 
 Each convolution gathers what lies under it: of all linear maps into its channels, that from which the pixels

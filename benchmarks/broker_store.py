@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a Mosquitto keeps: sessions of clients that are not connected, and its database on the disk."""
 
 from __future__ import annotations

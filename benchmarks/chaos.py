@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a run that is killed anywhere end with the same bits? A fleet with faults beside one without.
 
     python -m benchmarks.chaos [--strategy sequential|averaging|both] [--faults 20] [--seed 1]

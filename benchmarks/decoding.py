@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What it costs to train on more photographs than fit in memory: peak memory, and decoding's share of a step.
 
     python -m benchmarks.decoding --source TRAIN.parquet --folder /tmp/photographs

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a device of a benchmark's fleet reaches the broker, and how that is interrupted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What happens to a fleet in the field, done to a benchmark's: each fault is undone after a while."""
 
 from __future__ import annotations

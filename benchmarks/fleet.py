@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The fleet that the benchmarks measure: real processes on a real Mosquitto, killed and started at will."""
 
 from __future__ import annotations

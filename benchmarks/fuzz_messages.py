@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fuzzes all that is decoded from the wire; anything but MalformedMessage is a finding.
 
     python -m benchmarks.fuzz_messages [-max_total_time=60] [CORPUS]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fuzzes the server's event handler: whatever a member publishes, the server goes on.
 
     python -m benchmarks.fuzz_server [-max_total_time=60] [CORPUS]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a flood of malformed messages change anything? A fleet under one, beside a fleet without.
 
     python -m benchmarks.hostile [--payloads 10000] [--seed 1]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Does a hostile member harm anybody but itself? A fleet with some, beside a fleet without.
 
     python -m benchmarks.hostile_member [--messages 12000] [--seed 1]

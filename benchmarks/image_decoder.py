@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images estimated from features, by ridge regression, and how good the estimates are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Inference on a device: cold start, against torch, adaptive accuracy, a lost server, eight at once.
 
     python benchmarks/inference.py [--run DIR] [--broker mosquitto]

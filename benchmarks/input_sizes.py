@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device's training step costs at each input: time, memory, and bytes on the wire.
 
     python -m benchmarks.input_sizes [--network resnet18] [--cut 1 --cut 3]

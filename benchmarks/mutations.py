@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Nearly valid messages: valid ones with fields replaced, bytes changed, or an odd envelope."""
 
 from __future__ import annotations

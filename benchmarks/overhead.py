@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What does being a fleet cost? CPU seconds of a fleet, over those of the same batches in one process.
 
     python -m benchmarks.overhead [--repetitions 3] [--codec fp16]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The peaks of other processes' memory, as Linux keeps them."""
 
 from __future__ import annotations

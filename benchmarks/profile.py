@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How well `splitee profile` predicts: against every cut trained, unlimited and on parts of a core.
 
     python benchmarks/profile.py [--network NAME] [--freeze N] [--share PERCENT] [--memory] [--json]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trains rounds at each cut as a device does, and prints its step, memory and time (see profile.py).
 
 python benchmarks/profile_truth.py SPEC THREADS BROKER CUT...   (SPEC: RunSpec as JSON)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How soon, and with how much CPU, is an accuracy reached on unequal devices? Against Flower.
 
     python -m benchmarks.race [--target 0.80] [--rounds N] [--methods splitee,fedavg,fedprox] [--out DIR]

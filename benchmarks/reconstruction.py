@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How much of an image comes back from the features of each cut, by honest weights and by a hostile server's.
 
     python -m benchmarks.reconstruction --data cifar10-train.parquet [--images 700] [--json FILE]

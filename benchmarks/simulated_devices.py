@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The devices of a fleet in one process, each with its shard of the built-in Fashion-MNIST."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A day in five minutes: twenty devices, and what a day in the field brings, in one run of one fleet.
 
     python -m benchmarks.soak [--devices 20] [--rounds 240]

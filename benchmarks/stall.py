@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What grows while the server stands still? A fleet whose server is stopped in mid-round, beside one without.
 
     python -m benchmarks.stall [--seconds 60] [--strategy sequential|averaging]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A proxy that makes a broker limit how fast each client may publish, as managed ones do."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network so small that twenty devices train it on two cores, for `--network benchmarks.tiny:network`."""
 
 from __future__ import annotations

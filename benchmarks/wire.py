@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each codec makes of real features at every cut: bytes, speed, and its share of the training step.
 
     python -m benchmarks.wire [--rounds 5] [--seeds 1,2,3]

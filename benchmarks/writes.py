@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What wears a card? Bytes and fsyncs that a fleet writes a round, against the state that it must keep.
 
     python -m benchmarks.writes [--rounds 5] [--averaging layerwise|none] [--idle 0]

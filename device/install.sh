@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Installs the device's agent as a systemd service; run it again to upgrade, or to take a new bundle.
 # Nothing is changed before it is known that all can be installed.
 set -eu

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the pages of docs/ become a site: make docs. No font, script or image comes from elsewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device with nothing but an MQTT client, msgpack and NumPy, written from docs/reference/protocol.md alone.
 
 It joins, keeps to the window, resends, begins anew with a new attempt, ends its rounds and is evaluated. Its

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/reference/asyncapi.json: the protocol for tools (AsyncAPI 3.0), from routes and messages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Draws what the documents show, as SVG for light and dark pages."""
 
 from __future__ import annotations

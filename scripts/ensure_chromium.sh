@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # In CI: installs Chromium with apt, in which a test looks at the page. Elsewhere nothing: that test is skipped.
 set -euo pipefail
 

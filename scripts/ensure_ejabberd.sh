@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # In CI: installs ejabberd with apt, the broker of MQTT v5 beside Mosquitto that a test runs a fleet on.
 # Elsewhere nothing: Debian's package starts a service, and that one listens on Mosquitto's port.
 set -euo pipefail

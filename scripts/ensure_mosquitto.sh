@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
 # Installs Mosquitto with apt when it is missing and that is possible; says so when it is not.
 set -euo pipefail
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/reference/exit-codes.md: what each exit status of `splitee` means, from the code."""
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
 # Boots systemd in a container, installs the agent with device/install.sh, trains, and does to it what the field
 # does: kill -9, a freeze, too much memory, a power cut. Prints a transcript; ends with 1 at the first surprise.
 #   sudo scripts/field_test.sh ROOT > docs/records/field-test.txt

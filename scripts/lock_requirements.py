@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes requirements/*.txt, what an installation as root takes: make lock.
 
 Each package is pinned to the version of constraints.txt, with the hashes that the package index states for

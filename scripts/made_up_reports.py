@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports of demos that nobody has run: what a page has to show in all its cases, without the hours."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes what is generated in docs/: make docs, before the site is built."""
 
 from __future__ import annotations

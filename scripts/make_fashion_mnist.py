@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes the Fashion-MNIST subset that ships with the project from Debian's package dataset-fashion-mnist."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes the tables of docs/reference/protocol.md from routes and messages; the text above is by hand."""
 
 from __future__ import annotations

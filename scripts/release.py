@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Builds a release, tries it in empty environments, and tags it: `make release`.
 
 The version is the one in pyproject.toml, and CHANGELOG.md must have a section for it. What is built is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/reference/report.md: the fields of report.json, as the server and the demo write them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures of a demo's page in a real browser: at 1,300 and 400 pixels, light and dark.
 
     python scripts/screenshots.py OUT [NAME=REPORT.json ...]

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Writes docs/reference/commands.md: every command and its settings, read from the commands themselves."""
 
 from __future__ import annotations

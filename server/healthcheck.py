@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The container's health: exit status 0 while this fleet's server says that it is online.
 
 It finds the broker as the server does, by the SPLITEE_* variables.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brokers for the tests, real processes on loopback, and links to them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docker-compose.yml: valid by the compose specification, and no container that may do more than it must.
 
 `data/compose-spec.json` is the specification's own schema (Apache-2.0), unchanged.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/: what is generated is up to date and well formed, links lead somewhere, words are the field's."""
 
 from __future__ import annotations

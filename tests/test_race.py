@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What benchmarks.race is made of, without Flower: the figures, the job as it is handed on, its training."""
 
 from __future__ import annotations

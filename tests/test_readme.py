@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The README's commands work as they stand, and what it states is what the project and its docs say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What benchmarks.reconstruction is made of: the attacker's weights, the decoder, and the figures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a release needs: a changelog that names it, and a script that finds it there."""
 
 from __future__ import annotations
@@ -25,3 +26,20 @@ def test_the_version_is_in_the_changelog_and_newer_ones_come_first() -> None:
 def test_a_version_that_is_not_described_is_not_released(text: str) -> None:
     with pytest.raises(SystemExit, match="expected a section"):
         section(text, "1.0.0")
+
+
+def test_every_source_file_names_its_licence() -> None:
+    for package in (
+        "core",
+        "device",
+        "server",
+        "export",
+        "lab",
+        "broker_config",
+        "benchmarks",
+        "scripts",
+        "tests",
+    ):
+        for path in (ROOT / package).rglob("*.py"):
+            text = path.read_text()
+            assert not text.strip() or "SPDX-License-Identifier: Apache-2.0" in text[:200], path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """requirements/*.txt: complete, pinned to the tested versions, with hashes; what runs as root takes them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """docs/ becomes a site: offline, of its own files only, and not with a link that leads nowhere."""
 
 from __future__ import annotations

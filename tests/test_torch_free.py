@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where torch may be imported: in the wings below, and nowhere else. The base install has none."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The systemd units: whatever goes wrong, the log of a service fills no card."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Our side of a race: Mosquitto, `splitee server` and three `splitee device`."""
 
 from __future__ import annotations

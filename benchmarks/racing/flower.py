@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flower's side of a race: its SuperLink, three SuperNodes and `flwr run`, in an environment of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes of a race, each on its share of a core; what they take, and their end with all they started."""
 
 from __future__ import annotations

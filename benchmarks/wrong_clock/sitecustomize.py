@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Python imports this before all else where its folder is on PYTHONPATH: a clock that a benchmark can set.
 
 The file that CLOCK_FILE names holds by how many seconds this process's clock is wrong.

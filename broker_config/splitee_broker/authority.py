@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet's certificate authority: identities, the ledger of those it gave, and the revocation list."""
 
 from __future__ import annotations

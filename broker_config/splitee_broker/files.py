@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the authority hands out: the broker's folder, folders and bundles of identities."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The broker's limits by the number of its devices: what a fleet takes, with room, and no more.
 
 Mosquitto knows limits of the whole broker and of each client, none of an account: one member may have as many

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The key by which a fleet's releases are signed: the server has it, the devices have its public half."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """New certificates for identities that end soon; the old ones stay valid until their own end."""
 
 from __future__ import annotations

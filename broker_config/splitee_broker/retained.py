@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clears what a broker retains of a device that is shut out: as the server, who may write everywhere."""
 
 from __future__ import annotations

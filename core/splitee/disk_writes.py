@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process writes to its disk, by which an SD card wears."""
 
 from __future__ import annotations

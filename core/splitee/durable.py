@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Files that survive a power cut: written whole or not at all, and checked when they are read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can go wrong on a user's side: one exception with one line and one exit code each."""
 
 from __future__ import annotations

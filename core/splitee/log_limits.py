@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which lines of a kind that can come without end are logged: the first ones, then ever fewer."""
 
 from __future__ import annotations

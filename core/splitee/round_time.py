@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a device's round takes: training and upload overlap, so the slower of the two sets the pace."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a share that was counted can be trusted."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """After the training: the device takes the model that is released to it, and answers with it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device does in its fleet: run after run, it trains its part and then answers with what it learnt."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a device takes part in its fleet: the settings of `splitee device`, checked."""
 
 from __future__ import annotations

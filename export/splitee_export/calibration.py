@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exit's threshold: what adaptive inference makes of held-out images, and up to where that is sure."""
 
 from __future__ import annotations

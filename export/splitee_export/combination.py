@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fits how much exit and trunk count in the prediction of an offloaded image."""
 
 from __future__ import annotations

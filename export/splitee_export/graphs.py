@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks as ONNX: one static graph with a free batch, through torch.export."""
 
 from __future__ import annotations

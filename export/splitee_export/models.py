@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes model directories out of states: graphs, parity, int8, and the manifest last."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch describes its 500 operators anew for each ONNX export, half of its time: here once a process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a graph answers as torch does: on real samples, one at a time and in batches."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """int8 graphs: static, per channel, calibrated on a device's own pictures; and what they are worth."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rounds by name, as `splitee export --round` takes them."""
 
 LAST = "last"

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads the state directories of devices and servers: networks with their committed weights."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's side of the topics: what is retained, what goes to a device, and who serves the fleet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which cut every device of a fleet should take so that their rounds end together."""
 
 from __future__ import annotations

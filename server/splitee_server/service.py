@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server process: the loop that takes what comes to the run, and lets it work."""
 
 from __future__ import annotations

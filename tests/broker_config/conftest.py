@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet's authority, its certificates, and a real Mosquitto on the shipped production configuration."""
 
 from __future__ import annotations

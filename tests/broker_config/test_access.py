@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who reaches what on a real Mosquitto with the shipped production configuration."""
 
 from __future__ import annotations

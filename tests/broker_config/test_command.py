@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee broker`: what it writes, who may read it, and what it says to a mistake."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may dismiss devices: the server's identity, and nobody else's."""
 
 from __future__ import annotations

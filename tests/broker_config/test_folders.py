@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What root writes in a folder that another account may write: it ends there, or nowhere."""
 
 from __future__ import annotations

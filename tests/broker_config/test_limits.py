@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a stranger's connections cost a fleet, on a real Mosquitto with the shipped configuration."""
 
 from __future__ import annotations

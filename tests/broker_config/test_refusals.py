@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who is not let in, as a real `splitee device` process says it: one line and an exit code of its own."""
 
 from __future__ import annotations

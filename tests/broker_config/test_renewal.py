@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee broker renew`: new certificates beside the old ones, in a fleet that goes on."""
 
 from __future__ import annotations

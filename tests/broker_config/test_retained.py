@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a real broker retains of a device that is shut out."""
 
 from __future__ import annotations

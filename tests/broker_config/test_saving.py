@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often a real Mosquitto with the shipped configuration writes its database, and what is in it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Hypothesis strategies for every message of the wire, made from the messages' own declarations."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """State files: whole or not at all, checked, and one process at a time."""
 
 from __future__ import annotations

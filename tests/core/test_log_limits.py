@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines that could come without end: soon at first, then ever more seldom; another wait begins anew."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What msgspec refuses is told by the field, the bound and what came, in none of its words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A round's time: the formula against a batch-by-batch simulation of training, sending and the window."""
 
 from __future__ import annotations

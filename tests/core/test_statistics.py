@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The interval of a share and the test of a difference, against values that are known."""
 
 from __future__ import annotations

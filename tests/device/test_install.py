@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The installer and its systemd unit, as far as they go without booting a machine."""
 
 from __future__ import annotations

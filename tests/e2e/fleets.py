@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fleets of real processes for the tests: `splitee server` and `splitee device` on a broker."""
 
 from __future__ import annotations

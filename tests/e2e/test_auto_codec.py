@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee server --codec auto`: devices choose, publish what they chose, and stick to it when restarted."""
 
 from __future__ import annotations

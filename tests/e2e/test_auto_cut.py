@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--cut auto`: devices measure before they join, keep what they measured, and publish it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A user's mistakes: one clear line, the documented exit code, no stack trace, nothing lost."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device that was written from docs/reference/protocol.md alone takes part in a run, beside one of ours."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Client networks that are averaged over MQTT: the weights of one process, whatever is lost on the way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A class folder that most devices had misspelt, put right before the first commit: with real processes."""
 
 from __future__ import annotations

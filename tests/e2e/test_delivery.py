@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models on their way to a device: fetched in parts, tried, switched, refused, rolled back."""
 
 from __future__ import annotations

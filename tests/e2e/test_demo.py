@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee demo` as a person runs it: real brokers, real processes, real images."""
 
 from __future__ import annotations

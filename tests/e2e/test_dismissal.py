@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device whose card has died: the run goes on without it, with real processes on a real broker."""
 
 from __future__ import annotations

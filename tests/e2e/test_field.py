@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brokers and machines as they are in the field: nothing of the dead is kept, and nobody waits in vain."""
 
 from __future__ import annotations

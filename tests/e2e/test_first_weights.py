@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs that begin from trained weights, over MQTT: those of one process, whatever is killed on the way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Real processes on real brokers: a fleet trains, and gives what one process gives, bit for bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A disk that is really full: one line, exit 10, and the run goes on from its last commit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A member with an identity of its own attacks a fleet of real processes on a real Mosquitto."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Somebody with the server's certificate: a device sends no more of its images than its owner allowed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adaptive inference between real processes on a real broker: offload, batching, loss of the server."""
 
 from __future__ import annotations

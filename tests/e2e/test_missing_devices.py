@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that die, freeze, come late or come back: what a round waits for, and who counts in it."""
 
 from __future__ import annotations

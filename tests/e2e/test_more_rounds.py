@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A finished run that is given more rounds: real processes, of which one stayed and one is started again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that move to other cuts in mid-run: the weights of one process, though one is killed just then."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that come into a device's folder while the fleet trains: real processes, a real broker."""
 
 from __future__ import annotations

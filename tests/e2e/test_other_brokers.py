@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet over websockets, and on a broker that is not Mosquitto: the same weights as in one process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a hostile member or server says, as the logs of real processes show it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A broker that dies and a network that is cut under a fleet with the product's defaults: the same weights.
 
 The defaults: client networks averaged layer by layer and, in one of the two, models released at the end.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a run: devices get their trained models from the server, and go on answering pictures."""
 
 from __future__ import annotations

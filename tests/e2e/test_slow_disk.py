@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A card that needs longer for an fsync than the watchdog waits: nobody is ended for it."""
 
 from __future__ import annotations

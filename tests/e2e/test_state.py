@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """State directories as a user meets them: whose they are, who may use them, what a run that is over says."""
 
 from __future__ import annotations

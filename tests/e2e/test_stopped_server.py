@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a server says of what it leaves when it is stopped, and of its course with -q and -v."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A strategy in a file of its own, registered by one line: trained, resumed, exported and served.
 
 Only the server imports that file: devices, exports and `splitee serve` need to know no strategy.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a fleet says of its bytes is what the broker counts, and what a simulation of the run makes of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet that people watch by Prometheus, Home Assistant and TensorBoard, through a death of the server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The threshold: what a curve says of held-out images, what is chosen, and what the command stores."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How exit and trunk are combined for offloaded images: fitted on some, judged on others."""
 
 from __future__ import annotations

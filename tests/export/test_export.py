@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exported graphs answer as torch does, and an export that does not is refused."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commits from before trunks had names in them: their state says what is exported and served."""
 
 from __future__ import annotations

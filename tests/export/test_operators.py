@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch's operators are described once, however many networks a process exports."""
 
 from __future__ import annotations

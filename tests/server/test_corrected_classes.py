@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class folders that most devices had misspelt, and that are put right before the first commit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that are gone for good: the run goes on without them, and ends as if nothing else had happened."""
 
 from __future__ import annotations

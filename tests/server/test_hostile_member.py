@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A member that sends what it must not: it harms nobody but itself. On a fake port and clock."""
 
 from __future__ import annotations

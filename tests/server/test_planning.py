@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The plan of a fleet: least time of the slowest device, and the deepest cuts within it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's service with a fake port and clock: who is late, who comes back, who moves, who is refused."""
 
 from __future__ import annotations

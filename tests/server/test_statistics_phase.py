@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BatchNorm's statistics are taken of what is committed: by a server with a fake port and clock."""
 
 from __future__ import annotations

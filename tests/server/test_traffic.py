@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes by purpose: they add up, outlive the server's process, and start anew where nothing tells of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a `splitee` command in this process, as far as a user sees it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A pytest plugin that tells what each test costs: `make test-costs` writes the table.
 
 Wall and CPU seconds are of setup, test and teardown together; what tests share is on the bill of the first.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs for worker processes, which import them by name."""
 
 from __future__ import annotations

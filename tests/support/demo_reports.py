@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a server reports of a run, as a demo completes it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """ejabberd as a broker of MQTT v5 that is not Mosquitto: Debian's package, as a process of the test's own."""
 
 from __future__ import annotations

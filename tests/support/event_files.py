@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reads TensorBoard's event files: records as TensorFlow frames them, their checksums verified."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A clock that tests move, and a port without a broker: what waits for minutes is tested in milliseconds."""
 
 from __future__ import annotations

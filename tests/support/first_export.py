@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Imported, it exports a network: processes forked from here on need not load what exporting takes."""
 
 from torch import nn

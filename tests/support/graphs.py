@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small ONNX graphs of a device's model and their bundles: also such as no exporter would ever make."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class folders of small pictures, and Parquet files of the same."""
 
 from __future__ import annotations

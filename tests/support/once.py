@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What takes long to make is made once, for all processes that pytest-xdist runs tests in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One round of a small fleet: what a network must stand to be trained in a fleet."""
 
 from __future__ import annotations

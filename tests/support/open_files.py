@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Folders that another account may enter: Mosquitto, started by root, reads its files as its own user."""
 
 from __future__ import annotations

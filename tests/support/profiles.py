@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Made-up measurements for tests of prediction and choice: every figure follows from a simple rule."""
 
 from __future__ import annotations

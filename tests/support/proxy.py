@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network between a client and a broker that can be cut."""
 
 from __future__ import annotations

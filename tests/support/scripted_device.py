@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's process against a server by script: real training, no broker, no waiting."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server as one device sees it, over a fake port: takes it in, opens phases, acknowledges, commits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """systemd as a process sees it that is to notify it: what it is told, and if its watchdog would end it."""
 
 from __future__ import annotations

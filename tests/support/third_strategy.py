@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A strategy that the project does not have: one trunk for each cut, which its devices train in turn."""
 
 from __future__ import annotations

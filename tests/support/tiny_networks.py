@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks small enough that a whole fleet trains in a moment; for `module:factory` settings."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run of the tiny network, and a few images for its clients: for simulations that take a moment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States and models of devices and a server after one round, trained by the fleet's own classes."""
 
 from __future__ import annotations

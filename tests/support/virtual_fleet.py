@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server's service on a fake port and clock, with devices that answer at once, late, or not at all."""
 
 from __future__ import annotations

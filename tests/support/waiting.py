@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Waiting for what another process or thread does, with an end."""
 
 from __future__ import annotations

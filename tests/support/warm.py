@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee` commands as processes that are forked from one which has loaded torch: 1.5 s saved each.
 
 They are the demo's own, of a server that has loaded more. Start-up itself, memory, and what is not the

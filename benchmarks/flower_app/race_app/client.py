@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client: one pass over its images with the whole network, in a process that Flower starts for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is to be trained, as `benchmarks.racing.job` has written it: arrays that settle every choice."""
 
 from __future__ import annotations

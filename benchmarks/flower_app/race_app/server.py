@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server: Flower's own strategies, each round's network evaluated here; a JSON line a round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training and evaluation of the whole network, in the batches and at the rates of the job."""
 
 from __future__ import annotations

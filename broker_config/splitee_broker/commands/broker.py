@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee broker`: a fleet's authority, its broker's configuration, its devices' identities."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the commands of `splitee broker` share: the directory, the days that a certificate is valid."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee broker renew`: new certificates before the old ones end."""
 
 from __future__ import annotations

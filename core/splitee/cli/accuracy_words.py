@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation has found, as logs and tables say it: each figure with the images that it rests on."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Numbers within bounds, refused in the user's words: `--threshold 2: between 0 and 1`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commands whose help has its options in named sections, and that suggest what a misspelt word may mean."""
 
 from __future__ import annotations

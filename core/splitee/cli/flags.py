@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Groups of options that several commands share: declared once, handed over as one argument."""
 
 from __future__ import annotations

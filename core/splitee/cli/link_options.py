@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags by which every command finds its broker and fleet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The `splitee` command: finds the packages' commands and turns errors into one line and an exit code."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings that belong together: one that would do nothing without another is refused where it is given."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Text as a terminal or a log may show it: what came over the wire steers neither, and holds no password.
 
 Everything that a command prints or logs passes here: log lines by `PlainFormatter`, errors and results by

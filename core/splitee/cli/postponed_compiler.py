@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch's compiler is imported only by what compiles: 150 MB and a second a process that nothing here needs.
 
 torchvision's operators and torch's optimizers import `torch._dynamo` to ask or tell it something, also where

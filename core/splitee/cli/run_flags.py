@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Flags for the settings of a run, which are declared in `splitee.protocol.run_spec`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings of the command line: flag > SPLITEE_* variable > settings file > default."""
 
 from __future__ import annotations

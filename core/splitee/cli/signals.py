@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SIGTERM, SIGINT and SIGHUP ask a process to stop; it does so between two batches."""
 
 from __future__ import annotations

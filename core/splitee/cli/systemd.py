@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Tells systemd how this process is (sd_notify); nothing where no systemd listens."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`-v` and `-q`: how much a command says of its course on the standard error."""
 
 from __future__ import annotations

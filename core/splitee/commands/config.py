@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee config COMMAND`: the settings that are in force for a command, and where each comes from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee cuts`: lists the places where a network can be cut, and what each leaves on the device."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee dismiss`: tell the running server that devices are gone for good."""
 
 from __future__ import annotations

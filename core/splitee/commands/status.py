@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee status`: the fleet as the broker knows it, live or once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's model as it travels: manifest and graph as one piece of bytes."""
 
 from __future__ import annotations

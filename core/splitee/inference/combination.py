@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an offloaded image is predicted as: from the exit's logits, which the device has, and the trunk's."""
 
 from __future__ import annotations

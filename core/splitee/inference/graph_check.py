@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whether a graph from elsewhere may be handed to ONNX Runtime: it computes layers, and does no more."""
 
 from __future__ import annotations

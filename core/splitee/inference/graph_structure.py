@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What of a graph does not change when its network is trained further, as a digest.
 
 That is everything but values of weights: operators with their attributes, which output goes where, shapes and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exported graphs on ONNX Runtime: loading, checking against their manifest, and an exit's uncertainty."""
 
 from __future__ import annotations

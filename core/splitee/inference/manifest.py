@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an exported model is: `manifest.json` beside the graphs, read before any of them is trusted.
 
 A device's model directory holds `client.onnx` (pictures -> features, logits), perhaps `client-int8.onnx`, and

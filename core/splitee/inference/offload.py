@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Asks the fleet's server for the trunk's prediction: request and response over MQTT, within a time-out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Adaptive inference: the exit predicts where it is sure, and with the trunk where it is not."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Releases are signed with Ed25519: by the fleet's server or its operator, for the devices that pin the key.
 
 What is signed is the fleet, the device, the run, the digest of the model's bundle, and when it was signed.

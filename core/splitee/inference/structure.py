@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A graph's structure by its digests, as devices keep them; graph_structure.py makes them, with onnx."""
 
 from __future__ import annotations

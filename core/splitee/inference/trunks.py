@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server's exported trunks on ONNX Runtime: features of a device in, logits out."""
 
 from __future__ import annotations

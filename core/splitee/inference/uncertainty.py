@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How unsure an exit is of its prediction: normalised entropy, or what the largest probability leaves."""
 
 from __future__ import annotations

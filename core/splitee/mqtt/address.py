@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where the broker is and how it is trusted: the address and the TLS files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Exponential back-off with full jitter: delays as a generator, tries under a deadline."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When this side's certificate ends, and the warnings in the log before that."""
 
 from __future__ import annotations

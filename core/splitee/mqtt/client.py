@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The paho client for an address: over TCP or websockets, with its account."""
 
 from __future__ import annotations

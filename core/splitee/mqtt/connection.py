@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One MQTT v5 connection through paho: made, kept moving, taken up again, its failures in a user's words."""
 
 from __future__ import annotations

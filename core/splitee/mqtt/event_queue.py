@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The bounded queue between a link's network thread and who reads its events."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a link delivers, and the bounded queue between the network thread and who reads it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A web server that answers where a broker was expected: its answer read, asked for, and told to a user."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The window of publications that the broker has not acknowledged yet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The link to the broker: MQTT v5 at QoS 1, reconnecting for ever, bounded in both directions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is told of each message that a link moves, and how large MQTT makes it."""
 
 from __future__ import annotations

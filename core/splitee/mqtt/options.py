@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a fleet's broker is, and how one is let in; the flags for it are in cli/link_options.py."""
 
 from __future__ import annotations

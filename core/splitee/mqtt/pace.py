@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How fast a link publishes where its broker has a limit: as fast as it can, until the broker says no."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What everything above the link needs of it; `Link` is the real one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What answers at an address that gives MQTT v5 no answer: perhaps MQTT 3.1.1."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Log lines that could come with every message: at most one in so many seconds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why a broker lets nobody in, or nothing that answers is one: in a user's words, and whether it may pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Why TLS has failed, in a user's words: which certificate, or which clock, is at fault."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MQTT over websockets by paho's transport, with what it lacks: bounds, reasons, whole messages."""
 
 from __future__ import annotations

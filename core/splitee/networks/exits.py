@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exit: a light classifier on the features at a cut, which lets a device predict by itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Training mode for networks of which some stages are frozen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Follows the channel axis through a traced network, so that an exit knows which axes to average over."""
 
 from __future__ import annotations

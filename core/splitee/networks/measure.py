@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Runs a traced network on the meta device: what shape every value has, and what every operation costs."""
 
 from __future__ import annotations

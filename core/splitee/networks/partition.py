@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Divides a network's graph into stages, at its cuts.
 
 A cut is a place where exactly one tensor crosses. Neighbouring places with no parameters between them are one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A network that is cut: gives the client network and the trunk of any cut."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traces a network with torch.fx, in train and in eval mode, and finds where exactly one value crosses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Makes a network from its name: any torchvision classifier, or `module:factory` of the user's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How good a fleet is on held-out images, as the figures of a round hold it."""
 
 from __future__ import annotations

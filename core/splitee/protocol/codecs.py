@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Codecs: features as bytes and back; fp32, fp16 or int8, with lossless compression on top (+zstd)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One batch at the cut: what the device computes, sends as `Features`, and the server trains or evaluates."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What one device sends and receives, counted where its links move it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How messages become bytes and back: JSON for what people read, msgpack for tensors."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The types of the messages' fields, each with its bounds."""
 
 from __future__ import annotations

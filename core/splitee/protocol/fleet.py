@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages of who is there and how it stands: devices, their profiles, the server, the figures of a round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet as its retained topics tell it: fold messages in, take a snapshot out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The boundary around what others send, at both ends: everything that comes is read and applied here.
 
 A message that cannot be taken, for whatever reason, changes nothing and ends nothing. It is counted by its

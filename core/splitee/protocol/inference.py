@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages of inference and of models on their way to devices; those of training are in rounds.py."""
 
 from __future__ import annotations

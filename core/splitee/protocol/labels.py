@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Labels and entropies of a batch as bytes, and back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages larger than the broker takes: cut into numbered parts, and put together under bounds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a broker retains of a device, and how it is cleared when the device is gone for good."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages of a run and its rounds: one class each, validated where it is decoded."""
 
 from __future__ import annotations

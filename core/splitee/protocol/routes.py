@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every route of a fleet: which message travels on which topic, who sends it, and who reads it.
 
 Dispatch, the fleet view, the test of the broker's access list and the fuzzers all go by this one table.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a fleet trains: the run's specification. Each setting of a run is declared here, and nowhere else.
 
 Flags, variables, settings files, the profiler's key and docs/reference/commands.md are made of these

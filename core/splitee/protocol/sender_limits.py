@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many messages a device may send: more than any has to, and few enough that others are heard."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where each message travels: `splitee/v1/FLEET/...`, one place for every topic name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Bytes by what they are for: the one model of traffic that device, server and lab count by."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How an image becomes what the network takes: the same in training, in evaluation and in inference."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images from files and bytes: decoded with bounds, and normalised, the same in training and inference."""
 
 from __future__ import annotations

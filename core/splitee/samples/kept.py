@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device keeps of its images beside its weights: some of them, and which part of them it sees."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Augmentation of training pictures: each mirrored, shifted, cropped, recoloured as chance will have it."""
 
 from __future__ import annotations

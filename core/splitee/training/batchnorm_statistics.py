@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BatchNorm's running mean and variance, taken anew: means over a few batches of weights that stand still.
 
 The running values of training lag behind the weights, and no device has seen those of an average (precise

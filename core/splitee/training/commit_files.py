@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A server's committed rounds on disk: each state whole, once; what changes of it later, in a file beside it.
 
 BatchNorm's statistics are taken anew after a commit, and change a few tensors of a state that may have

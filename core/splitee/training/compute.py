@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What training computes, in multiply-accumulates (MACs)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which of a device's samples make which batch of a round, and how many batches there are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The evaluated rounds of a run, as its server's state keeps them, and which of them is the best."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The learning rate's schedule: warm-up, then a cosine over the run, or level."""
 
 from __future__ import annotations

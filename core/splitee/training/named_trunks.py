@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The trunks of a commit by name, as its file holds them: who exports or serves them needs no strategy."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device's loss allows for: its own mix of classes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The optimizers of client networks and trunks, and the precision they compute in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What depends on where a network computes: on the CPU or on a GPU."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Seeds: everything random depends on what it is for, such as (seed, device, round, step)."""
 
 from __future__ import annotations

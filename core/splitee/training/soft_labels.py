@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Soft labels: what the trunk answered to a device's batches, from which its exit learns a round later.
 
 That is distillation of the trunk into the exit (Hinton et al. 2015, arXiv 1503.02531) without a gradient that

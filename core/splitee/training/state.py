@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every trainer of a fleet shares: seeds, learning rate, optimizer, digests of weights."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays that came over the wire, as tensors."""
 
 from __future__ import annotations

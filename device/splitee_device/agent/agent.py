@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device's agent: joins a run, trains the rounds the server opens, publishes its features."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device begins a run from: settings that the server settles, and weights that it sends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device has heard from its fleet: the latest message of each kind, and what follows from them."""
 
 from __future__ import annotations

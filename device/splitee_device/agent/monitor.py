@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the agent needs of whoever watches its rounds; the profiler's drift monitor is the real one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The window: batches that were published and that the server has not acknowledged yet."""
 
 from __future__ import annotations

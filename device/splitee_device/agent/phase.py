@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The phase of a round that a device is in: what it sends in it, and whether it still counts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device says of itself: its status, its profile, its last will, its status in systemd."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device asks its server for: a fresh acknowledgement, its weights, its soft labels."""
 
 from __future__ import annotations

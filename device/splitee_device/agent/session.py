@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a device follows its fleet: every event is handled here, on one thread."""
 
 from __future__ import annotations

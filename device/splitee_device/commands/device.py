@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee device`: train on this device's own images, up to its cut."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee infer` and `splitee rollback`: a device's inference as a service, without torch."""
 
 from __future__ import annotations

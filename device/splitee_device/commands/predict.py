@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee predict`: classify images with an exported model, without torch; ask the server when unsure."""
 
 from __future__ import annotations

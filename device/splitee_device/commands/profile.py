@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee profile`: which cut suits this device. Measured here, and told with its reasons; needs no root."""
 
 from __future__ import annotations

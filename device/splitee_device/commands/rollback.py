@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee rollback`: put the model before into service again."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee trust`: what released models are held to on this device."""
 
 from __future__ import annotations

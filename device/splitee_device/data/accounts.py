@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What became of all that a source holds: images a class, what was ignored, what may be amiss."""
 
 from __future__ import annotations

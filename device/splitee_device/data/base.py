@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a source of images gives: labels at once, and each image when it is asked for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Batches of an image set where the network is: on a GPU, images in memory lie there from the start."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The data sets that this package brings, as uint8 arrays in .npz files."""
 
 from __future__ import annotations

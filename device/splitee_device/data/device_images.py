@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's data over a run: what has come into its folder, or gone from it, is taken up between rounds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which images of a folder are held out: the same ones for as long as a device keeps its state.
 
 Images come into a folder and go from it. One that the network has been trained on must not judge it later, so

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that stay encoded, as files or bytes on disk, and are decoded a batch ahead of training."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Says once what becomes of a device's images: from which size they are brought to the network's input."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images in a folder for each class: DIR/CLASS/*.jpg and the like, and in the folders within."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's images as training asks for them: by their numbers, a batch at a time."""
 
 from __future__ import annotations

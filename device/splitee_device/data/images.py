@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's images: which of a source are its own, and which are held out."""
 
 from __future__ import annotations

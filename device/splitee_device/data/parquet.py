@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images in a Parquet file of the usual layout: `image: struct<bytes, path>`, `label: int64`."""
 
 from __future__ import annotations

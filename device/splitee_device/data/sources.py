@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The forms in which `--data` names a source of labelled images, and the checks that all must pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Encoded images in a temporary file of their own: any of them is read at once, in any order."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean and deviation of a device's training images, channel by channel, of a bounded sample of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a device keeps its images: decoded in memory where there is room, else encoded."""
 
 from __future__ import annotations

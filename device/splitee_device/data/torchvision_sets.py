@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torchvision's data sets, from where they are already stored; nothing is downloaded."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One image from the camera, through the program that the system has for it."""
 
 from __future__ import annotations

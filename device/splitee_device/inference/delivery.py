@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Fetches the model that a server offers: goes on where it left off, and checks it before it serves."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The exported model that a path means: a model directory, or where a device keeps the one in service."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder that is watched for images."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's models on disk: the one in service, the one before, and the switch between them.
 
 `releases/ID/` holds each model directory, `current` and `previous` are links to two of them, `samples.npz`

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags of a device that predicts: where its images come from, and how long one waits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device as an inference service: images come, predictions are published, models are switched."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What many predictions come to: how often each class, what share was offloaded, how many were right."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model is tried in a process of its own, which has limits: what it holds may be hostile.
 
 The process gets the manifest, the graph and the device's own images as open files, and answers with one line.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The process in which a model is tried: `python -m splitee_device.inference.trial_worker SETUP`.
 
 All that it will need is imported and read before it gives up to open files; only then is the model looked at.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device holds releases to: the network that its owner's first one brought, and the newest signature.
 
 Over the air only weights change. The first release that is taken pins the network, its input and its classes,

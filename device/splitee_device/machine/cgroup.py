@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What control groups allow this process: memory and CPU of every group above it, v1 and v2."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a process gives up before it touches what may be hostile. None of it can be taken back."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What this device is and what it may use: each fact with its source; what is not there is None, no guess."""
 
 from __future__ import annotations

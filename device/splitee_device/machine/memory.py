@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A process's own memory: the peak of what it has allocated, without the pages of files; what it maps."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee server --codec auto`: each device takes the codec that suits its CPU, its cut and its link."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee device --cut auto` and `--adapt-cut`: what `splitee profile` would say of the fleet's run."""
 
 from __future__ import annotations

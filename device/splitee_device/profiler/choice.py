@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Chooses a device's cut from what every cut costs, and says why in words."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every cut costs, from the cuts that were measured: the others lie between them, stage by stage."""
 
 from __future__ import annotations

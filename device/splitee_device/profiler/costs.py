@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the profiler asks its worker process, and what comes back: a line of JSON each."""
 
 from __future__ import annotations

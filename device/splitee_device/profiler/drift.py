@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Watches whether training takes what was expected; where it does not for several rounds, says so and why.
 
 What is expected at a cut is the profiler's prediction, or what the first rounds took where there is none. A

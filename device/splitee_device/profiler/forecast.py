@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every cut is expected to cost this device, as it was measured or as the device has changed since."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures the link to the broker by this device's own echo topic: what counts has come back unharmed."""
 
 from __future__ import annotations

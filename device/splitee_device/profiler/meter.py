@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures the rounds of a device while it trains: its steps, its memory, and what may hold it back."""
 
 from __future__ import annotations

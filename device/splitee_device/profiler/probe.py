@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Measures cuts within a budget of time: which ones, in which order, through the worker of measure.py."""
 
 from __future__ import annotations

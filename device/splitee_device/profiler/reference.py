@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fixed piece of training, timed between the steps at a cut: how fast this device is at that moment.
 
 A device's speed comes and goes with its heat, its clock and whatever else runs, here or on the same host.

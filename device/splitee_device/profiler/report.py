@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A profile as people read it (tables, a chart) and as programs do (JSON)."""
 
 from __future__ import annotations

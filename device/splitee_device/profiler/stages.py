@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each stage of a network keeps for its backward pass, and the CPU time that it takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a training step and each of its parts take."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Keeps what was measured in the device's state directory, for as long as nothing that matters changes."""
 
 from __future__ import annotations

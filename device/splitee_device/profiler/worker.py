@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The profiler's worker process: trains at a cut as the agent does, and says what it took.
 
     python -m splitee_device.profiler.worker   (requests and replies are lines of JSON, see costs.py)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device learns by itself: its client network and exit, on its own images, without the fleet."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Distillation: the exit learns from the trunk's predictions for the same images in an earlier round."""
 
 from __future__ import annotations

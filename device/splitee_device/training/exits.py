@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device's exits learn: the labels, and what the best of them knows."""
 
 from __future__ import annotations

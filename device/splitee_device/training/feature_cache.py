@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Features on disk: what frozen stages give an image is computed once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Features of a client network whose stages are all frozen: an image always gives the same, to the bit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The most confident mistakes of an exit: images worth a look, for they may be labelled wrongly."""
 
 from __future__ import annotations

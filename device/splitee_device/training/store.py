@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device's durable state: its last committed rounds, and the round that waits for its commit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The device's share of the training: stages 1..cut through the early exit. Knows tensors, not MQTT."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee calibrate`: choose the threshold of a device's model on held-out pictures."""
 
 from __future__ import annotations

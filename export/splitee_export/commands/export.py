@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee export`: a device's or a server's state as ONNX graphs, checked against torch."""
 
 from __future__ import annotations

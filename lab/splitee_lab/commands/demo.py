@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee demo`: the main job on one machine, in one command."""
 
 from __future__ import annotations

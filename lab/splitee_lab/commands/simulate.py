@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee simulate`: compare the fleet's strategies with each other and with baselines, without a broker."""
 
 from __future__ import annotations

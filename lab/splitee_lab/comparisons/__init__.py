@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the fleet's strategies are compared with: same pictures, rounds, batches and schedule."""

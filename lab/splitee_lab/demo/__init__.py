@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole fleet on one machine, in one command."""

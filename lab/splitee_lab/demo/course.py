@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How far a demo is: what its displays show, and when all of it should have ended."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When all that a demo runs will have ended: one estimate over the parts that are done one after another."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A whole fleet on one machine: broker, server and devices as processes, and what they are compared with."""
 
 from __future__ import annotations

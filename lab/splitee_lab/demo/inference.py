@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The demo's last act: the devices' released models predict held-out images, alone and with the server."""
 
 from __future__ import annotations

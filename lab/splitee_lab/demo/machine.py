@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The machine that a demo runs on, and the memory that its devices' processes take there."""
 
 from __future__ import annotations

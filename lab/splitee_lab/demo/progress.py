@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a demo shows itself while it runs: bars on a terminal, a line a round in a log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a demo has to compute, in multiply-accumulates: to tell how long its parts take from those before."""
 
 from __future__ import annotations

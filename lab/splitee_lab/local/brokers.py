@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brokers for work on one machine: Mosquitto or the embedded iotcore on loopback, or one that runs."""
 
 from __future__ import annotations

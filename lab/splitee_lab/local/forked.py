@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Processes that are forked from one which has loaded torch: each starts in a moment instead of seconds.
 
 The one is multiprocessing's fork server, made for the first of them; it ends with the process that uses it.

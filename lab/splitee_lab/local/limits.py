@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Small devices on one machine: a share of a core for each process, and the memory that it shall respect.
 
 A share needs a control group (v1 or v2) that this process may make: root may, most users may not. Without one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The child processes of a command: started together, watched, and never left behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs in processes of one thread each: as many at once as there are cores, none left behind."""
 
 from __future__ import annotations

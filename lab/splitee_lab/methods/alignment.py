@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Alignment of an auxiliary network with a trunk: its gradients at the cut are to be the trunk's."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each client alone at its own cut: client network and exit, without a server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a fleet is compared with: training on all pictures in one place, and on each device alone."""
 
 from __future__ import annotations

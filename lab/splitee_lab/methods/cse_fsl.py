@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CSE-FSL (Mu & Shen 2023, arXiv 2302.05599): local losses at the clients, one trunk, no gradient returns.
 
 As in the paper: a client trains its network and an auxiliary one by the auxiliary's loss, and sends features

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every method of a comparison is given, and what it says of each round."""
 
 from __future__ import annotations

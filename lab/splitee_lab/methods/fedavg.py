@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FedAvg: the whole network at every client, averaged each round (McMahan et al. 2017, arXiv 1602.05629)."""
 
 from __future__ import annotations

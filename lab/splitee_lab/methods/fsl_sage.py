@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """FSL-SAGE (Nair et al. 2025, arXiv 2505.23182): clients estimate the gradient that the trunk would return.
 
 As in the paper, after its authors' code: each client has an auxiliary network of its own. The gradient of its

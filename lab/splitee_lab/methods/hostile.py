@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Clients of a simulation that harm the others: what they send has the right form, and is wrong.
 
 They start each round from what the fleet hands out, and send through the fleet's own classes, as honest

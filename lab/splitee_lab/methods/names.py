@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What can be simulated, by name: the command line names it before anything of it is loaded."""
 
 from __future__ import annotations

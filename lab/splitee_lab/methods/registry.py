@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All methods that can be simulated, by name: the fleet's strategies, and what they are compared with."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server of methods whose clients all have one cut: a trunk that their batches train in turn."""
 
 from __future__ import annotations

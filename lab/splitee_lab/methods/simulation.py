@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet in one process without a broker: the fleet's own trainer and strategies, batch for batch."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A client of split learning: stages 1..cut, trained by a gradient at the cut that it does not compute."""
 
 from __future__ import annotations

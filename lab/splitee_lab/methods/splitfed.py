@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """SplitFed with one trunk (Thapa et al. 2022, arXiv 2004.12088, version 2): gradients return to the clients.
 
 All clients have one cut, the middle one of the experiment's. The trunk is trained as Sequential trains its

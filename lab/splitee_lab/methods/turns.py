@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose batch is next where clients train side by side and one trunk learns from all of them."""
 
 from __future__ import annotations

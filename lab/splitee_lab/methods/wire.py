@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What would travel if a simulation were a fleet: the fleet's own messages, counted by purpose."""
 
 from __future__ import annotations

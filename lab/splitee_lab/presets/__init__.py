@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Protocols by name: settings of `splitee simulate` in files of this folder."""
 
 from __future__ import annotations

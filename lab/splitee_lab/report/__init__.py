@@ -1,1 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
 """Reports as pages, with their plots."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures at the head of a demo's page: what joining gains and costs, or else what was reached."""
 
 from __future__ import annotations

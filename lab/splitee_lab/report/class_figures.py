@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet class by class, for its page: the confusion matrix, and each class's recall and precision."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A comparison's tables, results.json, table.md, and its page, report.html."""
 
 from __future__ import annotations

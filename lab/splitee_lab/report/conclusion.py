@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A demo's conclusion in words: what each device gains or loses by joining, and for what."""
 
 from __future__ import annotations

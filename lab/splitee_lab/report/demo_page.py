@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A demo's report: the server's figures with the baselines, as report.json and as a page, report.html."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a demo's report.json holds: the server's report, where it ran, and what it is compared with."""
 
 from __future__ import annotations

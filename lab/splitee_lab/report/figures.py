@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a page says of each device: one set of held-out images, and the threshold that is in force there."""
 
 from __future__ import annotations

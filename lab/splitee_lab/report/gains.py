@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What joining is worth: the fleet's accuracies against the baselines', device by device."""
 
 from __future__ import annotations

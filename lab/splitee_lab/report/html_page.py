@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pages that need nothing else: no script, no font, no other host."""
 
 from __future__ import annotations

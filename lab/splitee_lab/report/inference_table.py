@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the devices' released models predict, each in three ways: the figures, and their table."""
 
 from __future__ import annotations

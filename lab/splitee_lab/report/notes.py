@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Each device's threshold in force and weakest class, for a terminal and a page."""
 
 from __future__ import annotations

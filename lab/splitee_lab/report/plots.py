@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report's plots: matplotlib makes inline SVG whose colours and fonts are the page's own."""
 
 from __future__ import annotations

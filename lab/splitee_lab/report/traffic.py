@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What devices send, by purpose, as the page shows it; report.json has every purpose, and both directions."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines that fit a terminal: broken between words, and never between a figure and its unit."""
 
 from __future__ import annotations

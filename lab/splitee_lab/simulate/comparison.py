@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A comparison from its settings to its report: what is missing is run, with a bar for each run."""
 
 from __future__ import annotations

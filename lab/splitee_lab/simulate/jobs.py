@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A comparison: methods x seeds on the same pictures, each a job of its own that is not run twice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a simulation deals out one data set's pictures to its clients: pure functions of labels and a seed."""
 
 from __future__ import annotations

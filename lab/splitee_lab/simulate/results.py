@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a comparison came to: each method's figures at the end and over the rounds, over its seeds."""
 
 from __future__ import annotations

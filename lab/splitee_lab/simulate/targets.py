@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a strategy should reach beside FedAvg, centralized training and clients alone; and whether it does."""
 
 from __future__ import annotations

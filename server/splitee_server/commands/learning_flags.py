@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flags that say how a run learns, shared by `splitee server` and the simulation."""
 
 from __future__ import annotations

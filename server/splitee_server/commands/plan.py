@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee plan`: the cuts by which the rounds of a whole fleet would end together, from its profiles."""
 
 from __future__ import annotations

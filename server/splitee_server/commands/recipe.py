@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`--recipe`: what a run has where nobody says otherwise, by name."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee release`: send devices their exported models, and wait for their word."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee serve`: answer a fleet's devices from exported trunks; needs no torch."""
 
 from __future__ import annotations

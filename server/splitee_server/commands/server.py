@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee server`: train the shared trunk from the devices' features."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The flag that names the key by which releases are signed, of `splitee server` and `splitee release`."""
 
 from __future__ import annotations

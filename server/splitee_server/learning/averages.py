@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Averages: each tensor over all who hold it, of trunks layer by layer and of client networks with them."""
 
 from __future__ import annotations

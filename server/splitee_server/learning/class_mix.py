@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How often each device's batches have had each class, for the trunk's loss to allow for it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The client networks that the server holds: averaged ones, those of moved devices, those to be released."""
 
 from __future__ import annotations

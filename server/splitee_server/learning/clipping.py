@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Updates of client networks: none beyond a multiple of the median; whether two contradict each other."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The models of a fleet, and what a commit does to them: trunks, client networks, soft labels."""
 
 from __future__ import annotations

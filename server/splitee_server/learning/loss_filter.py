@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which devices' batches the trunk learns from: not from those that fit the others' far worse than usual."""
 
 from __future__ import annotations

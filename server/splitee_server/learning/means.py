@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How one tensor comes of several devices' own: a mean with bounded shares, a trimmed mean, a median."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Momentum of the averages over rounds: what one commit changes goes on in the next."""
 
 from __future__ import annotations

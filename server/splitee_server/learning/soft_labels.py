@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The soft labels that the server holds: the trunk's answers in each device's last committed round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may join a run: the rules, and the devices that have said one half of what joining takes."""
 
 from __future__ import annotations

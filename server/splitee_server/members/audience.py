@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whom the broker lets the server hear: everybody; after a flood, for a while, members only."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which classes a run tells apart: the operator says so, or more than half of the devices it waits for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The devices of a run as the server knows them: only this module changes what is known of one."""
 
 from __future__ import annotations

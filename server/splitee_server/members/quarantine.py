@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that go on sending what is refused: from some message on, nothing of them is read in this run."""
 
 from __future__ import annotations

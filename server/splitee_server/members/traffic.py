@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What travels between the server and each device of a run, by purpose, over all processes of the server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Home Assistant finds the fleet's devices by MQTT discovery, and reads the topics that are there anyway.
 
 Source: home-assistant.io, MQTT, "Device discovery payload" (Home Assistant 2024.11 or later).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the server does for people who watch: a watcher is told what happens, and changes nothing of it."""
 
 from __future__ import annotations

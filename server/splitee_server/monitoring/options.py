@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's flags for people who watch; Prometheus, Home Assistant and TensorBoard are off by default."""
 
 from __future__ import annotations

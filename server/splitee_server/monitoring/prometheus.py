@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's figures for Prometheus at /metrics. Names and meanings: docs/reference/metrics.md."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TensorBoard's event files: loss, accuracy and bytes of each device and of each cut over the rounds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Predicts for devices whose exit is not sure: requests that wait together share a forward pass."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The committed trunks of a run that is still training, for devices that ask meanwhile."""
 
 from __future__ import annotations

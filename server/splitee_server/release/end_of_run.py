@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a run: what it has trained is exported, and each device is handed its model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run has trained, as ONNX: a model directory for each device, and one of all trunks."""
 
 from __future__ import annotations

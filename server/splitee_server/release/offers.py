@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Offers devices their models, and answers each with the bytes that it lacks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who takes part in a phase, how many devices it needs, and who is waited for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order in which a round's batches are trained: defined for Sequential, free for Averaging."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which committed round is released, and whether a run ends before its last round."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's durable state: the run, its last committed rounds, every round's metrics, the report."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """evaluation.json: the last evaluated round class by class, each figure with the images that it rests on."""
 
 from __future__ import annotations

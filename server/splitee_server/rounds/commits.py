@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Commits: a round's models are aggregated and saved durably, and only then announced."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which classes are taken for which: counts of held-out images by their class and by the predicted one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A run from its last committed round to its end: rounds are opened, trained, committed, and evaluated."""
 
 from __future__ import annotations

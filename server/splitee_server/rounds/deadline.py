@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When a device is late: how long a phase waits for it, learnt from what rounds took."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Devices that are gone for good: an operator says so, and the run goes on without them.
 
 A phase that such a device takes part in begins anew from the last commit, as after a restart of the server.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What exits and trunks predict for the devices' held-out images, and how good that is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The figures of a run's evaluated rounds in history.jsonl: only appended to, and read once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """One phase of a round while it is under way: what has come, what is missing, since when."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How the server deals with devices that are missing, late or many, and when it ends a run early."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a run stands at one moment: taken by the thread that trains, read by whoever watches."""
 
 from __future__ import annotations

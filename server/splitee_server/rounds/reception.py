@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What devices send, once the gate has read it: checked against the run, then applied."""
 
 from __future__ import annotations

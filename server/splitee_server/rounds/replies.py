@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the server tells one device: how far it is with its batches, and where the device stands."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run came to: a line in the log for each round, and report.json."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run leaves to the fleet: frozen stages of `auto`, mean and deviation and exits of `fleet`."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation has found, in words."""
 
 from __future__ import annotations

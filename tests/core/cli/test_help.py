@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What every command's help has in common, and how mistakes are answered before anything heavy loads."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a broker's password reaches a command, and that nothing shows it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The command line itself: exit codes, one line an error, commands that load nothing they do not need."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What came over the wire and is shown: in a log, by a command, in a table. It stays text, in one line."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """torch's compiler is not imported by a command that compiles nothing, and works where it is wanted."""
 
 from __future__ import annotations

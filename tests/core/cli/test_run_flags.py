@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A setting of a run is declared once, in RunSpec, and refused in the user's words wherever it comes from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Settings: a flag beats a variable, a variable beats the settings file, and that beats the default."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What systemd's watchdog is told while a file is written: that it may take long, but not for ever."""
 
 from __future__ import annotations

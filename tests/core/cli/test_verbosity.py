@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`-v` and `-q`: what is logged under each, and that a command leaves the levels as they were."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Figures as people read them, at the edges of their units."""
 
 from __future__ import annotations

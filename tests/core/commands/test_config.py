@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee config`: each setting's value, and whether a flag, a variable, a file or the default gave it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee cuts`: the table a person reads, the JSON a program reads, and one line for a mistake."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a released graph may be made of, and what of it is structure: each kind of what no exporter makes."""
 
 from __future__ import annotations

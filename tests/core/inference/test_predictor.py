@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How many images a device asks about: never more than its owner allows, whatever a model says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Broker addresses: what is read, what is refused, and that a password is never shown."""
 
 from __future__ import annotations

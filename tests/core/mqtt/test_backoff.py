@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Back-off: jitter within doubling bounds, and tries that end on the deadline."""
 
 from __future__ import annotations

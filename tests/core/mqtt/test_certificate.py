@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When this side's certificate ends: read from its file, and said in time."""
 
 from __future__ import annotations

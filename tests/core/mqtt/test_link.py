@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The link on real brokers: delivery, retained state, last will, reconnects, bounds."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brokers of MQTT 3.1.1 only, in all the ways by which they turn a client of v5 away, and who is none."""
 
 from __future__ import annotations

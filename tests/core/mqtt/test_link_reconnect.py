@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A link that loses its broker or its network: it comes back, and nothing that was promised is lost."""
 
 from __future__ import annotations

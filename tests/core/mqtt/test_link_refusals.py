@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a link says when it is not let in: accounts, denied topics, and servers that are no broker."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A broker that limits how fast a client publishes: the link slows down, and nothing is lost."""
 
 from __future__ import annotations

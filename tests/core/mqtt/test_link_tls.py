@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TLS to a real Mosquitto: what opens the door, and each refusal named."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A web server or a proxy where a broker was expected: one line, the right exit code, in bounded time."""
 
 from __future__ import annotations

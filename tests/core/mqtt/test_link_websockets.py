@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """MQTT over websockets: with Mosquitto's own listener, plain and TLS, and what else a peer may send."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every torchvision classifier at every cut, and in a fleet: minutes and gigabytes, so only when named."""
 
 from __future__ import annotations

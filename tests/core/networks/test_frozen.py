@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Frozen stages: in training they compute as in evaluation, and nothing of them changes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Split equals whole: client networks, trunks and exits, of torchvision's networks and of one's own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Traced networks: where an operation is."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Networks of different make train in a fleet; `make test-all-networks` trains each of torchvision's."""
 
 from __future__ import annotations

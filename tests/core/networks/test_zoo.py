@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What goes wrong in a user's own network is said in one line, with the place in the user's code."""
 
 from __future__ import annotations

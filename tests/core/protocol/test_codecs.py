@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Codecs: how exactly each restores its values, and what it refuses."""
 
 from __future__ import annotations

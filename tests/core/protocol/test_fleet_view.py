@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A fleet's retained topics folded into one picture of it, and `splitee status` on real brokers."""
 
 from __future__ import annotations

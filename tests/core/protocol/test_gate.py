@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The boundary around what others send: read wholly, or counted by sender and reason."""
 
 from __future__ import annotations

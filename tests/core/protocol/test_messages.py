@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Messages: each survives the wire, and nothing but MalformedMessage ever comes out of a hostile payload."""
 
 from __future__ import annotations

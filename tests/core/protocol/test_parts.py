@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Parts: a message comes together whatever the order, and never out of pieces that are not its own."""
 
 from __future__ import annotations

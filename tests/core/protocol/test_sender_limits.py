@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """More messages than any device has to send are not even queued."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Topics: what is built is what is parsed, and no name breaks out of its place."""
 
 from __future__ import annotations

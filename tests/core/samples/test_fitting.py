@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An image is cut out and fitted in one way, whatever the file it comes in: crop, pad, stretch, a region."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures are decoded alike whatever their file, and what cannot be decoded is named."""
 
 from __future__ import annotations

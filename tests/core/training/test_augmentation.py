@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Augmented pictures are the same ones, mirrored or shifted, as the generator's state decides."""
 
 from __future__ import annotations

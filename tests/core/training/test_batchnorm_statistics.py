@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """BatchNorm's statistics taken anew: what they are means of, and that nothing else changes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """States of committed rounds: whole once, then what has changed; whatever is torn, a whole one comes back."""
 
 from __future__ import annotations

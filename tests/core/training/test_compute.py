@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a training step and a fleet's round compute, on a network known by heart."""
 
 from __future__ import annotations

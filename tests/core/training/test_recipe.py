@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The learning rate over a run, and the optimizers that a run may ask for."""
 
 from __future__ import annotations

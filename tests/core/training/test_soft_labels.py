@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Soft labels as messages: bounded, in order, exact to the bit, and nothing but probabilities."""
 
 from __future__ import annotations

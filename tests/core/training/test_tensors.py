@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Arrays that came over the wire as tensors: their own memory, unless that must not be written."""
 
 from __future__ import annotations

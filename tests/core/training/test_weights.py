@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Client networks as messages: exact to the bit, and nothing but what the cut has."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's rounds from its side, against a server by script: trained, sent, lost, superseded, moved."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Where a device is cut is its owner's word: a server moves it only to where it was or asked to be."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What ends a device's part in a run before the run is over, whatever it is doing."""
 
 from __future__ import annotations

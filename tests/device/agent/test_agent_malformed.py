@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is malformed is counted, and changes nothing of what a device does."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device writes: its state once a round, and that which only it has before it says round-done."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What follows from what a device has heard."""
 
 from __future__ import annotations

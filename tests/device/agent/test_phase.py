@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The phase under way: its window, its round-done, and what supersedes it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device says of itself, to its fleet and to systemd."""
 
 from __future__ import annotations

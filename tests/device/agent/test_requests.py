@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device fetches from its server, a message at a time, past losses and past what is wrong."""
 
 from __future__ import annotations

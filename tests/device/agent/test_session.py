@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a device waits: what it handles meanwhile, when it asks, and when it gives up."""
 
 from __future__ import annotations

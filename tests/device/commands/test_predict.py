@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee predict`: real processes, one by exec to see that it never imports torch; images of every kind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee profile` as a person runs it: measured in real processes, on a network that trains in a moment."""
 
 from __future__ import annotations

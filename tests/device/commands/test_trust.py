@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee trust`: an owner sees what releases are held to, and can forget it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every image of a source is accounted for: counted in its class, or ignored and said why."""
 
 from __future__ import annotations

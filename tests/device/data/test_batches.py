@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Pictures that lie where the network is give the batches that others give."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that come into a folder and go from it while a device takes part."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Images that stay encoded give what those in memory give, whatever decodes them and becomes of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device says what becomes of its images when it opens them, and warns where it enlarges them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's pictures: what is read from each source, how it is divided, and what is said of bad input."""
 
 from __future__ import annotations

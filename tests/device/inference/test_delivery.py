@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A model on its way to a device, over a fake port: lost parts, withdrawn offers, what is malformed."""
 
 from __future__ import annotations

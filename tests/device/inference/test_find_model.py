@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which model a path means: an exported one, or the one in service of a device."""
 
 from __future__ import annotations

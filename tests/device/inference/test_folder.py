@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A folder that is watched: what is an image there, when it is taken, and what is never opened."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Models whose maker means harm: no file, no image and no more of the machine than a trial may take."""
 
 from __future__ import annotations

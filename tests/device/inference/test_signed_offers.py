@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Offers on a device that has pinned its fleet's key: what is not signed for it is not even fetched."""
 
 from __future__ import annotations

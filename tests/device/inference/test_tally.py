@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What many predictions come to, and what class a folder says that its images are of."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Limits of control groups, read from directory trees as kernels lay them out."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Facts of a device, from trees of /proc and /sys as a Raspberry Pi and a container show them."""
 
 from __future__ import annotations

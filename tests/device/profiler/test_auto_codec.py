@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's own choice of a codec: by the pace it gives, kept for the run."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's own choice in a run that it has already trained in."""
 
 from __future__ import annotations

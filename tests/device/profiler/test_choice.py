@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The choice of a cut, and the words for it."""
 
 from __future__ import annotations

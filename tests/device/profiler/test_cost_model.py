@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cuts that were not measured are predicted from those that were, and from the stages between them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device that watches its own rounds: when it speaks, what it says, what it asks for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The echo over real brokers: what comes back is measured, what does not is told."""
 
 from __future__ import annotations

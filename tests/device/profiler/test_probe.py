@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Which cuts are measured, in which order, and what becomes of two looks at one."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device learns alone: with the fleet's trainer and seeds, once for each run."""
 
 from __future__ import annotations

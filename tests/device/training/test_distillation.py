@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a device learns from soft labels: only of pictures that have one, and as much as the run says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device trains to the same weights, whether its images are in memory or decoded by threads meanwhile."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device trains the exits of shallower devices beside its own."""
 
 from __future__ import annotations

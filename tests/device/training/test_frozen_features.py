@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Features of frozen stages are the same bits with a cache, without one, and after any accident to it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The mistakes that a device keeps for its people: the most confident ones, each image once."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device's state: refused where it does not belong; where it is torn, trained again to the same bits."""
 
 from __future__ import annotations

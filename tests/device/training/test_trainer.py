@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A trainer is opened only where what it makes can travel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`splitee simulate`: a table and files of every method and seed, nothing run twice, mistakes in one line."""
 
 from __future__ import annotations

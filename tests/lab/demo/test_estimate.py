@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """When all will have ended: from the pace of what is done, and from what is known of the rest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The memory that a process takes at its peak, seen from outside."""
 
 from __future__ import annotations

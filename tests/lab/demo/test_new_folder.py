@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A demo that does not begin leaves no folder behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a demo starts: three depths of any network, shards without overlap, a folder of its own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a demo shows while it runs: on terminals of 80 and 120 columns, and as lines of a log."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Brokers for one machine: they start, say why they did not, and end with their caller."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A demo's small devices: shares of a core by control groups, a core where none may be made."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Child processes: a failure is one clear message with the log's end, and none is left behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Jobs in processes: their news come in order, one that dies is named, and no process outlives the work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The baselines: the same network, pictures and schedule as the fleet's, in processes of their own."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every method begins from the weights that are given, and leaves frozen stages as they are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What hostile clients send, and that a simulation with them is as repeatable as one without."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """CSE-FSL and FSL-SAGE: what clients that get no gradient train, send and average, and the alignment."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What each method of a comparison computes, sends and averages, on networks known by heart."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a demo's conclusion says, in good cases and in bad ones."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The report: every figure on the page, nothing that a name could inject, nothing loaded from elsewhere."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Every figure that a page shows is one of report.json's, or follows from them as the page says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The page in a real browser, in all its cases: nothing is cut off, and nothing leaves the screen."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Lines break between words, and a figure keeps its unit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Partitions: every picture once, by the seed alone, as uneven as asked; mistakes in one line."""
 
 from __future__ import annotations

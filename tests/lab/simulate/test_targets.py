@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What is said of a strategy beside its targets, on figures known by heart."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run has by its recipe, and that whatever is given counts more."""
 
 from __future__ import annotations

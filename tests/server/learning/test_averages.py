@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Cross-layer aggregation against a plain NumPy mean over the holders of each stage."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a trunk's loss allows for: how often each device's batches have had each class."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """An update that is too long is shortened on its line, and no other is touched."""
 
 from __future__ import annotations

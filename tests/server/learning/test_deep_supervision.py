@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trunks that learn through the fleet's exits too, against a step that is taken by hand."""
 
 from __future__ import annotations

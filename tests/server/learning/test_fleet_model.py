@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a commit does to the models of a fleet, on networks small enough to be averaged by hand."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run can begin from: the sources of weights, how they are fitted, and what is refused in one line."""
 
 from __future__ import annotations

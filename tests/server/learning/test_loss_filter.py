@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose batches a round does without: those that the trunk understands far worse than most."""
 
 from __future__ import annotations

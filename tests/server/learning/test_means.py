@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Rules of averages against plain NumPy, and what one holder of a tensor can do to them."""
 
 from __future__ import annotations

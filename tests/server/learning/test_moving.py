@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A device that is cut elsewhere after a round: every stage keeps its weights, on whichever side it is."""
 
 from __future__ import annotations

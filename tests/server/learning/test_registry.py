@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Strategies by name: what is unknown is refused, and what a strategy says of itself is true."""
 
 from __future__ import annotations

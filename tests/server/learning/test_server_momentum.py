@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What the averages of a round become by what earlier commits have changed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Whose soft labels the server holds, and when it forgets them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Who may join: a device that is online and has said what it is, once both are of the same process."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Class names: the operator's, from a file, and those that devices vote for."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Home Assistant's discovery: what is announced, what its templates make of the fleet's own messages."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """/metrics: what a scrape gets, for how many devices, and that the documentation names all of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """TensorBoard's event files: each round once, whatever happened to the server between two of them."""
 
 from __future__ import annotations

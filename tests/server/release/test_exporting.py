@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The end of a run: a model directory for each device, with no more graphs made than there are networks."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The order of batches: every one exactly once, whatever order they arrive in."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The server's state: falls back when it is torn, is refused where it does not belong."""
 
 from __future__ import annotations

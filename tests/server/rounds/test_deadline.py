@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How long a round may take: median + k x MAD with a floor. Who is late: tests/server/test_service.py."""
 
 from __future__ import annotations

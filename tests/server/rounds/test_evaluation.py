@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What an evaluation counts, class by class, against a plain count; and what of it is written and sent."""
 
 from __future__ import annotations

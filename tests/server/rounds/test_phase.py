@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """A phase of a round: what it holds is gone with it."""
 
 from __future__ import annotations

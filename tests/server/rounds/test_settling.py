@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a run leaves to the fleet's images: robust against a liar, and settled once."""
 
 from __future__ import annotations

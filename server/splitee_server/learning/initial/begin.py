@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How a run begins: its first weights are found, fitted and kept, so that a restart needs no source."""
 
 from __future__ import annotations

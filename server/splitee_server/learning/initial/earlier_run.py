@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights from the last commit of an earlier run: the whole network, and the exits of its cuts."""
 
 from __future__ import annotations

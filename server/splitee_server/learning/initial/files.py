@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Weights from a file: safetensors, or what torch has saved; nothing but tensors is ever unpickled."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Mean and deviation of a run's images, as `--normalize` says them."""
 
 from __future__ import annotations

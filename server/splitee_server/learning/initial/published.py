@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The weights that torchvision publishes for its networks; the server downloads them once, devices never."""
 
 from __future__ import annotations

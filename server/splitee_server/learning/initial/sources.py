@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """The forms in which `--weights` names what a run begins from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Trained weights as a run begins from them: fitted to its network, durable, and known by their digest."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Averaging: a trunk per device, trained by its own batches, averaged layer by layer every so often."""
 
 from __future__ import annotations

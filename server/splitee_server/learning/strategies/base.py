@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """What a cooperative strategy must do. Strategies know tensors and devices' names, not MQTT.
 
 A new strategy is a file beside this one with a subclass of `Strategy` (the shortest to begin from is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """All cooperative strategies by name: a new one is a file beside this one, and a line here.
 
 A strategy's class, and torch with it, is imported when a run needs it: commands only name them.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Sequential: one shared trunk, trained by the devices' batches in turn; each enters it at its own stage."""
 
 from __future__ import annotations
