@@ -107,7 +107,7 @@ def main() -> None:
     if not arguments.no_tag:
         run("git", "tag", "--annotate", tag, "--message", f"{tag}\n\n{notes}")
         print(f"tagged {tag}; push it with: git push origin {tag}")
-    print(f"built {', '.join(path.name for path in sorted(DIST.glob("hetero*")))}")
+    print(f"built {', '.join(path.name for path in sorted(DIST.glob('hetero*')))}")
 
 
 if __name__ == "__main__":
