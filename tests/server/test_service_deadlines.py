@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is late, who is waited for, and with whom a round goes on: the service with a fake port and clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
+
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus, ServerStatus
+from splitee.protocol.routes import Route
+from splitee_server.rounds.policy import Policy
+
+SKIP = Policy(devices=3, quorum=1, missing="skip", floor=60.0)
+THREE = ("pi-1", "pi-2", "pi-3")
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> VirtualFleet:
+    return VirtualFleet(tmp_path / "server", *THREE)
+
+
+@pytest.fixture
+def skipping(tmp_path: Path) -> VirtualFleet:
+    return VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=3, client_averaging="none")
+
+
+def test_a_device_that_is_late_is_skipped_at_the_deadline(skipping: VirtualFleet) -> None:
+    late = skipping.devices["pi-3"]
+
+    def fall_silent(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (2, "train", 1):
+            late.pause()
+
+    late.before_batch = fall_silent
+    before = skipping.clock()
+    skipping.run()
+    assert [sorted(skipping.commits[number].digests) for number in (1, 2, 3)] == [
+        list(THREE), ["pi-1", "pi-2"], ["pi-1", "pi-2"],
+    ]  # fmt: skip
+    assert 60 <= skipping.clock() - before < 70  # the deadline's floor, once
+
+
+def test_in_a_first_round_only_a_device_that_stands_still_is_late(skipping: VirtualFleet) -> None:
+    """Nothing is known yet of how long a round takes."""
+    slow = skipping.devices["pi-3"]
+    slow.before_batch = lambda _number, _phase, _step: slow.pause()
+    before = skipping.clock()
+    skipping.run()
+    assert sorted(skipping.commits[1].digests) == ["pi-1", "pi-2"]
+    assert 600 <= skipping.clock() - before < 610  # ten times the floor
+
+
+def vanish(fleet: VirtualFleet, name: str, number: int, step: int) -> None:
+    """A device says nothing any more from this batch on; the broker tells its last will."""
+    device = fleet.devices[name]
+
+    def before_batch(current: int, phase: str, batch: int) -> None:
+        if (current, phase, batch) == (number, "train", step):
+            device.pause()
+            device.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+
+    device.before_batch = before_batch
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_device_that_vanishes_in_the_first_round_is_skipped_after_the_floor(
+    tmp_path: Path, strategy: str, step: int
+) -> None:
+    """The broker says that it is gone: it is not one that may be slow."""
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=2, strategy=strategy)
+    vanish(fleet, "pi-3", 1, step)
+    before = fleet.clock()
+    report = fleet.run()
+    assert 60 <= fleet.clock() - before < 70
+    assert [device["batches"] for device in report["devices"]] == [6, 6, 0]
+
+
+def test_after_a_first_round_without_a_device_nobody_else_is_taken_for_late(tmp_path: Path) -> None:
+    """Nothing is known yet of how long a round takes: it takes the others two minutes."""
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=SKIP, rounds=3)
+    vanish(fleet, "pi-3", 1, 1)
+    slow = fleet.devices["pi-1"]
+    say = slow.say
+
+    def slowly(route: Route, payload: bytes, seconds: float = 0.0) -> None:
+        say(route, payload, 40.0 if route is routes.FEATURES else seconds)
+
+    slow.say = slowly  # type: ignore[method-assign]
+    report = fleet.run()
+    assert [device["batches"] for device in report["devices"]] == [9, 9, 0]
+
+
+@pytest.mark.parametrize("missing", ["skip", "wait"])
+def test_before_the_first_round_who_has_joined_and_gone_is_waited_for_under_wait_alone(
+    tmp_path: Path, missing: Any
+) -> None:
+    policy = Policy(devices=3, quorum=2, missing=missing, floor=60.0)
+    fleet = VirtualFleet(tmp_path / "server", *THREE, policy=policy)
+    late, gone = fleet.devices["pi-2"], fleet.devices["pi-3"]
+    late.come = lambda **_changed: None  # type: ignore[method-assign]
+
+    def says(device: VirtualDevice, state: Any, seconds: float) -> None:
+        device.say(routes.STATUS, DeviceStatus(state=state, instance=1).encode(), seconds)
+
+    says(gone, "offline", 10)
+    says(late, "online", 100)
+    late.say(routes.PROFILE, late.profile.encode(), 100)
+    says(gone, "online", 5000)
+    before = fleet.clock()
+    report = fleet.run()
+    assert fleet.clock() - before == pytest.approx(100 if missing == "skip" else 5000, abs=2)
+    assert [device["batches"] for device in report["devices"]] == [6, 6, 0 if missing == "skip" else 6]
+
+
+def test_no_round_goes_on_with_fewer_than_the_quorum(tmp_path: Path) -> None:
+    policy = Policy(devices=3, quorum=3, missing="skip", floor=60.0)
+    fleet = VirtualFleet(tmp_path, *THREE, policy=policy)
+    late = fleet.devices["pi-3"]
+
+    def pause(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (2, "train", 1) and fleet.clock() < before + 300:
+            late.pause(300)
+
+    late.before_batch = pause
+    before = fleet.clock()
+    fleet.run()
+    assert fleet.clock() - before >= 300
+    assert sorted(fleet.commits[2].digests) == list(THREE)
+
+
+def test_under_wait_everybody_is_waited_for_and_named(
+    fleet: VirtualFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "splitee_server")
+    late = fleet.devices["pi-2"]
+    before = fleet.clock()
+
+    def pause(number: int, phase: str, step: int) -> None:
+        if (number, phase, step) == (1, "train", 1) and fleet.clock() < before + 5000:
+            late.say(routes.STATUS, DeviceStatus(state="offline", instance=1).encode())
+            late.say(routes.STATUS, DeviceStatus(state="online", instance=1).encode(), 5000)
+            late.pause(5000)
+
+    late.before_batch = pause
+    fleet.run()
+    assert sorted(fleet.commits[1].digests) == list(THREE)
+    assert "round 1 of 2: training: waiting for pi-2 (2 online)" in caplog.text
+    waiting = [
+        ServerStatus.decode(payload).waiting_for for payload in fleet.port.payloads(TOPICS.server_status)
+    ]
+    assert ("pi-2",) in waiting
