@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's service with a fake port and clock: who comes back, moves, or is refused, and what is counted."""
+"""The service with a fake port and clock: who comes back, moves or is refused, and what is counted."""
 
 from __future__ import annotations
 
