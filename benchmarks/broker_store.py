@@ -18,6 +18,7 @@ from splitee.mqtt.link import Link
 INTERVAL = 1  # seconds between two looks of the broker at its counts
 SETTINGS = f"sys_interval {INTERVAL}\nautosave_interval 5\n"
 COUNTS = ALL, CONNECTED = "$SYS/broker/clients/total", "$SYS/broker/clients/connected"
+LARGEST_STORE = 10_000_000  # bytes that a fleet's broker may have on its disk
 WAIT = 15.0  # seconds
 
 
@@ -59,12 +60,15 @@ class Database:
         return size
 
     def saved(self, broker: int) -> int:
-        """Bytes after the broker with this process id has written all that it keeps."""
+        """Bytes after the broker with this process id has written all that it keeps.
+
+        Raises ClickException: it has written nothing.
+        """
         before = self._path.stat().st_mtime_ns if self._path.exists() else 0
         os.kill(broker, signal.SIGUSR1)
         until = time.monotonic() + WAIT
         while time.monotonic() < until:
             if self._path.exists() and self._path.stat().st_mtime_ns != before:
-                break
+                return self.look()
             time.sleep(0.1)
-        return self.look()
+        raise click.ClickException(f"the broker has not written {self._path} in {WAIT:.0f} s")

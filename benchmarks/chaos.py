@@ -22,12 +22,11 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.broker_store import abandoned_sessions
+from benchmarks.broker_store import LARGEST_STORE, abandoned_sessions
 from benchmarks.faults import Faults
 from benchmarks.fleet import TICK, Fleet, Settings, out_option, until, working_directory
 
 DEAD_PATH = 31.0  # seconds until a device must have noticed; its log counts whole ones
-LARGEST_STORE = 10_000_000  # bytes
 
 
 def run(directory: Path, strategy: str, settings: Settings, faults: int, seed: int) -> dict[str, Any]:
