@@ -18,6 +18,7 @@ from splitee.cli.settings import setting, switch
 from splitee.errors import ConfigError, SpliteeError
 from splitee.protocol.topics import check_name
 from splitee_broker.authority import Authority, Issued, Role
+from splitee_broker.commands.check import check_broker
 from splitee_broker.commands.options import (
     DIRECTORY,
     RELOAD,
@@ -205,6 +206,7 @@ def revoke_device(device: str, directory: Path) -> None:
         echo(f"{count} retained topics of {device} are cleared; once the broker has read it, again: {again}")
 
 
+broker.add_command(check_broker)
 broker.add_command(renew_identities)
 
 

@@ -27,6 +27,7 @@ from splitee.mqtt.probe import answers_mqtt_311, speaks_mqtt_311_only
 from splitee.mqtt.refusals import (
     Closed,
     Garbage,
+    Lacking,
     TryFailed,
     Unanswered,
     lack,
@@ -105,7 +106,7 @@ class Connection:
             raise refusal(self._address, self._client_id, answer)
         if self._lack is not None:
             self._hang_up()
-            raise BrokerRefused(f"broker {self._address} {self._lack}")
+            raise Lacking(f"broker {self._address} {self._lack}")
         self._opened = True
 
     def _ask_a_stranger(self, deadline: float) -> ReasonCode:

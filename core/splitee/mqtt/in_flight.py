@@ -27,6 +27,10 @@ class InFlight:
         return len(self._topics)
 
     @property
+    def window(self) -> int:
+        return self._window
+
+    @property
     def up(self) -> bool:
         return self._up
 

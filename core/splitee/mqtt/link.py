@@ -138,6 +138,11 @@ class Link:
         return self._max_packet - ENVELOPE
 
     @property
+    def window(self) -> int:
+        """Publications that may be unacknowledged: 20, or the broker's Receive Maximum where that is less."""
+        return self._in_flight.window
+
+    @property
     def cpu(self) -> float:
         """CPU seconds that the network thread, while it runs, has taken; 0 where the system does not tell."""
         known = self.alive and hasattr(time, "pthread_getcpuclockid")

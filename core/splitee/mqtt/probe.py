@@ -9,9 +9,9 @@ import time
 
 from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
 
-from splitee.errors import BrokerRefused
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.client import new_client
+from splitee.mqtt.refusals import NoMqtt5
 
 
 def answers_mqtt_311(
@@ -37,7 +37,7 @@ def answers_mqtt_311(
     return bool(answers)
 
 
-def speaks_mqtt_311_only(address: BrokerAddress) -> BrokerRefused:
-    return BrokerRefused(
+def speaks_mqtt_311_only(address: BrokerAddress) -> NoMqtt5:
+    return NoMqtt5(
         f"broker {address} does not speak MQTT v5: it answers MQTT 3.1.1 only; use a broker that speaks v5"
     )

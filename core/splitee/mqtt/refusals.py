@@ -19,6 +19,14 @@ TEMPORARY = {
 }
 
 
+class Lacking(BrokerRefused):
+    """The broker would let us in, and does not offer what a fleet needs."""
+
+
+class NoMqtt5(Lacking):
+    """It does not speak MQTT v5."""
+
+
 class TryFailed(Exception):
     """One try to connect failed in a way that may pass."""
 
@@ -69,7 +77,7 @@ def refusal(address: BrokerAddress, client_id: str, answer: ReasonCode) -> Excep
     if reason in TEMPORARY:
         return TryFailed(f"{reason.lower()}: {TEMPORARY[reason]}")
     if reason == "Unsupported protocol version":
-        return BrokerRefused(f"broker {address} does not speak MQTT v5: use one that does")
+        return NoMqtt5(f"broker {address} does not speak MQTT v5: use one that does")
     return BrokerRefused(
         f"broker {address} refused {client_id!r}: {reason.lower()}; check user, password, certificate and id"
     )

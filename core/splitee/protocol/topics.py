@@ -67,6 +67,10 @@ class Topics:
     def server_claim(self) -> str:
         return f"{self.base}/server/claim"
 
+    def check(self, token: str) -> str:
+        """Below it `splitee broker check` works; no message of a fleet travels there."""
+        return f"{self.base}/check/{token}"
+
     def device(self, device: str, leaf: str) -> str:
         """`leaf`: status, profile, features, round-done, infer, weights, inbox/plan, inbox/ack, ..."""
         return f"{self.base}/devices/{device}/{leaf}"

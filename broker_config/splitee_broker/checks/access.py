@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""This client may write and read below splitee/v1/FLEET/check, where all checks work."""
+
+from __future__ import annotations
+
+from splitee.mqtt.options import LinkOptions
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+
+def run(bench: Workbench) -> Result:
+    topic = bench.topic("access")
+    client = bench.connect("access")
+    client.subscribe(topic)
+    answer = client.publish(topic, b"x")
+    if answer.is_failure:
+        return Result("missing", f"{topic}: {answer.getName().lower()}; {_hint(bench.link)}")
+    if client.receive(bench.left() / 2) is None:
+        return Result("missing", f"{topic}: what is published there does not come back; {_hint(bench.link)}")
+    return Result("ok", f"this client may write and read {bench.topic('#')}")
+
+
+def _hint(link: LinkOptions) -> str:
+    return f"it takes the server's identity (--config server/server.toml) of fleet {link.fleet!r}"
+
+
+CHECK = Check("access", run, needed_by_others=True)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client of MQTT v5 that does one thing after the other, and shows all that the broker answers."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Self, TypeVar, cast
+
+from paho.mqtt.client import ConnectFlags, MQTTMessage
+from paho.mqtt.enums import MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from splitee.mqtt.address import TlsFiles
+from splitee.mqtt.client import new_client
+from splitee.mqtt.connection import packet_properties, quietly
+from splitee.mqtt.in_flight import IN_FLIGHT
+from splitee.mqtt.options import LinkOptions
+from splitee.mqtt.websockets import below_websocket
+
+LINGER = 1.0  # seconds that the broker has to read DISCONNECT
+TICK = 0.1  # seconds
+T = TypeVar("T")
+
+
+class Lost(Exception):
+    """The broker has ended the connection, or said nothing in time; the message says which, for people."""
+
+
+class Client:
+    """All of it belongs to one thread. Each wait ends at `deadline`, by `time.monotonic`, with `Lost`."""
+
+    def __init__(
+        self,
+        link: LinkOptions,
+        client_id: str,
+        deadline: float,
+        *,
+        session_expiry: int = 0,
+        resumes: bool = False,
+        receive_maximum: int | None = None,
+        will: tuple[str, bytes] | None = None,
+    ) -> None:
+        """`session_expiry`: seconds. `resumes`: the session that the broker has kept, if it has one.
+
+        `receive_maximum`: messages that the broker may send before they are acknowledged.
+        `will`: topic and payload, which the broker retains.
+        """
+        self.link = link
+        self.client_id = client_id
+        self.session_expiry = session_expiry
+        self.session_present = False
+        self.properties = Properties(PacketTypes.CONNACK)  # type: ignore[no-untyped-call]
+        self._deadline = deadline
+        self._answer: ReasonCode | None = None
+        self._granted: dict[int, ReasonCode] = {}
+        self._acknowledged: dict[int, ReasonCode] = {}
+        self._messages: deque[MQTTMessage] = deque()
+        self._why = "it closed the connection"
+        self._closing = False
+        self._window = IN_FLIGHT
+        limit = max(1.0, deadline - time.monotonic())
+        self._paho = paho = new_client(link.address, client_id, MQTTProtocolVersion.MQTTv5, limit)
+        paho.on_socket_open = quietly(_send_at_once)
+        paho.on_socket_close = quietly(self._let_broker_read)
+        paho.on_connect = quietly(self._on_connect)
+        paho.on_subscribe = quietly(self._on_subscribe)
+        paho.on_publish = quietly(self._on_publish)
+        paho.on_message = lambda _client, _data, message: self._messages.append(message)
+        paho.on_disconnect = quietly(self._on_disconnect)
+        if link.tls is not None or link.address.tls:
+            paho.tls_set_context(tls_context(link))
+        if will is not None:
+            paho.will_set(*will, qos=1, retain=True)
+        self._resumes = resumes
+        self._connecting = packet_properties(
+            PacketTypes.CONNECT,
+            SessionExpiryInterval=session_expiry or None,
+            ReceiveMaximum=receive_maximum,
+        )
+
+    def open(self) -> Self:
+        """Connects. Lost: the broker does not accept it."""
+        address = self.link.address
+        try:
+            self._paho.connect(
+                address.host,
+                address.port,
+                # TLS has as long for its handshake; and who does not read need not ping
+                keepalive=math.ceil(max(1.0, self._deadline - time.monotonic())) + 1,
+                clean_start=not self._resumes,
+                properties=self._connecting,
+            )
+        except OSError as error:
+            raise Lost(error.strerror or str(error)) from None
+        answer = self._wait(lambda: self._answer)
+        if answer.is_failure:
+            raise Lost(f"it refused a client: {answer.getName().lower()}")
+        self._window = min(IN_FLIGHT, getattr(self.properties, "ReceiveMaximum", IN_FLIGHT))
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands, after a look at what the broker has sent."""
+        self._move(0.0)
+        return self._paho.is_connected()
+
+    def subscribe(self, *filters: str) -> None:
+        """Waits until they are in force. Lost: one is refused."""
+        asked = [(name, SubscribeOptions(qos=1)) for name in filters]
+        _, number = self._paho.subscribe(asked)
+        answer = self._wait(lambda: self._granted.get(number or 0))
+        if answer.is_failure:
+            raise Lost(f"it refused a subscription: {answer.getName().lower()}")
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False, **properties: Any) -> ReasonCode:
+        """At QoS 1; returns the broker's acknowledgement. `properties`: by their names in MQTT v5."""
+        return next(self.publish_all([(topic, payload)], retain=retain, **properties))
+
+    def publish_all(
+        self, messages: Iterable[tuple[str, bytes]], *, retain: bool = False, **properties: Any
+    ) -> Iterator[ReasonCode]:
+        """Topics and payloads, 20 in flight; the acknowledgement of each as it comes."""
+        packet = packet_properties(PacketTypes.PUBLISH, **properties)
+        under_way: deque[int] = deque()
+        for topic, payload in messages:
+            while len(under_way) >= self._window:
+                yield self._acknowledgement(under_way.popleft())
+            sent = self._paho.publish(topic, payload, qos=1, retain=retain, properties=packet)
+            under_way.append(sent.mid)
+        while under_way:
+            yield self._acknowledgement(under_way.popleft())
+
+    def _acknowledgement(self, number: int) -> ReasonCode:
+        answer = self._wait(lambda: self._acknowledged.get(number))
+        del self._acknowledged[number]
+        return answer
+
+    def next_message(self) -> MQTTMessage:
+        """Waits for it. Lost: none has come at the deadline."""
+        self._wait(lambda: self._messages or None)
+        return self._messages.popleft()
+
+    def receive(self, seconds: float) -> MQTTMessage | None:
+        """The next message; None: none has come in so many seconds."""
+        until = time.monotonic() + seconds
+        while not self._messages and (left := until - time.monotonic()) > 0:
+            self._move(min(TICK, left))
+            if not self._paho.is_connected():
+                raise Lost(self._why)
+        return self._messages.popleft() if self._messages else None
+
+    def wait_until_lost(self) -> str:
+        """Until the broker has ended the connection; why, as far as it says. Lost: it does not, in time."""
+        while self.connected:
+            if time.monotonic() > self._deadline:
+                raise Lost("it did not end a connection in time")
+            self._move(TICK)
+        return self._why
+
+    def break_off(self) -> None:
+        """Closes the socket without DISCONNECT, as a device does whose power is cut."""
+        opened = self._paho.socket()
+        if opened is not None:
+            below = below_websocket(cast(socket.socket, opened))
+            with contextlib.suppress(OSError):
+                below.shutdown(socket.SHUT_RDWR)
+            below.close()
+
+    def close(self) -> None:
+        """DISCONNECT; the broker keeps no session."""
+        self._closing = True
+        with contextlib.suppress(OSError, ValueError):
+            self._paho.disconnect(
+                properties=packet_properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0)
+            )
+            self._move(0.0)
+        self.break_off()
+
+    def _wait(self, found: Callable[[], T | None]) -> T:
+        while (value := found()) is None:
+            if time.monotonic() > self._deadline:
+                raise Lost("it gave no answer in time")
+            self._move(TICK)
+            if found() is None and not self._paho.is_connected() and self._answer is not None:
+                raise Lost(self._why)
+        return value
+
+    def _move(self, seconds: float) -> None:
+        """Moves packets, waiting for them at most so long."""
+        if self._paho.socket() is not None:
+            code = self._paho.loop(seconds)
+            if code != MQTTErrorCode.MQTT_ERR_SUCCESS and self._answer is None:
+                raise Lost(self._why)
+
+    def _on_connect(
+        self, _client: Any, _data: Any, flags: ConnectFlags, answer: ReasonCode, properties: Properties
+    ) -> None:
+        self.session_present = flags.session_present
+        self.properties = properties
+        self._answer = answer
+
+    def _on_subscribe(
+        self, _client: Any, _data: Any, number: int, reasons: list[ReasonCode], _properties: Properties
+    ) -> None:
+        self._granted[number] = next((reason for reason in reasons if reason.is_failure), reasons[0])
+
+    def _on_publish(
+        self, _client: Any, _data: Any, number: int, reason: ReasonCode, _properties: Properties
+    ) -> None:
+        self._acknowledged[number] = reason
+
+    def _on_disconnect(
+        self, _client: Any, _data: Any, flags: Any, reason: ReasonCode, _properties: Properties
+    ) -> None:
+        if flags.is_disconnect_packet_from_server:
+            self._why = f"it ended the connection: {reason.getName().lower()}"
+
+    def _let_broker_read(self, _client: Any, _data: Any, closed: socket.socket) -> None:
+        """To close while there is something to read resets a connection, and DISCONNECT is lost with it."""
+        if not self._closing:
+            return
+        until = time.monotonic() + LINGER
+        with contextlib.suppress(OSError):
+            below = below_websocket(closed)
+            below.settimeout(LINGER)
+            below.shutdown(socket.SHUT_WR)
+            while below.recv(1 << 16) and time.monotonic() < until:
+                pass
+
+
+def tls_context(link: LinkOptions) -> ssl.SSLContext:
+    """The context of a link's files, or of the system's authorities."""
+    return (link.tls or TlsFiles()).context()
+
+
+def _send_at_once(_client: Any, _data: Any, opened: socket.socket) -> None:
+    below_websocket(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many connections the broker takes at once, and which end refuses one more."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import socket
+import ssl
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from splitee.mqtt.websockets import below_websocket
+from splitee_broker.checks.bare_connection import Refused, connect
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.client import tls_context
+from splitee_broker.checks.workbench import Workbench
+
+TRIES = 16  # connections that are made at the same time
+OWN = 64  # descriptors that this process needs for all else
+
+
+def run(bench: Workbench) -> Result:
+    wanted = bench.devices
+    room = _descriptors() - OWN
+    if room < wanted:
+        return Result(
+            "unknown",
+            f"this process may have {room:,} connections: raise its limit of descriptors (ulimit -n)",
+            room,
+            wanted,
+        )
+    attempt = Attempt(bench, tls_context(bench.link) if bench.link.address.tls else None)
+    try:
+        attempt.open(wanted)
+        held = attempt.still_open()
+    finally:
+        attempt.close()
+    failure = attempt.failure
+    if failure is not None and failure.here:
+        return Result(
+            "unknown", f"{held:,} of {wanted:,}, then this machine refused: {failure}", held, wanted
+        )
+    if failure is not None:
+        return Result("missing", f"{held:,} of {wanted:,}, then the broker refused: {failure}", held, wanted)
+    if held < wanted:
+        return Result(
+            "missing", f"{held:,} of {wanted:,}: the broker closed others to take these", held, wanted
+        )
+    return Result("ok", f"{held:,} connections at once", held, wanted)
+
+
+def _descriptors() -> int:
+    """How many this process may have, once its own limit is as high as the system lets it be."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if least != most:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return 1 << 20 if most == resource.RLIM_INFINITY else most
+
+
+@dataclass
+class Attempt:
+    """Opens connections until there are enough, or one is refused."""
+
+    bench: Workbench
+    tls: ssl.SSLContext | None
+    opened: list[socket.socket] = field(default_factory=list)
+    failure: Refused | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def open(self, count: int) -> None:
+        with ThreadPoolExecutor(TRIES) as pool:
+            for _ in pool.map(self._one, range(count)):
+                if len(self.opened) % 50 == 0:
+                    self.bench.progress(f"{len(self.opened):,} of {count:,} connections")
+
+    def _one(self, number: int) -> None:
+        if self.failure is not None:
+            return
+        try:
+            if self.bench.left() <= 0:
+                raise Refused("no more in the time for this check")
+            connection = connect(self.bench.link.address, self.bench.client_id(f"n{number}"), self.tls)
+        except Refused as refused:
+            with self._lock:
+                self.failure = self.failure or refused
+            return
+        with self._lock:
+            self.opened.append(connection)
+
+    def still_open(self) -> int:
+        """How many the broker has not closed meanwhile. It has sent nothing since, so nothing can be read."""
+        poll = select.poll()
+        for connection in self.opened:
+            poll.register(below_websocket(connection), select.POLLIN)
+        closed = {number for number, _ in poll.poll(0)}
+        return sum(connection.fileno() not in closed for connection in self.opened)
+
+    def close(self) -> None:
+        for connection in self.opened:
+            with contextlib.suppress(OSError):
+                connection.send(b"\xe0\x00")  # DISCONNECT
+        for connection in self.opened:
+            below_websocket(connection).close()
+        self.opened.clear()
+
+
+CHECK = Check("connections", run, seconds=5.0, seconds_a_device=0.02)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QoS 1: every message is acknowledged and delivered, in the order of publication."""
+
+from __future__ import annotations
+
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+MESSAGES = 100
+
+
+def run(bench: Workbench) -> Result:
+    topic = bench.topic("delivery")
+    reader, writer = bench.connect("reader"), bench.connect("writer")
+    most = getattr(writer.properties, "MaximumQoS", 2)
+    if most < 1:
+        return Result("missing", "its Maximum QoS is 0; no message of a fleet does without QoS 1")
+    reader.subscribe(topic)
+    for _ in writer.publish_all((topic, b"%d" % number) for number in range(MESSAGES)):
+        pass
+    came: list[int] = []
+    while len(came) < MESSAGES and (message := reader.receive(bench.left() / 2)) is not None:
+        if message.qos != 1:
+            return Result("missing", f"what is published at QoS 1 comes at QoS {message.qos}")
+        came.append(int(message.payload))
+    if set(came) != set(range(MESSAGES)):
+        return Result(
+            "missing", f"{len(set(came))} of {MESSAGES} acknowledged messages came", len(came), MESSAGES
+        )
+    if came != sorted(came):
+        return Result("missing", "messages of one topic come in another order than they were published in")
+    return Result("ok", f"{MESSAGES} of {MESSAGES} acknowledged messages came, in order", len(came), MESSAGES)
+
+
+CHECK = Check("qos-1", run)

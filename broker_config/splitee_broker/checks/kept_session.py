@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session is kept over a broken connection, with what has come meanwhile."""
+
+from __future__ import annotations
+
+from splitee.mqtt.link import SESSION_EXPIRY
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+
+def run(bench: Workbench) -> Result:
+    topic = bench.topic("session")
+    first = bench.connect("session", session_expiry=SESSION_EXPIRY)
+    first.subscribe(topic)
+    first.break_off()
+    writer = bench.connect("writer")
+    writer.publish(topic, b"x")
+    second = bench.connect("session", session_expiry=SESSION_EXPIRY, resumes=True)
+    if not second.session_present:
+        return Result("limited", "not kept: after a broken connection all that was under way is sent again")
+    if second.receive(bench.left() / 2) is None:
+        return Result("limited", "kept without what has come meanwhile, which is sent again")
+    return Result("ok", "kept over a broken connection, with what has come meanwhile")
+
+
+CHECK = Check("session", run)

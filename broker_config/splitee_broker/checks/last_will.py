@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last will is published, and retained, when a connection breaks: who is gone is known to be."""
+
+from __future__ import annotations
+
+import time
+
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+
+def run(bench: Workbench) -> Result:
+    topic = bench.retained("will")
+    reader = bench.connect("reader")
+    reader.subscribe(topic)
+    dying = bench.connect("dying", will=(topic, b"offline"))
+    dying.break_off()
+    broken = time.monotonic()
+    if reader.receive(bench.left() / 2) is None:
+        return Result("missing", "a broken connection publishes none: who is gone seems to be there")
+    seconds = time.monotonic() - broken
+    late = bench.connect("late")
+    late.subscribe(topic)
+    message = late.receive(bench.left() / 2)
+    if message is None or not message.retain:
+        return Result("missing", "it is published, and not retained: who comes later does not hear of it")
+    return Result("ok", f"published and retained {1000 * seconds:.0f} ms after a connection broke", seconds)
+
+
+CHECK = Check("last-will", run)

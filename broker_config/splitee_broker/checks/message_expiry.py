@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Message expiry: it is counted down, which tells how old a retained message is, and ends a message."""
+
+from __future__ import annotations
+
+import time
+
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+LONG, SHORT = 1000, 1  # seconds
+WAIT = 2.2  # seconds: brokers count whole ones
+
+
+def run(bench: Workbench) -> Result:
+    old, gone = bench.retained("expiry", "old"), bench.retained("expiry", "gone")
+    writer = bench.connect("writer")
+    writer.publish(old, b"x", retain=True, MessageExpiryInterval=LONG)
+    writer.publish(gone, b"x", retain=True, MessageExpiryInterval=SHORT)
+    time.sleep(WAIT)
+    reader = bench.connect("reader")
+    reader.subscribe(old, gone)
+    left: dict[str, int] = {}
+    while (message := reader.receive(min(1.0, bench.left() / 2))) is not None:
+        left[message.topic] = getattr(message.properties, "MessageExpiryInterval", LONG)
+    if old not in left:
+        return Result(
+            "limited", "a retained message with an expiry is not kept: no status of an absent device"
+        )
+    if left[old] >= LONG:
+        return Result("limited", "not counted down: nobody can tell how old a retained status is")
+    if gone in left:
+        return Result(
+            "limited", "a message comes after its expiry: requests are served that nobody waits for"
+        )
+    return Result("ok", f"counted down ({LONG - left[old]} s of {LONG} s), and in force")
+
+
+CHECK = Check("message-expiry", run, seconds=6.0)

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The broker speaks MQTT v5, and lets this client in."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+
+from splitee.mqtt.link import Link
+from splitee.mqtt.refusals import Lacking, NoMqtt5
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+
+def run(bench: Workbench) -> Result:
+    """By the link of devices and servers, so what it says of a broker that is none is what they say.
+
+    Raises:
+        SpliteeError: there is no broker, or it does not let this client in.
+    """
+    link = bench.link
+    try:
+        with (
+            closing(Link(link.address, bench.client_id("first"), tls=link.tls)) as connection,
+            suppress(Lacking),
+        ):
+            connection.open(link.connect_timeout)
+    except NoMqtt5 as lack:
+        return Result("missing", str(lack))
+    return Result("ok", "it speaks MQTT v5, and lets this client in")
+
+
+CHECK = Check("mqtt-v5", run, needed_by_others=True)

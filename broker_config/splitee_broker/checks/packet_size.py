@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Maximum Packet Size: what tells of all devices must fit one packet; batches come in parts."""
+
+from __future__ import annotations
+
+import math
+
+from splitee.cli import words
+from splitee.mqtt.link import ENVELOPE
+from splitee.protocol.fleet_size import largest_whole
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.client import Lost
+from splitee_broker.checks.workbench import Workbench
+
+LINK = 1 << 20  # bytes of the largest packet that a link sends
+BATCH = 32 * 64 * 24 * 24 * 2  # bytes: 32 images of 3x96x96 through resnet18 up to its widest cut, as fp16
+
+
+def run(bench: Workbench) -> Result:
+    client = bench.connect("packets")
+    said = getattr(client.properties, "MaximumPacketSize", None)
+    size = min(LINK, said or LINK)
+    whole = largest_whole(bench.devices) + ENVELOPE
+    if size < whole:
+        return Result(
+            "missing",
+            f"packets of at most {words.size(size)}, but what tells of {words.devices(bench.devices)} has "
+            f"{words.size(whole)}",
+            size,
+            whole,
+        )
+    topic = bench.topic("packets")
+    client.subscribe(topic)
+    try:
+        answer = client.publish(topic, bytes(size - ENVELOPE))
+        came = client.next_message()
+    except Lost as lost:
+        return Result(
+            "missing", f"a packet of {words.size(size)}: {lost}; it announces no such limit", 0, LINK
+        )
+    if answer.is_failure or len(came.payload) != size - ENVELOPE:
+        return Result("missing", f"a packet of {words.size(size)} does not come through", 0, LINK)
+    parts = math.ceil(BATCH / (size - ENVELOPE))
+    in_parts = f"a batch of the default network ({words.size(BATCH)}) takes {parts:,}"
+    return Result(
+        "ok" if size == LINK else "limited",
+        f"a packet of {words.size(size)} comes through; {in_parts}",
+        size,
+        LINK,
+    )
+
+
+CHECK = Check("packet-size", run, seconds=6.0)

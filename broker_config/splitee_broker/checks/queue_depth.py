@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many messages the broker holds for a client that does not read, as the server at times."""
+
+from __future__ import annotations
+
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.client import Client, Lost
+from splitee_broker.checks.workbench import Workbench
+from splitee_broker.limits import limits
+
+SIZE = 64  # bytes: how many are held is the question; their bytes are max_queued_bytes
+SILENCE = 1.0  # seconds after which no more come
+
+
+def run(bench: Workbench) -> Result:
+    needed = limits(bench.devices)["max_queued_messages"]
+    topic = bench.topic("queue")
+    reader, writer = bench.connect("reader"), bench.connect("writer")
+    reader.subscribe(topic)
+    messages = ((topic, b"%0*d" % (SIZE, number)) for number in range(needed))
+    try:
+        for count, _ in enumerate(writer.publish_all(messages), 1):
+            if count % 1000 == 0:
+                bench.progress(f"{count:,} of {needed:,} messages")
+    except Lost as lost:
+        return Result("missing", f"while messages wait for a client that does not read: {lost}", None, needed)
+    try:
+        held = _read(reader, needed)
+    except Lost as lost:
+        return Result("missing", f"the connection of a client that does not read: {lost}", None, needed)
+    if held < needed:
+        return Result(
+            "missing",
+            f"it holds {held:,} of {needed:,} messages for a client that does not read, and drops the others "
+            "without a word (Mosquitto: max_queued_messages)",
+            held,
+            needed,
+        )
+    return Result("ok", f"it holds {held:,} messages for a client that does not read", held, needed)
+
+
+def _read(reader: Client, most: int) -> int:
+    """How many come."""
+    count = 0
+    while count < most and reader.receive(SILENCE) is not None:
+        count += 1
+    return count
+
+
+CHECK = Check("queue", run, seconds=7.0, seconds_a_device=0.02)

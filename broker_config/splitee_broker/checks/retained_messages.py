@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Retained messages: a fleet's state is in them."""
+
+from __future__ import annotations
+
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+
+def run(bench: Workbench) -> Result:
+    writer = bench.connect("writer")
+    if not getattr(writer.properties, "RetainAvailable", 1):
+        return Result("missing", "it keeps none (Retain Available); a fleet's state is in them")
+    topic = bench.retained("retained")
+    writer.publish(topic, b"first", retain=True)
+    writer.publish(topic, b"last", retain=True)
+    reader = bench.connect("reader")
+    reader.subscribe(topic)
+    message = reader.receive(bench.left() / 3)
+    if message is None or not message.retain or message.payload != b"last":
+        return Result("missing", "who subscribes later does not get the last one that was retained")
+    writer.publish(topic, b"", retain=True)
+    late = bench.connect("late")
+    late.subscribe(topic)
+    if (message := late.receive(bench.left() / 3)) is not None:
+        return Result("missing", "an empty one does not clear what is retained")
+    return Result("ok", "the last one is kept, comes to who subscribes later, and can be cleared")
+
+
+CHECK = Check("retained", run)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast it is, from here: a figure to compare, and no demand."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+
+from splitee.cli import words
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+ROUND_TRIPS = 20
+SECONDS = 1.0  # of publishing
+MESSAGE = bytes(1024)
+
+
+def run(bench: Workbench) -> Result:
+    topic = bench.topic("speed")
+    client, writer = bench.connect("echo"), bench.connect("writer")
+    client.subscribe(topic)
+    trips: list[float] = []
+    until = time.monotonic() + SECONDS
+    while len(trips) < ROUND_TRIPS and time.monotonic() < until:
+        sent = time.monotonic()
+        client.publish(topic, b"x")
+        client.next_message()
+        trips.append(time.monotonic() - sent)
+    started = time.monotonic()
+    until = min(started + SECONDS, started + bench.left() / 2)
+
+    def messages() -> Iterator[tuple[str, bytes]]:
+        while time.monotonic() < until:
+            yield bench.topic("nobody"), MESSAGE
+
+    count = sum(1 for _ in writer.publish_all(messages()))
+    rate = count / (time.monotonic() - started)
+    trip = words.milliseconds(statistics.median(trips))
+    return Result(
+        "ok", f"round trip {trip}; {rate:,.0f} messages of 1 KiB a second from one client", round(rate)
+    )
+
+
+CHECK = Check("speed", run)

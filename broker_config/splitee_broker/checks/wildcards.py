@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subscriptions with + and #: by them the server reads every device."""
+
+from __future__ import annotations
+
+from splitee_broker.checks.base import Check, Result
+from splitee_broker.checks.workbench import Workbench
+
+
+def run(bench: Workbench) -> Result:
+    client = bench.connect("wildcards")
+    if not getattr(client.properties, "WildcardSubscriptionAvailable", 1):
+        return Result("missing", "it takes none (Wildcard Subscription Available); members are found by them")
+    client.subscribe(bench.topic("wild", "+", "status"), bench.topic("inbox", "#"))
+    topics = {
+        bench.topic("wild", "a", "status"),
+        bench.topic("wild", "b", "status"),
+        bench.topic("inbox", "a", "b"),
+    }
+    for topic in sorted(topics):
+        client.publish(topic, b"x")
+    came: set[str] = set()
+    while came != topics and (message := client.receive(bench.left() / 2)) is not None:
+        came.add(message.topic)
+    if came != topics:
+        return Result("missing", "a subscription with + or # does not get what matches it")
+    return Result("ok", "subscriptions with + and # get what matches them")
+
+
+CHECK = Check("wildcards", run)
