@@ -9,11 +9,12 @@ from __future__ import annotations
 
 MIB = 1 << 20
 
-DEVICES = 200  # unless it is said how many
+DEVICES = 2000  # unless it is said how many
 MOST_DEVICES = 10_000  # whose connections the unit's LimitNOFILE lets in
 CLIENTS = 5  # of a device at most: training, predictions, questions, and two while it measures its link
 OTHERS = 100  # the server, viewers, Home Assistant, health checks
 STRANGERS = 4096  # connections that have not shown a certificate; Mosquitto ends each after 90 s
+MOST_MESSAGES = 32_000  # in one client's queue: what 2,000 devices may have on the way
 MESSAGES = 16  # of a device that wait for the server: a window of 16 MiB in parts of 1 MiB
 
 
@@ -21,6 +22,6 @@ def limits(devices: int) -> dict[str, int]:
     """The settings of mosquitto.conf that follow from the number of devices."""
     return {
         "max_connections": CLIENTS * devices + OTHERS + STRANGERS,
-        "max_queued_messages": min(max(MESSAGES * devices, 1000), 10_000),
+        "max_queued_messages": min(max(MESSAGES * devices, 1000), MOST_MESSAGES),
         "max_queued_bytes": min(max(devices, 64), 512) * MIB,
     }

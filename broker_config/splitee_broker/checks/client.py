@@ -111,7 +111,7 @@ class Client:
     def connected(self) -> bool:
         """Whether the connection stands, after a look at what the broker has sent."""
         self._move(0.0)
-        return self._paho.is_connected()
+        return self._is_open()
 
     def subscribe(self, *filters: str) -> None:
         """Waits until they are in force. Lost: one is refused."""
@@ -154,7 +154,7 @@ class Client:
         until = time.monotonic() + seconds
         while not self._messages and (left := until - time.monotonic()) > 0:
             self._move(min(TICK, left))
-            if not self._paho.is_connected():
+            if not self._is_open():
                 raise Lost(self._why)
         return self._messages.popleft() if self._messages else None
 
@@ -190,9 +190,12 @@ class Client:
             if time.monotonic() > self._deadline:
                 raise Lost("it gave no answer in time")
             self._move(TICK)
-            if found() is None and not self._paho.is_connected() and self._answer is not None:
+            if found() is None and self._answer is not None and not self._is_open():
                 raise Lost(self._why)
         return value
+
+    def _is_open(self) -> bool:
+        return self._paho.socket() is not None and self._paho.is_connected()
 
     def _move(self, seconds: float) -> None:
         """Moves packets, waiting for them at most so long."""

@@ -31,6 +31,7 @@ from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import PHOTOGRAPHS
 from splitee_server.announcer import claim_fleet, offline
+from splitee_server.broker_limits import say_limits
 from splitee_server.commands.learning_flags import (
     check_strategy_settings,
     learning_settings,
@@ -240,6 +241,7 @@ def server(
         warn_before_it_ends(certificate)
         with monitoring.observers(connection, topics, store, certificate) as observers:
             connection.open(link.connect_timeout)
+            say_limits(connection, devices)
             farewell = None
             try:
                 claim_fleet(connection, topics, instance)
