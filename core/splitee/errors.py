@@ -28,10 +28,7 @@ class ExitCode(IntEnum):
     INTERNAL = 1, "a defect in splitee: please report it with the log"
     CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong", True
     UNREACHABLE = 3, "no broker answered within --connect-timeout"
-    REFUSED = (
-        4,
-        "the broker refused: not authorized, no MQTT v5, a feature missing or too small; or a web server",
-    )
+    REFUSED = 4, "the broker refused: not authorized, no MQTT v5, a feature is missing; or it is a web server"
     DATA = 5, "the images: missing, empty, unreadable, one class only"
     NETWORK = 6, "the network or the cut: unknown name, cut out of range"
     VERSION = 7, "device and server speak different protocol versions"

@@ -74,12 +74,15 @@ def files(folder: Path) -> TlsFiles:
 
 
 @contextmanager
-def mosquitto(directory: Path, port: int, log: Path) -> Iterator[int]:
-    """Mosquitto as `splitee broker init` says to start it; its process id, once it accepts connections."""
+def mosquitto(directory: Path, port: int, log: Path, limit: int | None = None) -> Iterator[int]:
+    """Mosquitto as `splitee broker init` says to start it; its process id, once it accepts connections.
+
+    `limit`: of its descriptors; None: what the unit grants.
+    """
     program = find_mosquitto()
     assert program is not None
     with log.open("wb") as output:
-        limited = ["sh", "-c", f'ulimit -n {descriptors()} && exec "$@"', "sh"]
+        limited = ["sh", "-c", f'ulimit -n {limit or descriptors()} && exec "$@"', "sh"]
         command = [*limited, program, "-c", str(directory / "broker" / "mosquitto.conf")]
         process = subprocess.Popen(command, stderr=output)
     try:

@@ -68,6 +68,7 @@ FOREIGN = [
     TOPICS.server_claim,
     routes.DISMISS.topic(TOPICS),
     routes.DISMISSED.topic(TOPICS),
+    TOPICS.check("0a1b2c3d"),
     f"{TOPICS.base}/else",
     "splitee/v1/default/devices/pi-1/status",
     "splitee/v2/barn/devices/pi-1/status",

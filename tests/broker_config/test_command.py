@@ -222,7 +222,7 @@ def test_the_brokers_limits_follow_from_the_number_of_devices(directory: Path) -
     assert run_broker(*again, "--devices", "1000", directory=directory).exception is None
     many = settings()
     assert many["max_connections"] == str(5 * 1000 + 100 + 4096)
-    assert (many["max_queued_messages"], many["max_queued_bytes"]) == ("10000", str(512 << 20))
+    assert (many["max_queued_messages"], many["max_queued_bytes"]) == (str(16 * 1000), str(512 << 20))
     assert run_broker(*again, directory=directory).exception is None
     assert settings() == many, "renewing keeps the number"
     assert "from 1 to 10000" in str(run_broker(*again, "--devices", "0", directory=directory).exception)

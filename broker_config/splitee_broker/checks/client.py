@@ -152,6 +152,7 @@ class Client:
     def receive(self, seconds: float) -> MQTTMessage | None:
         """The next message; None: none has come in so many seconds."""
         until = time.monotonic() + seconds
+        self._move(0.0)
         while not self._messages and (left := until - time.monotonic()) > 0:
             self._move(min(TICK, left))
             if not self._is_open():

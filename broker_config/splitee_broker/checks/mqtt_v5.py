@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The broker speaks MQTT v5, and lets this client in."""
+"""The broker speaks MQTT v5 with QoS 1, and lets this client in."""
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import closing
 
 from splitee.mqtt.link import Link
 from splitee.mqtt.refusals import Lacking, NoMqtt5
@@ -18,15 +18,16 @@ def run(bench: Workbench) -> Result:
         SpliteeError: there is no broker, or it does not let this client in.
     """
     link = bench.link
-    try:
-        with (
-            closing(Link(link.address, bench.client_id("first"), tls=link.tls)) as connection,
-            suppress(Lacking),
-        ):
+    with closing(Link(link.address, bench.client_id("first"), tls=link.tls)) as connection:
+        try:
             connection.open(link.connect_timeout)
-    except NoMqtt5 as lack:
-        return Result("missing", str(lack))
-    return Result("ok", "it speaks MQTT v5, and lets this client in")
+        except NoMqtt5 as lack:
+            return Result("missing", str(lack))
+        except Lacking:
+            pass  # each of these has a check of its own
+    if getattr(bench.connect("qos").properties, "MaximumQoS", 2) < 1:
+        return Result("missing", "its Maximum QoS is 0; no message of a fleet does without QoS 1")
+    return Result("ok", "it speaks MQTT v5 with QoS 1, and lets this client in")
 
 
 CHECK = Check("mqtt-v5", run, needed_by_others=True)

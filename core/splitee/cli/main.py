@@ -69,7 +69,7 @@ class Commands(Group):
 
 
 SUMMARIES = {
-    "broker": "set up a fleet's broker: its configuration and certificates",
+    "broker": "set up a fleet's broker, its certificates, and check one",
     "calibrate": "choose when a device answers by itself, on held-out pictures",
     "config": "print the settings that are in force, and where each comes from",
     "cuts": "list the places where a network can be cut",

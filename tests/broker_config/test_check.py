@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`splitee broker check` against real brokers, whole and crippled, and against what is none."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ejabberd import Ejabberd, ejabberd, find_ejabberd
+from open_files import open_to_all
+
+from splitee.cli.main import main
+from splitee.errors import ExitCode
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.topics import Topics
+from splitee_broker.checks.registry import CHECKS
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker, free_port
+
+from .conftest import FLEET, HOST, Fleet, mosquitto
+
+DEADLINE = 10.0
+NAMES = [check.name for check in CHECKS]
+MakeBroker = Callable[..., OwnBroker]
+Check = Callable[..., "Outcome"]
+
+
+class Outcome:
+    """What a run of the command has printed, and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code = code
+        self.last_line = err.strip().splitlines()[-1] if err.strip() else ""
+        self.found: dict[str, dict[str, Any]] = {}
+        if out:
+            self.found = {each["check"]: each for each in json.loads(out)["checks"]}
+        assert "Traceback" not in err
+
+    def verdicts(self, verdict: str) -> set[str]:
+        return {name for name, each in self.found.items() if each["verdict"] == verdict}
+
+
+@pytest.fixture
+def check(capsys: pytest.CaptureFixture[str]) -> Check:
+    """`check(address, *flags)`: the command in this process, with --json."""
+
+    def run(address: BrokerAddress | None, *flags: str) -> Outcome:
+        broker = [] if address is None else ["--broker", written(address)]
+        with pytest.raises(SystemExit) as leave:
+            main(["broker", "check", "--json", *broker, *flags])
+        out, err = capsys.readouterr()
+        return Outcome(int(leave.value.code or 0), out, err)
+
+    return run
+
+
+def written(address: BrokerAddress) -> str:
+    """As a user writes it, with the password."""
+    return str(address).replace("@", f":{address.password}@")
+
+
+def figure(outcome: Outcome, name: str) -> float:
+    value = outcome.found[name]["value"]
+    assert isinstance(value, int | float)
+    return value
+
+
+@pytest.mark.mosquitto
+def test_a_broker_that_has_all_passes_and_keeps_nothing_of_it(
+    make_broker: MakeBroker, make_link: Callable[..., Link], check: Check
+) -> None:
+    address = make_broker("mosquitto", f"{MOSQUITTO_SETTINGS}sys_interval 1\n").address
+    outcome = check(address, "--devices", "20", "--fleet", "barn")
+    assert outcome.code == 0, outcome.last_line
+    assert list(outcome.found) == NAMES
+    assert outcome.verdicts("ok") == set(NAMES)
+    assert figure(outcome, "connections") == 20
+    link = make_link(
+        address, "looks", f"{Topics('barn').base}/#", "$SYS/broker/uptime", "$SYS/broker/clients/total"
+    )
+    ticks, clients = 0, b""
+    while ticks < 3:  # the broker's figures are a second old at most
+        event = link.receive(DEADLINE)
+        assert isinstance(event, Message)
+        assert event.topic.startswith("$SYS"), f"left behind: {event.topic}"
+        ticks += event.topic.endswith("uptime")
+        clients = event.payload if event.topic.endswith("total") else clients
+    assert clients == b"1", "a session is left behind"
+
+
+CRIPPLED = [
+    ("retain_available false", 3, {"retained", "message-expiry", "last-will"}, set()),
+    ("max_packet_size 10000", 100, {"packet-size"}, set()),
+    ("max_packet_size 10000", 3, set(), {"packet-size"}),
+    ("max_queued_messages 5", 3, {"queue"}, set()),
+    ("max_inflight_messages 5", 3, set(), {"receive-maximum"}),
+    ("max_qos 0", 3, {"mqtt-v5"}, set()),
+]
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize(("setting", "devices", "missing", "limited"), CRIPPLED)
+def test_what_a_crippled_mosquitto_lacks_is_named(
+    make_broker: MakeBroker, check: Check, setting: str, devices: int, missing: set[str], limited: set[str]
+) -> None:
+    name = setting.split(maxsplit=1)[0]
+    kept = [line for line in MOSQUITTO_SETTINGS.splitlines() if line.split()[0] != name]
+    outcome = check(
+        make_broker("mosquitto", "\n".join([*kept, setting, ""])).address, "--devices", str(devices)
+    )
+    assert outcome.verdicts("missing") == missing
+    assert outcome.verdicts("limited") == limited
+    assert outcome.code == (ExitCode.REFUSED if missing else ExitCode.OK)
+    assert all(name in outcome.last_line for name in missing)
+
+
+@pytest.mark.mosquitto
+def test_a_queue_that_is_too_short_is_measured(make_broker: MakeBroker, check: Check) -> None:
+    outcome = check(make_broker("mosquitto", "allow_anonymous true\nmax_queued_messages 1200\n").address)
+    assert figure(outcome, "queue") == 1200 + 20  # and those on their way, max_inflight_messages
+    assert outcome.found["queue"]["needed"] == 16 * 100
+    assert "max_queued_messages" in outcome.found["queue"]["found"]
+
+
+@pytest.mark.mosquitto
+def test_a_broker_without_descriptors_is_told_from_this_machine(public_path: Path, check: Check) -> None:
+    address = BrokerAddress(HOST, free_port())
+    settings = public_path / "broker" / "mosquitto.conf"
+    settings.parent.mkdir()
+    settings.write_text(f"listener {address.port} {HOST}\n{MOSQUITTO_SETTINGS}")
+    with mosquitto(public_path, address.port, public_path / "log", limit=64):
+        outcome = check(address, "--devices", "200")
+    assert outcome.code == ExitCode.REFUSED
+    assert outcome.verdicts("missing") == {"connections"}
+    assert 40 <= figure(outcome, "connections") < 64
+    assert "then the broker refused" in outcome.found["connections"]["found"]
+    assert outcome.last_line == f"splitee: broker {address} lacks, for 200 devices: connections"
+
+
+@pytest.mark.mosquitto
+def test_a_full_broker_lacks_connections(make_broker: MakeBroker, check: Check) -> None:
+    """Mosquitto 2.0.11 counts too few once a connection broke, and takes more than it says."""
+    outcome = check(make_broker("mosquitto", f"{MOSQUITTO_SETTINGS}max_connections 10\n").address)
+    assert outcome.code == ExitCode.REFUSED
+    assert outcome.verdicts("missing") == {"connections"}
+    assert figure(outcome, "connections") < 100
+
+
+@pytest.mark.mosquitto
+def test_this_machine_s_own_limit_is_no_verdict_on_the_broker(mosquitto_broker: RunningBroker) -> None:
+    limited = 'ulimit -n 200 && exec "$@"'
+    run = (sys.executable, "-m", "splitee", "broker", "check", "--broker", str(mosquitto_broker.address))
+    done = subprocess.run(
+        ["sh", "-c", limited, "sh", *run, "--devices", "150"],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == ExitCode.CONFIG
+    assert "unknown  connections" in done.stdout
+    assert "ulimit -n" in done.stdout
+    assert done.stderr.strip() == "splitee: --devices 150: this machine could not try connections"
+    assert [line.split()[1] for line in done.stdout.splitlines()] == NAMES
+
+
+def test_the_demo_s_broker_forgets_sessions(embedded_broker: RunningBroker, check: Check) -> None:
+    outcome = check(embedded_broker.address, "--devices", "20")
+    assert outcome.code == 0
+    assert outcome.verdicts("limited") == {"session"}
+
+
+@pytest.fixture
+def another_broker(tmp_path: Path) -> Iterator[Ejabberd]:
+    libraries = find_ejabberd()
+    if libraries is None:
+        if os.environ.get("CI") == "true":
+            pytest.fail("no ejabberd, and CI=true: install it (scripts/ensure_ejabberd.sh)")
+        pytest.skip("no ejabberd (apt install ejabberd; it starts a service of its own)")
+    with ejabberd(libraries, tmp_path) as broker:
+        yield broker
+
+
+def test_ejabberd_has_all(another_broker: Ejabberd, check: Check) -> None:
+    for address in (another_broker.tcp, another_broker.websockets):
+        outcome = check(address, "--devices", "50")
+        assert outcome.code == 0, outcome.found
+        assert outcome.verdicts("missing") == set()
+        assert figure(outcome, "connections") == 50
+
+
+@contextmanager
+def server(answer: Callable[[bytes], bytes | None]) -> Iterator[BrokerAddress]:
+    """What answers the first bytes of each connection, and is no broker; None: it says nothing."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve_one(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.settimeout(DEADLINE)
+            said = answer(connection.recv(65536))
+            if said is None:
+                connection.recv(65536)
+            else:
+                connection.sendall(said)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve_one, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    with listener:
+        yield BrokerAddress("127.0.0.1", listener.getsockname()[1])
+
+
+HTTP = b"HTTP/1.1 400 Bad Request\r\n\r\n"
+STRANGERS = [
+    (lambda _packet: None, ExitCode.UNREACHABLE, "no broker at"),
+    (lambda _packet: HTTP, ExitCode.REFUSED, "is a web server"),
+    (lambda _packet: b"\xff" * 8, ExitCode.REFUSED, "does not speak MQTT"),
+]
+
+
+@pytest.mark.parametrize(("answer", "code", "line"), STRANGERS, ids=["silent", "web", "garbage"])
+def test_what_is_no_broker_is_one_line(
+    check: Check, answer: Callable[[bytes], bytes | None], code: ExitCode, line: str
+) -> None:
+    with server(answer) as address:
+        outcome = check(address, "--connect-timeout", "1")
+    assert (outcome.code, outcome.found) == (code, {})
+    assert line in outcome.last_line
+
+
+def test_a_broker_of_mqtt_311_only_lacks_v5_and_is_not_tried_further(check: Check) -> None:
+    level = 8  # the byte of CONNECT that holds the protocol's version
+    with server(lambda packet: bytes.fromhex("20020000" if packet[level] == 4 else "20020001")) as address:
+        outcome = check(address)
+    assert outcome.code == ExitCode.REFUSED
+    assert list(outcome.found) == ["mqtt-v5"]
+    assert "does not speak MQTT v5" in outcome.found["mqtt-v5"]["found"]
+
+
+def flags(folder: Path) -> tuple[str, ...]:
+    """Those of an identity's folder."""
+    files = ("--ca", folder / "ca.crt", "--cert", folder / "client.crt", "--key", folder / "client.key")
+    return ("--fleet", FLEET, *map(str, files))
+
+
+@pytest.mark.mosquitto
+def test_the_shipped_configuration_takes_a_fleet_from_its_server(fleet: Fleet, check: Check) -> None:
+    settings = fleet.directory / "server" / "server.toml"
+    outcome = check(None, "--config", str(settings), "--devices", "200")
+    assert outcome.code == 0, outcome.last_line
+    assert outcome.verdicts("ok") == set(NAMES)
+    assert figure(outcome, "queue") == 16 * 200
+
+
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("identity", ["viewer", "pi-1", "check"])
+def test_whoever_is_not_the_server_may_not_check(fleet: Fleet, check: Check, identity: str) -> None:
+    """A device called `check` is none of the topics under which the checks work."""
+    folder = fleet.directory / identity if identity == "viewer" else fleet.device(identity)
+    outcome = check(fleet.address, *flags(folder))
+    assert outcome.code == ExitCode.REFUSED
+    assert list(outcome.found) == ["mqtt-v5", "access"]
+    assert "not authorized" in outcome.found["access"]["found"]
+    assert "--config server/server.toml" in outcome.found["access"]["found"]
+
+
+@pytest.mark.mosquitto
+def test_a_second_broker_from_the_same_folder(fleet: Fleet, public_path: Path, check: Check) -> None:
+    """As docs/how-to/broker-check.md has it, but on one machine: at another port."""
+    port, state = free_port(), public_path / "state"
+    shutil.copytree(fleet.directory / "broker", public_path / "broker")
+    settings = public_path / "broker" / "mosquitto.conf"
+    text = settings.read_text().replace(f"listener {fleet.address.port}", f"listener {port}")
+    text = text.replace(str(fleet.directory / "broker"), str(settings.parent))
+    settings.write_text(text.replace(str(fleet.directory.parent / "state"), str(state)))
+    state.mkdir(mode=0o777)
+    state.chmod(0o777)
+    open_to_all(public_path)
+    with mosquitto(public_path, port, public_path / "log"):
+        for address in (fleet.address, BrokerAddress(HOST, port, tls=True)):
+            outcome = check(address, *flags(fleet.directory / "server"), "--devices", "20")
+            assert outcome.code == 0, outcome.last_line
+
+
+def test_every_check_is_described() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "broker-check.md").read_text()
+    assert [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")] == NAMES
