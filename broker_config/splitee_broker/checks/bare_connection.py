@@ -17,7 +17,7 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.client import new_client
 from splitee.mqtt.websockets import below_websocket
 
-ANSWER = 3  # seconds that the broker has
+ANSWER = 8  # seconds that the broker has
 KEEP_ALIVE = 300  # seconds
 OF_THIS_MACHINE = {errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM}
 CLOSED = "it closed the connection without an answer, as at max_connections, or without a descriptor left"

@@ -35,6 +35,10 @@ class Lost(Exception):
     """The broker has ended the connection, or said nothing in time; the message says which, for people."""
 
 
+class Late(Lost):
+    """It has said nothing in time."""
+
+
 class Client:
     """All of it belongs to one thread. Each wait ends at `deadline`, by `time.monotonic`, with `Lost`."""
 
@@ -76,7 +80,7 @@ class Client:
         paho.on_publish = quietly(self._on_publish)
         paho.on_message = lambda _client, _data, message: self._messages.append(message)
         paho.on_disconnect = quietly(self._on_disconnect)
-        if link.tls is not None or link.address.tls:
+        if link.address.tls:
             paho.tls_set_context(tls_context(link))
         if will is not None:
             paho.will_set(*will, qos=1, retain=True)
@@ -163,7 +167,7 @@ class Client:
         """Until the broker has ended the connection; why, as far as it says. Lost: it does not, in time."""
         while self.connected:
             if time.monotonic() > self._deadline:
-                raise Lost("it did not end a connection in time")
+                raise Late("it did not end a connection in time")
             self._move(TICK)
         return self._why
 
@@ -189,7 +193,7 @@ class Client:
     def _wait(self, found: Callable[[], T | None]) -> T:
         while (value := found()) is None:
             if time.monotonic() > self._deadline:
-                raise Lost("it gave no answer in time")
+                raise Late("it gave no answer in time")
             self._move(TICK)
             if found() is None and self._answer is not None and not self._is_open():
                 raise Lost(self._why)

@@ -38,13 +38,11 @@ def run(bench: Workbench) -> Result:
         held = attempt.still_open()
     finally:
         attempt.close()
-    failure = attempt.failure
-    if failure is not None and failure.here:
-        return Result(
-            "unknown", f"{held:,} of {wanted:,}, then this machine refused: {failure}", held, wanted
-        )
-    if failure is not None:
-        return Result("missing", f"{held:,} of {wanted:,}, then the broker refused: {failure}", held, wanted)
+    if (failure := attempt.failure) is not None:
+        end, verdict = ("this machine", "unknown") if failure.here else ("the broker", "missing")
+        return Result(verdict, f"{held:,} of {wanted:,}, then {end} refused: {failure}", held, wanted)
+    if attempt.is_late:
+        return Result("unknown", f"only {held:,} of {wanted:,} are there in time", held, wanted)
     if held < wanted:
         return Result(
             "missing", f"{held:,} of {wanted:,}: the broker closed others to take these", held, wanted
@@ -69,6 +67,7 @@ class Attempt:
     tls: ssl.SSLContext | None
     opened: list[socket.socket] = field(default_factory=list)
     failure: Refused | None = None
+    is_late: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def open(self, count: int) -> None:
@@ -78,11 +77,10 @@ class Attempt:
                     self.bench.progress(f"{len(self.opened):,} of {count:,} connections")
 
     def _one(self, number: int) -> None:
-        if self.failure is not None:
+        self.is_late = self.is_late or self.bench.left() <= 0
+        if self.failure is not None or self.is_late:
             return
         try:
-            if self.bench.left() <= 0:
-                raise Refused("no more in the time for this check")
             connection = connect(self.bench.link.address, self.bench.client_id(f"n{number}"), self.tls)
         except Refused as refused:
             with self._lock:
@@ -108,4 +106,4 @@ class Attempt:
         self.opened.clear()
 
 
-CHECK = Check("connections", run, seconds=5.0, seconds_a_device=0.02)
+CHECK = Check("connections", run, seconds=10.0, seconds_a_device=0.03)

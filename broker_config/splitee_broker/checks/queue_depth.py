@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.client import Client, Lost
+from splitee_broker.checks.client import Client, Late, Lost
 from splitee_broker.checks.workbench import Workbench
 from splitee_broker.limits import limits
 
@@ -18,10 +18,13 @@ def run(bench: Workbench) -> Result:
     reader, writer = bench.connect("reader"), bench.connect("writer")
     reader.subscribe(topic)
     messages = ((topic, b"%0*d" % (SIZE, number)) for number in range(needed))
+    count = 0
     try:
         for count, _ in enumerate(writer.publish_all(messages), 1):
             if count % 1000 == 0:
                 bench.progress(f"{count:,} of {needed:,} messages")
+    except Late:
+        return Result("unknown", f"only {count:,} of {needed:,} messages are there in time", count, needed)
     except Lost as lost:
         return Result("missing", f"while messages wait for a client that does not read: {lost}", None, needed)
     try:

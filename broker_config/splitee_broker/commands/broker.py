@@ -45,7 +45,7 @@ from splitee_broker.retained import clear_retained
 
 @click.group(cls=Group)
 def broker() -> None:
-    """Set up a fleet's broker: its configuration, and the certificates by which it knows who speaks; or check one."""
+    """Set up a fleet's broker: its configuration, and the certificates by which it knows who speaks."""
 
 
 @broker.command()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 
 import click
 from rich.console import Console
@@ -15,7 +16,7 @@ from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo_json, plain_cell
 from splitee.cli.settings import settings_file, switch
-from splitee.cli.verbosity import log_options
+from splitee.cli.verbosity import is_quiet, log_options
 from splitee.errors import BrokerRefused, ConfigError
 from splitee.mqtt.options import LinkOptions
 from splitee_broker.checks.registry import CHECKS, Finding, run_checks
@@ -51,7 +52,8 @@ def check_broker(link: LinkOptions, devices: int, as_json: bool) -> None:
     """
     console = Console(stderr=as_json)
     findings = []
-    with console.status("") as status:
+    status = console.status("")
+    with nullcontext() if is_quiet() else status:
         for finding in run_checks(link, devices, lambda said: status.update(plain_cell(said))):
             findings.append(finding)
             if not as_json:

@@ -61,12 +61,18 @@ def web_failure(address: BrokerAddress, answer: HttpAnswer) -> Exception:
     return answer.refusal(address)
 
 
+NO_QOS_1 = "offers QoS 0 only (Maximum QoS): use one with QoS 1, which no message of a fleet does without"
+NO_RETAINED = "keeps no retained messages (Retain Available): use one that does; a fleet's state is in them"
+# What a broker says that would not take our last will.
+NOT_OFFERED = {"QoS not supported": NO_QOS_1, "Retain not supported": NO_RETAINED}
+
+
 def lack(properties: Properties) -> str | None:
     """What we need, and a broker says in its CONNACK that it does not offer; None: nothing."""
     if getattr(properties, "MaximumQoS", 1) < 1:
-        return "offers QoS 0 only (Maximum QoS): use one with QoS 1, which no message of a fleet does without"
+        return NO_QOS_1
     if not getattr(properties, "RetainAvailable", 1):
-        return "keeps no retained messages (Retain Available): use one that does; a fleet's state is in them"
+        return NO_RETAINED
     if not getattr(properties, "WildcardSubscriptionAvailable", 1):
         return "takes no wildcard subscriptions: use one that does; a fleet's members are found by them"
     return None
@@ -76,6 +82,8 @@ def refusal(address: BrokerAddress, client_id: str, answer: ReasonCode) -> Excep
     reason = answer.getName()
     if reason in TEMPORARY:
         return TryFailed(f"{reason.lower()}: {TEMPORARY[reason]}")
+    if reason in NOT_OFFERED:
+        return Lacking(f"broker {address} {NOT_OFFERED[reason]}")
     if reason == "Unsupported protocol version":
         return NoMqtt5(f"broker {address} does not speak MQTT v5: use one that does")
     return BrokerRefused(
