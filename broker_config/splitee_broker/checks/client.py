@@ -21,7 +21,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from splitee.mqtt.address import TlsFiles
 from splitee.mqtt.client import new_client
-from splitee.mqtt.connection import packet_properties, quietly
+from splitee.mqtt.connection import LARGEST_INCOMING, packet_properties, quietly
 from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.websockets import below_websocket
@@ -50,12 +50,10 @@ class Client:
         *,
         session_expiry: int = 0,
         resumes: bool = False,
-        receive_maximum: int | None = None,
         will: tuple[str, bytes] | None = None,
     ) -> None:
         """`session_expiry`: seconds. `resumes`: the session that the broker has kept, if it has one.
 
-        `receive_maximum`: messages that the broker may send before they are acknowledged.
         `will`: topic and payload, which the broker retains.
         """
         self.link = link
@@ -88,7 +86,7 @@ class Client:
         self._connecting = packet_properties(
             PacketTypes.CONNECT,
             SessionExpiryInterval=session_expiry or None,
-            ReceiveMaximum=receive_maximum,
+            MaximumPacketSize=LARGEST_INCOMING,
         )
 
     def open(self) -> Self:
@@ -98,7 +96,7 @@ class Client:
             self._paho.connect(
                 address.host,
                 address.port,
-                # TLS has as long for its handshake; and who does not read need not ping
+                # Who does not read does not ping; and paho gives a TLS handshake as long.
                 keepalive=math.ceil(max(1.0, self._deadline - time.monotonic())) + 1,
                 clean_start=not self._resumes,
                 properties=self._connecting,
@@ -149,7 +147,7 @@ class Client:
         return answer
 
     def next_message(self) -> MQTTMessage:
-        """Waits for it. Lost: none has come at the deadline."""
+        """Waits for it. Late: none has come at the deadline."""
         self._wait(lambda: self._messages or None)
         return self._messages.popleft()
 
@@ -163,13 +161,12 @@ class Client:
                 raise Lost(self._why)
         return self._messages.popleft() if self._messages else None
 
-    def wait_until_lost(self) -> str:
-        """Until the broker has ended the connection; why, as far as it says. Lost: it does not, in time."""
+    def wait_until_lost(self) -> None:
+        """Until the broker has ended the connection. Late: it does not."""
         while self.connected:
             if time.monotonic() > self._deadline:
                 raise Late("it did not end a connection in time")
             self._move(TICK)
-        return self._why
 
     def break_off(self) -> None:
         """Closes the socket without DISCONNECT, as a device does whose power is cut."""

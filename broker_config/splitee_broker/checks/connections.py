@@ -19,6 +19,7 @@ from splitee_broker.checks.client import tls_context
 from splitee_broker.checks.workbench import Workbench
 
 TRIES = 16  # connections that are made at the same time
+UNLIMITED = 1 << 20
 OWN = 64  # descriptors that this process needs for all else
 
 
@@ -39,8 +40,9 @@ def run(bench: Workbench) -> Result:
     finally:
         attempt.close()
     if (failure := attempt.failure) is not None:
-        end, verdict = ("this machine", "unknown") if failure.here else ("the broker", "missing")
-        return Result(verdict, f"{held:,} of {wanted:,}, then {end} refused: {failure}", held, wanted)
+        end = "this machine" if failure.here else "the broker"
+        found = f"{held:,} of {wanted:,}, then {end} refused: {failure}"
+        return Result("unknown" if failure.here else "missing", found, held, wanted)
     if attempt.is_late:
         return Result("unknown", f"only {held:,} of {wanted:,} are there in time", held, wanted)
     if held < wanted:
@@ -52,11 +54,11 @@ def run(bench: Workbench) -> Result:
 
 def _descriptors() -> int:
     """How many this process may have, once its own limit is as high as the system lets it be."""
-    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if least != most:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    return 1 << 20 if most == resource.RLIM_INFINITY else most
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    now, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return UNLIMITED if now == resource.RLIM_INFINITY else now
 
 
 @dataclass

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from splitee_broker.checks.base import Check, Result
-from splitee_broker.checks.client import Lost
+from splitee_broker.checks.client import Late, Lost
 from splitee_broker.checks.workbench import Workbench
 
 
@@ -16,7 +16,7 @@ def run(bench: Workbench) -> Result:
         return Result("missing", f"a second connection of one client id: {lost}; nobody comes back at once")
     try:
         first.wait_until_lost()
-    except Lost:
+    except Late:
         return Result("missing", "two connections of one client id stand side by side: messages come twice")
     topic = bench.topic("takeover")
     second.subscribe(topic)
