@@ -15,7 +15,7 @@ from splitee_server.learning.strategies.base import Strategy
 from splitee_server.learning.strategies.registry import make_strategy
 
 CUTS = {"deep": 3, "shallow": 1}
-LIKE = {"rtol": 1e-4, "atol": 1e-6}  # the last bits differ
+RTOL, ATOL = 1e-4, 1e-6  # the last bits differ
 
 
 class Trained:
@@ -62,7 +62,7 @@ def test_stages_that_are_reached_later_learn_as_without_it(kind: str, settings: 
     for one in (fused, plain):
         for number, device in enumerate(["shallow", "deep", "shallow"], start=1):
             one.step(device, number)
-    torch.testing.assert_close(fused.weights(), plain.weights(), **LIKE)
+    torch.testing.assert_close(fused.weights(), plain.weights(), rtol=RTOL, atol=ATOL)
 
 
 def test_a_stage_that_comes_back_to_the_trunk_has_no_momentum_of_an_earlier_time() -> None:
@@ -76,4 +76,4 @@ def test_a_stage_that_comes_back_to_the_trunk_has_no_momentum_of_an_earlier_time
             one.strategy.move("shallow", cut, learnt)
             one.cuts["shallow"] = cut
             one.step("shallow", 4 - cut)
-    torch.testing.assert_close(trained[0].weights(), trained[1].weights(), **LIKE)
+    torch.testing.assert_close(trained[0].weights(), trained[1].weights(), rtol=RTOL, atol=ATOL)
