@@ -27,6 +27,7 @@ from splitee.protocol.fields import (
     Optimizer,
     Order,
     Positive,
+    Precision,
     RunCodec,
     Side,
     Text,
@@ -49,6 +50,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     Attributes:
         protocol: version of the protocol that the server speaks.
+        precision: of the trunks, where the server speaks of it; a device has its own, which it keeps to itself.
         run: id of the run.
         mean: subtracted from pixels in 0..1, per channel or one for all.
         std: divides them then, per channel or one for all.
@@ -161,6 +163,14 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         RunCodec,
         _setting("Codec of the features on the wire; auto: by each device's CPU and link.", costs=True),
     ] = "fp16"
+    precision: Annotated[
+        Precision,
+        _setting(
+            "Precision of convolutions and matrix products; bf16: bfloat16, by autocast and with channels "
+            "last, where weights, averages, statistics and losses stay float32.",
+            costs=True,
+        ),
+    ] = "fp32"
     window: Annotated[
         int, _setting("Batches that a device may have unacknowledged.", costs=True, ge=1, le=1024)
     ] = 8

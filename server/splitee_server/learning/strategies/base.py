@@ -140,10 +140,9 @@ class Strategy(ABC):
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         with statistics_kept_on_error(trunk):
-            with precision_at(features.device):
-                *inner, logits = _outputs(trunk, features)
-                loss = F.cross_entropy(logits + offsets, labels)
-                total = loss + self._loss_of_exits(device, inner, labels, offsets)
+            *inner, logits = self._outputs(trunk, features)
+            loss = F.cross_entropy(logits + offsets, labels)
+            total = loss + self._loss_of_exits(device, inner, labels, offsets)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             self._bound_gradient(trunk, loss.item())
@@ -186,8 +185,7 @@ class Strategy(ABC):
         """What the trunk answers to features (B, ...) of `device`: (B, classes); it learns nothing."""
         trunk = self.trunk(device)
         trunk.eval()
-        with precision_at(features.device):
-            return _outputs(trunk, features)[-1]
+        return self._outputs(trunk, features)[-1]
 
     @torch.no_grad()
     def observe(
@@ -197,8 +195,8 @@ class Strategy(ABC):
         trunk = self.trunk(device)
         set_training(trunk, self._frozen)
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
-        with fresh.batch(), precision_at(features.device):
-            trunk(features)
+        with fresh.batch():
+            self._outputs(trunk, features)
 
     def trained(self, device: str) -> dict[str, Tensor]:
         """The tensors of a device's trunk but for those of frozen stages, by name."""
@@ -218,15 +216,15 @@ class Strategy(ABC):
             if name in tensors:
                 tensor.copy_(tensors[name])
 
+    def _outputs(self, trunk: nn.Module, features: Tensor) -> list[Tensor]:
+        """The logits, last, and before them the features at deeper cuts, where the trunk gives them; float32."""
+        with precision_at(features.device, self._spec.precision):
+            found: Tensor | list[Tensor] = trunk(features)
+        return [one.float() for one in found] if isinstance(found, list) else [found.float()]
+
     def _new_trunk(self, cut: int) -> nn.Module:
         """Features (B, ...) -> logits (B, classes); or a list of the features at deeper cuts, and that."""
         return self._network.trunk(cut, deeper_cuts(self._spec, cut))
 
     def _new_optimizer(self, trunk: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(trunk.parameters(), self._spec)
-
-
-def _outputs(trunk: nn.Module, features: Tensor) -> list[Tensor]:
-    """The logits, last, and before them the features at deeper cuts, where the trunk gives them."""
-    found: Tensor | list[Tensor] = trunk(features)
-    return found if isinstance(found, list) else [found]
