@@ -50,7 +50,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     Attributes:
         protocol: version of the protocol that the server speaks.
-        precision: of the trunks, where the server speaks of it; a device has its own, which it keeps to itself.
+        precision: what trunks compute in; each device has its own.
         run: id of the run.
         mean: subtracted from pixels in 0..1, per channel or one for all.
         std: divides them then, per channel or one for all.
@@ -165,11 +165,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     ] = "fp16"
     precision: Annotated[
         Precision,
-        _setting(
-            "Precision of convolutions and matrix products; bf16: bfloat16, by autocast and with channels "
-            "last, where weights, averages, statistics and losses stay float32.",
-            costs=True,
-        ),
+        _setting("Precision that networks are trained in; bf16: bfloat16, if the CPU has it.", costs=True),
     ] = "fp32"
     window: Annotated[
         int, _setting("Batches that a device may have unacknowledged.", costs=True, ge=1, le=1024)

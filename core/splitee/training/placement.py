@@ -21,7 +21,7 @@ def precision_at(place: torch.device, precision: Precision) -> torch.autocast:
 def lay_out(network: nn.Module, precision: Precision) -> None:
     """Channels last, in place, where bfloat16 is much slower with channels first."""
     if precision == "bf16":
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last)
 
 
 def seed_at(place: torch.device, seed: int) -> None:

@@ -196,7 +196,7 @@ class ClientTrainer:
         return batches_at(self._place, image_set, self._spec)
 
     def _train_features(self, batch: Batch) -> Sequence[Tensor]:
-        """What each exit learns from: the features of a batch at its cut, (B, *feature_shape) float32 there."""
+        """What each exit learns from: features of a batch at its cut, float32 (B, *feature_shape) there."""
         if self._is_frozen and self._spec.augmentation == "none":
             return [batch.images]
         images = augment(batch.images, self._spec)

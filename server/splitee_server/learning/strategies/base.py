@@ -217,7 +217,7 @@ class Strategy(ABC):
                 tensor.copy_(tensors[name])
 
     def _outputs(self, trunk: nn.Module, features: Tensor) -> list[Tensor]:
-        """The logits, last, and before them the features at deeper cuts, where the trunk gives them; float32."""
+        """The logits, last, and before them features at deeper cuts, where the trunk gives them; float32."""
         with precision_at(features.device, self._spec.precision):
             found: Tensor | list[Tensor] = trunk(features)
         return [one.float() for one in found] if isinstance(found, list) else [found.float()]
