@@ -10,10 +10,10 @@ from splitee.protocol.fields import Precision
 
 
 def precision_at(place: torch.device, precision: Precision) -> torch.autocast:
-    """What a network computes in; with bf16, what leaves it is to be made float32 before it is used.
+    """What a training step of a network computes in; with bf16, its outputs are to be made float32 then.
 
-    BatchNorm and losses take small differences of values that are nearly equal, for which the 8 bits of a
-    bfloat16's fraction are too few: exits and losses are computed outside of it.
+    A bfloat16 has 8 bits of precision, too few for exits, which normalise means that are nearly equal, for
+    losses, and to tell the likeliest class from the next: all but stages in training is computed outside.
     """
     return torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16")
 

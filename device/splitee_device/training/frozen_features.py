@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Pixels
 from splitee.samples.images import normalize
-from splitee.training.placement import precision_at
 from splitee.training.state import weights_digest
 from splitee_device.data.batches import Batch
 from splitee_device.data.image_sets import LabelledImages, Numbers
@@ -76,9 +75,7 @@ class FrozenFeatures:
             # A short group is filled up with the same once more.
             pixels = np.stack([images[number] for number in np.resize(group, GROUP)])
             inputs = torch.from_numpy(normalize(pixels, self._spec.mean, self._spec.std)).to(place)
-            with precision_at(place, self._spec.precision):
-                outputs = self._client(inputs.to(memory_format=CHANNELS_LAST))
-            computed = outputs.float().cpu().contiguous()
+            computed = self._client(inputs.to(memory_format=CHANNELS_LAST)).cpu().contiguous()
             for number, features in zip(group, computed, strict=False):
                 found[number] = features
                 self._keep(image_set, number, features)
@@ -89,8 +86,6 @@ class FrozenFeatures:
         if self._room is None or self._owner:
             return
         self._owner = f"{weights_digest(self._client.state_dict())} {self._spec.mean} {self._spec.std}"
-        if self._spec.precision != "fp32":
-            self._owner += f" {self._spec.precision}"
         if self._cache is None or self._cache.owner != self._owner:
             self._cache = FeatureCache(self._room, self._owner, self._shape)
 

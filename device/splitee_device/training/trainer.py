@@ -19,6 +19,7 @@ from splitee.inference.uncertainty import normalized_entropy
 from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
+from splitee.protocol.fields import Precision
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
 from splitee.training.batchnorm_statistics import SEEN, FreshStatistics, is_statistic
@@ -125,7 +126,7 @@ class ClientTrainer:
             labels = batch.labels
             seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
-            found = self._train_features(batch)
+            found = self._train_features(batch, self._spec.precision)
             scores = [head(one) for head, one in zip(self._exits, found, strict=True)]
             loss, own_loss = exits_loss(scores, labels, self._offsets)
             features, logits = found[-1], scores[-1]  # (B, *feature_shape), (B, num_classes)
@@ -195,22 +196,19 @@ class ClientTrainer:
             return partial(self.features.batches, image_set)
         return batches_at(self._place, image_set, self._spec)
 
-    def _train_features(self, batch: Batch) -> Sequence[Tensor]:
-        """What each exit learns from: features of a batch at its cut, float32 (B, *feature_shape) there."""
+    def _train_features(self, batch: Batch, precision: Precision = "fp32") -> Sequence[Tensor]:
+        """What each exit learns from: the features of a batch at its cut, (B, *feature_shape) there."""
         if self._is_frozen and self._spec.augmentation == "none":
             return [batch.images]
         images = augment(batch.images, self._spec)
-        with precision_at(self._place, self._spec.precision):
+        with precision_at(self._place, precision):
             found: Tensor | list[Tensor] = self.body(images)
         return [one.float() for one in found] if isinstance(found, list) else [found.float()]
 
     def _features(self, batch: Batch) -> Tensor:
-        """What the client network makes of a batch, as it is: (B, *feature_shape) float32."""
-        if self._is_frozen:
-            return batch.images
-        with precision_at(self._place, self._spec.precision):
-            features: Tensor = self.client(batch.images)
-        return features.float()
+        """What the client network makes of a batch, as it is: (B, *feature_shape)."""
+        features: Tensor = batch.images if self._is_frozen else self.client(batch.images)
+        return features
 
     def weights(self) -> dict[str, Tensor]:
         """Client network and exit, by name."""

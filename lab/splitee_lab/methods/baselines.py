@@ -156,8 +156,9 @@ class WholeTrainer:
         for step, one in enumerate(self._batches(order)):
             seed_at(self._place, seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
+            images = augment(one.images, run)
             with precision_at(self._place, run.precision):
-                logits = self.network(augment(one.images, run))
+                logits = self.network(images)
             loss = F.cross_entropy(logits.float() + self._offsets, one.labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -171,7 +172,7 @@ def evaluate(network: nn.Module, pictures: LabelledImages, run: RunSpec) -> floa
     place = next(network.parameters()).device
     correct = 0
     for images, labels in held_out_batches(pictures, run):
-        with torch.inference_mode(), precision_at(place, run.precision):
+        with torch.inference_mode():
             correct += int((network(images.to(place)).argmax(dim=1).cpu() == labels).sum())
     return correct / len(pictures)
 

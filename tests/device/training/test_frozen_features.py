@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from splitee.networks.split import build_for
-from splitee.protocol.fields import Precision
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.images import DeviceData, open_data
 from splitee_device.training.feature_cache import HEAD, NAME, CacheRoom
@@ -35,31 +34,16 @@ def data() -> DeviceData:
     return open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=40)
 
 
-def train(
-    data: DeviceData,
-    room: CacheRoom | None,
-    rounds: tuple[int, ...] = (1, 2),
-    seed: int = 0,
-    precision: Precision = "fp32",
-) -> str:
+def train(data: DeviceData, room: CacheRoom | None, rounds: tuple[int, ...] = (1, 2), seed: int = 0) -> str:
     """Of these rounds, and of what is evaluated after them: the weights' digest and all features."""
     network = build_for(SPEC)
     if seed:
         network.module.load_state_dict(build_for(SPEC.__replace__(seed=seed)).module.state_dict())
-    trainer = ClientTrainer(network, 2, SPEC.__replace__(precision=precision), "pi-1", data)
+    trainer = ClientTrainer(network, 2, SPEC, "pi-1", data)
     trainer.features.cache_in(room)
     seen = [batch.features for number in rounds for batch in trainer.round(number)]
     seen += [batch.features for batch in trainer.evaluate()]
     return trainer.digest() + str(hash(np.concatenate(seen).tobytes()))
-
-
-def test_features_of_another_precision_are_not_taken_from_the_cache(data: DeviceData, tmp_path: Path) -> None:
-    room = CacheRoom(tmp_path, PLENTY)
-    exact, rounded = train(data, None), train(data, None, precision="bf16")
-    assert exact != rounded
-    assert train(data, room) == exact
-    assert train(data, room, precision="bf16") == rounded
-    assert train(data, room) == exact
 
 
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:

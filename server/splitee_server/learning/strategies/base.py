@@ -140,7 +140,9 @@ class Strategy(ABC):
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         with statistics_kept_on_error(trunk):
-            *inner, logits = self._outputs(trunk, features)
+            with precision_at(features.device, self._spec.precision):
+                computed = _outputs(trunk, features)
+            *inner, logits = (one.float() for one in computed)
             loss = F.cross_entropy(logits + offsets, labels)
             total = loss + self._loss_of_exits(device, inner, labels, offsets)
             optimizer.zero_grad(set_to_none=True)
@@ -185,7 +187,7 @@ class Strategy(ABC):
         """What the trunk answers to features (B, ...) of `device`: (B, classes); it learns nothing."""
         trunk = self.trunk(device)
         trunk.eval()
-        return self._outputs(trunk, features)[-1]
+        return _outputs(trunk, features)[-1]
 
     @torch.no_grad()
     def observe(
@@ -196,7 +198,7 @@ class Strategy(ABC):
         set_training(trunk, self._frozen)
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
         with fresh.batch():
-            self._outputs(trunk, features)
+            trunk(features)
 
     def trained(self, device: str) -> dict[str, Tensor]:
         """The tensors of a device's trunk but for those of frozen stages, by name."""
@@ -216,15 +218,15 @@ class Strategy(ABC):
             if name in tensors:
                 tensor.copy_(tensors[name])
 
-    def _outputs(self, trunk: nn.Module, features: Tensor) -> list[Tensor]:
-        """The logits, last, and before them features at deeper cuts, where the trunk gives them; float32."""
-        with precision_at(features.device, self._spec.precision):
-            found: Tensor | list[Tensor] = trunk(features)
-        return [one.float() for one in found] if isinstance(found, list) else [found.float()]
-
     def _new_trunk(self, cut: int) -> nn.Module:
         """Features (B, ...) -> logits (B, classes); or a list of the features at deeper cuts, and that."""
         return self._network.trunk(cut, deeper_cuts(self._spec, cut))
 
     def _new_optimizer(self, trunk: nn.Module) -> torch.optim.Optimizer:
         return make_optimizer(trunk.parameters(), self._spec)
+
+
+def _outputs(trunk: nn.Module, features: Tensor) -> list[Tensor]:
+    """The logits, last, and before them the features at deeper cuts, where the trunk gives them."""
+    found: Tensor | list[Tensor] = trunk(features)
+    return found if isinstance(found, list) else [found]
