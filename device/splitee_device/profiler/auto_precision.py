@@ -51,7 +51,7 @@ def choose_precision(
     if held is not None:
         if wanted not in ("auto", held):
             raise StateError(
-                f"{state.path} holds run {spec.run} with --precision {held}, unfinished: --precision {held} "
+                f"{state.path} holds run {spec.run} with --precision {held}: --precision {held} "
                 "goes on, --fresh starts over, another --state keeps it"
             )
         return "bf16" if held == "bf16" else "fp32"
@@ -67,8 +67,7 @@ def faster(seconds: dict[Precision, float]) -> Precision:
 
 def _before_there_was_a_choice(state: StateDirectory, run: str) -> Precision | None:
     """What an earlier release has computed a run in that is in the state; None: there is none."""
-    facts = state.facts() or {}
-    return "fp32" if facts.get("run") == run and not facts.get("finished", False) else None
+    return "fp32" if (state.facts() or {}).get("run") == run else None
 
 
 def _measured(spec: RunSpec, trainer_of: Callable[[RunSpec], ClientTrainer]) -> Precision:
