@@ -25,6 +25,7 @@ TORCH = (
     "splitee_device.data.batches",
     "splitee_device.participate",
     "splitee_device.profiler.auto_codec",
+    "splitee_device.profiler.auto_precision",
     "splitee_device.profiler.reference",
     "splitee_device.profiler.stages",
     "splitee_device.profiler.step_times",

@@ -63,6 +63,7 @@ class Job:
             input_shape=SMALL,
             rounds=self.rounds,
             seed=self.seed,
+            fused=True,
         )
 
 

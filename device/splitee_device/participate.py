@@ -15,14 +15,17 @@ from splitee.errors import ConfigError, NetworkError
 from splitee.networks.split import build_for
 from splitee.networks.zoo import check_factory
 from splitee.protocol.codecs import AUTO
+from splitee.protocol.fields import Precision
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.after_training import release_in_service, serve
 from splitee_device.agent.agent import Agent
 from splitee_device.agent.session import RunChanged, Session
+from splitee_device.data.images import DeviceData
 from splitee_device.inference.trust import Expected
 from splitee_device.profiler.auto_codec import AutoCodec
 from splitee_device.profiler.auto_cut import AutoCut, ChosenCut
+from splitee_device.profiler.auto_precision import choose_precision
 from splitee_device.profiler.drift import DriftMonitor
 from splitee_device.profiler.meter import Meter
 from splitee_device.settings import DeviceSettings
@@ -84,6 +87,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         build_for(spec, device="meta").check_cut(settings.cut)
     images = settings.open_images(spec, directory.path, session.drain)
     store = DeviceStore(directory, device, images, settings.serving.region)
+    spec = replace(spec, precision=_choose_precision(spec, directory, settings, images.data))
     chosen = _choose_cut(session, spec, directory, settings, len(images.data.train))
     store.open(spec, chosen.cut, fresh=settings.fresh)
     log.info(
@@ -131,6 +135,15 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
     )
     agent.take_part(images)
     return Part(spec, store.cuts, released if agent.has_trained else None)
+
+
+def _choose_precision(
+    spec: RunSpec, directory: StateDirectory, settings: DeviceSettings, data: DeviceData
+) -> Precision:
+    """What this device computes the run in; measured at its cut, or the lowest that it may choose."""
+    cut = settings.cut or settings.floor
+    trainer_of = partial(open_trainer, cut=cut, device=settings.device, data=data)
+    return choose_precision(settings.precision, spec, directory, trainer_of, fresh=settings.fresh)
 
 
 def _after_step_alone(session: Session, number: int, step: int, steps: int, loss: float) -> None:

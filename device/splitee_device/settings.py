@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from splitee.cli.precision import WantedPrecision
 from splitee.errors import ConfigError
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.run_spec import RunSpec
@@ -42,6 +43,7 @@ class DeviceSettings:
     fresh: bool
     cache: int  # MiB of features on disk
     threads: int
+    precision: WantedPrecision
     stay: bool
     baseline: bool  # to train alone, too, before it joins
     serving: ServingOptions

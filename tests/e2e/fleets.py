@@ -199,6 +199,7 @@ def simulation_of(
         exits="fleet",
         statistics_batches=4,
         deep_supervision=0.3,
+        fused=True,
         **settings,
     )
     devices = {

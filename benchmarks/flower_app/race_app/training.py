@@ -25,6 +25,7 @@ def train_round(network: nn.Module, job: Job, client: str, number: int, proximal
         momentum=settings["momentum"],
         weight_decay=settings["weight_decay"],
         nesterov=True,
+        fused=True,  # a fifth of the time, as the fleet has it
     )
     network.train()
     samples = 0

@@ -86,14 +86,16 @@ def run_settings(*names: str) -> Callable[[Any], Any]:
 
 
 def build_run_spec(**settings: Any) -> RunSpec:
-    """The specification that a command's settings make; `run` is named by the time where it has no name.
+    """The specification of a new run that a command's settings make.
+
+    `run` is named by the time where it has no name.
 
     Raises:
         ConfigError: a setting that the flags could not check is out of bounds.
     """
     name = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 0xFFFF:04x}"
     try:
-        return msgspec.convert({"protocol": PROTOCOL, "run": name, **settings}, RunSpec)
+        return msgspec.convert({"protocol": PROTOCOL, "run": name, "fused": True, **settings}, RunSpec)
     except msgspec.ValidationError as error:
         raise ConfigError(_in_words(error, settings)) from None
 

@@ -46,6 +46,7 @@ Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "se
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]
 Optimizer = Literal["sgd", "adamw"]
+Precision = Literal["fp32", "bf16"]
 LearningSchedule = Literal["cosine", "constant"]
 Fit = Literal["crop", "pad", "stretch"]
 Exits = Literal["own", "fleet"]

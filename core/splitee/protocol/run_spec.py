@@ -27,6 +27,7 @@ from splitee.protocol.fields import (
     Optimizer,
     Order,
     Positive,
+    Precision,
     RunCodec,
     Side,
     Text,
@@ -49,6 +50,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
 
     Attributes:
         protocol: version of the protocol that the server speaks.
+        precision: what trunks compute in; each device has its own.
         run: id of the run.
         mean: subtracted from pixels in 0..1, per channel or one for all.
         std: divides them then, per channel or one for all.
@@ -57,6 +59,8 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         exit_cuts: of the run's exits where `exits` is fleet: a device trains its own and those below it.
         settled: what follows from the fleet, `frozen` of auto, `mean` and `std` of fleet and `exit_cuts`, is
             decided; it is before the first round.
+        fused: optimizers step in one pass over each weight, on every side. Runs of releases that knew no such
+            step go on without it, for its last bits are others.
         window_bytes: bytes of batches that a device may have unacknowledged.
         class_names: names of the classes, in the order of their labels; empty: the devices are to decide.
     """
@@ -118,6 +122,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     ] = "own"
     exit_cuts: Annotated[tuple[Positive, ...], Meta(max_length=1024)] = ()
     settled: bool = False
+    fused: bool = False
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     std: Annotated[tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     rounds: Annotated[Positive, _setting("Number of rounds that are trained and committed.")]
@@ -158,6 +163,10 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         RunCodec,
         _setting("Codec of the features on the wire; auto: by each device's CPU and link.", costs=True),
     ] = "fp16"
+    precision: Annotated[
+        Precision,
+        _setting("Precision that networks are trained in; bf16: bfloat16, if the CPU has it.", costs=True),
+    ] = "fp32"
     window: Annotated[
         int, _setting("Batches that a device may have unacknowledged.", costs=True, ge=1, le=1024)
     ] = 8

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimizers of client networks and trunks, and the precision they compute in."""
+"""The optimizers of client networks and trunks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,20 +15,39 @@ from splitee.protocol.run_spec import RunSpec
 def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW; parameters that a batch does not reach are left as they are.
 
-    Frozen ones are left out, and have no state.
+    Frozen ones are left out, and have no state. A run with `fused` passes over each weight once a step; the
+    last bits are other than without.
     """
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    fused = True if spec.fused else None  # None: as torch chooses, which is the same on every CPU
     if spec.optimizer == "adamw":
         return torch.optim.AdamW(
             parameters,
             lr=spec.learning_rate,
             betas=(spec.momentum, 0.999),
             weight_decay=spec.weight_decay,
+            fused=fused,
         )
-    return torch.optim.SGD(
+    optimizer = torch.optim.SGD(
         parameters,
         lr=spec.learning_rate,
         momentum=spec.momentum,
         weight_decay=spec.weight_decay,
         nesterov=spec.momentum > 0,
+        fused=fused,
     )
+    if spec.fused and spec.momentum:
+        optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, _arguments: Any, _keywords: Any) -> None:
+    """Give weights that are trained for the first time the momentum zero.
+
+    The fused step takes all weights with momentum or all without. In a trunk that devices enter at several
+    cuts, the deeper stages may have been trained before the others, and a moved stage's momentum is dropped.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

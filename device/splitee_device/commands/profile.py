@@ -17,6 +17,7 @@ from splitee.cli.bounds import number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import optional_link_options
 from splitee.cli.plain_text import echo_json
+from splitee.cli.precision import check_precision
 from splitee.cli.run_flags import build_run_spec, run_setting
 from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.verbosity import is_quiet, log_options
@@ -59,6 +60,7 @@ log = logging.getLogger(__name__)
         "--samples", type=whole(1), default=2000, metavar="COUNT", help="Training images of this device."
     ),
     run_setting("steps"),
+    run_setting("precision"),
     setting(
         "--threads",
         type=whole(1),
@@ -140,6 +142,7 @@ def profile(
     if chart is not None:
         require_matplotlib()  # before the measurement, not after it
     spec = build_run_spec(run="profile", rounds=1, **run)
+    check_precision(spec.precision)
     work = Work(samples, steps or max(1, samples // spec.batch_size), reserve * MIB, cpu_share)
     console = Console()
     console.width = max(console.width, WIDTH)  # a narrow terminal wraps the table rather than hides columns

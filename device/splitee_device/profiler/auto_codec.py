@@ -4,25 +4,22 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from splitee.cli.words import milliseconds
-from splitee.durable import write_atomically
-from splitee.errors import SpliteeError, StateError
+from splitee.errors import SpliteeError
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.codecs import CODECS, DEFAULT, encode_tensor
 from splitee.protocol.run_spec import RunSpec
 from splitee.round_time import pace
 from splitee_device.profiler.cost_model import LinkSpeed
+from splitee_device.profiler.kept_choice import KeptChoice
 from splitee_device.profiler.link_speed import open_echo
-from splitee_device.profiler.store import FOLDER
 from splitee_device.training.trainer import ClientTrainer
 
 CANDIDATES = ("fp16", "int8", "int8+zstd")  # each other codec takes longer than one of these, for more bytes
@@ -104,8 +101,8 @@ class AutoCodec:
         Raises:
             StateError: the choice cannot be kept.
         """
-        path = state / FOLDER / "codec.json"
-        held = None if fresh else _held(path, spec.run)
+        kept = KeptChoice(state, "codec", CODECS)
+        held = None if fresh else kept.of(spec.run)
         if held is not None:
             return held
         step, costs = measure_codecs(trainer_at(cut))
@@ -114,11 +111,7 @@ class AutoCodec:
             costs, step, self._link(max(cost.payload for cost in costs)), spec.window
         )
         log.info("codec %s at cut %d: %s", codec, cut, reason)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StateError(f"state directory {path.parent}: {error.strerror}; choose another") from None
-        write_atomically(path, json.dumps({"run": spec.run, "codec": codec}).encode())
+        kept.keep(spec.run, codec)
         return codec
 
     def _link(self, payload: int) -> LinkSpeed | None:
@@ -128,12 +121,3 @@ class AutoCodec:
         except SpliteeError as error:
             log.warning("link not measured: %s", error)
             return None
-
-
-def _held(path: Path, run: str) -> str | None:
-    """What was chosen for `run`; None when there is nothing, or nothing readable."""
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        kept = json.loads(path.read_bytes())
-        if kept["run"] == run and kept["codec"] in CODECS:
-            return str(kept["codec"])
-    return None

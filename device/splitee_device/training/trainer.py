@@ -19,6 +19,7 @@ from splitee.inference.uncertainty import normalized_entropy
 from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch, oversized
+from splitee.protocol.fields import Precision
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.augmentation import augment
 from splitee.training.batchnorm_statistics import SEEN, FreshStatistics, is_statistic
@@ -26,7 +27,7 @@ from splitee.training.epochs import epoch_batches, evaluation_steps, steps_a_rou
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer
-from splitee.training.placement import precision_at, seed_at
+from splitee.training.placement import lay_out, precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.state import weights_digest
@@ -81,6 +82,7 @@ class ClientTrainer:
         self._device = device
         self._data = data
         self._place = next(network.module.parameters()).device
+        lay_out(network.module, spec.precision)
         self._model = client_model(network, cut, spec).to(self._place)
         self._frozen = network.frozen_modules
         self._frozen_keys = {f"{CLIENT}{key}" for key in network.frozen_keys}
@@ -124,11 +126,10 @@ class ClientTrainer:
             labels = batch.labels
             seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
             set_rate(self.optimizer, learning_rate(self._spec, number, step, steps))
-            with precision_at(self._place):
-                found = self._train_features(batch)
-                scores = [head(one) for head, one in zip(self._exits, found, strict=True)]
-                loss, own_loss = exits_loss(scores, labels, self._offsets)
-                features, logits = found[-1], scores[-1]  # (B, *feature_shape), (B, num_classes)
+            found = self._train_features(batch, self._spec.precision)
+            scores = [head(one) for head, one in zip(self._exits, found, strict=True)]
+            loss, own_loss = exits_loss(scores, labels, self._offsets)
+            features, logits = found[-1], scores[-1]  # (B, *feature_shape), (B, num_classes)
             self.optimizer.zero_grad(set_to_none=True)
             (loss + teacher.loss(batch.numbers, logits)).backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -136,7 +137,7 @@ class ClientTrainer:
             correct += int((logits.detach().argmax(dim=1) == labels).sum())
             seen += len(labels)
             self.loss, self.accuracy = losses / (step + 1), correct / seen
-            yield CutBatch(_array(features.detach().float()), _array(labels))
+            yield CutBatch(_array(features.detach()), _array(labels))
 
     @torch.no_grad()
     def statistics(self, number: int, steps: int) -> Iterator[CutBatch]:
@@ -152,12 +153,12 @@ class ClientTrainer:
         order = epoch_batches(self._spec, self._device, number, self.samples, SEEN * steps)
         for step, batch in enumerate(self._train_batches(order)):
             seed_at(self._place, seed_for(self._spec.seed, self._device, number, step))
-            with self._fresh.batch(), precision_at(self._place):
+            with self._fresh.batch():
                 found = self._train_features(batch)
                 for head, one in zip(self._exits, found, strict=True):
                     head(one)
             if step < steps:
-                yield CutBatch(_array(found[-1].float()), _array(batch.labels))
+                yield CutBatch(_array(found[-1]), _array(batch.labels))
 
     def fresh_statistics(self) -> dict[str, Tensor]:
         """Means and variances of BatchNorm by name, as `statistics` has found them; not of frozen stages."""
@@ -181,13 +182,13 @@ class ClientTrainer:
         )
         order = islice(cycle(parts), self._evaluation_steps if steps is None else steps)
         for batch in self._held_out_batches(order):
-            with torch.inference_mode(), precision_at(self._place):
+            with torch.inference_mode():
                 features = self._features(batch)
                 logits = self.exit(features)
-            labels, scores = _array(batch.labels), _array(logits.float())
+            labels, scores = _array(batch.labels), _array(logits)
             predicted = _array(logits.argmax(dim=1))
             self.mistakes.note(batch.numbers, labels, predicted, scores)
-            yield CutBatch(_array(features.float()), labels, predicted, normalized_entropy(scores))
+            yield CutBatch(_array(features), labels, predicted, normalized_entropy(scores))
 
     def _batches_of(self, image_set: LabelledImages, is_frozen: bool) -> Batches:
         """`is_frozen`: features come in the place of images."""
@@ -195,12 +196,14 @@ class ClientTrainer:
             return partial(self.features.batches, image_set)
         return batches_at(self._place, image_set, self._spec)
 
-    def _train_features(self, batch: Batch) -> Sequence[Tensor]:
+    def _train_features(self, batch: Batch, precision: Precision = "fp32") -> Sequence[Tensor]:
         """What each exit learns from: the features of a batch at its cut, (B, *feature_shape) there."""
         if self._is_frozen and self._spec.augmentation == "none":
             return [batch.images]
-        found: Tensor | list[Tensor] = self.body(augment(batch.images, self._spec))
-        return found if isinstance(found, list) else [found]
+        images = augment(batch.images, self._spec)
+        with precision_at(self._place, precision):
+            found: Tensor | list[Tensor] = self.body(images)
+        return [one.float() for one in found] if isinstance(found, list) else [found.float()]
 
     def _features(self, batch: Batch) -> Tensor:
         """What the client network makes of a batch, as it is: (B, *feature_shape)."""

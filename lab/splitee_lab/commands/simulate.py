@@ -19,6 +19,7 @@ from splitee.cli.settings import renamed, setting, settings_file
 from splitee.cli.verbosity import is_quiet, log_options
 from splitee.errors import ConfigError
 from splitee.protocol.codecs import CODECS
+from splitee.protocol.fields import Precision
 from splitee.suggestions import did_you_mean
 from splitee_lab.methods.names import BASELINES, HOSTILE, parse_hostile
 from splitee_lab.presets import protocol_option
@@ -182,6 +183,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         help="What networks are trained on; cuda: untried so far.",
     ),
     renamed("--device", "--accelerator", type=click.Choice(["cpu", "cuda"])),
+    run_setting("precision", default=None, show_default="fp32, bf16 with --accelerator cuda"),
     setting(
         "--workers",
         type=whole(1),
@@ -212,6 +214,7 @@ def simulate(
     evaluate_every: int,
     accelerator: str,
     workers: int | None,
+    precision: Precision | None,
     weights: str | None,
     out: Path,
     **run: Any,
@@ -250,4 +253,5 @@ def simulate(
         weights=weights,
         out=out,
     )
+    run["precision"] = precision or ("bf16" if accelerator == "cuda" else "fp32")
     compare(wanted, run, quiet=is_quiet())

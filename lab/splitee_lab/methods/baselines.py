@@ -22,7 +22,7 @@ from splitee.training.epochs import epoch_batches, steps_a_round
 from splitee.training.learning_rate import learning_rate, set_rate
 from splitee.training.objective import class_offsets
 from splitee.training.optimizer import make_optimizer
-from splitee.training.placement import precision_at, seed_at
+from splitee.training.placement import lay_out, precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee_device.data.batches import batch, batches_at
 from splitee_device.data.image_sets import LabelledImages, joined
@@ -133,6 +133,7 @@ class WholeTrainer:
     """The whole network in one place, trained as a device trains its part: same batches, seeds, schedule."""
 
     def __init__(self, network: SplitNetwork, run: RunSpec, name: str, pictures: LabelledImages) -> None:
+        lay_out(network.module, run.precision)
         self.network = network.module
         self._frozen = network.frozen_modules
         self.steps = steps_a_round(run, len(pictures))
@@ -155,9 +156,10 @@ class WholeTrainer:
         for step, one in enumerate(self._batches(order)):
             seed_at(self._place, seed_for(run.seed, self._name, number, step))
             set_rate(self._optimizer, learning_rate(run, number, step, self.steps))
-            with precision_at(self._place):
-                logits = self.network(augment(one.images, run))
-                loss = F.cross_entropy(logits + self._offsets, one.labels)
+            images = augment(one.images, run)
+            with precision_at(self._place, run.precision):
+                logits = self.network(images)
+            loss = F.cross_entropy(logits.float() + self._offsets, one.labels)
             self._optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
@@ -170,7 +172,7 @@ def evaluate(network: nn.Module, pictures: LabelledImages, run: RunSpec) -> floa
     place = next(network.parameters()).device
     correct = 0
     for images, labels in held_out_batches(pictures, run):
-        with torch.inference_mode(), precision_at(place):
+        with torch.inference_mode():
             correct += int((network(images.to(place)).argmax(dim=1).cpu() == labels).sum())
     return correct / len(pictures)
 

@@ -126,7 +126,7 @@ class _Client:
         seed_at(self._place, seed_for(self._experiment.spec.seed, "alignment", self._name, number))
 
         def answer(features: Tensor) -> Tensor:
-            with precision_at(self._place):
+            with precision_at(self._place, self._experiment.spec.precision):
                 return undisturbed(trunk)(features)
 
         targets = [

@@ -54,8 +54,9 @@ class SplitClient:
             seed_at(self._place, seed_for(spec.seed, self._name, number, step))
             if self._optimizer is not None:
                 set_rate(self._optimizer, learning_rate(spec, number, step, steps))
-            with precision_at(self._place):
-                features = self.network(augment(batch.images, spec)).float()
+            images = augment(batch.images, spec)
+            with precision_at(self._place, spec.precision):
+                features = self.network(images).float()
             yield Forward(step, features, batch.labels)
 
     def learn(self, features: Tensor, gradient: Tensor | None) -> None:
@@ -78,6 +79,6 @@ class SplitClient:
         """Features (B, *feature_shape) of the held-out images, and their labels (B,)."""
         self.network.eval()
         for images, labels in held_out_batches(self._experiment.held_out, self._spec):
-            with torch.inference_mode(), precision_at(self._place):
-                features = self.network(images.to(self._place)).float()
+            with torch.inference_mode():
+                features = self.network(images.to(self._place))
             yield features, labels

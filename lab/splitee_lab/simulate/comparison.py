@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from splitee.cli.plain_text import echo, plain
+from splitee.cli.precision import has_bf16
 from splitee.cli.run_flags import build_run_spec
 from splitee.cli.words import percent, span
 from splitee.durable import StateDirectory
 from splitee.errors import ConfigError
 from splitee.networks.split import build_network
+from splitee.protocol.fields import Precision
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.data.sources import open_source
 from splitee_lab.demo.fleet import spread_cuts
@@ -40,6 +43,8 @@ from splitee_lab.simulate.results import summarize
 from splitee_lab.simulate.targets import targets_of
 from splitee_server.learning.initial.begin import with_weights
 from splitee_server.learning.initial.weights import Found
+
+log = logging.getLogger(__name__)
 
 ANY_CLASSES = 10  # to check a cut with: how many there are is known when the images are
 
@@ -95,9 +100,8 @@ def compare(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = Fa
     Raises:
         ConfigError, NetworkError, DataError, StateError: as their messages say.
     """
-    if wanted.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--accelerator cuda: torch finds no GPU here; give --accelerator cpu")
     described = build_run_spec(run="simulated", num_classes=ANY_CLASSES, **settings)
+    _check_accelerator(wanted.device, described.precision)
     cuts = _checked_cuts(described, wanted.cuts)
     samples, clients = wanted.choice.samples, wanted.clients
     if samples is not None and samples < clients:
@@ -116,6 +120,20 @@ def compare(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = Fa
             _compare_partition(jobs, pictures, folder, wanted.workers, console, found, quiet=quiet)
     finally:
         directory.close()
+
+
+def _check_accelerator(device: str, precision: Precision) -> None:
+    """Raises ConfigError: there is no such GPU. A CPU without bfloat16 gives its results, but slowly."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--accelerator cuda: torch finds no GPU here; give --accelerator cpu")
+    if (
+        precision == "bf16"
+        and device == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ConfigError("--precision bf16: this GPU has no bfloat16: give --precision fp32")
+    if precision == "bf16" and device == "cpu" and not has_bf16():
+        log.warning("--precision bf16: this CPU has no bfloat16, and torch emulates it, slower than float32")
 
 
 def _compare_partition(

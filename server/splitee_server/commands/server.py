@@ -16,6 +16,7 @@ from splitee.cli.bounds import number, whole
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.pairs import require
+from splitee.cli.precision import check_precision
 from splitee.cli.run_flags import build_run_spec, run_setting
 from splitee.cli.settings import renamed, setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
@@ -158,6 +159,7 @@ DIRECTORY = click.Path(path_type=Path)
     "Resources",
     run_setting("codec"),
     run_setting("window"),
+    run_setting("precision", help="Precision that trunks are trained in; bf16: bfloat16, if the CPU has it."),
     setting(
         "--feature-memory",
         type=whole(1),
@@ -201,6 +203,7 @@ def server(
     require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
     check_strategy_settings([run["strategy"]], run)
     spec = build_run_spec(**run)
+    check_precision(spec.precision)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
 

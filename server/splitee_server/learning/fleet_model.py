@@ -16,6 +16,7 @@ from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import FreshStatistics
 from splitee.training.named_trunks import NamedTrunk, NamedTrunks
+from splitee.training.placement import lay_out
 from splitee.training.soft_labels import SoftLabels
 from splitee.training.weights import WeightsAssembler, first_beyond
 from splitee_server.learning.averages import average_statistics, weigh
@@ -54,6 +55,7 @@ class FleetModel:
             network: with the weights that the run begins from; the trunks are made of its layers.
             initial: these weights, where devices are to get them; None: the seed gives them.
         """
+        lay_out(network.module, spec.precision)
         self.network = network
         self._spec = spec
         self._initial = initial

@@ -28,7 +28,7 @@ DISMISSED = "dismissed.json"
 TRAFFIC = "traffic.json"
 FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
 # Fields of RunSpec that are no settings, and the one that may be changed.
-FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "mean", "std", "rounds")
+FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "fused", "mean", "std", "rounds")
 
 log = logging.getLogger(__name__)
 

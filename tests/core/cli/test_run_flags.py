@@ -29,6 +29,7 @@ PEOPLE_DO_NOT_SET = {
     "frozen",
     "exit_cuts",
     "settled",
+    "fused",
 }
 
 

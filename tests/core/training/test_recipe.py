@@ -55,7 +55,10 @@ def test_the_trunk_may_have_a_rate_of_its_own() -> None:
     assert rates(spec(), highest=0.25) == pytest.approx([rate / 2 for rate in rates(spec())])
 
 
-@pytest.mark.parametrize("settings", [{}, {"momentum": 0.0}, {"optimizer": "adamw"}])
+OPTIMIZERS: list[dict[str, Any]] = [{}, {"momentum": 0.0}, {"optimizer": "adamw"}]
+
+
+@pytest.mark.parametrize("settings", [*OPTIMIZERS, *({**one, "fused": True} for one in OPTIMIZERS)])
 def test_an_optimizer_goes_on_from_its_stored_state(settings: dict[str, Any]) -> None:
     run = spec(**settings)
     one, other = nn.Linear(3, 2), nn.Linear(3, 2)
@@ -68,6 +71,28 @@ def test_an_optimizer_goes_on_from_its_stored_state(settings: dict[str, Any]) ->
     step(one, optimizer)
     step(other, restored)
     assert torch.equal(one.weight, other.weight)
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS)
+def test_a_fused_step_learns_what_another_does_and_leaves_alone_what_a_batch_does_not_reach(
+    settings: dict[str, Any],
+) -> None:
+    trained = []
+    for fused in (True, False):
+        torch.manual_seed(1)
+        reached, unreached = nn.Linear(3, 2), nn.Linear(3, 2)
+        before = unreached.weight.detach().clone()
+        optimizer = make_optimizer(
+            [*reached.parameters(), *unreached.parameters()], spec(fused=fused, **settings)
+        )
+        for _ in range(3):
+            step(reached, optimizer)
+        assert torch.equal(unreached.weight, before)
+        assert not optimizer.state[unreached.weight]
+        optimizer.state.clear()  # as a device that goes on from an average
+        step(reached, optimizer)
+        trained.append(reached.state_dict())
+    torch.testing.assert_close(trained[0], trained[1])
 
 
 def test_a_balanced_loss_is_least_at_the_odds_that_an_even_mix_would_have() -> None:

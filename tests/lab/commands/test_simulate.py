@@ -189,6 +189,15 @@ def test_a_killed_comparison_keeps_what_is_done(tmp_path: Path) -> None:
     assert results(tmp_path)["sequential"]["seeds"] == [1, 2, 3]
 
 
+def test_precision_is_a_setting_of_the_runs(tmp_path: Path) -> None:
+    flags = ("--strategy", "averaging", "--baselines", "", "--precision", "bf16", "--out", str(tmp_path))
+    simulate(*SMALL, *flags)
+    part = json.loads((tmp_path / "parts" / "averaging-seed1.json").read_text())
+    assert part["job"]["run"]["precision"] == "bf16"
+    with pytest.raises(StateError, match="precision 'bf16' there, 'fp32' here"):
+        simulate(*SMALL, *flags, "--precision", "fp32")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_protocol_sets_what_nothing_else_does(name: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"

@@ -19,7 +19,7 @@ CUTS = {"a": 1, "b": 2, "c": 3, "d": 1}
 SAMPLES = {"a": 100, "b": 50, "c": 10, "d": 7}
 
 
-def spec(strategy: str) -> RunSpec:
+def spec(strategy: str, *, fused: bool = False) -> RunSpec:
     return RunSpec(
         protocol=1,
         run="r",
@@ -28,6 +28,7 @@ def spec(strategy: str) -> RunSpec:
         rounds=2,
         strategy=strategy,
         batch_size=8,
+        fused=fused,
     )
 
 
@@ -35,10 +36,12 @@ def network() -> SplitNetwork:
     return build_network("tiny_networks:tiny", num_classes=5, seed=3)
 
 
-def train_a_little(strategy: str, steps: int = 3) -> tuple[dict[str, nn.Module], object]:
+def train_a_little(
+    strategy: str, steps: int = 3, *, fused: bool = False
+) -> tuple[dict[str, nn.Module], object]:
     torch.manual_seed(0)
     split = network()
-    made = make_strategy(split, spec(strategy))
+    made = make_strategy(split, spec(strategy, fused=fused))
     for device, cut in CUTS.items():
         made.join(device, cut)
         shape = split.stages[cut - 1].feature_shape
@@ -118,11 +121,12 @@ def test_one_holder_keeps_its_weights_exactly() -> None:
     assert torch.equal(average_by_name({"a": tensors}, {"a": 3.0})["x"], tensors["x"])
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("kind", ["sequential", "averaging"])
-def test_a_restored_strategy_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
-    _, strategy = train_a_little(kind)
+def test_a_restored_strategy_goes_on_as_if_it_had_not_stopped(kind: str, *, fused: bool) -> None:
+    _, strategy = train_a_little(kind, fused=fused)
     strategy.aggregate(SAMPLES)  # type: ignore[attr-defined]
-    restored = make_strategy(network(), spec(kind))
+    restored = make_strategy(network(), spec(kind, fused=fused))
     restored.load(unpack_state(pack_state(strategy.state())))  # type: ignore[attr-defined]
     shape = network().stages[CUTS["b"] - 1].feature_shape
     features, labels = torch.randn(8, *shape), torch.randint(0, 5, (8,))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
+from splitee.cli.run_flags import build_run_spec
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
@@ -124,6 +126,15 @@ def test_a_run_may_be_given_more_rounds_for_good_but_not_fewer_than_are_committe
     assert store.open(replace(SPEC, rounds=3), fresh=False) == replace(SPEC, rounds=3)
     with pytest.raises(StateError, match=r"--rounds 2: 3 rounds of run run-a are committed .* at least 3"):
         store.open(replace(SPEC, rounds=2), fresh=False)
+
+
+def test_a_run_of_a_release_without_fused_steps_goes_on_without_them(store: Checkpoints) -> None:
+    store.open(SPEC, fresh=False)
+    assert "fused" not in json.loads((store.path / "run.json").read_bytes())
+    here = build_run_spec(run="run-b", network="resnet18", num_classes=10, rounds=5, seed=1)
+    assert here.fused
+    assert store.open(here, fresh=False) == SPEC
+    assert store.open(here, fresh=True).fused
 
 
 def test_the_best_round_is_kept_beside_the_newest_two(store: Checkpoints) -> None:

@@ -140,10 +140,11 @@ class Strategy(ABC):
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         with statistics_kept_on_error(trunk):
-            with precision_at(features.device):
-                *inner, logits = _outputs(trunk, features)
-                loss = F.cross_entropy(logits + offsets, labels)
-                total = loss + self._loss_of_exits(device, inner, labels, offsets)
+            with precision_at(features.device, self._spec.precision):
+                computed = _outputs(trunk, features)
+            *inner, logits = (one.float() for one in computed)
+            loss = F.cross_entropy(logits + offsets, labels)
+            total = loss + self._loss_of_exits(device, inner, labels, offsets)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             self._bound_gradient(trunk, loss.item())
@@ -186,8 +187,7 @@ class Strategy(ABC):
         """What the trunk answers to features (B, ...) of `device`: (B, classes); it learns nothing."""
         trunk = self.trunk(device)
         trunk.eval()
-        with precision_at(features.device):
-            return _outputs(trunk, features)[-1]
+        return _outputs(trunk, features)[-1]
 
     @torch.no_grad()
     def observe(
@@ -197,7 +197,7 @@ class Strategy(ABC):
         trunk = self.trunk(device)
         set_training(trunk, self._frozen)
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
-        with fresh.batch(), precision_at(features.device):
+        with fresh.batch():
             trunk(features)
 
     def trained(self, device: str) -> dict[str, Tensor]:

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does serving add to training? CPU seconds of a server over those of the bare torch loop.
+
+    python -m benchmarks.throughput [--strategy sequential] [--codec fp16]
+
+A real service on a port that has the devices' messages ready: it decodes them, trains the trunk of resnet18
+at 32 pixels, and acknowledges. Beside it, in the same process and on one thread, a loop as anybody would
+write it trains the same trunk on the same batches, which are tensors already, with the same optimizer. The
+two take turns of a few batches, so that what else works on the machine disturbs one as much as the other;
+the median of the turns counts. Printed beside the ratio: how long decoding takes, and the optimizer's step
+with one pass over each weight (`fused`, as runs have it) and without.
+
+Prints one JSON line, and exits with 1 when the ratio is above its bound.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.nn.functional as F
+from msgspec.structs import replace
+from torch import Tensor, nn
+
+from splitee.cli.run_flags import build_run_spec
+from splitee.durable import StateDirectory
+from splitee.mqtt.events import Event, Message
+from splitee.mqtt.meter import Meter
+from splitee.networks.split import build_for
+from splitee.protocol import routes
+from splitee.protocol.codecs import CODECS
+from splitee.protocol.cut_batch import CutBatch
+from splitee.protocol.fleet import DeviceStatus, Profile
+from splitee.protocol.rounds import Ack, Features, RoundDone, RoundOpen
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.sender_limits import SenderLimits
+from splitee.protocol.topics import PROTOCOL, Topics
+from splitee.training.optimizer import make_optimizer
+from splitee.training.tensors import tensor_of
+from splitee_server.rounds.checkpoints import Checkpoints
+from splitee_server.rounds.policy import Policy
+from splitee_server.service import Service
+
+# To bound the gradient's norm is to read all of it once more: 0.04. Decoding, events, acknowledgements and a
+# copy of BatchNorm's statistics: 0.01. As much again for what a machine with other work adds to the median.
+MOST = 1.1
+CUTS = {"pi-1": 3, "pi-2": 5, "pi-3": 7}
+TOPICS = Topics("throughput")
+TURN = 6  # batches of each side: two of each device
+WARM_UP = 3  # turns that do not count
+CLASSES = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
+
+
+def made_up(spec: RunSpec, shape: tuple[int, ...], seed: int) -> CutBatch:
+    """Features as they are behind a ReLU, and labels."""
+    draw = np.random.default_rng(seed)
+    features = draw.normal(size=(spec.batch_size, *shape)).astype(np.float32).clip(min=0)
+    return CutBatch(features, draw.integers(0, spec.num_classes, spec.batch_size))
+
+
+class BareLoop:
+    """A trunk for all devices, or one for each, trained on tensors: what no server can do with less."""
+
+    def __init__(self, spec: RunSpec, batches: dict[str, CutBatch]) -> None:
+        shared = build_for(spec)
+        whole = make_optimizer(shared.trunk(1).parameters(), spec)
+        self._steps: list[tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]] = []
+        for device, batch in batches.items():
+            trunk, optimizer = shared.trunk(CUTS[device]), whole
+            if spec.strategy == "averaging":
+                trunk = build_for(spec).trunk(CUTS[device])
+                optimizer = make_optimizer(trunk.parameters(), spec)
+            trunk.train()
+            tensors = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
+            self._steps.append((trunk, optimizer, *tensors))
+
+    def train(self, batches: int) -> None:
+        for trunk, optimizer, features, labels in itertools.islice(itertools.cycle(self._steps), batches):
+            optimizer.zero_grad()
+            F.cross_entropy(trunk(features), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+
+class ReadyPort:
+    """A port without a broker whose devices have all their messages ready, within their windows.
+
+    After each turn of the server's the bare loop has its own.
+
+    Attributes:
+        turns: CPU seconds of the server and of the bare loop, of each turn.
+    """
+
+    connected = alive = True
+    max_packet = 1 << 26
+
+    def __init__(self, spec: RunSpec, batches: dict[str, CutBatch], bare: BareLoop) -> None:
+        self.meter: Meter | None = None
+        self.turns: list[tuple[float, float]] = []
+        self._spec = spec
+        self._batches = batches
+        self._bare = bare
+        self._events: deque[Event] = deque()
+        self._ready: dict[str, deque[bytes]] = {}
+        self._trained = dict.fromkeys(batches, 0)
+        self._begun = 0.0
+        for device in batches:
+            profile = Profile(
+                protocol=PROTOCOL,
+                instance=1,
+                version="1",
+                cut=CUTS[device],
+                class_names=CLASSES,
+                train_samples=spec.steps * spec.batch_size,
+                held_out_samples=0,
+            )
+            self._say(routes.STATUS, device, DeviceStatus(state="online", instance=1).encode())
+            self._say(routes.PROFILE, device, profile.encode())
+
+    def subscribe(self, *filters: str) -> None: ...
+
+    def unsubscribe(self, *filters: str) -> None: ...
+
+    def receive(self, timeout: float | None) -> Event | None:
+        if sum(self._trained.values()) >= (len(self.turns) + 1) * TURN:
+            self._take_turn()
+        return self._events.popleft() if self._events else None
+
+    def publish(self, topic: str, payload: bytes | memoryview | bytearray, **_properties: Any) -> bool:
+        found = routes.find(TOPICS, topic)
+        if topic == TOPICS.round and not self._ready:
+            self._open(RoundOpen.decode(bytes(payload)))
+        elif found is not None and found[0] is routes.ACK:
+            self._hear(found[1], Ack.decode(bytes(payload)))
+        return True
+
+    def _open(self, opened: RoundOpen) -> None:
+        """All messages of the round are encoded before its first turn begins."""
+        if opened.phase != "train":
+            return
+        for device, batch in self._batches.items():
+            steps = range(opened.participants[device].steps)
+            self._ready[device] = deque(
+                batch.message(self._spec, opened, "train", step).encode() for step in steps
+            )
+            done = RoundDone(
+                run=opened.run,
+                round=opened.round,
+                attempt=opened.attempt,
+                digest="0" * 64,
+                batches=len(steps),
+                bytes=1,
+                loss=1.0,
+                accuracy=0.5,
+                seconds=1.0,
+                phase="train",
+            )
+            self._ready[device].append(done.encode())
+        for device, ready in self._ready.items():
+            for _ in range(self._spec.window):
+                self._say(routes.FEATURES, device, ready.popleft())
+        self._begun = time.thread_time()
+
+    def _hear(self, device: str, ack: Ack) -> None:
+        """What an acknowledgement makes room for is sent."""
+        for _ in range(ack.step - self._trained[device]):
+            if ready := self._ready[device]:
+                self._say(routes.FEATURES if len(ready) > 1 else routes.ROUND_DONE, device, ready.popleft())
+        self._trained[device] = ack.step
+
+    def _take_turn(self) -> None:
+        served = time.thread_time()
+        self._bare.train(TURN)
+        ended = time.thread_time()
+        self.turns.append((served - self._begun, ended - served))
+        self._begun = time.thread_time()
+
+    def _say(self, route: routes.Route, device: str, payload: bytes) -> None:
+        self._events.append(Message(route.topic(TOPICS, device), payload))
+
+
+def serve(spec: RunSpec, port: ReadyPort, folder: Path) -> None:
+    """The run of `spec` to its end."""
+    directory = StateDirectory(folder)
+    checkpoints = Checkpoints(directory)
+    opened, limits = checkpoints.open(spec, fresh=True), SenderLimits(TOPICS)
+    policy, network = Policy(devices=len(CUTS), quorum=1), build_for(opened)
+    service = Service(
+        port, TOPICS, opened, network, checkpoints, policy, instance=1, stop=lambda: False, limits=limits
+    )
+    service.run()
+    directory.close()
+
+
+def typical_ms(work: Callable[[], object], times: int = 30) -> float:
+    """CPU milliseconds of this thread."""
+    taken = []
+    for _ in range(times):
+        begun = time.thread_time()
+        work()
+        taken.append(time.thread_time() - begun)
+    return 1e3 * median(taken[times // 5 :])
+
+
+def decoding_ms(spec: RunSpec, batches: dict[str, CutBatch]) -> float:
+    """Of a message's bytes to tensors; the mean over the devices."""
+    opened = RoundOpen(run=spec.run, round=1, attempt=1, phase="train")
+    found = []
+    for batch in batches.values():
+        payload = batch.message(spec, opened, "train", 0).encode()
+
+        def decode(payload: bytes = payload, shape: tuple[int, ...] = batch.features.shape[1:]) -> Tensor:
+            read = CutBatch.of(Features.decode(payload), spec, shape)
+            tensor_of(read.labels)
+            return tensor_of(read.features)
+
+        found.append(typical_ms(decode))
+    return sum(found) / len(found)
+
+
+def optimizer_ms(spec: RunSpec) -> float:
+    """A step of all of the network's weights."""
+    parameters = list(build_for(spec).module.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    return typical_ms(make_optimizer(parameters, spec).step)
+
+
+def measure(spec: RunSpec) -> dict[str, Any]:
+    """The benchmark's figures."""
+    network = build_for(spec)
+    batches = {
+        device: made_up(spec, network.stages[cut - 1].feature_shape, cut) for device, cut in CUTS.items()
+    }
+    del network
+    port = ReadyPort(spec, batches, BareLoop(spec, batches))
+    with TemporaryDirectory() as folder:
+        serve(spec, port, Path(folder))
+    counted = port.turns[WARM_UP:]
+    ratio = median(served / bare for served, bare in counted)
+    served, bare = (1e3 * median(side) / TURN for side in zip(*counted, strict=True))
+    decoding = decoding_ms(spec, batches)
+    return {
+        "benchmark": "throughput",
+        "strategy": spec.strategy,
+        "codec": spec.codec,
+        "turns": len(counted),
+        "ratio": round(ratio, 3),
+        "bound": MOST,
+        "server_ms": round(served, 2),
+        "bare_ms": round(bare, 2),
+        "decode_ms": round(decoding, 2),
+        "rest_ms": round(bare * (ratio - 1) - decoding, 2),
+        "optimizer_ms": {
+            "fused": round(optimizer_ms(replace(spec, fused=True)), 2),
+            "unfused": round(optimizer_ms(replace(spec, fused=False)), 2),
+        },
+        "passed": ratio <= MOST,
+    }
+
+
+@click.command()
+@click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
+@click.option("--codec", type=click.Choice(CODECS), default="fp16", show_default=True)
+@click.option("--batches", type=click.IntRange(min=8), default=48, show_default=True, help="Of a device.")
+def main(strategy: str, codec: str, batches: int) -> None:
+    """Measure what a server takes beside the training itself."""
+    torch.set_num_threads(1)
+    spec = build_run_spec(
+        network="resnet18",
+        num_classes=len(CLASSES),
+        input_shape=(3, 32, 32),
+        rounds=1,
+        steps=batches,
+        strategy=strategy,
+        codec=codec,
+        client_averaging="none",
+    )
+    result = measure(spec)
+    click.echo(json.dumps(result))
+    sys.exit(not result["passed"])
+
+
+if __name__ == "__main__":
+    main()

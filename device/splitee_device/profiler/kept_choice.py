@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device has chosen for a run by measuring: kept, so that any restart goes on with the same bits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from splitee.durable import write_atomically
+from splitee.errors import StateError
+from splitee_device.profiler.store import FOLDER
+
+
+class KeptChoice:
+    """The choice of one thing, such as a codec, in a device's state directory."""
+
+    def __init__(self, state: Path, thing: str, among: Collection[str]) -> None:
+        self._path = state / FOLDER / f"{thing}.json"
+        self._thing = thing
+        self._among = among
+
+    def of(self, run: str) -> str | None:
+        """What was chosen for `run`; None when there is nothing, or nothing readable."""
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            kept = json.loads(self._path.read_bytes())
+            if kept["run"] == run and kept[self._thing] in self._among:
+                return str(kept[self._thing])
+        return None
+
+    def keep(self, run: str, choice: str) -> None:
+        """Durable when this returns. Raises StateError: it cannot be kept."""
+        folder = self._path.parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StateError(f"state directory {folder}: {error.strerror}; choose another") from None
+        write_atomically(self._path, json.dumps({"run": run, self._thing: choice}).encode())
