@@ -7,6 +7,14 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.read_ahead import ReadAhead
+
+
+class TcpClient(Client):
+    """A paho client that reads ahead."""
+
+    def _create_socket(self) -> ReadAhead:
+        return ReadAhead(super()._create_socket())
 
 
 def new_client(
@@ -14,7 +22,7 @@ def new_client(
 ) -> Client:
     """A client that is not connected yet, and makes no second try of its own."""
     if address.path is None:
-        client = Client(
+        client: Client = TcpClient(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, reconnect_on_failure=False
         )
     else:

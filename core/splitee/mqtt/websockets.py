@@ -13,6 +13,7 @@ from typing import Any
 from paho.mqtt.client import Client, WebsocketConnectionError, _WebsocketWrapper
 
 from splitee.mqtt.http_answer import HttpAnswer
+from splitee.mqtt.read_ahead import ReadAhead
 
 LARGEST_HEAD = 16 << 10  # bytes of the answer to the handshake
 LARGEST_FRAME = 32 << 20  # bytes; a frame may hold several packets, and paho keeps it whole
@@ -39,8 +40,10 @@ class WebsocketClient(Client):
             raise
 
 
-def below_websocket(opened: socket.socket) -> socket.socket:
-    """The socket that carries a connection's bytes: of websockets the one below, else itself."""
+def carrier(opened: Any) -> socket.socket:
+    """The system's socket below what a client calls its socket."""
+    if isinstance(opened, ReadAhead):
+        return opened.socket
     return opened._socket if isinstance(opened, _Websocket) else opened
 
 
