@@ -375,15 +375,15 @@ class Link:
                 self._inbox.put(BrokerRefused(f"broker {self.address} denies reading {topic}: {words}"))
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
-        properties, size = message.properties, len(message.payload)
+        topic, payload, properties = message.topic, bytes(message.payload), message.properties
         if self.meter is not None:
-            self.meter.received(message.topic, size, headers_of(message.topic, size, properties))
-        if not self._admits(message.topic):
+            self.meter.received(topic, len(payload), headers_of(topic, len(payload), properties))
+        if not self._admits(topic):
             return
         self._inbox.put(
             Message(
-                topic=message.topic,
-                payload=bytes(message.payload),
+                topic=topic,
+                payload=payload,
                 retained=message.retain,
                 response_topic=getattr(properties, "ResponseTopic", None),
                 correlation=getattr(properties, "CorrelationData", None),
