@@ -7,10 +7,11 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.patient_client import PatientClient
 from splitee.mqtt.read_ahead import ReadAhead
 
 
-class TcpClient(Client):
+class TcpClient(PatientClient):
     """A paho client that reads ahead."""
 
     def _create_socket(self) -> ReadAhead:

@@ -66,7 +66,7 @@ class Connection:
         self._address = address
         self._files = files
         self._client_id = client_id
-        self._keepalive = keepalive
+        self._keepalive = self._next_keepalive = keepalive
         self._session_expiry = session_expiry
         self._closing = closing
         self._on_accepted = on_accepted
@@ -159,6 +159,8 @@ class Connection:
 
     def _dial(self) -> None:
         if self._opened:
+            with contextlib.suppress(RuntimeError):  # paho has not noticed that the last one is over
+                self.client.keepalive = self._next_keepalive
             self.client.reconnect()
             return
         # connect() starts a clean session, reconnect() takes the session up: what an earlier process left
@@ -256,7 +258,7 @@ class Connection:
         keepalive = self.client.keepalive
         soon = lasted < 10 * keepalive
         longer = min(2 * keepalive, max(LONGEST_KEEP_ALIVE, self._keepalive))
-        self.client.keepalive = longer if soon and keepalive else self._keepalive
+        self._next_keepalive = longer if soon and keepalive else self._keepalive
 
 
 class _Trouble(logging.Handler):

@@ -138,6 +138,21 @@ class Link:
         return self._max_packet - ENVELOPE
 
     @property
+    def part_size(self) -> int:
+        """Bytes that the parts of a larger message should have: about a second of what the link carries."""
+        return min(self.max_packet, self._in_flight.speed.part)
+
+    @property
+    def speed(self) -> float | None:
+        """Bytes a second that the link has carried lately; None: not known yet."""
+        return self._in_flight.speed.rate
+
+    @property
+    def waited(self) -> float:
+        """Seconds that publishers have waited so far until what was under way was acknowledged."""
+        return self._in_flight.waited
+
+    @property
     def cpu(self) -> float:
         """CPU seconds that the network thread, while it runs, has taken; 0 where the system does not tell."""
         known = self.alive and hasattr(time, "pthread_getcpuclockid")
@@ -231,6 +246,8 @@ class Link:
     ) -> bool:
         """Sends at QoS 1; waits while 20 (or the broker's Receive Maximum) are unacknowledged.
 
+        Or as many bytes as the link carries in 4 seconds, so that nothing waits much longer than that.
+
         `expiry`: seconds after which the broker may forget it. False: not connected, nothing was kept.
         ValueError: larger than `max_packet`; such a message would end every connection from here on.
         """
@@ -249,12 +266,12 @@ class Link:
         )
         with self._sending:
             self._in_flight.wait_while_up(self._pace.turn())
-            if not self._in_flight.wait_for_room(topic):
+            if not self._in_flight.wait_for_room(topic, len(body)):
                 return False
             sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
             if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 return False
-            self._in_flight.sent(sent.mid, topic)
+            self._in_flight.sent(sent.mid)
             if self.meter is not None:
                 self.meter.published(topic, len(body), headers_of(topic, len(body), properties))
         log.debug("published %s, %d bytes", topic, len(body))

@@ -10,16 +10,17 @@ import struct
 import time
 from typing import Any
 
-from paho.mqtt.client import Client, WebsocketConnectionError, _WebsocketWrapper
+from paho.mqtt.client import WebsocketConnectionError, _WebsocketWrapper
 
 from splitee.mqtt.http_answer import HttpAnswer
+from splitee.mqtt.patient_client import PatientClient
 from splitee.mqtt.read_ahead import ReadAhead
 
 LARGEST_HEAD = 16 << 10  # bytes of the answer to the handshake
 LARGEST_FRAME = 32 << 20  # bytes; a frame may hold several packets, and paho keeps it whole
 
 
-class WebsocketClient(Client):
+class WebsocketClient(PatientClient):
     """A paho client whose websocket handshake ends in `connect_timeout` seconds, whatever comes."""
 
     def _create_socket(self) -> _Websocket:
