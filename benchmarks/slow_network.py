@@ -49,6 +49,8 @@ class SlowNamespace:
         self._link = link
         self._random = random.Random(number)
         namespace_of(self._name, near, far, network)
+        ip("route", "change", f"{network}.0/24", "dev", near, "congctl", "cubic")
+        ip("-n", self._name, "route", "change", f"{network}.0/24", "dev", far, "congctl", "cubic")
         self.host = f"{network}.1"
         self.address = f"mqtt://{self.host}:{port}"
         self.prefix: tuple[str, ...] = ("ip", "netns", "exec", self._name)

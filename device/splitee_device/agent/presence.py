@@ -41,6 +41,14 @@ class DevicePort(Port, Protocol):
         """Publications that the broker has refused."""
 
     @property
+    def speed(self) -> float | None:
+        """Bytes a second that the link has carried lately."""
+
+    @property
+    def waited(self) -> float:
+        """Seconds that publishers have waited for the link so far."""
+
+    @property
     def address(self) -> BrokerAddress: ...
 
 
@@ -81,6 +89,7 @@ class Presence:
         self._profile_topic = routes.PROFILE.topic(topics, device)
         self._status = self._said = DeviceStatus(state="online", instance=instance)
         self._status_due = 0.0
+        self._said_at, self._waited = clock(), 0.0
         self._has_met_twin = False
         self._is_seen = False  # the broker has handed out this process's own status
         self.profile: Profile | None = None
@@ -122,6 +131,11 @@ class Presence:
         if changed or self._clock() >= self._status_due:
             self.publish_status()
 
+    def say_again(self) -> None:
+        """Publish the status while the device does nothing but send."""
+        if self._clock() >= self._status_due:
+            self.publish_status()
+
     def introduce(self, profile: Profile) -> None:
         """Publish the profile, which asks to join."""
         self.profile = profile
@@ -141,11 +155,19 @@ class Presence:
             written=self._written(),
             traffic=traffic,
             bytes=traffic.up.payload,
+            upload=self._speed_waited_for(),
         )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + STATUS_EVERY
         self._said = status
         self.tell_systemd()
+
+    def _speed_waited_for(self) -> float | None:
+        """The link's, where this process has done little else than wait for it since it was last asked."""
+        now, waited = self._clock(), self._port.waited
+        is_slow = 2 * (waited - self._waited) > now - self._said_at
+        self._said_at, self._waited = now, waited
+        return self._port.speed if is_slow else None
 
     def tell_systemd(self) -> None:
         """What `systemctl status` shows."""

@@ -160,7 +160,9 @@ class Session:
             spec: the run's settings, as the device has made them its own.
         """
         self.meter.phase = opened.batches
-        self._phase = PhaseUnderWay(self._port, self._topics, self.device, spec, opened, self.heard.ack)
+        self._phase = PhaseUnderWay(
+            self._port, self._topics, self.device, spec, opened, self.heard.ack, self._while_sending
+        )
         try:
             yield self._phase
         finally:
@@ -230,6 +232,14 @@ class Session:
         if self._phase is not None and self._phase.is_superseded(self.heard):
             raise Superseded
         return event is not None
+
+    def _while_sending(self) -> None:
+        """What does not wait for a slow link: the watchdog, a signal to stop, the status."""
+        if self._port.alive:
+            feed_watchdog()
+        if self._stop():
+            raise Stopped
+        self.presence.say_again()
 
     def _why_nothing_comes(self) -> str:
         """For people; what the server has said last is of no interest where nothing can come from it."""
