@@ -69,7 +69,7 @@ class FakePort:
         self.alive = True
         self.refused = 0
         self.speed: float | None = None
-        self.waited = 0.0
+        self.busy = 0.0
         self.meter: Meter | None = None
         self.address = BrokerAddress("broker.test", 1883)
         self.sent: list[Sent] = []

@@ -216,7 +216,7 @@ def _moved(device: DeviceView) -> str:
 def _slow_link(device: DeviceView) -> Text | None:
     if not device.online or device.upload is None:
         return None
-    return _facts(device.id, f"slow: its messages wait for a link that carries {bit_rate(device.upload)}")
+    return _facts(device.id, f"slow: its link carries {bit_rate(device.upload)}")
 
 
 def capability_in_words(device: DeviceView) -> Text | None:

@@ -30,10 +30,9 @@ class InFlight:
         self._clock = clock
         self._window = IN_FLIGHT
         self.acknowledged = 0
-        self.waited = 0.0
-        """Seconds that publishers have waited for room while the link was up."""
         self._flights: dict[int, _Flight] = {}
         self._bytes = 0
+        self._busy, self._busy_since = 0.0, clock()
         self._early: set[int] = set()  # acknowledged before `sent` was told their number
         self._sending = _Flight("", 0, None)
         self._up = False
@@ -47,8 +46,22 @@ class InFlight:
     def up(self) -> bool:
         return self._up
 
+    @property
+    def busy(self) -> float:
+        """Seconds so far in which something was unacknowledged while the link was up."""
+        with self._changed:
+            return self._busy + (self._clock() - self._busy_since if self._up and self._flights else 0.0)
+
+    def _note_busy(self) -> None:
+        """What is under way, or whether the link is up, is about to change."""
+        now = self._clock()
+        if self._up and self._flights:
+            self._busy += now - self._busy_since
+        self._busy_since = now
+
     def start(self, window: int) -> None:
         with self._changed:
+            self._note_busy()
             self._up = True
             self._window = window
             again = {number: flight._replace(stamp=None) for number, flight in self._flights.items()}
@@ -62,6 +75,7 @@ class InFlight:
 
     def stop(self) -> None:
         with self._changed:
+            self._note_busy()
             self._up = False
             self._changed.notify_all()
 
@@ -74,10 +88,7 @@ class InFlight:
     def wait_for_room(self, topic: str, size: int) -> bool:
         """True when one more, of `size` bytes, may be sent; False as soon as the link is down."""
         with self._changed:
-            if not self._is_let_go(size):
-                began = self._clock()
-                self._changed.wait_for(lambda: self._is_let_go(size))
-                self.waited += self._clock() - began
+            self._changed.wait_for(lambda: self._is_let_go(size))
             self._sending = _Flight(topic, size, self.speed.stamp())
             return self._up
 
@@ -92,12 +103,14 @@ class InFlight:
             if number in self._early:
                 self._early.discard(number)
             else:
+                self._note_busy()
                 self._flights[number] = self._sending
                 self._bytes += self._sending.size
 
     def acknowledge(self, number: int) -> str:
         """Returns the topic of what was acknowledged."""
         with self._changed:
+            self._note_busy()
             flight = self._flights.pop(number, None)
             if flight is None:
                 self._early.add(number)
@@ -111,6 +124,7 @@ class InFlight:
 
     def clear(self) -> None:
         with self._changed:
+            self._note_busy()
             self._flights.clear()
             self._bytes = 0
             self._early.clear()

@@ -148,9 +148,9 @@ class Link:
         return self._in_flight.speed.rate
 
     @property
-    def waited(self) -> float:
-        """Seconds that publishers have waited so far until what was under way was acknowledged."""
-        return self._in_flight.waited
+    def busy(self) -> float:
+        """Seconds so far in which something that was published was on its way to the broker."""
+        return self._in_flight.busy
 
     @property
     def cpu(self) -> float:

@@ -45,7 +45,7 @@ class DeviceStatus(JsonMessage, frozen=True):
         written: bytes that this process has written to its disk; none where its system does not say.
         traffic: bytes that this process has sent and received, by purpose; none of an earlier release. What
             measures the link is not counted.
-        upload: bytes a second that its link carries, where its messages wait for that; else none.
+        upload: bytes a second that its link carries, where that is little and it is busy; else none.
     """
 
     state: Literal["online", "offline"]

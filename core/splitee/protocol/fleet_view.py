@@ -55,7 +55,7 @@ class DeviceView:
     offloaded: int = 0  # of these, those that it has asked the server about
     alone_accuracy: float | None = None  # of what it learnt by itself, before it joined
     traffic: Traffic | None = None  # of its present process, by purpose; None: it does not say
-    upload: float | None = None  # bytes a second of a slow link, for which its messages wait
+    upload: float | None = None  # bytes a second of a link that is slow, and busy
 
     @property
     def done(self) -> float:

@@ -73,13 +73,15 @@ def publish_in_parts(
     payload: bytes,
     *,
     correlation: bytes | None = None,
+    most: int = MAX_PACKED,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> bool:
     """Publish `payload`, in parts where it would take the link too long as a whole; False: not connected.
 
+    `most`: bytes of a part, where the reader's link may be slower than this one.
     `meanwhile` is called before each part: over a slow link they take minutes.
     """
-    for part in split(payload, port.part_size, next(message_numbers)):
+    for part in split(payload, min(most, port.part_size), next(message_numbers)):
         meanwhile()
         if not port.publish(topic, part, correlation=correlation):
             return False

@@ -25,6 +25,7 @@ from splitee.protocol.traffic import Traffic
 from splitee_device.machine.hardware import Fact, temperature
 
 STATUS_EVERY = 1.0  # seconds
+SLOW = 500_000  # bytes a second
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +46,8 @@ class DevicePort(Port, Protocol):
         """Bytes a second that the link has carried lately."""
 
     @property
-    def waited(self) -> float:
-        """Seconds that publishers have waited for the link so far."""
+    def busy(self) -> float:
+        """Seconds so far in which something was on its way to the broker."""
 
     @property
     def address(self) -> BrokerAddress: ...
@@ -89,7 +90,7 @@ class Presence:
         self._profile_topic = routes.PROFILE.topic(topics, device)
         self._status = self._said = DeviceStatus(state="online", instance=instance)
         self._status_due = 0.0
-        self._said_at, self._waited = clock(), 0.0
+        self._said_at, self._busy = clock(), 0.0
         self._has_met_twin = False
         self._is_seen = False  # the broker has handed out this process's own status
         self.profile: Profile | None = None
@@ -155,19 +156,19 @@ class Presence:
             written=self._written(),
             traffic=traffic,
             bytes=traffic.up.payload,
-            upload=self._speed_waited_for(),
+            upload=self._slow_speed(),
         )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + STATUS_EVERY
         self._said = status
         self.tell_systemd()
 
-    def _speed_waited_for(self) -> float | None:
-        """The link's, where this process has done little else than wait for it since it was last asked."""
-        now, waited = self._clock(), self._port.waited
-        is_slow = 2 * (waited - self._waited) > now - self._said_at
-        self._said_at, self._waited = now, waited
-        return self._port.speed if is_slow else None
+    def _slow_speed(self) -> float | None:
+        """The link's, where it is slow, and has carried something most of the time since this was asked."""
+        now, busy, speed = self._clock(), self._port.busy, self._port.speed
+        is_busy = 2 * (busy - self._busy) > now - self._said_at
+        self._said_at, self._busy = now, busy
+        return speed if is_busy and speed is not None and speed < SLOW else None
 
     def tell_systemd(self) -> None:
         """What `systemctl status` shows."""

@@ -103,7 +103,7 @@ class Session:
         self._guarded = ""  # the run of which assignments are checked
         self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
         self.heard = Heard(device, instance, clock())
-        self._gate = Gate(topics, READ, device=device)
+        self._gate = Gate(topics, READ, device=device, on_part=lambda _route, _device: self._on_part())
         self.meter = port.meter = DeviceMeter(topics)
         rejected = self._gate.rejected.total
         self.presence = Presence(port, topics, device, instance, clock, rejected, traffic=self.meter.traffic)
@@ -246,6 +246,11 @@ class Session:
         if not self._port.connected:
             return f"there is no connection to the broker {self._port.address}"
         return self.heard.whom_it_waits_for()
+
+    def _on_part(self) -> None:
+        """The server's answer is on its way; what it says meanwhile comes behind it."""
+        self.requests.note_arriving()
+        self.heard.last_word = self._clock()
 
     def _hand_on(self, received: Received) -> None:
         self._owners[received.route](received.message)
