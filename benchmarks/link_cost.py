@@ -5,8 +5,8 @@
 
 Messages of 8 KB at QoS 1 go from one process through a real Mosquitto to another. In turns the one that
 receives, and then the one that publishes, is paho with a callback that counts, or the link with a thread that
-receives and the meter that a device has. All threads of that process count, from the first message to the last; what a turn of the one costs
-over the turn of the other beside it is a ratio, and the median of the ratios counts.
+receives and the meter that a device has. All threads of that process count, from the first message to the
+last; what a turn of the one costs over the turn of the other beside it is a ratio, and their median counts.
 Prints one JSON line, and exits with 1 when a ratio is above 1.2.
 """
 

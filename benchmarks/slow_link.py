@@ -3,11 +3,11 @@
 
     python -m benchmarks.slow_link [--rate 1000] [--round-trip 0.4] [--loss 5]
 
-A real fleet of resnet18 on a real Mosquitto, under `--missing skip` with a floor far below what the link takes;
-the first device is behind a link of so many kbit/s, which loses so many percent of the packets each way. The
-kernel's own TCP (cubic, as most devices have it) runs over it: it needs root and /dev/net/tun, but no netem.
-Prints one JSON line, and exits with 1 when the device was left out of a round, lost its connection once it was
-up, was shown as offline, or was never shown as slow.
+A real fleet of resnet18 on a real Mosquitto, under `--missing skip` with a floor far below what the link
+takes; the first device is behind a link of so many kbit/s, which loses so many percent of the packets each
+way. The kernel's own TCP (cubic, as most devices have it) runs over it: it needs root and /dev/net/tun, but no
+netem. Prints one JSON line, and exits with 1 when the device was left out of a round, lost its connection once
+it was up, was shown as offline, or was never shown as slow.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from benchmarks.device_network import can_make_namespaces
-from benchmarks.fleet import CUTS, FLEET, TICK, Fleet, Settings, out_option, until, working_directory
+from benchmarks.fleet import FLEET, TICK, Fleet, Settings, out_option, until, working_directory
 from benchmarks.slow_network import LinkKind, SlowNamespace
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link

@@ -159,7 +159,9 @@ def test_under_wait_everybody_is_waited_for_and_named(
     assert ("pi-2",) in waiting
 
 
-def over_a_slow_link(device: VirtualDevice, number: int, *, parts: int, pause: float, ends: bool = True) -> None:
+def over_a_slow_link(
+    device: VirtualDevice, number: int, *, parts: int, pause: float, ends: bool = True
+) -> None:
     """The device's batches of this round come in so many parts, with a pause before each.
 
     `ends`: False: the last one never comes, and instead of it the first ones of another batch do, for ever.
@@ -173,7 +175,9 @@ def over_a_slow_link(device: VirtualDevice, number: int, *, parts: int, pause: f
         limit = -(-len(payload) // parts) + PART_OVERHEAD
         pieces = list(split(payload, limit, next(messages)))
         if not ends:
-            pieces = [piece for _ in range(1000) for piece in list(split(payload, limit, next(messages)))[:-1]]
+            pieces = [
+                piece for _ in range(1000) for piece in list(split(payload, limit, next(messages)))[:-1]
+            ]
         for index, piece in enumerate(pieces, start=1):
             say(route, piece, seconds + index * pause)
 
