@@ -5,9 +5,10 @@
 
 A real fleet of resnet18 on a real Mosquitto, under `--missing skip` with a floor far below what the link
 takes; the first device is behind a link of so many kbit/s, which loses so many percent of the packets each
-way. The kernel's own TCP (cubic, as most devices have it) runs over it: it needs root and /dev/net/tun, but no
-netem. Prints one JSON line, and exits with 1 when the device was left out of a round, lost its connection once
-it was up, was shown as offline, or was never shown as slow.
+way. The kernel's own TCP (cubic, as most devices have it) runs over it: it needs root and /dev/net/tun, but
+no netem.
+Prints one JSON line, and exits with 1 when the device was left out of a round, lost its connection once it
+was up, was shown as offline, or was never shown as slow.
 """
 
 from __future__ import annotations

@@ -203,8 +203,9 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
 def _state(device: DeviceView) -> Text:
     if not device.online:
         return Text("offline", "red")
-    doing = device.doing or "?"
-    return plain_cell(doing, "green") if device.upload is None else plain_cell(f"{doing}, slow", "yellow")
+    if device.upload is not None:
+        return Text("slow", "yellow")
+    return plain_cell(device.doing or "?", "green")
 
 
 def _moved(device: DeviceView) -> str:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.mqtt.address import BrokerAddress
@@ -20,10 +19,10 @@ class TcpClient(PatientClient):
 
 def new_client(
     address: BrokerAddress, client_id: str, protocol: MQTTProtocolVersion, connect_timeout: float
-) -> Client:
+) -> PatientClient:
     """A client that is not connected yet, and makes no second try of its own."""
     if address.path is None:
-        client: Client = TcpClient(
+        client: PatientClient = TcpClient(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, reconnect_on_failure=False
         )
     else:

@@ -24,6 +24,7 @@ from splitee.mqtt.client import new_client
 from splitee.mqtt.http_answer import HttpAnswer, ask_for_http
 from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.packet_loop import PacketLoop
+from splitee.mqtt.patient_client import PatientClient
 from splitee.mqtt.probe import answers_mqtt_311, speaks_mqtt_311_only
 from splitee.mqtt.refusals import (
     Closed,
@@ -81,7 +82,7 @@ class Connection:
         self.client = self._make_client()
         self._loop = PacketLoop(self.client)
 
-    def _make_client(self) -> Client:
+    def _make_client(self) -> PatientClient:
         client = new_client(self._address, self._client_id, MQTTProtocolVersion.MQTTv5, CONNECT_LIMIT)
         client.max_inflight_messages = client.max_queued_messages = IN_FLIGHT
         errors = logging.Logger("paho", logging.ERROR)
@@ -159,8 +160,7 @@ class Connection:
 
     def _dial(self) -> None:
         if self._opened:
-            with contextlib.suppress(RuntimeError):  # paho has not noticed that the last one is over
-                self.client.keepalive = self._next_keepalive
+            self.client.set_next_keepalive(self._next_keepalive)
             self.client.reconnect()
             return
         # connect() starts a clean session, reconnect() takes the session up: what an earlier process left
