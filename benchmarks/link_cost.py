@@ -124,7 +124,7 @@ class Received:
         self._began: float | None = None
         self.cpu = 0.0
 
-    def count(self, payload: bytes) -> bool:
+    def count(self, payload: bytes | bytearray) -> bool:
         """True: that was the last."""
         if self._began is None:
             self._began = time.process_time()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +58,7 @@ class Watched:
         self._view = FleetView(FLEET)
         self._looked = time.monotonic()
         self._is_at_work = False
-        self.shown: Counter[str] = Counter()
+        self.shown: dict[str, float] = dict.fromkeys(("offline", "slow", "online"), 0.0)
         self.oldest = 0.0
         link.subscribe(*self._view.filters)
 
@@ -130,7 +129,7 @@ def main(
         found = slow_run(directory, strategy, settings, kind)
     click.echo(json.dumps({"rate": rate, "round_trip": round_trip, "loss": loss, **found}))
     fine = not found["connections_lost"] and not found["left_out"] and not found["unexpected_exits"]
-    sys.exit(not fine or "offline" in found["shown"] or "slow" not in found["shown"])
+    sys.exit(not fine or found["shown"]["offline"] or not found["shown"]["slow"])
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import socket
+from typing import cast
+
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.mqtt.address import BrokerAddress
@@ -14,7 +17,7 @@ class TcpClient(PatientClient):
     """A paho client that reads ahead."""
 
     def _create_socket(self) -> ReadAhead:
-        return ReadAhead(super()._create_socket())
+        return ReadAhead(cast(socket.socket, super()._create_socket()))
 
 
 def new_client(

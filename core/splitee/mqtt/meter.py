@@ -28,7 +28,7 @@ def headers_of(topic: str, payload: int, properties: Properties | None) -> int:
     """
     # Paho tries every property there is when it packs none: that costs as much as receiving the message.
     is_empty = properties is None or vars(properties).keys() == _UNSET
-    packed = 1 if is_empty else len(properties.pack())  # type: ignore[union-attr, no-untyped-call]
+    packed = 1 if is_empty else len(properties.pack())  # type: ignore[union-attr]
     variable = 2 + len(topic.encode()) + 2 + packed
     length: bytes = VariableByteIntegers.encode(variable + payload)  # type: ignore[no-untyped-call]
     return 1 + len(length) + variable
