@@ -129,25 +129,35 @@ class Namespace:
         self._name = f"splitee-{os.getpid()}-{number}"
         self._near, far = f"sp{os.getpid() % 9999}n{number}", f"sp{os.getpid() % 9999}f{number}"
         network = f"10.{200 + os.getpid() % 50}.{number}"
-        _ip("netns", "add", self._name)
-        _ip("link", "add", self._near, "type", "veth", "peer", "name", far, "netns", self._name)
-        _ip("addr", "add", f"{network}.1/24", "dev", self._near)
-        _ip("link", "set", self._near, "up")
-        _ip("-n", self._name, "addr", "add", f"{network}.2/24", "dev", far)
-        _ip("-n", self._name, "link", "set", far, "up")
-        _ip("-n", self._name, "link", "set", "lo", "up")
+        ip("link", "add", self._near, "type", "veth", "peer", "name", far)
+        namespace_of(self._name, self._near, far, network)
         self.host = f"{network}.1"
         self.address = f"mqtt://{self.host}:{port}"
         self.prefix: tuple[str, ...] = ("ip", "netns", "exec", self._name)
 
     def cut(self) -> None:
-        _ip("link", "set", self._near, "down")
+        ip("link", "set", self._near, "down")
 
     def mend(self) -> None:
-        _ip("link", "set", self._near, "up")
+        ip("link", "set", self._near, "up")
 
     def close(self) -> None:
-        _ip("netns", "delete", self._name)
+        delete_namespace(self._name)
+
+
+def namespace_of(name: str, near: str, far: str, network: str) -> None:
+    """A network namespace around the device `far`; `network`.1 is `near`, `network`.2 is `far`."""
+    ip("netns", "add", name)
+    ip("link", "set", far, "netns", name)
+    ip("addr", "add", f"{network}.1/24", "dev", near)
+    ip("link", "set", near, "up")
+    ip("-n", name, "addr", "add", f"{network}.2/24", "dev", far)
+    ip("-n", name, "link", "set", far, "up")
+    ip("-n", name, "link", "set", "lo", "up")
+
+
+def delete_namespace(name: str) -> None:
+    ip("netns", "delete", name)
 
 
 def can_make_namespaces() -> bool:
@@ -157,15 +167,16 @@ def can_make_namespaces() -> bool:
     name = f"splitee-try-{os.getpid()}"
     near = f"sptry{os.getpid() % 9999}"
     try:
-        _ip("netns", "add", name)
+        ip("netns", "add", name)
         try:
-            _ip("link", "add", near, "type", "veth", "peer", "name", "far0", "netns", name)
+            ip("link", "add", near, "type", "veth", "peer", "name", "far0", "netns", name)
         finally:
-            _ip("netns", "delete", name)
+            ip("netns", "delete", name)
     except subprocess.CalledProcessError:
         return False
     return True
 
 
-def _ip(*arguments: str) -> None:
+def ip(*arguments: str) -> None:
+    """iproute2's command. CalledProcessError: it has failed."""
     subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -76,6 +76,7 @@ class Fleet:
         *,
         broker_settings: str = MOSQUITTO_SETTINGS,
         isolated: Collection[str] | None = None,
+        networks: Mapping[str, Callable[[int], Network]] = MappingProxyType({}),
         throttled: Mapping[str, Way] = MappingProxyType({}),
         keeps_store: bool = False,
         own_clocks: bool = False,
@@ -83,6 +84,7 @@ class Fleet:
         """`server`, `devices`: flags of the commands, without broker, fleet and state.
 
         `isolated`: devices with a network of their own that can be cut; None: all have one.
+        `networks`: of devices that have another one, made for the broker's port.
         `throttled`: devices behind a proxy in `throttles`, which lets everything pass at first.
         `keeps_store`: the broker has a database. `own_clocks`: each process has one, for `set_clock`.
         """
@@ -91,7 +93,11 @@ class Fleet:
         port, namespaces = free_port(), can_make_namespaces()
         own = Namespace if namespaces else partial(Proxy, "127.0.0.1")
         self.networks: dict[str, Network] = {
-            device: own(port) if isolated is None or device in isolated else Direct(port)
+            device: networks[device](port)
+            if device in networks
+            else own(port)
+            if isolated is None or device in isolated
+            else Direct(port)
             for device in devices
         }
         listeners = [

@@ -103,6 +103,7 @@ class ReadyPort:
 
     connected = alive = True
     max_packet = 1 << 26
+    part_size = max_packet
 
     def __init__(self, spec: RunSpec, batches: dict[str, CutBatch], bare: BareLoop) -> None:
         self.meter: Meter | None = None

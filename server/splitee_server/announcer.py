@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0  # seconds between two server/status
+DELIVERED = 64 << 10  # bytes of a part: of the link that a device reads it over, nothing is known here
 CLAIM = 1.0  # seconds a running server has to answer a claim
 SILENT = 2.5 * HEARTBEAT  # seconds without a word after which a server that was online counts as gone
 
@@ -141,7 +142,7 @@ class Announcer:
     def deliver(self, device: str, route: Route, payloads: Iterable[bytes]) -> None:
         """What a device has asked for."""
         for payload in payloads:
-            publish_in_parts(self._port, route.topic(self._topics, device), payload)
+            publish_in_parts(self._port, route.topic(self._topics, device), payload, most=DELIVERED)
 
     def error(
         self, device: str, code: ExitCode, message: str, *, instance: int = 0, fatal: bool = False

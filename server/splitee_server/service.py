@@ -127,6 +127,7 @@ class Service:
             self._handlers,
             admit=self._check_sender,
             on_rejected=self._on_rejected,
+            on_part=self._on_part,
             passes=(StateError, BrokerRefused, Unwinding),
         )
         self._audience = Audience(
@@ -318,6 +319,10 @@ class Service:
         elif rejection.is_logged and reason != "dismissed":
             self._announce.error(device, ExitCode.REJECTED, f"{route.leaf}: {rejection.error}")
         self._note(device, reason)
+
+    def _on_part(self, route: routes.Route, device: str) -> None:
+        if route in (routes.FEATURES, routes.WEIGHTS):
+            self._coordinator.note_arriving(device)
 
     def _clear(self, topics: Iterable[str]) -> None:
         """Have the broker forget what it retains there. Of its own topics this server hears an empty word."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from virtual_fleet import TOPICS, VirtualDevice, VirtualFleet
 
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
+from splitee.protocol.parts import PART_OVERHEAD, split
+from splitee.protocol.rounds import Features
 from splitee.protocol.routes import Route
 from splitee_server.rounds.policy import Policy
 
@@ -154,3 +157,55 @@ def test_under_wait_everybody_is_waited_for_and_named(
         ServerStatus.decode(payload).waiting_for for payload in fleet.port.payloads(TOPICS.server_status)
     ]
     assert ("pi-2",) in waiting
+
+
+def over_a_slow_link(
+    device: VirtualDevice, number: int, *, parts: int, pause: float, ends: bool = True
+) -> None:
+    """The device's batches of this round come in so many parts, with a pause before each.
+
+    `ends`: False: the last one never comes, and instead of it the first ones of another batch do, for ever.
+    """
+    say, messages = device.say, count()
+
+    def slowly(route: Route, payload: bytes, seconds: float = 0.0) -> None:
+        if route is not routes.FEATURES or Features.decode(payload).round != number:
+            say(route, payload, seconds)
+            return
+        limit = -(-len(payload) // parts) + PART_OVERHEAD
+        pieces = list(split(payload, limit, next(messages)))
+        if not ends:
+            pieces = [
+                piece for _ in range(1000) for piece in list(split(payload, limit, next(messages)))[:-1]
+            ]
+        for index, piece in enumerate(pieces, start=1):
+            say(route, piece, seconds + index * pause)
+
+    device.say = slowly  # type: ignore[method-assign]
+
+
+def test_a_device_is_not_late_while_its_bytes_arrive(skipping: VirtualFleet) -> None:
+    over_a_slow_link(skipping.devices["pi-3"], 2, parts=10, pause=20.0)
+    before = skipping.clock()
+    skipping.run()
+    assert [sorted(skipping.commits[number].digests) for number in (1, 2, 3)] == [list(THREE)] * 3
+    assert skipping.clock() - before > 200  # a batch takes more than three times the floor
+
+
+def test_a_device_whose_bytes_have_stopped_is_late(skipping: VirtualFleet) -> None:
+    over_a_slow_link(skipping.devices["pi-3"], 2, parts=10, pause=70.0)
+    before = skipping.clock()
+    skipping.run()
+    assert sorted(skipping.commits[2].digests) == ["pi-1", "pi-2"]
+    assert skipping.clock() - before < 130
+
+
+@pytest.mark.parametrize(("number", "longest"), [(1, 6000), (2, 600)])  # ten times a silent one's
+def test_a_device_that_sends_for_ever_is_late_in_the_end(
+    skipping: VirtualFleet, number: int, longest: float
+) -> None:
+    over_a_slow_link(skipping.devices["pi-3"], number, parts=4, pause=20.0, ends=False)
+    before = skipping.clock()
+    skipping.run()
+    assert sorted(skipping.commits[number].digests) == ["pi-1", "pi-2"]
+    assert longest <= skipping.clock() - before < 1.1 * longest + 50

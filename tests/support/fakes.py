@@ -68,6 +68,8 @@ class FakePort:
         self.connected = True
         self.alive = True
         self.refused = 0
+        self.speed: float | None = None
+        self.busy = 0.0
         self.meter: Meter | None = None
         self.address = BrokerAddress("broker.test", 1883)
         self.sent: list[Sent] = []
@@ -76,6 +78,10 @@ class FakePort:
         self._events: list[tuple[float, int, Event | Exception]] = []  # a heap, by time and order
         self._order = itertools.count()
         self._last = clock() + FOREVER
+
+    @property
+    def part_size(self) -> int:
+        return self.max_packet
 
     def deliver(
         self, topic: str, payload: bytes, *, retained: bool = False, correlation: bytes | None = None

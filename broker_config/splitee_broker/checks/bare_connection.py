@@ -15,7 +15,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.client import new_client
-from splitee.mqtt.websockets import below_websocket
+from splitee.mqtt.websockets import carrier
 
 ANSWER = 8  # seconds that the broker has
 KEEP_ALIVE = 300  # seconds
@@ -60,7 +60,7 @@ def _dial(address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None) ->
         client.tls_set_context(tls)
     client.connect_async(address.host, address.port, keepalive=ANSWER)  # it bounds the handshake, too
     opened = cast(socket.socket, client._create_socket())
-    below_websocket(opened).settimeout(ANSWER)
+    carrier(opened).settimeout(ANSWER)
     return opened
 
 

@@ -24,7 +24,7 @@ from splitee.mqtt.client import new_client
 from splitee.mqtt.connection import LARGEST_INCOMING, packet_properties, quietly
 from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.options import LinkOptions
-from splitee.mqtt.websockets import below_websocket
+from splitee.mqtt.websockets import carrier
 
 LINGER = 1.0  # seconds that the broker has to read DISCONNECT
 TICK = 0.1  # seconds
@@ -172,7 +172,7 @@ class Client:
         """Closes the socket without DISCONNECT, as a device does whose power is cut."""
         opened = self._paho.socket()
         if opened is not None:
-            below = below_websocket(cast(socket.socket, opened))
+            below = carrier(cast(socket.socket, opened))
             with contextlib.suppress(OSError):
                 below.shutdown(socket.SHUT_RDWR)
             below.close()
@@ -235,7 +235,7 @@ class Client:
             return
         until = time.monotonic() + LINGER
         with contextlib.suppress(OSError):
-            below = below_websocket(closed)
+            below = carrier(closed)
             below.settimeout(LINGER)
             below.shutdown(socket.SHUT_WR)
             while below.recv(1 << 16) and time.monotonic() < until:
@@ -248,4 +248,4 @@ def tls_context(link: LinkOptions) -> ssl.SSLContext:
 
 
 def _send_at_once(_client: Any, _data: Any, opened: socket.socket) -> None:
-    below_websocket(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    carrier(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -12,7 +12,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from splitee.mqtt.websockets import below_websocket
+from splitee.mqtt.websockets import carrier
 from splitee_broker.checks.bare_connection import Refused, connect
 from splitee_broker.checks.base import Check, Result
 from splitee_broker.checks.client import tls_context
@@ -95,7 +95,7 @@ class Attempt:
         """How many the broker has not closed meanwhile. It has sent nothing since, so nothing can be read."""
         poll = select.poll()
         for connection in self.opened:
-            poll.register(below_websocket(connection), select.POLLIN)
+            poll.register(carrier(connection), select.POLLIN)
         closed = {number for number, _ in poll.poll(0)}
         return sum(connection.fileno() not in closed for connection in self.opened)
 
@@ -104,7 +104,7 @@ class Attempt:
             with contextlib.suppress(OSError):
                 connection.send(b"\xe0\x00")  # DISCONNECT
         for connection in self.opened:
-            below_websocket(connection).close()
+            carrier(connection).close()
         self.opened.clear()
 
 

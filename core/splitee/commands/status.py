@@ -116,6 +116,7 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     for index, device in enumerate(snapshot.devices):
         table.add_row(*_cells(device, now), *(plain_cell(column[index]) for column in extra.values()))
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
+    profiles += [words for device in snapshot.devices if (words := _slow_link(device))]
     judged = list(_judged(snapshot))
     return Group(
         *lines, "", table, *([Text(), *judged] if judged else []), *([Text(), *profiles] if profiles else [])
@@ -186,7 +187,7 @@ def _server_line(snapshot: FleetSnapshot) -> Text:
 
 
 def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
-    state = plain_cell(device.doing or "?", "green") if device.online else Text("offline", "red")
+    state = _state(device)
     cut = "" if device.cut is None else f"{device.cut} {device.stage or ''}".rstrip()
     cut += "" if device.next_cut is None else f", next {device.next_cut}"
     step = f"{device.step}/{device.steps}" if device.steps else ""
@@ -199,10 +200,24 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     return plain_cell(device.id), state, *map(plain_cell, cells)
 
 
+def _state(device: DeviceView) -> Text:
+    if not device.online:
+        return Text("offline", "red")
+    if device.upload is not None:
+        return Text("slow", "yellow")
+    return plain_cell(device.doing or "?", "green")
+
+
 def _moved(device: DeviceView) -> str:
     """MB of payloads that its process has sent and, where it tells, received."""
     counts = [device.bytes] if device.traffic is None else [device.bytes, device.traffic.down.payload]
     return "/".join(megabytes(count) if count < 1e8 else f"{count / 1e6:.0f}" for count in counts)
+
+
+def _slow_link(device: DeviceView) -> Text | None:
+    if not device.online or device.upload is None:
+        return None
+    return _facts(device.id, f"slow: its link carries {bit_rate(device.upload)}")
 
 
 def capability_in_words(device: DeviceView) -> Text | None:

@@ -3,18 +3,29 @@
 
 from __future__ import annotations
 
-from paho.mqtt.client import Client
+import socket
+from typing import cast
+
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.patient_client import PatientClient
+from splitee.mqtt.read_ahead import ReadAhead
+
+
+class TcpClient(PatientClient):
+    """A paho client that reads ahead."""
+
+    def _create_socket(self) -> ReadAhead:
+        return ReadAhead(cast(socket.socket, super()._create_socket()))
 
 
 def new_client(
     address: BrokerAddress, client_id: str, protocol: MQTTProtocolVersion, connect_timeout: float
-) -> Client:
+) -> PatientClient:
     """A client that is not connected yet, and makes no second try of its own."""
     if address.path is None:
-        client = Client(
+        client: PatientClient = TcpClient(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, reconnect_on_failure=False
         )
     else:

@@ -23,6 +23,8 @@ from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.client import new_client
 from splitee.mqtt.http_answer import HttpAnswer, ask_for_http
 from splitee.mqtt.in_flight import IN_FLIGHT
+from splitee.mqtt.packet_loop import PacketLoop
+from splitee.mqtt.patient_client import PatientClient
 from splitee.mqtt.probe import answers_mqtt_311, speaks_mqtt_311_only
 from splitee.mqtt.refusals import (
     Closed,
@@ -36,13 +38,13 @@ from splitee.mqtt.refusals import (
     web_failure,
 )
 from splitee.mqtt.tls_failures import tls_failure
-from splitee.mqtt.websockets import below_websocket
+from splitee.mqtt.websockets import carrier
 
 CONNECT_LIMIT = 5.0  # seconds for one try
 LONGEST_KEEP_ALIVE = 60  # seconds
 LARGEST_INCOMING = 16 << 20  # bytes of a packet
 LINGER = 2.0  # seconds that the broker has to read the last word
-LOOP = 1.0  # seconds; paho wakes up earlier when there is something to do
+LOOP = 1.0  # seconds between two looks at the keep-alive, where there is nothing else to do
 CERTAIN = 3  # closed connections, each beside an answer to MQTT 3.1.1: that is no coincidence
 
 log = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ class Connection:
         self._address = address
         self._files = files
         self._client_id = client_id
-        self._keepalive = keepalive
+        self._keepalive = self._next_keepalive = keepalive
         self._session_expiry = session_expiry
         self._closing = closing
         self._on_accepted = on_accepted
@@ -79,8 +81,9 @@ class Connection:
         self._up_since = 0.0
         self._opened = False
         self.client = self._make_client()
+        self._loop = PacketLoop(self.client)
 
-    def _make_client(self) -> Client:
+    def _make_client(self) -> PatientClient:
         client = new_client(self._address, self._client_id, MQTTProtocolVersion.MQTTv5, CONNECT_LIMIT)
         client.max_inflight_messages = client.max_queued_messages = IN_FLIGHT
         errors = logging.Logger("paho", logging.ERROR)
@@ -88,8 +91,6 @@ class Connection:
         client.enable_logger(errors)
         client.on_socket_open = quietly(_send_at_once)
         client.on_socket_close = quietly(self._let_broker_read)
-        # Without this, paho lets publishers write to the socket as well as the network thread: packets tear.
-        client.on_socket_register_write = lambda *_: None
         client.on_connect = quietly(self._note_answer)
         client.on_disconnect = quietly(self._note_end)
         return client
@@ -160,6 +161,7 @@ class Connection:
 
     def _dial(self) -> None:
         if self._opened:
+            self.client.set_next_keepalive(self._next_keepalive)
             self.client.reconnect()
             return
         # connect() starts a clean session, reconnect() takes the session up: what an earlier process left
@@ -174,7 +176,7 @@ class Connection:
     def _wait_for_answer(self, deadline: float) -> ReasonCode:
         code = MQTTErrorCode.MQTT_ERR_SUCCESS
         while code == MQTTErrorCode.MQTT_ERR_SUCCESS:
-            code = self.client.loop(0.2)
+            code = self._loop.turn(0.2)
             if self._answer is not None:
                 return self._answer
             if time.monotonic() > deadline:
@@ -192,7 +194,7 @@ class Connection:
             if self._closing.is_set() and self.client.is_connected():
                 self.say_goodbye(with_will=True)
             try:
-                code = self.client.loop(LOOP)
+                code = self._loop.turn(LOOP)
             except Exception:
                 log.exception("defect in the MQTT client; connecting again")
                 self._hang_up()
@@ -219,7 +221,7 @@ class Connection:
             return
         until = time.monotonic() + LINGER
         with contextlib.suppress(OSError):
-            below = below_websocket(closed)
+            below = carrier(closed)
             below.settimeout(LINGER)
             below.shutdown(socket.SHUT_WR)
             while below.recv(1 << 16) and time.monotonic() < until:
@@ -257,7 +259,7 @@ class Connection:
         keepalive = self.client.keepalive
         soon = lasted < 10 * keepalive
         longer = min(2 * keepalive, max(LONGEST_KEEP_ALIVE, self._keepalive))
-        self.client.keepalive = longer if soon and keepalive else self._keepalive
+        self._next_keepalive = longer if soon and keepalive else self._keepalive
 
 
 class _Trouble(logging.Handler):
@@ -285,14 +287,19 @@ def quietly(callback: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def packet_properties(kind: int, **fields: Any) -> Properties:
-    """The properties of one packet (`PacketTypes`), by their names in MQTT v5; None leaves one out."""
+def packet_properties(kind: int, **fields: Any) -> Properties | None:
+    """The properties of one packet (`PacketTypes`), by their names in MQTT v5; None leaves one out.
+
+    None when all are: to make and to pack an empty set costs paho more than the rest of a publication.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if not given:
+        return None
     properties = Properties(kind)  # type: ignore[no-untyped-call]
-    for name, value in fields.items():
-        if value is not None:
-            setattr(properties, name, value)
+    for name, value in given.items():
+        setattr(properties, name, value)
     return properties
 
 
 def _send_at_once(_client: Client, _data: Any, opened: socket.socket) -> None:
-    below_websocket(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    carrier(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

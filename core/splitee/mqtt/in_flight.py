@@ -4,27 +4,43 @@
 from __future__ import annotations
 
 import threading
+import time
+from typing import NamedTuple
+
+from splitee.clock import Clock
+from splitee.mqtt.sending_speed import SendingSpeed, Stamp
 
 IN_FLIGHT = 20  # paho sends all of them again, at once, when it reconnects
+
+
+class _Flight(NamedTuple):
+    topic: str
+    size: int
+    stamp: Stamp | None
 
 
 class InFlight:
     """The publications that the broker has not acknowledged: a bounded number, each with its topic.
 
-    Its lock is never held while paho is called: paho calls back under locks of its own.
+    And bounded in bytes, by what the link carries in a few seconds. Its lock is never held while paho is
+    called: paho calls back under locks of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
         self._window = IN_FLIGHT
         self.acknowledged = 0
-        self._topics: dict[int, str] = {}
+        self._flights: dict[int, _Flight] = {}
+        self._bytes = 0
+        self._busy, self._busy_since = 0.0, clock()
         self._early: set[int] = set()  # acknowledged before `sent` was told their number
-        self._sending = ""
+        self._sending = _Flight("", 0, None)
         self._up = False
         self._changed = threading.Condition()
+        self.speed = SendingSpeed(clock)
 
     def __len__(self) -> int:
-        return len(self._topics)
+        return len(self._flights)
 
     @property
     def window(self) -> int:
@@ -34,10 +50,26 @@ class InFlight:
     def up(self) -> bool:
         return self._up
 
+    @property
+    def busy(self) -> float:
+        """Seconds so far in which something was unacknowledged while the link was up."""
+        with self._changed:
+            return self._busy + (self._clock() - self._busy_since if self._up and self._flights else 0.0)
+
+    def _note_busy(self) -> None:
+        """What is under way, or whether the link is up, is about to change."""
+        now = self._clock()
+        if self._up and self._flights:
+            self._busy += now - self._busy_since
+        self._busy_since = now
+
     def start(self, window: int) -> None:
         with self._changed:
+            self._note_busy()
             self._up = True
             self._window = window
+            again = {number: flight._replace(stamp=None) for number, flight in self._flights.items()}
+            self._flights = again
             self._changed.notify_all()
 
     def narrow(self, window: int) -> None:
@@ -47,6 +79,7 @@ class InFlight:
 
     def stop(self) -> None:
         with self._changed:
+            self._note_busy()
             self._up = False
             self._changed.notify_all()
 
@@ -56,37 +89,51 @@ class InFlight:
             with self._changed:
                 self._changed.wait_for(lambda: not self._up, seconds)
 
-    def wait_for_room(self, topic: str) -> bool:
-        """True when one more may be sent; False as soon as the link is down."""
+    def wait_for_room(self, topic: str, size: int) -> bool:
+        """True when one more, of `size` bytes, may be sent; False as soon as the link is down."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._up or len(self._topics) < self._window)
-            self._sending = topic
+            self._changed.wait_for(lambda: self._is_let_go(size))
+            self._sending = _Flight(topic, size, self.speed.stamp())
             return self._up
 
-    def sent(self, number: int, topic: str) -> None:
+    def _is_let_go(self, size: int) -> bool:
+        if not self._up or not self._flights:
+            return True
+        return len(self._flights) < self._window and self._bytes + size <= self.speed.under_way
+
+    def sent(self, number: int) -> None:
+        """What `wait_for_room` was asked for has this number."""
         with self._changed:
             if number in self._early:
                 self._early.discard(number)
             else:
-                self._topics[number] = topic
+                self._note_busy()
+                self._flights[number] = self._sending
+                self._bytes += self._sending.size
 
     def acknowledge(self, number: int) -> str:
         """Returns the topic of what was acknowledged."""
         with self._changed:
-            topic = self._topics.pop(number, None)
-            if topic is None:
+            self._note_busy()
+            flight = self._flights.pop(number, None)
+            if flight is None:
                 self._early.add(number)
-                topic = self._sending
+                flight = self._sending
+            else:
+                self._bytes -= flight.size
+            self.speed.note(flight.size, flight.stamp)
             self.acknowledged += 1
             self._changed.notify_all()
-            return topic
+            return flight.topic
 
     def clear(self) -> None:
         with self._changed:
-            self._topics.clear()
+            self._note_busy()
+            self._flights.clear()
+            self._bytes = 0
             self._early.clear()
             self._changed.notify_all()
 
     def wait_until_empty(self, timeout: float | None) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: not self._topics, timeout)
+            return self._changed.wait_for(lambda: not self._flights, timeout)

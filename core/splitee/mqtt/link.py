@@ -143,6 +143,21 @@ class Link:
         return self._in_flight.window
 
     @property
+    def part_size(self) -> int:
+        """Bytes that the parts of a larger message should have: about a second of what the link carries."""
+        return min(self.max_packet, self._in_flight.speed.part)
+
+    @property
+    def speed(self) -> float | None:
+        """Bytes a second that the link has carried lately; None: not known yet."""
+        return self._in_flight.speed.rate
+
+    @property
+    def busy(self) -> float:
+        """Seconds so far in which something that was published was on its way to the broker."""
+        return self._in_flight.busy
+
+    @property
     def cpu(self) -> float:
         """CPU seconds that the network thread, while it runs, has taken; 0 where the system does not tell."""
         known = self.alive and hasattr(time, "pthread_getcpuclockid")
@@ -236,6 +251,8 @@ class Link:
     ) -> bool:
         """Sends at QoS 1; waits while 20 (or the broker's Receive Maximum) are unacknowledged.
 
+        Or as many bytes as the link carries in 4 seconds, so that nothing waits much longer than that.
+
         `expiry`: seconds after which the broker may forget it. False: not connected, nothing was kept.
         ValueError: larger than `max_packet`; such a message would end every connection from here on.
         """
@@ -254,12 +271,12 @@ class Link:
         )
         with self._sending:
             self._in_flight.wait_while_up(self._pace.turn())
-            if not self._in_flight.wait_for_room(topic):
+            if not self._in_flight.wait_for_room(topic, len(body)):
                 return False
             sent = self._client.publish(topic, body, qos=1, retain=retain, properties=properties)
             if sent.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
                 return False
-            self._in_flight.sent(sent.mid, topic)
+            self._in_flight.sent(sent.mid)
             if self.meter is not None:
                 self.meter.published(topic, len(body), headers_of(topic, len(body), properties))
         log.debug("published %s, %d bytes", topic, len(body))
@@ -380,15 +397,15 @@ class Link:
                 self._inbox.put(BrokerRefused(f"broker {self.address} denies reading {topic}: {words}"))
 
     def _on_message(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
-        properties, size = message.properties, len(message.payload)
+        topic, payload, properties = message.topic, bytes(message.payload), message.properties
         if self.meter is not None:
-            self.meter.received(message.topic, size, headers_of(message.topic, size, properties))
-        if not self._admits(message.topic):
+            self.meter.received(topic, len(payload), headers_of(topic, len(payload), properties))
+        if not self._admits(topic):
             return
         self._inbox.put(
             Message(
-                topic=message.topic,
-                payload=bytes(message.payload),
+                topic=topic,
+                payload=payload,
                 retained=message.retain,
                 response_topic=getattr(properties, "ResponseTopic", None),
                 correlation=getattr(properties, "CorrelationData", None),

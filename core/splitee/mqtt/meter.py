@@ -5,7 +5,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties, VariableByteIntegers
+
+_UNSET = vars(Properties(PacketTypes.PUBLISH)).keys()  # type: ignore[no-untyped-call]
 
 
 class Meter(Protocol):
@@ -23,7 +26,9 @@ def headers_of(topic: str, payload: int, properties: Properties | None) -> int:
 
     Its acknowledgement, pings, TLS and TCP are not among them.
     """
-    packed = 1 if properties is None else len(properties.pack())  # type: ignore[no-untyped-call]
+    # Paho tries every property there is when it packs none: that costs as much as receiving the message.
+    is_empty = properties is None or vars(properties).keys() == _UNSET
+    packed = 1 if is_empty else len(properties.pack())  # type: ignore[union-attr]
     variable = 2 + len(topic.encode()) + 2 + packed
     length: bytes = VariableByteIntegers.encode(variable + payload)  # type: ignore[no-untyped-call]
     return 1 + len(length) + variable

@@ -19,6 +19,10 @@ class Port(Protocol):
     def max_packet(self) -> int:
         """Bytes of the largest payload."""
 
+    @property
+    def part_size(self) -> int:
+        """Bytes that the parts of a larger message should have."""
+
     meter: Meter | None
     """Is told of each message from now on; None: nobody is."""
 

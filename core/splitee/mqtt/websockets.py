@@ -10,15 +10,17 @@ import struct
 import time
 from typing import Any
 
-from paho.mqtt.client import Client, WebsocketConnectionError, _WebsocketWrapper
+from paho.mqtt.client import WebsocketConnectionError, _WebsocketWrapper
 
 from splitee.mqtt.http_answer import HttpAnswer
+from splitee.mqtt.patient_client import PatientClient
+from splitee.mqtt.read_ahead import ReadAhead
 
 LARGEST_HEAD = 16 << 10  # bytes of the answer to the handshake
 LARGEST_FRAME = 32 << 20  # bytes; a frame may hold several packets, and paho keeps it whole
 
 
-class WebsocketClient(Client):
+class WebsocketClient(PatientClient):
     """A paho client whose websocket handshake ends in `connect_timeout` seconds, whatever comes."""
 
     def _create_socket(self) -> _Websocket:
@@ -39,8 +41,10 @@ class WebsocketClient(Client):
             raise
 
 
-def below_websocket(opened: socket.socket) -> socket.socket:
-    """The socket that carries a connection's bytes: of websockets the one below, else itself."""
+def carrier(opened: Any) -> socket.socket:
+    """The system's socket below what a client calls its socket."""
+    if isinstance(opened, ReadAhead):
+        return opened.socket
     return opened._socket if isinstance(opened, _Websocket) else opened
 
 

@@ -45,6 +45,7 @@ class DeviceStatus(JsonMessage, frozen=True):
         written: bytes that this process has written to its disk; none where its system does not say.
         traffic: bytes that this process has sent and received, by purpose; none of an earlier release. What
             measures the link is not counted.
+        upload: bytes a second that its link carries, where that is little and it is busy; else none.
     """
 
     state: Literal["online", "offline"]
@@ -63,6 +64,7 @@ class DeviceStatus(JsonMessage, frozen=True):
     offloaded: Count = 0
     written: Count | None = None
     traffic: Traffic | None = None
+    upload: NonNegative | None = None
 
 
 class CutCost(msgspec.Struct, frozen=True):

@@ -67,6 +67,7 @@ class Gate:
         device: str = EVERY,
         admit: Callable[[Route, str], None] = lambda _route, _device: None,
         on_rejected: Callable[[Rejection], None] = lambda _rejection: None,
+        on_part: Callable[[Route, str], None] = lambda _route, _device: None,
         takes_cleared: bool = False,
         passes: tuple[type[Exception], ...] = (SpliteeError, Unwinding),
         log_first: int = LOGGED,
@@ -77,6 +78,7 @@ class Gate:
             device: whose topics are read; default: every device's.
             admit: raises MalformedMessage for a device whose messages are not even to be kept.
             on_rejected: is told of each message that is not taken.
+            on_part: is told of each part of a message that is not here as a whole yet.
             takes_cleared: an empty payload clears a retained topic; else it is malformed.
             passes: what an action may raise to whoever applies it. Everything else rejects the message.
             log_first: rejected messages of each sender that are logged; all are counted.
@@ -86,6 +88,7 @@ class Gate:
         self._device = device
         self._admit = admit
         self._on_rejected = on_rejected
+        self._on_part = on_part
         self._takes_cleared = takes_cleared
         self._passes = passes
         self._log_first = log_first
@@ -118,6 +121,7 @@ class Gate:
             if route.parts:
                 payload = self._parts.add(_key(route, device), envelope.payload, route.limit)
             if payload is None:
+                self._on_part(route, device)
                 return None
             return Received(route, device, route.message.decode(payload), envelope)
         except MalformedMessage as error:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 import msgpack
@@ -67,10 +67,25 @@ def split(payload: bytes, limit: int, message: int) -> Iterator[bytes]:
         yield part
 
 
-def publish_in_parts(port: Port, topic: str, payload: bytes, *, correlation: bytes | None = None) -> bool:
-    """Publish `payload`, in parts where the broker does not take it whole; False when not connected."""
-    parts = split(payload, port.max_packet, next(message_numbers))
-    return all(port.publish(topic, part, correlation=correlation) for part in parts)
+def publish_in_parts(
+    port: Port,
+    topic: str,
+    payload: bytes,
+    *,
+    correlation: bytes | None = None,
+    most: int = MAX_PACKED,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> bool:
+    """Publish `payload`, in parts where it would take the link too long as a whole; False: not connected.
+
+    `most`: bytes of a part, where the reader's link may be slower than this one.
+    `meanwhile` is called before each part: over a slow link they take minutes.
+    """
+    for part in split(payload, min(most, port.part_size), next(message_numbers)):
+        meanwhile()
+        if not port.publish(topic, part, correlation=correlation):
+            return False
+    return True
 
 
 class _Open:

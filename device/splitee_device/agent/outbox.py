@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from splitee.mqtt.port import Port
 from splitee.protocol.fields import Phase
@@ -15,8 +16,18 @@ from splitee.protocol.run_spec import RunSpec
 class Outbox:
     """Keeps at most the window's batches and bytes, and sends them again when the server asks."""
 
-    def __init__(self, port: Port, topic: str, spec: RunSpec, opened: RoundOpen, phase: Phase) -> None:
+    def __init__(
+        self,
+        port: Port,
+        topic: str,
+        spec: RunSpec,
+        opened: RoundOpen,
+        phase: Phase,
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`meanwhile` is called before each part of a batch that is published in parts."""
         self._port = port
+        self._meanwhile = meanwhile
         self._topic = topic
         self._spec = spec
         self._opened = opened
@@ -47,7 +58,7 @@ class Outbox:
         self._waiting.append((step, payload))
         self._waiting_bytes += len(payload)
         self.published += len(payload)
-        publish_in_parts(self._port, self._topic, payload)
+        self._publish(payload)
 
     def acknowledge(self, ack: Ack) -> None:
         """Make room, and send again what the server may have lost; one of another phase changes nothing."""
@@ -61,4 +72,7 @@ class Outbox:
             self._waiting_bytes -= len(self._waiting.popleft()[1])
         if ack.resend:
             for _, payload in self._waiting:
-                publish_in_parts(self._port, self._topic, payload)
+                self._publish(payload)
+
+    def _publish(self, payload: bytes) -> None:
+        publish_in_parts(self._port, self._topic, payload, meanwhile=self._meanwhile)

@@ -31,9 +31,14 @@ class PhaseUnderWay:
         spec: RunSpec,
         opened: RoundOpen,
         last_ack: Ack | None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
-        """`last_ack`: that the device has heard, which may tell how much of this phase the server has."""
+        """`last_ack`: that the device has heard, which may tell how much of this phase the server has.
+
+        `meanwhile` is called while it publishes: over a slow link that takes minutes.
+        """
         self._port = port
+        self._meanwhile = meanwhile
         self._device = device
         self._weights_topic = routes.WEIGHTS.topic(topics, device)
         self._done_topic = routes.ROUND_DONE.topic(topics, device)
@@ -42,7 +47,8 @@ class PhaseUnderWay:
         self.opened = opened
         self.kind = opened.batches
         self.mine = opened.participants[device]
-        self.outbox = Outbox(port, routes.FEATURES.topic(topics, device), spec, opened, self.kind)
+        features = routes.FEATURES.topic(topics, device)
+        self.outbox = Outbox(port, features, spec, opened, self.kind, meanwhile)
         if last_ack is not None:
             self.outbox.acknowledge(last_ack)
 
@@ -66,7 +72,7 @@ class PhaseUnderWay:
         if self._done is None:
             return
         for payload in self._weights():
-            publish_in_parts(self._port, self._weights_topic, payload)
+            publish_in_parts(self._port, self._weights_topic, payload, meanwhile=self._meanwhile)
         publish_in_parts(self._port, self._done_topic, self._done.encode())
 
     def is_superseded(self, heard: Heard) -> bool:

@@ -25,6 +25,7 @@ from splitee.protocol.traffic import Traffic
 from splitee_device.machine.hardware import Fact, temperature
 
 STATUS_EVERY = 1.0  # seconds
+SLOW = 500_000  # bytes a second
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,14 @@ class DevicePort(Port, Protocol):
     @property
     def refused(self) -> int:
         """Publications that the broker has refused."""
+
+    @property
+    def speed(self) -> float | None:
+        """Bytes a second that the link has carried lately."""
+
+    @property
+    def busy(self) -> float:
+        """Seconds so far in which something was on its way to the broker."""
 
     @property
     def address(self) -> BrokerAddress: ...
@@ -81,6 +90,7 @@ class Presence:
         self._profile_topic = routes.PROFILE.topic(topics, device)
         self._status = self._said = DeviceStatus(state="online", instance=instance)
         self._status_due = 0.0
+        self._said_at, self._busy = clock(), 0.0
         self._has_met_twin = False
         self._is_seen = False  # the broker has handed out this process's own status
         self.profile: Profile | None = None
@@ -122,6 +132,11 @@ class Presence:
         if changed or self._clock() >= self._status_due:
             self.publish_status()
 
+    def say_again(self) -> None:
+        """Publish the status while the device does nothing but send."""
+        if self._clock() >= self._status_due:
+            self.publish_status()
+
     def introduce(self, profile: Profile) -> None:
         """Publish the profile, which asks to join."""
         self.profile = profile
@@ -141,11 +156,19 @@ class Presence:
             written=self._written(),
             traffic=traffic,
             bytes=traffic.up.payload,
+            upload=self._slow_speed(),
         )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + STATUS_EVERY
         self._said = status
         self.tell_systemd()
+
+    def _slow_speed(self) -> float | None:
+        """The link's, where it is slow, and has carried something most of the time since this was asked."""
+        now, busy, speed = self._clock(), self._port.busy, self._port.speed
+        is_busy = 2 * (busy - self._busy) > now - self._said_at
+        self._said_at, self._busy = now, busy
+        return speed if is_busy and speed is not None and speed < SLOW else None
 
     def tell_systemd(self) -> None:
         """What `systemctl status` shows."""

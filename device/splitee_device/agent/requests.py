@@ -38,6 +38,11 @@ class Requests:
         self._round = 0  # that its messages name
         self._awaited: set[str] = set()  # its tensors that were asked for and have not come
         self._soft_labels: SoftLabelsAssembler | None = None  # that are being fetched
+        self._arrived = float("-inf")  # when a part of an answer has come
+
+    def note_arriving(self) -> None:
+        """Part of an answer has come."""
+        self._arrived = self._clock()
 
     def sync(self, run: str) -> None:
         """Tell the server that its last word may have been lost."""
@@ -121,16 +126,16 @@ class Requests:
             self._soft_labels.add(message)
 
     def _ask(self, sync: Sync, has_come: Callable[[], bool], what: str) -> None:
-        """Ask for something until it has come."""
-        asked = -SYNC_AFTER
+        """Ask for something until it has come, but not while it comes: that would make a slow link slower."""
+        last = self._arrived = float("-inf")
 
         def settled() -> bool:
-            nonlocal asked
+            nonlocal last
             if has_come():
                 return True
-            if self._clock() - asked > SYNC_AFTER:
+            if self._clock() - max(last, self._arrived) > SYNC_AFTER:
                 self._publish(sync)
-                asked = self._clock()
+                last = self._clock()
             return False
 
         self._wait(settled, what)

@@ -103,7 +103,7 @@ class Session:
         self._guarded = ""  # the run of which assignments are checked
         self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
         self.heard = Heard(device, instance, clock())
-        self._gate = Gate(topics, READ, device=device)
+        self._gate = Gate(topics, READ, device=device, on_part=lambda _route, _device: self._on_part())
         self.meter = port.meter = DeviceMeter(topics)
         rejected = self._gate.rejected.total
         self.presence = Presence(port, topics, device, instance, clock, rejected, traffic=self.meter.traffic)
@@ -160,7 +160,9 @@ class Session:
             spec: the run's settings, as the device has made them its own.
         """
         self.meter.phase = opened.batches
-        self._phase = PhaseUnderWay(self._port, self._topics, self.device, spec, opened, self.heard.ack)
+        self._phase = PhaseUnderWay(
+            self._port, self._topics, self.device, spec, opened, self.heard.ack, self._while_sending
+        )
         try:
             yield self._phase
         finally:
@@ -231,11 +233,24 @@ class Session:
             raise Superseded
         return event is not None
 
+    def _while_sending(self) -> None:
+        """What does not wait for a slow link: the watchdog, a signal to stop, the status."""
+        if self._port.alive:
+            feed_watchdog()
+        if self._stop():
+            raise Stopped
+        self.presence.say_again()
+
     def _why_nothing_comes(self) -> str:
         """For people; what the server has said last is of no interest where nothing can come from it."""
         if not self._port.connected:
             return f"there is no connection to the broker {self._port.address}"
         return self.heard.whom_it_waits_for()
+
+    def _on_part(self) -> None:
+        """The server's answer is on its way; what it says meanwhile comes behind it."""
+        self.requests.note_arriving()
+        self.heard.last_word = self._clock()
 
     def _hand_on(self, received: Received) -> None:
         self._owners[received.route](received.message)

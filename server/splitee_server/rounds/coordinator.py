@@ -173,6 +173,10 @@ class Coordinator:
             names = ", ".join(late.devices)
             log.warning("%s: going on without %s after %.0f s", self._doing, names, late.seconds)
 
+    def note_arriving(self, device: str) -> None:
+        """Part of a batch, or of a client network, has come from a device."""
+        self._phase.note_arriving(device)
+
     def exclude(self, device: str) -> None:
         """Go on without a device that is in quarantine."""
         if device in self._phase:

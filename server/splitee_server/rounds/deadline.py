@@ -14,6 +14,7 @@ from splitee_server.rounds.policy import Policy
 
 REMEMBERED = 20  # rounds
 FIRST_DEADLINE = 10  # times the floor: while nothing is known of how long a round takes
+SENDING = 10  # times as long one is waited for whose bytes arrive: a hostile one sends for ever
 
 
 class AdaptiveLimit:
@@ -87,9 +88,23 @@ class Deadline:
         now = self._clock()
         if self._limit.is_learnt:
             seconds = self._limit.seconds()
-            return Late(phase.late() if now - phase.started > seconds else (), seconds)
+            return Late(_late_at(now, phase, phase.started, seconds), seconds)
         floor, stood = self._policy.floor, now - phase.progressed
-        if stood > FIRST_DEADLINE * floor:
-            return Late(phase.late(), FIRST_DEADLINE * floor)
+        if late := _late_at(now, phase, phase.progressed, FIRST_DEADLINE * floor):
+            return Late(late, FIRST_DEADLINE * floor)
         gone = (device for device in phase.late() if not is_online(device)) if stood > floor else ()
         return Late(tuple(gone), floor)
+
+
+def _late_at(now: float, phase: Phase, since: float, limit: float) -> tuple[str, ...]:
+    """Who is late; nobody while one that is waited for is sending, or until `limit` seconds after that.
+
+    Over a slow link a batch, or a client network, takes minutes, and others may wait for it with theirs.
+    """
+    if now - max(since, phase.excused) <= limit:
+        return ()
+    late = phase.late()
+    if now - since <= SENDING * limit and any(phase.is_sending(device) for device in late):
+        phase.excused = now
+        return ()
+    return late

@@ -29,6 +29,7 @@ IN_WORDS: Mapping[RunPhase, str] = {
 }
 
 
+STALLED = 30.0  # seconds without a byte after which nobody counts as sending; a dead link is noticed by then
 SPOILED = 5  # batches
 KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
 
@@ -66,7 +67,9 @@ class Phase:
         self.done: dict[str, RoundDone] = {}
         room = KEPT // (num_classes * max(1, len(opened.participants)))
         self.scores = {device: Score(room=room) for device in opened.participants}
+        self._arrived: dict[str, float] = {}  # when something of a message came that is not here as a whole
         self.started = self.progressed = clock()
+        self.excused = self.started  # when the deadline was last put off, as somebody was sending
 
     @property
     def kind(self) -> RunPhase:
@@ -100,7 +103,16 @@ class Phase:
         """Tensors of a client network, or its statistics. Raises MalformedMessage."""
         if device in self._assemblers and self.is_current(message.round, message.attempt, message.phase):
             self._assemblers[device].add(message)
-            self.progressed = self._clock()
+            self.progressed = self._arrived[device] = self._clock()
+
+    def note_arriving(self, device: str) -> None:
+        """Part of a message has come from a device, over a link that may be slow."""
+        if device in self:
+            self._arrived[device] = self._clock()
+
+    def is_sending(self, device: str) -> bool:
+        """Whether bytes of it have come lately that are no whole message yet."""
+        return device in self._arrived and self._clock() - self._arrived[device] <= STALLED
 
     def end_for(self, device: str, message: RoundDone) -> bool:
         """A device has done its part; False: not all tensors of its client network are here.

@@ -70,7 +70,7 @@ def test_a_broker_that_was_killed_is_found_again(
 
 
 def test_a_path_that_swallows_everything_is_noticed(
-    mosquitto_broker: RunningBroker, make_link: MakeLink
+    mosquitto_broker: RunningBroker, make_link: MakeLink, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = Proxy(mosquitto_broker.address)
     link = make_link(proxy.address, "in a black hole", keepalive=1)
@@ -80,6 +80,11 @@ def test_a_path_that_swallows_everything_is_noticed(
     assert time.monotonic() - started < 2 * 1 + 2
     proxy.swallows.clear()
     assert wait_for(link, Connected) == Connected(fresh=True)
+    proxy.swallows.set()
+    started = time.monotonic()
+    assert wait_for(link, Disconnected) == Disconnected("nothing came for too long")
+    assert time.monotonic() - started > 2 * 2 - 1, "it may be slow: it gets twice as long"
+    assert "defect" not in caplog.text
     proxy.close()
 
 

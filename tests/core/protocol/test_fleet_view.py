@@ -175,6 +175,16 @@ def test_the_order_of_arrival_does_not_matter() -> None:
     assert view_of(backwards).snapshot() == view_of(RETAINED).snapshot()
 
 
+def test_a_device_behind_a_slow_link_is_shown_as_slow_until_it_is_gone() -> None:
+    view, topic = view_of(RETAINED), TOPICS.device("pi-1", "status")
+    view.take(Message(topic, replace(STATUS, upload=20_000.0).encode()), NOW)
+    assert next(line for line in printed(view).splitlines() if line.startswith("pi-1")).split()[1] == "slow"
+    assert "pi-1  slow: its link carries 0.16 Mbit/s" in printed(view)
+    view.take(Message(topic, DeviceStatus(state="offline", instance=1).encode()), NOW)
+    assert "offline" in printed(view)
+    assert "slow" not in printed(view)
+
+
 def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
     weakest = ClassRecall("glass", 20, 0.4)
     figures = DeviceMetrics(

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device's network whose link to the broker is slow, far and lossy; it needs no netem in the kernel."""
+
+from __future__ import annotations
+
+import fcntl
+import heapq
+import itertools
+import os
+import random
+import select
+import struct
+import threading
+import time
+from dataclasses import dataclass
+
+from benchmarks.device_network import delete_namespace, ip, namespace_of
+
+TUNSETIFF = 0x400454CA
+IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
+FRAME = 1 << 16  # bytes, at most
+QUEUE = 0.5  # seconds of what the link carries that wait for it; more is lost
+
+
+@dataclass(frozen=True)
+class LinkKind:
+    """`rate`: bits a second each way. `round_trip`: seconds. `loss`: of the packets, each way."""
+
+    rate: float
+    round_trip: float
+    loss: float
+
+
+class SlowNamespace:
+    """A network namespace of the device's own behind two taps; this process carries frames between them.
+
+    TCP is the kernel's own at both ends, so what is lost is found missing and sent again as in the field.
+    """
+
+    kind = "namespace"
+    _numbers = itertools.count(1)
+
+    def __init__(self, port: int, link: LinkKind) -> None:
+        number = next(self._numbers)
+        self._name = f"splitee-slow-{os.getpid()}-{number}"
+        near, far = f"sn{os.getpid() % 9999}n{number}", f"sn{os.getpid() % 9999}f{number}"
+        network = f"10.{150 + os.getpid() % 50}.{number}"
+        self._taps = _tap(near), _tap(far)
+        self._link = link
+        self._random = random.Random(number)
+        namespace_of(self._name, near, far, network)
+        ip("route", "change", f"{network}.0/24", "dev", near, "congctl", "cubic")
+        ip("-n", self._name, "route", "change", f"{network}.0/24", "dev", far, "congctl", "cubic")
+        self.host = f"{network}.1"
+        self.address = f"mqtt://{self.host}:{port}"
+        self.prefix: tuple[str, ...] = ("ip", "netns", "exec", self._name)
+        self._near = near
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._carry, daemon=True)
+        self._thread.start()
+
+    def cut(self) -> None:
+        ip("link", "set", self._near, "down")
+
+    def mend(self) -> None:
+        ip("link", "set", self._near, "up")
+
+    def close(self) -> None:
+        self._closing.set()
+        self._thread.join()
+        delete_namespace(self._name)
+        for tap in self._taps:
+            os.close(tap)
+
+    def _carry(self) -> None:
+        """Each frame waits until the link has carried those before it, and for half a round trip."""
+        under_way: list[tuple[float, int, int, bytes]] = []  # due, number, to which tap, frame
+        free, numbers = [0.0, 0.0], itertools.count()
+        while not self._closing.is_set():
+            pause = max(0.0, min(0.1, under_way[0][0] - time.monotonic())) if under_way else 0.1
+            for tap in select.select(self._taps, [], [], pause)[0]:
+                side = self._taps.index(tap)
+                frame, now = os.read(tap, FRAME), time.monotonic()
+                starts = max(now, free[side])
+                if self._random.random() < self._link.loss or starts - now > QUEUE:
+                    continue
+                free[side] = starts + 8 * len(frame) / self._link.rate
+                due = free[side] + self._link.round_trip / 2
+                heapq.heappush(under_way, (due, next(numbers), self._taps[1 - side], frame))
+            while under_way and under_way[0][0] <= time.monotonic():
+                _, _, tap, frame = heapq.heappop(under_way)
+                os.write(tap, frame)
+
+
+def _tap(name: str) -> int:
+    """A tap device, of whose frames the descriptor tells."""
+    descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
+    return descriptor

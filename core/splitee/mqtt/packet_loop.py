@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What moves a paho client's packets: all that have come in one turn, and then what is to be written."""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import socket
+import threading
+from typing import Any
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import MQTTErrorCode
+
+BATCH = 64  # packets read in a turn before what is to be written has its turn
+
+Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+class PacketLoop:
+    """Runs a client on one thread at a time; a packet that another thread has queued wakes it.
+
+    Paho's own loop asks the system before each packet whether there is one, wakes itself for each
+    acknowledgement, and takes no more than 1,024 files.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._socket: Any = None
+        self._selector = Selector()
+        self._wakes, self._waker = socket.socketpair()
+        self._wakes.setblocking(False)
+        self._waker.setblocking(False)
+        self._owner = 0  # the thread that runs it
+        client.on_socket_register_write = self._wake
+
+    def __del__(self) -> None:
+        self._wakes.close()
+        self._waker.close()
+
+    def turn(self, timeout: float) -> MQTTErrorCode:
+        """Waits at most `timeout` seconds for something to do, and does it.
+
+        What the client returns of its connection: MQTT_ERR_SUCCESS while it lasts.
+        """
+        self._owner = threading.get_ident()
+        opened = self._client.socket()
+        if opened is None:
+            return MQTTErrorCode.MQTT_ERR_NO_CONN
+        if self._is_readable(opened, timeout):
+            code = self._read(opened)
+            if code or self._client.socket() is None:
+                return code
+        if self._client.want_write():
+            code = self._client.loop_write()
+            if code or self._client.socket() is None:
+                return code
+        return self._client.loop_misc()
+
+    def _is_readable(self, opened: Any, timeout: float) -> bool:
+        """Waits for bytes, for room for what could not be written, or for another thread's packet."""
+        if opened is not self._socket:
+            self._selector = Selector()
+            self._selector.register(self._wakes, selectors.EVENT_READ)
+            self._selector.register(opened, selectors.EVENT_READ)
+            self._socket = opened
+        wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
+        if self._selector.get_key(opened).events != wanted:
+            self._selector.modify(opened, wanted)
+        is_readable = _pending(opened) > 0
+        for key, events in self._selector.select(0 if is_readable else timeout):
+            if key.fileobj is self._wakes:
+                with contextlib.suppress(BlockingIOError):
+                    self._wakes.recv(1 << 10)
+            elif events & selectors.EVENT_READ:
+                is_readable = True
+        return is_readable
+
+    def _read(self, opened: Any) -> MQTTErrorCode:
+        for _ in range(BATCH):
+            code = self._client.loop_read()
+            if code or self._client.socket() is None or _pending(opened) == 0:
+                return code
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _wake(self, *_: Any) -> None:
+        """Paho calls it on the thread that queues a packet: none but the loop's own writes to the socket.
+
+        A packet would be torn if two did.
+        """
+        if threading.get_ident() != self._owner:
+            with contextlib.suppress(OSError):  # a full pipe wakes it as well
+                self._waker.send(b"\0")
+
+
+def _pending(opened: Any) -> int:
+    """Bytes that are read already, from the system's point of view."""
+    return int(opened.pending()) if hasattr(opened, "pending") else 0

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast the link carries what is published, and how much of it may be under way."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from splitee.clock import Clock
+
+UNDER_WAY = 4.0  # seconds that what is under way may take: a ping, or a status, comes behind it
+PART = 1.0  # seconds that one message may take
+FIRST_UNDER_WAY, FIRST_PART = 256 << 10, 64 << 10  # bytes, while the speed is not known
+LEAST_UNDER_WAY, LEAST_PART = 80 << 10, 20 << 10  # bytes, however slow it is
+TELLING = 4096  # bytes: a smaller message takes a round trip, at any speed
+WEIGHT = 0.25  # of the latest message in the mean
+
+
+class Stamp(NamedTuple):
+    """When a message was handed over, and the bytes that had been acknowledged before."""
+
+    at: float
+    acknowledged: int
+
+
+class SendingSpeed:
+    """The speed at which the broker acknowledges, as BBR takes it: bytes acknowledged during each flight.
+
+    A sender that has little to send seems slower than its link is; but with as much under way as four seconds
+    take, it finds the true speed within a few round trips once it has more.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._acknowledged = 0
+        self.rate: float | None = None
+        """Bytes a second; None: not known yet."""
+
+    def stamp(self) -> Stamp:
+        """For a message that is handed over now."""
+        return Stamp(self._clock(), self._acknowledged)
+
+    def note(self, size: int, stamp: Stamp | None) -> None:
+        """A message of `size` bytes is acknowledged. `stamp`: its own; None: it was sent more than once."""
+        self._acknowledged += size
+        if size < TELLING or stamp is None:
+            return
+        took = max(self._clock() - stamp.at, 1e-6)
+        rate = (self._acknowledged - stamp.acknowledged) / took
+        self.rate = rate if self.rate is None else (1 - WEIGHT) * self.rate + WEIGHT * rate
+
+    @property
+    def under_way(self) -> int:
+        """Bytes that may be unacknowledged."""
+        return FIRST_UNDER_WAY if self.rate is None else max(LEAST_UNDER_WAY, int(UNDER_WAY * self.rate))
+
+    @property
+    def part(self) -> int:
+        """Bytes that one message should have at most."""
+        return FIRST_PART if self.rate is None else max(LEAST_PART, int(PART * self.rate))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device behind a slow link: what it says while it sends, and what it does not ask for twice."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeClock, FakePort
+from msgspec.structs import replace
+from torch import arange
+
+from splitee.errors import Unwinding
+from splitee.protocol import routes
+from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.parts import PART_OVERHEAD, split
+from splitee.protocol.rounds import Assignment, Participant, RoundOpen, Sync
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.topics import PROTOCOL, Topics
+from splitee.training.state import weights_digest
+from splitee.training.weights import pack_weights
+from splitee_device.agent.session import Session
+
+TOPICS = Topics("fleet")
+SPEC = RunSpec(
+    protocol=PROTOCOL, run="run", network="resnet18", num_classes=2, rounds=1, batch_size=4, window=2
+)
+OPENED = RoundOpen(
+    run="run", round=1, attempt=1, phase="train", participants={"pi-1": Participant(cut=1, steps=3, base=0)}
+)
+STATUS = routes.STATUS.topic(TOPICS, "pi-1")
+FEATURES = routes.FEATURES.topic(TOPICS, "pi-1")
+PART_TIME = 2.0  # seconds
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def port(clock: FakeClock) -> FakePort:
+    """Takes PART_TIME for a part of features, at 170 bytes a second."""
+    port = FakePort(clock, max_packet=400)
+    port.speed = 170.0
+
+    def carry(sent: object) -> None:
+        if getattr(sent, "topic", "") == FEATURES:
+            clock.advance(PART_TIME)
+            port.busy += PART_TIME
+
+    port.on_sent = carry
+    return port
+
+
+def statuses(port: FakePort) -> list[DeviceStatus]:
+    return [DeviceStatus.decode(sent.payload) for sent in port.sent if sent.topic == STATUS]
+
+
+def test_a_batch_that_takes_minutes_does_not_keep_the_status_back(clock: FakeClock, port: FakePort) -> None:
+    session = Session(port, TOPICS, "pi-1", 5, clock=clock)
+    session.presence.say("training", 1, 1, 3)
+    with session.phase(SPEC, OPENED) as phase:
+        phase.outbox.add(0, bytes(5000))
+    said = statuses(port)
+    assert len(said) == -(-5000 // (400 - PART_OVERHEAD))  # before each part but the first, and at the start
+    assert {status.doing for status in said} == {"training"}
+    assert {status.upload for status in said[2:]} == {170.0}, "it is slow, and says so"
+
+
+def test_who_is_to_stop_does_not_send_its_batch_to_the_end(clock: FakeClock, port: FakePort) -> None:
+    session = Session(port, TOPICS, "pi-1", 5, clock=clock, stop=lambda: clock() > 1020)
+    with session.phase(SPEC, OPENED) as phase, pytest.raises(Unwinding):
+        phase.outbox.add(0, bytes(50_000))
+    assert len([sent for sent in port.sent if sent.topic == FEATURES]) < 15
+
+
+def test_what_is_on_its_way_is_not_asked_for_again(clock: FakeClock, port: FakePort) -> None:
+    """It takes two minutes; asked for every 15 seconds, it would come eight times, and never in time."""
+    weights = {"a": arange(1000.0)}
+    assignment = Assignment(run="run", attempt=1, instance=5, cut=1, digest=weights_digest(weights))
+    session = Session(port, TOPICS, "pi-1", 5, clock=clock)
+    port.deliver(routes.ASSIGNMENT.topic(TOPICS, "pi-1"), assignment.encode())
+    asked: list[Sync] = []
+
+    def respond(sent: object) -> None:
+        if getattr(sent, "topic", "") != routes.SYNC.topic(TOPICS, "pi-1"):
+            return
+        asked.append(Sync.decode(sent.payload))  # type: ignore[attr-defined]
+        (payload,) = pack_weights("run", 0, 1, weights)
+        for index, part in enumerate(split(payload, 400, len(asked)), start=1):
+            port.later(12.0 * index, routes.HELD_WEIGHTS.topic(TOPICS, "pi-1"), part)
+
+    port.on_sent = respond
+    fetched = session.requests.fetch_weights(weights, replace(assignment, committed=0))
+    assert fetched["a"].equal(weights["a"])
+    assert len(asked) == 1

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device behind a slow, far and lossy link: its fleet trains to the end, and it is seen as slow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fleets import CUTS, Fleet, in_one_process
+from slow_proxy import SlowProxy
+
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
+
+RATE = 12_000  # bytes a second: a batch of the first cut takes more than one
+SLOW = "pi-1"
+
+
+@pytest.mark.mosquitto
+def test_a_device_behind_a_slow_link_trains_to_the_end_and_says_that_it_is_slow(
+    mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
+) -> None:
+    topic = Topics("slow-link").device(SLOW, "status")
+    watcher = make_link(mosquitto_broker.address, "watches a slow device", topic)
+    proxy = SlowProxy(mosquitto_broker.address, RATE, delay=0.1, loss=0.05)
+    with Fleet(str(mosquitto_broker.address), "slow-link", tmp_path) as fleet:
+        fleet.server(
+            "--strategy", "sequential", "--order", "step", "--missing", "skip", "--deadline-floor", "5"
+        )
+        for index, (name, cut) in enumerate(CUTS.items(), start=1):
+            fleet.broker = str(proxy.address if name == SLOW else mosquitto_broker.address)
+            fleet.device(name, cut, shard=f"{index}/3")
+        assert fleet.wait() == [0, 0, 0, 0]
+        report, log = fleet.report(), fleet.log(SLOW)
+    proxy.close()
+    assert report["weights_sha256"] == in_one_process("sequential", "step", 2)
+    assert "connection lost" not in log
+    said = []
+    while (event := watcher.receive(0)) is not None:
+        if isinstance(event, Message) and event.payload:
+            said.append(DeviceStatus.decode(event.payload))
+    online = [status for status in said if status.state == "online"]
+    assert [status.state for status in said] == ["online"] * len(online) + ["offline"]  # its farewell
+    assert any(status.upload is not None and status.upload < 3 * RATE for status in online)
