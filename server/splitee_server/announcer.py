@@ -18,7 +18,7 @@ from splitee.protocol.fleet import DismissalAnswer, ErrorReport, Metrics, Server
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.retained import retained_topics
-from splitee.protocol.rounds import Ack, Assignment, Commit, RoundOpen
+from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, Participation, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
@@ -87,6 +87,11 @@ class Announcer:
         self._retained: dict[str, bytes] = {}  # by topic
         self._beat_due = 0.0
 
+    @property
+    def max_packet(self) -> int:
+        """Bytes of the largest payload that the broker takes."""
+        return self._port.max_packet
+
     def run(self, spec: RunSpec) -> None:
         """Publish the run, where anything of it has changed."""
         if self._retained.get(self._topics.run) != spec.encode():
@@ -95,22 +100,35 @@ class Announcer:
     def round(self, opened: RoundOpen) -> None:
         self._retain(routes.ROUND, opened)
 
-    def commit(self, number: int, digests: dict[str, str], weights_sha256: str) -> None:
-        """Round `number` is final; `digests` of the client networks that count in it."""
-        commit = Commit(
-            run=self._run,
-            round=number,
-            attempt=self._instance,
-            digests=digests,
-            weights_sha256=weights_sha256,
+    def participation(self, device: str, opened: RoundOpen, part: Participant | None, room: int = 0) -> None:
+        """What a device does in a phase; None: it is dropped from it."""
+        told = Participation(
+            run=opened.run,
+            round=opened.round,
+            attempt=opened.attempt,
+            phase=opened.batches,
+            part=part,
+            room=room,
         )
-        self._retain(routes.COMMIT, commit)
+        self._retain(routes.PARTICIPATION, told, device)
+
+    def commit(self, number: int, weights_sha256: str) -> None:
+        """Round `number` is final."""
+        self._retain(
+            routes.COMMIT,
+            Commit(run=self._run, round=number, attempt=self._instance, weights_sha256=weights_sha256),
+        )
 
     def metrics(self, metrics: Metrics) -> None:
         self._retain(routes.METRICS, metrics)
 
-    def assignment(self, member: Member, *, held: bool, first: str | None, fresh: bool) -> None:
-        """Where a device stands. `held`, `first`, `fresh`: as in `Assignment`."""
+    def assignment(
+        self, member: Member, *, held: bool, first: str | None, fresh: bool, anew: bool = True
+    ) -> None:
+        """Where a device stands. `held`, `first`, `fresh`: as in `Assignment`.
+
+        Not `anew`: only where that has changed.
+        """
         assignment = Assignment(
             run=self._run,
             attempt=self._instance,
@@ -123,7 +141,9 @@ class Announcer:
             first=first,
             fresh=fresh,
         )
-        self._retain(routes.ASSIGNMENT, assignment, member.device)
+        said = self._retained.get(routes.ASSIGNMENT.topic(self._topics, member.device))
+        if anew or said != assignment.encode():
+            self._retain(routes.ASSIGNMENT, assignment, member.device)
 
     def ack(self, device: str, opened: RoundOpen, step: int, room: int, *, resend: bool) -> None:
         """Everything below `step` is trained, and `room` batches may be under way."""

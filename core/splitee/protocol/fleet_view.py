@@ -192,8 +192,7 @@ class FleetView:
         status, profile = heard.status, heard.profile
         metrics = self._present_metrics()
         measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
-        part = self._round.participants.get(device) if self._round else None
-        cut = part.cut if part else profile.cut if profile else None
+        cut = profile.cut if profile else None
         return DeviceView(
             id=device,
             online=status is not None and status.state == "online",

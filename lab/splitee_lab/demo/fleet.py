@@ -312,7 +312,7 @@ class _Look:
     def _expect(self, demo: Demo, devices: list[DemoDevice]) -> bool:
         """Say what there is to compute, once all devices take part; whether that is known."""
         snapshot = self.view.snapshot()
-        if snapshot.phase is None or len(snapshot.phase.participants) < len(devices):
+        if snapshot.phase is None or snapshot.phase.participants < len(devices):
             return False
         known = workload(snapshot, _wanted_baselines(demo, devices, snapshot))
         if known is not None:

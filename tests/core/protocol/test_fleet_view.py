@@ -30,7 +30,7 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.fleet_view import MAX_DEVICES, DeviceView, FleetView
-from splitee.protocol.rounds import Commit, Participant, RoundOpen
+from splitee.protocol.rounds import Commit, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import ByPurpose, Traffic
@@ -39,10 +39,8 @@ from splitee_lab.local.brokers import RunningBroker
 NOW = 1_800_000_000.0
 TOPICS = Topics("lab")
 RUN = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=5)
-ROUND = RoundOpen(
-    run="r1", round=2, attempt=1, phase="train", participants={"pi-1": Participant(cut=3, steps=62, base=1)}
-)
-COMMIT = Commit(run="r1", round=1, attempt=1, digests={"pi-1": "0" * 64}, weights_sha256="1" * 64)
+ROUND = RoundOpen(run="r1", round=2, attempt=1, phase="train", participants=1)
+COMMIT = Commit(run="r1", round=1, attempt=1, weights_sha256="1" * 64)
 METRICS = Metrics(
     run="r1",
     round=1,
@@ -239,8 +237,8 @@ def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
     )
     assert (device_of(view).cut, device_of(view).next_cut) == (3, 1)
     assert "3 layer1.1, next 1" in printed(view)
-    moved = replace(ROUND, participants={"pi-1": Participant(cut=1, steps=62, base=2)})
-    view.take(Message(TOPICS.round, moved.encode(), retained=True), NOW)
+    moved = replace(PROFILE, cut=1)
+    view.take(Message(TOPICS.device("pi-1", "profile"), moved.encode(), retained=True), NOW)
     assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
 
 
