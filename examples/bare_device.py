@@ -30,9 +30,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 PROTOCOL = 1
 CODECS = {"fp16": "<f2", "fp32": "<f4"}
 BATCH = 64  # images in evaluation
-SILENCE = 15.0  # seconds without a word from the server after which the device asks
+SILENCE = 15.0  # seconds without an answer from the server after which the device asks
 PACKET, OVERHEAD = 1 << 20, 1024  # bytes of a packet, and of those what topic and headers may take
-READ = ("run", "round", "server/status", "devices/{id}/status", "devices/{id}/inbox/#")
+READ = ("run", "round", "devices/{id}/status", "devices/{id}/inbox/#")
 KEY = ("run", "attempt", "round", "phase")
 Message = dict[str, Any]
 say = partial(print, file=sys.stderr, flush=True)
@@ -209,7 +209,7 @@ class Device:
         self.send(phase)
 
     def on_inbox_participation(self, message: Message) -> None:
-        self.told = message
+        self.heard, self.told = time.monotonic(), message
         if not message.get("part"):  # dropped from the phase
             self.settle(message, message["round"], None)
         self.follow()
@@ -241,10 +241,6 @@ class Device:
     def on_status(self, message: Message) -> None:
         if message["instance"] > self.instance:
             sys.exit(f"another process has the id {self.id}")
-
-    def on_server_status(self, message: Message) -> None:
-        if message["state"] == "online":
-            self.heard = time.monotonic()
 
     def on_connect(self, reason: ReasonCode, properties: Properties) -> None:
         if reason.is_failure:

@@ -8,13 +8,22 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from splitee.clock import Clock
 from splitee.errors import ExitCode, IdInUse
 from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.encoding import JsonMessage
-from splitee.protocol.fleet import DismissalAnswer, ErrorReport, Metrics, ServerClaim, ServerStatus
+from splitee.protocol.fleet import (
+    DeviceFigures,
+    DismissalAnswer,
+    ErrorReport,
+    Metrics,
+    ServerClaim,
+    ServerStatus,
+)
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.retained import retained_topics
@@ -120,7 +129,12 @@ class Announcer:
         )
 
     def metrics(self, metrics: Metrics) -> None:
-        self._retain(routes.METRICS, metrics)
+        """A round's figures: those of each device, then those of the fleet."""
+        for device, figures in metrics.devices.items():
+            told = DeviceFigures(run=metrics.run, round=metrics.round, figures=figures)
+            if self._retained.get(routes.FIGURES.topic(self._topics, device)) != told.encode():
+                self._retain(routes.FIGURES, told, device)
+        self._retain(routes.METRICS, replace(metrics, devices={}))
 
     def assignment(
         self, member: Member, *, held: bool, first: str | None, fresh: bool, anew: bool = True

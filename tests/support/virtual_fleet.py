@@ -17,7 +17,7 @@ from splitee.durable import StateDirectory
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol import routes
 from splitee.protocol.cut_batch import CutBatch
-from splitee.protocol.fleet import DeviceStatus, ErrorReport, Metrics, Profile
+from splitee.protocol.fleet import DeviceFigures, DeviceStatus, ErrorReport, Metrics, Profile
 from splitee.protocol.rounds import (
     Ack,
     Assignment,
@@ -249,6 +249,7 @@ class VirtualFleet:
         self.commits: dict[int, Commit] = {}
         self.counted: dict[int, list[str]] = {}  # the devices that count in a round, at its last commit
         self.metrics: list[Metrics] = []
+        self._figures: dict[str, DeviceFigures] = {}  # that were said last
         self.phases: list[tuple[str, int]] = []
         self.stopped = False
         self.on_phase: Callable[[RoundOpen], None] = lambda _opened: None
@@ -286,7 +287,15 @@ class VirtualFleet:
             counts = [name for name, device in self.devices.items() if device.counts_in(commit)]
             self.counted[commit.round] = sorted(counts)
         elif sent.topic == TOPICS.metrics:
-            self.metrics.append(Metrics.decode(sent.payload))
+            metrics = Metrics.decode(sent.payload)
+            assert not metrics.devices, "they have messages of their own"
+            told = self._figures.items()
+            devices = {name: one.figures for name, one in told if one.round == metrics.round}
+            self.metrics.append(replace(metrics, devices=devices))
+        elif sent.payload and sent.topic.endswith("/metrics"):
+            of_device = TOPICS.parse_device(sent.topic)
+            assert of_device is not None
+            self._figures[of_device[0]] = DeviceFigures.decode(sent.payload)
         elif sent.topic == TOPICS.round:
             opened = RoundOpen.decode(sent.payload)
             if self.phases[-1:] != [(opened.phase, opened.round)]:

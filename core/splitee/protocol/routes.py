@@ -14,6 +14,7 @@ from splitee.mqtt.events import Message
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
 from splitee.protocol.fields import Phase, Purpose
 from splitee.protocol.fleet import (
+    DeviceFigures,
     DeviceStatus,
     Dismissal,
     DismissalAnswer,
@@ -117,6 +118,7 @@ STATUS = Route(
     retained=True,
 )
 PROFILE = Route("devices/+/profile", Profile, "device", ("server", "viewer"), retained=True)
+FIGURES = Route("devices/+/metrics", DeviceFigures, "server", ("viewer", "homeassistant"), retained=True)
 FEATURES = Route("devices/+/features", Features, "device", ("server",), parts=True, purpose="training")
 ROUND_DONE = Route("devices/+/round-done", RoundDone, "device", ("server",))
 WEIGHTS = Route("devices/+/weights", Weights, "device", ("server",), parts=True, purpose="client_networks")

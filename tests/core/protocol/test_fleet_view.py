@@ -22,6 +22,7 @@ from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fleet import (
     Capability,
     CutCost,
+    DeviceFigures,
     DeviceMetrics,
     DeviceStatus,
     FleetMetrics,
@@ -54,6 +55,7 @@ METRICS = Metrics(
     batches_trained=62,
     duplicates_dropped=0,
 )
+FIGURES = DeviceFigures(run=METRICS.run, round=METRICS.round, figures=METRICS.devices["pi-1"])
 SERVER = ServerStatus(state="online", instance=1, run="r1", doing="training", waiting_for=("pi-1",))
 STATUS = DeviceStatus(
     state="online",
@@ -81,7 +83,8 @@ RETAINED: dict[str, JsonMessage] = {
     TOPICS.run: RUN,
     TOPICS.round: ROUND,
     TOPICS.commit: COMMIT,
-    TOPICS.metrics: METRICS,
+    TOPICS.metrics: replace(METRICS, devices={}),
+    TOPICS.device("pi-1", "metrics"): FIGURES,
     TOPICS.device("pi-1", "status"): STATUS,
     TOPICS.device("pi-1", "profile"): PROFILE,
 }
@@ -186,8 +189,8 @@ def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
     )
     fleet = FleetMetrics(images=400, adaptive_accuracy=0.83, weakest_class=weakest)
     view = view_of(RETAINED)
-    metrics = replace(METRICS, devices={"pi-1": figures}, fleet=fleet)
-    view.take(Message(TOPICS.metrics, metrics.encode()), NOW)
+    view.take(Message(TOPICS.metrics, replace(METRICS, devices={}, fleet=fleet).encode()), NOW)
+    view.take(Message(TOPICS.device("pi-1", "metrics"), replace(FIGURES, figures=figures).encode()), NOW)
     shown = printed(view)
     assert "fleet  adaptive 83.0 % (79.0 to 86.4, 400 images)" in shown
     assert "weakest class glass 40.0 % (21.9 to 61.3, 20 images)" in shown
@@ -196,6 +199,21 @@ def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
         "threshold 0.400, chosen on 400 images, offloads about 20.0 %"
     ) in shown
     assert device_of(view).held_out_samples == 31
+
+
+def test_the_figures_of_devices_that_have_come_are_shown() -> None:
+    """Each device has a message of its own: of this round, of the one before, or not yet."""
+    view = view_of(RETAINED)
+    older = replace(FIGURES, round=METRICS.round - 1)
+    view.take(Message(TOPICS.device("pi-2", "metrics"), older.encode()), NOW)
+    metrics = view.snapshot().metrics
+    assert metrics is not None and set(metrics.devices) == {"pi-1"}
+    view.take(Message(TOPICS.device("pi-2", "metrics"), FIGURES.encode()), NOW)
+    metrics = view.snapshot().metrics
+    assert metrics is not None and set(metrics.devices) == {"pi-1", "pi-2"}
+    view.take(Message(TOPICS.device("pi-2", "metrics"), b"", retained=True), NOW)
+    metrics = view.snapshot().metrics
+    assert metrics is not None and set(metrics.devices) == {"pi-1"}
 
 
 def test_an_unknown_fleet_is_empty() -> None:
@@ -357,13 +375,14 @@ def test_texts_from_the_wire_steer_no_terminal_and_forge_no_line() -> None:
     device = METRICS.devices["pi-1"]
     messages: dict[str, JsonMessage] = {
         **RETAINED,
-        TOPICS.metrics: METRICS,
+        TOPICS.metrics: replace(METRICS, devices={}),
+        TOPICS.device("pi-1", "metrics"): FIGURES,
         TOPICS.device("pi-1", "profile"): replace(PROFILE, capability=capability),
     }
     hostile: dict[str, JsonMessage] = {
         TOPICS.server_status: replace(SERVER, doing=evil),
         TOPICS.run: replace(RUN, network=evil),
-        TOPICS.metrics: replace(METRICS, devices={"pi-1": replace(device, stage=evil)}),
+        TOPICS.device("pi-1", "metrics"): replace(FIGURES, figures=replace(device, stage=evil)),
         TOPICS.device("pi-1", "profile"): replace(
             PROFILE, version=evil, capability=replace(capability, machine=evil, reason=evil)
         ),
