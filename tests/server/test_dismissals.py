@@ -172,8 +172,14 @@ def test_its_retained_topics_are_cleared_and_nobody_elses_and_again_after_a_reco
     fleet.run()
     cleared = [sent.topic for sent in fleet.port.sent if sent.retain and not sent.payload]
     assert set(cleared) == own
-    assert {routes.STATUS, routes.PROFILE, routes.ASSIGNMENT, routes.MODEL_OFFER, routes.MODEL_REPORT} == {
-        route for route in routes.ROUTES if route.topic(TOPICS, "pi-3") in own
+    assert {route for route in routes.ROUTES if route.topic(TOPICS, "pi-3") in own} == {
+        routes.STATUS,
+        routes.PROFILE,
+        routes.FIGURES,
+        routes.ASSIGNMENT,
+        routes.PARTICIPATION,
+        routes.MODEL_OFFER,
+        routes.MODEL_REPORT,
     }
     assert all(cleared.count(topic) == 2 for topic in own)
     told = [sent for sent in fleet.port.sent if sent.topic in own]
