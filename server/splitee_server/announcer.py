@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from math import inf
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -94,6 +95,7 @@ class Announcer:
         self._instance = instance
         self._run = run
         self._retained: dict[str, bytes] = {}  # by topic
+        self._said: dict[str, float] = {}  # when
         self._beat_due = 0.0
 
     @property
@@ -103,14 +105,21 @@ class Announcer:
 
     def run(self, spec: RunSpec) -> None:
         """Publish the run, where anything of it has changed."""
-        if self._retained.get(self._topics.run) != spec.encode():
-            self._retain(routes.RUN, spec)
+        self._retain(routes.RUN, spec, known_for=inf)
 
     def round(self, opened: RoundOpen) -> None:
         self._retain(routes.ROUND, opened)
 
-    def participation(self, device: str, opened: RoundOpen, part: Participant | None, room: int = 0) -> None:
-        """What a device does in a phase; None: it is dropped from it."""
+    def participation(
+        self,
+        device: str,
+        opened: RoundOpen,
+        part: Participant | None,
+        room: int = 0,
+        *,
+        known_for: float = 0.0,
+    ) -> None:
+        """What a device does in a phase; None: it is dropped from it. `known_for`: as of `_retain`."""
         told = Participation(
             run=opened.run,
             round=opened.round,
@@ -119,7 +128,7 @@ class Announcer:
             part=part,
             room=room,
         )
-        self._retain(routes.PARTICIPATION, told, device)
+        self._retain(routes.PARTICIPATION, told, device, known_for=known_for)
 
     def commit(self, number: int, weights_sha256: str) -> None:
         """Round `number` is final."""
@@ -132,16 +141,17 @@ class Announcer:
         """A round's figures: those of each device, then those of the fleet."""
         for device, figures in metrics.devices.items():
             told = DeviceFigures(run=metrics.run, round=metrics.round, figures=figures)
-            if self._retained.get(routes.FIGURES.topic(self._topics, device)) != told.encode():
-                self._retain(routes.FIGURES, told, device)
+            self._retain(routes.FIGURES, told, device, known_for=inf)
         self._retain(routes.METRICS, replace(metrics, devices={}))
 
     def assignment(
-        self, member: Member, *, held: bool, first: str | None, fresh: bool, anew: bool = True
+        self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0
     ) -> None:
-        """Where a device stands. `held`, `first`, `fresh`: as in `Assignment`.
+        """Where a device stands.
 
-        Not `anew`: only where that has changed.
+        Args:
+            held, first, fresh: as in `Assignment`.
+            known_for: as of `_retain`.
         """
         assignment = Assignment(
             run=self._run,
@@ -155,9 +165,7 @@ class Announcer:
             first=first,
             fresh=fresh,
         )
-        said = self._retained.get(routes.ASSIGNMENT.topic(self._topics, member.device))
-        if anew or said != assignment.encode():
-            self._retain(routes.ASSIGNMENT, assignment, member.device)
+        self._retain(routes.ASSIGNMENT, assignment, member.device, known_for=known_for)
 
     def ack(self, device: str, opened: RoundOpen, step: int, room: int, *, resend: bool) -> None:
         """Everything below `step` is trained, and `room` batches may be under way."""
@@ -219,13 +227,23 @@ class Announcer:
         """What was told to a device is not said again."""
         for topic in retained_topics(self._topics, device):
             self._retained.pop(topic, None)
+            self._said.pop(topic, None)
 
     def again(self) -> None:
         """The broker may have lost what was retained."""
         for topic, payload in self._retained.items():
-            self._port.publish(topic, payload, retain=True)
+            self._publish_retained(topic, payload)
 
-    def _retain(self, route: Route, message: JsonMessage, device: str = "") -> None:
-        topic = route.topic(self._topics, device)
-        self._retained[topic] = message.encode()
-        self._port.publish(topic, self._retained[topic], retain=True)
+    def _retain(
+        self, route: Route, message: JsonMessage, device: str = "", *, known_for: float = 0.0
+    ) -> None:
+        """Publish a message, to be retained; not the same again within `known_for` seconds."""
+        topic, payload = route.topic(self._topics, device), message.encode()
+        if self._retained.get(topic) == payload and self._clock() - self._said[topic] < known_for:
+            return
+        self._retained[topic] = payload
+        self._publish_retained(topic, payload)
+
+    def _publish_retained(self, topic: str, payload: bytes) -> None:
+        self._said[topic] = self._clock()
+        self._port.publish(topic, payload, retain=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
@@ -226,7 +227,7 @@ class Coordinator:
         if is_new:
             self._replies.answer_sync(self._phase, member.device)
         else:
-            self._replies.assign(member.device, anew=False)
+            self._replies.assign(member.device, known_for=inf)
 
     def say_all_again(self) -> None:
         """The link is up again; the broker, or what was under way, may have been lost."""

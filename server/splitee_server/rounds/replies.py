@@ -8,6 +8,8 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.members import Members
 from splitee_server.rounds.phase import Phase
 
+JUST_NOW = 10.0  # seconds: what is retained, and was said since, comes to who connects by itself
+
 
 class Replies:
     """Acknowledgements of the phase under way, and assignments."""
@@ -22,10 +24,10 @@ class Replies:
         step, room = phase.next_step(device), phase.windows.room(device)
         self._announce.ack(device, phase.opened, step, room, resend=resend)
 
-    def assign_part(self, phase: Phase, device: str) -> None:
+    def assign_part(self, phase: Phase, device: str, *, known_for: float = 0.0) -> None:
         """What the device does in a phase, and how many batches it may have under way at first."""
         part, room = phase.participants[device], phase.windows.room(device)
-        self._announce.participation(device, phase.opened, part, room)
+        self._announce.participation(device, phase.opened, part, room, known_for=known_for)
 
     def ask_again(self, phase: Phase, device: str) -> bool:
         """What the device has sent may be lost; False: it was asked just now."""
@@ -34,16 +36,19 @@ class Replies:
         self.acknowledge(phase, device, resend=True)
         return True
 
-    def assign(self, device: str, *, anew: bool = True) -> None:
+    def assign(self, device: str, *, known_for: float = 0.0) -> None:
         """The device's cut, its last commit, and whether the server holds its client network.
 
-        Nothing is said to a device that was dismissed. Not `anew`: nothing where that has been said.
+        Nothing is said to a device that was dismissed, nor where the same was said less than `known_for`
+        seconds ago.
         """
         if self._members.is_dismissed(device):
             return
         held, first = self._model.holds(device), self._model.first_digest(device)
         fresh = self._model.is_fresh
-        self._announce.assignment(self._members[device], held=held, first=first, fresh=fresh, anew=anew)
+        self._announce.assignment(
+            self._members[device], held=held, first=first, fresh=fresh, known_for=known_for
+        )
 
     def answer_sync(self, phase: Phase, device: str) -> None:
         """Where the server stands with a device, which may have missed the last word.
@@ -52,8 +57,8 @@ class Replies:
         request have been handled, or are lost.
         """
         if device in phase:  # first: who joins has its present room before it is taken in
-            self.assign_part(phase, device)
+            self.assign_part(phase, device, known_for=JUST_NOW)
         if device in self._members:
-            self.assign(device)
+            self.assign(device, known_for=JUST_NOW)
         if device in phase:
             self.acknowledge(phase, device, resend=phase.lacks(device))
