@@ -173,6 +173,18 @@ def test_where_one_batch_of_each_is_too_much_windows_go_round_to_the_same_weight
     assert {room for given in rooms.values() for room in given} == {0, 1}
 
 
+def test_who_waits_for_a_window_is_not_late(tmp_path: Path) -> None:
+    """The one that has the window is away: at the deadline it goes, and the others have their turns."""
+    policy = Policy(devices=3, quorum=1, missing="skip", floor=5.0, memory=1500)
+    fleet = VirtualFleet(tmp_path, *THREE, policy=policy)
+    for device in fleet.devices.values():
+        keep_to_the_room(device, [])
+    away = fleet.devices["pi-1"]
+    away.before_batch = lambda number, phase, _step: away.pause() if (number, phase) == (2, "train") else None
+    fleet.run()
+    assert fleet.counted == {1: list(THREE), 2: ["pi-2", "pi-3"]}
+
+
 def keep_to_the_room(device: VirtualDevice, rooms: list[int]) -> None:
     """As the product's outbox does: nothing is sent while the window is closed."""
     on_ack, on_round = device._on_ack, device._on_round

@@ -209,9 +209,14 @@ class Phase:
     def late(self) -> tuple[str, ...]:
         """Those of them that are waited for: what they must send next is not here.
 
-        The others wait themselves, for their turn.
+        The others wait themselves, for their turn or for a window.
         """
-        return tuple(device for device in self.behind() if not self._batches.has_next(device))
+        return tuple(device for device in self.behind() if self._is_late(device))
+
+    def _is_late(self, device: str) -> bool:
+        if self._batches.is_finished(device):
+            return True  # its round-done is not here
+        return not self._batches.has_next(device) and self.windows.room(device) > 0
 
     def _note_part(self, device: str) -> None:
         """Count a participant as behind no longer, once its batches are taken and its round-done is here."""

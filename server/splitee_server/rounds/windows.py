@@ -8,7 +8,7 @@ leave as many behind it again: half of the queue's events, and its bytes beyond 
 
 Where the budget is too small for one batch of each participant, a few of them have a window of one batch, and
 it passes on with each batch that is taken: to whoever's batch is needed first, so that it always comes to the
-device that the order waits for.
+device that the order waits for. Who has one and is away keeps it until it is back, or dropped.
 """
 
 from __future__ import annotations
