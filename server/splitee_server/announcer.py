@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -137,9 +137,11 @@ class Announcer:
             Commit(run=self._run, round=number, attempt=self._instance, weights_sha256=weights_sha256),
         )
 
-    def metrics(self, metrics: Metrics) -> None:
-        """A round's figures: those of each device, then those of the fleet."""
+    def metrics(self, metrics: Metrics, dismissed: Collection[str]) -> None:
+        """A round's figures: those of each device that was not dismissed, then those of the fleet."""
         for device, figures in metrics.devices.items():
+            if device in dismissed:
+                continue
             told = DeviceFigures(run=metrics.run, round=metrics.round, figures=figures)
             self._retain(routes.FIGURES, told, device, known_for=inf)
         self._retain(routes.METRICS, replace(metrics, devices={}))

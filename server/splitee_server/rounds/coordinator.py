@@ -121,7 +121,7 @@ class Coordinator:
         self._commits.resume()
         self._metrics = self._checkpoints.evaluated(self._commits.round)
         if self._metrics is not None:
-            self._announce.metrics(self._metrics)
+            self._announce.metrics(self._metrics, self._members.dismissed)
             self._evaluated(self._metrics)
 
     def phases(self) -> Iterator[Phase]:
@@ -350,7 +350,7 @@ class Coordinator:
         self._checkpoints.add_metrics(metrics)
         self._save_traffic()
         self._best.note(metrics, phase.scores)
-        self._announce.metrics(metrics)
+        self._announce.metrics(metrics, self._members.dismissed)
         self._evaluated(metrics)
         log_metrics(metrics)
 
@@ -378,7 +378,7 @@ class Coordinator:
         if metrics != self._metrics:
             self._metrics = metrics
             self._checkpoints.add_metrics(metrics)
-            self._announce.metrics(metrics)
+            self._announce.metrics(metrics, self._members.dismissed)
             self._write_report()
 
     # Phases
