@@ -42,7 +42,7 @@ from splitee.protocol import routes
 from splitee.protocol.codecs import CODECS
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fleet import DeviceStatus, Profile
-from splitee.protocol.rounds import Ack, Features, RoundDone, RoundOpen
+from splitee.protocol.rounds import Ack, Features, Participation, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import PROTOCOL, Topics
@@ -108,6 +108,7 @@ class ReadyPort:
     def __init__(self, spec: RunSpec, batches: dict[str, CutBatch], bare: BareLoop) -> None:
         self.meter: Meter | None = None
         self.turns: list[tuple[float, float]] = []
+        self._parts: dict[str, Participation] = {}
         self._spec = spec
         self._batches = batches
         self._bare = bare
@@ -139,7 +140,9 @@ class ReadyPort:
 
     def publish(self, topic: str, payload: bytes | memoryview | bytearray, **_properties: Any) -> bool:
         found = routes.find(TOPICS, topic)
-        if topic == TOPICS.round and not self._ready:
+        if found is not None and found[0] is routes.PARTICIPATION:
+            self._parts[found[1]] = Participation.decode(bytes(payload))
+        elif topic == TOPICS.round and not self._ready:
             self._open(RoundOpen.decode(bytes(payload)))
         elif found is not None and found[0] is routes.ACK:
             self._hear(found[1], Ack.decode(bytes(payload)))
@@ -150,16 +153,17 @@ class ReadyPort:
         if opened.phase != "train":
             return
         for device, batch in self._batches.items():
-            steps = range(opened.participants[device].steps)
+            part = self._parts[device].part
+            assert part is not None
             self._ready[device] = deque(
-                batch.message(self._spec, opened, "train", step).encode() for step in steps
+                batch.message(self._spec, opened, "train", step).encode() for step in range(part.steps)
             )
             done = RoundDone(
                 run=opened.run,
                 round=opened.round,
                 attempt=opened.attempt,
                 digest="0" * 64,
-                batches=len(steps),
+                batches=part.steps,
                 bytes=1,
                 loss=1.0,
                 accuracy=0.5,
@@ -168,7 +172,7 @@ class ReadyPort:
             )
             self._ready[device].append(done.encode())
         for device, ready in self._ready.items():
-            for _ in range(self._spec.window):
+            for _ in range(self._parts[device].room):
                 self._say(routes.FEATURES, device, ready.popleft())
         self._begun = time.thread_time()
 

@@ -8,7 +8,7 @@ import logging
 from splitee.cli import words
 from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.link import ENVELOPE, Link
-from splitee.protocol.fleet_size import largest_whole
+from splitee.protocol.routes import LARGEST_WHOLE
 
 LARGEST = 1 << 20  # bytes of a packet that a link sends where the broker takes it
 MANY = 200  # devices from which a broker's descriptors, connections and queues are worth a check
@@ -17,19 +17,18 @@ log = logging.getLogger(__name__)
 
 
 def say_limits(link: Link, devices: int) -> None:
-    """Warns where the broker's packets are too small for so many devices, or its window slows the link down.
+    """Warns where the broker's packets are too small, or its window slows the link down.
 
     A broker that lacks a feature has been refused before; how many connections it takes, and how much it
     queues, it does not say.
     """
-    packet, whole = link.max_packet + ENVELOPE, largest_whole(devices) + ENVELOPE
+    packet, whole = link.max_packet + ENVELOPE, LARGEST_WHOLE + ENVELOPE
     if packet < whole:
         log.warning(
-            "broker %s takes packets of at most %s, and what tells of %s has about %s: raise its limit "
-            "(Mosquitto: max_packet_size)",
+            "broker %s takes packets of at most %s, and messages that are not sent in parts have up to %s: "
+            "raise its limit (Mosquitto: max_packet_size)",
             link.address,
             words.size(packet),
-            words.devices(devices),
             words.size(whole),
         )
     elif packet < LARGEST:

@@ -100,8 +100,8 @@ def test_a_broker_that_has_all_passes_and_keeps_nothing_of_it(
 
 CRIPPLED = [
     ("retain_available false", 3, {"retained", "message-expiry", "last-will"}, set()),
-    ("max_packet_size 10000", 100, {"packet-size"}, set()),
-    ("max_packet_size 10000", 3, set(), {"packet-size"}),
+    ("max_packet_size 10000", 3, {"packet-size"}, set()),
+    ("max_packet_size 100000", 3, set(), {"packet-size"}),
     ("max_queued_messages 5", 3, {"queue"}, set()),
     ("max_inflight_messages 5", 3, set(), {"receive-maximum"}),
     ("max_qos 0", 3, {"mqtt-v5"}, set()),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maximum Packet Size: what tells of all devices must fit one packet; batches come in parts."""
+"""Maximum Packet Size: what is not sent in parts must fit one packet; batches come in parts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 
 from splitee.cli import words
 from splitee.mqtt.link import ENVELOPE
-from splitee.protocol.fleet_size import largest_whole
+from splitee.protocol.routes import LARGEST_WHOLE
 from splitee_broker.checks.base import Check, Result
 from splitee_broker.checks.client import Late, Lost
 from splitee_broker.checks.workbench import Workbench
@@ -21,11 +21,11 @@ def run(bench: Workbench) -> Result:
     client = bench.connect("packets")
     said = getattr(client.properties, "MaximumPacketSize", None)
     size = min(LINK, said or LINK)
-    whole = largest_whole(bench.devices) + ENVELOPE
+    whole = LARGEST_WHOLE + ENVELOPE
     if size < whole:
         return Result(
             "missing",
-            f"packets of at most {words.size(size)}, but what tells of {words.devices(bench.devices)} has "
+            f"packets of at most {words.size(size)}, but messages that are not sent in parts have up to "
             f"{words.size(whole)}",
             size,
             whole,

@@ -11,7 +11,15 @@ from splitee.errors import MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.accuracies import ClassRecall, ReleasedThreshold
-from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile, ServerStatus
+from splitee.protocol.fleet import (
+    Capability,
+    DeviceFigures,
+    DeviceMetrics,
+    DeviceStatus,
+    Metrics,
+    Profile,
+    ServerStatus,
+)
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.rounds import Commit, RoundOpen
 from splitee.protocol.run_spec import RunSpec
@@ -122,6 +130,7 @@ class FleetView:
         self._round: RoundOpen | None = None
         self._commit: Commit | None = None
         self._metrics: Metrics | None = None
+        self._figures: dict[str, DeviceFigures] = {}
         self._devices: dict[str, _Heard] = {}
 
     @property
@@ -141,15 +150,16 @@ class FleetView:
 
     def snapshot(self) -> FleetSnapshot:
         run, dismissed = self._run, set(self._server.dismissed if self._server else ())
+        metrics = self._present_metrics()
         return FleetSnapshot(
             fleet=self._topics.fleet,
             server=self._server,
             run=run,
             phase=self._round if run and self._round and self._round.run == run.run else None,
             committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
-            metrics=self._present_metrics(),
+            metrics=metrics,
             devices=tuple(
-                self._device(device, heard)
+                self._device(device, heard, metrics)
                 for device, heard in sorted(self._devices.items())
                 if device not in dismissed
             ),
@@ -168,8 +178,18 @@ class FleetView:
             self._commit = message
         elif route is routes.METRICS:
             self._metrics = message
+        elif route is routes.FIGURES:
+            self._take_figures(received.device, message)
         else:
             self._take_device(received, now)
+
+    def _take_figures(self, device: str, message: DeviceFigures | None) -> None:
+        if message is None:
+            self._figures.pop(device, None)
+        elif device in self._figures or len(self._figures) < MAX_DEVICES:
+            self._figures[device] = message
+        else:
+            raise MalformedMessage(f"figures of more than {MAX_DEVICES} devices in one fleet")
 
     def _take_device(self, received: Received, now: float) -> None:
         device, message = received.device, received.message
@@ -186,15 +206,22 @@ class FleetView:
             raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
 
     def _present_metrics(self) -> Metrics | None:
+        """The fleet's figures with those of its devices, as far as they have come."""
         run, metrics = self._run, self._metrics
-        return metrics if run and metrics and metrics.run == run.run else None
+        if run is None or metrics is None or metrics.run != run.run:
+            return None
+        of_round = metrics.run, metrics.round
+        figures = {
+            device: told.figures
+            for device, told in sorted(self._figures.items())
+            if (told.run, told.round) == of_round
+        }
+        return msgspec.structs.replace(metrics, devices=figures)
 
-    def _device(self, device: str, heard: _Heard) -> DeviceView:
+    def _device(self, device: str, heard: _Heard, metrics: Metrics | None) -> DeviceView:
         status, profile = heard.status, heard.profile
-        metrics = self._present_metrics()
         measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
-        part = self._round.participants.get(device) if self._round else None
-        cut = part.cut if part else profile.cut if profile else None
+        cut = profile.cut if profile else None
         return DeviceView(
             id=device,
             online=status is not None and status.state == "online",

@@ -23,16 +23,20 @@ class Outbox:
         spec: RunSpec,
         opened: RoundOpen,
         phase: Phase,
+        room: int,
         meanwhile: Callable[[], object] = lambda: None,
     ) -> None:
-        """`meanwhile` is called before each part of a batch that is published in parts."""
+        """`room`: batches that may be unacknowledged, until an acknowledgement says how many.
+
+        `meanwhile` is called before each part of a batch that is published in parts.
+        """
         self._port = port
         self._meanwhile = meanwhile
         self._topic = topic
         self._spec = spec
         self._opened = opened
         self._phase = phase
-        self._room = spec.window
+        self._room = room
         self._acknowledged = 0
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
@@ -44,10 +48,9 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        return bool(self._waiting) and (
-            len(self._waiting) >= min(self._spec.window, self._room)
-            or self._waiting_bytes >= self._spec.window_bytes
-        )
+        if len(self._waiting) >= min(self._spec.window, self._room):
+            return True
+        return bool(self._waiting) and self._waiting_bytes >= self._spec.window_bytes
 
     def needs(self, step: int) -> bool:
         """False when the server already has this batch, from before this process started."""

@@ -12,7 +12,7 @@ from splitee.errors import Unwinding
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.parts import PART_OVERHEAD, split
-from splitee.protocol.rounds import Assignment, Participant, RoundOpen, Sync
+from splitee.protocol.rounds import Assignment, Participant, Participation, RoundOpen, Sync
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL, Topics
 from splitee.training.state import weights_digest
@@ -23,8 +23,9 @@ TOPICS = Topics("fleet")
 SPEC = RunSpec(
     protocol=PROTOCOL, run="run", network="resnet18", num_classes=2, rounds=1, batch_size=4, window=2
 )
-OPENED = RoundOpen(
-    run="run", round=1, attempt=1, phase="train", participants={"pi-1": Participant(cut=1, steps=3, base=0)}
+OPENED = RoundOpen(run="run", round=1, attempt=1, phase="train", participants=1)
+PART = Participation(
+    run="run", round=1, attempt=1, phase="train", part=Participant(cut=1, steps=3, base=0), room=2
 )
 STATUS = routes.STATUS.topic(TOPICS, "pi-1")
 FEATURES = routes.FEATURES.topic(TOPICS, "pi-1")
@@ -55,9 +56,15 @@ def statuses(port: FakePort) -> list[DeviceStatus]:
     return [DeviceStatus.decode(sent.payload) for sent in port.sent if sent.topic == STATUS]
 
 
+def take_part(session: Session, port: FakePort) -> None:
+    port.deliver(routes.PARTICIPATION.topic(TOPICS, "pi-1"), PART.encode())
+    session.pump(0)
+
+
 def test_a_batch_that_takes_minutes_does_not_keep_the_status_back(clock: FakeClock, port: FakePort) -> None:
     session = Session(port, TOPICS, "pi-1", 5, clock=clock)
     session.presence.say("training", 1, 1, 3)
+    take_part(session, port)
     with session.phase(SPEC, OPENED) as phase:
         phase.outbox.add(0, bytes(5000))
     said = statuses(port)
@@ -68,6 +75,7 @@ def test_a_batch_that_takes_minutes_does_not_keep_the_status_back(clock: FakeClo
 
 def test_who_is_to_stop_does_not_send_its_batch_to_the_end(clock: FakeClock, port: FakePort) -> None:
     session = Session(port, TOPICS, "pi-1", 5, clock=clock, stop=lambda: clock() > 1020)
+    take_part(session, port)
     with session.phase(SPEC, OPENED) as phase, pytest.raises(Unwinding):
         phase.outbox.add(0, bytes(50_000))
     assert len([sent for sent in port.sent if sent.topic == FEATURES]) < 15
