@@ -55,6 +55,7 @@ class DeviceView:
     offloaded: int = 0  # of these, those that it has asked the server about
     alone_accuracy: float | None = None  # of what it learnt by itself, before it joined
     traffic: Traffic | None = None  # of its present process, by purpose; None: it does not say
+    in_phase: bool = False  # it takes part in what is under way
 
     @property
     def done(self) -> float:
@@ -220,4 +221,5 @@ class FleetView:
             offloaded=status.offloaded if status else 0,
             alone_accuracy=profile.alone_accuracy if profile else None,
             traffic=status.traffic if status else None,
+            in_phase=part is not None,
         )

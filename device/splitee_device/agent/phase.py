@@ -42,6 +42,7 @@ class PhaseUnderWay:
         self.opened = opened
         self.kind = opened.batches
         self.mine = opened.participants[device]
+        self.waited = 0.0  # seconds, for room in the server's window
         self.outbox = Outbox(port, routes.FEATURES.topic(topics, device), spec, opened, self.kind)
         if last_ack is not None:
             self.outbox.acknowledge(last_ack)

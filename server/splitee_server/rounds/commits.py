@@ -113,8 +113,9 @@ class Commits:
     def commit(self, phase: Phase) -> None:
         """End a training phase: aggregate, save durably, and only then tell the devices."""
         self._round = number = phase.opened.round
+        self._members.note_picked(phase.begun_with, number)
         for device, done in phase.done.items():
-            self._members.end_round(done, device, phase.trained_batches(device))
+            self._members.end_round(done, device, phase.trained_batches(device), phase.pace(device))
             self._losses[device] = done.loss, phase.trunk_loss(device)
         contributions = {
             device: Contribution(phase.weights(device), phase.opened.participants[device].next_cut)

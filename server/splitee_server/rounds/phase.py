@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 from msgspec.structs import replace
@@ -18,6 +18,7 @@ from splitee.protocol.rounds import RoundDone, RoundOpen, Weights
 from splitee.training.weights import WeightsAssembler
 from splitee_server.rounds.batch_order import BatchOrder, Offer
 from splitee_server.rounds.evaluation import Score
+from splitee_server.rounds.pace import Arrivals
 
 IN_WORDS: Mapping[RunPhase, str] = {
     "gather": "gathering devices",
@@ -40,7 +41,7 @@ class Phase:
         self,
         opened: RoundOpen,
         *,
-        order: Literal["step", "device", "any"],
+        order: Literal["step", "share", "device", "any"],
         window: int,
         num_classes: int,
         clock: Clock,
@@ -64,9 +65,11 @@ class Phase:
         self._losses = dict.fromkeys(opened.participants, 0.0)
         self._rejected: Counter[str] = Counter()
         self.done: dict[str, RoundDone] = {}
+        self._paces: dict[str, float] = {}
         room = KEPT // (num_classes * max(1, len(opened.participants)))
         self.scores = {device: Score(room=room) for device in opened.participants}
         self.started = self.progressed = clock()
+        self._arrivals = {device: Arrivals(self.started) for device in steps} if self.kind == "train" else {}
 
     @property
     def kind(self) -> RunPhase:
@@ -86,6 +89,11 @@ class Phase:
     def __contains__(self, device: str) -> bool:
         return device in self._batches
 
+    @property
+    def begun_with(self) -> Collection[str]:
+        """The participants when the phase was opened; some may have been dropped since."""
+        return self.scores.keys()
+
     def has_begun_with(self, device: str) -> bool:
         """Whether it was a participant when the phase was opened; it may have been dropped since."""
         return device in self.scores
@@ -94,7 +102,10 @@ class Phase:
 
     def offer(self, device: str, step: int, batch: CutBatch) -> Offer:
         """A batch has come; it waits for its turn when it is new and within the window."""
-        return self._batches.offer(device, step, batch)
+        offer = self._batches.offer(device, step, batch)
+        if offer == "taken" and device in self._arrivals:
+            self._arrivals[device].came(self._clock())
+        return offer
 
     def add_weights(self, device: str, message: Weights) -> None:
         """Tensors of a client network, or its statistics. Raises MalformedMessage."""
@@ -114,13 +125,19 @@ class Phase:
         if assembler is not None:
             assembler.check(message.digest)
         self.done[device] = message
+        if device in self._arrivals and device not in self._paces:
+            steps = self.opened.participants[device].steps
+            self._paces[device] = self._arrivals[device].pace(message, steps, self._clock())
         return True
 
     # What is done with it
 
     def take(self) -> tuple[str, int, CutBatch] | None:
         """The next batch in order, when it is here."""
-        return self._batches.take()
+        taken = self._batches.take()
+        if taken is not None and taken[0] in self._arrivals:
+            self._arrivals[taken[0]].taken(self._clock())
+        return taken
 
     def note_trained(self, device: str, loss: float) -> None:
         """The trunk has been trained on a batch that was taken."""
@@ -170,6 +187,10 @@ class Phase:
         """The client network, or its statistics, that has come from a device; None where it sends none."""
         assembler = self._assemblers.get(device)
         return None if assembler is None else assembler.tensors
+
+    def pace(self, device: str) -> float:
+        """Seconds a batch that a device took which has ended its round of training."""
+        return self._paces[device]
 
     def behind(self) -> tuple[str, ...]:
         """The participants that have not done their part."""

@@ -23,6 +23,7 @@ PEOPLE_DO_NOT_SET = {
     "run",
     "mean",
     "std",
+    "round_seconds",
     "window_bytes",
     "class_names",
     "weights",
