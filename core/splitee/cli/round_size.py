@@ -35,7 +35,7 @@ class Steps(click.ParamType[int | str]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
         text = str(value)
         if not text.startswith(TIMED):
-            return whole(0, LARGEST_COUNT).convert(value, param, ctx)
+            return int(whole(0, LARGEST_COUNT).convert(value, param, ctx))
         if (found := re.fullmatch(TIMED + "([0-9]{1,5})", text)) and 1 <= int(found[1]) <= LONGEST:
             return text
         expected = f"{TIMED} and whole seconds from 1 to {LONGEST}, such as {TIMED}60"

@@ -231,9 +231,7 @@ def simulate(
     if hostile and baselines:
         raise ConfigError('--hostile is for strategies, not for baselines: give --baselines ""')
     if isinstance(run["steps"], str):
-        raise ConfigError(
-            f"--steps {run['steps']}: simulated devices have no speed of their own: give a number"
-        )
+        raise ConfigError(f"--steps {run['steps']}: simulated devices have no speed: give a number")
     if run["sample"] != "all" and baselines:
         raise ConfigError('--sample is for strategies, in baselines all train: give --baselines ""')
     if parse_hostile(hostile)[0] >= clients:

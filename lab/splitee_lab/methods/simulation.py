@@ -45,8 +45,8 @@ class SimulatedRound:
     """What a round came to.
 
     `devices`: that have taken part in it; losses are theirs. `accuracies`: of the honest devices, if the
-    round was evaluated. `traffic`: of all devices, in the messages that the fleet makes, without acknowledgements
-    and other words between device and server.
+    round was evaluated. `traffic`: of all devices, in the messages that the fleet makes, without
+    acknowledgements and other words between device and server.
     """
 
     round: int

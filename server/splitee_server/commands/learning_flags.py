@@ -66,7 +66,7 @@ def check_strategy_settings(strategies: Collection[str], settings: dict[str, Any
 
 
 def check_timed_steps(spec: RunSpec) -> None:
-    """Raises ConfigError: a setting needs a number of batches a round that is known, and `--steps` is a time."""
+    """Raises ConfigError: `--steps` is a time, and a setting needs the same number of batches each round."""
     unlike = {
         "--soft-labels": spec.soft_labels,
         "--aggregation-every": spec.aggregation_every,

@@ -25,7 +25,7 @@ class Sequential(Strategy):
 
     @property
     def order(self) -> Literal["step", "share", "device", "any"]:
-        """Where devices have unlike numbers of batches for the same time, each comes as its own round goes on."""
+        """With `--steps time:` devices have unlike numbers of batches, and are to end together."""
         is_timed = self._spec.round_seconds and self._spec.order == "step"
         return "share" if is_timed else self._spec.order
 
