@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does it help to give unequal devices as many batches as they make in the same time? Against equal steps.
 
-    python -m benchmarks.timed_steps [--seconds 15] [--limit 150] [--target 0.7] [--seeds 1]
+    python -m benchmarks.timed_steps [--seconds 10] [--limit 120] [--target 0.7] [--seeds 1] [--scale 1]
 
-A real fleet on a real Mosquitto: a ResNet for 32 pixels on the built-in Fashion-MNIST, on three devices that
-control groups hold to 100, 40 and 15 % of a core (as root). First with `--steps time:SECONDS`; then, the same
-seed, with a number of steps that gives the fleet as many batches a round, a third of them each device. Each
-side goes on for --limit seconds from the opening of its first round, at a constant learning rate. Compared are
-the trunk's accuracy when the time is up, on all held-out images, and the time until it reached --target.
+A real fleet on a real Mosquitto: a tiny network on the built-in Fashion-MNIST, cut at the same place on three
+devices that control groups hold to 100, 40 and 15 % of a core (as root) once they have begun; of --scale as
+much where other work runs on the machine. First with `--steps time:SECONDS`; then, with the same seed, with
+the number of steps that gives the fleet as many batches a round, a third of them each device. Each side goes
+on for --limit seconds from the opening of its first round, at a constant learning rate. Compared are the
+trunk's accuracy when the time is up, on held-out images, and the time until it reached --target.
 Prints a JSON line for each side; only their ratio within one call counts.
 """
 
@@ -38,8 +39,9 @@ from splitee_lab.local.processes import signals_unwind
 
 FLEET = "timed"
 TOPICS = Topics(FLEET)
-NETWORK = "splitee_lab.small_resnet:resnet8"
-CUTS = (4, 3, 2)  # the strongest device has the most
+NETWORK = "benchmarks.tiny:network"
+CUT = 2
+DEVICES = {f"pi-{number}": share for number, share in enumerate(SHARES, start=1)}  # of a core
 SETTINGS = {
     "--network": NETWORK,
     "--input": "3x32x32",
@@ -47,6 +49,7 @@ SETTINGS = {
     "--rounds": 10_000,
     "--schedule": "constant",
     "--warm-up": 0,
+    "--batch-size": 8,
 }
 CONNECT = 30.0  # seconds
 STARTING = 300.0  # seconds until the first round must have been opened
@@ -86,7 +89,7 @@ class Side:
         return (later[-1][2] - self.rounds[0][2]) / len(later) if later else self.rounds[0][2]
 
 
-def run(directory: Path, strategy: str, seed: int, steps: str, samples: int, limit: float) -> Side:
+def run(directory: Path, strategy: str, seed: int, steps: str, scale: float, limit: float) -> Side:
     """One fleet, until its time is up."""
     directory.mkdir(parents=True)
     side = Side(strategy, seed, steps)
@@ -98,18 +101,17 @@ def run(directory: Path, strategy: str, seed: int, steps: str, samples: int, lim
             link.subscribe(TOPICS.round, TOPICS.metrics)
             link.open(CONNECT)
             processes.start("server", [*program, "server", "--no-release", *_flags(SETTINGS | own)])
-            for number, (cut, share) in enumerate(zip(CUTS, SHARES, strict=True), start=1):
+            for number, device in enumerate(DEVICES, start=1):
                 flags = {
-                    "--id": f"pi-{number}",
+                    "--id": device,
                     "--data": "builtin:fashion-mnist",
-                    "--limit": samples,
-                    "--shard": f"{number}/{len(CUTS)}",
+                    "--shard": f"{number}/{len(DEVICES)}",
                     "--network": NETWORK,
-                    "--cut": cut,
-                    "--state": directory / f"pi-{number}",
+                    "--cut": CUT,
+                    "--state": directory / device,
                 }
-                processes.start(f"pi-{number}", [*program, "device", *_flags(flags)], share=share)
-            side.rounds += _rounds(link, processes, limit)
+                processes.start(device, [*program, "device", *_flags(flags)])
+            side.rounds += _rounds(link, processes, scale, limit)
     return side
 
 
@@ -117,7 +119,9 @@ def _flags(settings: dict[str, Any]) -> list[str]:
     return [str(part) for flag in settings.items() for part in flag]
 
 
-def _rounds(link: Link, processes: Processes, limit: float) -> Iterator[tuple[float, float, int]]:
+def _rounds(
+    link: Link, processes: Processes, scale: float, limit: float
+) -> Iterator[tuple[float, float, int]]:
     """As in Side; raises ClickException where no round is opened, or evaluated, in time."""
     started, begun = time.monotonic(), None
     evaluated = 0
@@ -129,7 +133,10 @@ def _rounds(link: Link, processes: Processes, limit: float) -> Iterator[tuple[fl
         if not isinstance(event, Message):
             continue
         if event.topic == TOPICS.round and begun is None:
-            begun = time.monotonic() if RoundOpen.decode(event.payload).phase == "train" else None
+            if RoundOpen.decode(event.payload).phase == "train":
+                begun = time.monotonic()
+                for device, share in DEVICES.items():
+                    processes.hold(device, share * scale)
         elif event.topic == TOPICS.metrics and begun is not None:
             metrics = Metrics.decode(event.payload)
             assert metrics.fleet.trunk_accuracy is not None
@@ -139,19 +146,19 @@ def _rounds(link: Link, processes: Processes, limit: float) -> Iterator[tuple[fl
 
 def equal_steps(timed: Side) -> int:
     """Of each device, so that the fleet trains as many batches a round."""
-    return max(1, round(timed.batches_a_round / len(CUTS)))
+    return max(1, round(timed.batches_a_round / len(DEVICES)))
 
 
 @click.command()
 @click.option("--strategies", default="sequential,averaging", show_default=True)
-@click.option("--seconds", type=click.IntRange(1), default=15, show_default=True, help="Of a timed round.")
-@click.option("--limit", type=click.FloatRange(1), default=150.0, show_default=True, help="Seconds a side.")
+@click.option("--seconds", type=click.IntRange(1), default=10, show_default=True, help="Of a timed round.")
+@click.option("--limit", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds a side.")
 @click.option("--target", type=click.FloatRange(0, 1), default=0.7, show_default=True)
-@click.option("--samples", type=click.IntRange(64), default=2000, show_default=True, help="Images a device.")
+@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the shares.")
 @click.option("--seeds", default="1", show_default=True)
 @out_option
 def main(
-    strategies: str, seconds: int, limit: float, target: float, samples: int, seeds: str, out: Path | None
+    strategies: str, seconds: int, limit: float, target: float, scale: float, seeds: str, out: Path | None
 ) -> None:
     """Compare rounds of a time with rounds of a number of batches, on three unequal devices."""
     require_shares()
@@ -159,9 +166,9 @@ def main(
         for seed in map(int, seeds.split(",")):
             for strategy in strategies.split(","):
                 where = directory / f"{strategy}-{seed}"
-                timed = run(where / "timed", strategy, seed, f"time:{seconds}", samples, limit)
+                timed = run(where / "timed", strategy, seed, f"time:{seconds}", scale, limit)
                 click.echo(json.dumps(timed.record(target)))
-                equal = run(where / "equal", strategy, seed, str(equal_steps(timed)), samples, limit)
+                equal = run(where / "equal", strategy, seed, str(equal_steps(timed)), scale, limit)
                 click.echo(json.dumps(equal.record(target)))
 
 

@@ -244,6 +244,17 @@ def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
     assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
 
 
+def test_of_a_run_that_samples_its_devices_it_is_shown_who_is_in_the_round() -> None:
+    waits = replace(STATUS, doing="waiting")
+    view = view_of({**RETAINED, TOPICS.run: replace(RUN, sample="1"), TOPICS.device("pi-2", "status"): waits})
+    first, *lines = shown(view)
+    assert "round 2 of 5: train, with 1 of 2 devices" in first
+    assert [line.split()[:3] for line in lines if line.startswith("pi-")][:2] == [
+        ["pi-1", "training", "3"], ["pi-2", "not", "picked"],
+    ]  # fmt: skip
+    assert {device.id: device.in_phase for device in view.snapshot().devices} == {"pi-1": True, "pi-2": False}
+
+
 def test_what_the_profiler_recommends_is_shown() -> None:
     can = Capability(
         network="resnet18", batch_size=32, codec="fp16", machine="Raspberry Pi 4", cores=4, threads=4,
