@@ -97,7 +97,7 @@ def test_a_late_joiner_with_a_cut_of_its_own_has_the_word_that_its_first_round_g
     fleet.on_phase = on_phase
     fleet.run()
     assert [(word.committed, word.fresh) for word, _ in told] == [(part.base, part.fresh) for _, part in told]
-    assert [part.base for _, part in told] == [1, 2]
+    assert [part.base for _, part in told] == [0, 2]
 
 
 def test_a_device_moves_to_the_cut_it_asks_for_when_a_round_is_committed(fleet: VirtualFleet) -> None:

@@ -145,8 +145,8 @@ class ClientNetworks:
 
         Args:
             received: client networks of devices that have finished the round; they are averaged in place.
-            cuts: of all devices. One that was absent takes the average of its cut; where nobody had that, it
-                takes the averages of its stages and exits (`layerwise`), or keeps what is held.
+            cuts: of all devices. One that was absent takes the average of its cut, or keeps what is held;
+                where rounds have a sample of the devices, it takes the averages of its stages and exits then.
             samples: that the trunk was trained with, of the devices that have finished the round. One with
                 none does not count, and takes the average as one that was absent.
         """
@@ -176,7 +176,7 @@ class ClientNetworks:
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
                     self._held[device] = received[peer]
-                elif device not in received and averages:
+                elif self._spec.is_sampled and device not in received and averages:
                     own = self._held.get(device) or {n: one.clone() for n, one in self.first(cut).items()}
                     self._held[device] = _with_averages(own, averages, cut)
         self._digests, self._heads = {}, {}
