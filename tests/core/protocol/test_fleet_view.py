@@ -122,6 +122,7 @@ def test_every_topic_has_its_place() -> None:
             trunk_accuracy=0.75,
             seen=NOW - 60,
             train_samples=2000,
+            in_phase=True,
         ),
     )
 

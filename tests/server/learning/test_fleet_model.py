@@ -474,7 +474,7 @@ def test_who_does_not_count_in_the_commit_has_no_part_in_the_median_of_its_stati
 def test_a_device_whose_cut_was_in_no_round_takes_the_averages_of_its_stages(
     strategy: str, momentum: float
 ) -> None:
-    """Where rounds have a sample of the devices: else it could wait long, and its own would be of long ago."""
+    """Where rounds have a sample of the devices: its own network would be of long ago."""
     fleet = Fleet(strategy, server_momentum=momentum, sample="2")
     for number in (1, 2, 3):
         fleet.commit(number, fleet.train(number, "a", "b"))
