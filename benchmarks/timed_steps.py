@@ -9,7 +9,7 @@ much where other work runs on the machine. First with `--steps time:SECONDS`; th
 the number of steps that gives the fleet as many batches a round, a third of them each device. Each side goes
 on for --limit seconds from the opening of its first round, at a constant learning rate. Compared are the
 trunk's accuracy when the time is up, on held-out images, and the time until it reached --target.
-Prints a JSON line for each side; only their ratio within one call counts.
+Prints a JSON line for each side, and one that compares them: only ratios within one call count.
 """
 
 from __future__ import annotations
@@ -65,9 +65,13 @@ class Side:
     steps: str
     rounds: list[tuple[float, float, int]] = field(default_factory=list)
 
+    def reached(self, target: float) -> float | None:
+        """Seconds until the first round that was as good as that."""
+        return next((seconds for seconds, accuracy, _ in self.rounds if accuracy >= target), None)
+
     def record(self, target: float) -> dict[str, Any]:
         """For JSON."""
-        reached = next((seconds for seconds, accuracy, _ in self.rounds if accuracy >= target), None)
+        reached = self.reached(target)
         return {
             "benchmark": "timed_steps",
             "strategy": self.strategy,
@@ -144,6 +148,19 @@ def _rounds(
             yield time.monotonic() - begun, metrics.fleet.trunk_accuracy, metrics.batches_trained
 
 
+def compare(timed: Side, equal: Side, target: float) -> dict[str, Any]:
+    """The benchmark's figures; `times_sooner` is None where a side has not reached the target."""
+    sooner, later = timed.reached(target), equal.reached(target)
+    return {
+        "benchmark": "timed_steps",
+        "strategy": timed.strategy,
+        "seed": timed.seed,
+        "times_sooner": round(later / sooner, 2) if sooner and later else None,
+        "times_the_batches": round(timed.rounds[-1][2] / equal.rounds[-1][2], 2),
+        "accuracies": [round(side.rounds[-1][1], 4) for side in (timed, equal)],
+    }
+
+
 def equal_steps(timed: Side) -> int:
     """Of each device, so that the fleet trains as many batches a round."""
     return max(1, round(timed.batches_a_round / len(DEVICES)))
@@ -170,6 +187,7 @@ def main(
                 click.echo(json.dumps(timed.record(target)))
                 equal = run(where / "equal", strategy, seed, str(equal_steps(timed)), scale, limit)
                 click.echo(json.dumps(equal.record(target)))
+                click.echo(json.dumps(compare(timed, equal, target)))
 
 
 if __name__ == "__main__":
