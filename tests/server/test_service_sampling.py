@@ -15,7 +15,7 @@ from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.routes import Route
 from splitee_server.rounds.policy import Policy
-from splitee_server.rounds.sampling import samples
+from splitee_server.rounds.sampling import picks
 
 FIVE = tuple(f"pi-{number}" for number in range(1, 6))
 SKIP = Policy(devices=5, quorum=1, missing="skip", floor=60.0)
@@ -45,7 +45,7 @@ def steps(fleet: VirtualFleet, number: int) -> list[int]:
 def test_a_round_has_the_devices_of_its_sample_and_the_last_evaluation_has_all(tmp_path: Path) -> None:
     fleet = VirtualFleet(tmp_path, *FIVE, **TWO)
     fleet.run()
-    expected = [set(picked) for picked in samples(fleet.spec, fleet.devices)]
+    expected = [set(picked) for picked in picks(fleet.spec, fleet.devices)]
     assert [trained(fleet)[number] for number in range(1, 6)] == expected
     evaluated = [
         {name for name, values in metrics.devices.items() if values.held_out_samples and not values.evaluated}
@@ -66,7 +66,7 @@ def test_of_devices_that_were_not_evaluated_the_earlier_figures_stay(tmp_path: P
 
 
 def samples_of(fleet: VirtualFleet, number: int) -> list[str]:
-    return list(samples(fleet.spec, fleet.devices))[number - 1]
+    return list(picks(fleet.spec, fleet.devices))[number - 1]
 
 
 def test_all_may_evaluate_each_round(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from splitee_lab.methods.simulation import Simulation
 from splitee_lab.methods.splitfed import splitfed
 from splitee_lab.methods.whole import alone, centralized
 from splitee_server.learning.strategies import registry
-from splitee_server.rounds.sampling import samples
+from splitee_server.rounds.sampling import picks
 
 Method = Callable[[Experiment], Iterator[RoundResult]]
 
@@ -56,5 +56,5 @@ def batches_of(method: str, experiment: Experiment) -> int:
     if method == CENTRALIZED:
         return rounds * steps_a_round(experiment.centralized_spec, sum(of.values()))
     if method in STRATEGIES:
-        return sum(experiment.batches(of[name]) for picked in samples(experiment.spec, of) for name in picked)
+        return sum(experiment.batches(of[name]) for picked in picks(experiment.spec, of) for name in picked)
     return rounds * sum(map(experiment.batches, of.values()))

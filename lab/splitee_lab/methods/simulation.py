@@ -28,7 +28,7 @@ from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.rounds.batch_order import BatchOrder
 from splitee_server.rounds.evaluation import Score
-from splitee_server.rounds.sampling import samples
+from splitee_server.rounds.sampling import picks
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Simulation:
 
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train, commit and evaluate round after round."""
-        for number, picked in enumerate(samples(self.spec, self._trainers), start=1):
+        for number, picked in enumerate(picks(self.spec, self._trainers), start=1):
             self._known.update(picked)
             trunk_loss = self._train(number, picked)
             exit_loss = {name: self._trainers[name].loss for name in picked}

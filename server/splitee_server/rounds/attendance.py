@@ -21,7 +21,7 @@ from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.pace import steps_within
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
-from splitee_server.rounds.sampling import sample
+from splitee_server.rounds.sampling import pick
 
 SHOWN = 20  # devices that a line names
 NOBODY = "no device is left: waiting for one to join"
@@ -172,7 +172,7 @@ class Attendance:
         """Those that are to train round `number`."""
         last_picked = {member.device: member.picked for member in self._taking_part()}
         least = self.quorum if self._policy.missing == "skip" else 1
-        return [self._members[device] for device in sample(self._spec, number, last_picked, least)]
+        return [self._members[device] for device in pick(self._spec, number, last_picked, least)]
 
     def _was_picked(self, member: Member, committed: int) -> bool:
         """Whether a committed round began with the device; of a run that samples none all rounds did."""

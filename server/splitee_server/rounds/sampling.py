@@ -14,7 +14,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.seeds import seed_for
 
 
-def sample(spec: RunSpec, number: int, last_picked: Mapping[str, int], least: int = 1) -> list[str]:
+def pick(spec: RunSpec, number: int, last_picked: Mapping[str, int], least: int = 1) -> list[str]:
     """The devices of round `number`, in the order of their names.
 
     Args:
@@ -50,10 +50,10 @@ def _lot(seed: int, number: int, device: str) -> int:
     return seed_for(seed, "sample", number, device)
 
 
-def samples(spec: RunSpec, devices: Mapping[str, object]) -> Iterator[list[str]]:
+def picks(spec: RunSpec, devices: Mapping[str, object]) -> Iterator[list[str]]:
     """The devices of each round of a run in which all are there all the time."""
     last_picked = dict.fromkeys(devices, 0)
     for number in range(1, spec.rounds + 1):
-        picked = sample(spec, number, last_picked)
+        picked = pick(spec, number, last_picked)
         last_picked |= dict.fromkeys(picked, number)
         yield picked
