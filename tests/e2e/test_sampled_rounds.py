@@ -31,10 +31,13 @@ def opened(link: Link, topics: Topics, number: int, attempt: int = 0) -> RoundOp
 
 @pytest.mark.slow(12)
 @pytest.mark.mosquitto
-@pytest.mark.parametrize(("strategy", "settings"), [("sequential", BROAD), ("averaging", SCANT)])
+@pytest.mark.parametrize(
+    ("strategy", "settings", "release"), [("sequential", BROAD, False), ("averaging", SCANT, True)]
+)
 def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
-    mosquitto_broker: RunningBroker, tmp_path: Path, strategy: str, settings: dict[str, Any]
+    mosquitto_broker: RunningBroker, tmp_path: Path, strategy: str, settings: dict[str, Any], release: bool
 ) -> None:
+    """With a release the server has every device's network, and those that were not picked keep their own."""
     topics = Topics(f"sampled-{strategy}")
     watcher = Link(mosquitto_broker.address, f"watches-{topics.fleet}")
     watcher.subscribe(topics.round, topics.all_devices("features"))
@@ -47,7 +50,7 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
         for done in simulation_of(strategy, "step", ROUNDS, **settings, steps=STEPS).rounds()
     ]
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(*flags, rounds=ROUNDS)
+        fleet.server(*flags, rounds=ROUNDS, release=release)
         fleet.three_devices()
         for number in (2, 3):
             before = opened(watcher, topics, number)
@@ -55,7 +58,7 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
             await_message(watcher, topics.device(min(picked[number - 1]), "features"))
             fleet.processes["server"].kill()
             fleet.processes["server"].wait()
-            fleet.server(*flags, rounds=ROUNDS)
+            fleet.server(*flags, rounds=ROUNDS, release=release)
             again = opened(watcher, topics, number, before.attempt)
             assert again.participants == before.participants
         assert fleet.wait() == [0, 0, 0, 0]
@@ -64,6 +67,8 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
     assert report["weights_sha256"] == in_one_process(strategy, "step", ROUNDS, **settings, steps=STEPS)
     assert report["batches_trained"] == sum(map(len, picked)) * STEPS
     assert report["rejected"] == 0
+    assert {device["evaluated_round"] for device in report["devices"]} == {ROUNDS}
+    assert all(device["trunk_accuracy"] is not None for device in report["devices"])
 
 
 @pytest.mark.slow(8)

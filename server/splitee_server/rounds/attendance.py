@@ -121,23 +121,17 @@ class Attendance:
         }
 
     def in_evaluation(self, committed: int) -> dict[str, Participant]:
-        """The participants when a committed round is evaluated: those that hold it and can judge it.
-
-        After the last round all devices do: so each has its final network, and its figures are of it.
-        """
-        by_all = self._spec.evaluated_by == "all" or committed == self._spec.rounds
+        """The participants when a committed round is evaluated: those that hold it and can judge it."""
         return {
             member.device: Participant(
                 member.cut,
                 evaluation_steps(member.held_out_samples),
-                committed,
+                member.committed,
                 member.held_out_samples,
                 fresh=self._model.is_fresh,
             )
             for member in self._taking_part()
-            if member.committed == committed
-            and member.held_out_samples
-            and (by_all or self._was_picked(member, committed))
+            if member.held_out_samples and self._evaluates(member, committed)
         }
 
     def waited_for(self, phase: Phase) -> tuple[str, ...]:
@@ -177,6 +171,17 @@ class Attendance:
     def _was_picked(self, member: Member, committed: int) -> bool:
         """Whether a committed round began with the device; of a run that samples none all rounds did."""
         return not self._spec.is_sampled or member.picked == committed
+
+    def _evaluates(self, member: Member, committed: int) -> bool:
+        """Whether a device is to evaluate a committed round.
+
+        After the last round all devices do: so each has its final network, and its figures are of it. Where
+        client networks are not averaged, that may be one of an earlier round.
+        """
+        spec = self._spec
+        if not spec.is_sampled or (spec.evaluated_by == "sample" and committed < spec.rounds):
+            return member.committed == committed and self._was_picked(member, committed)
+        return member.committed == committed or (spec.client_averaging == "none" and member.committed > 0)
 
     def _gone(self, committed: int) -> list[str]:
         """The devices that are not online, and without which the next round does not open."""

@@ -147,8 +147,12 @@ class Commits:
         self._announce_commit()
 
     def _start_from_held(self, device: str) -> None:
-        if self._model.holds(device):
-            self._members.start_from(device, self._round, self._model.digest(device))
+        """A device that was not picked, and whose network is its own, goes on from where it stands."""
+        if not self._model.holds(device):
+            return
+        digest, is_own = self._model.digest(device), self._spec.client_averaging == "none"
+        if not (self._spec.is_sampled and is_own and digest == self._members[device].digest):
+            self._members.start_from(device, self._round, digest)
 
     def _save(self) -> None:
         """Raises Diverged: a value is not finite; the commit before stays the last one."""
