@@ -68,7 +68,8 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
     assert report["batches_trained"] == sum(map(len, picked)) * STEPS
     assert report["rejected"] == 0
     assert {device["evaluated_round"] for device in report["devices"]} == {ROUNDS}
-    assert all(device["trunk_accuracy"] is not None for device in report["devices"])
+    for device in report["devices"]:
+        assert (device["trunk_accuracy"] is not None) == (device["batches"] > 0)
 
 
 @pytest.mark.slow(8)
