@@ -32,11 +32,13 @@ from rich.table import Table
 
 from benchmarks.broker_store import LARGEST_STORE, abandoned_sessions
 from benchmarks.faults import YEAR
-from benchmarks.fleet import FLEET, TICK, Fleet, Part, out_option, until, working_directory
+from benchmarks.fleet import FLEET, TICK, TOPICS, Fleet, Part, out_option, until, working_directory
 from splitee.errors import ExitCode
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.protocol import routes
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
+from splitee.protocol.rounds import Participation
 
 Steps = Generator[int, None, str]  # of a story: yields the rounds to wait for; returns what came of it
 
@@ -86,7 +88,8 @@ class Day:
         self._link = view
         self._directory = directory
         self._view = FleetView(FLEET)
-        view.subscribe(*self._view.filters)
+        self._parts: dict[str, Participation] = {}  # that devices were told last
+        view.subscribe(*self._view.filters, TOPICS.all_devices(routes.PARTICIPATION.leaf))
         self.ended: dict[str, int] = {}  # exit codes that a story explains
         self.samples: dict[str, Samples] = {}
         self._sampled = 0.0
@@ -111,6 +114,7 @@ class Day:
         while (event := self._link.receive(TICK if not self.snapshot.empty else 0.5)) is not None:
             if isinstance(event, Message):
                 self._view.take(event, time.time())
+                self._note_part(event)
         self._sample()
         committed = self._committed()
         for story in self.stories:
@@ -224,8 +228,15 @@ class Day:
 
     def takes_part(self, device: str) -> bool:
         """Whether the device is in the phase that is under way."""
-        phase = self.snapshot.phase
-        return phase is not None and device in phase.participants
+        phase, told = self.snapshot.phase, self._parts.get(device)
+        if phase is None or told is None or told.part is None:
+            return False
+        return (told.attempt, told.round, told.phase) == (phase.attempt, phase.round, phase.phase)
+
+    def _note_part(self, message: Message) -> None:
+        of_device = TOPICS.parse_device(message.topic)
+        if message.payload and of_device is not None and of_device[1] == routes.PARTICIPATION.leaf:
+            self._parts[of_device[0]] = Participation.decode(message.payload)
 
 
 SPLITEE = [sys.executable, "-m", "splitee"]

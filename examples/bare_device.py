@@ -30,9 +30,9 @@ from paho.mqtt.reasoncodes import ReasonCode
 PROTOCOL = 1
 CODECS = {"fp16": "<f2", "fp32": "<f4"}
 BATCH = 64  # images in evaluation
-SILENCE = 15.0  # seconds without a word from the server after which the device asks
+SILENCE = 15.0  # seconds without an answer from the server after which the device asks
 PACKET, OVERHEAD = 1 << 20, 1024  # bytes of a packet, and of those what topic and headers may take
-READ = ("run", "round", "commit", "server/status", "devices/{id}/status", "devices/{id}/inbox/#")
+READ = ("run", "round", "devices/{id}/status", "devices/{id}/inbox/#")
 KEY = ("run", "attempt", "round", "phase")
 Message = dict[str, Any]
 say = partial(print, file=sys.stderr, flush=True)
@@ -85,6 +85,7 @@ class Device:
         self.packet, self.heard, self.next_status = PACKET, time.monotonic(), 0.0
         self.spec: Message = {}
         self.opening: Message = {}
+        self.told: Message = {}  # this device's part in a phase
         self.forget_run()
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
         self.client.will_set(self.root + self.own + "status", json.dumps(self.status("offline")), 1, True)
@@ -96,7 +97,7 @@ class Device:
     def forget_run(self) -> None:
         self.joined, self.attempt, self.committed = False, 0, 0
         self.phase: Phase | None = None
-        self.pending: Message = {}  # the round whose round-done is said and whose commit is not heard
+        self.pending: Message = {}  # the round whose round-done is said and that may count or not
 
     def publish(self, topic: str, message: Message | bytes, retain: bool = False) -> mqtt.MQTTMessageInfo:
         """Publishes a message, in parts where it does not fit a packet."""
@@ -168,14 +169,15 @@ class Device:
         if opening["phase"] == "finished":
             print(f"finished: {self.committed} rounds committed")
             sys.exit(0)
-        key, mine = {name: opening[name] for name in KEY}, opening.get("participants", {}).get(self.id)
+        key = {name: opening[name] for name in KEY}
+        mine = self.told.get("part") if key == {name: self.told.get(name) for name in KEY} else None
         if self.phase and self.phase.key == key and (mine or self.phase.done):
             return
         self.phase = None
         if mine and mine.get("weights"):
             sys.exit("the run wants this device's weights, which has none to send")
         if mine and key["phase"] in ("train", "evaluate"):
-            self.phase = Phase(key, mine["steps"], self.spec.get("window", 8))
+            self.phase = Phase(key, mine["steps"], self.told.get("room", 0))
             say(f"round {key['round']}, {key['phase']}: waits for {mine['steps']} batches to be acknowledged")
             self.send(self.phase)
 
@@ -197,7 +199,7 @@ class Device:
         self.heard, phase = time.monotonic(), self.phase
         if not phase or phase.key != {name: message[name] for name in KEY}:
             return
-        phase.room, phase.acked = message["room"], max(phase.acked, message["step"])
+        phase.room, phase.acked = message.get("room", 0), max(phase.acked, message["step"])
         phase.next = max(phase.next, phase.acked)
         phase.kept = {step: batch for step, batch in phase.kept.items() if step >= phase.acked}
         if message.get("resend"):
@@ -206,8 +208,11 @@ class Device:
                 self.publish("features", batch)
         self.send(phase)
 
-    def on_commit(self, message: Message) -> None:
-        self.settle(message, message["round"], message["digests"].get(self.id))
+    def on_inbox_participation(self, message: Message) -> None:
+        self.heard, self.told = time.monotonic(), message
+        if not message.get("part"):  # dropped from the phase
+            self.settle(message, message["round"], None)
+        self.follow()
 
     def on_inbox_plan(self, message: Message) -> None:
         mine = message["instance"] == self.instance and message["run"] == self.spec.get("run")
@@ -236,10 +241,6 @@ class Device:
     def on_status(self, message: Message) -> None:
         if message["instance"] > self.instance:
             sys.exit(f"another process has the id {self.id}")
-
-    def on_server_status(self, message: Message) -> None:
-        if message["state"] == "online":
-            self.heard = time.monotonic()
 
     def on_connect(self, reason: ReasonCode, properties: Properties) -> None:
         if reason.is_failure:

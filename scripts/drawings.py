@@ -80,7 +80,8 @@ ROUND: Sequence[Row] = (
     Group(
         "train",
         (
-            Send("round: 1, train, participants (retained)", back=True),
+            Send("inbox/participation: steps, base, room (retained)", back=True),
+            Send("round: 1, train (retained)", back=True),
             Send("features: step 0 ... steps - 1"),
             Send("inbox/ack", back=True),
             Note("saves durably, where nothing is averaged", 0),
@@ -88,7 +89,7 @@ ROUND: Sequence[Row] = (
             Send("round-done: digest"),
             Note("averages, saves durably", 1),
             Send("inbox/plan: committed, digest (retained)", back=True),
-            Send("commit: 1, digests (retained)", back=True),
+            Send("commit: 1 (retained)", back=True),
             Send("sync: weights, where they are averaged"),
             Send("inbox/weights", back=True),
         ),
@@ -96,7 +97,7 @@ ROUND: Sequence[Row] = (
     Group(
         "statistics, where networks are averaged",
         (
-            Send("round: 1, statistics, participants (retained)", back=True),
+            Send("inbox/participation, round: 1, statistics (retained)", back=True),
             Send("features: step 0 ... steps - 1"),
             Send("weights: BatchNorm's; round-done"),
             Note("averages, saves durably", 1),
@@ -109,7 +110,7 @@ ROUND: Sequence[Row] = (
     Group(
         "evaluate",
         (
-            Send("round: 1, evaluate, participants (retained)", back=True),
+            Send("inbox/participation, round: 1, evaluate (retained)", back=True),
             Send("features, exit_labels, exit_entropy: step 0 ... steps - 1"),
             Send("inbox/ack", back=True),
         ),

@@ -13,7 +13,7 @@ from benchmarks.racing.outcome import Followed, Round
 from benchmarks.racing.processes import Processes
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
-from splitee.protocol.fleet import Metrics
+from splitee.protocol.fleet_view import FleetView
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.topics import Topics
 from splitee_lab.demo.fleet import Demo, device_arguments, server_arguments
@@ -44,8 +44,9 @@ def follow(job: Job, directory: Path) -> Followed:
     program = [sys.executable, "-m", "splitee"]
     with mosquitto(directory) as broker, closing(Link(broker.address, "race")) as link:
         settings = {"SPLITEE_BROKER": str(broker.address), "SPLITEE_FLEET": FLEET, "SPLITEE_THREADS": "1"}
+        view = FleetView(FLEET)
         with Processes(directory, without_settings() | settings) as processes:
-            link.subscribe(TOPICS.run, TOPICS.round, TOPICS.metrics)
+            link.subscribe(*view.filters)
             link.open(CONNECT)
             processes.start("server", [*program, *server_arguments(demo, job.num_classes)])
             while _heard(link, TOPICS.run) is None:
@@ -55,7 +56,7 @@ def follow(job: Job, directory: Path) -> Followed:
                 command = [*program, *device_arguments(demo, device)]
                 processes.start(device.id, command, share=job.shares[device.id])
             while True:
-                yield _news(link, processes, job, started)
+                yield _news(link, view, processes, job, started)
                 broker.check()
                 processes.check()
 
@@ -65,18 +66,21 @@ def _heard(link: Link, topic: str) -> Message | None:
     return event if isinstance(event, Message) and event.topic == topic else None
 
 
-def _news(link: Link, processes: Processes, job: Job, started: float) -> Round | float | None:
+def _news(
+    link: Link, view: FleetView, processes: Processes, job: Job, started: float
+) -> Round | float | None:
     event = link.receive(TICK)
     seconds = time.monotonic() - started
     if not isinstance(event, Message):
         return None
+    view.take(event, time.time())
     if event.topic == TOPICS.round:
         opened = RoundOpen.decode(event.payload)
         return seconds if (opened.round, opened.phase) == (1, "train") else None
     if event.topic != TOPICS.metrics:
         return None
-    metrics = Metrics.decode(event.payload)
-    if metrics.fleet.trunk_accuracy is None:
+    metrics = view.snapshot().metrics
+    if metrics is None or metrics.fleet.trunk_accuracy is None:
         return None
     return Round(
         number=metrics.round,

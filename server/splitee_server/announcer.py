@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from math import inf
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from splitee.clock import Clock
 from splitee.errors import ExitCode, IdInUse
@@ -14,11 +17,18 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.encoding import JsonMessage
-from splitee.protocol.fleet import DismissalAnswer, ErrorReport, Metrics, ServerClaim, ServerStatus
+from splitee.protocol.fleet import (
+    DeviceFigures,
+    DismissalAnswer,
+    ErrorReport,
+    Metrics,
+    ServerClaim,
+    ServerStatus,
+)
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.retained import retained_topics
-from splitee.protocol.rounds import Ack, Assignment, Commit, RoundOpen
+from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, Participation, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
@@ -85,32 +95,66 @@ class Announcer:
         self._instance = instance
         self._run = run
         self._retained: dict[str, bytes] = {}  # by topic
+        self._said: dict[str, float] = {}  # when
         self._beat_due = 0.0
+
+    @property
+    def max_packet(self) -> int:
+        """Bytes of the largest payload that the broker takes."""
+        return self._port.max_packet
 
     def run(self, spec: RunSpec) -> None:
         """Publish the run, where anything of it has changed."""
-        if self._retained.get(self._topics.run) != spec.encode():
-            self._retain(routes.RUN, spec)
+        self._retain(routes.RUN, spec, known_for=inf)
 
     def round(self, opened: RoundOpen) -> None:
         self._retain(routes.ROUND, opened)
 
-    def commit(self, number: int, digests: dict[str, str], weights_sha256: str) -> None:
-        """Round `number` is final; `digests` of the client networks that count in it."""
-        commit = Commit(
-            run=self._run,
-            round=number,
-            attempt=self._instance,
-            digests=digests,
-            weights_sha256=weights_sha256,
+    def participation(
+        self,
+        device: str,
+        opened: RoundOpen,
+        part: Participant | None,
+        room: int = 0,
+        *,
+        known_for: float = 0.0,
+    ) -> None:
+        """What a device does in a phase; None: it is dropped from it. `known_for`: as of `_retain`."""
+        told = Participation(
+            run=opened.run,
+            round=opened.round,
+            attempt=opened.attempt,
+            phase=opened.batches,
+            part=part,
+            room=room,
         )
-        self._retain(routes.COMMIT, commit)
+        self._retain(routes.PARTICIPATION, told, device, known_for=known_for)
 
-    def metrics(self, metrics: Metrics) -> None:
-        self._retain(routes.METRICS, metrics)
+    def commit(self, number: int, weights_sha256: str) -> None:
+        """Round `number` is final."""
+        self._retain(
+            routes.COMMIT,
+            Commit(run=self._run, round=number, attempt=self._instance, weights_sha256=weights_sha256),
+        )
 
-    def assignment(self, member: Member, *, held: bool, first: str | None, fresh: bool) -> None:
-        """Where a device stands. `held`, `first`, `fresh`: as in `Assignment`."""
+    def metrics(self, metrics: Metrics, dismissed: Collection[str]) -> None:
+        """A round's figures: those of each device that was not dismissed, then those of the fleet."""
+        for device, figures in metrics.devices.items():
+            if device in dismissed:
+                continue
+            told = DeviceFigures(run=metrics.run, round=metrics.round, figures=figures)
+            self._retain(routes.FIGURES, told, device, known_for=inf)
+        self._retain(routes.METRICS, replace(metrics, devices={}))
+
+    def assignment(
+        self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0
+    ) -> None:
+        """Where a device stands.
+
+        Args:
+            held, first, fresh: as in `Assignment`.
+            known_for: as of `_retain`.
+        """
         assignment = Assignment(
             run=self._run,
             attempt=self._instance,
@@ -123,7 +167,7 @@ class Announcer:
             first=first,
             fresh=fresh,
         )
-        self._retain(routes.ASSIGNMENT, assignment, member.device)
+        self._retain(routes.ASSIGNMENT, assignment, member.device, known_for=known_for)
 
     def ack(self, device: str, opened: RoundOpen, step: int, room: int, *, resend: bool) -> None:
         """Everything below `step` is trained, and `room` batches may be under way."""
@@ -185,13 +229,23 @@ class Announcer:
         """What was told to a device is not said again."""
         for topic in retained_topics(self._topics, device):
             self._retained.pop(topic, None)
+            self._said.pop(topic, None)
 
     def again(self) -> None:
         """The broker may have lost what was retained."""
         for topic, payload in self._retained.items():
-            self._port.publish(topic, payload, retain=True)
+            self._publish_retained(topic, payload)
 
-    def _retain(self, route: Route, message: JsonMessage, device: str = "") -> None:
-        topic = route.topic(self._topics, device)
-        self._retained[topic] = message.encode()
-        self._port.publish(topic, self._retained[topic], retain=True)
+    def _retain(
+        self, route: Route, message: JsonMessage, device: str = "", *, known_for: float = 0.0
+    ) -> None:
+        """Publish a message, to be retained; not the same again within `known_for` seconds."""
+        topic, payload = route.topic(self._topics, device), message.encode()
+        if self._retained.get(topic) == payload and self._clock() - self._said[topic] < known_for:
+            return
+        self._retained[topic] = payload
+        self._publish_retained(topic, payload)
+
+    def _publish_retained(self, topic: str, payload: bytes) -> None:
+        self._said[topic] = self._clock()
+        self._port.publish(topic, payload, retain=True)

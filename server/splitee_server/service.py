@@ -18,7 +18,7 @@ from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
 from splitee.errors import BrokerRefused, ExitCode, Reason, StateError, Unwinding
 from splitee.inference.signatures import ReleaseSigner
-from splitee.mqtt.events import Connected, Disconnected, Event, Message
+from splitee.mqtt.events import Connected, Disconnected, Event, Message, Overflow
 from splitee.mqtt.port import Port
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol import routes
@@ -145,7 +145,7 @@ class Service:
         self._announce = announcer = Announcer(
             self._port, self._topics, self._attempt, spec.run, clock=self._clock
         )
-        replies = Replies(spec, model, members, announcer, policy)
+        replies = Replies(model, members, announcer)
         self._coordinator = Coordinator(
             spec,
             model,
@@ -285,6 +285,8 @@ class Service:
                 observer.on_reconnected()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
+        elif isinstance(event, Overflow):
+            self._coordinator.ask_again()
         elif isinstance(event, Message):
             if not event.payload and event.topic in self._cleared:
                 self._cleared -= Counter([event.topic])  # the word of this server's own clearing

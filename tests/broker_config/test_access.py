@@ -25,7 +25,8 @@ TOPICS = Topics(FLEET)
 WRITES = tuple(
     route.leaf for route in routes.ROUTES if route.sender == "device" and "server" in route.readers
 )
-INBOX = tuple(route.leaf for route in routes.ROUTES if route.sender == "server" and route.of_device)
+OF_DEVICE = tuple(route.leaf for route in routes.ROUTES if route.sender == "server" and route.of_device)
+INBOX = tuple(leaf for leaf in OF_DEVICE if leaf.startswith("inbox/"))
 SAID_TO_ALL = tuple(
     route.topic(TOPICS) for route in routes.ROUTES if "device" in route.readers and not route.of_device
 )
@@ -96,16 +97,16 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     folder = fleet.device(reader) if reader == "pi-1" else fleet.directory / reader
     server = connect(fleet.directory / "server")
     other = connect(fleet.device("pi-2"))
-    spy = connect(folder, "#", "$SYS/#", f"{TOPICS.base}/devices/+/inbox/#", f"{TOPICS.base}/server/#")
+    spy = connect(folder, "#", "$SYS/#", f"{TOPICS.base}/devices/#", f"{TOPICS.base}/server/#")
     for leaf in WRITES:
         other.publish(TOPICS.device("pi-2", leaf), b"x", retain=leaf == "status")
-    for topic in (*(TOPICS.device("pi-2", leaf) for leaf in INBOX), TOPICS.server_claim):
+    for topic in (*(TOPICS.device("pi-2", leaf) for leaf in OF_DEVICE), TOPICS.server_claim):
         server.publish(topic, b"x")
     assert server.flush(DEADLINE)
     assert other.flush(DEADLINE)
     server.publish(TOPICS.run, b"fence")
     seen = set(received(spy, TOPICS.run)) - set(SAID_TO_ALL) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
-    watched = [route.leaf for route in routes.ROUTES if route.sender == "device" and reader in route.readers]
+    watched = [route.leaf for route in routes.ROUTES if route.of_device and reader in route.readers]
     assert {TOPICS.device("pi-2", leaf) for leaf in watched} <= seen
     seen = {topic for topic in seen if not topic.endswith(tuple(f"/{leaf}" for leaf in watched))}
     assert seen - {TOPICS.device("pi-1", "status")} == set()

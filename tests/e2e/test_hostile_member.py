@@ -17,7 +17,7 @@ from splitee.protocol import routes
 from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.fleet import DeviceStatus, Profile, ServerStatus
 from splitee.protocol.inference import InferRequest
-from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Weights
+from splitee.protocol.rounds import Features, Participation, RoundDone, RoundOpen, Weights
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
@@ -27,9 +27,9 @@ EVIL = "evil"
 SHAPE = (4, 8, 8)  # of the features at cut 1 of tiny_networks:tiny
 
 
-def attacks(opened: RoundOpen) -> Iterator[tuple[Route, bytes]]:
+def attacks(told: Participation) -> Iterator[tuple[Route, bytes]]:
     """What ended a server or spoiled its weights once: each a valid message with one thing wrong."""
-    run, number, attempt = opened.run, opened.round, opened.attempt
+    run, number, attempt = told.run, told.round, told.attempt
     moment = {"run": run, "round": number, "attempt": attempt}
     huge = EncodedTensor("fp32", [4, *SHAPE], np.full((4, *SHAPE), 3e38, "<f4").tobytes())
     batch = Features(**moment, phase="train", step=0, features=huge, labels=bytes(4))  # type: ignore[arg-type]
@@ -66,18 +66,17 @@ def test_it_is_put_in_quarantine_and_the_others_train_as_without_it(
         Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet,
         closing(Link(mosquitto_broker.address, EVIL)) as link,
     ):
-        link.subscribe(topics.run, topics.round, topics.server_status, routes.FEATURES.topic(topics, EVIL))
+        link.subscribe(topics.run, topics.round, topics.server_status)
+        link.subscribe(routes.FEATURES.topic(topics, EVIL), routes.PARTICIPATION.topic(topics, EVIL))
         link.open(5)
         fleet.server(rounds=3)
         fleet.three_devices()
         spec = RunSpec.decode(await_message(link, topics.run, lambda payload: b"class_names" in payload))
         await_message(link, topics.round, lambda payload: RoundOpen.decode(payload).phase == "train")
         join(link, topics, spec)
-        opened = RoundOpen.decode(
-            await_message(link, topics.round, lambda payload: EVIL in RoundOpen.decode(payload).participants)
-        )
+        told = Participation.decode(await_message(link, routes.PARTICIPATION.topic(topics, EVIL)))
         for _ in range(4):
-            for route, payload in attacks(opened):
+            for route, payload in attacks(told):
                 publish(link, topics, route, payload)
         publish(link, topics, routes.INFER, b"x", correlation=b"1" * 600)
         publish(link, topics, routes.FEATURES, b"x", retain=True)

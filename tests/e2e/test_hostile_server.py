@@ -13,7 +13,7 @@ from splitee.mqtt.link import Link
 from splitee.networks.split import build_for
 from splitee.protocol.codecs import decode_tensor
 from splitee.protocol.fleet import Profile, ServerStatus
-from splitee.protocol.rounds import Assignment, Features, Participant, RoundOpen
+from splitee.protocol.rounds import Assignment, Features, Participant, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
@@ -35,7 +35,10 @@ def test_a_device_is_not_moved_below_its_cut(mosquitto_broker: RunningBroker, tm
         told = Assignment(run=RUN.run, attempt=attempt, instance=instance, cut=cut)
         link.publish(topics.device("pi-1", "inbox/plan"), told.encode(), retain=True)
         mine = Participant(cut=cut, steps=1, base=0, samples=64)
-        opened = RoundOpen(run=RUN.run, round=1, attempt=attempt, phase="train", participants={"pi-1": mine})
+        phase = {"run": RUN.run, "round": 1, "attempt": attempt, "phase": "train"}
+        part = Participation(**phase, part=mine, room=8)  # type: ignore[arg-type]
+        link.publish(topics.device("pi-1", "inbox/participation"), part.encode(), retain=True)
+        opened = RoundOpen(**phase, participants=1)  # type: ignore[arg-type]
         link.publish(topics.round, opened.encode(), retain=True)
 
     server = ServerStatus(state="online", instance=attempt, run=RUN.run, time=time.time())

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from splitee.durable import StateDirectory
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet import Profile
-from splitee.protocol.rounds import Assignment, RoundOpen
+from splitee.protocol.rounds import Assignment, Participation
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.data.sources import open_source
@@ -41,8 +41,8 @@ def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
     watcher = Link(mosquitto_broker.address, "moving-watcher")
     watcher.subscribe(
         topics.run,
-        topics.round,
-        *(topics.all_devices(leaf) for leaf in ("profile", "inbox/plan", "features", "round-done")),
+        *(topics.all_devices(leaf) for leaf in ("profile", "inbox/plan", "inbox/participation")),
+        *(topics.all_devices(leaf) for leaf in ("features", "round-done")),
     )
     watcher.open(5)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
@@ -59,8 +59,10 @@ def test_devices_move_deeper_and_shallower_and_one_is_killed_before_it_has(
             watcher.publish(topics.device(name, "profile"), wish.encode(), retain=True)
         fleet.device("pi-2", CUTS["pi-2"], shard="2/3")
 
-        opened = RoundOpen.decode(await_message(watcher, topics.round, lambda payload: b'"train"' in payload))
-        assert {name: part.next_cut for name, part in opened.participants.items()} == {**MOVES, "pi-2": 0}
+        for name, cut in sorted({**MOVES, "pi-2": 0}.items()):
+            told = await_message(watcher, topics.device(name, "inbox/participation"))
+            part = Participation.decode(told).part
+            assert part is not None and part.next_cut == cut
         await_message(watcher, topics.device("pi-2", "features"))
         fleet.processes["pi-2"].send_signal(signal.SIGSTOP)  # no commit without it
         await_message(watcher, topics.device("pi-1", "round-done"))

@@ -12,7 +12,7 @@ from PIL import Image
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.link import Link
-from splitee.protocol.fleet import DeviceStatus, Metrics
+from splitee.protocol.fleet import DeviceFigures, DeviceStatus
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Region
@@ -57,8 +57,12 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         fleet.processes["pi-2"].terminate()
         assert fleet.wait("pi-2") == [0]
         report = fleet.report()
-    watcher.subscribe(topics.metrics)
-    metrics = Metrics.decode(await_message(watcher, topics.metrics))  # retained: the last that was said
+    of_device = {device: topics.device(device, "metrics") for device in ("pi-1", "pi-2")}
+    watcher.subscribe(*of_device.values())  # retained: the last that was said
+    figures = {
+        device: DeviceFigures.decode(await_message(watcher, topic)).figures
+        for device, topic in of_device.items()
+    }
     watcher.close()
     trunks = TrunkModels(tmp_path / "server" / "models" / "trunks")
     regions = [kept_region(tmp_path / device / "models" / "current") for device in ("pi-1", "pi-2")]
@@ -71,7 +75,7 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         assert manifest.threshold_images == 0  # its 192 held-out images are too few to choose on
         assert (reported["threshold"], reported["threshold_images"]) == (manifest.threshold, 0)
         assert reported["expected_offload"] == manifest.expected_offload is not None
-        assert metrics.devices[device].released == manifest.released
+        assert figures[device].released == manifest.released
         assert manifest.fit == "pad"
         assert manifest.calibration[0].offload_share > 0.9  # of the server's evaluation
         entry = trunks.entry(device)

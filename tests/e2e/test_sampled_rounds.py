@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from fleets import CUTS, Fleet, await_message, in_one_process, simulation_of
 
+from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
-from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.rounds import Participation, RoundOpen
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
@@ -19,14 +21,30 @@ BROAD: dict[str, Any] = {"averaging": "layerwise", "sample": "2"}
 SCANT: dict[str, Any] = {"averaging": "none", "sample": "1", "sample_by": "uniform"}
 
 
-def opened(link: Link, topics: Topics, number: int, attempt: int = 0) -> RoundOpen:
-    """The training of a round, by another server process than `attempt`."""
+class Opened(NamedTuple):
+    """The training of a round: the steps of its participants, and the server process that opened it."""
 
-    def is_it(payload: bytes) -> bool:
-        found = RoundOpen.decode(payload)
-        return (found.phase, found.round) == ("train", number) and found.attempt != attempt
+    steps: dict[str, int]
+    attempt: int
 
-    return RoundOpen.decode(await_message(link, topics.round, is_it))
+
+def opened(link: Link, topics: Topics, number: int, attempt: int = 0) -> Opened:
+    """The training of round `number`, by another server process than `attempt`."""
+    steps: dict[int, dict[str, int]] = defaultdict(dict)
+    while True:
+        event = link.receive(60)
+        assert event is not None, f"round {number} was not opened"
+        if not isinstance(event, Message):
+            continue
+        if event.topic == topics.round:
+            found = RoundOpen.decode(event.payload)
+            if (found.phase, found.round) == ("train", number) and found.attempt != attempt:
+                assert found.participants == len(steps[found.attempt])
+                return Opened(steps[found.attempt], found.attempt)
+        elif event.topic.endswith("/inbox/participation"):
+            told, device = Participation.decode(event.payload), event.topic.split("/")[4]
+            if (told.phase, told.round) == ("train", number) and told.part is not None:
+                steps[told.attempt][device] = told.part.steps
 
 
 @pytest.mark.slow(12)
@@ -40,7 +58,7 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
     """With a release the server has every device's network, and those that were not picked keep their own."""
     topics = Topics(f"sampled-{strategy}")
     watcher = Link(mosquitto_broker.address, f"watches-{topics.fleet}")
-    watcher.subscribe(topics.round, topics.all_devices("features"))
+    watcher.subscribe(topics.round, topics.all_devices("inbox/participation"), topics.all_devices("features"))
     watcher.open(10)
     wanted = settings | {"client_averaging": settings["averaging"], "strategy": strategy, "steps": STEPS}
     del wanted["averaging"]
@@ -54,13 +72,13 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
         fleet.three_devices()
         for number in (2, 3):
             before = opened(watcher, topics, number)
-            assert before.participants.keys() == picked[number - 1]
+            assert before.steps.keys() == picked[number - 1]
             await_message(watcher, topics.device(min(picked[number - 1]), "features"))
             fleet.processes["server"].kill()
             fleet.processes["server"].wait()
             fleet.server(*flags, rounds=ROUNDS, release=release)
             again = opened(watcher, topics, number, before.attempt)
-            assert again.participants == before.participants
+            assert again.steps == before.steps
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
     watcher.close()
@@ -77,12 +95,12 @@ def test_devices_train_for_a_time(mosquitto_broker: RunningBroker, tmp_path: Pat
     """A second is more than a pass over these few images takes; the first round goes by nothing known."""
     topics = Topics("timed")
     watcher = Link(mosquitto_broker.address, "watches-timed")
-    watcher.subscribe(topics.round)
+    watcher.subscribe(topics.round, topics.all_devices("inbox/participation"))
     watcher.open(10)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server("--client-averaging", "layerwise", "--steps", "time:3600", "--batch-size", "4", rounds=2)
         fleet.three_devices()
-        steps = [[part.steps for part in opened(watcher, topics, n).participants.values()] for n in (1, 2)]
+        steps = [list(opened(watcher, topics, n).steps.values()) for n in (1, 2)]
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
     watcher.close()

@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet import Metrics
+from splitee.protocol.fleet_view import FleetView
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker, free_port
 
@@ -57,14 +58,18 @@ def test_a_fleet_that_is_watched(
     port, folder = free_port(), tmp_path / "curves"
     flags = ("--metrics-port", str(port), "--tensorboard", str(folder))
     home = ("--home-assistant", "--home-assistant-prefix", PREFIX)
-    listener = make_link(mosquitto_broker.address, "watches", TOPICS.metrics, f"{PREFIX}/#")
+    view = FleetView(TOPICS.fleet)
+    listener = make_link(mosquitto_broker.address, "watches", *view.filters, f"{PREFIX}/#")
     announced: dict[str, bytes] = {}
     evaluated: list[Metrics] = []
 
     def hear(patience: float) -> bool:
         event = listener.receive(patience)
-        if isinstance(event, Message) and event.topic == TOPICS.metrics:
-            evaluated.append(Metrics.decode(event.payload))
+        if isinstance(event, Message) and not event.topic.startswith(PREFIX):
+            view.take(event, time.time())
+            metrics = view.snapshot().metrics
+            if event.topic == TOPICS.metrics and metrics is not None:
+                evaluated.append(metrics)
         elif isinstance(event, Message):
             announced[event.topic] = event.payload
         return event is not None
@@ -97,7 +102,9 @@ def test_a_fleet_that_is_watched(
         assert figures[("splitee_rejected_messages_total", "malformed")] == 0
         assert set(announced) == {TOPICS.discovery(PREFIX, device) for device in ("pi-1", "pi-2")}
         for payload in announced.values():
-            assert json.loads(payload)["components"]["accuracy"]["state_topic"] == TOPICS.metrics
+            said = json.loads(payload)
+            topic = TOPICS.device(said["device"]["name"], "metrics")
+            assert said["components"]["accuracy"]["state_topic"] == topic
 
         fleet.processes["server"].kill()
         fleet.processes["server"].wait()

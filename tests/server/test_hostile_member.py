@@ -170,7 +170,7 @@ def test_a_request_of_features_out_of_bounds_is_refused_and_those_beside_it_are_
         for name in (*HONEST, EVIL):
             device = fleet.devices[name]
             features = filled(3e38 if name == EVIL else 0.5, opened, device)
-            cut = opened.participants[name].cut
+            cut = device.profile.cut
             request = InferRequest(run="run", cut=cut, features=features).encode()
             answer = routes.ANSWER.topic(TOPICS, name)
             topic = routes.INFER.topic(TOPICS, name)

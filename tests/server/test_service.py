@@ -39,7 +39,7 @@ def test_a_run_goes_through_its_phases_and_commits_every_round(fleet: VirtualFle
     assert fleet.phases == [
         ("gather", 0), ("train", 1), ("evaluate", 1), ("train", 2), ("evaluate", 2), ("finished", 2),
     ]  # fmt: skip
-    assert {number: sorted(commit.digests) for number, commit in fleet.commits.items()} == {
+    assert fleet.counted == {
         1: list(THREE),
         2: list(THREE),
     }
@@ -61,7 +61,7 @@ def test_a_device_that_comes_back_with_other_images_ends_the_round_as_it_was_ope
     fleet.run()
     steps = {number: part.steps for phase, number, part in device.parts if phase == "train"}
     assert steps == {1: 3, 2: 10}
-    assert sorted(fleet.commits[1].digests) == list(THREE)
+    assert fleet.counted[1] == list(THREE)
 
 
 def test_a_late_joiner_starts_from_the_average_of_its_cut(tmp_path: Path) -> None:
@@ -92,7 +92,9 @@ def test_a_late_joiner_with_a_cut_of_its_own_has_the_word_that_its_first_round_g
         if (opened.phase, opened.round) == ("train", 1):
             come(cut=3)
         elif opened.phase == "train" and late.assignments:
-            told.append((late.assignments[-1], opened.participants["pi-3"]))
+            part = late.part_in(opened)
+            assert part is not None
+            told.append((late.assignments[-1], part))
 
     fleet.on_phase = on_phase
     fleet.run()
@@ -163,7 +165,7 @@ def test_of_twin_ids_the_later_process_counts(fleet: VirtualFleet) -> None:
     statuses = map(ServerStatus.decode, fleet.port.payloads(TOPICS.server_status))
     assert not any("pi-2" in status.waiting_for and "gather" in status.doing for status in statuses)
     assert device.assignments[-1].instance == 2
-    assert sorted(fleet.commits[2].digests) == list(THREE)
+    assert fleet.counted[2] == list(THREE)
 
 
 READ = tuple(
@@ -302,7 +304,7 @@ def test_after_a_reconnection_everything_is_said_again(fleet: VirtualFleet) -> N
     fleet.on_phase = reconnect
     fleet.run()
     assert len(fleet.port.payloads(TOPICS.run)) >= 3
-    assert sorted(fleet.commits[2].digests) == list(THREE)
+    assert fleet.counted[2] == list(THREE)
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "averaging"])

@@ -18,9 +18,9 @@ from splitee.protocol.gate import Gate, Received
 from splitee.protocol.rounds import (
     Ack,
     Assignment,
-    Commit,
     Features,
     Participant,
+    Participation,
     RoundDone,
     RoundOpen,
     Sync,
@@ -83,6 +83,7 @@ class ScriptedServer:
         self.soft_labels: SoftLabels | None = None
         self.participant: dict[str, Any] = {}  # fields of the device's part in what is opened from here on
         self.opened: RoundOpen | None = None
+        self.steps = 0  # of the device's part in it
         self.next_step = 0
         self._said_done: RoundDone | None = None
         self.is_lost: Callable[[Route, Any], bool] = lambda _route, _message: False
@@ -111,21 +112,24 @@ class ScriptedServer:
 
     def open(self, phase: str, number: int) -> None:
         """Open a phase, continuing from the last commit."""
-        participants = {}
+        opening: dict[str, Any] = {
+            "run": self.spec.run,
+            "round": number,
+            "attempt": self.attempt,
+            "phase": phase,
+        }
+        part = None
         if phase == "train":
-            participants[DEVICE] = self._part(steps_a_round(self.spec, self.samples), self.samples)
+            part = self._part(steps_a_round(self.spec, self.samples), self.samples)
         elif phase == "statistics":
-            participants[DEVICE] = self._part(statistics_steps(self.spec, self.samples), self.samples)
+            part = self._part(statistics_steps(self.spec, self.samples), self.samples)
         elif phase == "evaluate":
-            participants[DEVICE] = self._part(evaluation_steps(self.held_out), self.held_out)
-        self.opened = RoundOpen(
-            run=self.spec.run,
-            round=number,
-            attempt=self.attempt,
-            phase=phase,  # type: ignore[arg-type]
-            participants=participants,
-        )
+            part = self._part(evaluation_steps(self.held_out), self.held_out)
+        self.opened = RoundOpen(**opening, participants=int(part is not None))
         self.next_step, self._said_done = 0, None
+        if part is not None:
+            self.steps = part.steps
+            self.send(routes.PARTICIPATION, Participation(**opening, part=part, room=self.spec.window))
         self.send(routes.ROUND, self.opened)
 
     def begin_anew(self) -> None:
@@ -163,19 +167,19 @@ class ScriptedServer:
         if not without:
             self.committed = self.opened.round
             self.trained = self.digest = self.done[-1].digest
-        digests = {} if self.digest is None or without else {DEVICE: self.digest}
-        self.send(
-            routes.COMMIT,
-            Commit(
-                run=self.spec.run,
-                round=self.opened.round,
-                attempt=self.attempt,
-                digests=digests,
-                weights_sha256="0" * 64,
-            ),
-        )
+        else:
+            self.drop()
         self.assign()
         self.open_next()
+
+    def drop(self) -> None:
+        """The phase that is under way goes on without the device."""
+        opened = self.opened
+        assert opened is not None
+        self.send(
+            routes.PARTICIPATION,
+            Participation(run=opened.run, round=opened.round, attempt=opened.attempt, phase=opened.batches),
+        )
 
     def acknowledge(self, *, resend: bool = False) -> None:
         assert self.opened is not None
@@ -228,14 +232,14 @@ class ScriptedServer:
         self.next_step += 1
         self.acknowledge()
         assert self.opened is not None
-        if batch.phase == "evaluate" and self.next_step == self.opened.participants[DEVICE].steps:
+        if batch.phase == "evaluate" and self.next_step == self.steps:
             self.open_next()
         self._end_round()
 
     def _end_round(self) -> None:
         """Once all batches of a round and its round-done are here."""
         done, opened = self._said_done, self.opened
-        if done is not None and opened is not None and self.next_step == opened.participants[DEVICE].steps:
+        if done is not None and opened is not None and self.next_step == self.steps:
             self._said_done = None
             self.on_done(done)
 

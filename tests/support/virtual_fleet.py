@@ -17,8 +17,17 @@ from splitee.durable import StateDirectory
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol import routes
 from splitee.protocol.cut_batch import CutBatch
-from splitee.protocol.fleet import DeviceStatus, ErrorReport, Metrics, Profile
-from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundDone, RoundOpen, Sync
+from splitee.protocol.fleet import DeviceFigures, DeviceStatus, ErrorReport, Metrics, Profile
+from splitee.protocol.rounds import (
+    Ack,
+    Assignment,
+    Commit,
+    Participant,
+    Participation,
+    RoundDone,
+    RoundOpen,
+    Sync,
+)
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
@@ -87,6 +96,8 @@ class VirtualDevice:
             held_out_samples=held_out,
         )
         self._opened: RoundOpen | None = None
+        self._told: Participation | None = None
+        self._trained: dict[int, str] = {}  # the digest of what it has trained, by round
         self._sent = 0
 
     def come(self, **changed: Any) -> None:
@@ -115,6 +126,8 @@ class VirtualDevice:
             return
         if sent.topic == TOPICS.round:
             self._on_round(RoundOpen.decode(sent.payload))
+        elif sent.topic == routes.PARTICIPATION.topic(TOPICS, self.name):
+            self._told = Participation.decode(sent.payload)
         elif sent.topic == routes.ACK.topic(TOPICS, self.name):
             self._on_ack(Ack.decode(sent.payload))
         elif sent.topic == routes.ERROR.topic(TOPICS, self.name):
@@ -127,9 +140,22 @@ class VirtualDevice:
         if self._opened is not None and _key(opened) == _key(self._opened):
             return  # others were dropped
         self._opened, self._sent = opened, 0
-        if self.name in opened.participants and opened.phase in ("train", "statistics", "evaluate"):
-            self.parts.append((opened.phase, opened.round, opened.participants[self.name]))
+        part = self.part_in(opened)
+        if part is not None:
+            self.parts.append((opened.phase, opened.round, part))
             self._send_up_to(1)
+
+    def part_in(self, opened: RoundOpen) -> Participant | None:
+        """What it has been told to do in a phase."""
+        told = self._told
+        return told.part if told is not None and _key(told) == _key(opened) else None
+
+    def counts_in(self, commit: Commit) -> bool:
+        """Whether it has been told that what it has trained is in this commit."""
+        told = self.assignments[-1] if self.assignments else None
+        if told is None or (told.attempt, told.committed) != (commit.attempt, commit.round):
+            return False
+        return told.trained is not None and told.trained == self._trained.get(commit.round)
 
     def _on_ack(self, ack: Ack) -> None:
         opened = self._opened
@@ -137,7 +163,9 @@ class VirtualDevice:
             return
         if ack.resend:
             self._sent = min(self._sent, ack.step)
-        if ack.step == opened.participants[self.name].steps and ack.phase != "evaluate":
+        part = self.part_in(opened)
+        assert part is not None
+        if ack.step == part.steps and ack.phase != "evaluate":
             self._finish(opened)
         else:
             self._send_up_to(ack.step + 1)
@@ -145,7 +173,9 @@ class VirtualDevice:
     def _send_up_to(self, step: int) -> None:
         opened = self._opened
         assert opened is not None
-        while not self.silent and self._sent < min(step, opened.participants[self.name].steps):
+        part = self.part_in(opened)
+        assert part is not None
+        while not self.silent and self._sent < min(step, part.steps):
             self.before_batch(opened.round, opened.phase, self._sent)
             if self.silent:
                 return
@@ -153,7 +183,7 @@ class VirtualDevice:
             self._sent += 1
 
     def features(self, opened: RoundOpen, step: int) -> bytes:
-        cut = opened.participants[self.name].cut
+        cut = self.profile.cut
         draw = np.random.default_rng(seed_for(self.name, opened.round, opened.phase, step))
         features = draw.normal(size=(4, *stages()[cut - 1].feature_shape)).astype(np.float32)
         labels = draw.integers(0, 3, 4)
@@ -168,7 +198,8 @@ class VirtualDevice:
     def _finish(self, opened: RoundOpen) -> None:
         if self.silent:
             return
-        part = opened.participants[self.name]
+        part = self.part_in(opened)
+        assert part is not None
         weights = {
             name: tensor + opened.round
             for name, tensor in client_weights(part.cut).items()
@@ -178,11 +209,14 @@ class VirtualDevice:
             named = opened.run, opened.round, opened.attempt
             for payload in pack_weights(*named, weights, opened.batches):
                 self.say(routes.WEIGHTS, payload)
+        digest = weights_digest(weights)
+        if opened.phase == "train":
+            self._trained[opened.round] = digest
         done = RoundDone(
             run=opened.run,
             round=opened.round,
             attempt=opened.attempt,
-            digest=weights_digest(weights),
+            digest=digest,
             batches=part.steps,
             bytes=100,
             loss=1.0,
@@ -215,7 +249,9 @@ class VirtualFleet:
         self.network: SplitNetwork = build_for(self.spec)
         self.devices = {name: VirtualDevice(self.port, name, 1 + i % 2) for i, name in enumerate(names)}
         self.commits: dict[int, Commit] = {}
+        self.counted: dict[int, list[str]] = {}  # the devices that count in a round, at its last commit
         self.metrics: list[Metrics] = []
+        self._figures: dict[str, DeviceFigures] = {}  # that were said last
         self.phases: list[tuple[str, int]] = []
         self.stopped = False
         self.on_phase: Callable[[RoundOpen], None] = lambda _opened: None
@@ -250,8 +286,18 @@ class VirtualFleet:
         if sent.topic == TOPICS.commit:
             commit = Commit.decode(sent.payload)
             self.commits[commit.round] = commit
+            counts = [name for name, device in self.devices.items() if device.counts_in(commit)]
+            self.counted[commit.round] = sorted(counts)
         elif sent.topic == TOPICS.metrics:
-            self.metrics.append(Metrics.decode(sent.payload))
+            metrics = Metrics.decode(sent.payload)
+            assert not metrics.devices, "they have messages of their own"
+            told = self._figures.items()
+            devices = {name: one.figures for name, one in told if one.round == metrics.round}
+            self.metrics.append(replace(metrics, devices=devices))
+        elif sent.payload and sent.topic.endswith("/metrics"):
+            of_device = TOPICS.parse_device(sent.topic)
+            assert of_device is not None
+            self._figures[of_device[0]] = DeviceFigures.decode(sent.payload)
         elif sent.topic == TOPICS.round:
             opened = RoundOpen.decode(sent.payload)
             if self.phases[-1:] != [(opened.phase, opened.round)]:
@@ -261,5 +307,5 @@ class VirtualFleet:
             device.hear(sent)
 
 
-def _key(opened: RoundOpen) -> tuple[int, int, str]:
+def _key(opened: RoundOpen | Participation) -> tuple[int, int, str]:
     return opened.attempt, opened.round, opened.phase

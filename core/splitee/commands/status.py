@@ -170,7 +170,7 @@ def _run_line(snapshot: FleetSnapshot) -> Text:
         return line.append(f"  finished after {snapshot.committed} rounds", "green")
     at = f"  round {phase.round} of {run.rounds}: {phase.phase}" if phase else "  no round yet"
     if run.is_sampled and phase is not None and phase.participants:
-        at += f", with {len(phase.participants)} of {len(snapshot.devices)} devices"
+        at += f", with {phase.participants} of {len(snapshot.devices)} devices"
     return line.append(at).append(f", {snapshot.committed} committed", "dim")
 
 

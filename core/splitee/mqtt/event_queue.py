@@ -6,27 +6,45 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
-from splitee.mqtt.events import Event, Message
+from splitee.mqtt.events import Event, Message, Overflow
 from splitee.mqtt.rate_limiter import RateLimiter
 
 RESERVE = 256
-
+Key = Callable[[Message], Hashable | None]
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Latest:
+    """The place of a message that a newer one of its key replaces."""
+
+    key: Hashable
+    message: Message
+
+
+Queued = Event | Exception | _Latest
 
 
 class EventQueue:
     """A queue bounded in events and in payload bytes; what does not fit is dropped and counted.
 
-    Connected, Disconnected and errors have a reserve of their own: a flood of messages never hides them.
+    Where something was dropped, whoever reads comes upon an `Overflow`. Connected, Disconnected and errors
+    have a reserve of their own: a flood of messages never hides them. Of the messages that say the same, or
+    of which only the last word counts, no more than one waits.
     """
 
-    def __init__(self, capacity: int, capacity_bytes: int) -> None:
+    def __init__(self, capacity: int, capacity_bytes: int, key: Key = lambda _message: None) -> None:
+        """`key`: of a message that takes the place of the one that waits with the same; None: of none."""
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
-        self._events: deque[Event | Exception] = deque()
-        self._held: deque[Event | Exception] | None = None
+        self._key = key
+        self._events: deque[Queued] = deque()
+        self._held: deque[Queued] | None = None
+        self._latest: dict[Hashable, _Latest] = {}
         self._bytes = 0
         self._changed = threading.Condition()
         self._log_drop = RateLimiter()
@@ -34,26 +52,44 @@ class EventQueue:
 
     def put(self, event: Event | Exception) -> None:
         """Never blocks and never raises."""
+        is_message = isinstance(event, Message)
         size = len(event.payload) if isinstance(event, Message) else 0
-        room = self._capacity if isinstance(event, Message) else self._capacity + RESERVE
+        key = self._key(event) if isinstance(event, Message) else None
+        room = self._capacity if is_message else self._capacity + RESERVE
         with self._changed:
-            count = len(self._events) + len(self._held or ())
-            if count < room and self._bytes + size <= self._capacity_bytes:
-                self._bytes += size
-                (self._events if self._held is None else self._held).append(event)
+            before = None if key is None else self._latest.get(key)
+            replaced = 0 if before is None else len(before.message.payload)
+            count = 0 if before is not None else len(self._events) + len(self._held or ())
+            if count < room and self._bytes + size - replaced <= self._capacity_bytes:
+                self._bytes += size - replaced
+                self._keep(event, key, before)
                 self._changed.notify()
                 return
             self.dropped += 1
+            queue = self._events if self._held is None else self._held
+            if not queue or not isinstance(queue[-1], Overflow):
+                queue.append(Overflow())
+                self._changed.notify()
         if self._log_drop.due():
             log.warning(
                 "event queue full (%d events, %d bytes): %d dropped so far", room, self._bytes, self.dropped
             )
+
+    def _keep(self, event: Event | Exception, key: Hashable, before: _Latest | None) -> None:
+        if before is not None and isinstance(event, Message):
+            before.message = event
+            return
+        queued: Queued = event
+        if key is not None and isinstance(event, Message):
+            queued = self._latest[key] = _Latest(key, event)
+        (self._events if self._held is None else self._held).append(queued)
 
     def hold(self) -> None:
         """What is put from here on waits for `release`."""
         with self._changed:
             if self._held is None:
                 self._held = deque()
+                self._latest.clear()  # what comes from here on does not come before it
 
     def release(self, first: Event | None = None) -> bool:
         """Delivers `first`, then what was held; False when nothing is on hold."""
@@ -71,7 +107,13 @@ class EventQueue:
         with self._changed:
             if not self._changed.wait_for(lambda: self._events, timeout):
                 return None
-            event = self._events.popleft()
+            queued = self._events.popleft()
+            if isinstance(queued, _Latest):
+                event: Event | Exception = queued.message
+                if self._latest.get(queued.key) is queued:
+                    del self._latest[queued.key]
+            else:
+                event = queued
             if isinstance(event, Message):
                 self._bytes -= len(event.payload)
         if isinstance(event, Exception):

@@ -36,4 +36,9 @@ class Disconnected:
     reason: str
 
 
-Event = Message | Connected | Disconnected
+@dataclass(frozen=True)
+class Overflow:
+    """Messages were lost here, between the one before and the one behind: nobody received them in time."""
+
+
+Event = Message | Connected | Disconnected | Overflow

@@ -21,7 +21,7 @@ from splitee.log_limits import SELDOM, FirstFew
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.backoff import delays, tries
 from splitee.mqtt.connection import CONNECT_LIMIT, Connection, packet_properties, quietly
-from splitee.mqtt.event_queue import EventQueue
+from splitee.mqtt.event_queue import EventQueue, Key
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.in_flight import IN_FLIGHT, InFlight
 from splitee.mqtt.meter import Meter, headers_of
@@ -67,6 +67,8 @@ class Link:
         session_expiry: int = 0,
         max_packet: int = 1 << 20,
         capacity: int = 4096,
+        capacity_bytes: int = INBOX_BYTES,
+        key: Key = lambda _message: None,
         admits: Callable[[str], bool] = lambda _topic: True,
     ) -> None:
         """`will`: topic and payload that the broker retains when this side vanishes. `keepalive`: seconds.
@@ -74,8 +76,9 @@ class Link:
         `session_expiry`: seconds that the broker keeps subscriptions and their queue for while the connection
         is broken; 0: not at all. What a process leaves behind that was killed takes the broker's memory for
         so long, unless the next one has the same id.
-        `max_packet`: bytes of the largest packet to send. `capacity`: events to hold for `receive`. `admits`:
-        whether a message on a topic is taken; asked on the network thread.
+        `max_packet`: bytes of the largest packet to send. `capacity`, `capacity_bytes`: events to hold for
+        `receive`, and bytes of their payloads. `key`: as for `EventQueue`. `admits`: whether a message on a
+        topic is taken; asked on the network thread.
         """
         if not client_id or set(client_id) & set("/+#$"):
             # MQTT allows them, but rumqttd 0.20 stops serving everybody when it meets one.
@@ -89,7 +92,7 @@ class Link:
         self._subscriptions = threading.Condition()
         self._sending = threading.Lock()
         self._in_flight = InFlight()
-        self._inbox = EventQueue(capacity, INBOX_BYTES)
+        self._inbox = EventQueue(capacity, capacity_bytes, key)
         self._fresh = True
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None

@@ -290,9 +290,10 @@ class Metrics(JsonMessage, frozen=True):
         round: round that was evaluated.
         rounds: rounds of the run.
         seconds: seconds since the run began.
-        devices: figures of each device.
         batches_trained: batches that the trunk was trained on so far.
         duplicates_dropped: batches that came again after they had been taken.
+        devices: figures of each device; on the wire each has a message of its own, so that this one is small
+            in a fleet of any size.
         fleet: figures of the fleet as a whole.
     """
 
@@ -300,7 +301,21 @@ class Metrics(JsonMessage, frozen=True):
     round: Count
     rounds: Positive
     seconds: float
-    devices: dict[Name, DeviceMetrics]
     batches_trained: Count
     duplicates_dropped: Count
+    devices: dict[Name, DeviceMetrics] = msgspec.field(default_factory=dict)
     fleet: FleetMetrics = FleetMetrics()
+
+
+class DeviceFigures(JsonMessage, frozen=True):
+    """One device in the last evaluated round.
+
+    Attributes:
+        run: id of the run.
+        round: round that was evaluated.
+        figures: of the device.
+    """
+
+    run: Text
+    round: Count
+    figures: DeviceMetrics

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 
@@ -11,15 +12,24 @@ from splitee.errors import MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.accuracies import ClassRecall, ReleasedThreshold
-from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile, ServerStatus
+from splitee.protocol.fleet import (
+    Capability,
+    DeviceFigures,
+    DeviceMetrics,
+    DeviceStatus,
+    Metrics,
+    Profile,
+    ServerStatus,
+)
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.rounds import Commit, RoundOpen
+from splitee.protocol.rounds import Commit, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
+T = TypeVar("T")
 WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
 
 
@@ -122,6 +132,8 @@ class FleetView:
         self._round: RoundOpen | None = None
         self._commit: Commit | None = None
         self._metrics: Metrics | None = None
+        self._figures: dict[str, DeviceFigures] = {}
+        self._parts: dict[str, Participation] = {}
         self._devices: dict[str, _Heard] = {}
 
     @property
@@ -141,15 +153,16 @@ class FleetView:
 
     def snapshot(self) -> FleetSnapshot:
         run, dismissed = self._run, set(self._server.dismissed if self._server else ())
+        metrics = self._present_metrics()
         return FleetSnapshot(
             fleet=self._topics.fleet,
             server=self._server,
             run=run,
             phase=self._round if run and self._round and self._round.run == run.run else None,
             committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
-            metrics=self._present_metrics(),
+            metrics=metrics,
             devices=tuple(
-                self._device(device, heard)
+                self._device(device, heard, metrics)
                 for device, heard in sorted(self._devices.items())
                 if device not in dismissed
             ),
@@ -168,8 +181,22 @@ class FleetView:
             self._commit = message
         elif route is routes.METRICS:
             self._metrics = message
+        elif route is routes.FIGURES:
+            self._keep(self._figures, received.device, message)
+        elif route is routes.PARTICIPATION:
+            self._keep(self._parts, received.device, message)
         else:
             self._take_device(received, now)
+
+    @staticmethod
+    def _keep(known: dict[str, T], device: str, message: T | None) -> None:
+        """The server's last word on a device; None: it is taken back."""
+        if message is None:
+            known.pop(device, None)
+        elif device in known or len(known) < MAX_DEVICES:
+            known[device] = message
+        else:
+            raise MalformedMessage(f"words on more than {MAX_DEVICES} devices in one fleet")
 
     def _take_device(self, received: Received, now: float) -> None:
         device, message = received.device, received.message
@@ -186,15 +213,34 @@ class FleetView:
             raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
 
     def _present_metrics(self) -> Metrics | None:
+        """The fleet's figures with those of its devices, as far as they have come."""
         run, metrics = self._run, self._metrics
-        return metrics if run and metrics and metrics.run == run.run else None
+        if run is None or metrics is None or metrics.run != run.run:
+            return None
+        of_round = metrics.run, metrics.round
+        figures = {
+            device: told.figures
+            for device, told in sorted(self._figures.items())
+            if (told.run, told.round) == of_round
+        }
+        return msgspec.structs.replace(metrics, devices=figures)
 
-    def _device(self, device: str, heard: _Heard) -> DeviceView:
+    def _is_in_phase(self, device: str) -> bool:
+        """Whether a device takes part in what is under way."""
+        told, current = self._parts.get(device), self._round
+        if told is None or told.part is None or current is None:
+            return False
+        return (told.run, told.round, told.attempt, told.phase) == (
+            current.run,
+            current.round,
+            current.attempt,
+            current.phase,
+        )
+
+    def _device(self, device: str, heard: _Heard, metrics: Metrics | None) -> DeviceView:
         status, profile = heard.status, heard.profile
-        metrics = self._present_metrics()
         measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
-        part = self._round.participants.get(device) if self._round else None
-        cut = part.cut if part else profile.cut if profile else None
+        cut = profile.cut if profile else None
         return DeviceView(
             id=device,
             online=status is not None and status.state == "online",
@@ -221,5 +267,5 @@ class FleetView:
             offloaded=status.offloaded if status else 0,
             alone_accuracy=profile.alone_accuracy if profile else None,
             traffic=status.traffic if status else None,
-            in_phase=part is not None,
+            in_phase=self._is_in_phase(device),
         )

@@ -104,7 +104,9 @@ class Assembler:
         """`limit`, `total`: bytes of unfinished messages that one sender and all of them may hold."""
         self._limit = limit
         self._total = total
-        self._open: dict[tuple[str, int], _Open] = {}  # by sender and message, the oldest first
+        self._open: dict[str, dict[int, _Open]] = {}  # by sender and message, the oldest first
+        self._held: Counter[str] = Counter()  # bytes, by sender
+        self._held_by_all = 0
         self._finished: dict[tuple[str, int], None] = {}
 
     def add(self, sender: str, payload: bytes, limit: int | None = None) -> bytes | None:
@@ -124,29 +126,40 @@ class Assembler:
             raise MalformedMessage(
                 f"Part: of a message of {part.size} B, at most {most} B are taken", "oversized"
             )
-        key = sender, part.message
-        if key in self._finished:
+        if (sender, part.message) in self._finished:
             return None
-        entry = self._open.setdefault(key, _Open(part))
+        entry = self._open.setdefault(sender, {}).setdefault(part.message, _Open(part))
+        before = entry.received
         try:
             whole = entry.add(part)
         except MalformedMessage:
-            del self._open[key]
+            self._count(sender, entry.received - before)
+            self._drop(sender, part.message)
             raise
+        self._count(sender, entry.received - before)
         if whole is not None:
-            del self._open[key]
-            self._finish(key)
+            self._drop(sender, part.message)
+            self._finish((sender, part.message))
         else:
             self._evict(sender)
         return whole
 
     def forget(self, sender: str) -> None:
         """Drop what is unfinished, when a sender starts anew."""
-        for key in self._of(sender):
-            del self._open[key]
+        for message in tuple(self._open.get(sender, ())):
+            self._drop(sender, message)
 
-    def _of(self, sender: str) -> list[tuple[str, int]]:
-        return [key for key in self._open if key[0] == sender]
+    def _count(self, sender: str, size: int) -> None:
+        self._held[sender] += size
+        self._held_by_all += size
+
+    def _drop(self, sender: str, message: int) -> None:
+        self._count(sender, -self._open[sender].pop(message).received)
+        if not self._open[sender]:
+            del self._open[sender], self._held[sender]
+
+    def _drop_oldest(self, sender: str) -> None:
+        self._drop(sender, next(iter(self._open[sender])))
 
     def _finish(self, key: tuple[str, int]) -> None:
         self._finished[key] = None
@@ -155,14 +168,7 @@ class Assembler:
 
     def _evict(self, sender: str) -> None:
         """Drop the oldest of `sender` while it holds too much, then of whoever holds most."""
-        mine = self._of(sender)
-        while len(mine) > MAX_OPEN or sum(self._open[key].received for key in mine) > self._limit:
-            del self._open[mine.pop(0)]
-        while (held := self._held()).total() > self._total:
-            del self._open[self._of(held.most_common(1)[0][0])[0]]
-
-    def _held(self) -> Counter[str]:
-        held: Counter[str] = Counter()
-        for (sender, _), entry in self._open.items():
-            held[sender] += entry.received
-        return held
+        while len(self._open.get(sender, ())) > MAX_OPEN or self._held[sender] > self._limit:
+            self._drop_oldest(sender)
+        while self._held_by_all > self._total:
+            self._drop_oldest(max(self._held, key=lambda one: self._held[one]))

@@ -15,7 +15,6 @@ from splitee.protocol.fields import (
     Digest,
     Fraction,
     Loss,
-    Name,
     NonNegative,
     Phase,
     Positive,
@@ -58,14 +57,14 @@ class RoundOpen(JsonMessage, frozen=True):
         attempt: number of the server process that opened it; a new process begins anew what was not
             committed.
         phase: the phase.
-        participants: the devices that take part in the phase, by their ids.
+        participants: number of devices that take part in the phase; each is told its own part.
     """
 
     run: Text
     round: Count
     attempt: Count
     phase: RunPhase
-    participants: dict[Name, Participant] = msgspec.field(default_factory=dict)
+    participants: Count = 0
 
     @property
     def batches(self) -> Phase:
@@ -77,22 +76,39 @@ class RoundOpen(JsonMessage, frozen=True):
                 return "evaluate"
 
 
+class Participation(JsonMessage, frozen=True):
+    """What the device does in a phase, before that is opened; or that the phase goes on without it.
+
+    Attributes:
+        run: id of the run.
+        round: number of the round, as in the opening.
+        attempt: attempt of the opening.
+        phase: the phase.
+        part: what it does; none: it takes no part in the phase any more.
+        room: batches that may be unacknowledged at first.
+    """
+
+    run: Text
+    round: Count
+    attempt: Count
+    phase: Phase
+    part: Participant | None = None
+    room: Count = 0
+
+
 class Commit(JsonMessage, frozen=True):
-    """A round is final.
+    """A round is final. Whose parts count in it, the assignments say, which come before.
 
     Attributes:
         run: id of the run.
         round: number of the round.
         attempt: attempt of the opening that is committed.
-        digests: digests of the client networks that count in the round, by device, as each gave them in its
-            round-done.
         weights_sha256: SHA-256 of all weights of the fleet: the same seed gives the same.
     """
 
     run: Text
     round: Count
     attempt: Count
-    digests: dict[Name, Digest]
     weights_sha256: Digest
 
 
@@ -135,7 +151,7 @@ class Ack(JsonMessage, frozen=True):
         attempt: attempt of the opening.
         phase: phase that the batches belong to.
         step: all batches below this one are trained, or evaluated.
-        room: batches that may be unacknowledged from now on.
+        room: batches that may be unacknowledged from now on; 0: an acknowledgement with more room follows.
         resend: what is unacknowledged may be lost: send it, and round-done, again.
     """
 
@@ -144,7 +160,7 @@ class Ack(JsonMessage, frozen=True):
     attempt: Count
     phase: Phase
     step: Count
-    room: Positive
+    room: Count
     resend: bool = False
 
 

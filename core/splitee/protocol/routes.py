@@ -6,13 +6,15 @@ Dispatch, the fleet view, the test of the broker's access list and the fuzzers a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from splitee.mqtt.events import Message
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
 from splitee.protocol.fields import Phase, Purpose
 from splitee.protocol.fleet import (
+    DeviceFigures,
     DeviceStatus,
     Dismissal,
     DismissalAnswer,
@@ -36,6 +38,7 @@ from splitee.protocol.rounds import (
     Assignment,
     Commit,
     Features,
+    Participation,
     RoundDone,
     RoundOpen,
     SoftLabelRows,
@@ -115,6 +118,7 @@ STATUS = Route(
     retained=True,
 )
 PROFILE = Route("devices/+/profile", Profile, "device", ("server", "viewer"), retained=True)
+FIGURES = Route("devices/+/metrics", DeviceFigures, "server", ("viewer", "homeassistant"), retained=True)
 FEATURES = Route("devices/+/features", Features, "device", ("server",), parts=True, purpose="training")
 ROUND_DONE = Route("devices/+/round-done", RoundDone, "device", ("server",))
 WEIGHTS = Route("devices/+/weights", Weights, "device", ("server",), parts=True, purpose="client_networks")
@@ -133,6 +137,9 @@ MODEL_WANT = Route("devices/+/model-want", ModelWant, "device", ("server",))
 MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server",), retained=True)
 
 ASSIGNMENT = Route("devices/+/inbox/plan", Assignment, "server", ("device",), retained=True)
+PARTICIPATION = Route(
+    "devices/+/inbox/participation", Participation, "server", ("device", "viewer"), retained=True
+)
 ACK = Route("devices/+/inbox/ack", Ack, "server", ("device",))
 ERROR = Route("devices/+/inbox/error", ErrorReport, "server", ("device",))
 HELD_WEIGHTS = Route(
@@ -158,3 +165,17 @@ def find(topics: Topics, topic: str) -> tuple[Route, str] | None:
         return (_BY_LEAF[leaf], device) if leaf in _BY_LEAF else None
     route = _BY_PATH.get(topic.removeprefix(f"{topics.base}/"))
     return None if route is None else (route, "")
+
+
+def latest_key(topics: Topics, message: Message) -> Hashable | None:
+    """What makes a message stand for those before it that still wait: see `EventQueue`.
+
+    On a retained topic only the last word counts, and a request says no more when it comes twice.
+    """
+    found = find(topics, message.topic) if message.payload else None
+    if found is None:
+        return None
+    route = found[0]
+    if route.message is Sync:
+        return message.topic, message.payload
+    return message.topic if route.retained else None

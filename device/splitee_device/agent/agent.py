@@ -18,7 +18,7 @@ from splitee.clock import Clock
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fields import LONGEST_CLASS_NAME, MOST_CLASS_NAMES, Doing
 from splitee.protocol.fleet import Capability, Profile
-from splitee.protocol.rounds import Assignment, RoundDone, RoundOpen
+from splitee.protocol.rounds import Assignment, Participant, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.training.batchnorm_statistics import is_statistic
@@ -109,7 +109,7 @@ class Agent:
             try:
                 self._settle()
                 with session.phase(self._spec, opened) as phase:
-                    self._restore(opened)
+                    self._restore(phase)
                     if phase.kind == "train":
                         self._train(phase)
                     elif phase.kind == "statistics":
@@ -161,15 +161,15 @@ class Agent:
         self._knows_frozen = self._first.is_known  # the trainer's frozen stages are those of the run
         self._position, self._stale = None, 0
 
-    def _restore(self, opened: RoundOpen) -> None:
-        """Bring the trainer to the committed round, and the cut, that `opened` continues from."""
-        mine = opened.participants[self._session.device]
+    def _restore(self, phase: PhaseUnderWay) -> None:
+        """Bring the trainer to the committed round, and the cut, that a phase continues from."""
+        heard, opened, mine = self._heard, phase.opened, phase.mine
         if (mine.base, mine.cut) == (self._position, self._cut):
             return
         self._session.wait(
-            lambda: self._heard.assignment_for(opened) is not None, "the server's word on this device"
+            lambda: heard.assignment_for(opened, mine) is not None, "the server's word on this device"
         )
-        assignment = self._heard.assignment_for(opened)
+        assignment = heard.assignment_for(opened, mine)
         assert assignment is not None
         self._follow(assignment)
 
@@ -248,7 +248,7 @@ class Agent:
 
     def _train(self, phase: PhaseUnderWay) -> None:
         """Train a round, save it durably where no other has it, and wait for its commit."""
-        opened, trainer, number = phase.opened, self._trainer, phase.opened.round
+        trainer, number = self._trainer, phase.opened.round
         steps = self._steps(phase, trainer.samples)
         log.info("round %d: training %d batches", number, steps)
         started = self._clock()
@@ -263,7 +263,7 @@ class Agent:
         self._batches += steps
         digest = trainer.digest()
         done = self._round_done(phase, digest, self._clock() - started)
-        phase.finish(done, partial(self._packed_weights, opened))
+        phase.finish(done, partial(self._packed_weights, phase.opened, phase.mine))
         self._say("waiting", number, steps, steps, trainer.loss)
         self._await_commit(phase, digest)
         self._reconsider(number)
@@ -345,9 +345,9 @@ class Agent:
             SoftLabelsAssembler(opened.run, opened.attempt, mine.soft_labels, rows, self._spec.num_classes)
         )
 
-    def _packed_weights(self, opened: RoundOpen) -> Iterator[bytes]:
+    def _packed_weights(self, opened: RoundOpen, mine: Participant) -> Iterator[bytes]:
         """The client network as messages, where the server has asked for it."""
-        if not opened.participants[self._session.device].weights:
+        if not mine.weights:
             return iter(())
         return pack_weights(opened.run, opened.round, opened.attempt, self._trainer.trained_weights())
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from enum import Enum, auto
 
 from splitee.protocol.fleet import ServerStatus
-from splitee.protocol.rounds import Ack, Assignment, Commit, RoundOpen
+from splitee.protocol.rounds import Ack, Assignment, Participant, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 
 ENDED = ("release", "finished")  # phases of a run that trains no more
@@ -14,7 +14,7 @@ ENDED = ("release", "finished")  # phases of a run that trains no more
 PhaseKey = tuple[str, int, int, str]
 
 
-def phase_key(opened: RoundOpen) -> PhaseKey:
+def phase_key(opened: RoundOpen | Participation) -> PhaseKey:
     """What tells one opening of one phase from every other."""
     return opened.run, opened.attempt, opened.round, opened.phase
 
@@ -30,32 +30,32 @@ class Outcome(Enum):
 class Heard:
     """A fold of the server's messages, for one process of one device."""
 
-    def __init__(self, device: str, instance: int, now: float) -> None:
-        self._device = device
+    def __init__(self, instance: int, now: float) -> None:
         self._instance = instance
         self.spec: RunSpec | None = None
         self.round: RoundOpen | None = None
-        self.commit: Commit | None = None
+        self.participation: Participation | None = None
         self.assignment: Assignment | None = None
         self.ack: Ack | None = None
         self.server: ServerStatus | None = None
         self.last_word = now  # when the server was last heard
+        self.last_answer = now  # when it last spoke to this device, or opened a phase
 
     def add(
-        self, message: RunSpec | RoundOpen | Commit | Assignment | Ack | ServerStatus, now: float
+        self, message: RunSpec | RoundOpen | Participation | Assignment | Ack | ServerStatus, now: float
     ) -> None:
         """Take in a message. What may be retained from long ago is no sign of a living server."""
         match message:
             case RunSpec():
                 self.spec = message
-            case Commit():
-                self.commit = message
             case Assignment():
-                self.assignment = message
+                self.assignment, self.last_answer = message, now
+            case Participation():
+                self.participation, self.last_answer = message, now
             case RoundOpen():
-                self.round, self.last_word = message, now
+                self.round, self.last_word, self.last_answer = message, now, now
             case Ack():
-                self.ack, self.last_word = message, now
+                self.ack, self.last_word, self.last_answer = message, now, now
             case ServerStatus():
                 self.server = message
                 if message.state == "online":
@@ -98,12 +98,23 @@ class Heard:
         current = self.round
         if current is None or current.run != run or phase_key(current) == done:
             return None
-        takes_part = current.phase in ENDED or self._device in current.participants
+        takes_part = current.phase in ENDED or self.part_in(current) is not None
         return current if takes_part else None
 
-    def assignment_for(self, opened: RoundOpen) -> Assignment | None:
-        """The server's word on the commit that `opened` continues from, once it has come."""
-        found, mine = self.assignment, opened.participants[self._device]
+    def part_in(self, opened: RoundOpen) -> Participation | None:
+        """What this device does in a phase, as far as it has been told; None: it takes no part."""
+        told = self.participation
+        is_of_it = told is not None and phase_key(told) == phase_key(opened) and told.part is not None
+        return told if is_of_it else None
+
+    def is_dropped_from(self, opened: RoundOpen) -> bool:
+        """Whether the server has said that a phase goes on without this device."""
+        told = self.participation
+        return told is not None and phase_key(told) == phase_key(opened) and told.part is None
+
+    def assignment_for(self, opened: RoundOpen, mine: Participant) -> Assignment | None:
+        """The server's word on the commit that `mine` in `opened` continues from, once it has come."""
+        found = self.assignment
         continued = opened.attempt, mine.base, mine.fresh
         if found is not None and (found.attempt, found.committed, found.fresh) == continued:
             return found
@@ -112,21 +123,27 @@ class Heard:
     def outcome(self, opened: RoundOpen, digest: str) -> Outcome:
         """What became of the round `opened`, which this device has trained to weights of `digest`.
 
-        Only words of the same attempt matter: a server that lost its last round commits it once more.
+        The device's own assignment says it; who was dropped before the commit may get none, and learns it
+        from being dropped, or from what a later phase has it continue from. Only words of the same attempt
+        matter: a server that lost its last round commits it once more.
         """
-        told, commit = self.assignment, self.commit
-        attempt, mine = (opened.run, opened.attempt), (opened.round, digest)
-        if (
-            told is not None
-            and (told.run, told.attempt) == attempt
-            and (told.committed, told.trained) == mine
-        ):
-            return Outcome.COMMITTED
-        if commit is None or (commit.run, commit.attempt) != attempt or commit.round < opened.round:
-            return Outcome.PENDING
-        if (commit.round, commit.digests.get(self._device)) == mine:
-            return Outcome.COMMITTED
-        return Outcome.COMMITTED_WITHOUT
+        told = self.assignment
+        if told is not None and (told.run, told.attempt) == (opened.run, opened.attempt):
+            if (told.committed, told.trained) == (opened.round, digest):
+                return Outcome.COMMITTED
+            if told.committed >= opened.round:
+                return Outcome.COMMITTED_WITHOUT
+        if self.is_dropped_from(opened) or self._continues_from_before(opened):
+            return Outcome.COMMITTED_WITHOUT
+        return Outcome.PENDING
+
+    def _continues_from_before(self, opened: RoundOpen) -> bool:
+        """Whether a phase behind the training `opened` has this device continue from an earlier round."""
+        told = self.participation
+        if told is None or told.part is None or phase_key(told) == phase_key(opened):
+            return False
+        is_later = (told.run, told.attempt) == (opened.run, opened.attempt) and told.round >= opened.round
+        return is_later and told.part.base < opened.round
 
     def _is_at(self, phases: tuple[str, ...]) -> bool:
         current, spec = self.round, self.spec

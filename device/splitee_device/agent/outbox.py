@@ -15,13 +15,16 @@ from splitee.protocol.run_spec import RunSpec
 class Outbox:
     """Keeps at most the window's batches and bytes, and sends them again when the server asks."""
 
-    def __init__(self, port: Port, topic: str, spec: RunSpec, opened: RoundOpen, phase: Phase) -> None:
+    def __init__(
+        self, port: Port, topic: str, spec: RunSpec, opened: RoundOpen, phase: Phase, room: int
+    ) -> None:
+        """`room`: batches that may be unacknowledged, until an acknowledgement says how many."""
         self._port = port
         self._topic = topic
         self._spec = spec
         self._opened = opened
         self._phase = phase
-        self._room = spec.window
+        self._room = room
         self._acknowledged = 0
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
@@ -33,10 +36,9 @@ class Outbox:
 
     @property
     def full(self) -> bool:
-        return bool(self._waiting) and (
-            len(self._waiting) >= min(self._spec.window, self._room)
-            or self._waiting_bytes >= self._spec.window_bytes
-        )
+        if len(self._waiting) >= min(self._spec.window, self._room):
+            return True
+        return bool(self._waiting) and self._waiting_bytes >= self._spec.window_bytes
 
     def needs(self, step: int) -> bool:
         """False when the server already has this batch, from before this process started."""

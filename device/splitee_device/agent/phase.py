@@ -9,7 +9,7 @@ from splitee.errors import Unwinding
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.parts import publish_in_parts
-from splitee.protocol.rounds import Ack, RoundDone, RoundOpen
+from splitee.protocol.rounds import Ack, Participant, RoundDone, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_device.agent.heard import Heard, phase_key
@@ -30,20 +30,23 @@ class PhaseUnderWay:
         device: str,
         spec: RunSpec,
         opened: RoundOpen,
+        mine: Participant,
+        room: int,
         last_ack: Ack | None,
     ) -> None:
-        """`last_ack`: that the device has heard, which may tell how much of this phase the server has."""
+        """`mine`: what the device does in it. `room`: batches that may be unacknowledged at first.
+
+        `last_ack`: that the device has heard, which may tell how much of this phase the server has."""
         self._port = port
-        self._device = device
         self._weights_topic = routes.WEIGHTS.topic(topics, device)
         self._done_topic = routes.ROUND_DONE.topic(topics, device)
         self._done: RoundDone | None = None
         self._weights: Callable[[], Iterable[bytes]] = tuple
         self.opened = opened
         self.kind = opened.batches
-        self.mine = opened.participants[device]
+        self.mine = mine
         self.waited = 0.0  # seconds, for room in the server's window
-        self.outbox = Outbox(port, routes.FEATURES.topic(topics, device), spec, opened, self.kind)
+        self.outbox = Outbox(port, routes.FEATURES.topic(topics, device), spec, opened, self.kind, room)
         if last_ack is not None:
             self.outbox.acknowledge(last_ack)
 
@@ -81,4 +84,4 @@ class PhaseUnderWay:
             return False
         if self._done is not None:
             return current.attempt != self.opened.attempt
-        return phase_key(current) != phase_key(self.opened) or self._device not in current.participants
+        return phase_key(current) != phase_key(self.opened) or heard.is_dropped_from(self.opened)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from zlib import crc32
 
 from splitee.cli.signals import Stopped
 from splitee.cli.systemd import feed_watchdog
@@ -22,7 +23,7 @@ from splitee.errors import (
     VersionMismatch,
 )
 from splitee.log_limits import FirstFew, Reminder
-from splitee.mqtt.events import Connected, Disconnected, Message
+from splitee.mqtt.events import Connected, Disconnected, Message, Overflow
 from splitee.protocol import routes
 from splitee.protocol.device_meter import DeviceMeter
 from splitee.protocol.fleet import ErrorReport, Profile
@@ -38,12 +39,15 @@ from splitee_device.agent.requests import SYNC_AFTER, Requests
 
 log = logging.getLogger(__name__)
 
+SYNC_SELDOM = 60.0  # seconds between two requests at last, while a wait goes on
+SPREAD = 3.0  # seconds over which the first requests of many devices are spread, by their ids
+
 READ = (
     routes.RUN,
     routes.ROUND,
-    routes.COMMIT,
     routes.SERVER_STATUS,
     routes.ASSIGNMENT,
+    routes.PARTICIPATION,
     routes.ACK,
     routes.HELD_WEIGHTS,
     routes.SOFT_LABELS,
@@ -99,10 +103,12 @@ class Session:
         self._stop = stop
         self._clock = clock
         self._phase: PhaseUnderWay | None = None
+        self._overflowed = -SYNC_AFTER  # when messages to this device were last lost here
         self._log_reports = FirstFew()
+        self._sync_after = SYNC_AFTER + crc32(device.encode()) % 1000 * SPREAD / 1000
         self._guarded = ""  # the run of which assignments are checked
         self._may_be_cut_at: Callable[[int], bool] = lambda _cut: True
-        self.heard = Heard(device, instance, clock())
+        self.heard = Heard(instance, clock())
         self._gate = Gate(topics, READ, device=device)
         self.meter = port.meter = DeviceMeter(topics)
         rejected = self._gate.rejected.total
@@ -111,8 +117,8 @@ class Session:
         self._owners: dict[Route, Callable[[Any], None]] = {
             routes.RUN: self._on_run,
             routes.ROUND: self._hear,
-            routes.COMMIT: self._hear,
             routes.SERVER_STATUS: self._hear,
+            routes.PARTICIPATION: self._hear,
             routes.ASSIGNMENT: self._on_assignment,
             routes.ACK: self._on_ack,
             routes.HELD_WEIGHTS: lambda weights: self.requests.on_weights(weights, self.heard.assignment),
@@ -158,9 +164,16 @@ class Session:
 
         Args:
             spec: the run's settings, as the device has made them its own.
+
+        Raises:
+            Superseded: this device takes no part in it any more.
         """
+        told = self.heard.part_in(opened)
+        if told is None or told.part is None:
+            raise Superseded
         self.meter.phase = opened.batches
-        self._phase = PhaseUnderWay(self._port, self._topics, self.device, spec, opened, self.heard.ack)
+        port, topics, last_ack = self._port, self._topics, self.heard.ack
+        self._phase = PhaseUnderWay(port, topics, self.device, spec, opened, told.part, told.room, last_ack)
         try:
             yield self._phase
         finally:
@@ -169,20 +182,23 @@ class Session:
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Handle events until `condition`; says now and then what is waited for.
 
+        What the server has told this device, or this device the server, may have been lost: so it asks after
+        SYNC_AFTER without an answer, then ever more seldom. That the server lives is no answer.
+
         Raises:
             Stalled: the server has said nothing for as long as the patience allows; and what `pump` raises.
         """
         started = asked = self._clock()
-        reminder = Reminder()
+        reminder, pause = Reminder(), self._sync_after
         while not condition():
             self.pump(0.5)
             now, last_word = self._clock(), self.heard.last_word
             if reminder.due(now, started):
                 hint = self._why_nothing_comes()
                 log.info("waiting for %s (%.0f s)%s", what, now - started, hint and f"; {hint}")
-            if now - max(last_word, asked) >= SYNC_AFTER:
+            if now - max(self.heard.last_answer, asked) >= pause:
                 self._sync()
-                asked = now
+                asked, pause = now, min(2 * pause, SYNC_SELDOM)
             if self._patience is not None and now - max(last_word, started) > self._patience:
                 raise Stalled(f"waited {self._patience:.0f} s for {what}: is this fleet's server running?")
 
@@ -222,6 +238,10 @@ class Session:
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
             self.presence.tell_systemd()
+        elif isinstance(event, Overflow):
+            if self._clock() - self._overflowed >= SYNC_AFTER:  # a flood is no reason to flood the server
+                self._overflowed = self._clock()
+                self._sync()
         elif isinstance(event, Message):
             received = self._gate.read(event)
             if received is not None:

@@ -18,6 +18,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee.networks.split import build_network
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.fleet_view import FleetSnapshot, FleetView
+from splitee.protocol.retained import retained_topics
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Shape, by
 from splitee_device.data.sources import open_source
@@ -312,7 +313,7 @@ class _Look:
     def _expect(self, demo: Demo, devices: list[DemoDevice]) -> bool:
         """Say what there is to compute, once all devices take part; whether that is known."""
         snapshot = self.view.snapshot()
-        if snapshot.phase is None or len(snapshot.phase.participants) < len(devices):
+        if snapshot.phase is None or snapshot.phase.participants < len(devices):
             return False
         known = workload(snapshot, _wanted_baselines(demo, devices, snapshot))
         if known is not None:
@@ -325,10 +326,7 @@ def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
     topics = Topics(fleet)
     retained = [topics.server_status, topics.run, topics.round, topics.commit, topics.metrics]
     for device in devices:
-        retained += [
-            topics.device(device.id, leaf)
-            for leaf in ("status", "profile", "inbox/plan", "inbox/model", "model")
-        ]
+        retained += retained_topics(topics, device.id)
     for topic in retained:
         link.publish(topic, b"", retain=True)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from splitee.durable import StateDirectory
 from splitee.errors import ConfigError
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.link import SESSION_EXPIRY, Link
+from splitee.mqtt.link import INBOX_BYTES, SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol.routes import latest_key
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import PHOTOGRAPHS
@@ -44,6 +46,7 @@ from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
 from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.windows import queue_events
 
 log = logging.getLogger(__name__)
 
@@ -229,6 +232,9 @@ def server(
             session_expiry=SESSION_EXPIRY,
             will=offline(topics, instance),
             tls=link.tls,
+            capacity=queue_events(devices),
+            capacity_bytes=INBOX_BYTES + (feature_memory << 20),
+            key=partial(latest_key, topics),
             admits=limits.admits,
         )
         stop = stop_on_signals()

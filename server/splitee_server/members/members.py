@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -74,6 +74,7 @@ class Members:
         """
         self._by_name: dict[str, Member] = {}
         self._dismissed = set(dismissed)
+        self._listed: dict[str, list[Member]] = {}  # by what they have in common, until that changes
         self.class_names = class_names
 
     def __contains__(self, device: str) -> bool:
@@ -86,7 +87,7 @@ class Members:
         return self._by_name.get(device)
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(sorted(self._by_name.values(), key=lambda member: member.device))
+        return iter(self._list("all", lambda: [member for _, member in sorted(self._by_name.items())]))
 
     def __len__(self) -> int:
         return len(self._by_name)
@@ -101,7 +102,7 @@ class Members:
 
     def remaining(self) -> list[Member]:
         """All but those that were dismissed."""
-        return [member for member in self if member.device not in self._dismissed]
+        return self._list("remaining", lambda: [one for one in self if one.device not in self._dismissed])
 
     def expected(self, devices: int) -> int:
         """Of so many that a run is to begin with, those that were not dismissed; at least one."""
@@ -109,11 +110,11 @@ class Members:
 
     def active(self) -> list[Member]:
         """All but those in quarantine, and those that were dismissed."""
-        return [member for member in self.remaining() if not member.quarantined]
+        return self._list("active", lambda: [one for one in self.remaining() if not one.quarantined])
 
     def online(self) -> list[Member]:
         """The active ones that are online."""
-        return [member for member in self.active() if member.online]
+        return self._list("online", lambda: [one for one in self.active() if one.online])
 
     def is_online(self, device: str) -> bool:
         """Whether it is a member, and online as far as is known."""
@@ -125,16 +126,9 @@ class Members:
     def cuts(self) -> dict[str, int]:
         return {member.device: member.cut for member in self}
 
-    def digests(self, committed: int | None = None) -> dict[str, str]:
-        """Of the active devices' client networks, by device.
-
-        `committed`: only of those whose last commit it is.
-        """
-        return {
-            member.device: member.digest
-            for member in self.active()
-            if member.digest and committed in (None, member.committed)
-        }
+    def digests(self) -> dict[str, str]:
+        """Of the active devices' client networks, by device."""
+        return {member.device: member.digest for member in self.active() if member.digest}
 
     def state(self) -> list[dict[str, Any]]:
         return [member.durable() for member in self]
@@ -156,6 +150,7 @@ class Members:
             known = self._by_name.get(member.device)
             member.quarantined |= known is not None and known.quarantined
             self._by_name[member.device] = member
+        self._listed.clear()
 
     def admit(self, device: str, profile: Profile) -> Member:
         """The member for `device`, new or known, as its `profile` says; `Admission` has checked that."""
@@ -173,17 +168,19 @@ class Members:
         if profile.alone_accuracy is not None:
             member.alone_accuracy = profile.alone_accuracy
         member.instance, member.online = profile.instance, True
+        self._listed.clear()
         return member
 
     def note_status(self, device: str, status: DeviceStatus) -> None:
         """A device came, went, or is alive; what an earlier process of it says is passed over."""
         member = self._by_name.get(device)
         if member is not None and status.instance >= member.instance:
-            member.online = status.state == "online"
+            self._set_online(member, status.state == "online")
 
     def quarantine(self, device: str) -> None:
         """Nothing of the device is read any more, until `readmit`."""
         self._by_name[device].quarantined = True
+        self._listed.clear()
 
     def readmit(self, devices: Iterable[str]) -> None:
         """Let devices back from quarantine, or "all" of them; unknown ones are passed over."""
@@ -191,24 +188,28 @@ class Members:
         for member in self:
             if member.quarantined and names & {member.device, "all"}:
                 member.quarantined = False
+                self._listed.clear()
                 log.info("%s is let back from quarantine", member.device)
 
     def dismiss(self, devices: Iterable[str]) -> None:
         """They are gone, until `take_back`; what they have trained stays."""
         self._dismissed.update(devices)
+        self._listed.clear()
 
     def take_back(self, devices: Iterable[str]) -> None:
         """They are dismissed no longer."""
         self._dismissed.difference_update(devices)
+        self._listed.clear()
 
     def leave(self) -> None:
         """All but those in quarantine are members no longer."""
         self._by_name = {member.device: member for member in self.remaining() if member.quarantined}
+        self._listed.clear()
 
     def absent(self, devices: Iterable[str]) -> None:
         """They were waited for in vain: offline until they are heard of again."""
         for device in devices:
-            self._by_name[device].online = False
+            self._set_online(self._by_name[device], False)
 
     def note_picked(self, devices: Iterable[str], number: int) -> None:
         """Round `number`, which is about to be committed, began with these devices."""
@@ -239,3 +240,14 @@ class Members:
         """The server holds a client network for the device, from which its next round starts."""
         member = self._by_name[device]
         member.committed, member.digest = committed, digest
+
+    def _set_online(self, member: Member, online: bool) -> None:
+        if member.online != online:
+            member.online = online
+            self._listed.clear()
+
+    def _list(self, what: str, find: Callable[[], list[Member]]) -> list[Member]:
+        """A list that is asked for with every event, and changes seldom; whoever gets it changes nothing."""
+        if what not in self._listed:
+            self._listed[what] = find()
+        return self._listed[what]

@@ -134,7 +134,7 @@ def discovery(topics: Topics, device: str, profile: Profile) -> dict[str, Any]:
     status, here = topics.device(device, "status"), {"state_topic": topics.device(device, "status")}
     online = {"availability": [{"topic": status, "value_template": "{{ value_json.state }}"}]}
     predictions = topics.device(device, "predictions")
-    figures = f"value_json.devices.get({device!r}, {{}})"
+    metrics = topics.device(device, "metrics")
     sensors: dict[str, dict[str, Any]] = {
         "status": here
         | {
@@ -149,11 +149,11 @@ def discovery(topics: Topics, device: str, profile: Profile) -> dict[str, Any]:
         | {"name": "Round", "icon": "mdi:counter", "value_template": "{{ value_json.round | default(0) }}"},
         "accuracy": {
             "name": "Accuracy",
-            "state_topic": topics.metrics,
-            "value_template": f"{{% set share = {figures}.get('exit_accuracy') %}}"
+            "state_topic": metrics,
+            "value_template": "{% set share = value_json.figures.get('exit_accuracy') %}"
             "{{ none if share is none else (100 * share) | round(1) }}",
-            "json_attributes_topic": topics.metrics,
-            "json_attributes_template": f"{{% set found = {figures} %}}"
+            "json_attributes_topic": metrics,
+            "json_attributes_template": "{% set found = value_json.figures %}"
             "{{ {'images': found.get('held_out_samples', 0), 'weakest_class': found.get('weakest_class')} "
             "| tojson }}",
             "unit_of_measurement": "%",

@@ -151,7 +151,9 @@ class Attendance:
         if not self.is_deserted(committed):  # then `doing` says it all
             more = self.missing(committed)
             unknown = f"{more} more device{'s' if more > 1 else ''}" if more else ""
-            whom = ", ".join(self.waited_for(phase)) or unknown
+            waited_for = self.waited_for(phase)
+            rest = f" and {len(waited_for) - SHOWN} more" if len(waited_for) > SHOWN else ""
+            whom = ", ".join(waited_for[:SHOWN]) + rest or unknown
             online = f"{len(self._members.online())} online"
             doing = f"{doing}: waiting for {whom} ({online})" if whom else f"{doing} ({online})"
         log.info("%s", doing)

@@ -10,14 +10,13 @@ from typing import Generic, Literal, TypeVar
 
 Batch = TypeVar("Batch")
 Offer = Literal["taken", "duplicate", "ahead"]
+Order = Literal["step", "share", "device", "any"]
 
 
 class BatchOrder(Generic[Batch]):
     """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
 
-    def __init__(
-        self, order: Literal["step", "share", "device", "any"], steps: Mapping[str, int], window: int
-    ) -> None:
+    def __init__(self, order: Order, steps: Mapping[str, int], window: int) -> None:
         """Those of several devices come in their turn.
 
         Args:
@@ -29,6 +28,8 @@ class BatchOrder(Generic[Batch]):
         self._steps = dict(steps)
         self._window = window
         self._next = dict.fromkeys(self._steps, 0)
+        self._unfinished = {device for device, count in self._steps.items() if count}
+        self._seen = dict.fromkeys(self._steps, 0)  # the step behind the last one that has come
         self._held: dict[str, dict[int, Batch]] = {device: {} for device in self._steps}
         self._order = order
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
@@ -45,6 +46,15 @@ class BatchOrder(Generic[Batch]):
         """Whether the device's next batch is here, and waits for its turn."""
         return self._next[device] in self._held[device]
 
+    def lacks(self, device: str) -> bool:
+        """Whether the device's next batch, or one before its last that has come, is not here."""
+        held, following = self._held[device], self._next[device]
+        return following not in held or self._seen[device] - following > len(held)
+
+    def seen(self, device: str) -> int:
+        """The step behind the last one of the device that has come."""
+        return self._seen[device]
+
     def held(self) -> int:
         """Batches that are here and have not been handed out."""
         return sum(len(batches) for batches in self._held.values())
@@ -60,6 +70,7 @@ class BatchOrder(Generic[Batch]):
         if step >= min(following + self._window, self._steps[device]):
             return "ahead"
         held[step] = batch
+        self._seen[device] = max(self._seen[device], step + 1)
         if step == following and self._order == "any":
             self._ready.append(device)
         return "taken"
@@ -72,6 +83,8 @@ class BatchOrder(Generic[Batch]):
         step = self._next[device]
         batch = self._held[device].pop(step)
         self._next[device] = step + 1
+        if step + 1 == self._steps[device]:
+            self._unfinished.discard(device)
         if self._order == "any":
             if step + 1 in self._held[device]:
                 self._ready.append(device)
@@ -85,11 +98,17 @@ class BatchOrder(Generic[Batch]):
         """Go on without `device` in this round."""
         self._steps.pop(device)
         self._next.pop(device)
+        self._seen.pop(device)
         self._held.pop(device)
+        self._unfinished.discard(device)
+
+    def is_finished(self, device: str) -> bool:
+        """Whether all of the device's batches have been handed out."""
+        return device not in self._unfinished
 
     def missing(self) -> list[str]:
         """The devices whose batches have not all been handed out."""
-        return [device for device, steps in self._steps.items() if self._next[device] < steps]
+        return sorted(self._unfinished)
 
     def _rank(self, device: str) -> tuple[float, str]:
         """Whose turn it is: the device with the least rank."""

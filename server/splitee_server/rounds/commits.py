@@ -118,7 +118,7 @@ class Commits:
             self._members.end_round(done, device, phase.trained_batches(device), phase.pace(device))
             self._losses[device] = done.loss, phase.trunk_loss(device)
         contributions = {
-            device: Contribution(phase.weights(device), phase.opened.participants[device].next_cut)
+            device: Contribution(phase.weights(device), phase.participants[device].next_cut)
             for device in phase.done
         }
         for device, cut in self._model.commit(number, contributions).items():
@@ -178,4 +178,4 @@ class Commits:
         self._stored = frozenset(member["device"] for member in members)
 
     def _announce_commit(self) -> None:
-        self._announce.commit(self._round, self._members.digests(self._round), self._weights_sha256)
+        self._announce.commit(self._round, self._weights_sha256)

@@ -6,14 +6,17 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import inf
 from types import MappingProxyType
 from typing import Any
 
 from msgspec.structs import replace
 
+from splitee.cli import words
 from splitee.clock import Clock
 from splitee.errors import Diverged, MalformedMessage
-from splitee.protocol.cut_batch import CutBatch
+from splitee.mqtt.rate_limiter import RateLimiter
+from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.fields import RunPhase
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.rounds import Participant, RoundOpen
@@ -25,6 +28,7 @@ from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
 from splitee_server.members.traffic import FleetTraffic
 from splitee_server.rounds.attendance import NOBODY, Attendance, Release
+from splitee_server.rounds.batch_order import Order
 from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.class_report import class_report
@@ -36,6 +40,9 @@ from splitee_server.rounds.progress import RunProgress, Trained, standing
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
+from splitee_server.rounds.windows import open_windows
+
+LOOK = 1.0  # seconds between two looks at who is missing
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +99,8 @@ class Coordinator:
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._trained = Trained()
+        self._look_due = clock()
+        self._log_lost = RateLimiter()
         self._work: Mapping[RunPhase, Callable[[str, int, CutBatch], None]] = {
             "train": self._train_on,
             "statistics": self._observe,
@@ -112,7 +121,7 @@ class Coordinator:
         self._commits.resume()
         self._metrics = self._checkpoints.evaluated(self._commits.round)
         if self._metrics is not None:
-            self._announce.metrics(self._metrics)
+            self._announce.metrics(self._metrics, self._members.dismissed)
             self._evaluated(self._metrics)
 
     def phases(self) -> Iterator[Phase]:
@@ -153,32 +162,50 @@ class Coordinator:
         if taken is None:
             return False
         device, step, batch = taken
+        unlocked = self._phase.windows.note_taken(device, step)
         work = self._work[self._phase.kind]
         if not self._guard(device, lambda: work(device, step, batch)):
             self._phase.note_rejected(device)
             self._check_divergence()
         if device in self._phase:
             self._replies.acknowledge(self._phase, device)
+        if unlocked is not None and unlocked != device:
+            self._replies.acknowledge(self._phase, unlocked)
         return True
 
     def tick(self) -> None:
-        """Say where the run stands, and who is missing; at the deadline go on without them."""
+        """Say where the run stands, and who is missing; at the deadline go on without them.
+
+        At most every LOOK seconds, for it looks at all devices, and is called after each batch.
+        """
+        if self._clock() < self._look_due:
+            return
+        self._look_due = self._clock() + LOOK
         self.beat()
         self._attendance.remind(self._phase, self._doing, self._commits.round)
         late = self._deadline.expired(self._phase, self._attendance.quorum, self._members.is_online)
         if late is not None:
-            self._phase.go_on_without(late.devices)
+            self._go_on_without(late.devices)
             self._members.absent(late.devices)
-            self._announce.round(self._phase.opened)
             names = ", ".join(late.devices)
             log.warning("%s: going on without %s after %.0f s", self._doing, names, late.seconds)
 
     def exclude(self, device: str) -> None:
         """Go on without a device that is in quarantine."""
         if device in self._phase:
-            self._phase.go_on_without((device,))
-            self._announce.round(self._phase.opened)
+            self._go_on_without((device,))
         self.beat(now=True)
+
+    def _go_on_without(self, devices: tuple[str, ...]) -> None:
+        phase = self._phase
+        unlocked = [phase.windows.drop(device) for device in devices]
+        phase.go_on_without(devices)
+        for device in devices:
+            self._announce.participation(device, phase.opened, None)
+        self._announce.round(phase.opened)
+        for other in unlocked:
+            if other is not None and other in phase:
+                self._replies.acknowledge(phase, other)
 
     def depends_on(self, devices: Iterable[str]) -> bool:
         """Whether what is under way, and not committed, would be another without these devices."""
@@ -193,19 +220,29 @@ class Coordinator:
         """Whom the run goes on with, for people."""
         return self._attendance.outlook(self._commits.round)
 
-    def join(self, member: Member) -> None:
-        """A device has joined, or a new process of it."""
+    def join(self, member: Member, *, is_new: bool) -> None:
+        """A device has joined, or a new process of it; else it says again, or differently, what it is."""
         self._commits.join(member)
         self._announce.run(self._spec_now())
-        self._replies.assign(member.device)
-        self._replies.answer_sync(self._phase, member.device)
+        if is_new:
+            self._replies.answer_sync(self._phase, member.device)
+        else:
+            self._replies.assign(member.device, known_for=inf)
 
     def say_all_again(self) -> None:
         """The link is up again; the broker, or what was under way, may have been lost."""
         self._announce.again()
         self.beat()
-        for device in self._phase.opened.participants:
-            self._replies.answer_sync(self._phase, device)
+        for device in self._phase.participants:
+            self._replies.acknowledge(self._phase, device, resend=self._phase.lacks(device))
+
+    def ask_again(self) -> None:
+        """Messages were lost: whoever's may be among them is asked for them at once, not when it asks."""
+        asked = sum(self._replies.ask_again(self._phase, device) for device in self._phase.late())
+        if self._log_lost.due():
+            log.warning(
+                "messages were lost, for more came than were handled: %s asked again", words.devices(asked)
+            )
 
     def beat(self, *, now: bool = False) -> None:
         """Publish the server's status when it is due, or `now`."""
@@ -255,7 +292,7 @@ class Coordinator:
                 tensor_of(batch.labels),
                 round_number=phase.opened.round,
                 step=step,
-                steps=phase.opened.participants[device].steps,
+                steps=phase.participants[device].steps,
             )
         except Untrainable as error:
             raise MalformedMessage(str(error), "untrainable") from None
@@ -279,7 +316,7 @@ class Coordinator:
 
     def _check_divergence(self) -> None:
         """Raises Diverged: most devices' batches cannot be trained, so it is not the devices."""
-        spoiled, of = self._phase.spoiled(), len(self._phase.opened.participants)
+        spoiled, of = self._phase.spoiled(), len(self._phase.participants)
         if self._phase.kind == "train" and 2 * len(spoiled) > of:
             raise Diverged(
                 f"round {self._phase.opened.round}: the batches of {len(spoiled)} of {of} devices give no "
@@ -316,7 +353,7 @@ class Coordinator:
         self._checkpoints.add_metrics(metrics)
         self._save_traffic()
         self._best.note(metrics, phase.scores)
-        self._announce.metrics(metrics)
+        self._announce.metrics(metrics, self._members.dismissed)
         self._evaluated(metrics)
         log_metrics(metrics)
 
@@ -344,7 +381,7 @@ class Coordinator:
         if metrics != self._metrics:
             self._metrics = metrics
             self._checkpoints.add_metrics(metrics)
-            self._announce.metrics(metrics)
+            self._announce.metrics(metrics, self._members.dismissed)
             self._write_report()
 
     # Phases
@@ -359,26 +396,40 @@ class Coordinator:
         announce: bool = True,
     ) -> Phase:
         """`number`: of the round, if it is not the committed one."""
+        spec, model = self._spec, self._model
         opened = RoundOpen(
-            run=self._spec.run,
+            run=spec.run,
             round=self._commits.round if number is None else number,
             attempt=self._attempt,
             phase=kind,
-            participants=dict(participants),
+            participants=len(participants),
         )
         self._traffic.phase = opened.batches
-        assembler = self._model.assembler if kind == "train" else self._model.statistics_assembler
+        assembler = model.assembler if kind == "train" else model.statistics_assembler
         sending = {device: part.cut for device, part in participants.items() if part.weights}
+        order: Order = model.order if kind == "train" else "any"
         self._phase = Phase(
             opened,
-            order=self._model.order if kind == "train" else "any",
-            window=self._spec.window,
-            num_classes=self._spec.num_classes,
+            participants,
+            order=order,
+            window=spec.window,
+            windows=open_windows(
+                participants,
+                {device: model.feature_shape(part.cut) for device, part in participants.items()},
+                EVALUATION_BATCH if opened.batches == "evaluate" else spec.batch_size,
+                self._announce.max_packet,
+                self._policy.budget,
+                window=spec.window,
+                order=order,
+            ),
+            num_classes=spec.num_classes,
             clock=self._clock,
             assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,
         )
         if announce:
+            for device in participants:  # before it hears that the phase is open
+                self._replies.assign_part(self._phase, device)
             self._announce.round(opened)
             self.beat(now=True)
         return self._phase

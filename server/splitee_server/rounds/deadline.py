@@ -78,7 +78,7 @@ class Deadline:
         if self._policy.missing != "skip" or phase.kind not in ("train", "statistics", "evaluate"):
             return None
         late = self._late(phase, is_online)
-        left = len(phase.opened.participants) - len(late.devices)
+        left = len(phase.participants) - len(late.devices)
         if not late.devices or (phase.kind == "train" and left < quorum):
             return None
         return late

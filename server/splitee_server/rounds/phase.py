@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal
 
 from msgspec.structs import replace
 from torch import Tensor
@@ -14,11 +13,12 @@ from splitee.clock import Clock
 from splitee.inference.uncertainty import Array
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fields import RunPhase
-from splitee.protocol.rounds import RoundDone, RoundOpen, Weights
+from splitee.protocol.rounds import Participant, RoundDone, RoundOpen, Weights
 from splitee.training.weights import WeightsAssembler
-from splitee_server.rounds.batch_order import BatchOrder, Offer
+from splitee_server.rounds.batch_order import BatchOrder, Offer, Order
 from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.pace import Arrivals
+from splitee_server.rounds.windows import Windows
 
 IN_WORDS: Mapping[RunPhase, str] = {
     "gather": "gathering devices",
@@ -31,6 +31,7 @@ IN_WORDS: Mapping[RunPhase, str] = {
 
 
 SPOILED = 5  # batches
+ASK_EVERY = 5.0  # seconds
 KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
 
 
@@ -40,9 +41,11 @@ class Phase:
     def __init__(
         self,
         opened: RoundOpen,
+        participants: Mapping[str, Participant],
         *,
-        order: Literal["step", "share", "device", "any"],
+        order: Order,
         window: int,
+        windows: Windows,
         num_classes: int,
         clock: Clock,
         assemblers: Mapping[str, WeightsAssembler] | None = None,
@@ -53,21 +56,26 @@ class Phase:
         Args:
             order: of the batches of different devices.
             window: batches of a device that may be here before their turn.
+            windows: batches of each device that may be on their way.
             assemblers: for the client networks, or their statistics, of those who send theirs.
             is_over: for the other phases.
         """
         self.opened = opened
+        self.participants = dict(participants)
+        self.windows = windows
         self._clock = clock
+        self._asked: dict[str, float] = {}  # when a device was last asked for what has not come
         self._assemblers = dict(assemblers or {})
         self._is_over = is_over  # no closure over `self`: a cycle would keep its networks for many rounds
-        steps = {device: participant.steps for device, participant in opened.participants.items()}
+        steps = {device: participant.steps for device, participant in participants.items()}
         self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window)
-        self._losses = dict.fromkeys(opened.participants, 0.0)
+        self._behind = {device for device in steps if opened.phase != "evaluate" or steps[device]}
+        self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
         self.done: dict[str, RoundDone] = {}
         self._paces: dict[str, float] = {}
-        room = KEPT // (num_classes * max(1, len(opened.participants)))
-        self.scores = {device: Score(room=room) for device in opened.participants}
+        room = KEPT // (num_classes * max(1, len(participants)))
+        self.scores = {device: Score(room=room) for device in participants}
         self.started = self.progressed = clock()
         self._arrivals = {device: Arrivals(self.started) for device in steps} if self.kind == "train" else {}
 
@@ -76,7 +84,7 @@ class Phase:
         return self.opened.phase
 
     def is_over(self) -> bool:
-        return self._is_over() if self._is_over is not None else not self.behind()
+        return self._is_over() if self._is_over is not None else not self._behind
 
     def prolong(self, is_over: Callable[[], bool]) -> None:
         """The phase goes on until something else."""
@@ -107,6 +115,10 @@ class Phase:
             self._arrivals[device].came(self._clock())
         return offer
 
+    def seen(self, device: str) -> int:
+        """The step behind the last one of the device that has come."""
+        return self._batches.seen(device)
+
     def add_weights(self, device: str, message: Weights) -> None:
         """Tensors of a client network, or its statistics. Raises MalformedMessage."""
         if device in self._assemblers and self.is_current(message.round, message.attempt, message.phase):
@@ -126,8 +138,20 @@ class Phase:
             assembler.check(message.digest)
         self.done[device] = message
         if device in self._arrivals and device not in self._paces:
-            steps = self.opened.participants[device].steps
+            steps = self.participants[device].steps
             self._paces[device] = self._arrivals[device].pace(message, steps, self._clock())
+        self._note_part(device)
+        return True
+
+    def may_ask(self, device: str) -> bool:
+        """Whether to ask a device for what has not come; it is taken to be asked, at most once in ASK_EVERY.
+
+        Else who sends what cannot be taken would be asked for it as fast as it answers.
+        """
+        now = self._clock()
+        if now - self._asked.get(device, -ASK_EVERY) < ASK_EVERY:
+            return False
+        self._asked[device] = now
         return True
 
     # What is done with it
@@ -135,8 +159,10 @@ class Phase:
     def take(self) -> tuple[str, int, CutBatch] | None:
         """The next batch in order, when it is here."""
         taken = self._batches.take()
-        if taken is not None and taken[0] in self._arrivals:
-            self._arrivals[taken[0]].taken(self._clock())
+        if taken is not None:
+            self._note_part(taken[0])
+            if taken[0] in self._arrivals:
+                self._arrivals[taken[0]].taken(self._clock())
         return taken
 
     def note_trained(self, device: str, loss: float) -> None:
@@ -194,27 +220,39 @@ class Phase:
 
     def behind(self) -> tuple[str, ...]:
         """The participants that have not done their part."""
-        behind = set(self._batches.missing())
-        if self.kind != "evaluate":
-            behind |= self.opened.participants.keys() - self.done.keys()
-        return tuple(sorted(behind))
+        return tuple(sorted(self._behind))
+
+    def lacks(self, device: str) -> bool:
+        """Whether something of a participant is not here that it must have sent, or must send next."""
+        return device in self._behind and self._batches.lacks(device)
 
     def late(self) -> tuple[str, ...]:
         """Those of them that are waited for: what they must send next is not here.
 
-        The others wait themselves, for their turn.
+        The others wait themselves, for their turn or for a window.
         """
-        return tuple(device for device in self.behind() if not self._batches.has_next(device))
+        return tuple(device for device in self.behind() if self._is_late(device))
+
+    def _is_late(self, device: str) -> bool:
+        if self._batches.is_finished(device):
+            return True  # its round-done is not here
+        return not self._batches.has_next(device) and self.windows.room(device) > 0
+
+    def _note_part(self, device: str) -> None:
+        """Count a participant as behind no longer, once its batches are taken and its round-done is here."""
+        if self._batches.is_finished(device) and (self.kind == "evaluate" or device in self.done):
+            self._behind.discard(device)
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
         """Drop participants that are missing; the others, which may have waited for them, get time anew."""
         self.started = self.progressed = self._clock()
         for device in devices:
             self._batches.drop(device)
+            self._behind.discard(device)
             self.done.pop(device, None)
             self._assemblers.pop(device, None)
-        left = {d: p for d, p in self.opened.participants.items() if d not in devices}
-        self.opened = replace(self.opened, participants=left)
+            del self.participants[device]
+        self.opened = replace(self.opened, participants=len(self.participants))
 
     def trunk_loss(self, device: str) -> float | None:
         """Mean over the batches trained so far."""

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from splitee_server.rounds.windows import Budget, queue_events
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -15,18 +17,14 @@ class Policy:
     quorum: int  # that a round needs at least
     missing: Literal["wait", "skip"] = "wait"  # for who has not finished at the deadline
     floor: float = 60.0  # seconds a round may always take
-    memory: int = 1 << 30  # bytes of features that may wait to be trained
+    memory: int = 1 << 30  # bytes of features that may be on their way, or wait to be trained
     release: float = 600.0  # seconds for the devices to take their models
     quarantine_after: int = 20  # messages of a device that are refused; 0: never
     readmit: tuple[str, ...] = ()  # devices that are let back from quarantine
     most_images: int = 10_000_000  # of a device, for training and held out each
     stop_after: int = 0  # evaluated rounds without a better one, after which the run ends; 0: never
 
-    def room(self, window: int, batch_bytes: int, participants: int) -> int:
-        """Batches that a device may have unacknowledged: the window, within its share of the memory.
-
-        Args:
-            batch_bytes: of the features of one batch, in float32.
-        """
-        share = self.memory // (batch_bytes * max(participants, 1))
-        return max(1, min(window, share))
+    @property
+    def budget(self) -> Budget:
+        """What batches that are on their way may take: half of the link's events are for them."""
+        return Budget(self.memory, queue_events(self.devices) // 2)

@@ -104,7 +104,7 @@ class Reception:
             member = one.member
             if one.is_new:
                 log.info("%s joined: cut %d, %d images", member.device, member.cut, member.train_samples)
-            self._coordinator.join(member)
+            self._coordinator.join(member, is_new=one.is_new)
             self._admitted(one)
 
     def _on_features(self, received: Received) -> None:
@@ -115,9 +115,13 @@ class Reception:
         batch = CutBatch.of(message, self._spec, shape)
         if not phase.is_current(message.round, message.attempt, message.phase) or device not in phase:
             return
-        if phase.offer(device, message.step, batch) == "duplicate":
+        expected = phase.seen(device)
+        offer = phase.offer(device, message.step, batch)
+        if offer == "duplicate":
             self._coordinator.commits.note_duplicate()
             self._replies.acknowledge(phase, device)
+        elif offer == "taken" and message.step > expected:
+            self._replies.ask_again(phase, device)  # for those in between: they come in their order
 
     def _on_weights(self, received: Received) -> None:
         """Tensors of a client network, or its statistics, before its device's round-done."""
@@ -128,11 +132,11 @@ class Reception:
         device, message, phase = received.device, received.message, self._coordinator.phase
         self._check_run(message.run)
         if phase.is_current(message.round, message.attempt, message.phase) and device in phase:
-            steps = phase.opened.participants[device].steps
+            steps = phase.participants[device].steps
             if message.batches > steps:
                 raise MalformedMessage(f"RoundDone: {message.batches} batches; the round asks for {steps}")
-            if not phase.end_for(device, message):
-                self._replies.acknowledge(phase, device, resend=True)
+            if not phase.end_for(device, message) or phase.seen(device) < steps:
+                self._replies.ask_again(phase, device)
         elif message.round <= self._coordinator.commits.round:
             self._replies.assign(device)  # it has missed the commit
 

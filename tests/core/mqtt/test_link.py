@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from splitee.errors import ConfigError
 from splitee.mqtt.address import BrokerAddress
-from splitee.mqtt.events import Message
+from splitee.mqtt.events import Message, Overflow
 from splitee.mqtt.link import Link
 from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
 
@@ -205,6 +205,7 @@ def test_events_that_nobody_receives_are_bounded_and_counted(
         time.sleep(0.01)
     assert reader.dropped == 41
     assert [message.payload[0] for message in messages(reader, 10)] == list(range(10))
+    assert reader.receive(0) == Overflow()
     assert reader.receive(0) is None
     assert caplog.text.count("event queue full") == 1
 

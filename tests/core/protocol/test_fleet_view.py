@@ -22,6 +22,7 @@ from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fleet import (
     Capability,
     CutCost,
+    DeviceFigures,
     DeviceMetrics,
     DeviceStatus,
     FleetMetrics,
@@ -30,7 +31,7 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.fleet_view import MAX_DEVICES, DeviceView, FleetView
-from splitee.protocol.rounds import Commit, Participant, RoundOpen
+from splitee.protocol.rounds import Commit, Participant, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import ByPurpose, Traffic
@@ -39,10 +40,11 @@ from splitee_lab.local.brokers import RunningBroker
 NOW = 1_800_000_000.0
 TOPICS = Topics("lab")
 RUN = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=5)
-ROUND = RoundOpen(
-    run="r1", round=2, attempt=1, phase="train", participants={"pi-1": Participant(cut=3, steps=62, base=1)}
+ROUND = RoundOpen(run="r1", round=2, attempt=1, phase="train", participants=1)
+PART = Participation(
+    run="r1", round=2, attempt=1, phase="train", part=Participant(cut=3, steps=62, base=1), room=8
 )
-COMMIT = Commit(run="r1", round=1, attempt=1, digests={"pi-1": "0" * 64}, weights_sha256="1" * 64)
+COMMIT = Commit(run="r1", round=1, attempt=1, weights_sha256="1" * 64)
 METRICS = Metrics(
     run="r1",
     round=1,
@@ -56,6 +58,7 @@ METRICS = Metrics(
     batches_trained=62,
     duplicates_dropped=0,
 )
+FIGURES = DeviceFigures(run=METRICS.run, round=METRICS.round, figures=METRICS.devices["pi-1"])
 SERVER = ServerStatus(state="online", instance=1, run="r1", doing="training", waiting_for=("pi-1",))
 STATUS = DeviceStatus(
     state="online",
@@ -83,7 +86,9 @@ RETAINED: dict[str, JsonMessage] = {
     TOPICS.run: RUN,
     TOPICS.round: ROUND,
     TOPICS.commit: COMMIT,
-    TOPICS.metrics: METRICS,
+    TOPICS.metrics: replace(METRICS, devices={}),
+    TOPICS.device("pi-1", "metrics"): FIGURES,
+    TOPICS.device("pi-1", "inbox/participation"): PART,
     TOPICS.device("pi-1", "status"): STATUS,
     TOPICS.device("pi-1", "profile"): PROFILE,
 }
@@ -189,8 +194,8 @@ def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
     )
     fleet = FleetMetrics(images=400, adaptive_accuracy=0.83, weakest_class=weakest)
     view = view_of(RETAINED)
-    metrics = replace(METRICS, devices={"pi-1": figures}, fleet=fleet)
-    view.take(Message(TOPICS.metrics, metrics.encode()), NOW)
+    view.take(Message(TOPICS.metrics, replace(METRICS, devices={}, fleet=fleet).encode()), NOW)
+    view.take(Message(TOPICS.device("pi-1", "metrics"), replace(FIGURES, figures=figures).encode()), NOW)
     shown = printed(view)
     assert "fleet  adaptive 83.0 % (79.0 to 86.4, 400 images)" in shown
     assert "weakest class glass 40.0 % (21.9 to 61.3, 20 images)" in shown
@@ -199,6 +204,21 @@ def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
         "threshold 0.400, chosen on 400 images, offloads about 20.0 %"
     ) in shown
     assert device_of(view).held_out_samples == 31
+
+
+def test_the_figures_of_devices_that_have_come_are_shown() -> None:
+    """Each device has a message of its own: of this round, of the one before, or not yet."""
+    view = view_of(RETAINED)
+    older = replace(FIGURES, round=METRICS.round - 1)
+    view.take(Message(TOPICS.device("pi-2", "metrics"), older.encode()), NOW)
+    metrics = view.snapshot().metrics
+    assert metrics is not None and set(metrics.devices) == {"pi-1"}
+    view.take(Message(TOPICS.device("pi-2", "metrics"), FIGURES.encode()), NOW)
+    metrics = view.snapshot().metrics
+    assert metrics is not None and set(metrics.devices) == {"pi-1", "pi-2"}
+    view.take(Message(TOPICS.device("pi-2", "metrics"), b"", retained=True), NOW)
+    metrics = view.snapshot().metrics
+    assert metrics is not None and set(metrics.devices) == {"pi-1"}
 
 
 def test_an_unknown_fleet_is_empty() -> None:
@@ -240,8 +260,8 @@ def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
     )
     assert (device_of(view).cut, device_of(view).next_cut) == (3, 1)
     assert "3 layer1.1, next 1" in printed(view)
-    moved = replace(ROUND, participants={"pi-1": Participant(cut=1, steps=62, base=2)})
-    view.take(Message(TOPICS.round, moved.encode(), retained=True), NOW)
+    moved = replace(PROFILE, cut=1)
+    view.take(Message(TOPICS.device("pi-1", "profile"), moved.encode(), retained=True), NOW)
     assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
 
 
@@ -371,13 +391,14 @@ def test_texts_from_the_wire_steer_no_terminal_and_forge_no_line() -> None:
     device = METRICS.devices["pi-1"]
     messages: dict[str, JsonMessage] = {
         **RETAINED,
-        TOPICS.metrics: METRICS,
+        TOPICS.metrics: replace(METRICS, devices={}),
+        TOPICS.device("pi-1", "metrics"): FIGURES,
         TOPICS.device("pi-1", "profile"): replace(PROFILE, capability=capability),
     }
     hostile: dict[str, JsonMessage] = {
         TOPICS.server_status: replace(SERVER, doing=evil),
         TOPICS.run: replace(RUN, network=evil),
-        TOPICS.metrics: replace(METRICS, devices={"pi-1": replace(device, stage=evil)}),
+        TOPICS.device("pi-1", "metrics"): replace(FIGURES, figures=replace(device, stage=evil)),
         TOPICS.device("pi-1", "profile"): replace(
             PROFILE, version=evil, capability=replace(capability, machine=evil, reason=evil)
         ),

@@ -18,9 +18,9 @@ from tests.core.strategies import MESSAGES, damaged, messages
 from splitee.errors import MalformedMessage
 from splitee.protocol.codecs import EncodedTensor, decode_tensor, encode_tensor
 from splitee.protocol.encoding import MAX_ITEMS, MAX_JSON, MAX_PACKED, JsonMessage, PackedMessage
-from splitee.protocol.fleet import DeviceStatus, Profile
+from splitee.protocol.fleet import DeviceStatus, Profile, ServerStatus
 from splitee.protocol.labels import decode_entropy, decode_labels, encode_labels, label_type
-from splitee.protocol.rounds import Commit, Features, RoundDone, RoundOpen, SoftLabelRows, Weights
+from splitee.protocol.rounds import Commit, Features, RoundDone, SoftLabelRows, Weights
 from splitee.protocol.run_spec import RunSpec
 
 AMPLIFICATION = 64  # bytes of memory that a byte of a hostile payload may cost at most
@@ -208,14 +208,14 @@ def test_numbers_that_json_lacks_are_refused(number: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "-pi", ".", "a" * 65, "a/b", "a+", "#", "a b", "pi\n", "pi\0", "ä"])
 def test_names_that_are_none_are_refused(name: str) -> None:
-    opened = RoundOpen(run="r", round=1, attempt=0, phase="train")
-    fields = {**msgspec.to_builtins(opened), "participants": {name: {"cut": 1, "steps": 1}}}
-    refusal(RoundOpen, msgspec.json.encode(fields))
+    status = ServerStatus(state="online", instance=1)
+    fields = {**msgspec.to_builtins(status), "waiting_for": [name]}
+    refusal(ServerStatus, msgspec.json.encode(fields))
 
 
 @pytest.mark.parametrize("digest", ["0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n"])
 def test_digests_that_are_none_are_refused(digest: str) -> None:
-    fields = {"run": "r", "round": 1, "digests": {}, "weights_sha256": digest}
+    fields = {"run": "r", "round": 1, "attempt": 1, "weights_sha256": digest}
     assert "weights_sha256" in refusal(Commit, msgspec.json.encode(fields))
 
 

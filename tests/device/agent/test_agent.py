@@ -96,7 +96,7 @@ def test_a_lost_acknowledgement_is_asked_for_after_15_seconds(make: Callable[...
     started = device.clock()
     device.run()
     assert len(lost) == SPEC.window  # then the window was full
-    assert 15 <= device.clock() - started < 16
+    assert 15 <= device.clock() - started < 19
     assert len(device.server.syncs) == 1
     assert {step for number, phase, step in steps_sent(device) if phase == "train"} == {0, 1, 2, 3}
     assert len(device.server.done) == 1

@@ -102,7 +102,7 @@ def test_patience_ends_when_the_server_falls_silent(make: Callable[..., Device],
     device.server.open_run()
     with pytest.raises(Stalled, match=r"waited 60 s for .*: is this fleet's server running\?"):
         device.run()
-    assert len(device.server.syncs) == 4  # after 15, 30, 45 and 60 seconds
+    assert len(device.server.syncs) == 2  # after 15 and 45 seconds, or a little more
 
 
 def test_a_process_that_is_asked_to_stop_stops_between_two_batches(make: Callable[..., Device]) -> None:

@@ -7,27 +7,23 @@ import pytest
 from msgspec.structs import replace
 
 from splitee.protocol.fleet import ServerStatus
-from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, RoundOpen
+from splitee.protocol.rounds import Ack, Assignment, Participant, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_device.agent.heard import Heard, Outcome, phase_key
 
 SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
 MINE, ANOTHER = "a" * 64, "b" * 64
-OPENED = RoundOpen(
-    run="r",
-    round=2,
-    attempt=7,
-    phase="train",
-    participants={"pi-1": Participant(cut=1, steps=4, base=1)},
-)
-COMMIT = Commit(run="r", round=2, attempt=7, digests={"pi-1": MINE}, weights_sha256=ANOTHER)
+OPENED = RoundOpen(run="r", round=2, attempt=7, phase="train", participants=1)
+PART = Participant(cut=1, steps=4, base=1)
+TOLD = Participation(run="r", round=2, attempt=7, phase="train", part=PART, room=8)
+DROPPED = replace(TOLD, part=None)
 ASSIGNMENT = Assignment(run="r", attempt=7, instance=5, cut=1, committed=2, trained=MINE, digest=ANOTHER)
 ONLINE = ServerStatus(state="online", instance=7, run="r")
 
 
 @pytest.fixture
 def heard() -> Heard:
-    return Heard("pi-1", instance=5, now=100.0)
+    return Heard(instance=5, now=100.0)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +34,7 @@ def heard() -> Heard:
         (ONLINE, 120.0),
         (replace(ONLINE, state="offline"), 100.0),
         (SPEC, 100.0),
-        (COMMIT, 100.0),
+        (TOLD, 100.0),
         (ASSIGNMENT, 100.0),
     ],
 )
@@ -48,11 +44,12 @@ def test_what_shows_that_the_server_lives(heard: Heard, message: object, last_wo
 
 
 def test_the_latest_message_of_each_kind_counts(heard: Heard) -> None:
-    for message in (SPEC, OPENED, COMMIT, ASSIGNMENT, ONLINE, replace(OPENED, phase="evaluate")):
+    for message in (SPEC, OPENED, TOLD, ASSIGNMENT, ONLINE, replace(OPENED, phase="evaluate")):
         heard.add(message, 120.0)
     assert heard.spec == SPEC
     assert heard.round == replace(OPENED, phase="evaluate")
-    assert (heard.commit, heard.assignment, heard.server, heard.ack) == (COMMIT, ASSIGNMENT, ONLINE, None)
+    assert (heard.assignment, heard.server, heard.ack) == (ASSIGNMENT, ONLINE, None)
+    assert heard.participation == TOLD
 
 
 def test_only_a_word_to_this_process_answers_its_profile(heard: Heard) -> None:
@@ -102,9 +99,10 @@ def test_whom_the_server_waits_for(heard: Heard, status: ServerStatus | None, sa
     ("changes", "takes_part"),
     [
         ({}, True),
-        ({"participants": {}}, False),
-        ({"participants": {}, "phase": "release"}, True),
-        ({"participants": {}, "phase": "finished"}, True),
+        ({"attempt": 8}, False),  # of which it has been told nothing
+        ({"round": 3}, False),
+        ({"phase": "release"}, True),
+        ({"phase": "finished"}, True),
         ({"run": "another"}, False),
         ({"round": 1, "phase": "evaluate"}, False),  # which is done
     ],
@@ -115,6 +113,8 @@ def test_the_phase_that_a_device_takes_part_in_next(
     done = phase_key(replace(OPENED, round=1, phase="evaluate"))
     assert heard.next_phase("r", done) is None
     opened = replace(OPENED, **changes)
+    heard.add(TOLD, 0)
+    assert heard.next_phase("r", done) is None
     heard.add(opened, 0)
     assert heard.next_phase("r", done) == (opened if takes_part else None)
 
@@ -123,9 +123,29 @@ def test_the_assignment_that_a_phase_continues_from(heard: Heard) -> None:
     right = replace(ASSIGNMENT, committed=1)
     for wrong in (ASSIGNMENT, replace(right, attempt=6)):
         heard.add(wrong, 0)
-        assert heard.assignment_for(OPENED) is None
+        assert heard.assignment_for(OPENED, PART) is None
     heard.add(right, 0)
-    assert heard.assignment_for(OPENED) == right
+    assert heard.assignment_for(OPENED, PART) == right
+
+
+def test_a_phase_that_is_heard_of_before_the_part_in_it_begins_with_that(heard: Heard) -> None:
+    """As what is retained comes after a reconnect, in whatever order."""
+    heard.add(OPENED, 0)
+    assert heard.next_phase("r", None) is None
+    heard.add(TOLD, 0)
+    assert heard.next_phase("r", None) == OPENED
+    assert heard.part_in(OPENED) == TOLD
+
+
+def test_who_is_dropped_from_a_phase_takes_no_part_in_it(heard: Heard) -> None:
+    for message in (OPENED, TOLD, DROPPED):
+        heard.add(message, 0)
+    assert heard.next_phase("r", None) is None
+    assert heard.is_dropped_from(OPENED)
+    assert not heard.is_dropped_from(replace(OPENED, attempt=8))
+
+
+NEXT = replace(TOLD, round=3, part=replace(PART, base=2))  # the next round, from the commit of this one
 
 
 @pytest.mark.parametrize(
@@ -133,27 +153,30 @@ def test_the_assignment_that_a_phase_continues_from(heard: Heard) -> None:
     [
         (None, Outcome.PENDING),
         (ASSIGNMENT, Outcome.COMMITTED),
-        (replace(ASSIGNMENT, trained=ANOTHER), Outcome.PENDING),
+        (replace(ASSIGNMENT, trained=ANOTHER), Outcome.COMMITTED_WITHOUT),  # it starts from what is held
+        (replace(ASSIGNMENT, committed=3), Outcome.COMMITTED_WITHOUT),
         (replace(ASSIGNMENT, committed=1), Outcome.PENDING),
         (replace(ASSIGNMENT, attempt=6), Outcome.PENDING),
         (replace(ASSIGNMENT, run="another"), Outcome.PENDING),
-        (COMMIT, Outcome.COMMITTED),
-        (replace(COMMIT, round=1), Outcome.PENDING),
-        (replace(COMMIT, attempt=6), Outcome.PENDING),
-        (replace(COMMIT, run="another"), Outcome.PENDING),
-        (replace(COMMIT, digests={}), Outcome.COMMITTED_WITHOUT),
-        (replace(COMMIT, digests={"pi-1": ANOTHER}), Outcome.COMMITTED_WITHOUT),
-        (replace(COMMIT, round=3), Outcome.COMMITTED_WITHOUT),
+        (TOLD, Outcome.PENDING),
+        (DROPPED, Outcome.COMMITTED_WITHOUT),
+        (replace(DROPPED, attempt=6), Outcome.PENDING),
+        (NEXT, Outcome.PENDING),  # the assignment is on its way
+        (replace(NEXT, round=2, phase="evaluate"), Outcome.PENDING),
+        (replace(NEXT, part=PART), Outcome.COMMITTED_WITHOUT),
+        (replace(NEXT, part=PART, attempt=6), Outcome.PENDING),
+        (replace(NEXT, round=1, phase="evaluate", part=PART), Outcome.PENDING),  # of before
     ],
 )
-def test_what_became_of_a_round(heard: Heard, message: Assignment | Commit | None, outcome: Outcome) -> None:
+def test_what_became_of_a_round(
+    heard: Heard, message: Assignment | Participation | None, outcome: Outcome
+) -> None:
     if message is not None:
         heard.add(message, 0)
     assert heard.outcome(OPENED, MINE) is outcome
 
 
-def test_a_commit_without_the_device_does_not_hide_its_assignment(heard: Heard) -> None:
-    """Where client networks are averaged, the digests of the commit are not those that devices trained."""
-    heard.add(replace(COMMIT, digests={"pi-1": ANOTHER}), 0)
+def test_who_counted_before_it_was_dropped_from_a_later_phase_counts(heard: Heard) -> None:
     heard.add(ASSIGNMENT, 0)
+    heard.add(replace(DROPPED, phase="evaluate"), 0)
     assert heard.outcome(OPENED, MINE) is Outcome.COMMITTED

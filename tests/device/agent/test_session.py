@@ -5,20 +5,22 @@ from __future__ import annotations
 
 import logging
 import socket
+from itertools import pairwise
 
 import pytest
 from fakes import FakeClock, FakePort
 from msgspec.structs import replace
 
 from splitee.errors import BrokerRefused, Stalled
-from splitee.mqtt.events import Connected, Disconnected
+from splitee.mqtt.events import Connected, Disconnected, Overflow
 from splitee.protocol import routes
 from splitee.protocol.fleet import ErrorReport, Profile, ServerStatus
 from splitee.protocol.gate import EVENTS_AT_ONCE
 from splitee.protocol.rounds import Ack, Assignment, RoundOpen, Sync
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee_device.agent.session import READ, Session
+from splitee_device.agent.requests import SYNC_AFTER
+from splitee_device.agent.session import READ, SPREAD, Session
 
 TOPICS = Topics("fleet")
 SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=3)
@@ -94,7 +96,7 @@ def test_a_join_is_asked_for_again_until_it_is_answered(
 ) -> None:
     port.deliver(topic(routes.RUN), SPEC.encode())
     session.await_run()
-    port.later(40.0, topic(routes.ASSIGNMENT), ASSIGNMENT.encode())
+    port.later(60.0, topic(routes.ASSIGNMENT), ASSIGNMENT.encode())
     session.join(WHO)
     assert leaves(port) == ["profile", "sync", "profile", "sync", "profile"]
     assert {Sync.decode(payload) for payload in port.payloads(topic(routes.SYNC))} == {SYNC}
@@ -110,7 +112,7 @@ def test_a_run_that_is_over_needs_no_answer(port: FakePort, clock: FakeClock, se
     assert clock() == started
 
 
-def test_while_the_server_speaks_it_is_not_asked(port: FakePort, clock: FakeClock, session: Session) -> None:
+def test_while_the_server_answers_it_is_not_asked(port: FakePort, clock: FakeClock, session: Session) -> None:
     joined(port, session)
     for seconds in range(10, 100, 10):
         port.later(seconds, topic(routes.ACK), ACK.encode())
@@ -119,23 +121,63 @@ def test_while_the_server_speaks_it_is_not_asked(port: FakePort, clock: FakeCloc
     assert port.sent == []
 
 
-def test_a_silent_server_is_asked_every_15_seconds(
+def test_that_the_server_lives_is_no_answer(
     port: FakePort, clock: FakeClock, session: Session, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It may wait for what was lost on the way: so it is asked after 15 s, then ever more seldom."""
     caplog.set_level(logging.INFO, "splitee_device")
     joined(port, session)
     waits_for = ServerStatus(state="online", instance=7, waiting_for=("pi-2",))
-    port.later(31.0, topic(routes.SERVER_STATUS), waits_for.encode())
+    for seconds in range(5, 300, 5):
+        port.later(seconds, topic(routes.SERVER_STATUS), waits_for.encode())
     asked: list[float] = []
     started = clock()
     port.on_sent = lambda _sent: asked.append(clock() - started)
-    session.wait(lambda: clock() - started >= 92, "the next round")
-    assert asked == [15.0, 30.0, 46.0, 61.0, 76.0, 91.0]
-    assert leaves(port) == 6 * ["sync"]
+    session.wait(lambda: clock() - started >= 200, "the next round")
+    first = asked[0]
+    assert SYNC_AFTER <= first <= SYNC_AFTER + SPREAD + 1
+    pauses = [after - before for before, after in pairwise(asked)]
+    assert pauses == pytest.approx([2 * first, 60, 60], abs=1)
+    assert leaves(port) == 4 * ["sync"]
     assert caplog.messages == [
-        "waiting for the next round (30 s); the server is offline",
+        "waiting for the next round (30 s); the server waits for pi-2",
         "waiting for the next round (90 s); the server waits for pi-2",
     ]
+
+
+def test_an_answer_puts_the_next_request_off(port: FakePort, clock: FakeClock, session: Session) -> None:
+    joined(port, session)
+    port.later(10.0, topic(routes.ACK), ACK.encode())
+    started = clock()
+    session.wait(lambda: port.sent != [], "something")
+    assert 25 <= clock() - started <= 25 + SPREAD + 1
+
+
+def test_many_devices_do_not_ask_all_at_once(port: FakePort, clock: FakeClock) -> None:
+    asked = []
+    for number in range(20):
+        session, started = Session(port, TOPICS, f"pi-{number}", 5, clock=clock), clock()
+        session.heard.add(SPEC, clock())
+        session.presence.introduce(WHO)
+        port.sent.clear()
+        session.wait(lambda: port.sent != [], "something")
+        asked.append(clock() - started)
+    assert SYNC_AFTER <= min(asked) <= SYNC_AFTER + 1
+    assert SYNC_AFTER + SPREAD - 1 <= max(asked) <= SYNC_AFTER + SPREAD + 1
+
+
+def test_who_has_lost_messages_asks_at_once_and_not_for_each(
+    port: FakePort, clock: FakeClock, session: Session
+) -> None:
+    joined(port, session)
+    for _ in range(3):
+        port.happen(Overflow())
+    session.drain()
+    assert leaves(port) == ["sync"]
+    clock.advance(SYNC_AFTER)
+    port.happen(Overflow())
+    session.drain()
+    assert leaves(port) == ["sync", "sync"]
 
 
 def test_a_device_that_waits_for_long_says_so_ever_more_seldom(

@@ -17,7 +17,7 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.accuracies import ClassRecall
 from splitee.protocol.fields import Doing
-from splitee.protocol.fleet import Capability, DeviceMetrics, DeviceStatus, Metrics, Profile
+from splitee.protocol.fleet import Capability, DeviceFigures, DeviceMetrics, DeviceStatus, Profile
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
@@ -122,40 +122,29 @@ def test_what_is_shown_of_a_device_that_trains_and_of_one_that_is_gone() -> None
 
 
 def test_accuracy_is_the_exits_in_percent() -> None:
-    def measured(weakest: ClassRecall | None = None, **devices: float | None) -> bytes:
-        return Metrics(
-            run="run-a",
-            round=1,
-            rounds=2,
-            seconds=1.0,
-            batches_trained=1,
-            duplicates_dropped=0,
-            devices={
-                device: DeviceMetrics(
-                    cut=1,
-                    stage="s",
-                    train_samples=1,
-                    held_out_samples=31,
-                    exit_accuracy=value,
-                    weakest_class=weakest,
-                )
-                for device, value in devices.items()
-            },
-        ).encode()
+    def measured(share: float | None, weakest: ClassRecall | None = None, images: int = 31) -> bytes:
+        figures = DeviceMetrics(
+            cut=1,
+            stage="s",
+            train_samples=1,
+            held_out_samples=images,
+            exit_accuracy=share,
+            weakest_class=weakest,
+        )
+        return DeviceFigures(run="run-a", round=1, figures=figures).encode()
 
     payload = discovery(TOPICS, "pi", profile())
-    assert payload["components"]["accuracy"]["state_topic"] == TOPICS.metrics
-    assert shown(payload, "accuracy", measured(pi=0.8125, other=0.1)) == "81.2"
-    assert shown(payload, "accuracy", measured(pi=0.0)) == "0.0"
-    assert shown(payload, "accuracy", measured(pi=None)) == "None"
-    assert shown(payload, "accuracy", measured(other=0.1)) == "None"
+    assert payload["components"]["accuracy"]["state_topic"] == TOPICS.device("pi", "metrics")
+    assert shown(payload, "accuracy", measured(0.8125)) == "81.2"
+    assert shown(payload, "accuracy", measured(0.0)) == "0.0"
+    assert shown(payload, "accuracy", measured(None)) == "None"
     attributes = payload["components"]["accuracy"]["json_attributes_template"]
     weakest = ClassRecall("glass", 5, 0.4)
-    assert json.loads(rendered(attributes, measured(weakest, pi=0.8))) == {
+    assert json.loads(rendered(attributes, measured(0.8, weakest))) == {
         "images": 31,
         "weakest_class": {"name": "glass", "images": 5, "recall": 0.4},
     }
-    assert json.loads(rendered(attributes, measured(other=0.1))) == {"images": 0, "weakest_class": None}
+    assert json.loads(rendered(attributes, measured(None, images=0))) == {"images": 0, "weakest_class": None}
 
 
 def test_the_last_prediction_is_its_label_with_the_rest_as_attributes() -> None:

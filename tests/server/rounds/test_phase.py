@@ -14,6 +14,7 @@ from fakes import FakeClock
 from splitee.protocol.rounds import Participant, RoundOpen, Weights
 from splitee.training.weights import WeightsAssembler
 from splitee_server.rounds.phase import Phase
+from splitee_server.rounds.windows import Budget, Windows
 
 
 @pytest.fixture
@@ -25,13 +26,18 @@ def no_collector() -> Iterator[None]:
 
 
 def test_the_client_networks_that_a_phase_has_collected_go_with_it(no_collector: None) -> None:
-    opened = RoundOpen(
-        run="r", round=1, attempt=1, phase="train", participants={"pi-1": Participant(cut=1, steps=1, base=0)}
-    )
+    opened = RoundOpen(run="r", round=1, attempt=1, phase="train", participants=1)
     assembler = WeightsAssembler({"client.weight": torch.ones(3)})
     held = weakref.ref(assembler)
     phase = Phase(
-        opened, order="step", window=1, num_classes=3, clock=FakeClock(), assemblers={"pi-1": assembler}
+        opened,
+        {"pi-1": Participant(cut=1, steps=1, base=0)},
+        order="step",
+        window=1,
+        windows=Windows({"pi-1": 1}, {"pi-1": Budget(1, 1)}, Budget(1, 1), window=1, order="step"),
+        num_classes=3,
+        clock=FakeClock(),
+        assemblers={"pi-1": assembler},
     )
     phase.add_weights("pi-1", Weights(run="r", round=1, attempt=1, tensors={}))
     assert not phase.is_over()

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many batches each participant of a phase may have on their way: all rooms together are bounded.
+
+A batch is on its way from when its device publishes it until it is acknowledged: in the server's event
+queue, or decoded and waiting for its turn. What the rooms of a phase promise never takes more than a `Budget`
+of bytes and of events; a batch that comes in parts takes an event for each. (A process that was killed may
+leave as many behind it again: half of the queue's events, and its bytes beyond the budget, are no batches'.)
+
+Where the budget is too small for one batch of each participant, a few of them have a window of one batch, and
+it passes on with each batch that is taken: to whoever's batch is needed first, so that it always comes to the
+device that the order waits for. Who has one and is away keeps it until it is back, or dropped.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from splitee.protocol.parts import PART_OVERHEAD
+from splitee.protocol.rounds import Participant
+from splitee_server.rounds.batch_order import Order
+
+EVENTS = 64  # of a device: what it promises to take of batches, and as many for all else
+LEAST_EVENTS = 4096
+BESIDE = 6  # bytes a sample: label, the exit's label and its entropy, two each
+HEADER = 1024
+
+
+def queue_events(devices: int) -> int:
+    """Events that the server's link holds: half of them are for batches."""
+    return LEAST_EVENTS + 2 * EVENTS * devices
+
+
+def batch_cost(samples: int, feature_shape: tuple[int, ...], max_packet: int) -> Budget:
+    """What a batch takes at most: of float32 features, with labels and the exit's predictions."""
+    size = samples * (4 * prod(feature_shape) + BESIDE) + HEADER
+    return Budget(size, -(-size // (max_packet - PART_OVERHEAD)))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What all that is on its way may take. A batch costs as much."""
+
+    size: int  # bytes
+    events: int
+
+    def holds(self, cost: Budget) -> int:
+        """How many batches of this cost fit."""
+        return min(self.size // cost.size, self.events // cost.events)
+
+    def share(self, participants: int) -> Budget:
+        return Budget(self.size // participants, self.events // participants)
+
+
+class Windows:
+    """The rooms of one phase's participants."""
+
+    def __init__(
+        self,
+        steps: Mapping[str, int],
+        costs: Mapping[str, Budget],
+        budget: Budget,
+        *,
+        window: int,
+        order: Order,
+    ) -> None:
+        """`steps`: batches each device sends. `costs`: of one batch of each. `window`: the largest room."""
+        self._steps = {device: count for device, count in steps.items() if count}
+        self._order = order
+        share = budget.share(max(len(self._steps), 1))
+        self._rooms = {device: min(window, share.holds(costs[device])) for device in self._steps}
+        self._in_turns = not all(self._rooms.values())
+        self._closed: list[tuple[int, str]] = []  # a heap of those that wait for a window, by their turns
+        if self._in_turns:
+            dearest = Budget(
+                max(costs[device].size for device in self._steps),
+                max(costs[device].events for device in self._steps),
+            )
+            self._rooms = dict.fromkeys(self._steps, 0)
+            self._closed = sorted((0, device) for device in self._steps)
+            for _ in range(max(1, budget.holds(dearest))):
+                self._open_next()
+
+    def room(self, device: str) -> int:
+        """Batches that the device may have on their way."""
+        return self._rooms.get(device, 0)
+
+    def note_taken(self, device: str, step: int) -> str | None:
+        """A batch was taken: who has a window now that had none, where windows go round."""
+        if not self._in_turns:
+            return None
+        self._rooms[device] = 0
+        if step + 1 < self._steps[device]:
+            turn = 0 if self._order == "device" else step + 1
+            heapq.heappush(self._closed, (turn, device))
+        return self._open_next()
+
+    def drop(self, device: str) -> str | None:
+        """A device takes no part any more: who has its window now, where windows go round."""
+        self._steps.pop(device, None)
+        had = self._rooms.pop(device, 0)
+        return self._open_next() if self._in_turns and had else None
+
+    def _open_next(self) -> str | None:
+        while self._closed:
+            _, device = heapq.heappop(self._closed)
+            if device in self._steps:
+                self._rooms[device] = 1
+                return device
+        return None
+
+
+def open_windows(
+    participants: Mapping[str, Participant],
+    shapes: Mapping[str, tuple[int, ...]],
+    samples: int,
+    max_packet: int,
+    budget: Budget,
+    *,
+    window: int,
+    order: Order,
+) -> Windows:
+    """Those of a phase in which batches of so many `samples` are sent, with features of these `shapes`."""
+    steps = {device: part.steps for device, part in participants.items()}
+    costs = {device: batch_cost(samples, shapes[device], max_packet) for device in participants}
+    return Windows(steps, costs, budget, window=window, order=order)

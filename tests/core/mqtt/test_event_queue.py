@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The queue of a link's events: bounded, and whoever reads learns where something is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from splitee.errors import BrokerRefused
+from splitee.mqtt.event_queue import RESERVE, EventQueue
+from splitee.mqtt.events import Connected, Disconnected, Event, Message, Overflow
+from splitee.protocol import routes
+from splitee.protocol.rounds import Sync
+from splitee.protocol.topics import Topics
+
+TOPICS = Topics("fleet")
+STATUS, FEATURES, SYNC = (
+    route.topic(TOPICS, "pi-1") for route in (routes.STATUS, routes.FEATURES, routes.SYNC)
+)
+
+
+def contents(queue: EventQueue) -> Iterator[Event]:
+    while (event := queue.get(0)) is not None:
+        yield event
+
+
+def latest(capacity: int = 100, size: int = 1000) -> EventQueue:
+    return EventQueue(capacity, size, lambda message: routes.latest_key(TOPICS, message))
+
+
+def test_where_messages_were_dropped_there_is_a_mark() -> None:
+    queue = EventQueue(2, 1000)
+    one, two, three, four = (Message(FEATURES, bytes([number])) for number in range(4))
+    for message in (one, two, three, four):
+        queue.put(message)
+    assert queue.get(0) == one
+    assert queue.get(0) == two
+    queue.put(one)
+    queue.put(two)
+    assert list(contents(queue)) == [Overflow(), one, Overflow()]
+    assert queue.dropped == 3
+
+
+def test_a_message_that_is_too_large_leaves_a_mark_alone() -> None:
+    queue = EventQueue(2, 10)
+    queue.put(Message(FEATURES, bytes(11)))
+    assert list(contents(queue)) == [Overflow()]
+
+
+def test_a_flood_hides_neither_what_happens_to_the_connection_nor_an_error() -> None:
+    queue = EventQueue(2, 1000)
+    for number in range(2 + RESERVE):
+        queue.put(Message(FEATURES, bytes([number % 256])))
+    queue.put(Disconnected("no route"))
+    queue.put(BrokerRefused("denies reading"))
+    for _ in range(4):
+        event = queue.get(0)
+    assert event == Disconnected("no route")
+    with pytest.raises(BrokerRefused):
+        queue.get(0)
+
+
+def test_of_messages_of_which_the_last_word_counts_only_that_one_waits() -> None:
+    queue = latest()
+    queue.put(Message(STATUS, b"first"))
+    queue.put(Message(FEATURES, b"batch"))
+    queue.put(Message(STATUS, b"second"))
+    queue.put(Message(FEATURES, b"batch"))
+    said = [event.payload for event in contents(queue) if isinstance(event, Message)]
+    assert said == [b"second", b"batch", b"batch"]
+    queue.put(Message(STATUS, b"third"))
+    assert list(contents(queue)) == [Message(STATUS, b"third")]
+
+
+def test_the_same_request_waits_once() -> None:
+    queue = latest()
+    where, weights = (Sync(run="r", instance=1, weights=names).encode() for names in ((), ("a",)))
+    for payload in (where, weights, where, where):
+        queue.put(Message(SYNC, payload))
+    assert [event.payload for event in contents(queue) if isinstance(event, Message)] == [where, weights]
+
+
+def test_heartbeats_of_many_devices_take_one_place_each_however_long_nobody_reads() -> None:
+    queue = latest(capacity=10, size=1000)
+    for second in range(500):
+        for device in range(10):
+            queue.put(Message(TOPICS.device(f"pi-{device}", "status"), str(second).encode()))
+    assert queue.dropped == 0
+    assert [event.payload for event in contents(queue) if isinstance(event, Message)] == 10 * [b"499"]
+
+
+def test_the_bytes_of_what_is_replaced_are_free_again() -> None:
+    queue = latest(size=10)
+    for _ in range(5):
+        queue.put(Message(STATUS, bytes(8)))
+    queue.put(Message(STATUS, bytes(11)))
+    assert queue.dropped == 1
+    queue.put(Message(FEATURES, bytes(2)))
+    assert len([event for event in contents(queue) if isinstance(event, Message)]) == 2
+
+
+def test_a_topic_that_is_cleared_is_told_each_time() -> None:
+    queue = latest()
+    for payload in (b"first", b"", b"", b"second"):
+        queue.put(Message(STATUS, payload))
+    payloads = [event.payload for event in contents(queue) if isinstance(event, Message)]
+    assert payloads == [b"second", b"", b""]
+
+
+def test_no_message_of_a_new_connection_comes_before_its_start() -> None:
+    queue = latest()
+    queue.put(Message(STATUS, b"before"))
+    queue.hold()
+    queue.put(Message(STATUS, b"after"))
+    queue.release(Connected(fresh=True))
+    assert list(contents(queue)) == [Message(STATUS, b"before"), Connected(True), Message(STATUS, b"after")]
