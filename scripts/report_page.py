@@ -40,6 +40,7 @@ HERE = {  # what no docstring says
     "traffic": "bytes `up` from devices and `down` to them (and `to_all`, each message once), "
     "[by purpose](metrics.md#bytes-by-purpose)",
     "rejected": "messages that were not taken",
+    "evaluated_round": "round that its accuracies are of",
     "dismissed": "ids of the devices that were dismissed",
     "fleet": "accuracies over all held-out images, [below](#fleet-and-best)",
     "best": "the same of the best round, with its number `round`; null: no image was held out",

@@ -66,7 +66,11 @@ class Processes:
             )
         self._running[name] = Running(name, process, path)
         if share is not None:
-            self._shares.limit(process.pid, share)
+            self.hold(name, share)
+
+    def hold(self, name: str, share: float) -> None:
+        """From now on a process, with all that it will start, has `share` of a core."""
+        self._shares.limit(self._running[name].process.pid, share)
 
     def check(self) -> None:
         """Raises ClickException, with the end of its log: a process has ended, which none should yet."""

@@ -64,6 +64,24 @@ def test_an_unknown_network_is_answered_with_the_nearest(
     assert "resnet18" in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--sample", "2", "--missing", "skip", "--quorum", "3"), "no round could have its quorum"),
+        (("--sample", "0"), "all, a whole number from 1, or a share from 1% to 100%"),
+        (("--evaluated-by", "all"), "--evaluated-by does nothing without --sample"),
+        (("--steps", "time:60", "--soft-labels", "1"), "--soft-labels does not go with --steps time:60"),
+        (("--steps", "time:60", "--order", "device"), "--order device does not go with --steps time:60"),
+    ],
+)
+def test_settings_of_a_round_that_do_not_fit_together(
+    capsys: pytest.CaptureFixture[str], server_flags: tuple[str, ...], flags: tuple[str, ...], says: str
+) -> None:
+    code, line = call(capsys, *server_flags, *flags)
+    assert code == ExitCode.CONFIG
+    assert says in line
+
+
 def test_a_broker_that_is_not_there(
     capsys: pytest.CaptureFixture[str], server_flags: tuple[str, ...], device_flags: tuple[str, ...]
 ) -> None:

@@ -71,6 +71,7 @@ class VirtualDevice:
         before_batch: called before it sends a batch of a round, as (round, phase, step).
         good_rounds: in which its exit is sure and right about all held-out images, and wrong in all others;
             None: what it predicts is random.
+        claims: seconds that it says a round has taken.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class VirtualDevice:
         self._awake_at = 0.0
         self.before_batch: Callable[[int, str, int], None] = lambda _round, _phase, _step: None
         self.good_rounds: frozenset[int] | None = None
+        self.claims = 1.0
         self.errors: list[ErrorReport] = []
         self.assignments: list[Assignment] = []
         self.parts: list[tuple[str, int, Participant]] = []  # phase, round, and its part in it
@@ -219,7 +221,7 @@ class VirtualDevice:
             bytes=100,
             loss=1.0,
             accuracy=0.5,
-            seconds=1.0,
+            seconds=self.claims,
             phase=opened.batches,
         )
         self.say(routes.ROUND_DONE, done.encode())

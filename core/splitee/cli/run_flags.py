@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ from msgspec import inspect
 
 from splitee.cli.bounds import CountOrAuto, Number
 from splitee.cli.input_options import InputType
+from splitee.cli.round_size import SampleSize, Steps, in_fields
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.codecs import AUTO, CODECS
@@ -23,6 +24,14 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import PROTOCOL
 from splitee.refusals import refusal
 from splitee.samples.fitting import by
+
+OWN_KINDS: Mapping[str, click.ParamType[Any]] = {
+    "input_shape": InputType(),
+    "freeze": CountOrAuto(),
+    "sample": SampleSize(),
+    "steps": Steps(),
+}
+"""What flags take where that does not follow from their fields' types."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,8 @@ def build_run_spec(**settings: Any) -> RunSpec:
     """
     name = f"{time.strftime('%Y%m%dT%H%M%S')}-{time.time_ns() % 0xFFFF:04x}"
     try:
-        return msgspec.convert({"protocol": PROTOCOL, "run": name, "fused": True, **settings}, RunSpec)
+        fields = {"protocol": PROTOCOL, "run": name, "fused": True, **in_fields(settings)}
+        return msgspec.convert(fields, RunSpec)
     except msgspec.ValidationError as error:
         raise ConfigError(_in_words(error, settings)) from None
 
@@ -111,10 +121,8 @@ def _in_words(error: msgspec.ValidationError, settings: dict[str, Any]) -> str:
 def _kind(name: str, described: inspect.Type) -> click.ParamType[Any] | None:
     if name == "codec":
         return click.Choice([*CODECS, AUTO])
-    if name == "input_shape":
-        return InputType()
-    if name == "freeze":
-        return CountOrAuto()
+    if name in OWN_KINDS:
+        return OWN_KINDS[name]
     hint = get_type_hints(RunSpec)[name]
     if get_origin(hint) is Literal:
         return click.Choice(get_args(hint))

@@ -114,7 +114,10 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     for name in extra:
         table.add_column(name, justify="right")
     for index, device in enumerate(snapshot.devices):
-        table.add_row(*_cells(device, now), *(plain_cell(column[index]) for column in extra.values()))
+        table.add_row(
+            *_cells(device, _state(snapshot, device), now),
+            *(plain_cell(column[index]) for column in extra.values()),
+        )
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
     profiles += [words for device in snapshot.devices if (words := _slow_link(device))]
     judged = list(_judged(snapshot))
@@ -167,6 +170,8 @@ def _run_line(snapshot: FleetSnapshot) -> Text:
     if phase is not None and phase.phase == "finished":
         return line.append(f"  finished after {snapshot.committed} rounds", "green")
     at = f"  round {phase.round} of {run.rounds}: {phase.phase}" if phase else "  no round yet"
+    if run.is_sampled and phase is not None and phase.participants:
+        at += f", with {phase.participants} of {len(snapshot.devices)} devices"
     return line.append(at).append(f", {snapshot.committed} committed", "dim")
 
 
@@ -186,8 +191,19 @@ def _server_line(snapshot: FleetSnapshot) -> Text:
     return line
 
 
-def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
-    state = _state(device)
+def _state(snapshot: FleetSnapshot, device: DeviceView) -> Text:
+    if not device.online:
+        return Text("offline", "red")
+    if device.upload is not None:
+        return Text("slow", "yellow")
+    run, phase = snapshot.run, snapshot.phase
+    is_sampled = run is not None and run.is_sampled and phase is not None and phase.participants
+    if is_sampled and not device.in_phase and device.doing == "waiting":
+        return Text("not picked", "dim")
+    return plain_cell(device.doing or "?", "green")
+
+
+def _cells(device: DeviceView, state: Text, now: float) -> tuple[Text, ...]:
     cut = "" if device.cut is None else f"{device.cut} {device.stage or ''}".rstrip()
     cut += "" if device.next_cut is None else f", next {device.next_cut}"
     step = f"{device.step}/{device.steps}" if device.steps else ""
@@ -198,14 +214,6 @@ def _cells(device: DeviceView, now: float) -> tuple[Text, ...]:
     images = f"{device.held_out_samples:,}" if device.held_out_samples else ""
     cells = (cut, str(device.round), step, loss, *accuracies, images, _moved(device), seen)
     return plain_cell(device.id), state, *map(plain_cell, cells)
-
-
-def _state(device: DeviceView) -> Text:
-    if not device.online:
-        return Text("offline", "red")
-    if device.upload is not None:
-        return Text("slow", "yellow")
-    return plain_cell(device.doing or "?", "green")
 
 
 def _moved(device: DeviceView) -> str:

@@ -53,3 +53,7 @@ Exits = Literal["own", "fleet"]
 Augmentation = Literal["none", "flip", "flip-crop", "photo"]
 Weighting = Literal["samples", "uniform"]
 Average = Literal["mean", "trimmed", "median"]
+SAMPLE = r"^(all|[1-9][0-9]{0,6}|(100|[1-9][0-9]?)%)\Z"
+Sample = Annotated[str, Meta(pattern=SAMPLE)]
+SampleBy = Literal["waiting", "uniform"]
+EvaluatedBy = Literal["sample", "all"]

@@ -252,6 +252,8 @@ class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
         weakest_class: class whose recall has the lowest upper end of its 95 % interval.
         released: when the model that was released to the device predicts by itself.
         alone_accuracy: accuracy of an exit that the device has trained by itself, without the fleet.
+        evaluated: earlier round that the accuracies are of, where the device was not evaluated after this
+            one; 0: they are of this one.
     """
 
     cut: Positive
@@ -265,6 +267,7 @@ class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
     weakest_class: ClassRecall | None = None
     released: ReleasedThreshold | None = None
     alone_accuracy: Fraction | None = None
+    evaluated: Count = 0
 
 
 class FleetMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):

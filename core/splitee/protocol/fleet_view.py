@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import msgspec
 
@@ -21,13 +22,14 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.rounds import Commit, RoundOpen
+from splitee.protocol.rounds import Commit, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
+T = TypeVar("T")
 WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
 
 
@@ -64,6 +66,7 @@ class DeviceView:
     alone_accuracy: float | None = None  # of what it learnt by itself, before it joined
     traffic: Traffic | None = None  # of its present process, by purpose; None: it does not say
     upload: float | None = None  # bytes a second of a link that is slow, and busy
+    in_phase: bool = False  # it takes part in what is under way
 
     @property
     def done(self) -> float:
@@ -131,6 +134,7 @@ class FleetView:
         self._commit: Commit | None = None
         self._metrics: Metrics | None = None
         self._figures: dict[str, DeviceFigures] = {}
+        self._parts: dict[str, Participation] = {}
         self._devices: dict[str, _Heard] = {}
 
     @property
@@ -179,17 +183,21 @@ class FleetView:
         elif route is routes.METRICS:
             self._metrics = message
         elif route is routes.FIGURES:
-            self._take_figures(received.device, message)
+            self._keep(self._figures, received.device, message)
+        elif route is routes.PARTICIPATION:
+            self._keep(self._parts, received.device, message)
         else:
             self._take_device(received, now)
 
-    def _take_figures(self, device: str, message: DeviceFigures | None) -> None:
+    @staticmethod
+    def _keep(known: dict[str, T], device: str, message: T | None) -> None:
+        """The server's last word on a device; None: it is taken back."""
         if message is None:
-            self._figures.pop(device, None)
-        elif device in self._figures or len(self._figures) < MAX_DEVICES:
-            self._figures[device] = message
+            known.pop(device, None)
+        elif device in known or len(known) < MAX_DEVICES:
+            known[device] = message
         else:
-            raise MalformedMessage(f"figures of more than {MAX_DEVICES} devices in one fleet")
+            raise MalformedMessage(f"words on more than {MAX_DEVICES} devices in one fleet")
 
     def _take_device(self, received: Received, now: float) -> None:
         device, message = received.device, received.message
@@ -217,6 +225,18 @@ class FleetView:
             if (told.run, told.round) == of_round
         }
         return msgspec.structs.replace(metrics, devices=figures)
+
+    def _is_in_phase(self, device: str) -> bool:
+        """Whether a device takes part in what is under way."""
+        told, current = self._parts.get(device), self._round
+        if told is None or told.part is None or current is None:
+            return False
+        return (told.run, told.round, told.attempt, told.phase) == (
+            current.run,
+            current.round,
+            current.attempt,
+            current.phase,
+        )
 
     def _device(self, device: str, heard: _Heard, metrics: Metrics | None) -> DeviceView:
         status, profile = heard.status, heard.profile
@@ -249,4 +269,5 @@ class FleetView:
             alone_accuracy=profile.alone_accuracy if profile else None,
             traffic=status.traffic if status else None,
             upload=status.upload if status else None,
+            in_phase=self._is_in_phase(device),
         )

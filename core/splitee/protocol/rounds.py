@@ -15,6 +15,7 @@ from splitee.protocol.fields import (
     Digest,
     Fraction,
     Loss,
+    NonNegative,
     Phase,
     Positive,
     RunPhase,
@@ -221,6 +222,7 @@ class RoundDone(PackedMessage, frozen=True):
         loss: mean loss of the exit over the round.
         accuracy: share of the round's images that the exit predicted correctly.
         seconds: duration of the round.
+        waited: seconds of these in which it waited for room in the server's window.
         phase: phase of the opening.
     """
 
@@ -234,6 +236,7 @@ class RoundDone(PackedMessage, frozen=True):
     accuracy: Fraction
     seconds: Annotated[float, Meta(ge=0)]
     phase: Phase = "train"
+    waited: NonNegative = 0.0
 
 
 class Weights(PackedMessage, frozen=True):

@@ -140,7 +140,9 @@ MODEL_WANT = Route("devices/+/model-want", ModelWant, "device", ("server",))
 MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server",), retained=True)
 
 ASSIGNMENT = Route("devices/+/inbox/plan", Assignment, "server", ("device",), retained=True)
-PARTICIPATION = Route("devices/+/inbox/participation", Participation, "server", ("device",), retained=True)
+PARTICIPATION = Route(
+    "devices/+/inbox/participation", Participation, "server", ("device", "viewer"), retained=True
+)
 ACK = Route("devices/+/inbox/ack", Ack, "server", ("device",))
 ERROR = Route("devices/+/inbox/error", ErrorReport, "server", ("device",))
 HELD_WEIGHTS = Route(

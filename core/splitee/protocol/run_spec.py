@@ -18,6 +18,7 @@ from splitee.protocol.fields import (
     ClassNames,
     ClientAveraging,
     Count,
+    EvaluatedBy,
     Exits,
     Fit,
     Fraction,
@@ -29,6 +30,8 @@ from splitee.protocol.fields import (
     Positive,
     Precision,
     RunCodec,
+    Sample,
+    SampleBy,
     Side,
     Text,
     Weighting,
@@ -61,6 +64,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
             decided; it is before the first round.
         fused: optimizers step in one pass over each weight, on every side. Runs of releases that knew no such
             step go on without it, for its last bits are others.
+        round_seconds: for so long each device trains in a round, at most one pass over its data; 0: `steps`.
         window_bytes: bytes of batches that a device may have unacknowledged.
         class_names: names of the classes, in the order of their labels; empty: the devices are to decide.
     """
@@ -126,6 +130,26 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     mean: Annotated[tuple[Annotated[float, Meta(ge=-1e6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     std: Annotated[tuple[Annotated[float, Meta(ge=1e-6, le=1e6)], ...], Meta(max_length=64)] = (0.5,)
     rounds: Annotated[Positive, _setting("Number of rounds that are trained and committed.")]
+    sample: Annotated[
+        Sample,
+        _setting(
+            "Devices that train a round, of those that are there: all, a number, or a share in percent."
+        ),
+    ] = "all"
+    sample_by: Annotated[
+        SampleBy,
+        _setting(
+            "Which ones (with --sample); waiting: those that have waited longest, drawn by lot among equals; "
+            "uniform: drawn by lot."
+        ),
+    ] = "waiting"
+    evaluated_by: Annotated[
+        EvaluatedBy,
+        _setting(
+            "Devices on whose held-out images a round is evaluated; sample: those of the round (with "
+            "--sample), after the last round all; all: all after each round."
+        ),
+    ] = "sample"
     strategy: Annotated[Name, _setting("Strategy by which the devices' batches train the trunk.")] = (
         "sequential"
     )
@@ -139,8 +163,13 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     seed: Annotated[Count, _setting("Seed of all random choices: the same one gives the same weights.")] = 0
     batch_size: Annotated[int, _setting("Images in a batch.", costs=True, ge=2, le=4096)] = 32
     steps: Annotated[
-        Count, _setting("Batches that a device trains in a round; 0: one pass over its data.")
+        Count,
+        _setting(
+            "Batches that a device trains in a round; 0: one pass over its data; time:SECONDS: as many as it "
+            "makes in that time, at most one pass."
+        ),
     ] = 0
+    round_seconds: Annotated[float, Meta(ge=0, le=86_400)] = 0
     learning_rate: Annotated[float, _setting("Highest learning rate of the run.", gt=0)] = 0.01
     trunk_learning_rate: Annotated[
         float, _setting("Highest learning rate of the trunk; 0: that of the devices.", ge=0)
@@ -263,6 +292,11 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         """Whether a setting is still to follow from the devices that join."""
         follows = self.freeze == "auto" or self.normalize == "fleet" or self.shares_exits
         return follows and not self.settled
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether not all devices take part in each round."""
+        return self.sample not in ("all", "100%")
 
     @property
     def takes_statistics(self) -> bool:

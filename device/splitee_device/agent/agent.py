@@ -236,7 +236,7 @@ class Agent:
     def _finish(self) -> None:
         """After the last commit this device may have got other weights."""
         told = self._heard.assignment
-        if told is None or told.run != self._spec.run or not told.held or self._position is not None:
+        if told is None or told.run != self._spec.run or not told.held or self._position == told.committed:
             return
         if self._heard.is_alone:
             log.warning(
@@ -282,12 +282,14 @@ class Agent:
             accuracy=trainer.accuracy,
             seconds=seconds,
             phase=phase.kind,
+            waited=phase.waited,
         )
 
     def _send(self, phase: PhaseUnderWay, step: int, batch: CutBatch) -> None:
         """Publish a batch, once there is room for it in the server's window."""
-        outbox = phase.outbox
+        outbox, started = phase.outbox, self._clock()
         self._session.wait(lambda: not outbox.full, "room in the server's window")
+        phase.waited += self._clock() - started
         if outbox.needs(step):
             outbox.add(step, batch.message(self._spec, phase.opened, phase.kind, step).encode())
 

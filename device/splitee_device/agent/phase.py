@@ -49,6 +49,7 @@ class PhaseUnderWay:
         self.opened = opened
         self.kind = opened.batches
         self.mine = mine
+        self.waited = 0.0  # seconds, for room in the server's window
         features = routes.FEATURES.topic(topics, device)
         self.outbox = Outbox(port, features, spec, opened, self.kind, room, meanwhile)
         if last_ack is not None:

@@ -59,7 +59,9 @@ log = logging.getLogger(__name__)
     setting(
         "--samples", type=whole(1), default=2000, metavar="COUNT", help="Training images of this device."
     ),
-    run_setting("steps"),
+    run_setting(
+        "steps", type=whole(0), help="Batches that a device trains in a round; 0: one pass over its data."
+    ),
     run_setting("precision"),
     setting(
         "--threads",

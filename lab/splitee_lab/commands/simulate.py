@@ -14,7 +14,8 @@ import click
 
 from splitee.cli.bounds import OutOfBounds, given, whole
 from splitee.cli.command import Command, section
-from splitee.cli.run_flags import run_setting
+from splitee.cli.pairs import require
+from splitee.cli.run_flags import run_setting, run_settings
 from splitee.cli.settings import renamed, setting, settings_file
 from splitee.cli.verbosity import is_quiet, log_options
 from splitee.errors import ConfigError
@@ -156,6 +157,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         help="Seeds with each of which all is run, such as 1,2,3.",
     ),
     run_setting("rounds", default=5),
+    run_settings("sample", "sample_by"),
     setting(
         "--evaluate-every",
         type=whole(1),
@@ -225,11 +227,16 @@ def simulate(
     over the seeds. Started again with the same --out, it runs only what is missing.
     """
     check_strategy_settings(strategy, run)
+    require("--sample", run["sample"] != "all", "--sample-by")
     methods = (*strategy, *baselines)
     if not methods:
         raise ConfigError("nothing to run: give --strategy, --baselines, or both")
     if hostile and baselines:
         raise ConfigError('--hostile is for strategies, not for baselines: give --baselines ""')
+    if isinstance(run["steps"], str):
+        raise ConfigError(f"--steps {run['steps']}: simulated devices have no speed: give a number")
+    if run["sample"] != "all" and baselines:
+        raise ConfigError('--sample is for strategies, in baselines all train: give --baselines ""')
     if parse_hostile(hostile)[0] >= clients:
         raise ConfigError(f"--hostile {hostile}: expected an honest client, of {clients}")
     if cuts is not None and len(cuts) > clients:

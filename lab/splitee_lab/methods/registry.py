@@ -16,6 +16,7 @@ from splitee_lab.methods.simulation import Simulation
 from splitee_lab.methods.splitfed import splitfed
 from splitee_lab.methods.whole import alone, centralized
 from splitee_server.learning.strategies import registry
+from splitee_server.rounds.sampling import picks
 
 Method = Callable[[Experiment], Iterator[RoundResult]]
 
@@ -30,9 +31,9 @@ def fleet(experiment: Experiment) -> Iterator[RoundResult]:
         experiment.place,
         initial=experiment.initial,
     )
-    macs = sum(map(experiment.fleet_macs, experiment.samples))
     for done in simulation.rounds():
         found = {name: Accuracy.of(shares) for name, shares in done.accuracies.items()}
+        macs = sum(map(experiment.fleet_macs, done.devices))
         yield RoundResult.of(done.round, found, done.traffic, macs)
 
 
@@ -51,7 +52,9 @@ METHODS = STRATEGIES | BASELINES
 
 def batches_of(method: str, experiment: Experiment) -> int:
     """How often the method will call `on_batch`."""
-    samples = experiment.samples.values()
+    of, rounds = experiment.samples, experiment.spec.rounds
     if method == CENTRALIZED:
-        return experiment.spec.rounds * steps_a_round(experiment.centralized_spec, sum(samples))
-    return experiment.spec.rounds * sum(map(experiment.batches, samples))
+        return rounds * steps_a_round(experiment.centralized_spec, sum(of.values()))
+    if method in STRATEGIES:
+        return sum(experiment.batches(of[name]) for picked in picks(experiment.spec, of) for name in picked)
+    return rounds * sum(map(experiment.batches, of.values()))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -28,6 +28,7 @@ from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.rounds.batch_order import BatchOrder
 from splitee_server.rounds.evaluation import Score
+from splitee_server.rounds.sampling import picks
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,13 @@ class SimulatedDevice:
 class SimulatedRound:
     """What a round came to.
 
-    `accuracies`: of the honest devices, if the round was evaluated. `traffic`: of all devices, in the
-    messages that the fleet makes, without acknowledgements and other words between device and server.
+    `devices`: that have taken part in it; losses are theirs. `accuracies`: of the honest devices, if the
+    round was evaluated. `traffic`: of all devices, in the messages that the fleet makes, without
+    acknowledgements and other words between device and server.
     """
 
     round: int
+    devices: tuple[str, ...]
     trunk_loss: dict[str, float]
     exit_loss: dict[str, float]
     accuracies: dict[str, Accuracies]
@@ -68,6 +71,8 @@ class Simulation:
     _model: FleetModel = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
     _wire: Wire = field(init=False)
+    _behind: set[str] = field(init=False, default_factory=set)  # devices that do not have the last commit yet
+    _known: set[str] = field(init=False, default_factory=set)  # those that have taken part in a round
 
     def __post_init__(self) -> None:
         network = build_at(self.spec, self.place, self.initial)
@@ -84,19 +89,24 @@ class Simulation:
 
     def rounds(self) -> Iterator[SimulatedRound]:
         """Train, commit and evaluate round after round."""
-        for number in range(1, self.spec.rounds + 1):
-            trunk_loss = self._train(number)
-            exit_loss = {name: trainer.loss for name, trainer in self._trainers.items()}
-            self._commit(number)
+        for number, picked in enumerate(picks(self.spec, self._trainers), start=1):
+            self._known.update(picked)
+            trunk_loss = self._train(number, picked)
+            exit_loss = {name: self._trainers[name].loss for name in picked}
+            self._commit(number, picked)
             if self.spec.takes_statistics:
-                self._take_statistics(number)
+                self._take_statistics(number, picked)
             evaluated = self._honest() if self._is_evaluated(number) else []
             accuracies = {name: self._score(name, number) for name in evaluated}
-            yield SimulatedRound(number, trunk_loss, exit_loss, accuracies, self._wire.take())
+            yield SimulatedRound(number, tuple(picked), trunk_loss, exit_loss, accuracies, self._wire.take())
 
     def digest(self) -> str:
-        """SHA-256 over all trunk and client weights."""
-        clients = {name: trainer.digest() for name, trainer in self._trainers.items()}
+        """SHA-256 over the weights of all trunks, and of all clients that are in a commit."""
+        clients = {
+            name: trainer.digest()
+            for name, trainer in self._trainers.items()
+            if name in self._known or self._model.holds(name)
+        }
         return fleet_digest(self._model.trunk_weights(), clients)
 
     def _trainer(self, name: str, cut: int) -> ClientTrainer:
@@ -107,8 +117,11 @@ class Simulation:
     def _honest(self) -> list[str]:
         return [name for name in self._trainers if not self.devices[name].hostile]
 
-    def _commit(self, number: int) -> None:
-        """Devices start from what the commit holds for them."""
+    def _commit(self, number: int, picked: Sequence[str]) -> None:
+        """Devices start from what the commit holds for them.
+
+        Those that were not picked have it at once, to be evaluated; it travels when they next take part.
+        """
         moves = self.moves.get(number, {})
         contributions = {
             name: Contribution(
@@ -117,7 +130,7 @@ class Simulation:
                 else None,
                 moves.get(name, 0),
             )
-            for name, trainer in self._trainers.items()
+            for name, trainer in ((name, self._trainers[name]) for name in picked)
         }
         for name, given in contributions.items():
             if given.weights is not None:
@@ -128,12 +141,16 @@ class Simulation:
         for name, trainer in self._trainers.items():
             if self._model.holds(name):
                 trainer.adopt(self._model.client(name))
-                self._wire.weights("down", number, trainer.trained_weights())
+                if name in contributions:
+                    self._wire.weights("down", number, trainer.trained_weights())
+                else:
+                    self._behind.add(name)
 
-    def _take_statistics(self, number: int) -> None:
+    def _take_statistics(self, number: int, picked: Sequence[str]) -> None:
         """What is committed gets BatchNorm statistics of its own."""
         received = {}
-        for name, trainer in self._trainers.items():
+        for name in picked:
+            trainer = self._trainers[name]
             steps = statistics_steps(self.spec, trainer.samples)
             for step, batch in enumerate(trainer.statistics(number, steps)):
                 features = self._wire.batch(batch, "statistics", number, step)
@@ -148,18 +165,18 @@ class Simulation:
     def _is_evaluated(self, number: int) -> bool:
         return number % self.evaluate_every == 0 or number == self.spec.rounds
 
-    def _train(self, number: int) -> dict[str, float]:
+    def _train(self, number: int, picked: Sequence[str]) -> dict[str, float]:
         """One round. Returns the mean trunk loss by device."""
-        steps = {name: trainer.steps for name, trainer in self._trainers.items()}
+        for name in self._behind.intersection(picked):
+            self._wire.weights("down", number - 1, self._trainers[name].trained_weights())
+        self._behind.difference_update(picked)
+        steps = {name: self._trainers[name].steps for name in picked}
         soft_labels = {name: self._model.soft_labels(name) for name in steps}
         for labels in soft_labels.values():
             if labels is not None:
                 self._wire.soft_labels(labels)
         losses = dict.fromkeys(steps, 0.0)
-        batches = {
-            name: enumerate(trainer.round(number, soft_labels[name]))
-            for name, trainer in self._trainers.items()
-        }
+        batches = {name: enumerate(self._trainers[name].round(number, soft_labels[name])) for name in picked}
         for device, step, batch in self._in_order(batches, steps):
             losses[device] += self._model.train(
                 device,

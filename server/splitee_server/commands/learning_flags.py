@@ -11,6 +11,8 @@ from splitee.cli.command import section
 from splitee.cli.pairs import require
 from splitee.cli.run_flags import declared, run_setting, run_settings
 from splitee.cli.settings import setting
+from splitee.errors import ConfigError
+from splitee.protocol.run_spec import RunSpec
 from splitee_server.commands.recipe import follow, recipe_setting
 from splitee_server.learning.strategies.registry import with_setting
 
@@ -61,6 +63,21 @@ def check_strategy_settings(strategies: Collection[str], settings: dict[str, Any
     for name in ("aggregation_every", "order"):
         of = with_setting(name)
         _check(name, settings, f"--strategy {of}", not set(strategies).isdisjoint(of.split(", ")))
+
+
+def check_timed_steps(spec: RunSpec) -> None:
+    """Raises ConfigError: `--steps` is a time, and a setting needs the same number of batches each round."""
+    unlike = {
+        "--soft-labels": spec.soft_labels,
+        "--aggregation-every": spec.aggregation_every,
+        "--order device": spec.order == "device",
+    }
+    for flag, is_set in unlike.items():
+        if spec.round_seconds and is_set:
+            raise ConfigError(
+                f"{flag} does not go with --steps time:{spec.round_seconds:g}, by which devices have unlike "
+                "numbers of batches: give --steps a number"
+            )
 
 
 def _check(name: str, settings: dict[str, Any], counterpart: str, is_there: bool) -> None:

@@ -18,7 +18,7 @@ from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.pairs import require
 from splitee.cli.precision import check_precision
-from splitee.cli.run_flags import build_run_spec, run_setting
+from splitee.cli.run_flags import build_run_spec, run_setting, run_settings
 from splitee.cli.settings import renamed, setting, settings_file
 from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
@@ -37,6 +37,7 @@ from splitee_server.announcer import claim_fleet, offline
 from splitee_server.broker_limits import say_limits
 from splitee_server.commands.learning_flags import (
     check_strategy_settings,
+    check_timed_steps,
     learning_settings,
     strategy_setting,
     threshold_setting,
@@ -51,6 +52,7 @@ from splitee_server.rounds.windows import queue_events
 
 log = logging.getLogger(__name__)
 
+ROUNDS_TIMES = 2  # a round of `--steps time:60` may take so many times as long before anybody is late
 DIRECTORY = click.Path(path_type=Path)
 
 
@@ -124,6 +126,7 @@ DIRECTORY = click.Path(path_type=Path)
         metavar="COUNT",
         help="Least number of devices that a round needs, with --missing skip.",
     ),
+    run_settings("sample", "sample_by", "evaluated_by"),
     setting(
         "--deadline-floor",
         type=number(0),
@@ -204,9 +207,13 @@ def server(
     if quorum > devices:
         raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
     require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
+    require("--sample", run["sample"] != "all", "--sample-by", "--evaluated-by")
+    if run["sample"].isdecimal() and int(run["sample"]) < quorum:
+        raise ConfigError(f"--sample {run['sample']} --quorum {quorum}: no round could have its quorum")
     check_strategy_settings([run["strategy"]], run)
     spec = build_run_spec(**run)
     check_precision(spec.precision)
+    check_timed_steps(spec)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
 
@@ -239,7 +246,7 @@ def server(
             devices,
             quorum,
             missing,
-            deadline_floor,
+            max(deadline_floor, ROUNDS_TIMES * spec.round_seconds),
             feature_memory << 20,
             quarantine_after=quarantine_after,
             readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),

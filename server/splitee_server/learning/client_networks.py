@@ -90,11 +90,7 @@ class ClientNetworks:
         """
         new = {name: tensor.float() for name, tensor in statistics.items()}
         for device, weights in self._held.items():
-            cut = cuts[device]
-            self._held[device] = {
-                name: new.get(exit_name(name, cut).removeprefix(CLIENT), tensor)
-                for name, tensor in weights.items()
-            }
+            self._held[device] = _with_averages(weights, new, cuts[device])
         self._digests = {}
 
     def exit(self, device: str, cut: int) -> nn.Module:
@@ -149,7 +145,8 @@ class ClientNetworks:
 
         Args:
             received: client networks of devices that have finished the round; they are averaged in place.
-            cuts: of all devices. One that was absent takes the average of its cut, or keeps what is held.
+            cuts: of all devices. One that was absent takes the average of its cut, or keeps what is held;
+                where rounds have a sample of the devices, it takes the averages of its stages and exits then.
             samples: that the trunk was trained with, of the devices that have finished the round. One with
                 none does not count, and takes the average as one that was absent.
         """
@@ -174,11 +171,14 @@ class ClientNetworks:
                 Rule.of(self._spec),
                 apart,
             )
-            self._carry_on(means, before, trained, cuts)
+            averages = self._carry_on(means, before, trained, cuts)
             for device, cut in cuts.items():
                 peer = self._same_cut_peer(cut, cuts, counting)
                 if device not in counting and peer is not None:
                     self._held[device] = received[peer]
+                elif self._spec.is_sampled and device not in received and averages:
+                    own = self._held.get(device) or {n: one.clone() for n, one in self.first(cut).items()}
+                    self._held[device] = _with_averages(own, averages, cut)
         self._digests, self._heads = {}, {}
 
     def _carry_on(
@@ -187,11 +187,14 @@ class ClientNetworks:
         before: Mapping[str, Weights],
         trained: Mapping[str, Weights],
         cuts: Mapping[str, int],
-    ) -> None:
+    ) -> Weights:
         """Let what the last commits have changed go on: in the networks of a round, in place, and in trunks.
 
         Args:
             means: of the round; before: the networks of the last commit; trained: those of the round.
+
+        Returns:
+            The averages as they are committed.
         """
         committed: dict[str, Tensor] = {}
         for device in sorted(before, reverse=True):
@@ -202,6 +205,7 @@ class ClientNetworks:
             for name in own.keys() & carried.keys():
                 own[name].copy_(carried[name])
         self._strategy.absorb(carried)
+        return {**means, **carried}
 
     @staticmethod
     def _apart(
@@ -297,6 +301,17 @@ class ClientNetworks:
         stages = {n.removeprefix(CLIENT): tensor for n, tensor in own.items() if n.startswith(CLIENT)}
         self._strategy.move(device, cut, stages)
         return moved
+
+
+def _with_averages(weights: Weights, averages: Weights, cut: int) -> dict[str, Tensor]:
+    """The client network of a device with this cut, with the averages of the tensors that have one.
+
+    `averages`: by the network's names, and those of `exits_by_cut`.
+    """
+    return {
+        name: averages.get(exit_name(name, cut).removeprefix(CLIENT), tensor)
+        for name, tensor in weights.items()
+    }
 
 
 def by_network_names(weights: Weights, cut: int) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ class FleetModel:
         self._supervise()
 
     @property
-    def order(self) -> Literal["step", "device", "any"]:
+    def order(self) -> Literal["step", "share", "device", "any"]:
         """In which order `train` must be given batches of different devices."""
         return self._strategy.order
 

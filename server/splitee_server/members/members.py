@@ -13,6 +13,7 @@ from splitee.protocol.fields import LARGEST_COUNT
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.rounds import RoundDone
 from splitee_server.members.class_names import in_short
+from splitee_server.rounds.pace import profiled_pace, smoothed
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class Member:
     digest: str | None = None  # of the client network that its next round starts from
     trained: str | None = None  # of what it has trained in its last round
     next_cut: int = 0  # that it has asked for; 0: it stays
+    picked: int = 0  # the last committed round that it was picked for, whether it ended it or not
+    pace: float | None = None  # seconds a batch, of its rounds so far, else as its profiler says
     previous_cut: int = 0  # that a process may still speak of, if it has missed its move
     pixel_mean: tuple[float, ...] = ()  # of its images' channels, where the run asks for them
     pixel_std: tuple[float, ...] = ()
@@ -160,6 +163,8 @@ class Members:
         member.pixel_mean, member.pixel_std = profile.pixel_mean, profile.pixel_std
         if profile.cut == member.cut:
             member.next_cut = profile.next_cut if profile.next_cut != member.cut else 0
+        if member.pace is None:
+            member.pace = profiled_pace(profile)
         if profile.alone_accuracy is not None:
             member.alone_accuracy = profile.alone_accuracy
         member.instance, member.online = profile.instance, True
@@ -206,10 +211,22 @@ class Members:
         for device in devices:
             self._set_online(self._by_name[device], False)
 
-    def end_round(self, done: RoundDone, device: str, trained: int) -> None:
-        """A device has taken part in a round with so many batches that the trunk was trained on."""
+    def note_picked(self, devices: Iterable[str], number: int) -> None:
+        """Round `number`, which is about to be committed, began with these devices."""
+        for device in devices:
+            if device in self._by_name:
+                self._by_name[device].picked = number
+
+    def end_round(self, done: RoundDone, device: str, trained: int, pace: float) -> None:
+        """A device has taken part in a round.
+
+        Args:
+            trained: its batches that the trunk was trained on.
+            pace: seconds that it took a batch.
+        """
         member = self._by_name[device]
         member.committed, member.digest, member.trained = done.round, done.digest, done.digest
+        member.pace = smoothed(member.pace, pace)
         totals = member.totals
         totals.batches += trained
         totals.published = min(totals.published + done.batches, LARGEST_COUNT)

@@ -18,8 +18,10 @@ from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.members import Member, Members
 from splitee_server.rounds.checkpoints import Committed
 from splitee_server.rounds.evaluation import Score
+from splitee_server.rounds.pace import steps_within
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.sampling import pick
 
 SHOWN = 20  # devices that a line names
 NOBODY = "no device is left: waiting for one to join"
@@ -74,7 +76,7 @@ class Attendance:
         active, online = len(self._members.active()), len(self._members.online())
         first = self._members.expected(self._policy.devices)
         if self._policy.missing == "wait":
-            return max((active if committed else first) - online, 1 - online, 0)
+            return max(len(self._gone(committed)) if committed else first - online, 1 - online, 0)
         to_join = 0 if committed else first - active  # who has, and is gone, is not waited for
         return max(to_join, self.quorum - online, 1 - online, 0)
 
@@ -102,7 +104,7 @@ class Attendance:
 
     def in_training(self, number: int) -> dict[str, Participant]:
         """The participants of round `number`, and what each does in it."""
-        return {member.device: self._in_training(number, member) for member in self._taking_part()}
+        return {member.device: self._in_training(number, member) for member in self._picked(number)}
 
     def in_statistics(self, committed: int) -> dict[str, Participant]:
         """The participants when statistics are taken of a committed round: those that hold it."""
@@ -115,7 +117,7 @@ class Attendance:
                 weights=True,
             )
             for member in self._taking_part()
-            if member.committed == committed
+            if member.committed == committed and self._was_picked(member, committed)
         }
 
     def in_evaluation(self, committed: int) -> dict[str, Participant]:
@@ -124,12 +126,12 @@ class Attendance:
             member.device: Participant(
                 member.cut,
                 evaluation_steps(member.held_out_samples),
-                committed,
+                member.committed,
                 member.held_out_samples,
                 fresh=self._model.is_fresh,
             )
             for member in self._taking_part()
-            if member.committed == committed and member.held_out_samples
+            if member.held_out_samples and self._evaluates(member, committed)
         }
 
     def waited_for(self, phase: Phase) -> tuple[str, ...]:
@@ -139,8 +141,7 @@ class Attendance:
             return tuple(device for device in self._release.missing if device in online)
         if phase.kind == "gather":
             suffice = self._policy.missing == "skip" and len(self._members.online()) >= self.quorum
-            gone = () if suffice else (one for one in self._members.active() if not one.online)
-            return tuple(member.device for member in gone)
+            return () if suffice else tuple(self._gone(phase.opened.round))
         return phase.late()
 
     def remind(self, phase: Phase, doing: str, committed: int) -> None:
@@ -163,13 +164,45 @@ class Attendance:
         """Under `wait` every device, online or not; those in quarantine never."""
         return self._members.online() if self._policy.missing == "skip" else self._members.active()
 
+    def _picked(self, number: int) -> list[Member]:
+        """Those that are to train round `number`."""
+        last_picked = {member.device: member.picked for member in self._taking_part()}
+        least = self.quorum if self._policy.missing == "skip" else 1
+        return [self._members[device] for device in pick(self._spec, number, last_picked, least)]
+
+    def _was_picked(self, member: Member, committed: int) -> bool:
+        """Whether a committed round began with the device; of a run that samples none all rounds did."""
+        return not self._spec.is_sampled or member.picked == committed
+
+    def _evaluates(self, member: Member, committed: int) -> bool:
+        """Whether a device is to evaluate a committed round.
+
+        After the last round all devices do: so each has its final network, and its figures are of it. Where
+        client networks are not averaged, that may be one of an earlier round.
+        """
+        spec = self._spec
+        if not spec.is_sampled or (spec.evaluated_by == "sample" and committed < spec.rounds):
+            return member.committed == committed and self._was_picked(member, committed)
+        return member.committed == committed or (spec.client_averaging == "none" and member.committed > 0)
+
+    def _gone(self, committed: int) -> list[str]:
+        """The devices that are not online, and without which the next round does not open."""
+        of_round = committed and self._policy.missing == "wait"
+        wanted = self._picked(committed + 1) if of_round else self._members.active()
+        return [member.device for member in wanted if not member.online]
+
+    def _steps(self, member: Member) -> int:
+        """Batches that it trains in the next round."""
+        most, seconds = steps_a_round(self._spec, member.train_samples), self._spec.round_seconds
+        return steps_within(seconds, member.pace, most) if seconds else most
+
     def _in_training(self, number: int, member: Member) -> Participant:
         spec, is_last = self._spec, number == self._spec.rounds
         next_cut = 0 if is_last else member.next_cut  # a new exit would learn nothing more
         soft_labels = self._model.soft_labels(member.device)
         return Participant(
             member.cut,
-            steps_a_round(spec, member.train_samples),
+            self._steps(member),
             member.committed,
             member.train_samples,
             # Of a run that releases its best round, any round may be that one.

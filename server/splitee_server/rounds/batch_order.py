@@ -10,14 +10,21 @@ from typing import Generic, Literal, TypeVar
 
 Batch = TypeVar("Batch")
 Offer = Literal["taken", "duplicate", "ahead"]
-Order = Literal["step", "device", "any"]
+Order = Literal["step", "share", "device", "any"]
 
 
 class BatchOrder(Generic[Batch]):
     """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
 
     def __init__(self, order: Order, steps: Mapping[str, int], window: int) -> None:
-        """`steps`: batches each device will send, from step 0; `window`: how far ahead one may be held."""
+        """Those of several devices come in their turn.
+
+        Args:
+            order: step: each device's batch of a step, then of the next; share: the batch of whoever has done
+                the least share of its own; device: one device's after another's; any: as they are here.
+            steps: batches each device will send, from step 0.
+            window: how far ahead one may be held.
+        """
         self._steps = dict(steps)
         self._window = window
         self._next = dict.fromkeys(self._steps, 0)
@@ -103,8 +110,10 @@ class BatchOrder(Generic[Batch]):
         """The devices whose batches have not all been handed out."""
         return sorted(self._unfinished)
 
-    def _rank(self, device: str) -> tuple[int, str]:
+    def _rank(self, device: str) -> tuple[float, str]:
         """Whose turn it is: the device with the least rank."""
+        if self._order == "share":
+            return self._next[device] / self._steps[device], device
         return (self._next[device] if self._order == "step" else 0), device
 
     def _next_device(self) -> str | None:

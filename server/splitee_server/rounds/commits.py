@@ -113,8 +113,9 @@ class Commits:
     def commit(self, phase: Phase) -> None:
         """End a training phase: aggregate, save durably, and only then tell the devices."""
         self._round = number = phase.opened.round
+        self._members.note_picked(phase.begun_with, number)
         for device, done in phase.done.items():
-            self._members.end_round(done, device, phase.trained_batches(device))
+            self._members.end_round(done, device, phase.trained_batches(device), phase.pace(device))
             self._losses[device] = done.loss, phase.trunk_loss(device)
         contributions = {
             device: Contribution(phase.weights(device), phase.participants[device].next_cut)
@@ -146,8 +147,12 @@ class Commits:
         self._announce_commit()
 
     def _start_from_held(self, device: str) -> None:
-        if self._model.holds(device):
-            self._members.start_from(device, self._round, self._model.digest(device))
+        """A device that was not picked, and whose network is its own, goes on from where it stands."""
+        if not self._model.holds(device):
+            return
+        digest, is_own = self._model.digest(device), self._spec.client_averaging == "none"
+        if not (self._spec.is_sampled and is_own and digest == self._members[device].digest):
+            self._members.start_from(device, self._round, digest)
 
     def _save(self) -> None:
         """Raises Diverged: a value is not finite; the commit before stays the last one."""

@@ -277,6 +277,8 @@ class Coordinator:
             if self._policy.missing == "skip" or not self._members.active():
                 yield from self._gather()
             participants = self._attendance.in_training(number)
+            if self._spec.is_sampled:
+                log.info("round %d: picked %d of %d devices", number, len(participants), len(self._members))
             phase = self._open("train", participants, number=number)
             yield phase
             if phase.done:
@@ -347,6 +349,7 @@ class Coordinator:
             phase.scores,
             self._commits.duplicates,
             self._traffic,
+            self._checkpoints.evaluated(self._commits.round - 1) if spec.is_sampled else None,
         )
         self._checkpoints.write_evaluation(
             class_report(spec.run, metrics.round, phase.scores, spec.num_classes, spec.class_names)

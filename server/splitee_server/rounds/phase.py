@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from msgspec.structs import replace
 from torch import Tensor
@@ -17,6 +17,7 @@ from splitee.protocol.rounds import Participant, RoundDone, RoundOpen, Weights
 from splitee.training.weights import WeightsAssembler
 from splitee_server.rounds.batch_order import BatchOrder, Offer, Order
 from splitee_server.rounds.evaluation import Score
+from splitee_server.rounds.pace import Arrivals
 from splitee_server.rounds.windows import Windows
 
 IN_WORDS: Mapping[RunPhase, str] = {
@@ -73,11 +74,13 @@ class Phase:
         self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
         self.done: dict[str, RoundDone] = {}
+        self._paces: dict[str, float] = {}
         room = KEPT // (num_classes * max(1, len(participants)))
         self.scores = {device: Score(room=room) for device in participants}
         self._arrived: dict[str, float] = {}  # when something of a message came that is not here as a whole
         self.started = self.progressed = clock()
         self.excused = self.started  # when the deadline was last put off, as somebody was sending
+        self._arrivals = {device: Arrivals(self.started) for device in steps} if self.kind == "train" else {}
 
     @property
     def kind(self) -> RunPhase:
@@ -97,6 +100,11 @@ class Phase:
     def __contains__(self, device: str) -> bool:
         return device in self._batches
 
+    @property
+    def begun_with(self) -> Collection[str]:
+        """The participants when the phase was opened; some may have been dropped since."""
+        return self.scores.keys()
+
     def has_begun_with(self, device: str) -> bool:
         """Whether it was a participant when the phase was opened; it may have been dropped since."""
         return device in self.scores
@@ -105,7 +113,10 @@ class Phase:
 
     def offer(self, device: str, step: int, batch: CutBatch) -> Offer:
         """A batch has come; it waits for its turn when it is new and within the window."""
-        return self._batches.offer(device, step, batch)
+        offer = self._batches.offer(device, step, batch)
+        if offer == "taken" and device in self._arrivals:
+            self._arrivals[device].came(self._clock())
+        return offer
 
     def seen(self, device: str) -> int:
         """The step behind the last one of the device that has come."""
@@ -138,6 +149,9 @@ class Phase:
         if assembler is not None:
             assembler.check(message.digest)
         self.done[device] = message
+        if device in self._arrivals and device not in self._paces:
+            steps = self.participants[device].steps
+            self._paces[device] = self._arrivals[device].pace(message, steps, self._clock())
         self._note_part(device)
         return True
 
@@ -159,6 +173,8 @@ class Phase:
         taken = self._batches.take()
         if taken is not None:
             self._note_part(taken[0])
+            if taken[0] in self._arrivals:
+                self._arrivals[taken[0]].taken(self._clock())
         return taken
 
     def note_trained(self, device: str, loss: float) -> None:
@@ -209,6 +225,10 @@ class Phase:
         """The client network, or its statistics, that has come from a device; None where it sends none."""
         assembler = self._assemblers.get(device)
         return None if assembler is None else assembler.tensors
+
+    def pace(self, device: str) -> float:
+        """Seconds a batch that a device took which has ended its round of training."""
+        return self._paces[device]
 
     def behind(self) -> tuple[str, ...]:
         """The participants that have not done their part."""

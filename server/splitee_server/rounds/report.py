@@ -33,6 +33,7 @@ def round_metrics(
     scores: Mapping[str, Score],
     duplicates: int,
     traffic: FleetTraffic,
+    before: Metrics | None = None,
 ) -> Metrics:
     """The figures of a round that has been committed and evaluated.
 
@@ -43,12 +44,14 @@ def round_metrics(
         losses: of exit and trunk by device, means over the round's batches.
         scores: by device, on its held-out images.
         traffic: what the devices have sent so far.
+        before: figures of the round before, from which those of devices stay that were not evaluated now;
+            None: none do.
     """
     devices = {}
     for member, stage in members:
         exit_loss, trunk_loss = losses.get(member.device, (None, None))
         score = scores.get(member.device, Score())
-        devices[member.device] = DeviceMetrics(
+        values = DeviceMetrics(
             cut=member.cut,
             stage=stage,
             train_samples=member.train_samples,
@@ -61,6 +64,10 @@ def round_metrics(
             alone_accuracy=member.alone_accuracy,
             **asdict(score.accuracies()),
         )
+        known = before.devices.get(member.device) if before is not None and not score.images else None
+        if before is not None and known is not None and known.held_out_samples:
+            values = _with_accuracies_of(known, values, known.evaluated or before.round)
+        devices[member.device] = values
     return Metrics(
         run=spec.run,
         round=number,
@@ -71,6 +78,13 @@ def round_metrics(
         duplicates_dropped=duplicates,
         fleet=_fleet_metrics(spec, Score.over(scores.values())),
     )
+
+
+def _with_accuracies_of(known: DeviceMetrics, values: DeviceMetrics, number: int) -> DeviceMetrics:
+    """What was found of a device's network in an earlier round, beside the figures of this one."""
+    shares = {name: getattr(known, name) for name in Accuracies.__struct_fields__}
+    weakest, count = known.weakest_class, known.held_out_samples
+    return replace(values, weakest_class=weakest, held_out_samples=count, evaluated=number, **shares)
 
 
 def _fleet_metrics(spec: RunSpec, score: Score) -> FleetMetrics:
@@ -160,7 +174,8 @@ def run_report(
         "fleet": _fleet(metrics),
         "best": None if best is None else {"round": best.round, **_fleet(best)},
         "devices": [
-            _device(spec, device, metrics.devices[device], moved) for device, moved in by_device.items()
+            _device(spec, metrics.round, device, metrics.devices[device], moved)
+            for device, moved in by_device.items()
         ],
     }
 
@@ -169,7 +184,9 @@ def _fleet(metrics: Metrics) -> dict[str, Any]:
     return {"images": metrics.fleet.images} | _accuracies(metrics.fleet, metrics.fleet.images)
 
 
-def _device(spec: RunSpec, device: str, values: DeviceMetrics, traffic: Traffic) -> dict[str, Any]:
+def _device(
+    spec: RunSpec, number: int, device: str, values: DeviceMetrics, traffic: Traffic
+) -> dict[str, Any]:
     names = ("cut", "stage", "train_samples", "held_out_samples", "batches", "alone_accuracy")
     threshold = values.released or ReleasedThreshold(
         threshold=spec.threshold, expected_offload=values.offload_share
@@ -177,6 +194,7 @@ def _device(spec: RunSpec, device: str, values: DeviceMetrics, traffic: Traffic)
     return (
         {"id": device}
         | {name: getattr(values, name) for name in names}
+        | {"evaluated_round": values.evaluated or number}
         | {"bytes": traffic.up.payload, "traffic": traffic.as_dict()}
         | _accuracies(values, values.held_out_samples)
         | {

@@ -23,6 +23,7 @@ PEOPLE_DO_NOT_SET = {
     "run",
     "mean",
     "std",
+    "round_seconds",
     "window_bytes",
     "class_names",
     "weights",
@@ -64,6 +65,8 @@ def test_every_field_that_people_set_is_declared() -> None:
         ("--steps", "-1", "at least 0"),
         ("--steps", "99999999999999999999", f"at most {1 << 62}"),
         ("--steps", "1" + 400 * "0", f"at most {1 << 62}"),
+        ("--steps", "time:0", "time: and whole seconds from 1 to 86400, such as time:60"),
+        ("--steps", "time:1e3", "time: and whole seconds from 1 to 86400, such as time:60"),
         ("--order", "random", "one of step, device"),
     ],
 )

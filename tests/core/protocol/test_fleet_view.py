@@ -31,7 +31,7 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.fleet_view import MAX_DEVICES, DeviceView, FleetView
-from splitee.protocol.rounds import Commit, RoundOpen
+from splitee.protocol.rounds import Commit, Participant, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import ByPurpose, Traffic
@@ -41,6 +41,9 @@ NOW = 1_800_000_000.0
 TOPICS = Topics("lab")
 RUN = RunSpec(protocol=1, run="r1", network="resnet18", num_classes=10, rounds=5)
 ROUND = RoundOpen(run="r1", round=2, attempt=1, phase="train", participants=1)
+PART = Participation(
+    run="r1", round=2, attempt=1, phase="train", part=Participant(cut=3, steps=62, base=1), room=8
+)
 COMMIT = Commit(run="r1", round=1, attempt=1, weights_sha256="1" * 64)
 METRICS = Metrics(
     run="r1",
@@ -85,6 +88,7 @@ RETAINED: dict[str, JsonMessage] = {
     TOPICS.commit: COMMIT,
     TOPICS.metrics: replace(METRICS, devices={}),
     TOPICS.device("pi-1", "metrics"): FIGURES,
+    TOPICS.device("pi-1", "inbox/participation"): PART,
     TOPICS.device("pi-1", "status"): STATUS,
     TOPICS.device("pi-1", "profile"): PROFILE,
 }
@@ -123,6 +127,7 @@ def test_every_topic_has_its_place() -> None:
             trunk_accuracy=0.75,
             seen=NOW - 60,
             train_samples=2000,
+            in_phase=True,
         ),
     )
 
@@ -268,6 +273,17 @@ def test_a_cut_that_a_device_has_asked_for_is_shown_until_it_is_there() -> None:
     moved = replace(PROFILE, cut=1)
     view.take(Message(TOPICS.device("pi-1", "profile"), moved.encode(), retained=True), NOW)
     assert (device_of(view).cut, device_of(view).next_cut) == (1, None)
+
+
+def test_of_a_run_that_samples_its_devices_it_is_shown_who_is_in_the_round() -> None:
+    waits = replace(STATUS, doing="waiting")
+    view = view_of({**RETAINED, TOPICS.run: replace(RUN, sample="1"), TOPICS.device("pi-2", "status"): waits})
+    first, *lines = shown(view)
+    assert "round 2 of 5: train, with 1 of 2 devices" in first
+    assert [line.split()[:3] for line in lines if line.startswith("pi-")][:2] == [
+        ["pi-1", "training", "3"], ["pi-2", "not", "picked"],
+    ]  # fmt: skip
+    assert {device.id: device.in_phase for device in view.snapshot().devices} == {"pi-1": True, "pi-2": False}
 
 
 def test_what_the_profiler_recommends_is_shown() -> None:

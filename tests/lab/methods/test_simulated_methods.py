@@ -70,6 +70,18 @@ def test_every_batch_is_counted_and_the_seed_decides_all(method: str, data: Devi
     assert list(METHODS[method](experiment(run, data))) == rounds
 
 
+@pytest.mark.parametrize("method", STRATEGIES)
+def test_only_the_clients_of_a_sample_train_and_send(method: str, data: DeviceData) -> None:
+    counted = []
+    run = spec(strategy=method, sample="1", rounds=3, client_averaging="layerwise")
+    sampled = dataclasses.replace(experiment(run, data), on_batch=lambda: counted.append(1))
+    rounds = list(METHODS[method](sampled))
+    assert len(counted) == batches_of(method, sampled) == 3 * SAMPLES // BATCH
+    client = {cut: MACS[cut] + inputs * 10 for cut, inputs in ((1, 16), (2, 72))}
+    assert sorted(done.macs for done in rounds) == sorted(3 * client[cut] * SAMPLES for cut in CUTS.values())
+    assert list(METHODS[method](experiment(run, data))) == rounds
+
+
 @pytest.mark.slow
 def test_what_is_not_asked_for_is_not_evaluated(data: DeviceData) -> None:
     for method, train in METHODS.items():

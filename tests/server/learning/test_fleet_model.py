@@ -467,3 +467,20 @@ def test_who_does_not_count_in_the_commit_has_no_part_in_the_median_of_its_stati
         fleet.model.refresh(found if takes_part else {d: own for d, own in found.items() if d != "a"})
         trunks.append(fleet.model.trunk_weights())
     assert same(*trunks)
+
+
+@STRATEGIES
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_device_whose_cut_was_in_no_round_takes_the_averages_of_its_stages(
+    strategy: str, momentum: float
+) -> None:
+    """Where rounds have a sample of the devices: its own network would be of long ago."""
+    fleet = Fleet(strategy, server_momentum=momentum, sample="2")
+    for number in (1, 2, 3):
+        fleet.commit(number, fleet.train(number, "a", "b"))
+    committed = {**fleet.whole("a", fleet.model.client("a")), **fleet.whole("b", fleet.model.client("b"))}
+    absent = fleet.whole("d", fleet.model.client("d"))
+    assert all(torch.equal(absent[name], committed[name]) for name in committed if not name.endswith(COUNTER))
+    kept = {name: tensor.clone() for name, tensor in fleet.model.client("d").items()}
+    fleet.train(4, "a", "b")
+    assert same(kept, fleet.model.client("d"))  # it shares no tensor with what is trained

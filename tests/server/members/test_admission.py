@@ -214,7 +214,7 @@ def test_totals_never_exceed_what_a_message_can_say(members: Members) -> None:
         seconds=1.0,
     )  # fmt: skip
     for _ in range(2):
-        members.end_round(done, "pi-1", 3)
+        members.end_round(done, "pi-1", 3, 1.0)
     totals = members["pi-1"].totals
     assert (totals.batches, totals.published) == (6, 1 << 62)
 

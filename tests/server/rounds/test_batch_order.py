@@ -58,6 +58,16 @@ def test_any_arrivals_are_trained_once_and_in_each_devices_order(arrivals: list[
         assert schedule.next_step(device) == len(mine)
 
 
+def test_by_share_all_end_together_however_many_batches_each_has() -> None:
+    taken = []
+    schedule: BatchOrder[str] = BatchOrder("share", {"a": 4, "b": 2, "c": 1}, window=4)
+    for device, count in (("b", 2), ("c", 1), ("a", 4)):
+        for step in range(count):
+            schedule.offer(device, step, f"{device}{step}")
+            taken += drain(schedule)
+    assert taken == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("a", 2), ("b", 1), ("a", 3)]
+
+
 def test_a_duplicate_is_told_whether_it_waits_or_was_trained() -> None:
     schedule: BatchOrder[str] = BatchOrder("step", {"a": 2, "b": 2}, window=2)
     assert schedule.offer("a", 0, "a0") == "taken"

@@ -67,7 +67,7 @@ class Strategy(ABC):
 
     @property
     @abstractmethod
-    def order(self) -> Literal["step", "device", "any"]:
+    def order(self) -> Literal["step", "share", "device", "any"]:
         """In which order batches of different devices must be trained for the result to be defined."""
 
     @abstractmethod

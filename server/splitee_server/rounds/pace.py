@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast a device is, and how many batches that makes in the time of a round."""
+
+from __future__ import annotations
+
+from splitee import round_time
+from splitee.protocol.fleet import Profile
+from splitee.protocol.rounds import RoundDone
+
+FIRST_STEPS = 8  # of a device of which nothing is known: so few that no default window holds it back
+
+
+class Arrivals:
+    """When a device's batches come, and are taken: of a phase's time, that in which others held it back.
+
+    Where the trunk takes batches in a defined order, a fast device waits until its turn comes, with its
+    window full. So the time in which as many of its batches lay here as ever did is not its own.
+    """
+
+    def __init__(self, started: float) -> None:
+        self._started = self._since = started
+        self._here = 0
+        self._seconds: dict[int, float] = {}  # by the number of batches that lay here
+
+    def came(self, now: float) -> None:
+        self._pass(now, 1)
+
+    def taken(self, now: float) -> None:
+        self._pass(now, -1)
+
+    def pace(self, done: RoundDone, steps: int, now: float) -> float:
+        """Seconds a batch that the device needs for itself, as it has ended a round of `steps` batches now.
+
+        What it has said of the round counts within what was seen here: it cannot make itself faster than its
+        batches came, nor slower than the round.
+        """
+        self._pass(now, 0)
+        elapsed = now - self._started
+        held_back = self._seconds[most] if (most := max(self._seconds)) else 0.0
+        said = min(max(0.0, done.seconds - done.waited), elapsed)
+        return max(said, elapsed - held_back) / max(steps, 1)
+
+    def _pass(self, now: float, change: int) -> None:
+        self._seconds[self._here] = self._seconds.get(self._here, 0.0) + now - self._since
+        self._since = now
+        self._here += change
+
+
+def profiled_pace(profile: Profile) -> float | None:
+    """Seconds a batch at its cut, as the device's profiler has measured it; None: it has not."""
+    can = profile.capability
+    for cost in can.cuts if can is not None else ():
+        if can is not None and cost.cut == profile.cut:
+            upload = cost.bytes / can.upload if can.upload else 0.0
+            return round_time.pace(cost.seconds, upload, can.round_trip or 0.0)
+    return None
+
+
+def smoothed(before: float | None, pace: float) -> float:
+    """The pace to plan with. `before`: that of earlier rounds; None: there is none."""
+    return pace if before is None else (before + pace) / 2
+
+
+def steps_within(seconds: float, pace: float | None, most: int) -> int:
+    """Batches of a round that is to take so long: at least one.
+
+    Args:
+        pace: seconds a batch; None: not known.
+        most: batches of one pass over the device's images.
+    """
+    if pace is None:
+        return min(FIRST_STEPS, most)
+    return most if pace * most <= seconds else max(1, int(seconds / pace))
