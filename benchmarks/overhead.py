@@ -36,7 +36,7 @@ import click
 import psutil
 import torch
 
-from benchmarks.fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, until, working_directory
 from benchmarks.simulated_devices import simulated_devices
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
