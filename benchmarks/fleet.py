@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many devices does one server take? Thousands of synthetic ones, a real broker and a real server.
+
+    python -m benchmarks.fleet --devices 1000 [--strategy averaging] [--kill 100] [--slow-trunk]
+    python -m benchmarks.fleet --curve 10,100,1000
+
+All devices run in this process, on one epoll: the product's own agent, session, outbox, messages and codecs
+on its own link. Only their training is left out, and their disk: features are made once, states are kept in
+memory. The network is tiny, so that what is measured is the fleet and not the trunk. Broker and `splitee
+server` are processes of their own; the server notes its CPU by the product's functions
+(`benchmarks.synthetic.measured_server`).
+
+Prints a table and a line of JSON. Exits with 1 where an event was dropped or nothing moved for `--patience`
+seconds; and with `--curve`, where the CPU a batch grows by more than 15 % from 100 devices on, is above
+1.5 ms, or where a device takes more than 200 KB of memory beyond the models.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks.real_fleet import out_option, working_directory
+from benchmarks.synthetic.device import Device
+from benchmarks.synthetic.devices import Devices
+from benchmarks.synthetic.figures import figures, growth, read_notes
+from benchmarks.synthetic.training import images_of
+from splitee.protocol.topics import Topics
+from splitee_device.data.device_images import DeviceImages
+from splitee_lab.local.brokers import OwnBroker
+
+TOPICS = Topics("many")
+CUTS = (1, 2, 3)
+MOST_MS = 1.5  # of the server's CPU a batch
+MOST_GROWTH = 1.15  # of it, from GROWS_FROM devices on
+GROWS_FROM = 100
+MOST_KB = 200.0  # that a further device takes of the server's memory, beyond the models
+START_LIMIT = 120.0  # seconds that a server may take to open its run
+END_LIMIT = 60.0  # seconds that it may take to end, once its devices have
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the devices do, however many they are."""
+
+    strategy: str
+    averaging: str
+    rounds: int
+    steps: int
+    batch: int
+    held_out: int
+    kill: int
+    slow_trunk: bool
+    patience: float
+
+    def server(self, devices: int, directory: Path) -> list[str]:
+        """Flags of the command, without broker and fleet."""
+        flags = {
+            "--network": "benchmarks.tiny:network",
+            "--input": "3x32x32",
+            "--devices": devices,
+            "--rounds": self.rounds,
+            "--strategy": self.strategy,
+            "--client-averaging": self.averaging,
+            "--batch-size": self.batch,
+            "--threads": 1,
+            "--state": directory / "server",
+        }
+        return ["--no-release", *(str(word) for flag in flags.items() for word in flag)]
+
+
+def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
+    """The figures of one run; `wedged` where it stood still, with what it waited for."""
+    directory.mkdir(parents=True)
+    broker = OwnBroker("mosquitto", directory)
+    pid = broker.start().pid
+    notes = directory / "notes.jsonl"
+    slow = ["--slow-trunk"] if work.slow_trunk else []
+    link = ("--broker", str(broker.address), "--fleet", TOPICS.fleet)
+    command = ["-m", "benchmarks.synthetic.measured_server", str(notes), str(pid), *slow, "server", *link]
+    with (directory / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command, *work.server(devices, directory)], stdout=log, stderr=log
+        )
+    try:
+        _await_run(server, notes, directory)
+        made = _devices(broker, devices, work)
+        fleet = Devices(made)
+        started = time.monotonic()
+        fleet.start()
+        joined = time.monotonic()
+        fleet.run(_Movement(server, notes, made, work.patience))
+        wedged = not fleet.have_finished
+        if not wedged:
+            server.wait(END_LIMIT)
+    finally:
+        server.kill()
+        server.wait()
+        broker.stop()
+    result = {"devices": devices, "strategy": work.strategy, "wedged": wedged}
+    if wedged:
+        return result | {"waits_for": _last_line(directory / "server.log")}
+    report = json.loads((directory / "server" / "report.json").read_text())
+    return result | {
+        "joined_seconds": round(joined - started, 1),
+        **figures(read_notes(notes), devices, work.steps, directory / "server"),
+        "killed": sum(len(device.deaths) for device in made),
+        "connections_lost": fleet.lost,
+        "rejected": report["rejected"],
+        "weights_sha256": report["weights_sha256"],
+    }
+
+
+def _devices(broker: OwnBroker, count: int, work: Work) -> list[Device]:
+    images = DeviceImages(lambda _division: images_of(work.steps * work.batch, work.held_out, classes=10))
+    names = [f"pi-{number:05d}" for number in range(1, count + 1)]
+    doomed = {
+        number: frozenset(random.Random(number).sample(names, min(work.kill, count)))
+        for number in range(1, work.rounds + 1)
+    }
+    return [
+        Device(
+            name,
+            CUTS[index % len(CUTS)],
+            broker.address,
+            TOPICS,
+            images,
+            lambda device, number: device in doomed[number],
+        )
+        for index, name in enumerate(names)
+    ]
+
+
+class _Movement:
+    """Says whether anything has moved within the patience: a phase, or what is acknowledged to a device."""
+
+    def __init__(
+        self, server: subprocess.Popen[bytes], notes: Path, devices: list[Device], patience: float
+    ) -> None:
+        self._server = server
+        self._notes = notes
+        self._devices = devices
+        self._patience = patience
+        self._seen: object = None
+        self._due = self._moved = time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + min(5.0, self._patience / 4)
+            seen = self._notes.stat().st_size, [device.acknowledged for device in self._devices]
+            if seen != self._seen:
+                self._seen, self._moved = seen, now
+        return self._server.poll() in (None, 0) and now - self._moved < self._patience
+
+
+def _await_run(server: subprocess.Popen[bytes], notes: Path, directory: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT
+    while not read_notes(notes):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise click.ClickException(f"no server: {_last_line(directory / 'server.log')}")
+        time.sleep(0.1)
+
+
+def _last_line(log: Path) -> str:
+    return (log.read_text(errors="replace").strip().splitlines() or ["its log is empty"])[-1]
+
+
+def failures(results: list[dict[str, Any]]) -> list[str]:
+    """What is not as it must be; of a curve's later runs also how they have grown."""
+    found = []
+    for result in results:
+        name = f"{result['devices']} devices"
+        if result["wedged"]:
+            found.append(f"{name}: nothing moves any more: {result['waits_for']}")
+        elif result["dropped_events"]:
+            found.append(f"{name}: {result['dropped_events']} events were dropped")
+    if found or len(results) == 1:
+        return found
+    for before, after in pairwise(results):
+        name, grown = f"{before['devices']} to {after['devices']} devices", growth(before, after)
+        after["growth"] = grown
+        if before["devices"] < GROWS_FROM:
+            continue
+        if grown["server_ms"] > MOST_GROWTH:
+            found.append(f"{name}: CPU a batch grows {grown['server_ms']} times, at most {MOST_GROWTH}")
+        if after["server_ms"] > MOST_MS:
+            found.append(f"{name}: {after['server_ms']} ms of CPU a batch, at most {MOST_MS}")
+        if grown["kb_a_further_device"] > MOST_KB:
+            found.append(f"{name}: {grown['kb_a_further_device']} KB a further device, at most {MOST_KB}")
+    return found
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A row for each figure, a column for each run; times are ms of CPU a batch."""
+    rows: dict[str, list[str]] = {}
+    for result in results:
+        for name, value in result.items():
+            parts = value if isinstance(value, dict) else {"": value}
+            for part, figure in parts.items():
+                rows.setdefault(f"{name} {part}".strip(), []).append(str(figure)[:12])
+    return "\n".join(f"{name:38}" + "".join(f"{cell:>13}" for cell in cells) for name, cells in rows.items())
+
+
+class Counts(click.ParamType):
+    """Numbers of devices, with commas."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            counts = sorted({int(word) for word in value.split(",")})
+        except ValueError:
+            counts = []
+        if not counts or counts[0] < 1:
+            self.fail(f"expected numbers of devices such as 10,100,1000; got {value!r}", param, ctx)
+        return counts
+
+
+@click.command()
+@click.option("--devices", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--curve", type=Counts(), help="Run each of these numbers of devices, and judge the growth.")
+@click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
+@click.option("--averaging", type=click.Choice(["none", "same-cut", "layerwise"]), default="none")
+@click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
+@click.option("--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Of a device's round.")
+@click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
+@click.option("--held-out", type=click.IntRange(min=0), default=0, help="Images a device; 64 are a batch.")
+@click.option("--kill", type=click.IntRange(min=0), default=0, help="So many devices vanish in every round.")
+@click.option("--slow-trunk", is_flag=True, help="The run's first batches take seconds.")
+@click.option("--patience", type=click.FloatRange(min=1), default=90.0, show_default=True)
+@out_option
+def main(devices: int, curve: list[int] | None, out: Path | None, **work: Any) -> None:
+    """Measure what a server takes for each of many devices."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of this process and of the broker
+    results = []
+    with working_directory(out) as directory:
+        for count in curve or [devices]:
+            results.append(measure(directory / str(count), count, Work(**work)))
+            click.echo(f"{count} devices: {results[-1].get('server_ms')} ms a batch", err=True)
+    found = failures(results)
+    click.echo(table(results))
+    click.echo(json.dumps({"benchmark": "fleet", "runs": results, "failures": found, "passed": not found}))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
