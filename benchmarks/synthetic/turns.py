@@ -23,7 +23,9 @@ class TurnTaker:
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._function = function
-        self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
+        self._go, self._back = threading.Lock(), threading.Lock()  # each is released by the other side
+        self._go.acquire()
+        self._back.acquire()
         self.is_killed = self._has_ended = False
         self.error: Exception | None = None
         threading.stack_size(STACK)
