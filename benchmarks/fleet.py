@@ -212,7 +212,7 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(f"{name:38}" + "".join(f"{cell:>13}" for cell in cells) for name, cells in rows.items())
 
 
-class Counts(click.ParamType):
+class Counts(click.ParamType[list[int]]):
     """Numbers of devices, with commas."""
 
     name = "N,N,..."
@@ -233,7 +233,9 @@ class Counts(click.ParamType):
 @click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
 @click.option("--averaging", type=click.Choice(["none", "same-cut", "layerwise"]), default="none")
 @click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
-@click.option("--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Of a device's round.")
+@click.option(
+    "--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Batches of a device."
+)
 @click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
 @click.option("--held-out", type=click.IntRange(min=0), default=0, help="Images a device; 64 are a batch.")
 @click.option("--kill", type=click.IntRange(min=0), default=0, help="So many devices vanish in every round.")

@@ -21,14 +21,17 @@ def figures(notes: list[Line], devices: int, steps: int, state: Path) -> dict[st
     """Over the rounds from the second to the last but one, from opening to opening.
 
     Times are milliseconds of CPU a batch. `kb_a_device` is what the server's memory has grown by since it
-    has built the network, at its peak, less the models: the size of a commit.
+    has built the network, at its peak, less the models, which have the size of a commit; in it is what torch
+    takes once, with the first batch, so that of few devices it says nothing.
     """
     trained = [line for line in notes if line["phase"] == "train"]
     first, last = trained[1], trained[-1]
-    rounds = last["round"] - first["round"]
+    rounds: int = last["round"] - first["round"]
+
+    batches = rounds * devices * steps
 
     def spent(before: float, after: float) -> float:
-        return round(1000 * (after - before) / (rounds * devices * steps), 3)
+        return round(1000 * (after - before) / batches, 3)
 
     by_section = {
         name: spent(first["sections"].get(name, 0.0), seconds)
@@ -37,6 +40,7 @@ def figures(notes: list[Line], devices: int, steps: int, state: Path) -> dict[st
     server, broker = spent(first["cpu"], last["cpu"]), spent(first["broker_cpu"], last["broker_cpu"])
     commit = max((file.stat().st_size for file in state.glob("round-*.state")), default=0)
     peak = notes[-1]["peak"]
+    written = None if last["written"] is None else last["written"] - first["written"]
     return {
         "seconds_a_round": round((last["time"] - first["time"]) / rounds, 2),
         "server_ms": server,
@@ -48,13 +52,13 @@ def figures(notes: list[Line], devices: int, steps: int, state: Path) -> dict[st
         "kb_a_device": round((peak - notes[0]["rss"] - commit / 1024) / devices),
         "broker_mb": round(notes[-1]["broker_rss"] / 1024, 1),
         "commit_bytes": commit,
-        "written_a_round": None if last["written"] is None else (last["written"] - first["written"]) // rounds,
+        "written_a_round": written and written // rounds,
         "dropped_events": notes[-1]["dropped"],
     }
 
 
 def growth(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
-    """From one run to one with more devices: of the CPU a batch, and the KB that each further device takes."""
+    """From one run to one with more devices: of the CPU a batch, and the KB that each further one takes."""
     more = after["devices"] - before["devices"]
     models = after["commit_bytes"] - before["commit_bytes"]
     kilobytes = 1024 * (after["server_peak_mb"] - before["server_peak_mb"]) - models / 1024

@@ -12,7 +12,7 @@ from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Event
 from splitee.mqtt.link import Link
 
-KEEP_ALIVE = 600  # seconds: a thousand devices share one CPU here, which each of them has for itself elsewhere
+KEEP_ALIVE = 600  # seconds: a thousand devices share the CPU here that each has for itself elsewhere
 
 
 class PolledLink(Link):
@@ -44,7 +44,10 @@ class PolledLink(Link):
                 end.close()
         client._sockpairR = client._sockpairW = None
         self.write()
-        return client.socket().fileno()  # type: ignore[no-any-return]
+        opened = client.socket()
+        if opened is None:
+            raise ConnectionError(f"broker {self.address} has closed the connection")
+        return opened.fileno()
 
     @property
     def is_up(self) -> bool:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a synthetic device has in the place of training and of a disk: features made once, states in memory."""
+"""What a synthetic device has for training and for a disk: features made once, and states in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from splitee.networks.split import build_for
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.epochs import evaluation_steps, steps_a_round
 from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
@@ -87,9 +89,14 @@ class SyntheticTrainer:
             self._before_step(number, step, steps)
             yield self._made.train
 
+    def statistics(self, _number: int, steps: int) -> Iterator[CutBatch]:
+        yield from repeat(self._made.train, steps)
+
+    def fresh_statistics(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self._weights.items() if is_statistic(name)}
+
     def evaluate(self, steps: int | None = None) -> Iterator[CutBatch]:
-        for _ in range(evaluation_steps(self.held_out) if steps is None else steps):
-            yield self._made.evaluate
+        yield from repeat(self._made.evaluate, evaluation_steps(self.held_out) if steps is None else steps)
 
     def weights(self) -> Mapping[str, Tensor]:
         return self._weights
