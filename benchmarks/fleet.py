@@ -113,7 +113,7 @@ def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
     report = json.loads((directory / "server" / "report.json").read_text())
     return result | {
         "joined_seconds": round(joined - started, 1),
-        **figures(read_notes(notes), devices, work.steps, directory / "server"),
+        **figures(read_notes(notes), devices, directory / "server"),
         "killed": sum(len(device.deaths) for device in made),
         "connections_lost": fleet.lost,
         "rejected": report["rejected"],
@@ -237,7 +237,7 @@ class Counts(click.ParamType[list[int]]):
     "--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Batches of a device."
 )
 @click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
-@click.option("--held-out", type=click.IntRange(min=0), default=0, help="Images a device; 64 are a batch.")
+@click.option("--held-out", type=click.IntRange(min=1), default=64, show_default=True, help="64 are a batch.")
 @click.option("--kill", type=click.IntRange(min=0), default=0, help="So many devices vanish in every round.")
 @click.option("--slow-trunk", is_flag=True, help="The run's first batches take seconds.")
 @click.option("--patience", type=click.FloatRange(min=1), default=90.0, show_default=True)

@@ -17,18 +17,19 @@ def read_notes(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
 
 
-def figures(notes: list[Line], devices: int, steps: int, state: Path) -> dict[str, Any]:
+def figures(notes: list[Line], devices: int, state: Path) -> dict[str, Any]:
     """Over the rounds from the second to the last but one, from opening to opening.
 
-    Times are milliseconds of CPU a batch. `kb_a_device` is what the server's memory has grown by since it
-    has built the network, at its peak, less the models, which have the size of a commit; in it is what torch
-    takes once, with the first batch, so that of few devices it says nothing.
+    Times are milliseconds of CPU a batch, of those that are evaluated as well. `kb_a_device` is what the
+    server's memory has grown by since it has built the network, at its peak, less the models, which have the
+    size of a commit; in it is what torch takes once, with the first batch, so that of few devices it says
+    nothing.
     """
     trained = [line for line in notes if line["phase"] == "train"]
     first, last = trained[1], trained[-1]
     rounds: int = last["round"] - first["round"]
 
-    batches = rounds * devices * steps
+    batches: int = last["batches"] - first["batches"]
 
     def spent(before: float, after: float) -> float:
         return round(1000 * (after - before) / batches, 3)
@@ -42,6 +43,7 @@ def figures(notes: list[Line], devices: int, steps: int, state: Path) -> dict[st
     peak = notes[-1]["peak"]
     written = None if last["written"] is None else last["written"] - first["written"]
     return {
+        "batches_a_round": batches // rounds,
         "seconds_a_round": round((last["time"] - first["time"]) / rounds, 2),
         "server_ms": server,
         "server_ms_by_section": {**by_section, "rest": round(server - sum(by_section.values()), 3)},

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib import import_module
@@ -32,6 +32,10 @@ from splitee_server.rounds.phase import Phase
 SECTIONS = {  # what runs within another section is not counted there
     "decode": ("splitee.protocol.gate:Gate.read", "splitee.protocol.cut_batch:CutBatch.of"),
     "train": ("splitee_server.learning.fleet_model:FleetModel.train",),
+    "evaluate": (
+        "splitee_server.learning.fleet_model:FleetModel.logits",
+        "splitee_server.learning.fleet_model:FleetModel.observe",
+    ),
     "acknowledge": ("splitee_server.rounds.replies:Replies.acknowledge",),
     "aggregate": ("splitee_server.learning.fleet_model:FleetModel.commit",),
     "save": ("splitee_server.rounds.commits:Commits.commit",),
@@ -48,10 +52,11 @@ SLOW_STEPS, SLOW_SECONDS = (
 
 
 class Stopwatch:
-    """CPU seconds of the thread that calls, by section."""
+    """CPU seconds of the thread that calls, and how often it does, by section."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.calls: Counter[str] = Counter()
         self._inner = 0.0  # of sections within the one under way
 
     def timed(self, section: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,6 +69,7 @@ class Stopwatch:
             finally:
                 taken = time.thread_time() - started
                 self.seconds[section] += taken - self._inner
+                self.calls[section] += 1
                 self._inner = outer + taken
 
         return measured
@@ -116,6 +122,7 @@ class Notes:
             "round": number,
             "time": time.monotonic(),
             "cpu": time.process_time(),
+            "batches": self._stopwatch.calls["train"] + self._stopwatch.calls["evaluate"],
             "sections": {**self._stopwatch.seconds, "receive": sum(link.cpu for link in self._links)},
             "broker_cpu": _cpu_seconds(self._broker.pid),
             "broker_rss": self._broker.memory_info().rss >> 10,

@@ -4,15 +4,46 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from splitee.mqtt.address import BrokerAddress
-from splitee.mqtt.events import Event
 from splitee.mqtt.link import Link
 
 KEEP_ALIVE = 600  # seconds: a thousand devices share the CPU here that each has for itself elsewhere
+
+
+class Turn:
+    """In the place of a threading.Condition, where others have their turn while one waits."""
+
+    def __init__(self, pause: Callable[[], None]) -> None:
+        self._pause = pause
+        self._condition: Callable[[], object] = lambda: True
+        self._until = 0.0
+
+    def __enter__(self) -> None:
+        """Nobody else has the turn."""
+
+    def __exit__(self, *_: object) -> None:
+        """As above."""
+
+    def notify(self) -> None:
+        """Whoever gives turns asks `is_due`."""
+
+    notify_all = notify
+
+    def wait_for(self, condition: Callable[[], object], timeout: float | None = None) -> bool:
+        self._condition = condition
+        self._until = math.inf if timeout is None else time.monotonic() + timeout
+        while not condition() and time.monotonic() < self._until:
+            self._pause()
+        return bool(condition())
+
+    def is_due(self, now: float) -> bool:
+        """Whether what is waited for has come, or the time for it is over."""
+        return now >= self._until or bool(self._condition())
 
 
 class PolledLink(Link):
@@ -22,24 +53,19 @@ class PolledLink(Link):
         self, address: BrokerAddress, client_id: str, will: tuple[str, bytes], pause: Callable[[], None]
     ) -> None:
         super().__init__(address, client_id, will=will, keepalive=KEEP_ALIVE)
-        self._pause = pause
-        self._goes_on: Callable[[], object] = lambda: True
-        self._until = 0.0
+        self._turn = Turn(pause)
+        self._in_flight._changed = self._inbox._changed = cast(threading.Condition, self._turn)
+        self._client.on_socket_register_write = lambda *_: None  # there is no thread to be woken
 
     def is_due(self, now: float) -> bool:
-        """Whether what the device waits for has come, or its time is over by the monotonic clock."""
-        return now >= self._until or bool(self._goes_on())
-
-    def _wait(self, condition: Callable[[], object], until: float = math.inf) -> None:
-        self._goes_on, self._until = condition, until
-        while not condition() and time.monotonic() < until:
-            self._pause()
+        """Whether the device has something to do."""
+        return self._turn.is_due(now)
 
     def dial(self) -> int:
         """Connect; returns the socket's number. The broker's answer, and all else, comes with `read`."""
         self._connection._dial()
         client = self._client
-        for end in (client._sockpairR, client._sockpairW):  # they wake a thread that is not there
+        for end in (client._sockpairR, client._sockpairW):  # they wake paho's own loop
             if end is not None:
                 end.close()
         client._sockpairR = client._sockpairW = None
@@ -59,8 +85,10 @@ class PolledLink(Link):
         return bool(self._client.want_write())
 
     def read(self) -> None:
-        """Take in what has come."""
+        """Take in what has come, also what the socket has read ahead, of which epoll knows nothing."""
         self._client.loop_read()
+        while (pending := getattr(self._client.socket(), "pending", None)) is not None and pending():
+            self._client.loop_read()
 
     def write(self) -> None:
         """Send what the socket takes."""
@@ -70,6 +98,11 @@ class PolledLink(Link):
             client.loop_write()
             if len(client._out_packet) >= before:
                 return
+
+    def publish(self, *arguments: Any, **options: Any) -> bool:
+        is_kept = super().publish(*arguments, **options)
+        self.write()
+        return is_kept
 
     def keep_alive(self) -> None:
         self._client.loop_misc()
@@ -85,16 +118,3 @@ class PolledLink(Link):
         opened = self._client.socket()
         if opened is not None:
             opened.close()
-
-    def receive(self, timeout: float | None) -> Event | None:
-        until = math.inf if timeout is None else time.monotonic() + timeout
-        if timeout != 0:
-            self._wait(lambda: self._inbox._events, until)
-        return super().receive(0)
-
-    def publish(self, *arguments: Any, **options: Any) -> bool:
-        in_flight = self._in_flight
-        self._wait(lambda: not in_flight.up or len(in_flight) < in_flight._window)
-        is_kept = super().publish(*arguments, **options)
-        self.write()
-        return is_kept

@@ -46,6 +46,7 @@ def test_the_servers_cpu_is_split_by_what_it_does(tmp_path: Path) -> None:
     assert parts.keys() == {*SECTIONS, "receive", "rest"}
     assert all(value > 0 for name, value in parts.items())
     assert sum(parts.values()) == pytest.approx(found["server_ms"], abs=0.01)
+    assert found["batches_a_round"] == 4 * (4 + 1)
     assert found["broker_ms"] > 0
 
 
