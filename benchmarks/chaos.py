@@ -24,7 +24,7 @@ from rich.console import Console
 
 from benchmarks.broker_store import LARGEST_STORE, abandoned_sessions
 from benchmarks.faults import Faults
-from benchmarks.fleet import TICK, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import TICK, Fleet, Settings, out_option, until, working_directory
 
 DEAD_PATH = 31.0  # seconds until a device must have noticed; its log counts whole ones
 

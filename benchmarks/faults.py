@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
-from benchmarks.fleet import Fleet
+from benchmarks.real_fleet import Fleet
 
 Undo = Callable[[], object]
 

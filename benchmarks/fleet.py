@@ -1,250 +1,261 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet that the benchmarks measure: real processes on a real Mosquitto, killed and started at will."""
+"""How many devices does one server take? Thousands of synthetic ones, a real broker and a real server.
+
+    python -m benchmarks.fleet --devices 1000 [--strategy averaging] [--kill 100] [--slow-trunk]
+    python -m benchmarks.fleet --curve 10,100,1000
+
+All devices run in this process, on one epoll: the product's own agent, session, outbox, messages and codecs
+on its own link. Only their training is left out, and their disk: features are made once, states are kept in
+memory. The network is tiny, so that what is measured is the fleet and not the trunk. Broker and `splitee
+server` are processes of their own; the server notes its CPU by the product's functions
+(`benchmarks.synthetic.measured_server`).
+
+Prints a table and a line of JSON. Exits with 1 where an event was dropped or nothing moved for `--patience`
+seconds; and with `--curve`, where the CPU a batch grows by more than 15 % from 100 devices on, is above
+1.5 ms, or where a device takes more than 200 KB of memory beyond the models.
+"""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
+import random
+import resource
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from types import MappingProxyType, TracebackType
 from typing import Any
 
 import click
 
-from benchmarks.broker_store import Database, keeping
-from benchmarks.device_network import Direct, Namespace, Network, Proxy, can_make_namespaces
-from benchmarks.throttling import ThrottlingProxy, Way
+from benchmarks.real_fleet import out_option, working_directory
+from benchmarks.synthetic.device import Device
+from benchmarks.synthetic.devices import Devices
+from benchmarks.synthetic.figures import figures, growth, read_notes
+from benchmarks.synthetic.training import images_of
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
+from splitee_device.data.device_images import DeviceImages
+from splitee_lab.local.brokers import OwnBroker
 
-FLEET = "benchmark"
-TOPICS = Topics(FLEET)
-CUTS = {"pi-1": 3, "pi-2": 5, "pi-3": 7}
-WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
-LONGEST = 1800.0  # seconds that a run may take
-TICK = 0.1  # seconds
-
-out_option = click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+TOPICS = Topics("many")
+CUTS = (1, 2, 3)
+MOST_MS = 1.5  # of the server's CPU a batch
+MOST_GROWTH = 1.15  # of it, from GROWS_FROM devices on
+GROWS_FROM = 100
+MOST_KB = 200.0  # that a further device takes of the server's memory, beyond the models
+START_LIMIT = 120.0  # seconds that a server may take to open its run
+END_LIMIT = 60.0  # seconds that it may take to end, once its devices have
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What the fleet trains: small pictures' network, few samples, many rounds."""
+class Work:
+    """What the devices do, however many they are."""
 
+    strategy: str
+    averaging: str
     rounds: int
-    samples: int
+    steps: int
+    batch: int
+    held_out: int
+    kill: int
+    slow_trunk: bool
+    patience: float
 
-    def server(self, strategy: str) -> list[str]:
-        network = ("--network", "resnet18", "--input", "3x32x32")
-        run = (*network, "--rounds", str(self.rounds), "--strategy", strategy)
-        return [*run, "--devices", str(len(CUTS)), "--seed", "1", "--batch-size", "16"]
-
-    def devices(self) -> dict[str, list[str]]:
-        data = ["--data", "builtin:fashion-mnist", "--limit", str(self.samples)]
-        return {
-            device: [*data, "--shard", f"{index}/{len(CUTS)}", "--cut", str(cut)]
-            for index, (device, cut) in enumerate(CUTS.items(), start=1)
+    def server(self, devices: int, directory: Path) -> list[str]:
+        """Flags of the command, without broker and fleet."""
+        flags = {
+            "--network": "benchmarks.tiny:network",
+            "--input": "3x32x32",
+            "--devices": devices,
+            "--rounds": self.rounds,
+            "--strategy": self.strategy,
+            "--client-averaging": self.averaging,
+            "--batch-size": self.batch,
+            "--threads": 1,
+            "--state": directory / "server",
         }
+        return ["--no-release", *(str(word) for flag in flags.items() for word in flag)]
 
 
-@dataclass
-class Part:
-    """One process of the fleet and how to start it again."""
+def measure(directory: Path, devices: int, work: Work) -> dict[str, Any]:
+    """The figures of one run; `wedged` where it stood still, with what it waited for."""
+    directory.mkdir(parents=True)
+    broker = OwnBroker("mosquitto", directory)
+    pid = broker.start().pid
+    notes = directory / "notes.jsonl"
+    slow = ["--slow-trunk"] if work.slow_trunk else []
+    link = ("--broker", str(broker.address), "--fleet", TOPICS.fleet)
+    command = ["-m", "benchmarks.synthetic.measured_server", str(notes), str(pid), *slow, "server", *link]
+    with (directory / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, *command, *work.server(devices, directory)], stdout=log, stderr=log
+        )
+    try:
+        _await_run(server, notes, directory)
+        made = _devices(broker, devices, work)
+        fleet = Devices(made)
+        started = time.monotonic()
+        fleet.start()
+        joined = time.monotonic()
+        fleet.run(_Movement(server, notes, made, work.patience))
+        wedged = not fleet.have_finished
+        if not wedged:
+            server.wait(END_LIMIT)
+    finally:
+        server.kill()
+        server.wait()
+        broker.stop()
+    result = {"devices": devices, "strategy": work.strategy, "wedged": wedged}
+    if wedged:
+        return result | {"waits_for": _last_line(directory / "server.log")}
+    report = json.loads((directory / "server" / "report.json").read_text())
+    return result | {
+        "joined_seconds": round(joined - started, 1),
+        **figures(read_notes(notes), devices, directory / "server"),
+        "killed": sum(len(device.deaths) for device in made),
+        "connections_lost": fleet.lost,
+        "rejected": report["rejected"],
+        "weights_sha256": report["weights_sha256"],
+    }
 
-    command: list[str]
-    process: subprocess.Popen[bytes] | None = None
-    unexpected: list[int] = field(default_factory=list)  # exit codes that no fault explains
+
+def _devices(broker: OwnBroker, count: int, work: Work) -> list[Device]:
+    images = DeviceImages(lambda _division: images_of(work.steps * work.batch, work.held_out, classes=10))
+    names = [f"pi-{number:05d}" for number in range(1, count + 1)]
+    doomed = {
+        number: frozenset(random.Random(number).sample(names, min(work.kill, count)))
+        for number in range(1, work.rounds + 1)
+    }
+    return [
+        Device(
+            name,
+            CUTS[index % len(CUTS)],
+            broker.address,
+            TOPICS,
+            images,
+            lambda device, number: device in doomed[number],
+        )
+        for index, name in enumerate(names)
+    ]
 
 
-class Fleet:
-    """Broker, server and devices; everything is ended when the context is left."""
+class _Movement:
+    """Says whether anything has moved within the patience: a phase, or what is acknowledged to a device."""
 
     def __init__(
-        self,
-        directory: Path,
-        server: Sequence[str],
-        devices: Mapping[str, Sequence[str]],
-        *,
-        broker_settings: str = MOSQUITTO_SETTINGS,
-        isolated: Collection[str] | None = None,
-        networks: Mapping[str, Callable[[int], Network]] = MappingProxyType({}),
-        throttled: Mapping[str, Way] = MappingProxyType({}),
-        keeps_store: bool = False,
-        own_clocks: bool = False,
+        self, server: subprocess.Popen[bytes], notes: Path, devices: list[Device], patience: float
     ) -> None:
-        """`server`, `devices`: flags of the commands, without broker, fleet and state.
+        self._server = server
+        self._notes = notes
+        self._devices = devices
+        self._patience = patience
+        self._seen: object = None
+        self._due = self._moved = time.monotonic()
 
-        `isolated`: devices with a network of their own that can be cut; None: all have one.
-        `networks`: of devices that have another one, made for the broker's port.
-        `throttled`: devices behind a proxy in `throttles`, which lets everything pass at first.
-        `keeps_store`: the broker has a database. `own_clocks`: each process has one, for `set_clock`.
-        """
-        directory.mkdir(parents=True, exist_ok=True)
-        self.directory = directory
-        port, namespaces = free_port(), can_make_namespaces()
-        own = Namespace if namespaces else partial(Proxy, "127.0.0.1")
-        self.networks: dict[str, Network] = {
-            device: networks[device](port)
-            if device in networks
-            else own(port)
-            if isolated is None or device in isolated
-            else Direct(port)
-            for device in devices
-        }
-        listeners = [
-            f"listener {port} {network.host}\n"
-            for network in self.networks.values()
-            if network.kind == "namespace"
-        ]
-        settings = keeping(broker_settings, directory) if keeps_store else broker_settings
-        self.broker = OwnBroker("mosquitto", directory, settings + "".join(listeners), port)
-        self._own_clocks = own_clocks
-        self.database = Database(directory)
-        self.throttles: dict[str, ThrottlingProxy] = {}
-        serving = ("--no-release", *server)
-        self.parts = {"server": Part(self._command("server", str(self.broker.address), serving))}
-        for device, flags in devices.items():
-            network = self.networks[device]
-            address = network.address
-            if device in throttled:
-                proxy = ThrottlingProxy("127.0.0.1", port, 0, throttled[device], listens=network.host)
-                self.throttles[device], address = proxy, proxy.address
-            command = self._command("device", address, ("--id", device, *flags), state=device)
-            self.parts[device] = Part([*network.prefix, *command])
-
-    def __enter__(self) -> Fleet:
-        self.broker.start()
-        for name in self.parts:
-            self.start(name)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for part in self.parts.values():
-            if part.process is not None and part.process.poll() is None:
-                part.process.send_signal(signal.SIGCONT)
-                part.process.kill()
-                part.process.wait()
-        for proxy in self.throttles.values():
-            proxy.close()
-        for network in self.networks.values():
-            network.close()
-        self.broker.stop()
-
-    @property
-    def finished(self) -> bool:
-        """Whether every process has ended well; one that fell by itself is started again, and noted."""
-        done = True
-        for name, part in self.parts.items():
-            code = part.process.poll() if part.process is not None else None
-            if part.process is not None and code not in (None, 0):
-                part.unexpected.append(int(code or 0))
-                self.start(name)
-            done = done and code == 0
-        return done
-
-    @property
-    def pids(self) -> dict[str, int]:
-        """Every process of the fleet that has been started, the broker among them."""
-        assert self.broker.broker is not None
-        assert self.broker.broker.pid is not None
-        parts = {name: part.process.pid for name, part in self.parts.items() if part.process is not None}
-        return {**parts, "broker": self.broker.broker.pid}
-
-    def report(self) -> dict[str, Any]:
-        """The server's report, and exit codes that no fault explains, by process."""
-        report: dict[str, Any] = json.loads((self.directory / "server" / "report.json").read_text())
-        report["unexpected_exits"] = {
-            name: part.unexpected for name, part in self.parts.items() if part.unexpected
-        }
-        return report
-
-    def start(self, name: str) -> None:
-        part = self.parts[name]
-        environment = {**os.environ}
-        if self._own_clocks:
-            path = os.pathsep.join(filter(None, (str(WRONG_CLOCK), os.environ.get("PYTHONPATH", ""))))
-            environment |= {"PYTHONPATH": path, "CLOCK_FILE": str(self._clock(name))}
-        with self.log(name).open("ab") as log:
-            part.process = subprocess.Popen(
-                part.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment,
-            )
-
-    def set_clock(self, name: str, seconds: float) -> None:
-        """From now on the clock of this process is wrong by so many seconds."""
-        self._clock(name).write_text(str(seconds))
-
-    def _clock(self, name: str) -> Path:
-        return self.directory / f"{name}.clock"
-
-    def log(self, name: str) -> Path:
-        return self.directory / f"{name}.log"
-
-    def kill(self, name: str) -> bool:
-        """SIGKILL; False when the process has ended already."""
-        process = self.parts[name].process
-        if process is None or process.poll() is not None:
-            return False
-        process.kill()
-        process.wait()
-        self.parts[name].process = None
-        return True
-
-    def await_exit(self, name: str) -> int:
-        """The exit code of a process that must end by itself, and is not started again."""
-        process = self.parts[name].process
-        assert process is not None
-        code = process.wait(LONGEST)
-        self.parts[name].process = None
-        return code
-
-    def tear_newest_state(self, name: str) -> None:
-        """What a power cut may do to a file that was being written: only its beginning is left."""
-        files = sorted((self.directory / name).glob("round-*.state"))
-        if files:
-            os.truncate(files[-1], files[-1].stat().st_size // 2)
-
-    def _command(self, kind: str, address: str, flags: Sequence[str], state: str = "server") -> list[str]:
-        link = ("--broker", address, "--fleet", FLEET, "--connect-timeout", "0")
-        where = ("--state", str(self.directory / state), "--threads", "1")
-        return [sys.executable, "-m", "splitee", kind, *link, *where, *flags]
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now >= self._due:
+            self._due = now + min(5.0, self._patience / 4)
+            seen = self._notes.stat().st_size, [device.acknowledged for device in self._devices]
+            if seen != self._seen:
+                self._seen, self._moved = seen, now
+        return self._server.poll() in (None, 0) and now - self._moved < self._patience
 
 
-def undisturbed_run(directory: Path, strategy: str, settings: Settings) -> dict[str, Any]:
-    """The report of one fleet that runs to its end."""
-    with Fleet(directory, settings.server(strategy), settings.devices()) as fleet:
-        until(lambda: fleet.finished, lambda: time.sleep(TICK))
-        return fleet.report()
+def _await_run(server: subprocess.Popen[bytes], notes: Path, directory: Path) -> None:
+    deadline = time.monotonic() + START_LIMIT
+    while not read_notes(notes):
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise click.ClickException(f"no server: {_last_line(directory / 'server.log')}")
+        time.sleep(0.1)
 
 
-def until(condition: Callable[[], bool], meanwhile: Callable[[], object]) -> None:
-    """Does `meanwhile` again and again, up to LONGEST. Raises ClickException after that."""
-    deadline = time.monotonic() + LONGEST
-    while not condition():
-        if time.monotonic() > deadline:
-            raise click.ClickException(f"not finished after {LONGEST:.0f} s: see the logs with --out")
-        meanwhile()
+def _last_line(log: Path) -> str:
+    return (log.read_text(errors="replace").strip().splitlines() or ["its log is empty"])[-1]
 
 
-@contextmanager
-def working_directory(out: Path | None) -> Iterator[Path]:
-    """`out`, else a directory that is gone afterwards."""
-    if out is not None:
-        yield out
-        return
-    with tempfile.TemporaryDirectory(prefix="splitee-benchmark-") as name:
-        yield Path(name)
+def failures(results: list[dict[str, Any]]) -> list[str]:
+    """What is not as it must be; of a curve's later runs also how they have grown."""
+    found = []
+    for result in results:
+        name = f"{result['devices']} devices"
+        if result["wedged"]:
+            found.append(f"{name}: nothing moves any more: {result['waits_for']}")
+        elif result["dropped_events"]:
+            found.append(f"{name}: {result['dropped_events']} events were dropped")
+    if found or len(results) == 1:
+        return found
+    for before, after in pairwise(results):
+        name, grown = f"{before['devices']} to {after['devices']} devices", growth(before, after)
+        after["growth"] = grown
+        if before["devices"] < GROWS_FROM:
+            continue
+        if grown["server_ms"] > MOST_GROWTH:
+            found.append(f"{name}: CPU a batch grows {grown['server_ms']} times, at most {MOST_GROWTH}")
+        if after["server_ms"] > MOST_MS:
+            found.append(f"{name}: {after['server_ms']} ms of CPU a batch, at most {MOST_MS}")
+        if grown["kb_a_further_device"] > MOST_KB:
+            found.append(f"{name}: {grown['kb_a_further_device']} KB a further device, at most {MOST_KB}")
+    return found
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A row for each figure, a column for each run; times are ms of CPU a batch."""
+    rows: dict[str, list[str]] = {}
+    for result in results:
+        for name, value in result.items():
+            parts = value if isinstance(value, dict) else {"": value}
+            for part, figure in parts.items():
+                rows.setdefault(f"{name} {part}".strip(), []).append(str(figure)[:12])
+    return "\n".join(f"{name:38}" + "".join(f"{cell:>13}" for cell in cells) for name, cells in rows.items())
+
+
+class Counts(click.ParamType[list[int]]):
+    """Numbers of devices, with commas."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:
+        try:
+            counts = sorted({int(word) for word in value.split(",")})
+        except ValueError:
+            counts = []
+        if not counts or counts[0] < 1:
+            self.fail(f"expected numbers of devices such as 10,100,1000; got {value!r}", param, ctx)
+        return counts
+
+
+@click.command()
+@click.option("--devices", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--curve", type=Counts(), help="Run each of these numbers of devices, and judge the growth.")
+@click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
+@click.option("--averaging", type=click.Choice(["none", "same-cut", "layerwise"]), default="none")
+@click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
+@click.option(
+    "--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Batches of a device."
+)
+@click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
+@click.option("--held-out", type=click.IntRange(min=1), default=64, show_default=True, help="64 are a batch.")
+@click.option("--kill", type=click.IntRange(min=0), default=0, help="So many devices vanish in every round.")
+@click.option("--slow-trunk", is_flag=True, help="The run's first batches take seconds.")
+@click.option("--patience", type=click.FloatRange(min=1), default=90.0, show_default=True)
+@out_option
+def main(devices: int, curve: list[int] | None, out: Path | None, **work: Any) -> None:
+    """Measure what a server takes for each of many devices."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # of this process and of the broker
+    results = []
+    with working_directory(out) as directory:
+        for count in curve or [devices]:
+            results.append(measure(directory / str(count), count, Work(**work)))
+            click.echo(f"{count} devices: {results[-1].get('server_ms')} ms a batch", err=True)
+    found = failures(results)
+    click.echo(table(results))
+    click.echo(json.dumps({"benchmark": "fleet", "runs": results, "failures": found, "passed": not found}))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -28,8 +28,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.fleet import CUTS, TOPICS, Fleet, Settings, out_option, until, working_directory
 from benchmarks.peak_memory import Bytes, PeakMemory, megabytes
+from benchmarks.real_fleet import CUTS, TOPICS, Fleet, Settings, out_option, until, working_directory
 from splitee.errors import ExitCode, MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link

@@ -35,7 +35,8 @@ import numpy as np
 import psutil
 from rich.console import Console
 
-from benchmarks.fleet import (
+from benchmarks.mutations import Mutations
+from benchmarks.real_fleet import (
     CUTS,
     TOPICS,
     Fleet,
@@ -45,7 +46,6 @@ from benchmarks.fleet import (
     until,
     working_directory,
 )
-from benchmarks.mutations import Mutations
 from splitee.errors import MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link

@@ -36,7 +36,7 @@ import click
 import psutil
 import torch
 
-from benchmarks.fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, until, working_directory
 from benchmarks.simulated_devices import simulated_devices
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -129,12 +129,15 @@ def _children() -> Iterator[int]:
 
 
 def _hear_of_run(link: Link) -> RunSpec:
+    """The run, once the server has settled what it settles by the fleet: exits, and how images are scaled."""
     while True:
         event = link.receive(LONGEST)
         if event is None:
             raise click.ClickException("no server has opened a run")
         if isinstance(event, Message) and event.topic == TOPICS.run:
-            return RunSpec.decode(event.payload)
+            spec = RunSpec.decode(event.payload)
+            if not spec.awaits_fleet:
+                return spec
 
 
 def _watch(fleet: Fleet, link: Link, rounds: int) -> Seconds:

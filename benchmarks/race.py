@@ -30,11 +30,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fleet import working_directory
 from benchmarks.racing import fleet, flower
 from benchmarks.racing.job import Job
 from benchmarks.racing.outcome import Bound, Followed, Outcome, Round, bounds, ended
 from benchmarks.racing.processes import require_shares
+from benchmarks.real_fleet import working_directory
 from splitee.cli.words import percent, size
 from splitee_lab.local.processes import signals_unwind
 

@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from benchmarks.device_network import can_make_namespaces
-from benchmarks.fleet import FLEET, TICK, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import FLEET, TICK, Fleet, Settings, out_option, until, working_directory
 from benchmarks.slow_network import LinkKind, SlowNamespace
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks.broker_store import LARGEST_STORE, abandoned_sessions
 from benchmarks.faults import YEAR
-from benchmarks.fleet import FLEET, TICK, TOPICS, Fleet, Part, out_option, until, working_directory
+from benchmarks.real_fleet import FLEET, TICK, TOPICS, Fleet, Part, out_option, until, working_directory
 from splitee.errors import ExitCode
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link

@@ -24,7 +24,8 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.fleet import (
+from benchmarks.peak_memory import Bytes, PeakMemory, megabytes
+from benchmarks.real_fleet import (
     CUTS,
     TOPICS,
     Fleet,
@@ -34,7 +35,6 @@ from benchmarks.fleet import (
     until,
     working_directory,
 )
-from benchmarks.peak_memory import Bytes, PeakMemory, megabytes
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.networks.split import build_network

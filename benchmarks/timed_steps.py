@@ -25,9 +25,9 @@ from typing import Any
 
 import click
 
-from benchmarks.fleet import out_option, working_directory
 from benchmarks.racing.job import SHARES
 from benchmarks.racing.processes import Processes, require_shares
+from benchmarks.real_fleet import out_option, working_directory
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet import Metrics

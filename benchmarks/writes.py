@@ -33,7 +33,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.fleet import CUTS, TOPICS, Fleet, Settings, out_option, until, working_directory
+from benchmarks.real_fleet import CUTS, TOPICS, Fleet, Settings, out_option, until, working_directory
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen

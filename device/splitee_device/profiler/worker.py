@@ -34,7 +34,7 @@ from splitee.networks.zoo import first_line
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.state import pack_state
+from splitee.training.state import packing
 from splitee_device.data.batches import batch
 from splitee_device.data.image_sets import ImageSet
 from splitee_device.data.images import DeviceData
@@ -134,7 +134,8 @@ def measure_cut(setup: Setup, asked: MeasureCut) -> CutCosts:
     times = Times(bursty=setup.bursty)
     _train(trainer, spec, asked, times, started, watch)
     with watch:
-        pack_state(trainer.state())
+        with Path(os.devnull).open("wb") as nothing:
+            packing(trainer.state())(nothing)
         for _ in trainer.evaluate():
             pass
     at_peak, code = watch.peak - before, memory()["RssFile"]

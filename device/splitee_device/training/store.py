@@ -16,7 +16,7 @@ from splitee.errors import StateError
 from splitee.protocol.run_spec import RunSpec
 from splitee.samples.fitting import Region
 from splitee.samples.kept import SAMPLES, Samples, keep_region, kept_region, some_of
-from splitee.training.state import pack_state, unpack_state
+from splitee.training.state import packing, unpack_state
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.division import keep_division
 from splitee_device.training.mistakes import Mistakes
@@ -103,7 +103,7 @@ class DeviceStore:
             self._save_samples()
         if facts != mine:  # it has moved, or a run that was finished has been given more rounds
             self._directory.save_facts(mine)
-        self._directory.save_round(number, pack_state(trainer.state()))
+        self._directory.save_round(number, packing(trainer.state()))
 
     def save_division(self) -> None:
         """What each image is for, from now on."""
@@ -143,7 +143,7 @@ class DeviceStore:
         for missing in range(found + 1, number + 1):
             for _ in trainer.round(missing):
                 pass
-            self._directory.save_round(missing, pack_state(trainer.state()))
+            self._directory.save_round(missing, packing(trainer.state()))
         if digest is not None and trainer.digest() != digest:
             log.warning("state: round %d differs from what was committed; going on with it", number)
 

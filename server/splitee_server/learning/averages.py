@@ -39,9 +39,8 @@ def average_by_name(
     for name in names:
         having = [device for device in sorted(holders) if name in holders[device] and weights[device] > 0]
         if having:
-            tensors = [holders[device][name] for device in having]
-            mean = rule.combine(tensors, [weights[device] for device in having])
-            means[name] = mean.to(tensors[0].dtype)
+            tensors = {device: holders[device][name] for device in having}
+            means[name] = rule.combine(tensors, weights).to(tensors[having[0]].dtype)
     return means
 
 

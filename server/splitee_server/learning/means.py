@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from splitee.protocol.fields import Average
 from splitee.protocol.run_spec import RunSpec
+from splitee_server.learning.reduction import LaneSums, in_order
 
 TRIMMED = 5  # one in so many values is left out at each end
 FEWEST = 3  # holders among whom one can be told from the others
@@ -35,27 +36,32 @@ class Rule:
     def of(cls, spec: RunSpec) -> Rule:
         return cls(spec.average, spec.largest_share)
 
-    def combine(self, tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    def combine(self, tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
         """What `tensors` of one shape come to, in float64.
 
         Args:
-            tensors: at least one, in an order that does not depend on when they came.
-            weights: of each, above 0.
+            tensors: by device, at least one.
+            weights: of these devices, each above 0.
         """
+        if self.average == "mean" or len(tensors) < FEWEST:
+            return weighted_mean(tensors, self.shares(weights, tensors))
         count = len(tensors)
-        if self.average == "mean" or count < FEWEST:
-            return weighted_mean(tensors, bounded(weights, self.largest_share))
         trim = (count - 1) // 2 if self.average == "median" else max(1, count // TRIMMED)
-        return trimmed_mean(tensors, trim)
+        return trimmed_mean([tensors[device] for device in sorted(tensors)], trim)
+
+    def shares(self, weights: Mapping[str, float], holders: Iterable[str]) -> dict[str, float]:
+        """What each of the holders of a tensor counts in its mean."""
+        devices = list(holders)
+        found = bounded([weights[device] for device in devices], self.largest_share)
+        return dict(zip(devices, found, strict=True))
 
 
-def weighted_mean(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted mean, in float64."""
-    total = sum(weights)
-    mean = torch.zeros_like(tensors[0], dtype=torch.float64)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        mean.add_(tensor, alpha=weight / total)
-    return mean
+def weighted_mean(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The weighted mean over devices, in float64, summed as `LaneSums` has it."""
+    sums = LaneSums()
+    for device in in_order(tensors):
+        sums.add(device, {"": tensors[device]}, weights[device])
+    return sums.means()[""]
 
 
 def trimmed_mean(tensors: Sequence[Tensor], trim: int) -> Tensor:

@@ -18,6 +18,11 @@ from splitee_server.learning.means import Rule, bounded, trimmed_mean
 SHAPE = (3, 5)
 
 
+def combine(rule: Rule, values: list[torch.Tensor], weights: list[float]) -> torch.Tensor:
+    devices = [f"pi-{number}" for number in range(len(values))]
+    return rule.combine(dict(zip(devices, values, strict=True)), dict(zip(devices, weights, strict=True)))
+
+
 def tensors(count: int) -> list[torch.Tensor]:
     return list(torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(count)))
 
@@ -32,25 +37,25 @@ def test_a_median_and_a_trimmed_mean_are_those_of_every_coordinate(
     expected = np.sort(stacked, axis=0)[trim : count - trim].mean(axis=0)
     for at_once in (means.AT_ONCE, 4):
         monkeypatch.setattr(means, "AT_ONCE", at_once)
-        trimmed = Rule("trimmed").combine(values, [1.0] * count)
+        trimmed = combine(Rule("trimmed"), values, [1.0] * count)
         np.testing.assert_allclose(trimmed.numpy(), expected, rtol=1e-12)
-        median = Rule("median").combine(values, [1.0] * count)
+        median = combine(Rule("median"), values, [1.0] * count)
         np.testing.assert_allclose(median.numpy(), np.median(stacked, axis=0), rtol=1e-12)
 
 
 @pytest.mark.parametrize("average", ["trimmed", "median"])
 def test_two_holders_are_averaged_by_weight_and_more_are_not(average: means.Average) -> None:
     values = tensors(3)
-    two = Rule(average).combine(values[:2], [3, 1])
+    two = combine(Rule(average), values[:2], [3, 1])
     torch.testing.assert_close(two, (3 * values[0].double() + values[1].double()) / 4)
-    assert torch.equal(Rule(average).combine(values, [3, 1, 1]), Rule(average).combine(values, [1, 1, 1]))
+    assert torch.equal(combine(Rule(average), values, [3, 1, 1]), combine(Rule(average), values, [1, 1, 1]))
 
 
 @pytest.mark.parametrize("average", ["trimmed", "median"])
 @pytest.mark.parametrize("wild", [1e30, -1e30, float("inf"), float("nan")])
 def test_one_of_five_stays_between_the_others(average: means.Average, wild: float) -> None:
     values = tensors(4)
-    answer = Rule(average).combine([*values, torch.full(SHAPE, wild)], [1.0] * 5)
+    answer = combine(Rule(average), [*values, torch.full(SHAPE, wild)], [1.0] * 5)
     honest = torch.stack(values).double()
     assert bool((answer >= honest.amin(0)).all() and (answer <= honest.amax(0)).all())
 

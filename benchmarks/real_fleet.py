@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet that the benchmarks measure: real processes on a real Mosquitto, killed and started at will."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import click
+
+from benchmarks.broker_store import Database, keeping
+from benchmarks.device_network import Direct, Namespace, Network, Proxy, can_make_namespaces
+from benchmarks.throttling import ThrottlingProxy, Way
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, free_port
+
+FLEET = "benchmark"
+TOPICS = Topics(FLEET)
+CUTS = {"pi-1": 3, "pi-2": 5, "pi-3": 7}
+WRONG_CLOCK = Path(__file__).parent / "wrong_clock"
+LONGEST = 1800.0  # seconds that a run may take
+TICK = 0.1  # seconds
+
+out_option = click.option("--out", type=click.Path(path_type=Path), help="Keep logs and states here.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the fleet trains: small pictures' network, few samples, many rounds."""
+
+    rounds: int
+    samples: int
+
+    def server(self, strategy: str) -> list[str]:
+        network = ("--network", "resnet18", "--input", "3x32x32")
+        run = (*network, "--rounds", str(self.rounds), "--strategy", strategy)
+        return [*run, "--devices", str(len(CUTS)), "--seed", "1", "--batch-size", "16"]
+
+    def devices(self) -> dict[str, list[str]]:
+        data = ["--data", "builtin:fashion-mnist", "--limit", str(self.samples)]
+        return {
+            device: [*data, "--shard", f"{index}/{len(CUTS)}", "--cut", str(cut)]
+            for index, (device, cut) in enumerate(CUTS.items(), start=1)
+        }
+
+
+@dataclass
+class Part:
+    """One process of the fleet and how to start it again."""
+
+    command: list[str]
+    process: subprocess.Popen[bytes] | None = None
+    unexpected: list[int] = field(default_factory=list)  # exit codes that no fault explains
+
+
+class Fleet:
+    """Broker, server and devices; everything is ended when the context is left."""
+
+    def __init__(
+        self,
+        directory: Path,
+        server: Sequence[str],
+        devices: Mapping[str, Sequence[str]],
+        *,
+        broker_settings: str = MOSQUITTO_SETTINGS,
+        isolated: Collection[str] | None = None,
+        networks: Mapping[str, Callable[[int], Network]] = MappingProxyType({}),
+        throttled: Mapping[str, Way] = MappingProxyType({}),
+        keeps_store: bool = False,
+        own_clocks: bool = False,
+    ) -> None:
+        """`server`, `devices`: flags of the commands, without broker, fleet and state.
+
+        `isolated`: devices with a network of their own that can be cut; None: all have one.
+        `networks`: of devices that have another one, made for the broker's port.
+        `throttled`: devices behind a proxy in `throttles`, which lets everything pass at first.
+        `keeps_store`: the broker has a database. `own_clocks`: each process has one, for `set_clock`.
+        """
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        port, namespaces = free_port(), can_make_namespaces()
+        own = Namespace if namespaces else partial(Proxy, "127.0.0.1")
+        self.networks: dict[str, Network] = {
+            device: networks[device](port)
+            if device in networks
+            else own(port)
+            if isolated is None or device in isolated
+            else Direct(port)
+            for device in devices
+        }
+        listeners = [
+            f"listener {port} {network.host}\n"
+            for network in self.networks.values()
+            if network.kind == "namespace"
+        ]
+        settings = keeping(broker_settings, directory) if keeps_store else broker_settings
+        self.broker = OwnBroker("mosquitto", directory, settings + "".join(listeners), port)
+        self._own_clocks = own_clocks
+        self.database = Database(directory)
+        self.throttles: dict[str, ThrottlingProxy] = {}
+        serving = ("--no-release", *server)
+        self.parts = {"server": Part(self._command("server", str(self.broker.address), serving))}
+        for device, flags in devices.items():
+            network = self.networks[device]
+            address = network.address
+            if device in throttled:
+                proxy = ThrottlingProxy("127.0.0.1", port, 0, throttled[device], listens=network.host)
+                self.throttles[device], address = proxy, proxy.address
+            command = self._command("device", address, ("--id", device, *flags), state=device)
+            self.parts[device] = Part([*network.prefix, *command])
+
+    def __enter__(self) -> Fleet:
+        self.broker.start()
+        for name in self.parts:
+            self.start(name)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for part in self.parts.values():
+            if part.process is not None and part.process.poll() is None:
+                part.process.send_signal(signal.SIGCONT)
+                part.process.kill()
+                part.process.wait()
+        for proxy in self.throttles.values():
+            proxy.close()
+        for network in self.networks.values():
+            network.close()
+        self.broker.stop()
+
+    @property
+    def finished(self) -> bool:
+        """Whether every process has ended well; one that fell by itself is started again, and noted."""
+        done = True
+        for name, part in self.parts.items():
+            code = part.process.poll() if part.process is not None else None
+            if part.process is not None and code not in (None, 0):
+                part.unexpected.append(int(code or 0))
+                self.start(name)
+            done = done and code == 0
+        return done
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Every process of the fleet that has been started, the broker among them."""
+        assert self.broker.broker is not None
+        assert self.broker.broker.pid is not None
+        parts = {name: part.process.pid for name, part in self.parts.items() if part.process is not None}
+        return {**parts, "broker": self.broker.broker.pid}
+
+    def report(self) -> dict[str, Any]:
+        """The server's report, and exit codes that no fault explains, by process."""
+        report: dict[str, Any] = json.loads((self.directory / "server" / "report.json").read_text())
+        report["unexpected_exits"] = {
+            name: part.unexpected for name, part in self.parts.items() if part.unexpected
+        }
+        return report
+
+    def start(self, name: str) -> None:
+        part = self.parts[name]
+        environment = {**os.environ}
+        if self._own_clocks:
+            path = os.pathsep.join(filter(None, (str(WRONG_CLOCK), os.environ.get("PYTHONPATH", ""))))
+            environment |= {"PYTHONPATH": path, "CLOCK_FILE": str(self._clock(name))}
+        with self.log(name).open("ab") as log:
+            part.process = subprocess.Popen(
+                part.command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+            )
+
+    def set_clock(self, name: str, seconds: float) -> None:
+        """From now on the clock of this process is wrong by so many seconds."""
+        self._clock(name).write_text(str(seconds))
+
+    def _clock(self, name: str) -> Path:
+        return self.directory / f"{name}.clock"
+
+    def log(self, name: str) -> Path:
+        return self.directory / f"{name}.log"
+
+    def kill(self, name: str) -> bool:
+        """SIGKILL; False when the process has ended already."""
+        process = self.parts[name].process
+        if process is None or process.poll() is not None:
+            return False
+        process.kill()
+        process.wait()
+        self.parts[name].process = None
+        return True
+
+    def await_exit(self, name: str) -> int:
+        """The exit code of a process that must end by itself, and is not started again."""
+        process = self.parts[name].process
+        assert process is not None
+        code = process.wait(LONGEST)
+        self.parts[name].process = None
+        return code
+
+    def tear_newest_state(self, name: str) -> None:
+        """What a power cut may do to a file that was being written: only its beginning is left."""
+        files = sorted((self.directory / name).glob("round-*.state"))
+        if files:
+            os.truncate(files[-1], files[-1].stat().st_size // 2)
+
+    def _command(self, kind: str, address: str, flags: Sequence[str], state: str = "server") -> list[str]:
+        link = ("--broker", address, "--fleet", FLEET, "--connect-timeout", "0")
+        where = ("--state", str(self.directory / state), "--threads", "1")
+        return [sys.executable, "-m", "splitee", kind, *link, *where, *flags]
+
+
+def undisturbed_run(directory: Path, strategy: str, settings: Settings) -> dict[str, Any]:
+    """The report of one fleet that runs to its end."""
+    with Fleet(directory, settings.server(strategy), settings.devices()) as fleet:
+        until(lambda: fleet.finished, lambda: time.sleep(TICK))
+        return fleet.report()
+
+
+def until(condition: Callable[[], bool], meanwhile: Callable[[], object]) -> None:
+    """Does `meanwhile` again and again, up to LONGEST. Raises ClickException after that."""
+    deadline = time.monotonic() + LONGEST
+    while not condition():
+        if time.monotonic() > deadline:
+            raise click.ClickException(f"not finished after {LONGEST:.0f} s: see the logs with --out")
+        meanwhile()
+
+
+@contextmanager
+def working_directory(out: Path | None) -> Iterator[Path]:
+    """`out`, else a directory that is gone afterwards."""
+    if out is not None:
+        yield out
+        return
+    with tempfile.TemporaryDirectory(prefix="splitee-benchmark-") as name:
+        yield Path(name)

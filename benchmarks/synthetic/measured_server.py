@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`splitee server` that also notes what its CPU goes into, by the product's own functions.
+
+    python -m benchmarks.synthetic.measured_server NOTES BROKER_PID [--slow-trunk] server ...
+
+At each phase that it opens it appends a line of JSON to NOTES, with what it has taken so far: nothing is
+sampled, and between two lines nothing runs but the product and, around the functions of SECTIONS, two
+readings of its thread's clock (less than a microsecond each).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from splitee.cli.main import main
+from splitee.disk_writes import bytes_written
+from splitee.mqtt.link import Link
+from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.rounds.coordinator import Coordinator
+from splitee_server.rounds.phase import Phase
+
+SECTIONS = {  # what runs within another section is not counted there
+    "decode": ("splitee.protocol.gate:Gate.read", "splitee.protocol.cut_batch:CutBatch.of"),
+    "train": ("splitee_server.learning.fleet_model:FleetModel.train",),
+    "evaluate": (
+        "splitee_server.learning.fleet_model:FleetModel.logits",
+        "splitee_server.learning.fleet_model:FleetModel.observe",
+    ),
+    "acknowledge": ("splitee_server.rounds.replies:Replies.acknowledge",),
+    "aggregate": ("splitee_server.learning.fleet_model:FleetModel.commit",),
+    "save": ("splitee_server.rounds.commits:Commits.commit",),
+    "announce": (
+        "splitee_server.rounds.replies:Replies.assign",
+        "splitee_server.announcer:Announcer.round",
+        "splitee_server.announcer:Announcer.commit",
+    ),
+}
+SLOW_STEPS, SLOW_SECONDS = (
+    6,
+    8.0,
+)  # of a trunk that is slow to begin with: the first batches, and each one's time
+
+
+class Stopwatch:
+    """CPU seconds of the thread that calls, and how often it does, by section."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.calls: Counter[str] = Counter()
+        self._inner = 0.0  # of sections within the one under way
+
+    def timed(self, section: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def measured(*arguments: Any, **named: Any) -> Any:
+            outer, self._inner = self._inner, 0.0
+            started = time.thread_time()
+            try:
+                return function(*arguments, **named)
+            finally:
+                taken = time.thread_time() - started
+                self.seconds[section] += taken - self._inner
+                self.calls[section] += 1
+                self._inner = outer + taken
+
+        return measured
+
+    def attach(self) -> None:
+        """Measure the functions of SECTIONS. AttributeError: the product has one of them no more."""
+        for section, names in SECTIONS.items():
+            for name in names:
+                module, _, path = name.partition(":")
+                owner, _, method = path.partition(".")
+                where = getattr(import_module(module), owner)
+                found = vars(where)[method]
+                if isinstance(found, classmethod):
+                    setattr(where, method, classmethod(self.timed(section, found.__func__)))
+                else:
+                    setattr(where, method, self.timed(section, found))
+
+
+class Notes:
+    """What the process has taken so far, a line at each phase."""
+
+    def __init__(self, path: Path, broker: int, stopwatch: Stopwatch) -> None:
+        self._path = path
+        self._broker = psutil.Process(broker)
+        self._own = psutil.Process()
+        self._stopwatch = stopwatch
+        self._links: list[Link] = []
+
+    def attach(self) -> None:
+        phases, opens = Coordinator.phases, Link.open
+
+        def noted(coordinator: Coordinator) -> Iterator[Phase]:
+            self.note("begin", 0)
+            for phase in phases(coordinator):
+                self.note(phase.kind, phase.opened.round)
+                yield phase
+            self.note("finished", coordinator.commits.round)
+
+        def opened(link: Link, timeout: float | None) -> None:
+            self._links.append(link)
+            opens(link, timeout)
+
+        _replace(Coordinator, phases, noted)
+        _replace(Link, opens, opened)
+
+    def note(self, phase: str, number: int) -> None:
+        memory = Path("/proc/self/status").read_text().split()
+        line = {
+            "phase": phase,
+            "round": number,
+            "time": time.monotonic(),
+            "cpu": time.process_time(),
+            "batches": self._stopwatch.calls["train"] + self._stopwatch.calls["evaluate"],
+            "sections": {**self._stopwatch.seconds, "receive": sum(link.cpu for link in self._links)},
+            "broker_cpu": _cpu_seconds(self._broker.pid),
+            "broker_rss": self._broker.memory_info().rss >> 10,
+            "rss": int(memory[memory.index("VmRSS:") + 1]),  # KiB, as the next
+            "peak": int(memory[memory.index("VmHWM:") + 1]),
+            "written": bytes_written(),
+            "dropped": sum(link.dropped for link in self._links),
+        }
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _replace(owner: type, method: Callable[..., Any], other: Callable[..., Any]) -> None:
+    setattr(owner, method.__name__, other)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a process with one thread, to the nanosecond; of all threads the system tells hundredths."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def slow_to_begin_with() -> None:
+    """The first steps of the trunk take SLOW_SECONDS each, as all those of a real network may."""
+    train, left = FleetModel.train, [SLOW_STEPS]
+
+    def slowly(*arguments: Any, **named: Any) -> float:
+        if left[0]:
+            left[0] -= 1
+            time.sleep(SLOW_SECONDS)
+        return train(*arguments, **named)
+
+    _replace(FleetModel, train, slowly)
+
+
+if __name__ == "__main__":
+    notes, broker, *words = sys.argv[1:]
+    if words[0] == "--slow-trunk":
+        slow_to_begin_with()
+        del words[0]
+    stopwatch = Stopwatch()
+    stopwatch.attach()
+    Notes(Path(notes), int(broker), stopwatch).attach()
+    main(words)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A weighted mean over devices that is the same, bit for bit, however the devices are grouped to be summed.
+
+A sum of floating-point numbers depends on its order. Here it is fixed: each device belongs to one of `LANES`
+lanes by its id; in a lane, devices are added in the order of their ids; the sums of lanes are added pairwise
+in a binary tree: 0 + 1, 2 + 3, ..., then those. Whoever holds a range of lanes sums its part alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+LANES = 64  # leaves of the tree
+
+
+@lru_cache(maxsize=1 << 16)
+def lane_of(device: str) -> int:
+    """The lane of a device, 0..LANES - 1: nothing but its id decides it."""
+    return hashlib.sha256(device.encode()).digest()[0] % LANES
+
+
+def in_order(devices: Iterable[str]) -> list[str]:
+    """The devices as `LaneSums.add` takes them: lane by lane, by id in each."""
+    return sorted(devices, key=lambda device: (lane_of(device), device))
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What the devices of lanes `first`..`first` + `lanes` - 1 come to: a node of the tree.
+
+    Attributes:
+        lanes: a power of two, of which `first` is a multiple.
+        sums: weight * tensor over the devices that hold a tensor, in float64, by name.
+        weights: over the same devices, by name.
+    """
+
+    first: int
+    lanes: int
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def is_followed_by(self, other: Partial) -> bool:
+        """Whether both are the two halves of one node."""
+        return self.lanes == other.lanes and self.first % (2 * self.lanes) == 0
+
+    def joined(self, other: Partial) -> Partial:
+        """The node of which `self` and `other` are the halves, in the place of both."""
+        self.take(other.sums, other.weights)
+        return Partial(self.first, 2 * self.lanes, self.sums, self.weights)
+
+    @torch.no_grad()
+    def take(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+        """Add sums, in place; of what is not here yet the tensors themselves are kept."""
+        for name, tensor in sums.items():
+            if name in self.sums:
+                self.sums[name].add_(tensor)
+                self.weights[name] += weights[name]
+            else:
+                self.sums[name], self.weights[name] = tensor, weights[name]
+
+
+class LaneSums:
+    """Sums up devices that come as `in_order` has them, with a partial sum a level of the tree."""
+
+    def __init__(self, first_lane: int = 0, lanes: int = LANES) -> None:
+        """`first_lane`, `lanes`: those whose devices are summed here; any range."""
+        self._next = first_lane  # the first lane that is not complete
+        self._end = first_lane + lanes
+        self._last = ""  # device of that lane
+        self._nodes: list[Partial] = []  # complete, from left to right; no two are halves of one
+        self._open = Partial(first_lane, 1)
+
+    def add(self, device: str, tensors: Mapping[str, Tensor], weight: float | Mapping[str, float]) -> None:
+        """The next device's tensors, which are copied.
+
+        Args:
+            weight: above 0; by name, where it is not the same for all tensors.
+
+        Raises:
+            ValueError: it is not the device's turn, or its lane is not one of these.
+        """
+        lane = lane_of(device)
+        if not self._next <= lane < self._end or (lane == self._next and device <= self._last):
+            raise ValueError(f"device {device!r} of lane {lane} comes after {self._last!r} of {self._next}")
+        self._complete(lane)
+        self._last = device
+        weights = weight if isinstance(weight, Mapping) else dict.fromkeys(tensors, weight)
+        for name, tensor in tensors.items():
+            own = float(weights[name])
+            product = tensor.detach().to(torch.float64, copy=True).mul_(own)  # rounded before it is added
+            self._open.take({name: product}, {name: own})
+
+    def partials(self) -> list[Partial]:
+        """What these lanes come to: the fewest nodes of the tree, from left to right; no device follows."""
+        self._complete(self._end)
+        return self._nodes
+
+    def merge(self, partials: Iterable[Partial]) -> None:
+        """Take over what another has summed of the lanes that follow; its tensors are changed in place.
+
+        Raises:
+            ValueError: it is not of the next lanes.
+        """
+        self.partials()
+        for node in partials:
+            if node.first != self._end or self._end + node.lanes > LANES:
+                raise ValueError(f"lanes from {self._end} on are next, these are from {node.first} on")
+            self._push(node)
+            self._end = self._next = self._end + node.lanes
+        self._open = Partial(self._next, 1)
+
+    def means(self) -> dict[str, Tensor]:
+        """The weighted means by name, in float64, in the place of the sums.
+
+        Raises:
+            ValueError: it is not all lanes that have been summed.
+        """
+        nodes = self.partials()
+        if [(node.first, node.lanes) for node in nodes] != [(0, LANES)]:
+            raise ValueError(f"a mean is taken over all {LANES} lanes, not over a part of them")
+        return {name: total.div_(nodes[0].weights[name]) for name, total in nodes[0].sums.items()}
+
+    def _complete(self, lane: int) -> None:
+        """No device of a lane below `lane` follows."""
+        while self._next < lane:
+            self._push(self._open)
+            self._next += 1
+            self._open, self._last = Partial(self._next, 1), ""
+
+    def _push(self, node: Partial) -> None:
+        while self._nodes and self._nodes[-1].is_followed_by(node):
+            node = self._nodes.pop().joined(node)
+        self._nodes.append(node)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Synthetic devices train a run with a real server, also where some of them vanish in each round."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks.fleet import Work, failures, measure
+from benchmarks.synthetic.measured_server import SECTIONS
+
+ROUNDS = 3
+
+
+def run(directory: Path, averaging: str, *, kill: int) -> dict[str, Any]:
+    work = Work(
+        strategy="averaging",
+        averaging=averaging,
+        rounds=ROUNDS,
+        steps=4,
+        batch=8,
+        held_out=64,
+        kill=kill,
+        slow_trunk=False,
+        patience=60,
+    )
+    return measure(directory, 4, work)
+
+
+@pytest.mark.slow(25)
+@pytest.mark.mosquitto
+@pytest.mark.parametrize("averaging", ["none", "layerwise"])
+def test_devices_that_vanish_and_come_back_change_nothing(tmp_path: Path, averaging: str) -> None:
+    alone, killed = (run(tmp_path / str(kill), averaging, kill=kill) for kill in (0, 2))
+    assert (alone["killed"], killed["killed"]) == (0, 2 * ROUNDS)
+    assert alone["weights_sha256"] == killed["weights_sha256"]
+    assert failures([alone]) == failures([killed]) == []
+
+
+@pytest.mark.slow(15)
+@pytest.mark.mosquitto
+def test_the_servers_cpu_is_split_by_what_it_does(tmp_path: Path) -> None:
+    found = run(tmp_path / "run", "none", kill=0)
+    parts = found["server_ms_by_section"]
+    assert parts.keys() == {*SECTIONS, "receive", "rest"}
+    assert all(value > 0 for name, value in parts.items())
+    assert sum(parts.values()) == pytest.approx(found["server_ms"], abs=0.01)
+    assert found["batches_a_round"] == 4 * (4 + 1)
+    assert found["broker_ms"] > 0
+
+
+def result(devices: int, **changed: Any) -> dict[str, Any]:
+    usual = {"wedged": False, "dropped_events": 0, "server_ms": 1.0, "commit_bytes": 1024 * devices}
+    return {**usual, "devices": devices, "server_peak_mb": 600 + devices / 8, **changed}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"server_ms": 1.16}, "grows 1.16 times"),
+        ({"server_peak_mb": 1000.0}, "KB a further device"),
+        ({"dropped_events": 1}, "1 events were dropped"),
+        ({"wedged": True, "waits_for": "pi-1"}, "nothing moves any more: pi-1"),
+    ],
+)
+def test_a_curve_is_judged_from_a_hundred_devices_on(changed: dict[str, Any], words: str) -> None:
+    few, many, more = result(10, server_ms=0.5), result(100), result(1000)
+    assert failures([few, many, more]) == []
+    assert words in " ".join(failures([few, many, more | changed]))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mean over devices: the same bits whoever sums which lanes, and the value of a plain mean."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from splitee_server.learning.averages import average_by_name
+from splitee_server.learning.means import Rule
+from splitee_server.learning.reduction import LANES, LaneSums, Partial, in_order, lane_of
+
+Holders = dict[str, dict[str, Tensor]]
+
+fleets = st.dictionaries(st.text(min_size=1, max_size=8), st.integers(1, 1 << 40), min_size=1, max_size=40)
+
+
+def holders(devices: dict[str, int], seed: int) -> Holders:
+    """Every device holds `last`, some hold `first`: of values whose sum depends on its order."""
+    generator = torch.Generator().manual_seed(seed)
+    found: Holders = {}
+    for device in sorted(devices):
+        values = torch.randn(2, 5, generator=generator) * 10.0 ** torch.randint(
+            -6, 6, (2, 5), generator=generator
+        )
+        found[device] = {"last": values[0]}
+        if lane_of(device) % 3:
+            found[device]["first"] = values[1]
+    return found
+
+
+def summed(held: Holders, weights: dict[str, int], first: int, lanes: int) -> LaneSums:
+    sums = LaneSums(first, lanes)
+    for device in in_order(device for device in held if first <= lane_of(device) < first + lanes):
+        sums.add(device, held[device], weights[device])
+    return sums
+
+
+def in_groups(held: Holders, weights: dict[str, int], bounds: list[int]) -> dict[str, Tensor]:
+    """The means where each group of lanes between two `bounds` is summed for itself."""
+    first, *others = [summed(held, weights, start, end - start) for start, end in pairwise(bounds)]
+    for other in others:
+        first.merge(other.partials())
+    return first.means()
+
+
+@given(fleets, st.integers(0, 1 << 20), st.lists(st.integers(1, LANES - 1), unique=True, max_size=6))
+@settings(deadline=None)
+def test_a_mean_is_the_same_bits_however_its_lanes_are_grouped(
+    weights: dict[str, int], seed: int, cuts: list[int]
+) -> None:
+    held = holders(weights, seed)
+    alone = in_groups(held, weights, [0, LANES])
+    for bounds in ([0, 32, 64], [0, 16, 32, 48, 64], [0, 21, 42, 64], [0, *sorted(cuts), 64]):
+        grouped = in_groups(held, weights, bounds)
+        assert grouped.keys() == alone.keys()
+        assert all(torch.equal(grouped[name], alone[name]) for name in alone)
+    at_once = average_by_name(held, weights)
+    assert all(torch.equal(at_once[name], alone[name].float()) for name in alone)
+
+
+@given(fleets, st.integers(0, 1 << 20))
+@settings(deadline=None)
+def test_it_is_the_plain_mean(weights: dict[str, int], seed: int) -> None:
+    held = holders(weights, seed)
+    for name, mean in in_groups(held, weights, [0, LANES]).items():
+        having = [device for device in held if name in held[device]]
+        values = np.stack([held[device][name].double().numpy() for device in having])
+        counts = np.array([weights[device] for device in having], dtype=np.float64)
+        largest = np.average(np.abs(values), axis=0, weights=counts)
+        difference = np.abs(mean.numpy() - np.average(values, axis=0, weights=counts))
+        assert (difference <= 1e-12 * largest).all()
+
+
+def test_weights_may_be_given_by_tensor_as_bounded_shares_are() -> None:
+    weights = {"a": 1 << 30, "b": 3, "c": 1}
+    held = holders(weights, 1)
+    rule = Rule(largest_share=0.5)
+    shares = {
+        name: rule.shares(weights, [device for device in held if name in held[device]])
+        for name in ("first", "last")
+    }
+    sums = LaneSums()
+    for device in in_order(held):
+        sums.add(device, held[device], {name: shares[name][device] for name in held[device]})
+    found, expected = sums.means(), average_by_name(held, weights, rule)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].float(), expected[name]) for name in expected)
+
+
+def test_the_order_in_which_devices_are_named_changes_nothing() -> None:
+    weights = {f"pi-{number}": number + 1 for number in range(50)}
+    held = holders(weights, 2)
+    names = list(held)
+    random.Random(0).shuffle(names)
+    shuffled = average_by_name({device: held[device] for device in names}, weights)
+    assert all(torch.equal(tensor, shuffled[name]) for name, tensor in average_by_name(held, weights).items())
+
+
+def test_who_is_out_of_turn_is_refused() -> None:
+    one, other = in_order(["a", "b"])
+    sums = LaneSums()
+    sums.add(other, {"x": torch.ones(1)}, 1)
+    with pytest.raises(ValueError, match="comes after"):
+        sums.add(one, {"x": torch.ones(1)}, 1)
+    with pytest.raises(ValueError, match="comes after"):
+        sums.add(other, {"x": torch.ones(1)}, 1)
+    with pytest.raises(ValueError, match="from 64 on are next"):
+        sums.merge([Partial(0, 1)])
+    with pytest.raises(ValueError, match="all 64 lanes"):
+        LaneSums(0, 32).means()
