@@ -38,6 +38,7 @@ from splitee_server.commands.learning_flags import (
     threshold_setting,
     weights_setting,
 )
+from splitee_server.commands.resident_flag import check_resident, resident_setting
 from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
@@ -165,6 +166,7 @@ DIRECTORY = click.Path(path_type=Path)
         help="Memory for features that wait for training, in MiB.",
     ),
     renamed("--memory", "--feature-memory", type=whole(1)),
+    resident_setting,
     setting(
         "--threads",
         type=whole(1),
@@ -189,6 +191,7 @@ def server(
     readmit: str | None,
     most_images: int,
     feature_memory: int,
+    resident: int,
     threads: int | None,
     signing_key: Path | None,
     monitoring: Monitoring,
@@ -199,6 +202,7 @@ def server(
         raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
     require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
     check_strategy_settings([run["strategy"]], run)
+    check_resident(resident, [run["strategy"]], run)
     spec = build_run_spec(**run)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
@@ -235,6 +239,7 @@ def server(
             readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
             most_images=most_images,
             stop_after=stop_after,
+            resident=resident,
         )
         certificate = own_certificate(link.tls)
         warn_before_it_ends(certificate)

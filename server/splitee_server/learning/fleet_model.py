@@ -153,6 +153,14 @@ class FleetModel:
         self._soft_labels.add(device, round_number, logits)
         return loss
 
+    def sum_up(self, device: str) -> None:
+        """A device has finished the round: where each has a trunk, it is summed up for the average, and gone.
+
+        Devices come in the order of `splitee_server.learning.reduction.in_order`; those that do not come
+        are averaged when the round is committed, and the result is the same.
+        """
+        self._strategy.sum_up(device, self._trained.get(device, 0))
+
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""
         return self._strategy.predict(device, features)

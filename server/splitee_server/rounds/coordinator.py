@@ -21,6 +21,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.tensors import tensor_of
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.reduction import in_order
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
 from splitee_server.members.traffic import FleetTraffic
@@ -36,6 +37,7 @@ from splitee_server.rounds.progress import RunProgress, Trained, standing
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
+from splitee_server.rounds.waves import Waves
 
 log = logging.getLogger(__name__)
 
@@ -149,6 +151,8 @@ class Coordinator:
 
     def work_one(self) -> bool:
         """Train, observe or evaluate the next batch; False: it is not here."""
+        for device in self._phase.leaving():
+            self._model.sum_up(device)
         taken = self._phase.take()
         if taken is None:
             return False
@@ -365,6 +369,9 @@ class Coordinator:
         )
         self._traffic.phase = opened.batches
         assembler = self._model.assembler if kind == "train" else self._model.statistics_assembler
+        waves = None
+        if kind == "train" and self._policy.resident:
+            waves = Waves(in_order(participants), self._policy.resident)
         sending = {device: part.cut for device, part in participants.items() if part.weights}
         self._phase = Phase(
             opened,
@@ -374,6 +381,7 @@ class Coordinator:
             clock=self._clock,
             assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,
+            waves=waves,
         )
         if announce:
             self._announce.round(opened)

@@ -110,6 +110,12 @@ class Strategy(ABC):
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state`; devices named in it are joined."""
 
+    def sum_up(self, device: str, samples: int) -> None:  # noqa: B027  most hold no trunk for each device
+        """A device, trained on so many samples, has finished the round: its trunk may be let go.
+
+        Devices come in the order of `splitee_server.learning.reduction.in_order`.
+        """
+
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
         """From now on trunks learn through these exits too, which stay as they are: by cut."""
         self._exits = exits
