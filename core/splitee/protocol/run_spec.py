@@ -190,8 +190,8 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
     trunk_momentum: Annotated[
         TrunkMomentum,
         _setting(
-            "Momentum of the devices' trunks after a round; dropped: it starts anew, as the devices' own does "
-            "at an average, and is neither held nor saved."
+            "Momentum of the devices' trunks after a round; dropped: it starts anew, as the devices' own "
+            "does at an average, and is neither held nor saved."
         ),
     ] = "kept"
     weighting: Annotated[

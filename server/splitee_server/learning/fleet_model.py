@@ -208,7 +208,7 @@ class FleetModel:
             found[device] = self._whole(device, self._observed[device].means(), received[device])
         if self._spec.clip_updates:
             starts = {
-                device: self._whole(device, self._strategy.trunk(device).state_dict(), self._clients[device])
+                device: self._whole(device, self._strategy.tensors(device), self._clients[device])
                 for device in found
             }
             clip_updates(found, starts, self._spec.clip_updates)
@@ -326,7 +326,7 @@ class FleetModel:
     def _named_trunks(self) -> NamedTrunks:
         trunk_of = {device: self._strategy.shared_with(device) for device in self._cuts}
         trunks = {
-            name: NamedTrunk(self._cuts[device], self._strategy.trunk(device).state_dict())
+            name: NamedTrunk(self._cuts[device], self._strategy.tensors(device))
             for device, name in trunk_of.items()
         }
         return NamedTrunks(trunks, trunk_of)

@@ -128,7 +128,7 @@ class Phase:
         return self._batches.take()
 
     def leaving(self) -> Iterator[str]:
-        """The devices that have done their part and are served no more; others then are, and get time anew."""
+        """The devices that have done their part and are served no more; others are then, with time anew."""
         if self._waves is not None:
             for device in self._waves.leaving(lambda device: device in self.done):
                 self.since = self._clock()

@@ -159,7 +159,8 @@ class Averaging(Strategy):
 
     def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
         """The device's trunk keeps its stages; their momentum starts anew."""
-        before = self.trunk(device).state_dict() | self._differences(device)
+        before = self.tensors(device)
+        self._in_training.pop(device, None)
         self._momentum.pop(device, None)
         self._enter(device, cut)
         self._set(device, {**own, **before})
@@ -175,14 +176,17 @@ class Averaging(Strategy):
             if not (name.endswith(COUNTER) or equal_bits(tensor, averages[name]))
         }
 
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Those of its trunk in training, or of the averages with what differs from them."""
+        found = super().tensors(device)
+        return found if device in self._in_training else found | self._differences(device)
+
     def weights(self) -> dict[str, Tensor]:
         return {
-            f"{device}/{name}": tensor for device in self._cuts for name, tensor in self._of(device).items()
+            f"{device}/{name}": tensor
+            for device in self._cuts
+            for name, tensor in self.tensors(device).items()
         }
-
-    def _of(self, device: str) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = self.trunk(device).state_dict()
-        return tensors if device in self._in_training else tensors | self._differences(device)
 
     def state(self) -> dict[str, Any]:
         """As of the end of a round: what differs from the averages, by device."""

@@ -206,11 +206,14 @@ class Strategy(ABC):
         with fresh.batch(), precision_at(features.device):
             trunk(features)
 
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Those of a device's trunk, by name."""
+        return dict(self.trunk(device).state_dict())
+
     def trained(self, device: str) -> dict[str, Tensor]:
         """The tensors of a device's trunk but for those of frozen stages, by name."""
         frozen = set(self._network.frozen_keys)
-        weights = self.trunk(device).state_dict()
-        return {name: tensor for name, tensor in weights.items() if name not in frozen}
+        return {name: tensor for name, tensor in self.tensors(device).items() if name not in frozen}
 
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) that the trunk gives features (B, ...) of `device`."""
