@@ -124,7 +124,8 @@ def measure(fleet: Fleet) -> dict[str, Any]:
 
 def faults(found: Iterable[dict[str, Any]]) -> list[str]:
     """What is not as it must be."""
-    lines, weights = [], {}
+    lines: list[str] = []
+    weights: dict[int, str] = {}
     for row in found:
         if weights.setdefault(row["devices"], row["weights"]) != row["weights"]:
             lines.append(f"{row['devices']} devices, --resident {row['resident']}: other weights")

@@ -97,7 +97,7 @@ def test_who_vanishes_is_left_out_and_what_it_has_trained_is_forgotten(tmp_path:
     commits = []
     gone = in_order(FIVE)[place]
     for resident in (0, 1, 2):
-        fleet = averaging(tmp_path / f"{resident}", resident)
+        fleet = averaging(tmp_path / f"{resident}", resident, client_averaging="none")
         device = fleet.devices[gone]
 
         def vanish(number: int, phase: str, step: int, device: Any = device) -> None:
@@ -128,3 +128,21 @@ def test_a_device_of_a_later_wave_is_not_late(tmp_path: Path) -> None:
     fleet.run()
     assert fleet.clock() - before > 240
     assert all(sorted(fleet.commits[number].digests) == list(FIVE) for number in (1, 2, 3))
+
+
+def test_who_says_that_it_is_done_before_it_is_changes_nothing(tmp_path: Path) -> None:
+    """Its trunk is not summed up before all its batches have trained it."""
+    commits = []
+    for early in (False, True):
+        fleet = averaging(tmp_path / f"{early}", 2, client_averaging="none")
+        device = fleet.devices[in_order(FIVE)[1]]
+
+        def say_done(_number: int, phase: str, step: int, device: Any = device) -> None:
+            if phase == "train" and step == 0:
+                device._finish(device._opened)
+
+        if early:
+            device.before_batch = say_done
+        fleet.run()
+        commits.append([fleet.commits[number].weights_sha256 for number in (1, 2, 3)])
+    assert commits[0] == commits[1]

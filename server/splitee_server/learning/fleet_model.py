@@ -161,6 +161,11 @@ class FleetModel:
         """
         self._strategy.sum_up(device, self._trained.get(device, 0))
 
+    def forget(self, device: str) -> None:
+        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+        self._strategy.forget(device)
+        self._trained.pop(device, None)
+
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""
         return self._strategy.predict(device, features)

@@ -171,18 +171,22 @@ class Coordinator:
         self._attendance.remind(self._phase, self._doing, self._commits.round)
         late = self._deadline.expired(self._phase, self._attendance.quorum, self._members.is_online)
         if late is not None:
-            self._phase.go_on_without(late.devices)
+            self._go_on_without(late.devices)
             self._members.absent(late.devices)
-            self._announce.round(self._phase.opened)
             names = ", ".join(late.devices)
             log.warning("%s: going on without %s after %.0f s", self._doing, names, late.seconds)
 
     def exclude(self, device: str) -> None:
         """Go on without a device that is in quarantine."""
         if device in self._phase:
-            self._phase.go_on_without((device,))
-            self._announce.round(self._phase.opened)
+            self._go_on_without((device,))
         self.beat(now=True)
+
+    def _go_on_without(self, devices: tuple[str, ...]) -> None:
+        self._phase.go_on_without(devices)
+        for device in devices:
+            self._model.forget(device)
+        self._announce.round(self._phase.opened)
 
     def depends_on(self, devices: Iterable[str]) -> bool:
         """Whether what is under way, and not committed, would be another without these devices."""

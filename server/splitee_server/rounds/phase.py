@@ -71,7 +71,8 @@ class Phase:
         self.done: dict[str, RoundDone] = {}
         room = KEPT // (num_classes * max(1, len(opened.participants)))
         self.scores = {device: Score(room=room) for device in opened.participants}
-        self.started = self.since = self.progressed = clock()
+        self.started = self.progressed = clock()
+        self.since = self.started  # who is late is given time since then
 
     @property
     def kind(self) -> RunPhase:
@@ -130,11 +131,15 @@ class Phase:
     def leaving(self) -> Iterator[str]:
         """The devices that have done their part and are served no more; others are then, with time anew."""
         if self._waves is not None:
-            for device in self._waves.leaving(lambda device: device in self.done):
+            for device in self._waves.leaving(self._has_finished):
                 self.since = self._clock()
                 yield device
             for device in self._waves.served():
                 self._batches.admit(device)
+
+    def _has_finished(self, device: str) -> bool:
+        """Whether all of a device's batches have been taken, too: it may say that it is done before."""
+        return device in self.done and self.next_step(device) == self.opened.participants[device].steps
 
     def note_trained(self, device: str, loss: float) -> None:
         """The trunk has been trained on a batch that was taken."""

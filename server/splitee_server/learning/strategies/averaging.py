@@ -115,6 +115,11 @@ class Averaging(Strategy):
             self._sums.add(device, self.trained(device), weight)
         self._keep(device)
 
+    def forget(self, device: str) -> None:
+        """Its momentum is gone, too. A trunk that has been summed up already counts."""
+        self._in_training.pop(device, None)
+        self._trained.pop(device, None)
+
     def aggregate(self, samples: Mapping[str, int]) -> None:
         """Average each stage over the devices that trained it. From here on it is everybody's.
 

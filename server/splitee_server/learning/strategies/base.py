@@ -116,6 +116,9 @@ class Strategy(ABC):
         Devices come in the order of `splitee_server.learning.reduction.in_order`.
         """
 
+    def forget(self, device: str) -> None:  # noqa: B027
+        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
         """From now on trunks learn through these exits too, which stay as they are: by cut."""
         self._exits = exits
