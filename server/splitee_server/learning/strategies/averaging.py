@@ -112,7 +112,9 @@ class Averaging(Strategy):
             self._sums = LaneSums()
         if samples:
             weight = weigh({device: samples}, self._spec.weighting)[device]
-            self._sums.add(device, self.trained(device), weight)
+            tensors = self.trained(device).items()
+            averaged = {name: tensor for name, tensor in tensors if not name.endswith(COUNTER)}
+            self._sums.add(device, averaged, weight)
         self._keep(device)
 
     def forget(self, device: str) -> None:
