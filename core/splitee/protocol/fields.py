@@ -52,6 +52,7 @@ Fit = Literal["crop", "pad", "stretch"]
 Exits = Literal["own", "fleet"]
 Augmentation = Literal["none", "flip", "flip-crop", "photo"]
 Weighting = Literal["samples", "uniform"]
+TrunkMomentum = Literal["kept", "dropped"]
 Average = Literal["mean", "trimmed", "median"]
 SAMPLE = r"^(all|[1-9][0-9]{0,6}|(100|[1-9][0-9]?)%)\Z"
 Sample = Annotated[str, Meta(pattern=SAMPLE)]

@@ -61,11 +61,16 @@ class _Sharing:
         if memory not in self._known:
             look = _bits(tensor.detach().reshape(-1)[:LOOK]).cpu().numpy().tobytes()
             alike = self._alike.setdefault((name, tensor.device, *memory[1:], look), [])
-            same = (one for one in alike if torch.equal(_bits(one), _bits(tensor)))
+            same = (one for one in alike if equal_bits(one, tensor))
             self._known[memory] = next(same, tensor)
             if self._known[memory] is tensor:
                 alike.append(tensor)
         return self._known[memory]
+
+
+def equal_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of one type and shape hold the same bits."""
+    return torch.equal(_bits(one), _bits(other))
 
 
 def _bits(tensor: Tensor) -> Tensor:

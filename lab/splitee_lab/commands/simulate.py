@@ -32,6 +32,7 @@ from splitee_server.commands.learning_flags import (
     threshold_setting,
     weights_setting,
 )
+from splitee_server.commands.resident_flag import check_resident, resident_setting
 from splitee_server.learning.strategies.registry import STRATEGIES
 
 
@@ -184,6 +185,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         default="cpu",
         help="What networks are trained on; cuda: untried so far.",
     ),
+    resident_setting,
     renamed("--device", "--accelerator", type=click.Choice(["cpu", "cuda"])),
     run_setting("precision", default=None, show_default="fp32, bf16 with --accelerator cuda"),
     setting(
@@ -215,6 +217,7 @@ def simulate(
     seeds: tuple[int, ...],
     evaluate_every: int,
     accelerator: str,
+    resident: int,
     workers: int | None,
     precision: Precision | None,
     weights: str | None,
@@ -228,6 +231,7 @@ def simulate(
     """
     check_strategy_settings(strategy, run)
     require("--sample", run["sample"] != "all", "--sample-by")
+    check_resident(resident, strategy, run)
     methods = (*strategy, *baselines)
     if not methods:
         raise ConfigError("nothing to run: give --strategy, --baselines, or both")
@@ -256,6 +260,7 @@ def simulate(
         hostile=hostile,
         evaluate_every=evaluate_every,
         device=accelerator,
+        resident=resident,
         workers=workers or (1 if accelerator == "cuda" else len(os.sched_getaffinity(0))),
         weights=weights,
         out=out,

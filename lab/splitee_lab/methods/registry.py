@@ -30,6 +30,7 @@ def fleet(experiment: Experiment) -> Iterator[RoundResult]:
         experiment.on_batch,
         experiment.place,
         initial=experiment.initial,
+        resident=experiment.resident,
     )
     for done in simulation.rounds():
         found = {name: Accuracy.of(shares) for name, shares in done.accuracies.items()}

@@ -43,6 +43,7 @@ from splitee_server.commands.learning_flags import (
     threshold_setting,
     weights_setting,
 )
+from splitee_server.commands.resident_flag import check_resident, resident_setting
 from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
@@ -174,6 +175,7 @@ DIRECTORY = click.Path(path_type=Path)
         help="Memory for features that wait for training, in MiB.",
     ),
     renamed("--memory", "--feature-memory", type=whole(1)),
+    resident_setting,
     setting(
         "--threads",
         type=whole(1),
@@ -198,6 +200,7 @@ def server(
     readmit: str | None,
     most_images: int,
     feature_memory: int,
+    resident: int,
     threads: int | None,
     signing_key: Path | None,
     monitoring: Monitoring,
@@ -211,6 +214,7 @@ def server(
     if run["sample"].isdecimal() and int(run["sample"]) < quorum:
         raise ConfigError(f"--sample {run['sample']} --quorum {quorum}: no round could have its quorum")
     check_strategy_settings([run["strategy"]], run)
+    check_resident(resident, [run["strategy"]], run)
     spec = build_run_spec(**run)
     check_precision(spec.precision)
     check_timed_steps(spec)
@@ -252,6 +256,7 @@ def server(
             readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
             most_images=most_images,
             stop_after=stop_after,
+            resident=resident,
         )
         certificate = own_certificate(link.tls)
         warn_before_it_ends(certificate)

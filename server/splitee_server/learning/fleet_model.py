@@ -155,6 +155,19 @@ class FleetModel:
         self._soft_labels.add(device, round_number, logits)
         return loss
 
+    def sum_up(self, device: str) -> None:
+        """A device has finished the round: where each has a trunk, it is summed up for the average, and gone.
+
+        Devices come in the order of `splitee_server.learning.reduction.in_order`; those that do not come
+        are averaged when the round is committed, and the result is the same.
+        """
+        self._strategy.sum_up(device, self._trained.get(device, 0))
+
+    def forget(self, device: str) -> None:
+        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+        self._strategy.forget(device)
+        self._trained.pop(device, None)
+
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""
         return self._strategy.predict(device, features)
@@ -202,7 +215,7 @@ class FleetModel:
             found[device] = self._whole(device, self._observed[device].means(), received[device])
         if self._spec.clip_updates:
             starts = {
-                device: self._whole(device, self._strategy.trunk(device).state_dict(), self._clients[device])
+                device: self._whole(device, self._strategy.tensors(device), self._clients[device])
                 for device in found
             }
             clip_updates(found, starts, self._spec.clip_updates)
@@ -320,7 +333,7 @@ class FleetModel:
     def _named_trunks(self) -> NamedTrunks:
         trunk_of = {device: self._strategy.shared_with(device) for device in self._cuts}
         trunks = {
-            name: NamedTrunk(self._cuts[device], self._strategy.trunk(device).state_dict())
+            name: NamedTrunk(self._cuts[device], self._strategy.tensors(device))
             for device, name in trunk_of.items()
         }
         return NamedTrunks(trunks, trunk_of)

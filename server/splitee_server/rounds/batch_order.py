@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Generic, Literal, TypeVar
 
 Batch = TypeVar("Batch")
@@ -16,14 +16,17 @@ Order = Literal["step", "share", "device", "any"]
 class BatchOrder(Generic[Batch]):
     """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
 
-    def __init__(self, order: Order, steps: Mapping[str, int], window: int) -> None:
-        """Those of several devices come in their turn.
+    def __init__(
+        self, order: Order, steps: Mapping[str, int], window: int, *, waits: Container[str] = ()
+    ) -> None:
+        """A round in which nothing has come yet.
 
         Args:
             order: step: each device's batch of a step, then of the next; share: the batch of whoever has done
                 the least share of its own; device: one device's after another's; any: as they are here.
             steps: batches each device will send, from step 0.
             window: how far ahead one may be held.
+            waits: devices none of whose batches is handed out before `admit`, in the order "any".
         """
         self._steps = dict(steps)
         self._window = window
@@ -32,6 +35,7 @@ class BatchOrder(Generic[Batch]):
         self._seen = dict.fromkeys(self._steps, 0)  # the step behind the last one that has come
         self._held: dict[str, dict[int, Batch]] = {device: {} for device in self._steps}
         self._order = order
+        self._waiting = {device for device in self._steps if device in waits}
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
         self._turns = [
             self._rank(device) for device in sorted(self._steps) if self._steps[device]
@@ -71,9 +75,16 @@ class BatchOrder(Generic[Batch]):
             return "ahead"
         held[step] = batch
         self._seen[device] = max(self._seen[device], step + 1)
-        if step == following and self._order == "any":
+        if step == following and self._order == "any" and device not in self._waiting:
             self._ready.append(device)
         return "taken"
+
+    def admit(self, device: str) -> None:
+        """From now on the device's batches are handed out."""
+        if device in self._waiting:
+            self._waiting.remove(device)
+            if self.has_next(device):
+                self._ready.append(device)
 
     def take(self) -> tuple[str, int, Batch] | None:
         """The next batch in order, when it is here."""
@@ -101,6 +112,7 @@ class BatchOrder(Generic[Batch]):
         self._seen.pop(device)
         self._held.pop(device)
         self._unfinished.discard(device)
+        self._waiting.discard(device)
 
     def is_finished(self, device: str) -> bool:
         """Whether all of the device's batches have been handed out."""

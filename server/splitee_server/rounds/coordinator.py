@@ -24,6 +24,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.tensors import tensor_of
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.reduction import in_order
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
 from splitee_server.members.traffic import FleetTraffic
@@ -40,6 +41,7 @@ from splitee_server.rounds.progress import RunProgress, Trained, standing
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
+from splitee_server.rounds.waves import Waves
 from splitee_server.rounds.windows import open_windows
 
 LOOK = 1.0  # seconds between two looks at who is missing
@@ -158,6 +160,8 @@ class Coordinator:
 
     def work_one(self) -> bool:
         """Train, observe or evaluate the next batch; False: it is not here."""
+        for device in self._phase.leaving():
+            self._model.sum_up(device)
         taken = self._phase.take()
         if taken is None:
             return False
@@ -205,6 +209,7 @@ class Coordinator:
         unlocked = [phase.windows.drop(device) for device in devices]
         phase.go_on_without(devices)
         for device in devices:
+            self._model.forget(device)
             self._announce.participation(device, phase.opened, None)
         self._announce.round(phase.opened)
         for other in unlocked:
@@ -410,6 +415,8 @@ class Coordinator:
         )
         self._traffic.phase = opened.batches
         assembler = model.assembler if kind == "train" else model.statistics_assembler
+        in_waves = kind == "train" and self._policy.resident > 0
+        served = in_order(participants) if in_waves else []
         sending = {device: part.cut for device, part in participants.items() if part.weights}
         order: Order = model.order if kind == "train" else "any"
         self._phase = Phase(
@@ -425,11 +432,13 @@ class Coordinator:
                 self._policy.budget,
                 window=spec.window,
                 order=order,
+                served=served,
             ),
             num_classes=spec.num_classes,
             clock=self._clock,
             assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,
+            waves=Waves(served, self._policy.resident) if in_waves else None,
         )
         if announce:
             for device in participants:  # before it hears that the phase is open

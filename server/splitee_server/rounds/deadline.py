@@ -88,7 +88,7 @@ class Deadline:
         now = self._clock()
         if self._limit.is_learnt:
             seconds = self._limit.seconds()
-            return Late(_late_at(now, phase, phase.started, seconds), seconds)
+            return Late(_late_at(now, phase, phase.since, seconds), seconds)
         floor, stood = self._policy.floor, now - phase.progressed
         if late := _late_at(now, phase, phase.progressed, FIRST_DEADLINE * floor):
             return Late(late, FIRST_DEADLINE * floor)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from msgspec.structs import replace
 from torch import Tensor
@@ -18,6 +18,7 @@ from splitee.training.weights import WeightsAssembler
 from splitee_server.rounds.batch_order import BatchOrder, Offer, Order
 from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.pace import Arrivals
+from splitee_server.rounds.waves import Waves
 from splitee_server.rounds.windows import Windows
 
 IN_WORDS: Mapping[RunPhase, str] = {
@@ -51,6 +52,7 @@ class Phase:
         clock: Clock,
         assemblers: Mapping[str, WeightsAssembler] | None = None,
         is_over: Callable[[], bool] | None = None,
+        waves: Waves | None = None,
     ) -> None:
         """A phase of training, statistics or evaluation is over when its participants have done their parts.
 
@@ -60,6 +62,7 @@ class Phase:
             windows: batches of each device that may be on their way.
             assemblers: for the client networks, or their statistics, of those who send theirs.
             is_over: for the other phases.
+            waves: who is served at a time; None: all at once.
         """
         self.opened = opened
         self.participants = dict(participants)
@@ -69,7 +72,9 @@ class Phase:
         self._assemblers = dict(assemblers or {})
         self._is_over = is_over  # no closure over `self`: a cycle would keep its networks for many rounds
         steps = {device: participant.steps for device, participant in participants.items()}
-        self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window)
+        self._waves = waves
+        waits = set(steps).difference(waves.served()) if waves is not None else ()
+        self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window, waits=waits)
         self._behind = {device for device in steps if opened.phase != "evaluate" or steps[device]}
         self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
@@ -79,6 +84,7 @@ class Phase:
         self.scores = {device: Score(room=room) for device in participants}
         self._arrived: dict[str, float] = {}  # when something of a message came that is not here as a whole
         self.started = self.progressed = clock()
+        self.since = self.started  # who is late is given time since then
         self.excused = self.started  # when the deadline was last put off, as somebody was sending
         self._arrivals = {device: Arrivals(self.started) for device in steps} if self.kind == "train" else {}
 
@@ -177,6 +183,19 @@ class Phase:
                 self._arrivals[taken[0]].taken(self._clock())
         return taken
 
+    def leaving(self) -> Iterator[str]:
+        """The devices that have done their part and are served no more; others are then, with time anew."""
+        if self._waves is not None:
+            for device in self._waves.leaving(self._has_finished):
+                self.since = self._clock()
+                yield device
+            for device in self._waves.served():
+                self._batches.admit(device)
+
+    def _has_finished(self, device: str) -> bool:
+        """Whether all of a device's batches have been taken, too: it may say that it is done before."""
+        return device in self.done and self.next_step(device) == self.participants[device].steps
+
     def note_trained(self, device: str, loss: float) -> None:
         """The trunk has been trained on a batch that was taken."""
         self._losses[device] += loss
@@ -257,10 +276,12 @@ class Phase:
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
         """Drop participants that are missing; the others, which may have waited for them, get time anew."""
-        self.started = self.progressed = self._clock()
+        self.started = self.since = self.progressed = self._clock()
         for device in devices:
             self._batches.drop(device)
             self._behind.discard(device)
+            if self._waves is not None:
+                self._waves.drop(device)
             self.done.pop(device, None)
             self._assemblers.pop(device, None)
             del self.participants[device]

@@ -23,6 +23,7 @@ class Policy:
     readmit: tuple[str, ...] = ()  # devices that are let back from quarantine
     most_images: int = 10_000_000  # of a device, for training and held out each
     stop_after: int = 0  # evaluated rounds without a better one, after which the run ends; 0: never
+    resident: int = 0  # trunks in memory at a time, where each device has one; 0: all
 
     @property
     def budget(self) -> Budget:

@@ -14,7 +14,7 @@ device that the order waits for. Who has one and is away keeps it until it is ba
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -69,10 +69,20 @@ class Windows:
         *,
         window: int,
         order: Order,
+        served: Sequence[str] = (),
     ) -> None:
-        """`steps`: batches each device sends. `costs`: of one batch of each. `window`: the largest room."""
+        """Nothing is on its way yet.
+
+        Args:
+            steps: batches each device sends.
+            costs: of one batch of each.
+            window: the largest room.
+            order: in which the devices' batches are taken.
+            served: the devices in the order in which they are served, where not all are at once.
+        """
         self._steps = {device: count for device, count in steps.items() if count}
         self._order = order
+        self._places = {device: place for place, device in enumerate(served)}
         share = budget.share(max(len(self._steps), 1))
         self._rooms = {device: min(window, share.holds(costs[device])) for device in self._steps}
         self._in_turns = not all(self._rooms.values())
@@ -83,7 +93,7 @@ class Windows:
                 max(costs[device].events for device in self._steps),
             )
             self._rooms = dict.fromkeys(self._steps, 0)
-            self._closed = sorted((0, device) for device in self._steps)
+            self._closed = sorted((self._turn(device, 0), device) for device in self._steps)
             for _ in range(max(1, budget.holds(dearest))):
                 self._open_next()
 
@@ -97,8 +107,7 @@ class Windows:
             return None
         self._rooms[device] = 0
         if step + 1 < self._steps[device]:
-            turn = 0 if self._order == "device" else step + 1
-            heapq.heappush(self._closed, (turn, device))
+            heapq.heappush(self._closed, (self._turn(device, step + 1), device))
         return self._open_next()
 
     def drop(self, device: str) -> str | None:
@@ -106,6 +115,12 @@ class Windows:
         self._steps.pop(device, None)
         had = self._rooms.pop(device, 0)
         return self._open_next() if self._in_turns and had else None
+
+    def _turn(self, device: str, step: int) -> int:
+        """The least of all has the next window."""
+        if self._places:
+            return self._places[device]
+        return 0 if self._order == "device" else step
 
     def _open_next(self) -> str | None:
         while self._closed:
@@ -125,8 +140,9 @@ def open_windows(
     *,
     window: int,
     order: Order,
+    served: Sequence[str] = (),
 ) -> Windows:
     """Those of a phase in which batches of so many `samples` are sent, with features of these `shapes`."""
     steps = {device: part.steps for device, part in participants.items()}
     costs = {device: batch_cost(samples, shapes[device], max_packet) for device in participants}
-    return Windows(steps, costs, budget, window=window, order=order)
+    return Windows(steps, costs, budget, window=window, order=order, served=served)

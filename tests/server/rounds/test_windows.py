@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,9 +15,16 @@ ONE = Budget(100, 1)
 
 
 def windows_of(
-    steps: dict[str, int], budget: Budget, *, window: int = 8, order: Order = "step", cost: Budget = ONE
+    steps: dict[str, int],
+    budget: Budget,
+    *,
+    window: int = 8,
+    order: Order = "step",
+    cost: Budget = ONE,
+    served: Sequence[str] = (),
 ) -> Windows:
-    return Windows(steps, dict.fromkeys(steps, cost), budget, window=window, order=order)
+    costs = dict.fromkeys(steps, cost)
+    return Windows(steps, costs, budget, window=window, order=order, served=served)
 
 
 def test_few_devices_have_the_whole_window() -> None:
@@ -95,3 +104,11 @@ def test_every_batch_comes_and_never_more_are_on_their_way_than_the_budget_holds
         sent[device] += 1
         on_their_way = sum(sent[d] - batches.next_step(d) for d in sent)
         assert ONE.size * on_their_way <= max(size, ONE.size)
+
+
+def test_windows_go_to_devices_in_the_order_in_which_they_are_served() -> None:
+    """Those that are served later would else keep all windows, and wait for those that are served now."""
+    windows = windows_of({"a": 2, "b": 1, "c": 2}, Budget(100, 10), served=["c", "a", "b"])
+    assert [windows.room(device) for device in "abc"] == [0, 0, 1]
+    assert windows.note_taken("c", 0) == "c"
+    assert windows.note_taken("c", 1) == "a"

@@ -108,7 +108,19 @@ class Strategy(ABC):
 
     @abstractmethod
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; devices named in it are joined."""
+        """Continue from `state`; devices named in it are joined.
+
+        Its tensors may share memory, but for those of optimizers: they are copied, not taken over.
+        """
+
+    def sum_up(self, device: str, samples: int) -> None:  # noqa: B027  most hold no trunk for each device
+        """A device, trained on so many samples, has finished the round: its trunk may be let go.
+
+        Devices come in the order of `splitee_server.learning.reduction.in_order`.
+        """
+
+    def forget(self, device: str) -> None:  # noqa: B027
+        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
 
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
         """From now on trunks learn through these exits too, which stay as they are: by cut."""
@@ -200,11 +212,14 @@ class Strategy(ABC):
         with fresh.batch():
             trunk(features)
 
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Those of a device's trunk, by name."""
+        return dict(self.trunk(device).state_dict())
+
     def trained(self, device: str) -> dict[str, Tensor]:
         """The tensors of a device's trunk but for those of frozen stages, by name."""
         frozen = set(self._network.frozen_keys)
-        weights = self.trunk(device).state_dict()
-        return {name: tensor for name, tensor in weights.items() if name not in frozen}
+        return {name: tensor for name, tensor in self.tensors(device).items() if name not in frozen}
 
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) that the trunk gives features (B, ...) of `device`."""

@@ -48,7 +48,7 @@ def register(name: str, module: str, cls: str, settings: tuple[str, ...] = ()) -
 
 
 register("sequential", f"{HERE}.sequential", "Sequential", settings=("order",))
-register("averaging", f"{HERE}.averaging", "Averaging", settings=("aggregation_every",))
+register("averaging", f"{HERE}.averaging", "Averaging", settings=("aggregation_every", "trunk_momentum"))
 
 
 def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
