@@ -6,10 +6,12 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import asdict
 
 from splitee.cli import words
 from splitee.cli.bounds import number, whole
@@ -22,11 +24,11 @@ from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
 from splitee.cli.verbosity import log_options
 from splitee.durable import StateDirectory
-from splitee.errors import ConfigError
+from splitee.errors import ConfigError, RankLost
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.link import SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import PHOTOGRAPHS
@@ -42,6 +44,7 @@ from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
+from splitee_server.ranks.place import Place, brokers_of_ranks, check_run
 from splitee_server.rounds.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -80,6 +83,15 @@ DIRECTORY = click.Path(path_type=Path)
     signing_key,
 )
 @link_options
+@section(
+    "Ranks, under torchrun",
+    setting(
+        "--brokers",
+        metavar="URLS",
+        help="Brokers of the ranks, in their order, with commas between.",
+        show_default="all ranks use --broker",
+    ),
+)
 @section(
     "Network and images",
     run_setting("network", default="resnet18", metavar="NAME"),
@@ -176,6 +188,7 @@ DIRECTORY = click.Path(path_type=Path)
 @monitoring_options
 def server(
     link: LinkOptions,
+    brokers: str | None,
     devices: int,
     stop_after: int,
     state: Path,
@@ -202,69 +215,97 @@ def server(
     spec = build_run_spec(**run)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
+    place = Place.of()
+    check_run(place, spec, devices)
+    addresses = brokers_of_ranks(brokers, link.address, place)
+    policy = Policy(
+        devices,
+        quorum,
+        missing,
+        deadline_floor,
+        feature_memory << 20,
+        quarantine_after=quarantine_after,
+        readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
+        most_images=most_images,
+        stop_after=stop_after,
+    )
 
     import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
 
     from splitee_server.learning.initial.begin import open_run
+    from splitee_server.ranks.begin import lead, leading_port, side_by_side, train
     from splitee_server.rounds.checkpoints import Checkpoints
     from splitee_server.service import Service
 
     if threads:
         torch.set_num_threads(threads)
-    with closing(StateDirectory(state)) as directory:
-        store = Checkpoints(directory)
-        spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
-        topics, instance = Topics(link.fleet), time.time_ns()
-        limits = SenderLimits(topics)
-        connection = Link(
-            link.address,
-            f"splitee-{link.fleet}-server-{directory.client_token()}",
-            session_expiry=SESSION_EXPIRY,
-            will=offline(topics, instance),
-            tls=link.tls,
-            admits=limits.admits,
-        )
-        stop = stop_on_signals()
-        policy = Policy(
-            devices,
-            quorum,
-            missing,
-            deadline_floor,
-            feature_memory << 20,
-            quarantine_after=quarantine_after,
-            readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
-            most_images=most_images,
-            stop_after=stop_after,
-        )
-        certificate = own_certificate(link.tls)
-        warn_before_it_ends(certificate)
-        with monitoring.observers(connection, topics, store, certificate) as observers:
-            connection.open(link.connect_timeout)
-            farewell = None
-            try:
-                claim_fleet(connection, topics, instance)
-                farewell = offline(topics, instance)
-                notify("READY=1", f"STATUS=run {spec.run}")
-                wanted = words.devices(devices)
-                log.info("run %s: %s, %s, waiting for %s", spec.run, spec.network, spec.strategy, wanted)
-                Service(
-                    connection,
-                    topics,
-                    spec,
-                    network,
-                    store,
-                    policy,
-                    instance=instance,
-                    stop=stop.is_set,
-                    observers=observers,
-                    limits=limits,
-                    signer=signer,
-                    initial=initial,
-                ).run()
-            except Stopped:
-                committed = store.newest()
-                last = f"round {committed} is committed" if committed else "no round is committed yet"
-                log.info("stopped; %s; the run's state is in %s", last, state)
-            finally:
-                notify("STOPPING=1")
-                connection.close(farewell)
+    stop = stop_on_signals()
+    settings = {
+        **asdict(spec),
+        "run": "",  # it is named by the time
+        **vars(policy),
+        "fleet": link.fleet,
+        "brokers": [str(address) for address in addresses],
+        "classes": names,
+        "weights": weights,
+        "threads": threads,
+    }
+    with side_by_side(place, settings) as group:
+        if group is not None and group.rank:
+            train(group, replace(link, address=addresses[group.rank]), policy, stop)
+            return
+        with closing(StateDirectory(state)) as directory:
+            store = Checkpoints(directory)
+            spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
+            topics, instance = Topics(link.fleet), time.time_ns()
+            limits = SenderLimits(topics)
+            client, will = (
+                f"splitee-{link.fleet}-server-{directory.client_token()}",
+                offline(topics, instance),
+            )
+            connection = leading_port(addresses, client, link.tls, topics, limits, will)
+            ranks = lead(group, connection, topics, addresses, client, initial)
+            certificate = own_certificate(link.tls)
+            warn_before_it_ends(certificate)
+            with monitoring.observers(connection, topics, store, certificate) as observers:
+                connection.open(link.connect_timeout)
+                farewell = None
+                try:
+                    claim_fleet(connection, topics, instance)
+                    farewell = offline(topics, instance)
+                    _say_ready(spec, devices)
+                    Service(
+                        connection,
+                        topics,
+                        spec,
+                        network,
+                        store,
+                        policy,
+                        instance=instance,
+                        stop=stop.is_set,
+                        observers=observers,
+                        limits=limits,
+                        signer=signer,
+                        initial=initial,
+                        ranks=ranks,
+                    ).run()
+                    ranks.end()
+                except (Stopped, RankLost):
+                    if not stop.is_set():
+                        raise
+                    ranks.end(wait=False)
+                    _say_stopped(store.newest(), state)
+                finally:
+                    notify("STOPPING=1")
+                    connection.close(farewell)
+
+
+def _say_ready(spec: RunSpec, devices: int) -> None:
+    notify("READY=1", f"STATUS=run {spec.run}")
+    wanted = words.devices(devices)
+    log.info("run %s: %s, %s, waiting for %s", spec.run, spec.network, spec.strategy, wanted)
+
+
+def _say_stopped(committed: int, state: Path) -> None:
+    last = f"round {committed} is committed" if committed else "no round is committed yet"
+    log.info("stopped; %s; the run's state is in %s", last, state)

@@ -311,6 +311,81 @@ class FleetModel:
         self._cuts = NamedTrunks.read(state).cuts
         self._supervise()
 
+    # What ranks of one server hand each other: of devices whose trunks are their own
+
+    def lend(self, trunks: Iterable[str], exits: Iterable[str]) -> dict[str, Any]:
+        """What another process needs for a phase with some of the devices; tensors are shared, not copied.
+
+        Args:
+            trunks: devices whose trunks it has not, or not as they are now.
+            exits: devices whose exits are to predict there.
+        """
+        return {
+            "own": {device: self._without_optimizer(device) for device in trunks},
+            "clients": self._clients.exit_tensors(exits, self._cuts),
+            "cuts": dict(self._cuts),
+            "left_out": self._loss_filter.state(),
+        }
+
+    def borrow(self, state: Mapping[str, Any]) -> None:
+        """Begin a phase with what `lend` has given, and `lend_memory`; what was trained here is forgotten."""
+        for device, own in state["own"].items():
+            self._strategy.load_own(device, own)
+        self._clients.load(state["clients"])
+        self._loss_filter = LossFilter(self._spec.largest_loss)
+        self._loss_filter.load(state["left_out"])
+        self._soft_labels = SoftLabelStore(self._spec)
+        self._trained, self._observed = {}, {}
+        self._cuts = dict(state["cuts"])
+        self._supervise()
+
+    def lend_memory(self, device: str) -> dict[str, Any]:
+        """What training goes on from beside the trunk: momentum, and the classes so far."""
+        own = self._strategy.own_state(device)
+        del own["trunk"]
+        return {"own": own, "class_mix": self._class_mix.of(device)}
+
+    def borrow_memory(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `lend_memory`."""
+        self._strategy.load_own(device, state["own"])
+        self._class_mix.take(state["class_mix"])
+
+    def made_of(self, device: str) -> dict[str, Any]:
+        """What training has made of a device's trunk since `borrow`, for whoever commits it."""
+        return {
+            "own": self._strategy.own_state(device),
+            "class_mix": self._class_mix.of(device),
+            "trained": self._trained.get(device, 0),
+            "losses": list(self._loss_filter.losses(device)),
+            "soft_labels": list(self._soft_labels.coming(device)),
+        }
+
+    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `made_of`, as if it had been trained here."""
+        self._strategy.load_own(device, state["own"])
+        self._class_mix.take(state["class_mix"])
+        if state["trained"]:
+            self._trained[device] = state["trained"]
+        for loss in state["losses"]:
+            self._loss_filter.add(device, loss)
+        if state["soft_labels"]:
+            self._soft_labels.take(device, state["soft_labels"])
+
+    def seen_of(self, device: str) -> dict[str, Any]:
+        """What has been observed of a device's trunk since `borrow`; empty: nothing."""
+        return self._observed[device].state() if device in self._observed else {}
+
+    def take_seen(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `seen_of`, as if it had been observed here."""
+        if state:
+            self._observed[device] = FreshStatistics(self._strategy.trunk(device))
+            self._observed[device].load(state)
+
+    def _without_optimizer(self, device: str) -> dict[str, Any]:
+        own = self._strategy.own_state(device)
+        del own["optimizer"]
+        return own
+
     def _supervise(self) -> None:
         if self._spec.deep_supervision:
             self._strategy.supervise(self._clients.exits(self._cuts))

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import msgspec
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -33,6 +34,22 @@ SPOILED = 5  # batches
 KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
 
 
+class Standing(msgspec.Struct, frozen=True, array_like=True):
+    """How far a rank is with the batches of one device.
+
+    Attributes:
+        step: all below it have been taken.
+        loss: of the trunk, summed over them.
+        rejected: of them, those that could not be worked on.
+        has_next: the next one is there.
+    """
+
+    step: int
+    loss: float
+    rejected: int
+    has_next: bool
+
+
 class Phase:
     """Gathering, training, evaluating or releasing, with what its participants have sent."""
 
@@ -46,6 +63,7 @@ class Phase:
         clock: Clock,
         assemblers: Mapping[str, WeightsAssembler] | None = None,
         is_over: Callable[[], bool] | None = None,
+        participants: int = 0,
     ) -> None:
         """A phase of training, statistics or evaluation is over when its participants have done their parts.
 
@@ -54,6 +72,7 @@ class Phase:
             window: batches of a device that may be here before their turn.
             assemblers: for the client networks, or their statistics, of those who send theirs.
             is_over: for the other phases.
+            participants: of the phase on all ranks of the server; 0: those that are opened here.
         """
         self.opened = opened
         self._clock = clock
@@ -63,8 +82,9 @@ class Phase:
         self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window)
         self._losses = dict.fromkeys(opened.participants, 0.0)
         self._rejected: Counter[str] = Counter()
+        self._ready: set[str] = set()  # whose next batch another rank holds
         self.done: dict[str, RoundDone] = {}
-        room = KEPT // (num_classes * max(1, len(opened.participants)))
+        room = KEPT // (num_classes * max(1, participants or len(opened.participants)))
         self.scores = {device: Score(room=room) for device in opened.participants}
         self.started = self.progressed = clock()
 
@@ -131,9 +151,29 @@ class Phase:
         """Statistics have been taken of a batch."""
         self.progressed = self._clock()
 
+    def rejected(self, device: str) -> int:
+        """Batches of a device that were taken and could not be worked on."""
+        return self._rejected[device]
+
     def note_rejected(self, device: str) -> None:
         """A batch that was taken could not be worked on."""
         self._rejected[device] += 1
+        self.progressed = self._clock()
+
+    def standing(self, device: str) -> Standing:
+        """How far this rank is with a device, for the one that leads."""
+        return Standing(
+            self.next_step(device),
+            self._losses[device],
+            self._rejected[device],
+            self._batches.has_next(device),
+        )
+
+    def note_elsewhere(self, device: str, standing: Standing) -> None:
+        """Another rank, which has this device's batches, is so far with them."""
+        self._batches.advance(device, standing.step)
+        self._losses[device], self._rejected[device] = standing.loss, standing.rejected
+        (self._ready.add if standing.has_next else self._ready.discard)(device)
         self.progressed = self._clock()
 
     def spoiled(self) -> list[str]:
@@ -183,7 +223,11 @@ class Phase:
 
         The others wait themselves, for their turn.
         """
-        return tuple(device for device in self.behind() if not self._batches.has_next(device))
+        return tuple(
+            device
+            for device in self.behind()
+            if not self._batches.has_next(device) and device not in self._ready
+        )
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
         """Drop participants that are missing; the others, which may have waited for them, get time anew."""

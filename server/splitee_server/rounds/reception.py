@@ -11,7 +11,6 @@ from functools import partial
 from splitee.errors import ExitCode, MalformedMessage
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
-from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.gate import Received
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
@@ -109,13 +108,11 @@ class Reception:
 
     def _on_features(self, received: Received) -> None:
         """A batch; one of an older attempt is dropped: its device learns of this one by itself."""
-        device, message, phase = received.device, received.message, self._coordinator.phase
-        self._check_run(message.run)
-        shape = self._model.feature_shape(self._members[device].cut)
-        batch = CutBatch.of(message, self._spec, shape)
-        if not phase.is_current(message.round, message.attempt, message.phase) or device not in phase:
+        device, phase = received.device, self._coordinator.phase
+        if self._coordinator.is_elsewhere(device):  # it was not, when this was sent
             return
-        if phase.offer(device, message.step, batch) == "duplicate":
+        cut = self._members[device].cut
+        if self._coordinator.work.take_in(phase, device, cut, received.message) == "duplicate":
             self._coordinator.commits.note_duplicate()
             self._replies.acknowledge(phase, device)
 

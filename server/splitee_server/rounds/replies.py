@@ -9,6 +9,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.members import Members
+from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
 
@@ -17,16 +18,26 @@ class Replies:
     """Acknowledgements of the phase under way, and assignments."""
 
     def __init__(
-        self, spec: RunSpec, model: FleetModel, members: Members, announcer: Announcer, policy: Policy
+        self,
+        spec: RunSpec,
+        model: FleetModel,
+        members: Members,
+        announcer: Announcer,
+        policy: Policy,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._spec = spec
         self._model = model
         self._members = members
         self._announce = announcer
         self._policy = policy
+        self._ranks = ranks
 
     def acknowledge(self, phase: Phase, device: str, *, resend: bool = False) -> None:
         """Everything below a step is trained; so many batches may follow."""
+        if self._ranks.serves(device):
+            self._ranks.acknowledge(device)
+            return
         step, room = phase.next_step(device), self._room(phase, device)
         self._announce.ack(device, phase.opened, step, room, resend=resend)
 
@@ -49,5 +60,6 @@ class Replies:
             self.assign(device)
 
     def _room(self, phase: Phase, device: str) -> int:
-        batch_bytes = 4 * self._spec.batch_size * prod(self._model.feature_shape(self._members[device].cut))
+        cut = phase.opened.participants[device].cut
+        batch_bytes = 4 * self._spec.batch_size * prod(self._model.feature_shape(cut))
         return self._policy.room(self._spec.window, batch_bytes, len(phase.opened.participants))

@@ -34,7 +34,7 @@ class Averaging(Strategy):
         return "step" if self._spec.aggregation_every else "any"
 
     def join(self, device: str, cut: int) -> None:
-        if device in self._trunks:
+        if device in self._trunks and self._cuts[device] == cut:
             return
         self._cuts[device] = cut
         self._trunks[device] = copy.deepcopy(self._new_trunk(cut))

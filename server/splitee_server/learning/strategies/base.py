@@ -72,7 +72,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def join(self, device: str, cut: int) -> None:
-        """Make `device`, whose network ends at `cut`, known; a second call changes nothing."""
+        """Make `device`, whose network ends at `cut`, known; a second call with this cut changes nothing."""
 
     @abstractmethod
     def trunk(self, device: str) -> nn.Module:
@@ -109,6 +109,22 @@ class Strategy(ABC):
     @abstractmethod
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state`; devices named in it are joined."""
+
+    def own_state(self, device: str) -> dict[str, Any]:
+        """Cut, trunk and optimizer of a device that shares its trunk with no other."""
+        return {
+            "cut": self._cuts[device],
+            "trunk": self.trunk(device).state_dict(),
+            "optimizer": self.optimizer(device).state_dict(),
+        }
+
+    def load_own(self, device: str, state: Mapping[str, Any]) -> None:
+        """Take over an `own_state`; what is left out of it stays as it is."""
+        self.join(device, state["cut"])
+        if "trunk" in state:
+            self.trunk(device).load_state_dict(state["trunk"])
+        if "optimizer" in state:
+            self.optimizer(device).load_state_dict(state["optimizer"])
 
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
         """From now on trunks learn through these exits too, which stay as they are: by cut."""
