@@ -4,15 +4,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
-from fleets import Fleet, in_one_process
+from fleets import CUTS, Fleet, await_message, in_one_process
 
-from splitee_lab.local.brokers import RunningBroker
+from splitee.mqtt.link import Link
+from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import OwnBroker, RunningBroker
 
 BIN = Path(sys.executable).parent
-ROUNDS = 2
+AVERAGING = "--strategy", "averaging", "--client-averaging", "layerwise"
 
 
 def ranks(count: int, *flags: str) -> list[str]:
@@ -21,17 +26,77 @@ def ranks(count: int, *flags: str) -> list[str]:
     return [str(BIN / "torchrun"), *alone, *flags, str(BIN / "splitee")]
 
 
-@pytest.mark.slow(20)
+def rank_process(fleet: Fleet, rank: int) -> psutil.Process:
+    """The process of a rank that runs now."""
+    for process in psutil.Process(fleet.processes["server"].pid).children():
+        if process.environ().get("RANK") == str(rank):
+            return process
+    raise AssertionError(f"rank {rank} does not run")
+
+
+def check(fleet: Fleet, rounds: int, **settings: int) -> None:
+    """The run ended as that of one process, with each batch counted once."""
+    assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
+    report = fleet.report()
+    assert report["weights_sha256"] == in_one_process(
+        "averaging", "step", rounds, averaging="layerwise", **settings
+    )
+    assert report["batches_trained"] == report["batches_published"]
+
+
+@pytest.mark.slow(40)
 @pytest.mark.mosquitto
-@pytest.mark.parametrize("count", [2])
-def test_ranks_train_the_weights_of_one_process(
-    count: int, mosquitto_broker: RunningBroker, tmp_path: Path
+def test_three_ranks_train_the_weights_of_one_process(
+    mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    with Fleet(str(mosquitto_broker.address), f"ranks-{count}", tmp_path) as fleet:
-        flags = "--strategy", "averaging", "--client-averaging", "layerwise"
-        fleet.server(*flags, rounds=ROUNDS, release=True, program=ranks(count))
+    with Fleet(str(mosquitto_broker.address), "three-ranks", tmp_path) as fleet:
+        fleet.server(*AVERAGING, program=ranks(3))
         fleet.three_devices()
-        assert fleet.wait() == [0, 0, 0, 0]
-        report = fleet.report()
-    expected = in_one_process("averaging", "step", ROUNDS, averaging="layerwise")
-    assert report["weights_sha256"] == expected
+        check(fleet, 2)
+        for device in fleet.report()["devices"]:
+            assert device["traffic"]["up"]["training"] > 0  # whichever rank has counted it
+
+
+@pytest.mark.slow(90)
+@pytest.mark.mosquitto
+def test_ranks_that_are_killed_lose_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    topics = Topics("killed-ranks")
+    watcher = Link(mosquitto_broker.address, "watches-killed-ranks")
+    watcher.subscribe(topics.round, topics.device("pi-1", "features"))
+    watcher.open(10)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*AVERAGING, "--steps", "20", rounds=3, program=ranks(2, "--max-restarts", "3"))
+        fleet.three_devices()
+        for number, rank in ((1, 1), (2, 0), (3, 1)):
+            await_training(watcher, topics, number)
+            rank_process(fleet, rank).kill()
+        check(fleet, 3, steps=20)
+    watcher.close()
+
+
+@pytest.mark.slow(60)
+@pytest.mark.mosquitto
+def test_a_broker_for_each_rank(
+    mosquitto_broker: RunningBroker, make_broker: Callable[..., OwnBroker], tmp_path: Path
+) -> None:
+    """A device is served by the rank whose broker it uses, and hears all that the others do."""
+    other = str(make_broker().address)
+    with Fleet(str(mosquitto_broker.address), "two-brokers", tmp_path) as fleet:
+        brokers = f"{mosquitto_broker.address},{other}"
+        fleet.server(*AVERAGING, "--brokers", brokers, release=True, program=ranks(2))
+        fleet.device("pi-1", CUTS["pi-1"], shard="1/3")
+        for name in ("pi-2", "pi-3"):
+            fleet.device(name, CUTS[name], "--broker", other, shard=f"{name[-1]}/3")
+        check(fleet, 2)
+        for device in CUTS:
+            assert (tmp_path / device / "models" / "current").exists(), fleet.log(device)
+
+
+def await_training(link: Link, topics: Topics, number: int) -> None:
+    """Until pi-1 trains round `number`, or a later one."""
+    await_message(
+        link,
+        topics.round,
+        lambda payload: b'"phase":"train"' in payload and RoundOpen.decode(payload).round >= number,
+    )
+    await_message(link, topics.device("pi-1", "features"))

@@ -44,7 +44,7 @@ from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
-from splitee_server.ranks.place import Place, brokers_of_ranks, check_run
+from splitee_server.ranks.place import brokers_of_ranks, place_in
 from splitee_server.rounds.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -215,8 +215,7 @@ def server(
     spec = build_run_spec(**run)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
-    place = Place.of()
-    check_run(place, spec, devices)
+    place = place_in(spec, devices)
     addresses = brokers_of_ranks(brokers, link.address, place)
     policy = Policy(
         devices,
@@ -240,17 +239,19 @@ def server(
     if threads:
         torch.set_num_threads(threads)
     stop = stop_on_signals()
-    settings = {
-        **asdict(spec),
-        "run": "",  # it is named by the time
-        **vars(policy),
-        "fleet": link.fleet,
-        "brokers": [str(address) for address in addresses],
-        "classes": names,
-        "weights": weights,
-        "threads": threads,
-    }
-    with side_by_side(place, settings) as group:
+    with side_by_side(
+        place,
+        {
+            **asdict(spec),
+            "run": "",  # it is named by the time
+            **vars(policy),
+            "fleet": link.fleet,
+            "brokers": [str(address) for address in addresses],
+            "classes": names,
+            "weights": weights,
+            "threads": threads,
+        },
+    ) as group:
         if group is not None and group.rank:
             train(group, replace(link, address=addresses[group.rank]), policy, stop)
             return
@@ -259,11 +260,10 @@ def server(
             spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
             topics, instance = Topics(link.fleet), time.time_ns()
             limits = SenderLimits(topics)
-            client, will = (
-                f"splitee-{link.fleet}-server-{directory.client_token()}",
-                offline(topics, instance),
+            client = f"splitee-{link.fleet}-server-{directory.client_token()}"
+            connection = leading_port(
+                addresses, client, link.tls, topics, limits, will=offline(topics, instance)
             )
-            connection = leading_port(addresses, client, link.tls, topics, limits, will)
             ranks = lead(group, connection, topics, addresses, client, initial)
             certificate = own_certificate(link.tls)
             warn_before_it_ends(certificate)

@@ -44,10 +44,15 @@ class Place:
         return cls(rank, size, restarts) if size > 1 else None
 
 
-def check_run(place: Place | None, spec: RunSpec, devices: int) -> None:
-    """Raises ConfigError: several ranks cannot serve this run."""
+def place_in(spec: RunSpec, devices: int) -> Place | None:
+    """This process's place among the ranks of a run; None: it is the whole server.
+
+    Raises:
+        ConfigError: several ranks cannot serve this run; or as `Place.of`.
+    """
+    place = Place.of()
     if place is None:
-        return
+        return None
     if not STRATEGIES[spec.strategy].side_by_side:
         able = ", ".join(name for name, known in STRATEGIES.items() if known.side_by_side)
         raise ConfigError(
@@ -63,6 +68,7 @@ def check_run(place: Place | None, spec: RunSpec, devices: int) -> None:
         raise ConfigError(
             f"--devices {devices}: {place.size} ranks would have no device each; start at most {devices}"
         )
+    return place
 
 
 def brokers_of_ranks(urls: str | None, own: BrokerAddress, place: Place | None) -> Sequence[BrokerAddress]:
