@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from fleets import CUTS, Fleet, await_message, in_one_process
+from fleets import CUTS, Fleet, in_one_process
 
+from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import OwnBroker, RunningBroker
 
 BIN = Path(sys.executable).parent
+RESTART = 600.0  # seconds that all may take once more to load torch, with other tests beside them
 AVERAGING = "--strategy", "averaging", "--client-averaging", "layerwise"
 
 
@@ -36,12 +39,28 @@ def rank_process(fleet: Fleet, rank: int) -> psutil.Process:
 
 def check(fleet: Fleet, rounds: int, **settings: int) -> None:
     """The run ended as that of one process, with each batch counted once."""
-    assert fleet.wait() == [0, 0, 0, 0], fleet.log("server")
+    assert fleet.wait(timeout=RESTART) == [0, 0, 0, 0]
     report = fleet.report()
     assert report["weights_sha256"] == in_one_process(
         "averaging", "step", rounds, averaging="layerwise", **settings
     )
     assert report["batches_trained"] == report["batches_published"]
+
+
+def await_training(link: Link, topics: Topics, number: int) -> None:
+    """Until a device has sent a batch of round `number`, or of a later one."""
+    deadline = time.monotonic() + RESTART
+    opened = False
+    while time.monotonic() < deadline:
+        event = link.receive(1)
+        if not isinstance(event, Message):
+            continue
+        if event.topic == topics.round:
+            phase = RoundOpen.decode(event.payload)
+            opened = phase.phase == "train" and phase.round >= number
+        elif opened:
+            return
+    raise AssertionError(f"round {number} is not trained after {RESTART:.0f} s")
 
 
 @pytest.mark.slow(40)
@@ -65,12 +84,12 @@ def test_ranks_that_are_killed_lose_nothing(mosquitto_broker: RunningBroker, tmp
     watcher.subscribe(topics.round, topics.device("pi-1", "features"))
     watcher.open(10)
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
-        fleet.server(*AVERAGING, "--steps", "20", rounds=3, program=ranks(2, "--max-restarts", "3"))
+        fleet.server(*AVERAGING, "--steps", "20", rounds=2, program=ranks(2, "--max-restarts", "2"))
         fleet.three_devices()
-        for number, rank in ((1, 1), (2, 0), (3, 1)):
+        for number, rank in ((1, 1), (2, 0)):
             await_training(watcher, topics, number)
             rank_process(fleet, rank).kill()
-        check(fleet, 3, steps=20)
+        check(fleet, 2, steps=20)
     watcher.close()
 
 
@@ -90,13 +109,3 @@ def test_a_broker_for_each_rank(
         check(fleet, 2)
         for device in CUTS:
             assert (tmp_path / device / "models" / "current").exists(), fleet.log(device)
-
-
-def await_training(link: Link, topics: Topics, number: int) -> None:
-    """Until pi-1 trains round `number`, or a later one."""
-    await_message(
-        link,
-        topics.round,
-        lambda payload: b'"phase":"train"' in payload and RoundOpen.decode(payload).round >= number,
-    )
-    await_message(link, topics.device("pi-1", "features"))
