@@ -61,7 +61,7 @@ def test_each_waits_for_the_broker_to_be_healthy() -> None:
             assert "healthcheck" in service
         elif name != "certificates":
             brokers = ["broker", "broker-2"] if name == "server-ranks" else ["broker"]
-            assert service["depends_on"] == dict.fromkeys(brokers, {"condition": "service_healthy"})
+            assert service["depends_on"] == {one: {"condition": "service_healthy"} for one in brokers}
 
 
 def test_ranks_are_as_many_as_their_brokers_and_replace_the_server() -> None:

@@ -72,6 +72,7 @@ class Leader(Ranks):
         self._trained: dict[int, Trained] = {}
         self._traffic: dict[int, dict[str, Traffic]] = {}
         self._refused: Counter[tuple[str, Reason]] = Counter()
+        self._duplicates = 0
         self._listening = Listening(port, topics)
 
     def begin(self, client: str, initial: InitialWeights | None) -> None:
@@ -183,6 +184,10 @@ class Leader(Ranks):
         refused, self._refused = self._refused, Counter()
         return refused
 
+    def take_duplicates(self) -> int:
+        duplicates, self._duplicates = self._duplicates, 0
+        return duplicates
+
     def end(self, *, wait: bool = True) -> None:
         for rank in self._group.others():
             self._tell(rank, End())
@@ -218,6 +223,7 @@ class Leader(Ranks):
         if not isinstance(word, Progress):
             return False
         self._trained[rank] = word.trained
+        self._duplicates += word.duplicates
         rejected = False
         for device, reason, count in word.refused:
             self._refused[device, reason] += count

@@ -68,11 +68,12 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """What has changed since the last word: by device; `refused`: messages by device and reason.
 
-    `trained`: by this process in all.
+    `duplicates`: batches that came twice. `trained`: by this process in all.
     """
 
     standings: dict[str, Standing]
     refused: list[tuple[str, Reason, int]]
+    duplicates: int
     trained: Trained
 
 

@@ -64,6 +64,10 @@ class Ranks:
         """Messages that the others have refused since the last call, by device and reason."""
         return Counter()
 
+    def take_duplicates(self) -> int:
+        """Batches that came twice to the others, since the last call."""
+        return 0
+
     def end(self, *, wait: bool = True) -> None:
         """The server ends. `wait`: until the others have heard of it."""
 

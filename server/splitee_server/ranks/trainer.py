@@ -102,6 +102,7 @@ class Trainer:
         self._under_way: PhaseUnderWay | None = None
         self._trained = Trained()
         self._refused: Counter[tuple[str, Reason]] = Counter()
+        self._duplicates = 0
         self._listening = Listening(port, topics)
         self._is_over = False
         self._look_due = self._tell_due = 0.0
@@ -239,6 +240,7 @@ class Trainer:
         phase = under_way.phase
         cut = phase.opened.participants[device].cut
         if under_way.work.take_in(phase, device, cut, received.message) == "duplicate":
+            self._duplicates += 1
             under_way.replies.acknowledge(phase, device)
 
     def _work_one(self) -> bool:
@@ -277,9 +279,10 @@ class Trainer:
         self._tell_due = self._clock() + TELL
         standings = self._under_way.changed()
         refused, self._refused = self._refused, Counter()
-        if standings or refused:
+        duplicates, self._duplicates = self._duplicates, 0
+        if standings or refused or duplicates:
             counted = [(device, reason, count) for (device, reason), count in refused.items()]
-            self._tell(Progress(standings, counted, self._trained))
+            self._tell(Progress(standings, counted, duplicates, self._trained))
 
     def _tell(self, word: Word) -> None:
         self._group.post(0, encode(word))

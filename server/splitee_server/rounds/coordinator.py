@@ -169,6 +169,7 @@ class Coordinator:
         self.beat()
         if self._ranks.follow(self._phase):
             self._check_divergence()
+        self._commits.note_duplicates(self._ranks.take_duplicates())
         self._attendance.remind(self._phase, self._doing, self._commits.round)
         late = self._deadline.expired(self._phase, self._attendance.quorum, self._members.is_online)
         if late is not None:

@@ -113,7 +113,7 @@ class Reception:
             return
         cut = self._members[device].cut
         if self._coordinator.work.take_in(phase, device, cut, received.message) == "duplicate":
-            self._coordinator.commits.note_duplicate()
+            self._coordinator.commits.note_duplicates(1)
             self._replies.acknowledge(phase, device)
 
     def _on_weights(self, received: Received) -> None:
