@@ -9,7 +9,7 @@ features made from (device, round, step) alone: so what a run ends with is known
 Speed: both servers train resnet18 at 32 pixels by Averaging at the same time, one thread a process. A machine
 that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for each CPU
 second of the rank that takes most of them, from the opening of the second round to the last commit. That is
-the pace of ranks that have a core each, all that rank 0 does while the others wait included. The median of the
+the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median of the
 repetitions counts.
 Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun starts all anew.
 Prints a JSON line for each, and exits with 1 when a figure is not what it must be.
@@ -280,13 +280,16 @@ def measure(server: Server, settings: Settings, broker: OwnBroker) -> Pace:
                 opened = RoundOpen.decode(event.payload)
                 if (opened.phase, opened.round) == ("train", 2):
                     before, started = _cpu(server, process), time.monotonic()
-            elif event.topic == server.topics.commit and before:
-                if Commit.decode(event.payload).round == settings.rounds:
-                    break
+            elif event.topic == server.topics.commit and _round_of(event) == settings.rounds:
+                break
         after, wall = _cpu(server, process), time.monotonic() - started
         process.wait(LONGEST)
     batches = settings.devices * settings.steps * (settings.rounds - 1)
     return Pace([after[rank] - before[rank] for rank in sorted(before)], batches, wall)
+
+
+def _round_of(commit: Message) -> int:
+    return Commit.decode(commit.payload).round
 
 
 def _cpu(server: Server, process: subprocess.Popen[bytes]) -> dict[int, float]:
@@ -367,6 +370,7 @@ def main(repetitions: int, kills: int, seed: int, steps: int, out: Path | None) 
     os.environ["OMP_NUM_THREADS"] = "1"
     passed = True
     with working_directory(out) as directory:
+        directory.mkdir(parents=True, exist_ok=True)
         broker = OwnBroker("mosquitto", directory, MOSQUITTO_SETTINGS)
         broker.start()
         try:
@@ -391,7 +395,7 @@ def main(repetitions: int, kills: int, seed: int, steps: int, out: Path | None) 
                 click.echo(json.dumps(result))
                 passed = bool(result["passed"])
             if kills:
-                tiny = Settings("tiny_networks:tiny", devices=3, rounds=max(2, kills), steps=40, batch=8)
+                tiny = Settings("benchmarks.tiny:network", devices=3, rounds=max(2, kills), steps=40, batch=8)
                 result = kill(directory, broker, tiny, kills, seed)
                 click.echo(json.dumps(result))
                 passed = passed and bool(result["passed"])
