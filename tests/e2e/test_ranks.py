@@ -109,3 +109,31 @@ def test_a_broker_for_each_rank(
         check(fleet, 2)
         for device in CUTS:
             assert (tmp_path / device / "models" / "current").exists(), fleet.log(device)
+
+
+@pytest.mark.slow(15)
+@pytest.mark.mosquitto
+def test_a_rank_without_its_broker_ends_all_with_its_line(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    brokers = f"{mosquitto_broker.address},mqtt://127.0.0.1:1"
+    with Fleet(str(mosquitto_broker.address), "no-broker", tmp_path) as fleet:
+        fleet.server(*AVERAGING, "--brokers", brokers, "--connect-timeout", "1", program=ranks(2))
+        assert fleet.wait(timeout=RESTART) == [1]
+        said = fleet.log("server")
+    assert "splitee: no broker at mqtt://127.0.0.1:1 within" in said
+    assert "Traceback" not in said.partition("torch/distributed/elastic")[0]
+
+
+@pytest.mark.slow(10)
+@pytest.mark.mosquitto
+def test_ranks_with_other_settings_begin_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    differing = 'SPLITEE_STEPS=$((RANK + 3)) exec "$0" "$@"'
+    program = [*ranks(2, "--no-python")[:-1], "sh", "-c", differing, str(BIN / "splitee")]
+    with Fleet(str(mosquitto_broker.address), "other-settings", tmp_path) as fleet:
+        fleet.server(*AVERAGING, program=program)
+        assert fleet.wait(timeout=RESTART) == [1]
+        said = fleet.log("server")
+    assert "splitee: the ranks' settings differ: steps is " in said
+    assert "exitcode  : 2" in said
+    assert not (tmp_path / "server").exists()
