@@ -6,7 +6,7 @@
 A real server, under torchrun where it has ranks, on a real Mosquitto, with synthetic devices that send
 features made from (device, round, step) alone: so what a run ends with is known, and devices cost little.
 
-Speed: both servers train resnet18 at 32 pixels by Averaging at the same time, one thread a process. A machine
+Speed: both servers train a network at 32 pixels by Averaging at the same time, one thread a process. A machine
 that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for each CPU
 second of the rank that takes most of them, from the opening of the second round to the last commit. That is
 the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median of the
@@ -363,9 +363,13 @@ def kill(directory: Path, broker: OwnBroker, settings: Settings, kills: int, see
 @click.option("--repetitions", default=3, show_default=True, help="Of the speed; 0: it is not measured.")
 @click.option("--kills", default=10, show_default=True, help="0: none.")
 @click.option("--seed", default=1, show_default=True, help="Of the kills; the run's own seed is always 1.")
-@click.option("--steps", default=12, show_default=True, help="Batches of a device in a round.")
+@click.option("--network", default="resnet18", show_default=True, help="That the speed is measured with.")
+@click.option("--rounds", default=3, show_default=True, help="Of the speed; the first is not measured.")
+@click.option("--steps", default=40, show_default=True, help="Batches of a device in a round of it.")
 @out_option
-def main(repetitions: int, kills: int, seed: int, steps: int, out: Path | None) -> None:
+def main(
+    repetitions: int, kills: int, seed: int, network: str, rounds: int, steps: int, out: Path | None
+) -> None:
     """Two ranks beside one process: batches a CPU second, and weights when ranks are killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
     passed = True
@@ -375,7 +379,7 @@ def main(repetitions: int, kills: int, seed: int, steps: int, out: Path | None) 
         broker.start()
         try:
             if repetitions:
-                settings = Settings("resnet18", devices=4, rounds=3, steps=steps, batch=32)
+                settings = Settings(network, devices=4, rounds=rounds, steps=steps, batch=32)
                 found = [
                     speed(directory / f"repetition-{number}", broker, settings)
                     for number in range(repetitions)
@@ -383,6 +387,7 @@ def main(repetitions: int, kills: int, seed: int, steps: int, out: Path | None) 
                 ratios = [two.batches_a_second / one.batches_a_second for one, two, _ in found]
                 result = {
                     "benchmark": "ranks-speed",
+                    "network": network,
                     "speedup": round(median(ratios), 3),
                     "repetitions": [round(ratio, 3) for ratio in ratios],
                     "one_process_cpu": [round(one.cpu[0], 2) for one, _, _ in found],

@@ -41,7 +41,7 @@ from splitee_server.ranks.ranks import Ranks
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.progress import Trained
 
-LOOK = 0.01  # seconds between two looks for what the others say
+LOOK = 0.02  # seconds between two looks for what the others say
 
 
 class Leader(Ranks):

@@ -48,7 +48,7 @@ from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import Trained
 from splitee_server.rounds.replies import Replies
 
-LOOK = 0.005  # seconds between two looks for orders, and that an event is waited for
+LOOK = 0.02  # seconds between two looks for orders, and that an event is waited for
 TELL = 0.02  # seconds between two words on the progress
 
 
