@@ -6,7 +6,7 @@
 A real server, under torchrun where it has ranks, on a real Mosquitto, with synthetic devices that send
 features made from (device, round, step) alone: so what a run ends with is known, and devices cost little.
 
-Speed: both servers train a network at 32 pixels by Averaging at the same time, one thread a process. A machine
+Speed: both servers train a network at 32 pixels by Averaging at the same time, a thread a process. A machine
 that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for each CPU
 second of the rank that takes most of them, from the opening of the second round to the last commit. That is
 the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median of the
