@@ -10,10 +10,10 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from splitee.cli.systemd import slow_disk
 from splitee.errors import StateError
@@ -28,15 +28,49 @@ KEPT = {".lock", CLIENT_ID}  # when all else is forgotten
 KEEP = 2  # committed rounds: the current and the one before
 
 
+class Writable(Protocol):
+    """Where content goes, piece by piece."""
+
+    def write(self, data: bytes | memoryview, /) -> int: ...
+    def flush(self) -> None: ...
+
+
+Content = bytes | Callable[[Writable], object]  # of a file, or what writes it
+
+
+class Hashing:
+    """A file's SHA-256, taken of what is written to it on its way: large content is never held twice."""
+
+    def __init__(self, file: Writable) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        self._sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def put(self, content: Content) -> bytes:
+        """Write all of `content`; its SHA-256, 32 bytes."""
+        if isinstance(content, bytes):
+            self.write(content)
+        else:
+            content(self)
+        return self._sha256.digest()
+
+
 def write_atomically(
     path: Path,
-    data: bytes,
+    data: bytes | Callable[[BinaryIO], object],
     *,
     mode: int | None = None,
     owner: tuple[int, int] | None = None,
     folder: int | None = None,
 ) -> None:
-    """`data` at `path`, durable when this returns: temporary file, fsync, rename, fsync of the folder.
+    """`data` at `path`, or what it writes; durable when this returns: temporary file, fsync, rename, fsync of
+    the folder.
 
     Another account may own the folder: the temporary file is always a new one, under a name that nobody can
     foresee, and no link is followed.
@@ -69,7 +103,13 @@ def _opened(path: Path, folder: int | None) -> Iterator[int]:
         os.close(opened)
 
 
-def _replace(name: str, data: bytes, mode: int | None, owner: tuple[int, int] | None, folder: int) -> None:
+def _replace(
+    name: str,
+    data: bytes | Callable[[BinaryIO], object],
+    mode: int | None,
+    owner: tuple[int, int] | None,
+    folder: int,
+) -> None:
     """Puts a new file in the place of `name`; what fails leaves nothing behind."""
     temporary = f".{secrets.token_hex(8)}{UNFINISHED}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -80,7 +120,10 @@ def _replace(name: str, data: bytes, mode: int | None, owner: tuple[int, int] | 
                 os.fchown(descriptor, *owner)
             if mode is not None:
                 os.fchmod(descriptor, mode)
-            file.write(data)
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                data(file)
             file.flush()
             os.fsync(descriptor)
         os.replace(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -158,38 +201,52 @@ class StateDirectory:
             return None
         return facts if isinstance(facts, dict) else None
 
-    def save_round(self, number: int, data: bytes) -> None:
-        """The state after round `number`, durable when this returns; changes to an earlier one are gone."""
+    def save_round(self, number: int, content: Content) -> str:
+        """The state after round `number`, durable when this returns; changes to an earlier one are gone.
+
+        Returns:
+            The content's SHA-256, hexadecimal.
+        """
         (self.path / _changes_of(number)).unlink(missing_ok=True)
-        self.save(_name_of(number), data)
+        return self.save(_name_of(number), content)
 
     def load_round(self, number: int) -> bytes | None:
         """The state after round `number`; None, with a line in the log, when it is missing or torn."""
         return self.load(_name_of(number))
 
-    def save_changes(self, number: int, data: bytes) -> None:
+    def save_changes(self, number: int, content: Content) -> None:
         """What has changed of the state after round `number` since it was saved, durably."""
-        self.save(_changes_of(number), data)
+        self.save(_changes_of(number), content)
 
     def load_changes(self, number: int) -> bytes | None:
         """What `save_changes` wrote; None: nothing, or with a line in the log, it is torn."""
         name = _changes_of(number)
         return self.load(name) if (self.path / name).exists() else None
 
-    def save(self, name: str, data: bytes) -> None:
-        """A file with its checksum, durable when this returns."""
-        write_atomically(self.path / name, MAGIC + hashlib.sha256(data).digest() + data)
+    def save(self, name: str, content: Content) -> str:
+        """A file with its checksum, durable when this returns; the checksum of `content`, hexadecimal."""
+        digest = b""
+
+        def write(file: BinaryIO) -> None:
+            nonlocal digest
+            file.seek(HEADER)
+            digest = Hashing(file).put(content)
+            file.seek(0)
+            file.write(MAGIC + digest)
+
+        write_atomically(self.path / name, write)
+        return digest.hex()
 
     def load(self, name: str) -> bytes | None:
         """What `save` wrote; None, with a line in the log, when it is missing or torn."""
         path = self.path / name
         try:
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                header, content = file.read(HEADER), file.read()
         except OSError as error:
             log.warning("state: %s: %s", path, error.strerror)
             return None
-        content = data[HEADER:]
-        if data[:HEADER] != MAGIC + hashlib.sha256(content).digest():
+        if header != MAGIC + hashlib.sha256(content).digest():
             log.warning("state: %s is torn; it is ignored", path)
             return None
         return content

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from splitee.durable import StateDirectory, write_atomically
+from splitee.durable import StateDirectory, Writable, write_atomically
 from splitee.errors import StateError
 
 
@@ -26,6 +26,33 @@ def test_a_torn_round_is_ignored_with_one_line(tmp_path: Path, caplog: pytest.Lo
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert state.load_round(1) == b"one" * 1000
     assert state.rounds() == [2, 1]
+
+
+def test_content_that_is_written_piece_by_piece_is_the_same_file(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    whole = state.save("whole", b"onetwo")
+
+    def write(file: Writable) -> None:
+        file.write(b"one")
+        file.write(memoryview(b"two"))
+
+    assert state.save("pieces", write) == whole
+    assert (tmp_path / "pieces").read_bytes() == (tmp_path / "whole").read_bytes()
+    assert state.load("pieces") == b"onetwo"
+
+
+def test_content_that_fails_on_its_way_leaves_what_was_there(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    state.save_round(1, b"before")
+
+    def fail(file: Writable) -> None:
+        file.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        state.save_round(1, fail)
+    assert state.load_round(1) == b"before"
+    assert not list(tmp_path.glob(".*.new"))
 
 
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:

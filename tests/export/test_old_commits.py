@@ -44,9 +44,23 @@ def commit(path: Path) -> Committed:
     return found
 
 
+def unnamed(committed: Committed) -> dict[str, Any]:
+    """The commit's fields but for its trunks by name."""
+    return {name: value for name, value in vars(committed).items() if name not in ("trunks", "trunk_of")}
+
+
 def old(committed: Committed) -> dict[str, Any]:
-    """The fields that a commit had, with nothing in memory twice that was not then."""
-    state = {name: value for name, value in vars(committed).items() if name not in ("trunks", "trunk_of")}
+    """The fields that a commit had; Averaging's had the whole trunk of each device."""
+    state = unnamed(committed)
+    if "counters" in committed.strategy:
+        strategy = {**committed.strategy}
+        counters = strategy.pop("counters")
+        strategy["trunks"] = {
+            device: committed.trunks[name]["weights"]
+            | {counter: torch.tensor(count) for counter, count in counters[device].items()}
+            for device, name in committed.trunk_of.items()
+        }
+        state["strategy"] = strategy
     return unpack_state(pack_state(state))
 
 
@@ -117,7 +131,7 @@ def test_a_run_goes_on_from_an_old_commit(run: Trained) -> None:
 def test_named_trunks_are_not_stored_twice(run: Trained) -> None:
     """torch keeps tensors that share memory once; a name and a shape for each are all that is added."""
     new = commit(run.path / "server")
-    with_names, without = len(pack_state(vars(new))), len(pack_state(old(new)))
+    with_names, without = len(pack_state(vars(new))), len(pack_state(unnamed(new)))
     tensors = sum(len(trunk["weights"]) for trunk in new.trunks.values())
     assert 0 < with_names - without < 256 * tensors
 

@@ -30,6 +30,7 @@ from splitee.protocol.fields import (
     RunCodec,
     Side,
     Text,
+    TrunkMomentum,
     Weighting,
 )
 
@@ -186,6 +187,13 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         Count,
         _setting("Number of batches after which trunks are averaged within a round; 0: after rounds only."),
     ] = 0
+    trunk_momentum: Annotated[
+        TrunkMomentum,
+        _setting(
+            "Momentum of the devices' trunks after a round; dropped: it starts anew, as the devices' own "
+            "does at an average, and is neither held nor saved."
+        ),
+    ] = "kept"
     weighting: Annotated[
         Weighting,
         _setting(

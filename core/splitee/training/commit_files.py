@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A server's committed rounds on disk: each state whole, once; what changes of it later, in a file beside it.
 
-BatchNorm's statistics are taken anew after a commit, and change a few tensors of a state that may have
-hundreds of megabytes. Flash memory wears by what is written.
+Tensors that are equal, as all trunks are after an average, are written once, and share memory when they are
+read: a commit of a thousand devices is little more than one network. BatchNorm's statistics are taken anew
+after a commit, and change a few tensors of it. Flash memory wears by what is written.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,9 +17,8 @@ from torch import Tensor
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
-from splitee.training.state import pack_state, unpack_state
-
-Path = tuple[Any, ...]  # keys that lead to a value in nested mappings
+from splitee.training.sharing import Memory, Path, leaves, memory_of, share_equal
+from splitee.training.state import packing, unpack_state
 
 
 class CommitFiles:
@@ -38,24 +38,25 @@ class CommitFiles:
         Args:
             changes_follow: it is likely to be saved once more.
         """
+        state = share_equal(state)
         digests = _digests(state) if changes_follow or number == self._number else {}
         if number == self._number and digests.keys() == self._digests.keys():
             self._save_changes(number, state, digests)
             return
         self._number = 0  # until it is written
-        data = pack_state(state)
-        self._directory.save_round(number, data)
+        base = self._directory.save_round(number, packing(state))
         if changes_follow:
-            self._number, self._base, self._digests = number, _sha256(data), digests
+            self._number, self._base, self._digests = number, base, digests
 
     def _save_changes(self, number: int, state: Mapping[str, Any], digests: Mapping[Path, bytes]) -> None:
         changed = {path for path, found in digests.items() if not found or found != self._digests[path]}
         difference = {"base": self._base, "changed": _select(state, changed)}
-        self._directory.save_changes(number, pack_state(difference))
+        self._directory.save_changes(number, packing(difference))
 
     def load(self, number: int) -> dict[str, Any] | None:
         """The state after round `number`; None, with a line in the log, when it is missing or torn.
 
+        Tensors may share memory: who changes one in place copies it first. Those of optimizers are their own.
         Changes that are torn, or of another writing of the round, are as if they had not been made.
 
         Raises:
@@ -68,23 +69,19 @@ class CommitFiles:
         changes = self._directory.load_changes(number)
         if changes is not None:
             difference = unpack_state(changes)
-            if difference.get("base") == _sha256(data):
+            if difference.get("base") == hashlib.sha256(data).hexdigest():
                 _merge(state, difference["changed"])
         return state
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _digests(state: Mapping[str, Any]) -> dict[Path, bytes]:
     """By path, SHA-256 of each tensor; b"" of what is no tensor. Tensors that share memory are read once."""
-    known: dict[tuple[Any, ...], bytes] = {}
+    known: dict[Memory, bytes] = {}
     found = {}
-    for path, value in _leaves(state):
+    for path, value in leaves(state):
         found[path] = b""
         if isinstance(value, Tensor):
-            shared = value.data_ptr(), value.dtype, value.shape, value.stride()
+            shared = memory_of(value)
             if shared not in known:
                 known[shared] = _digest(value)
             found[path] = known[shared]
@@ -96,14 +93,6 @@ def _digest(tensor: Tensor) -> bytes:
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     digest.update(flat.numpy().data)
     return digest.digest()
-
-
-def _leaves(state: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    for key, value in state.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*path, key))
-        else:
-            yield (*path, key), value
 
 
 def _select(state: Mapping[Any, Any], wanted: set[Path], path: Path = ()) -> dict[Any, Any]:

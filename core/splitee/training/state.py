@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from splitee.durable import Writable
 from splitee.errors import StateError
+from splitee.training.sharing import Memory, leaves, memory_of
 
 COUNTER = "num_batches_tracked"  # of BatchNorm: each holder's own, not averaged, without use in answering
 
@@ -31,30 +33,43 @@ def answers_digest(weights: Mapping[str, Tensor]) -> str:
     return weights_digest({name: tensor for name, tensor in weights.items() if not name.endswith(COUNTER)})
 
 
-def fleet_digest(trunk: Mapping[str, Tensor], clients: Mapping[str, str]) -> str:
-    """SHA-256 over the trunk's digest and those of the clients, in the order of the devices' names."""
-    lines = [weights_digest(trunk), *(f"{device} {clients[device]}" for device in sorted(clients))]
+def fleet_digest(trunks: Mapping[str, Tensor], clients: Mapping[str, str]) -> str:
+    """SHA-256 over the digests of the trunks' tensors, in the order of their names, and of the clients.
+
+    Tensors that share memory are read once.
+    """
+    known: dict[Memory, str] = {}
+    lines = []
+    for name in sorted(trunks):
+        memory = memory_of(trunks[name])
+        if memory not in known:
+            known[memory] = weights_digest({"": trunks[name]})
+        lines.append(f"{name} {known[memory]}")
+    lines += [f"{device} {clients[device]}" for device in sorted(clients)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def first_not_finite(state: Mapping[str, Any], path: str = "") -> str | None:
+def first_not_finite(state: Mapping[str, Any]) -> str | None:
     """The path of a tensor in nested `state` that holds a value that is not finite; None: all are finite."""
-    for name, value in state.items():
-        here = f"{path}{name}"
-        if isinstance(value, Mapping):
-            found = first_not_finite(value, f"{here}/")
-            if found is not None:
-                return found
-        elif isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value.sum()):
-            return here
+    known: set[Memory] = set()
+    for path, value in leaves(state):
+        if isinstance(value, Tensor) and value.is_floating_point() and memory_of(value) not in known:
+            known.add(memory_of(value))
+            if not torch.isfinite(value.sum()):
+                return "/".join(map(str, path))
     return None
 
 
 def pack_state(state: Mapping[str, Any]) -> bytes:
     """Tensors and plain values as bytes, for a state file."""
     buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
+    packing(state)(buffer)
     return buffer.getvalue()
+
+
+def packing(state: Mapping[str, Any]) -> Callable[[Writable], None]:
+    """What writes the bytes of `pack_state`, which are never all in memory."""
+    return lambda file: torch.save(dict(state), file)  # type: ignore[arg-type]  # asks for no more
 
 
 def unpack_state(data: bytes) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from splitee_server.commands.learning_flags import (
     threshold_setting,
     weights_setting,
 )
+from splitee_server.commands.resident_flag import check_resident, resident_setting
 from splitee_server.learning.strategies.registry import STRATEGIES
 
 
@@ -181,6 +182,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         default="cpu",
         help="What networks are trained on; cuda: untried so far.",
     ),
+    resident_setting,
     renamed("--device", "--accelerator", type=click.Choice(["cpu", "cuda"])),
     setting(
         "--workers",
@@ -211,6 +213,7 @@ def simulate(
     seeds: tuple[int, ...],
     evaluate_every: int,
     accelerator: str,
+    resident: int,
     workers: int | None,
     weights: str | None,
     out: Path,
@@ -222,6 +225,7 @@ def simulate(
     over the seeds. Started again with the same --out, it runs only what is missing.
     """
     check_strategy_settings(strategy, run)
+    check_resident(resident, strategy, run)
     methods = (*strategy, *baselines)
     if not methods:
         raise ConfigError("nothing to run: give --strategy, --baselines, or both")
@@ -246,6 +250,7 @@ def simulate(
         hostile=hostile,
         evaluate_every=evaluate_every,
         device=accelerator,
+        resident=resident,
         workers=workers or (1 if accelerator == "cuda" else len(os.sched_getaffinity(0))),
         weights=weights,
         out=out,

@@ -69,6 +69,7 @@ class Experiment:
     on_batch: Callable[[], None] = lambda: None
     place: str = "cpu"  # of torch: where the networks are
     initial: InitialWeights | None = None  # that all networks begin from; None: the seed's
+    resident: int = 0  # devices' trunks in memory at a time, where each has one; 0: all
 
     @cached_property
     def network(self) -> SplitNetwork:

@@ -29,6 +29,7 @@ def fleet(experiment: Experiment) -> Iterator[RoundResult]:
         experiment.on_batch,
         experiment.place,
         initial=experiment.initial,
+        resident=experiment.resident,
     )
     macs = sum(map(experiment.fleet_macs, experiment.samples))
     for done in simulation.rounds():

@@ -26,6 +26,7 @@ from splitee_lab.methods.hostile import HOSTILE
 from splitee_lab.methods.wire import Wire
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
+from splitee_server.learning.reduction import in_order
 from splitee_server.rounds.batch_order import BatchOrder
 from splitee_server.rounds.evaluation import Score
 
@@ -65,6 +66,7 @@ class Simulation:
     place: str = "cpu"  # of torch: where all networks are, as if each had a machine of its own
     moves: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # new cuts, by round and device
     initial: InitialWeights | None = None  # that the run begins from; None: the seed's
+    resident: int = 0  # trunks in memory at a time, where each device has one; 0: all
     _model: FleetModel = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
     _wire: Wire = field(init=False)
@@ -160,7 +162,8 @@ class Simulation:
             name: enumerate(trainer.round(number, soft_labels[name]))
             for name, trainer in self._trainers.items()
         }
-        for device, step, batch in self._in_order(batches, steps):
+        turns = self._one_by_one(batches) if self.resident else self._in_order(batches, steps)
+        for device, step, batch in turns:
             losses[device] += self._model.train(
                 device,
                 self._wire.batch(batch, "train", number, step).to(self.place),
@@ -171,6 +174,15 @@ class Simulation:
             )
             self.on_batch()
         return {name: losses[name] / steps[name] for name in steps}
+
+    def _one_by_one(
+        self, batches: Mapping[str, Iterator[tuple[int, CutBatch]]]
+    ) -> Iterator[tuple[str, int, CutBatch]]:
+        """All of a device's batches, after which its trunk is summed up and gone, then those of the next."""
+        for name in in_order(batches):
+            for step, batch in batches[name]:
+                yield name, step, batch
+            self._model.sum_up(name)
 
     def _in_order(
         self, batches: Mapping[str, Iterator[tuple[int, CutBatch]]], steps: Mapping[str, int]

@@ -51,6 +51,7 @@ class Comparison:
     Attributes:
         cuts: None: up to three depths of the network.
         device: what torch trains on.
+        resident: devices' trunks in memory at a time, of a run; 0: all.
         weights: source of the weights that all networks begin from; None: the seeds'.
     """
 
@@ -63,6 +64,7 @@ class Comparison:
     hostile: str
     evaluate_every: int
     device: str
+    resident: int
     workers: int
     weights: str | None
     out: Path
@@ -113,7 +115,9 @@ def compare(wanted: Comparison, settings: Mapping[str, Any], *, quiet: bool = Fa
             folder = wanted.out / partition.replace(":", "-") if several else wanted.out
             folder.mkdir(exist_ok=True)
             jobs = list(wanted.jobs(spec, cuts, partition))
-            _compare_partition(jobs, pictures, folder, wanted.workers, console, found, quiet=quiet)
+            _compare_partition(
+                jobs, pictures, folder, wanted.workers, console, found, wanted.resident, quiet=quiet
+            )
     finally:
         directory.close()
 
@@ -125,6 +129,7 @@ def _compare_partition(
     workers: int,
     console: Console,
     found: Found | None,
+    resident: int,
     *,
     quiet: bool,
 ) -> None:
@@ -132,7 +137,7 @@ def _compare_partition(
     for line in check_partition(jobs, pictures):
         console.print(f"warning: {plain(line)}", markup=False, soft_wrap=True)
     with signals_unwind(), _Bars(Console(quiet=quiet)) as bars:
-        parts = run_all(jobs, pictures, PartStore(out), workers, bars.show, found)
+        parts = run_all(jobs, pictures, PartStore(out), workers, bars.show, found, resident)
     results = summarize(parts)
     targets = targets_of(results, jobs[0].partition)
     comparison_page.write(out, jobs[0], results, targets)

@@ -155,11 +155,17 @@ def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
 
 
 def experiment_of(
-    job: Job, pictures: Pictures, on_batch: Callable[[], None], found: Found | None = None
+    job: Job,
+    pictures: Pictures,
+    on_batch: Callable[[], None],
+    found: Found | None = None,
+    resident: int = 0,
 ) -> Experiment:
     """The job's clients with their pictures; who has fewer than two is left out.
 
-    `found`: the weights that all networks begin from; None: the seed's.
+    Args:
+        found: the weights that all networks begin from; None: the seed's.
+        resident: devices' trunks in memory at a time; 0: all.
     """
     train = pictures.train
     hands = deal(train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
@@ -176,7 +182,7 @@ def experiment_of(
         told = [_joined(spec, device) for device in devices.values()]
         spec = settle(spec, network, told)
     initial = fit(found, network, spec, pictures.class_names) if found is not None else None
-    return Experiment(spec, devices, job.evaluate_every, on_batch, job.place, initial)
+    return Experiment(spec, devices, job.evaluate_every, on_batch, job.place, initial, resident)
 
 
 def _joined(spec: RunSpec, device: SimulatedDevice) -> Joined:
@@ -187,7 +193,9 @@ def _joined(spec: RunSpec, device: SimulatedDevice) -> Joined:
     return Joined(device.cut, len(own), told["pixel_mean"], told["pixel_std"])
 
 
-def run_job(pictures: Pictures, found: Found | None, job: Job, tell: Callable[[News], None]) -> None:
+def run_job(
+    pictures: Pictures, found: Found | None, resident: int, job: Job, tell: Callable[[News], None]
+) -> None:
     """Runs a job, telling how far it is a few times a second, and its result at the end."""
     started = told = time.monotonic()
     done = total = 0
@@ -200,7 +208,7 @@ def run_job(pictures: Pictures, found: Found | None, job: Job, tell: Callable[[N
             tell(News(done, total, accuracy))
             told = time.monotonic()
 
-    experiment = experiment_of(job, pictures, on_batch, found)
+    experiment = experiment_of(job, pictures, on_batch, found, resident)
     total = batches_of(job.method, experiment)
     rounds = []
     for result in METHODS[job.method](experiment):
@@ -272,10 +280,13 @@ def run_all(
     workers: int,
     show: Callable[[Job, News], None],
     found: Found | None = None,
+    resident: int = 0,
 ) -> list[Part]:
     """The results of all jobs, in their order; those that are stored are not run again.
 
-    `found`: the weights that all begin from; None: the seed's.
+    Args:
+        found: the weights that all begin from; None: the seed's.
+        resident: of each run, devices' trunks in memory at a time, on which no result depends; 0: all.
 
     Raises:
         ChildFailed: a job met an error, or its process ended before its result; what is done is stored.
@@ -283,7 +294,7 @@ def run_all(
     parts = {job.name: part for job in jobs if (part := store.load(job)) is not None}
     missing = [job for job in jobs if job.name not in parts]
     if missing:
-        with at_work(missing, partial(run_job, pictures, found), workers) as news:
+        with at_work(missing, partial(run_job, pictures, found, resident), workers) as news:
             for job, said in news:
                 if said.part is not None:
                     store.save(said.part)

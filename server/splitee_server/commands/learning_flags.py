@@ -45,6 +45,7 @@ def learning_settings(command: Any) -> Any:
         run_settings("client_averaging", "server_momentum", "weighting", "average", "largest_share"),
         run_settings("clip_updates", "largest_loss"),
         strategy_setting("aggregation_every"),
+        strategy_setting("trunk_momentum"),
     )
     return training(averaging(following))
 
@@ -58,7 +59,7 @@ def _check_counterparts(settings: dict[str, Any]) -> None:
 
 def check_strategy_settings(strategies: Collection[str], settings: dict[str, Any]) -> None:
     """Raises ConfigError: a flag was given that belongs to none of these strategies."""
-    for name in ("aggregation_every", "order"):
+    for name in ("aggregation_every", "trunk_momentum", "order"):
         of = with_setting(name)
         _check(name, settings, f"--strategy {of}", not set(strategies).isdisjoint(of.split(", ")))
 

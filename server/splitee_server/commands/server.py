@@ -40,6 +40,7 @@ from splitee_server.commands.learning_flags import (
     threshold_setting,
     weights_setting,
 )
+from splitee_server.commands.resident_flag import check_resident, resident_setting
 from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
@@ -177,6 +178,7 @@ DIRECTORY = click.Path(path_type=Path)
         help="Memory for features that wait for training, in MiB.",
     ),
     renamed("--memory", "--feature-memory", type=whole(1)),
+    resident_setting,
     setting(
         "--threads",
         type=whole(1),
@@ -202,20 +204,20 @@ def server(
     readmit: str | None,
     most_images: int,
     feature_memory: int,
+    resident: int,
     threads: int | None,
     signing_key: Path | None,
     monitoring: Monitoring,
     **run: Any,
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
-    if quorum > devices:
-        raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
-    require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
+    _check_quorum(quorum, devices, missing)
     check_strategy_settings([run["strategy"]], run)
+    check_resident(resident, [run["strategy"]], run)
     spec = build_run_spec(**run)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
-    place = place_in(spec, devices)
+    place = place_in(spec, devices, resident)
     addresses = brokers_of_ranks(brokers, link.address, place)
     policy = Policy(
         devices,
@@ -227,6 +229,7 @@ def server(
         readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
         most_images=most_images,
         stop_after=stop_after,
+        resident=resident,
     )
 
     import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
@@ -298,6 +301,12 @@ def server(
                 finally:
                     notify("STOPPING=1")
                     connection.close(farewell)
+
+
+def _check_quorum(quorum: int, devices: int, missing: str) -> None:
+    if quorum > devices:
+        raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
+    require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
 
 
 def _say_ready(spec: RunSpec, devices: int) -> None:

@@ -298,7 +298,7 @@ class ClientNetworks:
 
         `exits`: as `exits_by_cut` names them; those that are not among them are new.
         """
-        trunk = self._strategy.trunk(device).state_dict()
+        trunk = self._strategy.tensors(device)
         moved = {}
         for name, fresh in client_model(self._network, cut, self._spec).state_dict().items():
             if name.startswith(CLIENT):

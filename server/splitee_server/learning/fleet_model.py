@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -153,6 +153,19 @@ class FleetModel:
         self._soft_labels.add(device, round_number, logits)
         return loss
 
+    def sum_up(self, device: str) -> None:
+        """A device has finished the round: where each has a trunk, it is summed up for the average, and gone.
+
+        Devices come in the order of `splitee_server.learning.reduction.in_order`; those that do not come
+        are averaged when the round is committed, and the result is the same.
+        """
+        self._strategy.sum_up(device, self._trained.get(device, 0))
+
+    def forget(self, device: str) -> None:
+        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+        self._strategy.forget(device)
+        self._trained.pop(device, None)
+
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) int64 that the device's trunk gives its features (B, *feature_shape)."""
         return self._strategy.predict(device, features)
@@ -200,7 +213,7 @@ class FleetModel:
             found[device] = self._whole(device, self._observed[device].means(), received[device])
         if self._spec.clip_updates:
             starts = {
-                device: self._whole(device, self._strategy.trunk(device).state_dict(), self._clients[device])
+                device: self._whole(device, self._strategy.tensors(device), self._clients[device])
                 for device in found
             }
             clip_updates(found, starts, self._spec.clip_updates)
@@ -311,26 +324,23 @@ class FleetModel:
         self._cuts = NamedTrunks.read(state).cuts
         self._supervise()
 
-    # What ranks of one server hand each other: of devices whose trunks are their own
+    # What ranks of one server hand each other, where each device has a trunk of its own
 
-    def lend(self, trunks: Iterable[str], exits: Iterable[str]) -> dict[str, Any]:
+    def lend(self, devices: Collection[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs for a phase with some of the devices; tensors are shared, not copied.
 
-        Args:
-            trunks: devices whose trunks it has not, or not as they are now.
-            exits: devices whose exits are to predict there.
+        `averages`: as in `Strategy.lend`.
         """
         return {
-            "own": {device: self._without_optimizer(device) for device in trunks},
-            "clients": self._clients.exit_tensors(exits, self._cuts),
+            "strategy": self._strategy.lend(devices, averages=averages),
+            "clients": self._clients.exit_tensors(devices, self._cuts),
             "cuts": dict(self._cuts),
             "left_out": self._loss_filter.state(),
         }
 
     def borrow(self, state: Mapping[str, Any]) -> None:
         """Begin a phase with what `lend` has given, and `lend_memory`; what was trained here is forgotten."""
-        for device, own in state["own"].items():
-            self._strategy.load_own(device, own)
+        self._strategy.borrow(state["strategy"])
         self._clients.load(state["clients"])
         self._loss_filter = LossFilter(self._spec.largest_loss)
         self._loss_filter.load(state["left_out"])
@@ -340,20 +350,21 @@ class FleetModel:
         self._supervise()
 
     def lend_memory(self, device: str) -> dict[str, Any]:
-        """What training goes on from beside the trunk: momentum, and the classes so far."""
-        own = self._strategy.own_state(device)
-        del own["trunk"]
-        return {"own": own, "class_mix": self._class_mix.of(device)}
+        """What training goes on from beside a trunk's tensors: momentum, and the classes so far."""
+        return {
+            "momentum": self._strategy.lend_momentum(device),
+            "class_mix": self._class_mix.of(device),
+        }
 
     def borrow_memory(self, device: str, state: Mapping[str, Any]) -> None:
         """Takes `lend_memory`."""
-        self._strategy.load_own(device, state["own"])
+        self._strategy.borrow_momentum(device, state["momentum"])
         self._class_mix.take(state["class_mix"])
 
-    def made_of(self, device: str) -> dict[str, Any]:
-        """What training has made of a device's trunk since `borrow`, for whoever commits it."""
+    def hand_over(self, device: str) -> dict[str, Any]:
+        """What training has made of a device's trunk since `borrow`, for whoever commits it; it is let go."""
         return {
-            "own": self._strategy.own_state(device),
+            "strategy": self._strategy.hand_over(device),
             "class_mix": self._class_mix.of(device),
             "trained": self._trained.get(device, 0),
             "losses": list(self._loss_filter.losses(device)),
@@ -361,8 +372,8 @@ class FleetModel:
         }
 
     def take_back(self, device: str, state: Mapping[str, Any]) -> None:
-        """Takes `made_of`, as if it had been trained here."""
-        self._strategy.load_own(device, state["own"])
+        """Takes `hand_over`, as if it had been trained here."""
+        self._strategy.take_back(device, state["strategy"])
         self._class_mix.take(state["class_mix"])
         if state["trained"]:
             self._trained[device] = state["trained"]
@@ -381,11 +392,6 @@ class FleetModel:
             self._observed[device] = FreshStatistics(self._strategy.trunk(device))
             self._observed[device].load(state)
 
-    def _without_optimizer(self, device: str) -> dict[str, Any]:
-        own = self._strategy.own_state(device)
-        del own["optimizer"]
-        return own
-
     def _supervise(self) -> None:
         if self._spec.deep_supervision:
             self._strategy.supervise(self._clients.exits(self._cuts))
@@ -393,7 +399,7 @@ class FleetModel:
     def _named_trunks(self) -> NamedTrunks:
         trunk_of = {device: self._strategy.shared_with(device) for device in self._cuts}
         trunks = {
-            name: NamedTrunk(self._cuts[device], self._strategy.trunk(device).state_dict())
+            name: NamedTrunk(self._cuts[device], self._strategy.tensors(device))
             for device, name in trunk_of.items()
         }
         return NamedTrunks(trunks, trunk_of)

@@ -65,7 +65,7 @@ class Leader(Ranks):
         self._dealt: dict[str, int] = {}  # of the phase under way
         self._orders = 0
         self._edition = 0  # of the models
-        self._trunks: dict[str, tuple[int, int]] = {}  # by device: the rank that has its trunk, its edition
+        self._averages: dict[int, int] = {}  # the edition that a rank has
         self._memories: dict[str, tuple[int, int]] = {}  # the rank that has its momentum, and for which cut
         self._run: tuple[RunSpec, int] | None = None  # that these are of, and its attempt
         self._look_due = 0.0
@@ -88,7 +88,7 @@ class Leader(Ranks):
     def open(self, phase: Phase, spec: RunSpec, model: FleetModel) -> None:
         opened = phase.opened
         if self._run != (spec, opened.attempt):
-            self._trunks, self._memories = {}, {}
+            self._averages, self._memories = {}, {}
             self._run = (spec, opened.attempt)
         self._orders += 1
         self._dealt = self._dealing.deal(opened.participants)
@@ -101,7 +101,7 @@ class Leader(Ranks):
     def _lend(self, rank: int, phase: Phase, spec: RunSpec, model: FleetModel) -> None:
         opened = phase.opened
         own = {device: part for device, part in opened.participants.items() if self._dealt[device] == rank}
-        trunks = [device for device in own if self._trunks.get(device) != (rank, self._edition)]
+        averages = self._averages.get(rank) != self._edition
         memories = [
             device
             for device, part in own.items()
@@ -115,10 +115,10 @@ class Leader(Ranks):
             tuple(memories),
         )
         self._tell(rank, order)
-        self._group.send(rank, pack(model.lend(trunks, own)))
+        self._group.send(rank, pack(model.lend(own, averages=averages)))
         for device in memories:
             self._group.send(rank, pack(model.lend_memory(device)))
-        self._trunks |= dict.fromkeys(trunks, (rank, self._edition))
+        self._averages[rank] = self._edition
         self._memories |= {device: (rank, own[device].cut) for device in memories}
 
     def follow(self, phase: Phase) -> bool:
@@ -140,7 +140,6 @@ class Leader(Ranks):
             if theirs:
                 self._tell(rank, GoOnWithout(theirs))
         for device in devices:  # whatever was trained of it counts nowhere
-            self._trunks.pop(device, None)
             self._memories.pop(device, None)
             self._dealt.pop(device, None)
         self._listening.without(devices)

@@ -44,7 +44,7 @@ class Place:
         return cls(rank, size, restarts) if size > 1 else None
 
 
-def place_in(spec: RunSpec, devices: int) -> Place | None:
+def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:
     """This process's place among the ranks of a run; None: it is the whole server.
 
     Raises:
@@ -63,6 +63,11 @@ def place_in(spec: RunSpec, devices: int) -> Place | None:
         raise ConfigError(
             f"--aggregation-every {spec.aggregation_every} averages trunks within a round, which "
             f"{place.size} ranks do after rounds only: leave it out, or start one rank"
+        )
+    if resident:
+        raise ConfigError(
+            f"--resident {resident} is for one process: {place.size} ranks have their devices' trunks in "
+            "memory, each a part of them; leave it out, or start one rank"
         )
     if devices < place.size:
         raise ConfigError(

@@ -199,7 +199,7 @@ class Trainer:
     def _made_of(self, phase: Phase, device: str) -> bytes:
         if phase.kind == "evaluate":
             return pack_score(phase.scores[device])
-        return pack(self._model.made_of(device) if phase.kind == "train" else self._model.seen_of(device))
+        return pack(self._model.hand_over(device) if phase.kind == "train" else self._model.seen_of(device))
 
     def _end(self, _order: End) -> None:
         self._is_over = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Generic, Literal, TypeVar
 
 Batch = TypeVar("Batch")
@@ -16,14 +16,26 @@ class BatchOrder(Generic[Batch]):
     """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
 
     def __init__(
-        self, order: Literal["step", "device", "any"], steps: Mapping[str, int], window: int
+        self,
+        order: Literal["step", "device", "any"],
+        steps: Mapping[str, int],
+        window: int,
+        *,
+        waits: Container[str] = (),
     ) -> None:
-        """`steps`: batches each device will send, from step 0; `window`: how far ahead one may be held."""
+        """A round in which nothing has come yet.
+
+        Args:
+            steps: batches each device will send, from step 0.
+            window: how far ahead one may be held.
+            waits: devices none of whose batches is handed out before `admit`, in the order "any".
+        """
         self._steps = dict(steps)
         self._window = window
         self._next = dict.fromkeys(self._steps, 0)
         self._held: dict[str, dict[int, Batch]] = {device: {} for device in self._steps}
         self._order = order
+        self._waiting = {device for device in self._steps if device in waits}
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
         self._turns = [
             self._rank(device) for device in sorted(self._steps) if self._steps[device]
@@ -53,9 +65,16 @@ class BatchOrder(Generic[Batch]):
         if step >= min(following + self._window, self._steps[device]):
             return "ahead"
         held[step] = batch
-        if step == following and self._order == "any":
+        if step == following and self._order == "any" and device not in self._waiting:
             self._ready.append(device)
         return "taken"
+
+    def admit(self, device: str) -> None:
+        """From now on the device's batches are handed out."""
+        if device in self._waiting:
+            self._waiting.remove(device)
+            if self.has_next(device):
+                self._ready.append(device)
 
     def take(self) -> tuple[str, int, Batch] | None:
         """The next batch in order, when it is here."""
@@ -83,6 +102,7 @@ class BatchOrder(Generic[Batch]):
         self._steps.pop(device)
         self._next.pop(device)
         self._held.pop(device)
+        self._waiting.discard(device)
 
     def missing(self) -> list[str]:
         """The devices whose batches have not all been handed out."""

@@ -19,6 +19,7 @@ from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.reduction import in_order
 from splitee_server.members.members import Member, Members
 from splitee_server.members.traffic import FleetTraffic
 from splitee_server.ranks.ranks import ALONE, Ranks
@@ -35,6 +36,7 @@ from splitee_server.rounds.progress import RunProgress, standing
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
+from splitee_server.rounds.waves import Waves
 
 log = logging.getLogger(__name__)
 
@@ -154,6 +156,8 @@ class Coordinator:
 
     def work_one(self) -> bool:
         """Train, observe or evaluate the next batch; False: it is not here."""
+        for device in self._phase.leaving():
+            self._model.sum_up(device)
         worked = self._work.work_one(self._phase)
         if worked is None:
             return False
@@ -183,6 +187,13 @@ class Coordinator:
         if device in self._phase:
             self._go_on_without((device,))
         self.beat(now=True)
+
+    def _go_on_without(self, devices: tuple[str, ...]) -> None:
+        self._phase.go_on_without(devices)
+        for device in devices:
+            self._model.forget(device)
+        self._ranks.go_on_without(devices)
+        self._announce.round(self._phase.opened)
 
     def depends_on(self, devices: Iterable[str]) -> bool:
         """Whether what is under way, and not committed, would be another without these devices."""
@@ -217,11 +228,6 @@ class Coordinator:
         members = self._members
         out = members.quarantined(), members.dismissed
         self._announce.beat(self._doing, waited_for, self._rejected(), *out, now=now)
-
-    def _go_on_without(self, devices: tuple[str, ...]) -> None:
-        self._phase.go_on_without(devices)
-        self._ranks.go_on_without(devices)
-        self._announce.round(self._phase.opened)
 
     # Rounds
 
@@ -348,6 +354,9 @@ class Coordinator:
         )
         self._traffic.phase = opened.batches
         assembler = self._model.assembler if kind == "train" else self._model.statistics_assembler
+        waves = None
+        if kind == "train" and self._policy.resident:
+            waves = Waves(in_order(participants), self._policy.resident)
         sending = {device: part.cut for device, part in participants.items() if part.weights}
         self._phase = Phase(
             opened,
@@ -357,6 +366,7 @@ class Coordinator:
             clock=self._clock,
             assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,
+            waves=waves,
         )
         if participants:
             self._ranks.open(self._phase, self._spec, self._model)

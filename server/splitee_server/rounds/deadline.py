@@ -87,7 +87,7 @@ class Deadline:
         now = self._clock()
         if self._limit.is_learnt:
             seconds = self._limit.seconds()
-            return Late(phase.late() if now - phase.started > seconds else (), seconds)
+            return Late(phase.late() if now - phase.since > seconds else (), seconds)
         floor, stood = self._policy.floor, now - phase.progressed
         if stood > FIRST_DEADLINE * floor:
             return Late(phase.late(), FIRST_DEADLINE * floor)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
@@ -19,6 +19,7 @@ from splitee.protocol.rounds import RoundDone, RoundOpen, Weights
 from splitee.training.weights import WeightsAssembler
 from splitee_server.rounds.batch_order import BatchOrder, Offer
 from splitee_server.rounds.evaluation import Score
+from splitee_server.rounds.waves import Waves
 
 IN_WORDS: Mapping[RunPhase, str] = {
     "gather": "gathering devices",
@@ -64,6 +65,7 @@ class Phase:
         assemblers: Mapping[str, WeightsAssembler] | None = None,
         is_over: Callable[[], bool] | None = None,
         participants: int = 0,
+        waves: Waves | None = None,
     ) -> None:
         """A phase of training, statistics or evaluation is over when its participants have done their parts.
 
@@ -73,13 +75,16 @@ class Phase:
             assemblers: for the client networks, or their statistics, of those who send theirs.
             is_over: for the other phases.
             participants: of the phase on all ranks of the server; 0: those that are opened here.
+            waves: who is served at a time; None: all at once.
         """
         self.opened = opened
         self._clock = clock
         self._assemblers = dict(assemblers or {})
         self._is_over = is_over  # no closure over `self`: a cycle would keep its networks for many rounds
         steps = {device: participant.steps for device, participant in opened.participants.items()}
-        self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window)
+        self._waves = waves
+        waits = set(steps).difference(waves.served()) if waves is not None else ()
+        self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window, waits=waits)
         self._losses = dict.fromkeys(opened.participants, 0.0)
         self._rejected: Counter[str] = Counter()
         self._ready: set[str] = set()  # whose next batch another rank holds
@@ -87,6 +92,7 @@ class Phase:
         room = KEPT // (num_classes * max(1, participants or len(opened.participants)))
         self.scores = {device: Score(room=room) for device in opened.participants}
         self.started = self.progressed = clock()
+        self.since = self.started  # who is late is given time since then
 
     @property
     def kind(self) -> RunPhase:
@@ -141,6 +147,19 @@ class Phase:
     def take(self) -> tuple[str, int, CutBatch] | None:
         """The next batch in order, when it is here."""
         return self._batches.take()
+
+    def leaving(self) -> Iterator[str]:
+        """The devices that have done their part and are served no more; others are then, with time anew."""
+        if self._waves is not None:
+            for device in self._waves.leaving(self._has_finished):
+                self.since = self._clock()
+                yield device
+            for device in self._waves.served():
+                self._batches.admit(device)
+
+    def _has_finished(self, device: str) -> bool:
+        """Whether all of a device's batches have been taken, too: it may say that it is done before."""
+        return device in self.done and self.next_step(device) == self.opened.participants[device].steps
 
     def note_trained(self, device: str, loss: float) -> None:
         """The trunk has been trained on a batch that was taken."""
@@ -231,9 +250,11 @@ class Phase:
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
         """Drop participants that are missing; the others, which may have waited for them, get time anew."""
-        self.started = self.progressed = self._clock()
+        self.started = self.since = self.progressed = self._clock()
         for device in devices:
             self._batches.drop(device)
+            if self._waves is not None:
+                self._waves.drop(device)
             self.done.pop(device, None)
             self._assemblers.pop(device, None)
         left = {d: p for d, p in self.opened.participants.items() if d not in devices}

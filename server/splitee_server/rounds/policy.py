@@ -21,6 +21,7 @@ class Policy:
     readmit: tuple[str, ...] = ()  # devices that are let back from quarantine
     most_images: int = 10_000_000  # of a device, for training and held out each
     stop_after: int = 0  # evaluated rounds without a better one, after which the run ends; 0: never
+    resident: int = 0  # trunks in memory at a time, where each device has one; 0: all
 
     def room(self, window: int, batch_bytes: int, participants: int) -> int:
         """Batches that a device may have unacknowledged: the window, within its share of the memory.

@@ -95,6 +95,7 @@ def test_a_wrong_flag_is_told_before_anything_heavy_is_loaded(arguments: str, tm
 
 SERVER = ("server", "--state", "s")
 DEVICE = ("device", "--id", "pi", "--state", "s", "--data", "builtin:fashion-mnist")
+WAVES = (*SERVER, "--strategy", "averaging", "--trunk-momentum", "dropped", "--resident", "8")
 SIMULATE = ("simulate", "--out", "o")
 
 
@@ -114,6 +115,22 @@ SIMULATE = ("simulate", "--out", "o")
             (*SERVER, "--aggregation-every", "2"),
             "--aggregation-every does nothing without --strategy",
         ),
+        (
+            (*SERVER, "--trunk-momentum", "dropped"),
+            "--trunk-momentum does nothing without --strategy averaging",
+        ),
+        ((*SERVER, "--resident", "8"), "--resident 8 does nothing without --strategy averaging"),
+        (
+            (*SERVER, "--strategy", "averaging", "--resident", "8"),
+            "--resident 8 needs --trunk-momentum dropped, this is kept: all devices' trunks",
+        ),
+        (
+            (*WAVES, "--average", "median"),
+            "--resident 8 needs --average mean, this is median: all devices' trunks",
+        ),
+        ((*WAVES, "--aggregation-every", "2"), "--resident 8 needs --aggregation-every 0, this is 2"),
+        ((*WAVES, "--largest-share", "0.5"), "--resident 8 needs --largest-share 1, this is 0.5"),
+        ((*WAVES, "--clip-updates", "3"), "--resident 8 needs --clip-updates 0, this is 3"),
         (
             (*SERVER, "--deep-supervision", "1", "--exits", "own"),
             "--deep-supervision does nothing",

@@ -14,7 +14,7 @@ import torch
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
 from splitee.training.commit_files import CommitFiles
-from splitee.training.state import pack_state, unpack_state
+from splitee.training.state import fleet_digest, pack_state, unpack_state
 
 LARGE = torch.arange(100_000, dtype=torch.float32)
 
@@ -132,3 +132,55 @@ def test_changes_that_have_no_place_in_the_round_are_refused(directory: StateDir
     directory.save_changes(5, pack_state(found))
     with pytest.raises(StateError, match="'stranger', which the round has not"):
         CommitFiles(directory).load(5)
+
+
+def trunk_of(value: float = 1.0) -> dict[str, torch.Tensor]:
+    return {"stage.weight": torch.full((50_000,), value), "stage.bias": torch.zeros(50)}
+
+
+def test_trunks_that_are_equal_are_written_once_and_share_memory_when_they_are_read(
+    directory: StateDirectory,
+) -> None:
+    one = {"round": 1, "trunks": {"pi-0": trunk_of()}}
+    many = {"round": 2, "trunks": {f"pi-{number}": trunk_of() for number in range(50)}}
+    many["trunks"]["pi-50"] = trunk_of(2.0)
+    for state_of in (one, many):
+        CommitFiles(directory).save(state_of["round"], state_of)
+    sizes = [(directory.path / f"round-00000{number}.state").stat().st_size for number in (1, 2)]
+    assert sizes[1] < 2.2 * sizes[0]
+    found = CommitFiles(directory).load(2)
+    assert found is not None
+    assert same(found, many)
+    weights = {tensors["stage.weight"].data_ptr() for tensors in found["trunks"].values()}
+    assert len(weights) == 2
+
+
+def test_what_differs_in_a_sign_of_zero_only_is_not_equal(directory: StateDirectory) -> None:
+    signs = {"a": {"x": torch.tensor([0.0])}, "b": {"x": torch.tensor([-0.0])}}
+    CommitFiles(directory).save(1, signs)
+    found = CommitFiles(directory).load(1)
+    assert found is not None
+    assert [found[device]["x"].signbit().item() for device in "ab"] == [False, True]
+
+
+def test_what_an_optimizer_will_change_in_place_shares_memory_with_nothing(directory: StateDirectory) -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = torch.optim.AdamW(parameters)
+    for parameter in parameters:
+        parameter.grad = torch.ones(3)
+    optimizer.step()
+    CommitFiles(directory).save(1, {"optimizer": optimizer.state_dict()})
+    found = CommitFiles(directory).load(1)
+    assert found is not None
+    tensors = [tensor for state in found["optimizer"]["state"].values() for tensor in state.values()]
+    assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors) == 6
+
+
+def test_a_digest_of_the_fleet_is_the_same_for_weights_that_share_memory() -> None:
+    shared = trunk_of()["stage.weight"]
+    trunks = {"pi-1/stage.weight": shared, "pi-2/stage.weight": shared.clone()}
+    clients = {"pi-1": "0a", "pi-2": "1b"}
+    digest = fleet_digest(trunks, clients)
+    assert digest == fleet_digest(dict.fromkeys(trunks, shared), clients)
+    assert digest != fleet_digest({**trunks, "pi-2/stage.weight": shared + 1}, clients)
+    assert digest != fleet_digest(trunks, {"pi-1": "1b", "pi-2": "0a"})

@@ -229,3 +229,29 @@ def test_a_simulation_names_the_bytes_that_its_codec_makes(data: DeviceData) -> 
     assert sizes["fp32"] - sizes["fp16"] == halved
     assert sizes["int8"] < sizes["fp16"]
     assert np.isclose(sizes["int8"], sizes["fp32"] / 4, rtol=0.25)
+
+
+@pytest.mark.parametrize("weighting", ["samples", "uniform"])
+def test_trunks_in_memory_one_at_a_time_give_the_weights_of_all_at_once(
+    weighting: str, data: DeviceData
+) -> None:
+    run = spec(
+        strategy="averaging",
+        trunk_momentum="dropped",
+        weighting=weighting,
+        client_averaging="layerwise",
+        exits="fleet",
+        exit_cuts=(1, 2),
+        settled=True,
+        deep_supervision=0.3,
+        statistics_batches=2,
+        server_momentum=0.3,
+    )
+    devices = experiment(run, data).devices
+    moves = {1: {"a": 2, "c": 1}}
+    digests: dict[int, list[str]] = {0: [], 1: []}
+    for resident, found in digests.items():
+        simulation = Simulation(run, devices, moves=moves, resident=resident)
+        found += [simulation.digest() for _ in simulation.rounds()]
+    assert digests[0] == digests[1]
+    assert len(set(digests[0])) == run.rounds

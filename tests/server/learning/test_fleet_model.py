@@ -19,6 +19,7 @@ from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import COUNTER, pack_state, unpack_state
 from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
+from splitee_server.learning.reduction import in_order
 from splitee_server.learning.strategies.base import Untrainable
 
 CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
@@ -467,3 +468,21 @@ def test_who_does_not_count_in_the_commit_has_no_part_in_the_median_of_its_stati
         fleet.model.refresh(found if takes_part else {d: own for d, own in found.items() if d != "a"})
         trunks.append(fleet.model.trunk_weights())
     assert same(*trunks)
+
+
+@pytest.mark.parametrize("averaging", ["none", "layerwise"])
+def test_trunks_that_are_summed_up_one_by_one_leave_the_same_models(averaging: str) -> None:
+    """Also for one that joins later, which begins from the averages, with counters at nothing."""
+    fleets = [Fleet("averaging", averaging, trunk_momentum="dropped") for _ in range(2)]
+    for number in (1, 2):
+        for fleet in fleets:
+            devices = in_order(fleet.cuts)
+            sent = fleet.train(number, *devices)
+            for device in devices if fleet is fleets[1] else ():
+                fleet.model.sum_up(device)
+            fleet.commit(number, sent, d=number)
+    for fleet in fleets:
+        fleet.model.join("late", 1, 20)
+    at_once, in_turn = (fleet.model.trunk_weights() for fleet in fleets)
+    assert same(at_once, in_turn)
+    assert at_once["late/second.1.num_batches_tracked"] == 0 < at_once["a/second.1.num_batches_tracked"]

@@ -74,7 +74,7 @@ class Fleet:
     def whole(self, device: str) -> dict[str, Tensor]:
         """The network as this device's pictures see it, as it is now."""
         own = {n.removeprefix(CLIENT): t for n, t in self.client(device).items() if n.startswith(CLIENT)}
-        trunk = self.strategy.trunk(device).state_dict()
+        trunk = self.strategy.tensors(device)
         assert not own.keys() & trunk.keys()
         return {name: tensor.clone() for name, tensor in {**own, **trunk}.items()}
 

@@ -141,11 +141,9 @@ def test_batches_are_trained_where_their_device_is_dealt_to(ranks: Ranks) -> Non
     assert [step for step, _ in acknowledged(ranks)] == [1, 2, 3]
     ranks.leader.collect(phase, ranks.model)
     assert phase.trunk_loss("pi-2") is not None
-    assert ranks.model.made_of("pi-2")["trained"] == 4 * STEPS
-    fresh = ranks.new_model()
-    fresh.join("pi-2", 2, 4 * STEPS)
-    trained, untrained = (one.made_of("pi-2")["own"]["trunk"] for one in (ranks.model, fresh))
-    assert weights_digest(trained) != weights_digest(untrained)
+    found = ranks.model.hand_over("pi-2")
+    assert found["trained"] == 4 * STEPS
+    assert found["strategy"]["trunk"]
 
 
 def test_what_a_device_sends_twice_or_wrongly_is_told_to_rank_0(ranks: Ranks) -> None:
@@ -187,7 +185,7 @@ def test_a_device_that_is_dropped_is_not_listened_to_and_what_it_has_trained_is_
     ranks.leader.go_on_without(("pi-2",))
     until(lambda: ranks.other_port.subscribed == [])
     ranks.leader.collect(phase, ranks.model)
-    assert ranks.model.made_of("pi-2")["trained"] == 0
+    assert not ranks.model.hand_over("pi-2")["strategy"]
     phase = ranks.open(number=2)
     for step in range(STEPS):
         ranks.say("pi-2", features(phase, "pi-2", step))
@@ -201,7 +199,7 @@ def test_a_device_that_is_dropped_is_not_listened_to_and_what_it_has_trained_is_
         )
         tensors = tensor_of(batch.features), tensor_of(batch.labels)
         alone.train("pi-2", *tensors, round_number=2, step=step, steps=STEPS)
-    mine, expected = (one.made_of("pi-2")["own"]["trunk"] for one in (ranks.model, alone))
+    mine, expected = (one.hand_over("pi-2")["strategy"]["trunk"] for one in (ranks.model, alone))
     assert weights_digest(mine) == weights_digest(expected)
 
 

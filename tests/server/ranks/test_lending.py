@@ -14,7 +14,7 @@ from torch import Tensor
 
 from splitee.networks.split import build_network
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.state import pack_state, weights_digest
+from splitee.training.state import weights_digest
 from splitee.training.weights import client_model
 from splitee_export.combination import HeldOutLogits
 from splitee_server.learning.fleet_model import Contribution, FleetModel
@@ -55,6 +55,7 @@ class Server:
         self.other = FleetModel(run, copy.deepcopy(NETWORK)) if has_ranks else None
         self.cuts = dict(CUTS)
         self._lacks_memory = set(ELSEWHERE)
+        self._averages_are_new = True
         for device, cut in CUTS.items():
             self.model.join(device, cut, STEPS * BATCH)
 
@@ -74,11 +75,12 @@ class Server:
                 for name, tensor in like.items()
             }
         for device in ELSEWHERE if self.other else ():
-            self.model.take_back(device, unpack(pack(self.other.made_of(device))))
+            self.model.take_back(device, unpack(pack(self.other.hand_over(device))))
         contributions = {
             device: Contribution(weights, moves.get(device, 0)) for device, weights in sent.items()
         }
         moved = self.model.commit(number, contributions)
+        self._averages_are_new = True
         self._lacks_memory.update(moved)
         self.cuts |= moved
         self._take_statistics(number, generator)
@@ -91,6 +93,7 @@ class Server:
         for device in ELSEWHERE if self.other else ():
             self.model.take_seen(device, unpack(pack(self.other.seen_of(device))))
         self.model.refresh({device: {} for device in self.cuts})
+        self._averages_are_new = True
 
     def logits(self, device: str) -> tuple[Tensor, Tensor | None]:
         self._lend(training=False)
@@ -101,7 +104,8 @@ class Server:
     def _lend(self, *, training: bool) -> None:
         if self.other is None:
             return
-        self.other.borrow(unpack(pack(self.model.lend(ELSEWHERE, ELSEWHERE))))
+        self.other.borrow(unpack(pack(self.model.lend(ELSEWHERE, averages=self._averages_are_new))))
+        self._averages_are_new = False
         for device in sorted(self._lacks_memory.intersection(ELSEWHERE)) if training else ():
             self.other.borrow_memory(device, unpack(pack(self.model.lend_memory(device))))
             self._lacks_memory.discard(device)
@@ -138,9 +142,9 @@ def leaves(state: Mapping[Any, Any], path: str = "") -> list[tuple[str, Tensor]]
         {},
         {"balanced_loss": True, "soft_labels": 0.5, "server_momentum": 0.5, "optimizer": "adamw"},
         {"average": "median", "clip_updates": 1.0, "largest_loss": 1.01},
-        {"client_averaging": "same-cut"},
+        {"client_averaging": "same-cut", "trunk_momentum": "dropped"},
     ],
-    ids=["usual", "with-memory", "robust", "same-cut"],
+    ids=["usual", "with-memory", "robust", "without-momentum"],
 )
 def test_the_commit_is_that_of_a_server_by_itself(settings: dict[str, Any]) -> None:
     alone, shared = (Server(spec(**settings), has_ranks=has) for has in (False, True))
@@ -159,12 +163,19 @@ def test_the_commit_is_that_of_a_server_by_itself(settings: dict[str, Any]) -> N
 def test_what_is_equal_travels_once() -> None:
     server = Server(spec(), has_ranks=False)
     server.round(1)
-    three = {device: server.model.lend([device], ())["own"][device]["trunk"] for device in ("a", "b", "c")}
-    shared = unpack(pack(three))
-    names = three["a"].keys() & three["b"].keys()
-    kept = {shared[device][name].data_ptr() for device in three for name in names}
-    assert len(kept) == len(names) > 0  # after an average
-    assert len(pack(three)) < len(pack_state(three))
+    one, four = (len(pack(server.model.lend(list(CUTS)[:count], averages=True))) for count in (1, 4))
+    without = len(pack(server.model.lend(CUTS, averages=False)))
+    assert four < 1.5 * one  # each device's exits and counters come in addition
+    assert without < four
+    weights = server.model.trunk_weights()
+    trunks = {device: {n: t for n, t in weights.items() if n.startswith(device)} for device in "bc"}
+    same = {
+        device: {name.partition("/")[2]: tensor.clone() for name, tensor in trunk.items()}
+        for device, trunk in trunks.items()
+    }
+    found = unpack(pack(same))
+    kept = {tensor.data_ptr() for trunk in found.values() for tensor in trunk.values()}
+    assert len(kept) == len(found["b"]) == len(found["c"])
 
 
 def test_only_the_same_bits_are_equal() -> None:

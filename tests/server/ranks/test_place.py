@@ -48,12 +48,14 @@ def test_all_that_torchrun_says_is_needed(missing: str) -> None:
 def test_a_run_that_ranks_cannot_share_is_refused(
     spec: RunSpec, devices: int, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert place_in(spec, devices) is None  # one process can serve it
+    assert place_in(spec, devices, 0) is None  # one process can serve it
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
-        place_in(spec, devices)
-    assert place_in(SPEC, 3) == Place(1, 2)
+        place_in(spec, devices, 0)
+    assert place_in(SPEC, 3, 0) == Place(1, 2)
+    with pytest.raises(ConfigError, match="--resident 4 is for one process"):
+        place_in(SPEC, 3, 4)
 
 
 def test_brokers_are_named_one_a_rank() -> None:

@@ -4,27 +4,46 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.sharing import equal_bits
+from splitee.training.state import COUNTER
 from splitee_server.learning.averages import average_by_name, weigh
 from splitee_server.learning.clipping import clip_updates
 from splitee_server.learning.means import Rule
+from splitee_server.learning.reduction import LaneSums, in_order
 from splitee_server.learning.strategies.base import Strategy
 
 
+class InTraining(NamedTuple):
+    """A device's own trunk while it trains."""
+
+    trunk: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
 class Averaging(Strategy):
-    """A trunk per device; the network that new trunks are copied from holds the last averages."""
+    """A trunk per device in the round that it trains in; between rounds the averages are everybody's.
+
+    They are in the network that trunks are made of, which each device enters at its cut. Of a device is kept
+    what differs: how many batches its BatchNorm layers have seen, its optimizer's state where momentum is
+    kept, and, until the next average, stages that came to its trunk by a move.
+    """
 
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
-        self._trunks: dict[str, nn.Module] = {}
-        self._optimizers: dict[str, torch.optim.Optimizer] = {}
+        self._entries: dict[int, nn.Module] = {}  # by cut; they share the averages' tensors
+        self._own: dict[str, dict[str, Tensor]] = {}  # by device, in the place of the averages
+        self._counters: dict[str, dict[str, int]] = {}  # of its BatchNorm layers, by device
+        self._momentum: dict[str, dict[str, Any]] = {}  # states of optimizers by device
+        self._in_training: dict[str, InTraining] = {}
+        self._sums: LaneSums | None = None  # of trunks that have finished the round and are gone
         self._period = 0  # of the round, from 0
         self._trained: dict[str, int] = {}  # samples by device, in this period
 
@@ -34,20 +53,36 @@ class Averaging(Strategy):
         return "step" if self._spec.aggregation_every else "any"
 
     def join(self, device: str, cut: int) -> None:
-        if device in self._trunks and self._cuts[device] == cut:
-            return
+        if device not in self._cuts:
+            self._enter(device, cut)
+
+    def _enter(self, device: str, cut: int) -> None:
         self._cuts[device] = cut
-        self._trunks[device] = copy.deepcopy(self._new_trunk(cut))
-        self._optimizers[device] = self._new_optimizer(self._trunks[device])
+        if cut not in self._entries:
+            self._entries[cut] = self._new_trunk(cut)
 
     def trunk(self, device: str) -> nn.Module:
-        return self._trunks[device]
+        if device in self._in_training:
+            return self._in_training[device].trunk
+        return self._copy(device) if self._own.get(device) else self._entries[self._cuts[device]]
+
+    def _copy(self, device: str) -> nn.Module:
+        """The device's trunk between rounds, with tensors of its own."""
+        trunk = copy.deepcopy(self._entries[self._cuts[device]])
+        self._write(trunk, self._differences(device))
+        return trunk
+
+    def _differences(self, device: str) -> dict[str, Tensor]:
+        """What is to be put in the place of the averages."""
+        counters = self._counters.get(device, {}).items()
+        return {**self._own.get(device, {}), **{name: torch.tensor(count) for name, count in counters}}
 
     def shared_with(self, device: str) -> str:
-        return device
+        """Devices of a cut share their trunk between rounds; but for one that has moved."""
+        return device if self._own.get(device) else f"cut-{self._cuts[device]}"
 
     def optimizer(self, device: str) -> torch.optim.Optimizer:
-        return self._optimizers[device]
+        return self._in_training[device].optimizer
 
     def _before_step(self, device: str, samples: int, step: int) -> None:
         every = self._spec.aggregation_every
@@ -55,10 +90,53 @@ class Averaging(Strategy):
             self._average(self._trained)
             self._period, self._trained = step // every, {}
         self._trained[device] = self._trained.get(device, 0) + samples
+        if device not in self._in_training:
+            self._begin(device)
+
+    def _begin(self, device: str) -> None:
+        trunk = self._copy(device)
+        optimizer = self._new_optimizer(trunk)
+        if device in self._momentum:
+            optimizer.load_state_dict(self._momentum.pop(device))
+        self._in_training[device] = InTraining(trunk, optimizer)
+
+    def sum_up(self, device: str, samples: int) -> None:
+        """A device has finished the round: its trunk is added to the average that is to come, and is gone.
+
+        Devices come in the order of `in_order`; those that finish the round otherwise come after them.
+
+        Args:
+            samples: that its trunk was trained with; 0: it does not count.
+        """
+        if self._sums is None:
+            self._sums = LaneSums()
+        if samples:
+            weight = weigh({device: samples}, self._spec.weighting)[device]
+            tensors = self.trained(device).items()
+            averaged = {name: tensor for name, tensor in tensors if not name.endswith(COUNTER)}
+            self._sums.add(device, averaged, weight)
+        self._keep(device)
+
+    def forget(self, device: str) -> None:
+        """Its momentum is gone, too. A trunk that has been summed up already counts."""
+        self._in_training.pop(device, None)
+        self._trained.pop(device, None)
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
-        """Average each stage over the devices that trained it, and write it back to all that hold it."""
-        self._average(samples)
+        """Average each stage over the devices that trained it. From here on it is everybody's.
+
+        What a device has trained that has not finished the round is forgotten, its momentum with it.
+        """
+        if self._sums is None:
+            self._average(samples)
+            for device in samples:
+                self._keep(device)
+        else:
+            for device in in_order(samples.keys() & self._in_training.keys()):
+                self.sum_up(device, samples[device])
+            means, self._sums = self._sums.means(), None
+            self.absorb(means)
+        self._in_training = {}
         self._period, self._trained = 0, {}
 
     def _average(self, samples: Mapping[str, int]) -> None:
@@ -69,34 +147,113 @@ class Averaging(Strategy):
         weights = weigh(samples, self._spec.weighting)
         self.absorb(average_by_name(holders, weights, Rule.of(self._spec)))
 
+    def _keep(self, device: str) -> None:
+        """The device's trunk is gone; what of it is no average goes on in the next round."""
+        if device not in self._in_training:
+            return
+        trunk, optimizer = self._in_training.pop(device)
+        counters = ((name, one) for name, one in trunk.state_dict().items() if name.endswith(COUNTER))
+        self._counters[device] = {name: int(one) for name, one in counters}
+        if self._spec.trunk_momentum == "kept":
+            self._momentum[device] = optimizer.state_dict()
+
     def absorb(self, means: Mapping[str, Tensor]) -> None:
-        for trunk in (*self._trunks.values(), self._network.trunk(1)):
+        trunks = [training.trunk for training in self._in_training.values()]
+        for trunk in (*trunks, self._network.trunk(1)):
             self._write(trunk, means)
+        for device, own in self._own.items():
+            self._own[device] = {name: tensor for name, tensor in own.items() if name not in means}
 
     def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
         """The device's trunk keeps its stages; their momentum starts anew."""
-        before = self._trunks.pop(device).state_dict()
-        self.join(device, cut)
-        self._write(self._trunks[device], {**own, **before})
+        before = self.tensors(device)
+        self._in_training.pop(device, None)
+        self._momentum.pop(device, None)
+        self._enter(device, cut)
+        self._set(device, {**own, **before})
+
+    def _set(self, device: str, tensors: Mapping[str, Tensor]) -> None:
+        """Give the device, between rounds, those of `tensors` that its trunk has."""
+        averages = self._entries[self._cuts[device]].state_dict()
+        having = {name: tensor for name, tensor in tensors.items() if name in averages}
+        self._counters[device] = {name: int(one) for name, one in having.items() if name.endswith(COUNTER)}
+        self._own[device] = {
+            name: tensor.clone()
+            for name, tensor in having.items()
+            if not (name.endswith(COUNTER) or equal_bits(tensor, averages[name]))
+        }
+
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Those of its trunk in training, or of the averages with what differs from them."""
+        found = super().tensors(device)
+        return found if device in self._in_training else found | self._differences(device)
 
     def weights(self) -> dict[str, Tensor]:
         return {
             f"{device}/{name}": tensor
-            for device, trunk in self._trunks.items()
-            for name, tensor in trunk.state_dict().items()
+            for device in self._cuts
+            for name, tensor in self.tensors(device).items()
         }
 
+    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+        return {
+            "averages": self._network.trunk(1).state_dict() if averages else {},
+            "devices": {
+                device: {
+                    "cut": self._cuts[device],
+                    "own": dict(self._own.get(device, {})),
+                    "counters": dict(self._counters.get(device, {})),
+                }
+                for device in devices
+            },
+        }
+
+    def borrow(self, state: Mapping[str, Any]) -> None:
+        self._in_training, self._trained = {}, {}
+        if state["averages"]:
+            self._network.trunk(1).load_state_dict(state["averages"])
+        for device, lent in state["devices"].items():
+            self._enter(device, lent["cut"])
+            self._own[device], self._counters[device] = lent["own"], lent["counters"]
+
+    def lend_momentum(self, device: str) -> dict[str, Any]:
+        return self._momentum.get(device, {})
+
+    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
+        self._momentum.pop(device, None)
+        if state:
+            self._momentum[device] = dict(state)
+
+    def hand_over(self, device: str) -> dict[str, Any]:
+        if device not in self._in_training:
+            return {}
+        trunk = self.tensors(device)
+        self._keep(device)
+        return {"trunk": trunk, "momentum": self._momentum.get(device, {})}
+
+    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+        if not state:
+            return
+        self.borrow_momentum(device, state["momentum"])
+        self._begin(device)
+        self._in_training[device].trunk.load_state_dict(state["trunk"])
+
     def state(self) -> dict[str, Any]:
+        """As of the end of a round: what differs from the averages, by device."""
         return {
             "cuts": dict(self._cuts),
             "base": self._network.trunk(1).state_dict(),
-            "trunks": {device: trunk.state_dict() for device, trunk in self._trunks.items()},
-            "optimizers": {device: optimizer.state_dict() for device, optimizer in self._optimizers.items()},
+            "trunks": {device: dict(own) for device, own in self._own.items() if own},
+            "counters": {device: dict(counters) for device, counters in self._counters.items()},
+            "optimizers": dict(self._momentum),
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        """Also of commits that hold all of each device's trunk, with its counters."""
         self._network.trunk(1).load_state_dict(state["base"])
         for device, cut in state["cuts"].items():
-            self.join(device, cut)
-            self._trunks[device].load_state_dict(state["trunks"][device])
-            self._optimizers[device].load_state_dict(state["optimizers"][device])
+            self._enter(device, cut)
+            self._set(device, state["trunks"].get(device, {}))
+        self._counters |= {device: dict(own) for device, own in state.get("counters", {}).items()}
+        if self._spec.trunk_momentum == "kept":
+            self._momentum = dict(state["optimizers"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -72,7 +72,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def join(self, device: str, cut: int) -> None:
-        """Make `device`, whose network ends at `cut`, known; a second call with this cut changes nothing."""
+        """Make `device`, whose network ends at `cut`, known; a second call changes nothing."""
 
     @abstractmethod
     def trunk(self, device: str) -> nn.Module:
@@ -110,21 +110,44 @@ class Strategy(ABC):
     def load(self, state: dict[str, Any]) -> None:
         """Continue from `state`; devices named in it are joined."""
 
-    def own_state(self, device: str) -> dict[str, Any]:
-        """Cut, trunk and optimizer of a device that shares its trunk with no other."""
-        return {
-            "cut": self._cuts[device],
-            "trunk": self.trunk(device).state_dict(),
-            "optimizer": self.optimizer(device).state_dict(),
-        }
+    def sum_up(self, device: str, samples: int) -> None:  # noqa: B027  most hold no trunk for each device
+        """A device, trained on so many samples, has finished the round: its trunk may be let go.
 
-    def load_own(self, device: str, state: Mapping[str, Any]) -> None:
-        """Take over an `own_state`; what is left out of it stays as it is."""
-        self.join(device, state["cut"])
-        if "trunk" in state:
-            self.trunk(device).load_state_dict(state["trunk"])
-        if "optimizer" in state:
-            self.optimizer(device).load_state_dict(state["optimizer"])
+        Devices come in the order of `splitee_server.learning.reduction.in_order`.
+        """
+
+    def forget(self, device: str) -> None:  # noqa: B027
+        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+
+    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+        """What another process needs to train these devices' own trunks; tensors are shared, not copied.
+
+        Only of strategies that are registered as `side_by_side`, as all that follows.
+
+        Args:
+            averages: with what all trunks have in common, which changes at a commit.
+        """
+        raise NotImplementedError
+
+    def borrow(self, state: Mapping[str, Any]) -> None:
+        """Begin a phase with what `lend` has given."""
+        raise NotImplementedError
+
+    def lend_momentum(self, device: str) -> dict[str, Any]:
+        """What a device's trunk has of earlier rounds beside its tensors; empty: nothing."""
+        raise NotImplementedError
+
+    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `lend_momentum`."""
+        raise NotImplementedError
+
+    def hand_over(self, device: str) -> dict[str, Any]:
+        """What a round has made of a device's trunk, which is let go; empty: it was not trained."""
+        raise NotImplementedError
+
+    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `hand_over`, as if the trunk had been trained here."""
+        raise NotImplementedError
 
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
         """From now on trunks learn through these exits too, which stay as they are: by cut."""
@@ -216,11 +239,14 @@ class Strategy(ABC):
         with fresh.batch(), precision_at(features.device):
             trunk(features)
 
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Those of a device's trunk, by name."""
+        return dict(self.trunk(device).state_dict())
+
     def trained(self, device: str) -> dict[str, Tensor]:
         """The tensors of a device's trunk but for those of frozen stages, by name."""
         frozen = set(self._network.frozen_keys)
-        weights = self.trunk(device).state_dict()
-        return {name: tensor for name, tensor in weights.items() if name not in frozen}
+        return {name: tensor for name, tensor in self.tensors(device).items() if name not in frozen}
 
     def predict(self, device: str, features: Tensor) -> Tensor:
         """Labels (B,) that the trunk gives features (B, ...) of `device`."""

@@ -52,7 +52,13 @@ def register(
 
 
 register("sequential", f"{HERE}.sequential", "Sequential", settings=("order",))
-register("averaging", f"{HERE}.averaging", "Averaging", settings=("aggregation_every",), side_by_side=True)
+register(
+    "averaging",
+    f"{HERE}.averaging",
+    "Averaging",
+    settings=("aggregation_every", "trunk_momentum"),
+    side_by_side=True,
+)
 
 
 def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
