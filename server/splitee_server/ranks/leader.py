@@ -145,10 +145,10 @@ class Leader(Ranks):
         self._listening.without(devices)
 
     def collect(self, phase: Phase, model: FleetModel) -> None:
-        of_rank: dict[int, list[str]] = {rank: [] for rank in self._group.others()}
+        of_rank: dict[int, list[str]] = {}
         for device in sorted(phase.opened.participants):
             if self.serves(device):
-                of_rank[self._dealt[device]].append(device)
+                of_rank.setdefault(self._dealt[device], []).append(device)
         for rank, devices in of_rank.items():
             self._tell(rank, Collect(tuple(devices)))
         for rank, devices in of_rank.items():

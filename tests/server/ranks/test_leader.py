@@ -228,3 +228,13 @@ def test_scores_and_statistics_come_back(ranks: Ranks) -> None:
     ranks.leader.collect(phase, ranks.model)
     assert phase.scores["pi-2"].images == 4 * STEPS
     assert ranks.leader.traffic_of("pi-2").up.evaluation > 0
+
+
+def test_a_phase_without_participants_concerns_nobody(ranks: Ranks) -> None:
+    """As that in which a resumed run is evaluated, where no device has held-out images."""
+    opened = RoundOpen(run=SPEC.run, round=1, attempt=1, phase="evaluate")
+    phase = Phase(opened, order="any", window=8, num_classes=3, clock=time.monotonic)
+    ranks.leader.collect(phase, ranks.model)
+    phase = ranks.open(number=2)
+    ranks.say("pi-2", features(phase, "pi-2", 0))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)
