@@ -92,7 +92,10 @@ class Leader(Ranks):
             self._run = (spec, opened.attempt)
         self._orders += 1
         self._dealt = self._dealing.deal(opened.participants)
-        self._listening.to([device for device, rank in self._dealt.items() if rank == 0])
+        own = [device for device, rank in self._dealt.items() if rank == 0]
+        self._listening.to(own)
+        for device in own:  # what another rank has had of it will be of an earlier round
+            self._memories.pop(device, None)
         for rank in self._group.others():
             self._lend(rank, phase, spec, model)
         for rank in self._group.others():

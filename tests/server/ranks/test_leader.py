@@ -25,7 +25,7 @@ from splitee.protocol.rounds import Ack, Features, Participant, RoundOpen
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.training.state import weights_digest
 from splitee.training.tensors import tensor_of
-from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.leader import Leader
 from splitee_server.ranks.place import Place
@@ -70,7 +70,8 @@ class Ranks:
         store, queues = HashStore(), {(0, 1): queue.Queue[bytes](), (1, 0): queue.Queue[bytes]()}
         self.group = MemoryGroup(0, store, queues)
         self.port, self.other_port = FakePort(FakeClock()), PatientPort(FakeClock())
-        self.leader = Leader(self.group, self.port, TOPICS)
+        self.bound: dict[str, list[int]] = {}  # the ranks that can serve a device, where it is not all
+        self.leader = Leader(self.group, self.port, TOPICS, self.bound.get)
         self.model = self.new_model()
         for device, cut in CUTS.items():
             self.model.join(device, cut, 4 * STEPS)
@@ -193,14 +194,44 @@ def test_a_device_that_is_dropped_is_not_listened_to_and_what_it_has_trained_is_
     ranks.leader.collect(phase, ranks.model)
     alone = ranks.new_model()
     alone.join("pi-2", CUTS["pi-2"], 4 * STEPS)
+    train_here(alone, phase)
+    assert trunk_digest(ranks.model) == trunk_digest(alone)
+
+
+def test_a_device_that_changes_its_rank_takes_its_momentum_along(ranks: Ranks) -> None:
+    alone = ranks.new_model()
+    for device, cut in CUTS.items():
+        alone.join(device, cut, 4 * STEPS)
+    for number, rank in enumerate((1, 0, 1), start=1):
+        ranks.bound["pi-2"] = [rank]
+        phase = ranks.open(number=number)
+        assert ranks.leader.serves("pi-2") == bool(rank)
+        train_here(alone, phase)
+        if rank:
+            for step in range(STEPS):
+                ranks.say("pi-2", features(phase, "pi-2", step))
+            ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)  # noqa: B023  it ends here
+        else:
+            train_here(ranks.model, phase)
+        ranks.leader.collect(phase, ranks.model)
+        for model in (alone, ranks.model):
+            model.commit(number, {"pi-2": Contribution()})
+        ranks.leader.models_have_changed()
+    mine, expected = (weights_digest(one.trunk_weights()) for one in (ranks.model, alone))
+    assert mine == expected
+
+
+def train_here(model: FleetModel, phase: Phase) -> None:
+    """All batches of pi-2 in a phase, by no rank."""
     for step in range(STEPS):
-        batch = CutBatch.of(
-            Features.decode(features(phase, "pi-2", step)), SPEC, alone.feature_shape(CUTS["pi-2"])
-        )
+        message = Features.decode(features(phase, "pi-2", step))
+        batch = CutBatch.of(message, SPEC, model.feature_shape(CUTS["pi-2"]))
         tensors = tensor_of(batch.features), tensor_of(batch.labels)
-        alone.train("pi-2", *tensors, round_number=2, step=step, steps=STEPS)
-    mine, expected = (one.hand_over("pi-2")["strategy"]["trunk"] for one in (ranks.model, alone))
-    assert weights_digest(mine) == weights_digest(expected)
+        model.train("pi-2", *tensors, round_number=phase.opened.round, step=step, steps=STEPS)
+
+
+def trunk_digest(model: FleetModel) -> str:
+    return weights_digest(model.hand_over("pi-2")["strategy"]["trunk"])
 
 
 def test_a_new_attempt_begins_with_what_rank_0_has(ranks: Ranks) -> None:
