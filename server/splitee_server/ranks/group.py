@@ -48,7 +48,6 @@ class Group:
         with _bounded("the ranks do not meet"):
             patience = timedelta(seconds=PATIENCE)
             store, rank, size = next(rendezvous("env://", timeout=patience))
-            store = PrefixStore(f"splitee/{place.restarts}", store)
             distributed.init_process_group(
                 "gloo",
                 store=PrefixStore("gloo", store),
@@ -56,6 +55,9 @@ class Group:
                 world_size=size,
                 timeout=patience,
             )
+            start = torch.tensor([time.time_ns()])  # rank 0's: the store may have words of ranks before these
+            distributed.broadcast(start, 0)
+            store = PrefixStore(f"splitee/{int(start)}", store)
         return cls(place, store)
 
     def others(self) -> range:
@@ -67,7 +69,7 @@ class Group:
     def post(self, rank: int, message: bytes) -> None:
         """A message to another rank, which hears it when it looks."""
         with _bounded():
-            self._store.set(f"{self.rank}>{rank}/{self._posted[rank]}", message)  # type: ignore[arg-type]  # it takes bytes
+            self._store.set(f"{self.rank}>{rank}/{self._posted[rank]}", message)  # type: ignore[arg-type]
         self._posted[rank] += 1
 
     def heard(self, rank: int) -> Iterator[bytes]:

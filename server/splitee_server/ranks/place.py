@@ -15,11 +15,10 @@ from splitee_server.learning.strategies.registry import STRATEGIES
 
 @dataclass(frozen=True)
 class Place:
-    """Of this process among the ranks. `restarts`: so often has torchrun begun anew."""
+    """Of this process among the ranks."""
 
     rank: int
     size: int
-    restarts: int = 0
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Place | None:
@@ -32,7 +31,6 @@ class Place:
             return None
         try:
             size, rank = int(environment["WORLD_SIZE"]), int(environment["RANK"])
-            restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
             known = environment["MASTER_ADDR"] and environment["MASTER_PORT"]
         except (KeyError, ValueError) as error:
             raise ConfigError(
@@ -41,7 +39,7 @@ class Place:
             ) from None
         if not known or not 0 <= rank < size:
             raise ConfigError(f"RANK {rank} of WORLD_SIZE {size}: expected 0..{size - 1}, as torchrun has it")
-        return cls(rank, size, restarts) if size > 1 else None
+        return cls(rank, size) if size > 1 else None
 
 
 def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:

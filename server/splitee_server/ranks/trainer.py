@@ -55,9 +55,7 @@ TELL = 0.02  # seconds between two words on the progress
 class PhaseUnderWay:
     """One phase at this rank: what works on its batches, and what is said of them."""
 
-    def __init__(
-        self, phase: Phase, spec: RunSpec, work: BatchWork, replies: Replies, announcer: Announcer
-    ) -> None:
+    def __init__(self, phase: Phase, work: BatchWork, replies: Replies, announcer: Announcer) -> None:
         self.phase = phase
         self.work = work
         self.replies = replies
@@ -170,7 +168,6 @@ class Trainer:
         announcer = Announcer(self._port, self._topics, opened.attempt, spec.run, clock=self._clock)
         self._under_way = PhaseUnderWay(
             phase,
-            spec,
             BatchWork(spec, model, self._guard, self._clock, self._trained),
             Replies(spec, model, Members(), announcer, self._policy),
             announcer,
