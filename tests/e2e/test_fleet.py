@@ -76,6 +76,18 @@ def test_how_a_run_learns_is_the_same_in_a_fleet_and_in_one_process(
     assert report["weights_sha256"] == expected
 
 
+@pytest.mark.mosquitto
+def test_a_fleet_with_one_trunk_in_memory_at_a_time_ends_as_one_process_with_all(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    with Fleet(str(mosquitto_broker.address), "in-waves", tmp_path) as fleet:
+        fleet.server("--strategy", "averaging", "--trunk-momentum", "dropped", "--resident", "1")
+        fleet.three_devices()
+        assert fleet.wait() == [0, 0, 0, 0]
+        report = fleet.report()
+    assert report["weights_sha256"] == in_one_process("averaging", "step", rounds=2, trunk_momentum="dropped")
+
+
 @pytest.mark.slow(10)
 def test_the_servers_memory_does_not_grow_with_rounds(
     mosquitto_broker: RunningBroker, tmp_path: Path

@@ -27,6 +27,12 @@ class InTraining(NamedTuple):
     trunk: nn.Module
     optimizer: torch.optim.Optimizer
 
+    def free(self) -> None:
+        """Give its memory back at once: modules are in cycles, which are collected some time."""
+        self.optimizer.state.clear()
+        for tensor in (*self.trunk.parameters(), *self.trunk.buffers()):
+            tensor.grad, tensor.data = None, tensor.new_empty(0)
+
 
 class Averaging(Strategy):
     """A trunk per device in the round that it trains in; between rounds the averages are everybody's.
@@ -119,7 +125,7 @@ class Averaging(Strategy):
 
     def forget(self, device: str) -> None:
         """Its momentum is gone, too. A trunk that has been summed up already counts."""
-        self._in_training.pop(device, None)
+        self._free(device)
         self._trained.pop(device, None)
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
@@ -136,7 +142,8 @@ class Averaging(Strategy):
                 self.sum_up(device, samples[device])
             means, self._sums = self._sums.means(), None
             self.absorb(means)
-        self._in_training = {}
+        for device in list(self._in_training):
+            self._free(device)
         self._period, self._trained = 0, {}
 
     def _average(self, samples: Mapping[str, int]) -> None:
@@ -151,11 +158,16 @@ class Averaging(Strategy):
         """The device's trunk is gone; what of it is no average goes on in the next round."""
         if device not in self._in_training:
             return
-        trunk, optimizer = self._in_training.pop(device)
-        counters = ((name, one) for name, one in trunk.state_dict().items() if name.endswith(COUNTER))
-        self._counters[device] = {name: int(one) for name, one in counters}
+        training = self._in_training[device]
+        tensors = training.trunk.state_dict()
+        self._counters[device] = {name: int(one) for name, one in tensors.items() if name.endswith(COUNTER)}
         if self._spec.trunk_momentum == "kept":
-            self._momentum[device] = optimizer.state_dict()
+            self._momentum[device] = training.optimizer.state_dict()
+        self._free(device)
+
+    def _free(self, device: str) -> None:
+        if device in self._in_training:
+            self._in_training.pop(device).free()
 
     def absorb(self, means: Mapping[str, Tensor]) -> None:
         trunks = [training.trunk for training in self._in_training.values()]

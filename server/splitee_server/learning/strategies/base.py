@@ -108,7 +108,10 @@ class Strategy(ABC):
 
     @abstractmethod
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; devices named in it are joined."""
+        """Continue from `state`; devices named in it are joined.
+
+        Its tensors may share memory, but for those of optimizers: they are copied, not taken over.
+        """
 
     def sum_up(self, device: str, samples: int) -> None:  # noqa: B027  most hold no trunk for each device
         """A device, trained on so many samples, has finished the round: its trunk may be let go.
