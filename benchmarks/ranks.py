@@ -54,6 +54,7 @@ CUT = 3
 ASK = 5.0  # seconds without a word of the server after which a device asks for one
 LONGEST = 3600.0  # seconds
 TICK = 0.05  # seconds
+TURN = threading.Lock()  # one thread works at a time: msgspec has been seen to crash in several
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 
 
@@ -98,14 +99,15 @@ class Device:
         heard = time.monotonic()
         while not self.is_finished:
             event = self.link.receive(1)
-            if isinstance(event, Connected):
-                self._introduce()
-            elif isinstance(event, Message) and event.payload:
-                heard = time.monotonic()
-                self._hear(event)
-            elif time.monotonic() - heard > ASK:
-                heard = time.monotonic()
-                self._ask()
+            with TURN:
+                if isinstance(event, Connected):
+                    self._introduce()
+                elif isinstance(event, Message) and event.payload:
+                    heard = time.monotonic()
+                    self._hear(event)
+                elif time.monotonic() - heard > ASK:
+                    heard = time.monotonic()
+                    self._ask()
 
     def _introduce(self) -> None:
         samples = self.settings.steps * self.settings.batch
@@ -277,7 +279,8 @@ def measure(server: Server, settings: Settings, broker: OwnBroker) -> Pace:
             if not isinstance(event, Message) or not event.payload:
                 continue
             if event.topic == server.topics.round and not before:
-                opened = RoundOpen.decode(event.payload)
+                with TURN:
+                    opened = RoundOpen.decode(event.payload)
                 if (opened.phase, opened.round) == ("train", 2):
                     before, started = _cpu(server, process), time.monotonic()
             elif event.topic == server.topics.commit and _round_of(event) == settings.rounds:
@@ -289,7 +292,8 @@ def measure(server: Server, settings: Settings, broker: OwnBroker) -> Pace:
 
 
 def _round_of(commit: Message) -> int:
-    return Commit.decode(commit.payload).round
+    with TURN:
+        return Commit.decode(commit.payload).round
 
 
 def _cpu(server: Server, process: subprocess.Popen[bytes]) -> dict[int, float]:
@@ -331,7 +335,8 @@ def kill(directory: Path, broker: OwnBroker, settings: Settings, kills: int, see
             if not isinstance(event, Message) or not event.payload or done == kills:
                 continue
             # A batch of a new attempt: from here on so many batches until the next rank is killed.
-            message = routes.FEATURES.message.decode(event.payload)
+            with TURN:
+                message = routes.FEATURES.message.decode(event.payload)
             if message.attempt != attempt:  # type: ignore[union-attr]
                 attempt, due = message.attempt, draw.randrange(settings.steps)  # type: ignore[union-attr]
             due -= 1
