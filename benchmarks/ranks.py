@@ -193,7 +193,10 @@ def _done(opened: RoundOpen, steps: int) -> bytes:
 
 
 class Server:
-    """A server with so many ranks, its devices, and what they have come to."""
+    """A server with so many ranks, its devices, and what they have come to.
+
+    Its fleet has the name of its directory, which must be new to the broker.
+    """
 
     def __init__(self, directory: Path, broker: OwnBroker, ranks: int, settings: Settings) -> None:
         directory.mkdir(parents=True)
@@ -302,7 +305,9 @@ def _cpu(server: Server, process: subprocess.Popen[bytes]) -> dict[int, float]:
 
 def speed(directory: Path, broker: OwnBroker, settings: Settings) -> tuple[Pace, Pace, bool]:
     """One process, two ranks, at the same time; whether they end with the same weights."""
-    servers = [Server(directory / f"speed-{ranks}", broker, ranks, settings) for ranks in (1, 2)]
+    servers = [
+        Server(directory / f"{directory.name}-of-{ranks}", broker, ranks, settings) for ranks in (1, 2)
+    ]
     paces: dict[int, Pace] = {}
 
     def run(index: int) -> None:
