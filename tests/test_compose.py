@@ -56,18 +56,39 @@ def test_a_container_may_do_what_it_must_and_no_more(name: str) -> None:
 
 
 def test_each_waits_for_the_broker_to_be_healthy() -> None:
-    assert "healthcheck" in SERVICES["broker"]
     for name, service in SERVICES.items():
-        if name not in ("broker", "certificates"):
-            assert service["depends_on"] == {"broker": {"condition": "service_healthy"}}
+        if name.startswith("broker"):
+            assert "healthcheck" in service
+        elif name != "certificates":
+            brokers = ["broker", "broker-2"] if name == "server-ranks" else ["broker"]
+            assert service["depends_on"] == {one: {"condition": "service_healthy"} for one in brokers}
+
+
+def test_ranks_are_as_many_as_their_brokers_and_replace_the_server() -> None:
+    ranks, server = SERVICES["server-ranks"], SERVICES["server"]
+    count = int(ranks["entrypoint"][ranks["entrypoint"].index("--nproc-per-node") + 1])
+    urls = [f"mqtts://{name}:8883" for name in ranks["depends_on"]]
+    assert ranks["environment"]["SPLITEE_BROKERS"] == ",".join(urls)
+    assert len(urls) == count == 2
+    assert ranks["environment"].items() > server["environment"].items()
+    assert ranks["volumes"] == server["volumes"]  # so the run goes on, and never in both: the state is locked
+    assert ranks["profiles"] == SERVICES["broker-2"]["profiles"] == ["ranks"]
+    named = SERVICES["certificates"]["command"][0]
+    assert all(f"--name {name}" in named for name in ranks["depends_on"])
+    assert SERVICES["broker-2"]["volumes"][1] != SERVICES["broker"]["volumes"][1]
 
 
 @pytest.mark.slow
 def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
-    used = [secret["source"] for service in SERVICES.values() for secret in service.get("secrets", [])]
+    used = [
+        secret["source"]
+        for name, service in SERVICES.items()
+        for secret in service.get("secrets", [])
+        if name != "server-ranks"  # the server's own, in whose place it is
+    ]
     assert sorted(used) == sorted(COMPOSE["secrets"])
     for name, service in SERVICES.items():
-        folder = "server" if name == "server" else f"bundles/{name}"
+        folder = "server" if name.startswith("server") else f"bundles/{name}"
         files = {
             secret["target"]: COMPOSE["secrets"][secret["source"]] for secret in service.get("secrets", [])
         }
@@ -79,7 +100,7 @@ def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith(("server", "demo"))])
 def test_the_settings_are_ones_that_the_commands_know(name: str) -> None:
-    command = server_command if name == "server" else device_command
+    command = server_command if name.startswith("server") else device_command
     known = {str(parameter.envvar) for parameter in command.params if getattr(parameter, "envvar", None)}
     assert set(SERVICES[name]["environment"]) <= known
     flags = [word for word in SERVICES[name].get("command", []) if word.startswith("--")]

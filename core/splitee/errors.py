@@ -50,6 +50,7 @@ class ExitCode(IntEnum):
         "training diverged: a value that is not finite, or out of all bounds; lower the learning rate",
     )
     DISMISSED = 22, "the fleet goes on without this device: it was dismissed (splitee dismiss --undo)", True
+    RANK_LOST = 23, "another rank of this server has failed, or is not heard of: torchrun starts all anew"
 
 
 class Terminated(SystemExit):
@@ -140,6 +141,10 @@ class ExtraMissing(SpliteeError):
 
 class ChildFailed(SpliteeError):
     exit_code = ExitCode.CHILD
+
+
+class RankLost(SpliteeError):
+    exit_code = ExitCode.RANK_LOST
 
 
 class ModelError(SpliteeError):

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from splitee.cli.signals import Stopped
 from splitee.cli.systemd import feed_watchdog
 from splitee.clock import Clock
-from splitee.errors import BrokerRefused, ExitCode, Reason, StateError, Unwinding
+from splitee.errors import BrokerRefused, ExitCode, RankLost, Reason, StateError, Unwinding
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.events import Connected, Disconnected, Event, Message, Overflow
 from splitee.mqtt.port import Port
@@ -39,6 +39,7 @@ from splitee_server.members.traffic import FleetTraffic
 from splitee_server.monitoring.observer import Observer
 from splitee_server.offload.predictions import Predictions
 from splitee_server.offload.trunks import CommittedTrunks
+from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.release import offers
 from splitee_server.release.end_of_run import EndOfRun
 from splitee_server.rounds.best_round import BestRound
@@ -84,9 +85,10 @@ class Service:
         limits: SenderLimits | None = None,
         signer: ReleaseSigner | None = None,
         initial: InitialWeights | None = None,
+        ranks: Ranks = ALONE,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`limits`: what the port's messages are held to.
+        """`limits`: what the port's messages are held to. `ranks`: the server's others.
 
         `signer`: of the models that the run's end releases; None: they are not signed.
         `initial`: the weights that `network` begins from, for devices; None: they are the seed's.
@@ -95,6 +97,7 @@ class Service:
         self._topics = topics
         self._spec = spec
         self._initial = initial
+        self._ranks = ranks
         self._checkpoints = checkpoints
         self._policy = policy
         self._attempt = instance
@@ -106,7 +109,7 @@ class Service:
         self._readmit = policy.readmit
         self._best = BestRound(checkpoints, policy.stop_after)
         self._deadline = Deadline(policy, clock)
-        self._traffic = port.meter = FleetTraffic(topics, spec.run, checkpoints.traffic())
+        self._traffic = port.meter = FleetTraffic(topics, spec.run, checkpoints.traffic(), ranks.traffic_of)
         self._members = members = Members(spec.class_names, checkpoints.dismissed())
         self._admission = Admission(
             spec,
@@ -128,10 +131,15 @@ class Service:
             admit=self._check_sender,
             on_rejected=self._on_rejected,
             on_part=self._on_part,
-            passes=(StateError, BrokerRefused, Unwinding),
+            passes=(StateError, BrokerRefused, RankLost, Unwinding),
         )
+        self._heard = [
+            route
+            for route in self._handlers
+            if not (ranks.listens_by_name and route is routes.FEATURES)  # which ranks ask for by device
+        ]
         self._audience = Audience(
-            port, topics, self._handlers, lambda: [member.device for member in members.active()], clock
+            port, topics, self._heard, lambda: [member.device for member in members.active()], clock
         )
 
     def _begin(self, network: SplitNetwork) -> None:
@@ -146,7 +154,7 @@ class Service:
         self._announce = announcer = Announcer(
             self._port, self._topics, self._attempt, spec.run, clock=self._clock
         )
-        replies = Replies(model, members, announcer)
+        replies = Replies(model, members, announcer, self._ranks)
         self._coordinator = Coordinator(
             spec,
             model,
@@ -165,6 +173,7 @@ class Service:
             guard=self._guard(routes.FEATURES),
             conflict=lambda: self._admission.conflict,
             evaluated=self._on_evaluated,
+            ranks=self._ranks,
             clock=self._clock,
         )
         self._reception = Reception(
@@ -207,7 +216,8 @@ class Service:
             Stopped: the process was asked to stop; the last committed round is safe.
         """
         observed = (topic for observer in self._observers for topic in observer.filters)
-        self._port.subscribe(*self.gate.filters, *observed)
+        filters = (route.topic(self._topics) for route in self._heard)
+        self._port.subscribe(*sorted(filters), *observed)
         for observer in self._observers:
             observer.start()
         self._dismissals.say_again()
@@ -230,7 +240,7 @@ class Service:
                 while not phase.is_over():
                     self._handle_events()
                     if not self._coordinator.work_one() and not phase.is_over():
-                        self._handle_event(IDLE)
+                        self._handle_event(min(IDLE, self._ranks.idle))
                     self._coordinator.tick()
         except (ClassNamesChanged, DevicesDismissed) as changed:
             return changed.with_traceback(None)  # it would keep the models
@@ -269,6 +279,9 @@ class Service:
             observer.tick(self._progress)
         for device, count in self._limits.take_refused().items():
             self._on_flood(device, count)
+        for (device, reason), count in self._ranks.take_refused().items():
+            self.gate.rejected[device, reason] += count
+            self._note(device, reason, count)
         self._audience.tick()
         event = self._port.receive(timeout)
         if event is None:

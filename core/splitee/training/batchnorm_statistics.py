@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -64,6 +65,14 @@ class FreshStatistics:
         self._batches += other._batches
         for name, total in other._sums.items():
             self._sums[name] = self._sums[name] + total if name in self._sums else total
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen, for another process that has the same module."""
+        return {"sums": dict(self._sums), "batches": self._batches}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self._sums, self._batches = dict(state["sums"]), state["batches"]
 
     def means(self) -> dict[str, Tensor]:
         """By tensors' names in the module; empty before the first batch."""

@@ -6,11 +6,12 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
+from msgspec.structs import asdict
 
 from splitee.cli import words
 from splitee.cli.bounds import number, whole
@@ -24,12 +25,11 @@ from splitee.cli.signals import Stopped, stop_on_signals
 from splitee.cli.systemd import notify
 from splitee.cli.verbosity import log_options
 from splitee.durable import StateDirectory
-from splitee.errors import ConfigError
+from splitee.errors import ConfigError, RankLost
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.link import INBOX_BYTES, SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
-from splitee.protocol.routes import latest_key
+from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import PHOTOGRAPHS
@@ -48,8 +48,8 @@ from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
+from splitee_server.ranks.place import brokers_of_ranks, place_in
 from splitee_server.rounds.policy import Policy
-from splitee_server.rounds.windows import queue_events
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +88,15 @@ DIRECTORY = click.Path(path_type=Path)
     signing_key,
 )
 @link_options
+@section(
+    "Ranks, under torchrun",
+    setting(
+        "--brokers",
+        metavar="URLS",
+        help="Brokers of the ranks, in their order, with commas between.",
+        show_default="all ranks use --broker",
+    ),
+)
 @section(
     "Network and images",
     run_setting("network", default="resnet18", metavar="NAME"),
@@ -187,6 +196,7 @@ DIRECTORY = click.Path(path_type=Path)
 @monitoring_options
 def server(
     link: LinkOptions,
+    brokers: str | None,
     devices: int,
     stop_after: int,
     state: Path,
@@ -207,87 +217,122 @@ def server(
     **run: Any,
 ) -> None:
     """Train the shared trunk from the devices' features; ends when all rounds are committed and evaluated."""
-    if quorum > devices:
-        raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
-    require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
-    require("--sample", run["sample"] != "all", "--sample-by", "--evaluated-by")
-    if run["sample"].isdecimal() and int(run["sample"]) < quorum:
-        raise ConfigError(f"--sample {run['sample']} --quorum {quorum}: no round could have its quorum")
+    _check_quorum(quorum, devices, missing, run["sample"])
     check_strategy_settings([run["strategy"]], run)
     check_resident(resident, [run["strategy"]], run)
-    spec = build_run_spec(**run)
-    check_precision(spec.precision)
-    check_timed_steps(spec)
+    spec = _new_run(run)
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
+    place = place_in(spec, devices, resident)
+    addresses = brokers_of_ranks(brokers, link.address, place)
+    policy = Policy(
+        devices,
+        quorum,
+        missing,
+        max(deadline_floor, ROUNDS_TIMES * spec.round_seconds),
+        feature_memory << 20,
+        quarantine_after=quarantine_after,
+        readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
+        most_images=most_images,
+        stop_after=stop_after,
+        resident=resident,
+    )
 
     import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
 
     from splitee_server.learning.initial.begin import open_run
+    from splitee_server.ranks.begin import lead, leading_port, links_of, side_by_side, train
     from splitee_server.rounds.checkpoints import Checkpoints
     from splitee_server.service import Service
 
     if threads:
         torch.set_num_threads(threads)
-    with closing(StateDirectory(state)) as directory:
-        store = Checkpoints(directory)
-        spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
-        topics, instance = Topics(link.fleet), time.time_ns()
-        limits = SenderLimits(topics)
-        connection = Link(
-            link.address,
-            f"splitee-{link.fleet}-server-{directory.client_token()}",
-            session_expiry=SESSION_EXPIRY,
-            will=offline(topics, instance),
-            tls=link.tls,
-            capacity=queue_events(devices),
-            capacity_bytes=INBOX_BYTES + (feature_memory << 20),
-            key=partial(latest_key, topics),
-            admits=limits.admits,
-        )
-        stop = stop_on_signals()
-        policy = Policy(
-            devices,
-            quorum,
-            missing,
-            max(deadline_floor, ROUNDS_TIMES * spec.round_seconds),
-            feature_memory << 20,
-            quarantine_after=quarantine_after,
-            readmit=tuple(name.strip() for name in (readmit or "").split(",") if name.strip()),
-            most_images=most_images,
-            stop_after=stop_after,
-            resident=resident,
-        )
-        certificate = own_certificate(link.tls)
-        warn_before_it_ends(certificate)
-        with monitoring.observers(connection, topics, store, certificate) as observers:
-            connection.open(link.connect_timeout)
-            say_limits(connection, devices)
-            farewell = None
-            try:
-                claim_fleet(connection, topics, instance)
-                farewell = offline(topics, instance)
-                notify("READY=1", f"STATUS=run {spec.run}")
-                wanted = words.devices(devices)
-                log.info("run %s: %s, %s, waiting for %s", spec.run, spec.network, spec.strategy, wanted)
-                Service(
-                    connection,
-                    topics,
-                    spec,
-                    network,
-                    store,
-                    policy,
-                    instance=instance,
-                    stop=stop.is_set,
-                    observers=observers,
-                    limits=limits,
-                    signer=signer,
-                    initial=initial,
-                ).run()
-            except Stopped:
-                committed = store.newest()
-                last = f"round {committed} is committed" if committed else "no round is committed yet"
-                log.info("stopped; %s; the run's state is in %s", last, state)
-            finally:
-                notify("STOPPING=1")
-                connection.close(farewell)
+    stop = stop_on_signals()
+    with side_by_side(
+        place,
+        {
+            **asdict(spec),
+            "run": "",  # it is named by the time
+            **vars(policy),
+            "fleet": link.fleet,
+            "brokers": [str(address) for address in addresses],
+            "classes": names,
+            "weights": weights,
+            "threads": threads,
+        },
+    ) as group:
+        if group is not None and group.rank:
+            train(group, replace(link, address=addresses[group.rank]), policy, stop)
+            return
+        with closing(StateDirectory(state)) as directory:
+            store = Checkpoints(directory)
+            spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
+            topics, instance = Topics(link.fleet), time.time_ns()
+            limits = SenderLimits(topics)
+            client = f"splitee-{link.fleet}-server-{directory.client_token()}"
+            connection = leading_port(
+                addresses, client, link.tls, topics, limits, policy, will=offline(topics, instance)
+            )
+            ranks = lead(group, connection, topics, addresses, client, initial)
+            certificate = own_certificate(link.tls)
+            warn_before_it_ends(certificate)
+            with monitoring.observers(connection, topics, store, certificate) as observers:
+                connection.open(link.connect_timeout)
+                for one in links_of(connection):
+                    say_limits(one, devices)
+                farewell = None
+                try:
+                    claim_fleet(connection, topics, instance)
+                    farewell = offline(topics, instance)
+                    _say_ready(spec, devices)
+                    Service(
+                        connection,
+                        topics,
+                        spec,
+                        network,
+                        store,
+                        policy,
+                        instance=instance,
+                        stop=stop.is_set,
+                        observers=observers,
+                        limits=limits,
+                        signer=signer,
+                        initial=initial,
+                        ranks=ranks,
+                    ).run()
+                    ranks.end()
+                except (Stopped, RankLost):
+                    if not stop.is_set():
+                        raise
+                    ranks.end(wait=False)
+                    _say_stopped(store.newest(), state)
+                finally:
+                    notify("STOPPING=1")
+                    connection.close(farewell)
+
+
+def _new_run(settings: dict[str, Any]) -> RunSpec:
+    spec = build_run_spec(**settings)
+    check_precision(spec.precision)
+    check_timed_steps(spec)
+    return spec
+
+
+def _check_quorum(quorum: int, devices: int, missing: str, sample: str) -> None:
+    if quorum > devices:
+        raise ConfigError(f"--quorum {quorum} --devices {devices}: no round could have its quorum")
+    require("--missing skip", missing == "skip", "--quorum", "--deadline-floor")
+    require("--sample", sample != "all", "--sample-by", "--evaluated-by")
+    if sample.isdecimal() and int(sample) < quorum:
+        raise ConfigError(f"--sample {sample} --quorum {quorum}: no round could have its quorum")
+
+
+def _say_ready(spec: RunSpec, devices: int) -> None:
+    notify("READY=1", f"STATUS=run {spec.run}")
+    wanted = words.devices(devices)
+    log.info("run %s: %s, %s, waiting for %s", spec.run, spec.network, spec.strategy, wanted)
+
+
+def _say_stopped(committed: int, state: Path) -> None:
+    last = f"round {committed} is committed" if committed else "no round is committed yet"
+    log.info("stopped; %s; the run's state is in %s", last, state)

@@ -37,6 +37,14 @@ class ClassMix:
             return 0.0
         return log_shares(self._counts[device].numpy()).to(place)
 
+    def of(self, device: str) -> dict[str, Tensor]:
+        """As `state`, of one device."""
+        return {device: self._counts[device]} if device in self._counts else {}
+
+    def take(self, counts: Mapping[str, Tensor]) -> None:
+        """Go on from these counts, of these devices."""
+        self._counts.update(counts)
+
     def state(self) -> dict[str, Tensor]:
         return dict(self._counts)
 

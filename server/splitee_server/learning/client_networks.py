@@ -265,7 +265,19 @@ class ClientNetworks:
         return {device: dict(weights) for device, weights in self._held.items()}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self._held, self._digests = dict(state), {}
+        self._held, self._digests, self._heads = dict(state), {}, {}
+
+    def exit_tensors(self, devices: Iterable[str], cuts: Mapping[str, int]) -> dict[str, Weights]:
+        """The exits alone that are held, of these devices and of the first of each cut, by device.
+
+        `cuts`: of all devices. They are all that a network predicts, and learns, with beside its trunks.
+        """
+        firsts = {self._same_cut_peer(cut, cuts, self._held) for cut in set(cuts.values())}
+        return {
+            device: {n: tensor for n, tensor in self._held[device].items() if n.startswith((EXIT, EXITS))}
+            for device in sorted({*devices, *filter(None, firsts)})
+            if device in self._held
+        }
 
     @property
     def momentum(self) -> ServerMomentum:

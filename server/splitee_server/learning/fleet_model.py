@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -325,6 +325,74 @@ class FleetModel:
         self._committed = dict(state["samples"])
         self._cuts = NamedTrunks.read(state).cuts
         self._supervise()
+
+    # What ranks of one server hand each other, where each device has a trunk of its own
+
+    def lend(self, devices: Collection[str], *, averages: bool) -> dict[str, Any]:
+        """What another process needs for a phase with some of the devices; tensors are shared, not copied.
+
+        `averages`: as in `Strategy.lend`.
+        """
+        return {
+            "strategy": self._strategy.lend(devices, averages=averages),
+            "clients": self._clients.exit_tensors(devices, self._cuts),
+            "cuts": dict(self._cuts),
+            "left_out": self._loss_filter.state(),
+        }
+
+    def borrow(self, state: Mapping[str, Any]) -> None:
+        """Begin a phase with what `lend` has given, and `lend_memory`; what was trained here is forgotten."""
+        self._strategy.borrow(state["strategy"])
+        self._clients.load(state["clients"])
+        self._loss_filter = LossFilter(self._spec.largest_loss)
+        self._loss_filter.load(state["left_out"])
+        self._soft_labels = SoftLabelStore(self._spec)
+        self._trained, self._observed = {}, {}
+        self._cuts = dict(state["cuts"])
+        self._supervise()
+
+    def lend_memory(self, device: str) -> dict[str, Any]:
+        """What training goes on from beside a trunk's tensors: momentum, and the classes so far."""
+        return {
+            "momentum": self._strategy.lend_momentum(device),
+            "class_mix": self._class_mix.of(device),
+        }
+
+    def borrow_memory(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `lend_memory`."""
+        self._strategy.borrow_momentum(device, state["momentum"])
+        self._class_mix.take(state["class_mix"])
+
+    def hand_over(self, device: str) -> dict[str, Any]:
+        """What training has made of a device's trunk since `borrow`, for whoever commits it; it is let go."""
+        return {
+            "strategy": self._strategy.hand_over(device),
+            "class_mix": self._class_mix.of(device),
+            "trained": self._trained.get(device, 0),
+            "losses": list(self._loss_filter.losses(device)),
+            "soft_labels": list(self._soft_labels.coming(device)),
+        }
+
+    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `hand_over`, as if it had been trained here."""
+        self._strategy.take_back(device, state["strategy"])
+        self._class_mix.take(state["class_mix"])
+        if state["trained"]:
+            self._trained[device] = state["trained"]
+        for loss in state["losses"]:
+            self._loss_filter.add(device, loss)
+        if state["soft_labels"]:
+            self._soft_labels.take(device, state["soft_labels"])
+
+    def seen_of(self, device: str) -> dict[str, Any]:
+        """What has been observed of a device's trunk since `borrow`; empty: nothing."""
+        return self._observed[device].state() if device in self._observed else {}
+
+    def take_seen(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `seen_of`, as if it had been observed here."""
+        if state:
+            self._observed[device] = FreshStatistics(self._strategy.trunk(device))
+            self._observed[device].load(state)
 
     def _supervise(self) -> None:
         if self._spec.deep_supervision:

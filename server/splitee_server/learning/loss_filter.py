@@ -32,6 +32,10 @@ class LossFilter:
         if self._multiple:
             self._losses.setdefault(device, []).append(loss)
 
+    def losses(self, device: str) -> list[float]:
+        """What was added of a device in this round."""
+        return self._losses.get(device, [])
+
     def end_round(self) -> None:
         """Decide who takes part in the next round; a device that sent no batch in this one stays as it is."""
         means = {device: fmean(losses) for device, losses in self._losses.items()}

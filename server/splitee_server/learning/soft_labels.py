@@ -34,6 +34,14 @@ class SoftLabelStore:
         if self._spec.soft_labels and round_number < self._spec.rounds:
             self._coming.setdefault(device, []).append(soften(logits))
 
+    def coming(self, device: str) -> list[Tensor]:
+        """What was added of a device in the round under way."""
+        return self._coming.get(device, [])
+
+    def take(self, device: str, coming: list[Tensor]) -> None:
+        """What was added of it elsewhere, in the place of what was here."""
+        self._coming[device] = coming
+
     def end_round(self, number: int, devices: Iterable[str]) -> None:
         """Round `number` is over, with these devices in it; others keep what they have."""
         for device in devices:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -34,13 +34,23 @@ class FleetTraffic:
         phase: that is under way; it tells batches of training from those of evaluation.
     """
 
-    def __init__(self, topics: Topics, run: str, earlier: StoredTraffic | None = None) -> None:
-        """`earlier`: what processes before this one have counted; passed over where it is of another run."""
+    def __init__(
+        self,
+        topics: Topics,
+        run: str,
+        earlier: StoredTraffic | None = None,
+        elsewhere: Callable[[str], Traffic] = lambda _device: Traffic(),
+    ) -> None:
+        """`earlier`: what processes before this one have counted; passed over where it is of another run.
+
+        `elsewhere`: what links of other ranks of this server have moved of a device's messages.
+        """
         if earlier is None or earlier.run != run:
             earlier = StoredTraffic(run)
         self.phase: Phase = "train"
         self._topics = topics
         self._run = run
+        self._elsewhere = elsewhere
         self._devices = {device: Tally(traffic) for device, traffic in earlier.devices.items()}
         self._to_all = Tally(Traffic(down=earlier.to_all))
         self._link = Tally()  # of this process, whatever the messages are of
@@ -58,7 +68,7 @@ class FleetTraffic:
     def of(self, device: str) -> Traffic:
         """Up: what has come from a device; down: what was sent to it alone."""
         tally = self._devices.get(device)
-        return Traffic() if tally is None else tally.traffic()
+        return (Traffic() if tally is None else tally.traffic()) + self._elsewhere(device)
 
     def to_all(self) -> ByPurpose:
         """What was sent for all devices to read, each message counted once."""

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from splitee import __version__
 from splitee.durable import unwritable, write_atomically
 from splitee.errors import ConfigError, StateError
-from splitee.mqtt.link import Link
+from splitee.mqtt.port import Port
 from splitee.protocol.fields import Doing
 from splitee.protocol.fleet import Profile
 from splitee.protocol.topics import Topics
@@ -29,7 +29,7 @@ RECORD = Path("home-assistant") / "topics"  # in the server's state; a folder ou
 class HomeAssistant(Observer):
     """Announces each device that joins; takes back what is announced elsewhere, or no longer wanted."""
 
-    def __init__(self, link: Link, topics: Topics, state: Path, *, wanted: bool, prefix: str) -> None:
+    def __init__(self, link: Port, topics: Topics, state: Path, *, wanted: bool, prefix: str) -> None:
         """`prefix`: Home Assistant's discovery prefix. `state`: remembers what is announced.
 
         Raises:

@@ -16,7 +16,7 @@ from splitee.cli.flags import option_group
 from splitee.cli.pairs import require
 from splitee.cli.settings import setting
 from splitee.mqtt.certificate import OwnCertificate
-from splitee.mqtt.link import Link
+from splitee.mqtt.port import Port
 from splitee.protocol.topics import Topics
 from splitee_server.monitoring.home_assistant import RECORD, HomeAssistant
 from splitee_server.monitoring.observer import Observer
@@ -37,7 +37,7 @@ class Monitoring:
 
     @contextmanager
     def observers(
-        self, link: Link, topics: Topics, store: Checkpoints, certificate: OwnCertificate | None = None
+        self, link: Port, topics: Topics, store: Checkpoints, certificate: OwnCertificate | None = None
     ) -> Iterator[list[Observer]]:
         """The observers of one run; /metrics is served while the context lasts.
 

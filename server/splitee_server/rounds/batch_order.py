@@ -105,6 +105,12 @@ class BatchOrder(Generic[Batch]):
                 heapq.heappush(self._turns, self._rank(device))
         return device, step, batch
 
+    def advance(self, device: str, step: int) -> None:
+        """The device's batches below `step` have been handed out elsewhere."""
+        self._next[device] = self._seen[device] = step
+        if step == self._steps[device]:
+            self._unfinished.discard(device)
+
     def drop(self, device: str) -> None:
         """Go on without `device` in this round."""
         self._steps.pop(device)

@@ -81,8 +81,8 @@ class Commits:
         """Seconds that the run has taken, those of earlier processes included."""
         return self._seconds + self._clock() - self._started
 
-    def note_duplicate(self) -> None:
-        self._duplicates += 1
+    def note_duplicates(self, count: int) -> None:
+        self._duplicates += count
 
     def resume(self) -> None:
         """Go on from the last commit in the state directory; a new run has none."""

@@ -14,22 +14,22 @@ from msgspec.structs import replace
 
 from splitee.cli import words
 from splitee.clock import Clock
-from splitee.errors import Diverged, MalformedMessage
+from splitee.errors import Diverged
 from splitee.mqtt.rate_limiter import RateLimiter
-from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
+from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.fields import RunPhase
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee.training.tensors import tensor_of
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.reduction import in_order
-from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.members.members import Member, Members
 from splitee_server.members.traffic import FleetTraffic
+from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.rounds.attendance import NOBODY, Attendance, Release
 from splitee_server.rounds.batch_order import Order
+from splitee_server.rounds.batch_work import BatchWork
 from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.class_report import class_report
@@ -37,7 +37,7 @@ from splitee_server.rounds.commits import START_ANEW, Commits
 from splitee_server.rounds.deadline import Deadline
 from splitee_server.rounds.phase import IN_WORDS, Phase
 from splitee_server.rounds.policy import Policy
-from splitee_server.rounds.progress import RunProgress, Trained, standing
+from splitee_server.rounds.progress import RunProgress, standing
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
@@ -72,6 +72,7 @@ class Coordinator:
         guard: Callable[[str, Callable[[], None]], bool],
         conflict: Callable[[], str],
         evaluated: Callable[[Metrics], None] = lambda _metrics: None,
+        ranks: Ranks = ALONE,
         clock: Clock = time.monotonic,
     ) -> None:
         """`best`, `deadline`, `traffic`: what this process knows of the run's earlier rounds.
@@ -79,6 +80,7 @@ class Coordinator:
         `attempt`: at which this process opens rounds. `rejected`: how many messages were.
 
         `conflict`: why devices that are here may not join; empty where nothing hinders them.
+        `ranks`: the others that train, where this server has several.
         `guard`: works on a device's batch; False: that has raised an error, and the batch is rejected.
         """
         self._spec = spec
@@ -92,7 +94,6 @@ class Coordinator:
         self._release = release
         self._attempt = attempt
         self._rejected = rejected
-        self._guard = guard
         self._evaluated = evaluated
         self._clock = clock
         self._best = best
@@ -100,19 +101,24 @@ class Coordinator:
         self._traffic = traffic
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
-        self._trained = Trained()
+        self._work = BatchWork(spec, model, guard, clock)
         self._look_due = clock()
         self._log_lost = RateLimiter()
-        self._work: Mapping[RunPhase, Callable[[str, int, CutBatch], None]] = {
-            "train": self._train_on,
-            "statistics": self._observe,
-            "evaluate": self._evaluate_on,
-        }
+        self._ranks = ranks
         self._phase = self._open("gather", announce=False)
 
     @property
     def phase(self) -> Phase:
         return self._phase
+
+    @property
+    def work(self) -> BatchWork:
+        """On the batches of the phase."""
+        return self._work
+
+    def is_elsewhere(self, device: str) -> bool:
+        """Whether another rank of this server takes the device's batches."""
+        return self._ranks.serves(device)
 
     @property
     def commits(self) -> Commits:
@@ -162,18 +168,15 @@ class Coordinator:
         """Train, observe or evaluate the next batch; False: it is not here."""
         for device in self._phase.leaving():
             self._model.sum_up(device)
-        taken = self._phase.take()
-        if taken is None:
+        worked = self._work.work_one(self._phase)
+        if worked is None:
             return False
-        device, step, batch = taken
-        unlocked = self._phase.windows.note_taken(device, step)
-        work = self._work[self._phase.kind]
-        if not self._guard(device, lambda: work(device, step, batch)):
-            self._phase.note_rejected(device)
+        device, is_done, unlocked = worked
+        if not is_done:
             self._check_divergence()
         if device in self._phase:
             self._replies.acknowledge(self._phase, device)
-        if unlocked is not None and unlocked != device:
+        if unlocked is not None:
             self._replies.acknowledge(self._phase, unlocked)
         return True
 
@@ -182,10 +185,13 @@ class Coordinator:
 
         At most every LOOK seconds, for it looks at all devices, and is called after each batch.
         """
+        if self._ranks.follow(self._phase):
+            self._check_divergence()
         if self._clock() < self._look_due:
             return
         self._look_due = self._clock() + LOOK
         self.beat()
+        self._commits.note_duplicates(self._ranks.take_duplicates())
         self._attendance.remind(self._phase, self._doing, self._commits.round)
         late = self._deadline.expired(self._phase, self._attendance.quorum, self._members.is_online)
         if late is not None:
@@ -211,6 +217,7 @@ class Coordinator:
         for device in devices:
             self._model.forget(device)
             self._announce.participation(device, phase.opened, None)
+        self._ranks.go_on_without(devices)
         self._announce.round(phase.opened)
         for other in unlocked:
             if other is not None and other in phase:
@@ -290,38 +297,9 @@ class Coordinator:
                 break
         if len(phase.done) == len(participants):
             self._deadline.note(phase)
+        self._ranks.collect(phase, self._model)
         self._commits.commit(phase)
-
-    def _train_on(self, device: str, step: int, batch: CutBatch) -> None:
-        phase, started = self._phase, self._clock()
-        try:
-            loss = self._model.train(
-                device,
-                tensor_of(batch.features),
-                tensor_of(batch.labels),
-                round_number=phase.opened.round,
-                step=step,
-                steps=phase.participants[device].steps,
-            )
-        except Untrainable as error:
-            raise MalformedMessage(str(error), "untrainable") from None
-        phase.note_trained(device, loss)
-        self._trained.add(len(batch.labels), self._clock() - started)
-
-    def _observe(self, device: str, step: int, batch: CutBatch) -> None:
-        number = self._phase.opened.round
-        try:
-            self._model.observe(device, tensor_of(batch.features), round_number=number, step=step)
-        except Untrainable as error:
-            raise MalformedMessage(str(error), "untrainable") from None
-        self._phase.note_observed()
-
-    def _evaluate_on(self, device: str, _step: int, batch: CutBatch) -> None:
-        features = tensor_of(batch.features)
-        trunk = self._model.logits(device, features).numpy()
-        found = self._model.exit_logits(device, features) if self._spec.release else None
-        exit_logits = None if found is None else found.numpy()
-        self._phase.note_evaluated(device, batch, trunk, self._spec.threshold, exit_logits)
+        self._ranks.models_have_changed()
 
     def _check_divergence(self) -> None:
         """Raises Diverged: most devices' batches cannot be trained, so it is not the devices."""
@@ -337,13 +315,16 @@ class Coordinator:
         if self._spec.takes_statistics and not self._model.is_fresh:
             phase = self._open("statistics", self._attendance.in_statistics(self._commits.round))
             yield phase
+            self._ranks.collect(phase, self._model)
             self._commits.refresh(phase)
+            self._ranks.models_have_changed()
         yield from self._evaluate()
 
     def _evaluate(self) -> Iterator[Phase]:
         """Score the committed round on the devices' held-out images."""
         phase = self._open("evaluate", self._attendance.in_evaluation(self._commits.round))
         yield phase
+        self._ranks.collect(phase, self._model)
         spec = self._spec_now()
         self._metrics = metrics = round_metrics(
             spec,
@@ -419,14 +400,16 @@ class Coordinator:
         served = in_order(participants) if in_waves else []
         sending = {device: part.cut for device, part in participants.items() if part.weights}
         order: Order = model.order if kind == "train" else "any"
+        elsewhere = self._ranks.deal(participants)
+        own = {device: part for device, part in participants.items() if device not in elsewhere}
         self._phase = Phase(
             opened,
             participants,
             order=order,
             window=spec.window,
             windows=open_windows(
-                participants,
-                {device: model.feature_shape(part.cut) for device, part in participants.items()},
+                own,
+                {device: model.feature_shape(part.cut) for device, part in own.items()},
                 EVALUATION_BATCH if opened.batches == "evaluate" else spec.batch_size,
                 self._announce.max_packet,
                 self._policy.budget,
@@ -439,7 +422,10 @@ class Coordinator:
             assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,
             waves=Waves(served, self._policy.resident) if in_waves else None,
+            elsewhere=elsewhere,
         )
+        if participants:
+            self._ranks.open(self._phase, self._spec, self._model)
         if announce:
             for device in participants:  # before it hears that the phase is open
                 self._replies.assign_part(self._phase, device)
@@ -465,7 +451,7 @@ class Coordinator:
             waited=self._clock() - phase.progressed if missing else 0.0,
             queued=phase.waiting_batches(),
             duplicates=self._commits.duplicates,
-            trained=replace(self._trained),
+            trained=self._ranks.with_trained(self._work.trained),
             metrics=self._metrics,
         )
 

@@ -69,10 +69,19 @@ _NONE = Predictions(_NO_LABELS, _NO_LABELS, _NO_LABELS, np.empty(0, np.bool_), n
 class Score:
     """What was predicted for the held-out images of one device, or of several."""
 
-    def __init__(self, batches: Iterable[Predictions] = (), *, room: int = 0) -> None:
-        """`room`: images of which the logits of exit and trunk are kept, in half precision."""
+    def __init__(
+        self,
+        batches: Iterable[Predictions] = (),
+        logits: Iterable[HeldOutLogits] | None = None,
+        *,
+        room: int = 0,
+    ) -> None:
+        """`logits`: of the batches, where they are known.
+
+        `room`: images of which the logits of exit and trunk are kept, in half precision.
+        """
         self._batches = list(batches)
-        self._logits: list[HeldOutLogits] = []
+        self._logits = list(logits or ())
         self._room = room
 
     def add(

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+import msgspec
 from msgspec.structs import replace
 from torch import Tensor
 
@@ -37,6 +38,22 @@ ASK_EVERY = 5.0  # seconds
 KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
 
 
+class Standing(msgspec.Struct, frozen=True, array_like=True):
+    """How far a rank is with the batches of one device.
+
+    Attributes:
+        step: all below it have been taken.
+        loss: of the trunk, summed over them.
+        rejected: of them, those that could not be worked on.
+        waits: the next one is there, or the device has no window for it.
+    """
+
+    step: int
+    loss: float
+    rejected: int
+    waits: bool
+
+
 class Phase:
     """Gathering, training, evaluating or releasing, with what its participants have sent."""
 
@@ -53,6 +70,7 @@ class Phase:
         assemblers: Mapping[str, WeightsAssembler] | None = None,
         is_over: Callable[[], bool] | None = None,
         waves: Waves | None = None,
+        elsewhere: Collection[str] = (),
     ) -> None:
         """A phase of training, statistics or evaluation is over when its participants have done their parts.
 
@@ -63,6 +81,7 @@ class Phase:
             assemblers: for the client networks, or their statistics, of those who send theirs.
             is_over: for the other phases.
             waves: who is served at a time; None: all at once.
+            elsewhere: participants whose batches go to another rank of the server.
         """
         self.opened = opened
         self.participants = dict(participants)
@@ -78,9 +97,11 @@ class Phase:
         self._behind = {device for device in steps if opened.phase != "evaluate" or steps[device]}
         self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
+        self._elsewhere = frozenset(elsewhere)
+        self._ready: set[str] = set()  # of these, those that wait themselves
         self.done: dict[str, RoundDone] = {}
         self._paces: dict[str, float] = {}
-        room = KEPT // (num_classes * max(1, len(participants)))
+        room = KEPT // (num_classes * max(1, opened.participants))
         self.scores = {device: Score(room=room) for device in participants}
         self._arrived: dict[str, float] = {}  # when something of a message came that is not here as a whole
         self.started = self.progressed = clock()
@@ -127,6 +148,10 @@ class Phase:
     def seen(self, device: str) -> int:
         """The step behind the last one of the device that has come."""
         return self._batches.seen(device)
+
+    def lacks_before(self, device: str, steps: int) -> bool:
+        """Whether batches below a step were to come here, and have not."""
+        return device not in self._elsewhere and self.seen(device) < steps
 
     def add_weights(self, device: str, message: Weights) -> None:
         """Tensors of a client network, or its statistics. Raises MalformedMessage."""
@@ -205,9 +230,30 @@ class Phase:
         """Statistics have been taken of a batch."""
         self.progressed = self._clock()
 
+    def rejected(self, device: str) -> int:
+        """Batches of a device that were taken and could not be worked on."""
+        return self._rejected[device]
+
     def note_rejected(self, device: str) -> None:
         """A batch that was taken could not be worked on."""
         self._rejected[device] += 1
+        self.progressed = self._clock()
+
+    def standing(self, device: str) -> Standing:
+        """How far this rank is with a device, for the one that leads."""
+        return Standing(
+            self.next_step(device),
+            self._losses[device],
+            self._rejected[device],
+            self._waits(device),
+        )
+
+    def note_elsewhere(self, device: str, standing: Standing) -> None:
+        """Another rank, which has this device's batches, is so far with them."""
+        self._batches.advance(device, standing.step)
+        self._losses[device], self._rejected[device] = standing.loss, standing.rejected
+        (self._ready.add if standing.waits else self._ready.discard)(device)
+        self._note_part(device)
         self.progressed = self._clock()
 
     def spoiled(self) -> list[str]:
@@ -267,7 +313,11 @@ class Phase:
     def _is_late(self, device: str) -> bool:
         if self._batches.is_finished(device):
             return True  # its round-done is not here
-        return not self._batches.has_next(device) and self.windows.room(device) > 0
+        return device not in self._ready if device in self._elsewhere else not self._waits(device)
+
+    def _waits(self, device: str) -> bool:
+        """Whether a device that has batches left waits for its turn, or for a window."""
+        return self._batches.has_next(device) or not self.windows.room(device)
 
     def _note_part(self, device: str) -> None:
         """Count a participant as behind no longer, once its batches are taken and its round-done is here."""

@@ -11,7 +11,6 @@ from functools import partial
 from splitee.errors import ExitCode, MalformedMessage
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
-from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.gate import Received
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
@@ -109,18 +108,15 @@ class Reception:
 
     def _on_features(self, received: Received) -> None:
         """A batch; one of an older attempt is dropped: its device learns of this one by itself."""
-        device, message, phase = received.device, received.message, self._coordinator.phase
-        self._check_run(message.run)
-        shape = self._model.feature_shape(self._members[device].cut)
-        batch = CutBatch.of(message, self._spec, shape)
-        if not phase.is_current(message.round, message.attempt, message.phase) or device not in phase:
+        device, phase = received.device, self._coordinator.phase
+        if self._coordinator.is_elsewhere(device):  # it was not, when this was sent
             return
-        expected = phase.seen(device)
-        offer = phase.offer(device, message.step, batch)
-        if offer == "duplicate":
-            self._coordinator.commits.note_duplicate()
+        cut = self._members[device].cut
+        taken = self._coordinator.work.take_in(phase, device, cut, received.message)
+        if taken == "duplicate":
+            self._coordinator.commits.note_duplicates(1)
             self._replies.acknowledge(phase, device)
-        elif offer == "taken" and message.step > expected:
+        elif taken == "gap":
             self._replies.ask_again(phase, device)  # for those in between: they come in their order
 
     def _on_weights(self, received: Received) -> None:
@@ -135,7 +131,7 @@ class Reception:
             steps = phase.participants[device].steps
             if message.batches > steps:
                 raise MalformedMessage(f"RoundDone: {message.batches} batches; the round asks for {steps}")
-            if not phase.end_for(device, message) or phase.seen(device) < steps:
+            if not phase.end_for(device, message) or phase.lacks_before(device, steps):
                 self._replies.ask_again(phase, device)
         elif message.round <= self._coordinator.commits.round:
             self._replies.assign(device)  # it has missed the commit

@@ -6,6 +6,7 @@ from __future__ import annotations
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.members.members import Members
+from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.rounds.phase import Phase
 
 JUST_NOW = 10.0  # seconds: what is retained, and was said since, comes to who connects by itself
@@ -14,13 +15,19 @@ JUST_NOW = 10.0  # seconds: what is retained, and was said since, comes to who c
 class Replies:
     """Acknowledgements of the phase under way, and assignments."""
 
-    def __init__(self, model: FleetModel, members: Members, announcer: Announcer) -> None:
+    def __init__(
+        self, model: FleetModel, members: Members, announcer: Announcer, ranks: Ranks = ALONE
+    ) -> None:
         self._model = model
         self._members = members
         self._announce = announcer
+        self._ranks = ranks
 
     def acknowledge(self, phase: Phase, device: str, *, resend: bool = False) -> None:
         """Everything below a step is trained; so many batches may follow."""
+        if self._ranks.serves(device):
+            self._ranks.acknowledge(device)
+            return
         step, room = phase.next_step(device), phase.windows.room(device)
         self._announce.ack(device, phase.opened, step, room, resend=resend)
 

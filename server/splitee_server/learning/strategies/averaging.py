@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -206,6 +206,49 @@ class Averaging(Strategy):
             for device in self._cuts
             for name, tensor in self.tensors(device).items()
         }
+
+    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+        return {
+            "averages": self._network.trunk(1).state_dict() if averages else {},
+            "devices": {
+                device: {
+                    "cut": self._cuts[device],
+                    "own": dict(self._own.get(device, {})),
+                    "counters": dict(self._counters.get(device, {})),
+                }
+                for device in devices
+            },
+        }
+
+    def borrow(self, state: Mapping[str, Any]) -> None:
+        self._in_training, self._trained = {}, {}
+        if state["averages"]:
+            self._network.trunk(1).load_state_dict(state["averages"])
+        for device, lent in state["devices"].items():
+            self._enter(device, lent["cut"])
+            self._own[device], self._counters[device] = lent["own"], lent["counters"]
+
+    def lend_momentum(self, device: str) -> dict[str, Any]:
+        return self._momentum.get(device, {})
+
+    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
+        self._momentum.pop(device, None)
+        if state:
+            self._momentum[device] = dict(state)
+
+    def hand_over(self, device: str) -> dict[str, Any]:
+        if device not in self._in_training:
+            return {}
+        trunk = self.tensors(device)
+        self._keep(device)
+        return {"trunk": trunk, "momentum": self._momentum.get(device, {})}
+
+    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+        if not state:
+            return
+        self.borrow_momentum(device, state["momentum"])
+        self._begin(device)
+        self._in_training[device].trunk.load_state_dict(state["trunk"])
 
     def state(self) -> dict[str, Any]:
         """As of the end of a round: what differs from the averages, by device."""

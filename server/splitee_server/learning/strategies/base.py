@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
@@ -121,6 +121,36 @@ class Strategy(ABC):
 
     def forget(self, device: str) -> None:  # noqa: B027
         """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+
+    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+        """What another process needs to train these devices' own trunks; tensors are shared, not copied.
+
+        Only of strategies that are registered as `side_by_side`, as all that follows.
+
+        Args:
+            averages: with what all trunks have in common, which changes at a commit.
+        """
+        raise NotImplementedError
+
+    def borrow(self, state: Mapping[str, Any]) -> None:
+        """Begin a phase with what `lend` has given."""
+        raise NotImplementedError
+
+    def lend_momentum(self, device: str) -> dict[str, Any]:
+        """What a device's trunk has of earlier rounds beside its tensors; empty: nothing."""
+        raise NotImplementedError
+
+    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `lend_momentum`."""
+        raise NotImplementedError
+
+    def hand_over(self, device: str) -> dict[str, Any]:
+        """What a round has made of a device's trunk, which is let go; empty: it was not trained."""
+        raise NotImplementedError
+
+    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+        """Takes `hand_over`, as if the trunk had been trained here."""
+        raise NotImplementedError
 
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
         """From now on trunks learn through these exits too, which stay as they are: by cut."""

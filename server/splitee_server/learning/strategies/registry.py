@@ -28,11 +28,13 @@ class Known:
     Attributes:
         module, cls: where its class is.
         settings: the fields of RunSpec that concern no other strategy.
+        side_by_side: each device has a trunk of its own, so that several ranks can train them.
     """
 
     module: str
     cls: str
     settings: tuple[str, ...] = ()
+    side_by_side: bool = False
 
     def load(self) -> type[Strategy]:
         found: type[Strategy] = getattr(import_module(self.module), self.cls)
@@ -42,13 +44,21 @@ class Known:
 STRATEGIES: dict[str, Known] = {}
 
 
-def register(name: str, module: str, cls: str, settings: tuple[str, ...] = ()) -> None:
+def register(
+    name: str, module: str, cls: str, settings: tuple[str, ...] = (), *, side_by_side: bool = False
+) -> None:
     """Makes a strategy known by its name, before the commands that offer it are loaded."""
-    STRATEGIES[name] = Known(module, cls, settings)
+    STRATEGIES[name] = Known(module, cls, settings, side_by_side)
 
 
 register("sequential", f"{HERE}.sequential", "Sequential", settings=("order",))
-register("averaging", f"{HERE}.averaging", "Averaging", settings=("aggregation_every", "trunk_momentum"))
+register(
+    "averaging",
+    f"{HERE}.averaging",
+    "Averaging",
+    settings=("aggregation_every", "trunk_momentum"),
+    side_by_side=True,
+)
 
 
 def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:

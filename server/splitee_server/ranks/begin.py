@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How ranks begin: they meet, compare their settings before anything else, and take their parts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import msgspec
+
+from splitee.cli.signals import Stopped
+from splitee.errors import ConfigError, SpliteeError, Unwinding
+from splitee.mqtt.address import BrokerAddress, TlsFiles
+from splitee.mqtt.link import INBOX_BYTES, SESSION_EXPIRY, Link
+from splitee.mqtt.options import LinkOptions
+from splitee.protocol.routes import latest_key
+from splitee.protocol.sender_limits import SenderLimits
+from splitee.protocol.topics import Topics
+from splitee_server.learning.initial.weights import InitialWeights
+from splitee_server.ranks.brokers import SeveralBrokers
+from splitee_server.ranks.group import Group
+from splitee_server.ranks.leader import Leader
+from splitee_server.ranks.messages import Begin, orders
+from splitee_server.ranks.place import Place
+from splitee_server.ranks.ranks import ALONE, Ranks
+from splitee_server.ranks.trainer import Trainer
+from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.windows import queue_events
+
+SHOWN = 60  # characters of a setting
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def side_by_side(place: Place | None, settings: Mapping[str, object]) -> Iterator[Group | None]:
+    """The group of the ranks, that agree on their `settings`; None: this process is alone.
+
+    What a rank fails by ends the others, too, with its line.
+
+    Raises:
+        ConfigError: the ranks were started with different settings.
+        RankLost: one of them is gone.
+    """
+    if place is None:
+        yield None
+        return
+    group = Group.join(place)
+    try:
+        agree(group, settings)
+        yield group
+    except Unwinding:
+        raise
+    except Exception as error:
+        line = str(error) if isinstance(error, SpliteeError) else f"{type(error).__name__}: {error}"
+        group.fail(line)
+        raise
+    finally:
+        group.close()
+
+
+def agree(group: Group, settings: Mapping[str, object]) -> None:
+    """Raises ConfigError: another rank has a setting that this one has not, with the first of them."""
+    mine = {name: str(value) for name, value in settings.items()}
+    for rank, said in enumerate(group.exchange("settings", msgspec.json.encode(mine))):
+        theirs = msgspec.json.decode(said, type=dict[str, str])
+        for name in sorted(mine.keys() | theirs.keys()):
+            if mine.get(name) != theirs.get(name):
+                raise ConfigError(
+                    f"the ranks' settings differ: {name} is {str(mine.get(name))[:SHOWN]} for rank "
+                    f"{group.rank}, {str(theirs.get(name))[:SHOWN]} for rank {rank}: start all with the same"
+                )
+
+
+def leading_port(
+    addresses: Sequence[BrokerAddress],
+    client: str,
+    tls: TlsFiles | None,
+    topics: Topics,
+    limits: SenderLimits,
+    policy: Policy,
+    will: tuple[str, bytes],
+) -> Link | SeveralBrokers:
+    """What rank 0 speaks to devices by, whichever of the brokers they use; not open yet."""
+    links = [
+        Link(
+            address,
+            client,
+            session_expiry=SESSION_EXPIRY,
+            will=will,
+            tls=tls,
+            capacity=queue_events(policy.devices),
+            capacity_bytes=INBOX_BYTES + policy.memory,
+            key=partial(latest_key, topics),
+            admits=limits.admits,
+        )
+        for address in dict.fromkeys(addresses)
+    ]
+    return links[0] if len(links) == 1 else SeveralBrokers(links, topics)
+
+
+def links_of(port: Link | SeveralBrokers) -> Sequence[Link]:
+    """One to each broker."""
+    return port.links if isinstance(port, SeveralBrokers) else [port]
+
+
+def lead(
+    group: Group | None,
+    port: Link | SeveralBrokers,
+    topics: Topics,
+    addresses: Sequence[BrokerAddress],
+    client: str,
+    initial: InitialWeights | None,
+) -> Ranks:
+    """Rank 0's side of the others, which may begin.
+
+    Args:
+        group: None: there are none.
+        addresses: of each rank's broker.
+        client: this process's id at the brokers.
+        initial: the weights that the run begins from; None: the seed's.
+    """
+    if group is None:
+        return ALONE
+
+    def bound(device: str) -> list[int] | None:
+        broker = port.broker_of(device) if isinstance(port, SeveralBrokers) else None
+        return None if broker is None else [rank for rank, at in enumerate(addresses) if at == broker]
+
+    leader = Leader(group, port, topics, bound)
+    leader.begin(client, initial)
+    return leader
+
+
+def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event) -> None:
+    """The part of a rank that does not lead, until the run ends, or the process is asked to stop."""
+    topics = Topics(link.fleet)
+    begin = group.wait_for(lambda: next(map(orders.decode, group.heard(0)), None), "rank 0 does not begin")
+    assert isinstance(begin, Begin)
+    initial = InitialWeights.decode(group.receive(0)) if begin.initial else None
+    limits = SenderLimits(topics)
+    connection = Link(
+        link.address,
+        f"{begin.client}-rank-{group.rank}",
+        session_expiry=SESSION_EXPIRY,
+        tls=link.tls,
+        capacity=queue_events(policy.devices),
+        capacity_bytes=INBOX_BYTES + policy.memory,
+        admits=limits.admits,
+    )
+    connection.open(link.connect_timeout)
+    try:
+        log.info("rank %d of %d: trains what rank 0 deals to it", group.rank, group.size)
+        Trainer(group, connection, topics, policy, initial, stop=stop.is_set, limits=limits).run()
+    except Stopped:
+        log.info("rank %d: stopped", group.rank)
+    finally:
+        connection.close()

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The processes of one server under torchrun: small messages over its store, states over gloo.
+
+Messages are posted under keys and looked for, which takes a tenth of a millisecond: no rank's loop stands
+still for another's. Only states are sent from one rank to another that waits for them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from torch import distributed
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
+
+from splitee.clock import Clock
+from splitee.errors import RankLost
+from splitee_server.ranks.place import Place
+
+PATIENCE = 600.0  # seconds without a sign of a rank, or for one state, before it counts as lost
+SIGN = 5.0  # seconds between two signs of life
+FAILED = "failed"
+T = TypeVar("T")
+
+
+class Group:
+    """This process and the other ranks of its server."""
+
+    def __init__(self, place: Place, store: Store, clock: Clock = time.monotonic) -> None:
+        self.rank = place.rank
+        self.size = place.size
+        self._store = store
+        self._clock = clock
+        self._posted: Counter[int] = Counter()  # messages to each rank
+        self._heard: Counter[int] = Counter()  # messages from each rank
+        self._signs: dict[int, tuple[int, float]] = {}  # of each rank: its last one, and when it was new
+        self._sign_due = 0.0
+
+    @classmethod
+    def join(cls, place: Place) -> Group:
+        """Meet the other ranks. Raises RankLost: they do not all come."""
+        with _bounded("the ranks do not meet"):
+            patience = timedelta(seconds=PATIENCE)
+            store, rank, size = next(rendezvous("env://", timeout=patience))
+            distributed.init_process_group(
+                "gloo",
+                store=PrefixStore("gloo", store),
+                rank=rank,
+                world_size=size,
+                timeout=patience,
+            )
+            start = torch.tensor([time.time_ns()])  # rank 0's: the store may have words of ranks before these
+            distributed.broadcast(start, 0)
+            store = PrefixStore(f"splitee/{int(start)}", store)
+        return cls(place, store)
+
+    def others(self) -> range:
+        """The ranks but 0."""
+        return range(1, self.size)
+
+    # Messages
+
+    def post(self, rank: int, message: bytes) -> None:
+        """A message to another rank, which hears it when it looks."""
+        with _bounded():
+            self._store.set(f"{self.rank}>{rank}/{self._posted[rank]}", message)  # type: ignore[arg-type]
+        self._posted[rank] += 1
+
+    def heard(self, rank: int) -> Iterator[bytes]:
+        """What another rank has posted since the last call, in its order. Raises RankLost."""
+        self.look()
+        while True:
+            key = f"{rank}>{self.rank}/{self._heard[rank]}"
+            with _bounded():
+                if not self._store.check([key]):
+                    return
+                message = bytes(self._store.get(key))
+                self._store.delete_key(key)
+            self._heard[rank] += 1
+            yield message
+
+    def exchange(self, what: str, message: bytes) -> list[bytes]:
+        """What each rank says of the same thing, once all have. Raises RankLost: one does not."""
+        with _bounded(f"{what}: not all ranks have said theirs"):
+            self._store.set(f"{what}/{self.rank}", message)  # type: ignore[arg-type]
+            return [bytes(self._store.get(f"{what}/{rank}")) for rank in range(self.size)]
+
+    def fail(self, line: str) -> None:
+        """This rank ends; the others, which cannot go on without it, are to say why."""
+        with suppress(RuntimeError):  # where the store is gone, all hear of that
+            if not self._store.check([FAILED]):
+                self._store.set(FAILED, f"rank {self.rank}: {line}")
+
+    def look(self) -> None:
+        """Give a sign of life, and look for those of the others, when it is time.
+
+        Raises:
+            RankLost: one of them has failed, or has given none for PATIENCE seconds.
+        """
+        now = self._clock()
+        if now < self._sign_due:
+            return
+        self._sign_due = now + SIGN
+        with _bounded():
+            self._store.add(f"sign/{self.rank}", 1)
+            if self._store.check([FAILED]):
+                raise RankLost(bytes(self._store.get(FAILED)).decode())
+            signs = {rank: self._store.add(f"sign/{rank}", 0) for rank in range(self.size)}
+        for rank, sign in signs.items():
+            last, since = self._signs.get(rank, (-1, now))
+            self._signs[rank] = (sign, now if sign != last else since)
+            if now - self._signs[rank][1] > PATIENCE:
+                raise RankLost(f"rank {rank} has given no sign of life for {PATIENCE:.0f} s")
+
+    def wait_for(self, found: Callable[[], T | None], what: str) -> T:
+        """What `found` gives, as soon as it gives something. Raises RankLost: it does not in PATIENCE."""
+        until = self._clock() + PATIENCE
+        while (result := found()) is None:
+            self.look()
+            if self._clock() > until:
+                raise RankLost(f"{what}: nothing came for {PATIENCE:.0f} s")
+            time.sleep(0.002)
+        return result
+
+    # States
+
+    def send(self, rank: int, data: bytes) -> None:
+        """To a rank that receives it now. Raises RankLost."""
+        with _bounded(f"rank {rank} takes no state"):
+            distributed.send(torch.tensor([len(data)]), rank)
+            distributed.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), rank)
+
+    def receive(self, rank: int) -> bytes:
+        """What a rank sends. Raises RankLost."""
+        with _bounded(f"rank {rank} sends no state"):
+            length = torch.zeros(1, dtype=torch.int64)
+            distributed.recv(length, rank)
+            data = torch.empty(int(length), dtype=torch.uint8)
+            distributed.recv(data, rank)
+        return data.numpy().tobytes()
+
+    def close(self) -> None:
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def _bounded(what: str = "the ranks' store is gone") -> Iterator[None]:
+    """What torch raises of a peer that is gone, or too slow, in a line."""
+    try:
+        yield
+    except RuntimeError as error:  # DistError is one, and so is all that gloo raises
+        reason = str(error).partition("\n")[0][:200]
+        raise RankLost(f"{what} ({reason}): is another rank gone?") from None

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The devices whose features a rank asks its broker for: its own, by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.topics import Topics
+
+
+class Listening:
+    """Subscribes to what is new, and unsubscribes from what is not wanted any more."""
+
+    def __init__(self, port: Port, topics: Topics) -> None:
+        self._port = port
+        self._topics = topics
+        self._devices: frozenset[str] = frozenset()
+
+    def __contains__(self, device: str) -> bool:
+        return device in self._devices
+
+    def to(self, devices: Collection[str]) -> frozenset[str]:
+        """Listen to these devices alone; those that were listened to, and are not any more."""
+        wanted = frozenset(devices)
+        gone, new = self._devices - wanted, wanted - self._devices
+        if gone:
+            self._port.unsubscribe(*self._features(gone))
+        if new:
+            self._port.subscribe(*self._features(new))
+        self._devices = wanted
+        return gone
+
+    def without(self, devices: Collection[str]) -> frozenset[str]:
+        """Listen to these no longer."""
+        return self.to(self._devices.difference(devices))
+
+    def _features(self, devices: Collection[str]) -> list[str]:
+        return [routes.FEATURES.topic(self._topics, device) for device in sorted(devices)]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rank of a server a process is, as torchrun tells it, and what several ranks cannot do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from splitee.errors import ConfigError
+from splitee.mqtt.address import BrokerAddress
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.learning.strategies.registry import STRATEGIES
+
+
+@dataclass(frozen=True)
+class Place:
+    """Of this process among the ranks."""
+
+    rank: int
+    size: int
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str] = os.environ) -> Place | None:
+        """As torchrun has set it; None: this process is the whole server.
+
+        Raises:
+            ConfigError: the variables are not those that torchrun sets.
+        """
+        if "WORLD_SIZE" not in environment:
+            return None
+        try:
+            size, rank = int(environment["WORLD_SIZE"]), int(environment["RANK"])
+            known = environment["MASTER_ADDR"] and environment["MASTER_PORT"]
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"WORLD_SIZE is set, but not all that torchrun sets with it ({error}): start the ranks by "
+                "torchrun, or unset it"
+            ) from None
+        if not known or not 0 <= rank < size:
+            raise ConfigError(f"RANK {rank} of WORLD_SIZE {size}: expected 0..{size - 1}, as torchrun has it")
+        return cls(rank, size) if size > 1 else None
+
+
+def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:
+    """This process's place among the ranks of a run; None: it is the whole server.
+
+    Raises:
+        ConfigError: several ranks cannot serve this run; or as `Place.of`.
+    """
+    place = Place.of()
+    if place is None:
+        return None
+    if not STRATEGIES[spec.strategy].side_by_side:
+        able = ", ".join(name for name, known in STRATEGIES.items() if known.side_by_side)
+        raise ConfigError(
+            f"--strategy {spec.strategy} trains one trunk by the batches of all devices in turn, which "
+            f"{place.size} ranks cannot share: take --strategy {able}, or start one rank"
+        )
+    if spec.aggregation_every:
+        raise ConfigError(
+            f"--aggregation-every {spec.aggregation_every} averages trunks within a round, which "
+            f"{place.size} ranks do after rounds only: leave it out, or start one rank"
+        )
+    if spec.round_seconds:
+        raise ConfigError(
+            f"--steps time:{spec.round_seconds:g} goes by when batches come to one process, and {place.size} "
+            "ranks share them: give a number of steps, or start one rank"
+        )
+    if resident:
+        raise ConfigError(
+            f"--resident {resident} is for one process: {place.size} ranks have their devices' trunks in "
+            "memory, each a part of them; leave it out, or start one rank"
+        )
+    if devices < place.size:
+        raise ConfigError(
+            f"--devices {devices}: {place.size} ranks would have no device each; start at most {devices}"
+        )
+    return place
+
+
+def brokers_of_ranks(urls: str | None, own: BrokerAddress, place: Place | None) -> Sequence[BrokerAddress]:
+    """The broker of each rank; by default all have the one of `own`, whose account they all use.
+
+    Raises:
+        ConfigError: there are not as many as ranks, or one is malformed.
+    """
+    size = 1 if place is None else place.size
+    if urls is None:
+        return [own] * size
+    named = [BrokerAddress.parse(url.strip()) for url in urls.split(",")]
+    if len(named) != size:
+        raise ConfigError(
+            f"--brokers names {len(named)} brokers for {size} ranks: expected one a rank, in order"
+        )
+    if own.username is not None:
+        named = [
+            replace(one, username=own.username, password=own.password) if one.username is None else one
+            for one in named
+        ]
+    return named

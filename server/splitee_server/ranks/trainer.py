@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A rank that does not lead: it trains, observes and evaluates the batches of the devices dealt to it."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from splitee.cli.signals import Stopped
+from splitee.clock import Clock
+from splitee.errors import BrokerRefused, ExitCode, MalformedMessage, RankLost, Reason, Unwinding
+from splitee.mqtt.events import Connected, Event, Message, Overflow
+from splitee.mqtt.port import Port
+from splitee.networks.split import build_for
+from splitee.protocol import routes
+from splitee.protocol.cut_batch import EVALUATION_BATCH
+from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
+from splitee.protocol.retained import clear
+from splitee.protocol.routes import Route
+from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.sender_limits import SenderLimits
+from splitee.protocol.topics import Topics
+from splitee_server.announcer import Announcer
+from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.learning.initial.weights import InitialWeights
+from splitee_server.members.members import Members
+from splitee_server.members.traffic import FleetTraffic
+from splitee_server.ranks.group import Group
+from splitee_server.ranks.listening import Listening
+from splitee_server.ranks.messages import (
+    Acknowledge,
+    Collect,
+    Collected,
+    End,
+    Gone,
+    GoOnWithout,
+    Open,
+    Opened,
+    Progress,
+    Word,
+    encode,
+    orders,
+)
+from splitee_server.ranks.parcels import pack, pack_score, unpack
+from splitee_server.rounds.batch_order import Order
+from splitee_server.rounds.batch_work import BatchWork
+from splitee_server.rounds.phase import Phase, Standing
+from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.progress import Trained
+from splitee_server.rounds.replies import Replies
+from splitee_server.rounds.windows import open_windows
+
+LOOK = 0.02  # seconds between two looks for orders, and that an event is waited for
+TELL = 0.02  # seconds between two words on the progress
+
+
+class PhaseUnderWay:
+    """One phase at this rank: what works on its batches, and what is said of them."""
+
+    def __init__(self, phase: Phase, work: BatchWork, replies: Replies, announcer: Announcer) -> None:
+        self.phase = phase
+        self.work = work
+        self.replies = replies
+        self.announce = announcer
+        self._told: dict[str, Standing] = {}
+
+    def changed(self) -> dict[str, Standing]:
+        """Of the devices that have got further since the last call."""
+        now = {device: self.phase.standing(device) for device in self.phase.participants}
+        found = {device: standing for device, standing in now.items() if self._told.get(device) != standing}
+        self._told = now
+        return found
+
+
+class Trainer:
+    """Follows rank 0's orders until the run ends. It keeps nothing that outlives a phase."""
+
+    def __init__(
+        self,
+        group: Group,
+        port: Port,
+        topics: Topics,
+        policy: Policy,
+        initial: InitialWeights | None,
+        *,
+        stop: Callable[[], bool],
+        limits: SenderLimits,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """`initial`: what the run begins from; None: the seed's weights."""
+        self._group = group
+        self._port = port
+        self._topics = topics
+        self._policy = policy
+        self._initial = initial
+        self._stop = stop
+        self._limits = limits
+        self._clock = clock
+        self._traffic = port.meter = FleetTraffic(topics, "")
+        self._run: tuple[RunSpec, int] | None = None
+        self._model: FleetModel
+        self._under_way: PhaseUnderWay | None = None
+        self._trained = Trained()
+        self._refused: Counter[tuple[str, Reason]] = Counter()
+        self._duplicates = 0
+        self._listening = Listening(port, topics)
+        self._is_over = False
+        self._look_due = self._tell_due = 0.0
+        self._gate = Gate(
+            topics,
+            (routes.FEATURES,),
+            admit=self._check_sender,
+            on_rejected=self._on_rejected,
+            passes=(BrokerRefused, RankLost, Unwinding),
+        )
+        self._handlers: Mapping[type, Callable] = {  # type: ignore[type-arg]
+            Open: self._open,
+            GoOnWithout: self._go_on_without,
+            Acknowledge: self._acknowledge,
+            Collect: self._collect,
+            End: self._end,
+        }
+
+    def run(self) -> None:
+        """Serve until rank 0 says that the run ends.
+
+        Raises:
+            Stopped: the process was asked to stop.
+            RankLost: another rank has failed.
+        """
+        while not self._is_over:
+            self._heed()
+            for _ in range(EVENTS_AT_ONCE):
+                if not self._handle_event(0):
+                    break
+            if not self._work_one():
+                self._handle_event(LOOK)
+            self._tell_progress()
+
+    # Orders
+
+    def _heed(self) -> None:
+        if self._clock() < self._look_due:
+            return
+        self._look_due = self._clock() + LOOK
+        for message in self._group.heard(0):
+            order = orders.decode(message)
+            self._handlers[type(order)](order)
+
+    def _open(self, order: Open) -> None:
+        spec, opened = RunSpec.decode(order.spec), order.opened
+        if self._run != (spec, opened.attempt):
+            network = build_for(spec)
+            if self._initial is not None:
+                self._initial.load_into(network)
+            self._model, self._run = FleetModel(spec, network, self._initial), (spec, opened.attempt)
+        model = self._model
+        model.borrow(unpack(self._group.receive(0)))
+        for device in order.memories:
+            model.borrow_memory(device, unpack(self._group.receive(0)))
+        self._traffic.phase = opened.batches
+        announcer = Announcer(self._port, self._topics, opened.attempt, spec.run, clock=self._clock)
+        turns: Order = model.order if opened.phase == "train" else "any"
+        phase = Phase(
+            opened,
+            order.participants,
+            order=turns,
+            window=spec.window,
+            windows=open_windows(
+                order.participants,
+                {device: model.feature_shape(part.cut) for device, part in order.participants.items()},
+                EVALUATION_BATCH if opened.batches == "evaluate" else spec.batch_size,
+                announcer.max_packet,
+                self._policy.budget,
+                window=spec.window,
+                order=turns,
+            ),
+            num_classes=spec.num_classes,
+            clock=self._clock,
+        )
+        self._under_way = PhaseUnderWay(
+            phase,
+            BatchWork(spec, model, self._guard, self._clock, self._trained),
+            Replies(model, Members(), announcer),
+            announcer,
+        )
+        self._forget(self._listening.to(order.participants))
+        for device in order.participants:  # rank 0 has no window for them
+            self._under_way.replies.acknowledge(phase, device)
+        self._tell(Opened(order.number))
+
+    def _go_on_without(self, order: GoOnWithout) -> None:
+        if self._under_way is not None:
+            phase = self._under_way.phase
+            gone = tuple(device for device in order.devices if device in phase)
+            unlocked = [phase.windows.drop(device) for device in gone]
+            phase.go_on_without(gone)
+            self._acknowledge_all(device for device in unlocked if device is not None)
+        self._forget(self._listening.without(order.devices))
+
+    def _acknowledge(self, order: Acknowledge) -> None:
+        self._acknowledge_all((order.device,))
+
+    def _acknowledge_all(self, devices: Iterable[str]) -> None:
+        """Tell participants how far they are, and to send again what has not come."""
+        if self._under_way is None:
+            return
+        phase = self._under_way.phase
+        for device in devices:
+            if device in phase:
+                self._under_way.replies.acknowledge(phase, device, resend=phase.lacks(device))
+
+    def _collect(self, order: Collect) -> None:
+        assert self._under_way is not None
+        phase = self._under_way.phase
+        self._tell_progress(now=True)
+        for device in order.devices:
+            self._group.send(0, self._made_of(phase, device))
+        self._tell(Collected({device: self._traffic.of(device) for device in phase.scores}))
+
+    def _made_of(self, phase: Phase, device: str) -> bytes:
+        if phase.kind == "evaluate":
+            return pack_score(phase.scores[device])
+        return pack(self._model.hand_over(device) if phase.kind == "train" else self._model.seen_of(device))
+
+    def _end(self, _order: End) -> None:
+        self._is_over = True
+        self._tell(Gone())
+
+    # Events
+
+    def _handle_event(self, timeout: float) -> bool:
+        """Take in one event, waiting at most so many seconds; False when none came."""
+        if self._stop():
+            raise Stopped
+        for device, count in self._limits.take_refused().items():
+            self._refused[device, "flood"] += count
+            self._listening.without([device])
+        event = self._port.receive(timeout)
+        if event is None:
+            return False
+        self._take_in(event)
+        return True
+
+    def _take_in(self, event: Event) -> None:
+        if isinstance(event, Connected) and self._under_way is not None:
+            self._acknowledge_all(self._under_way.phase.participants)
+        elif isinstance(event, Overflow) and self._under_way is not None:
+            for device in self._under_way.phase.late():
+                self._under_way.replies.ask_again(self._under_way.phase, device)
+        elif isinstance(event, Message) and event.payload:
+            received = self._gate.read(event)
+            if received is not None:
+                self._gate.apply(received, self._on_features)
+
+    def _check_sender(self, _route: Route, device: str) -> None:
+        if device not in self._listening:
+            raise MalformedMessage("from a device that another rank serves, or none", "unknown")
+
+    def _on_features(self, received: Received) -> None:
+        device, under_way = received.device, self._under_way
+        if under_way is None or device not in under_way.phase:
+            return
+        phase = under_way.phase
+        taken = under_way.work.take_in(phase, device, phase.participants[device].cut, received.message)
+        if taken == "duplicate":
+            self._duplicates += 1
+            under_way.replies.acknowledge(phase, device)
+        elif taken == "gap":
+            under_way.replies.ask_again(phase, device)
+
+    def _work_one(self) -> bool:
+        if self._under_way is None:
+            return False
+        phase = self._under_way.phase
+        worked = self._under_way.work.work_one(phase)
+        if worked is None:
+            return False
+        for device in (worked.device, worked.unlocked):
+            if device is not None and device in phase:
+                self._under_way.replies.acknowledge(phase, device)
+        return True
+
+    def _guard(self, device: str, action: Callable[[], None]) -> bool:
+        return self._gate.guard(routes.FEATURES, device, action)
+
+    def _on_rejected(self, rejection: Rejection) -> None:
+        """Rank 0 counts it, and the device learns why a few times."""
+        device, reason = rejection.device, rejection.error.reason
+        self._refused[device, reason] += 1
+        if reason == "retained":
+            clear(self._port, [routes.FEATURES.topic(self._topics, device)])
+        if rejection.is_logged and self._under_way is not None:
+            message = f"{routes.FEATURES.leaf}: {rejection.error}"
+            self._under_way.announce.error(device, ExitCode.REJECTED, message)
+
+    def _forget(self, devices: frozenset[str]) -> None:
+        for device in devices:
+            self._gate.forget_parts(device)
+
+    # Words
+
+    def _tell_progress(self, *, now: bool = False) -> None:
+        if self._under_way is None or (not now and self._clock() < self._tell_due):
+            return
+        self._tell_due = self._clock() + TELL
+        standings = self._under_way.changed()
+        refused, self._refused = self._refused, Counter()
+        duplicates, self._duplicates = self._duplicates, 0
+        if standings or refused or duplicates:
+            counted = [(device, reason, count) for (device, reason), count in refused.items()]
+            self._tell(Progress(standings, counted, duplicates, self._trained))
+
+    def _tell(self, word: Word) -> None:
+        self._group.post(0, encode(word))

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Servers side by side under torchrun: the weights of one process, whatever becomes of a rank."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from fleets import CUTS, Fleet, in_one_process
+
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.rounds import RoundOpen
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import OwnBroker, RunningBroker
+
+BIN = Path(sys.executable).parent
+RESTART = 600.0  # seconds that all may take once more to load torch, with other tests beside them
+AVERAGING = "--strategy", "averaging", "--client-averaging", "layerwise"
+
+
+def ranks(count: int, *flags: str) -> list[str]:
+    """What runs a `splitee` command as so many ranks."""
+    alone = ("--standalone", "--nproc-per-node", str(count))
+    return [str(BIN / "torchrun"), *alone, *flags, str(BIN / "splitee")]
+
+
+def rank_process(fleet: Fleet, rank: int) -> psutil.Process:
+    """The process of a rank that runs now."""
+    for process in psutil.Process(fleet.processes["server"].pid).children():
+        if process.environ().get("RANK") == str(rank):
+            return process
+    raise AssertionError(f"rank {rank} does not run")
+
+
+def check(fleet: Fleet, rounds: int, **settings: int) -> None:
+    """The run ended as that of one process, with each batch counted once."""
+    assert fleet.wait(timeout=RESTART) == [0, 0, 0, 0]
+    report = fleet.report()
+    assert report["weights_sha256"] == in_one_process(
+        "averaging", "step", rounds, averaging="layerwise", **settings
+    )
+    assert report["batches_trained"] == report["batches_published"]
+
+
+def await_training(link: Link, topics: Topics, number: int) -> None:
+    """Until a device has sent a batch of round `number`, or of a later one."""
+    deadline = time.monotonic() + RESTART
+    opened = False
+    while time.monotonic() < deadline:
+        event = link.receive(1)
+        if not isinstance(event, Message):
+            continue
+        if event.topic == topics.round:
+            phase = RoundOpen.decode(event.payload)
+            opened = phase.phase == "train" and phase.round >= number
+        elif opened:
+            return
+    raise AssertionError(f"round {number} is not trained after {RESTART:.0f} s")
+
+
+@pytest.mark.slow(40)
+@pytest.mark.mosquitto
+def test_three_ranks_train_the_weights_of_one_process(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    with Fleet(str(mosquitto_broker.address), "three-ranks", tmp_path) as fleet:
+        fleet.server(*AVERAGING, program=ranks(3))
+        fleet.three_devices()
+        check(fleet, 2)
+        for device in fleet.report()["devices"]:
+            assert device["traffic"]["up"]["training"] > 0  # whichever rank has counted it
+
+
+@pytest.mark.slow(90)
+@pytest.mark.mosquitto
+def test_ranks_that_are_killed_lose_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    topics = Topics("killed-ranks")
+    watcher = Link(mosquitto_broker.address, "watches-killed-ranks")
+    watcher.subscribe(topics.round, topics.device("pi-1", "features"))
+    watcher.open(10)
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*AVERAGING, "--steps", "20", rounds=2, program=ranks(2, "--max-restarts", "2"))
+        fleet.three_devices()
+        for number, rank in ((1, 1), (2, 0)):
+            await_training(watcher, topics, number)
+            rank_process(fleet, rank).kill()
+        check(fleet, 2, steps=20)
+    watcher.close()
+
+
+@pytest.mark.slow(60)
+@pytest.mark.mosquitto
+def test_a_broker_for_each_rank(
+    mosquitto_broker: RunningBroker, make_broker: Callable[..., OwnBroker], tmp_path: Path
+) -> None:
+    """A device is served by the rank whose broker it uses, and hears all that the others do."""
+    other = str(make_broker().address)
+    with Fleet(str(mosquitto_broker.address), "two-brokers", tmp_path) as fleet:
+        brokers = f"{mosquitto_broker.address},{other}"
+        fleet.server(*AVERAGING, "--brokers", brokers, release=True, program=ranks(2))
+        fleet.device("pi-1", CUTS["pi-1"], shard="1/3")
+        for name in ("pi-2", "pi-3"):
+            fleet.device(name, CUTS[name], "--broker", other, shard=f"{name[-1]}/3")
+        check(fleet, 2)
+        for device in CUTS:
+            assert (tmp_path / device / "models" / "current").exists(), fleet.log(device)
+
+
+@pytest.mark.slow(15)
+@pytest.mark.mosquitto
+def test_a_rank_without_its_broker_ends_all_with_its_line(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    brokers = f"{mosquitto_broker.address},mqtt://127.0.0.1:1"
+    with Fleet(str(mosquitto_broker.address), "no-broker", tmp_path) as fleet:
+        fleet.server(*AVERAGING, "--brokers", brokers, "--connect-timeout", "1", program=ranks(2))
+        assert fleet.wait(timeout=RESTART) == [1]
+        said = fleet.log("server")
+    assert "splitee: no broker at mqtt://127.0.0.1:1 within" in said
+    assert "Traceback" not in said.partition("torch/distributed/elastic")[0]
+
+
+@pytest.mark.slow(10)
+@pytest.mark.mosquitto
+def test_ranks_with_other_settings_begin_nothing(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    differing = 'SPLITEE_STEPS=$((RANK + 3)) exec "$0" "$@"'
+    program = [*ranks(2, "--no-python")[:-1], "sh", "-c", differing, str(BIN / "splitee")]
+    with Fleet(str(mosquitto_broker.address), "other-settings", tmp_path) as fleet:
+        fleet.server(*AVERAGING, program=program)
+        assert fleet.wait(timeout=RESTART) == [1]
+        said = fleet.log("server")
+    assert "splitee: the ranks' settings differ: steps is " in said
+    assert "exitcode  : 2" in said
+    assert not (tmp_path / "server").exists()

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranks over torchrun's store: messages in their order, settings compared, a rank that fails ends all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from fakes import FakeClock
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from splitee.errors import ConfigError, RankLost
+from splitee_server.ranks.begin import agree
+from splitee_server.ranks.group import PATIENCE, SIGN, Group
+from splitee_server.ranks.place import Place
+
+
+@pytest.fixture
+def groups() -> Callable[[int], list[Group]]:
+    """So many ranks in this process, with one store and one clock."""
+
+    def make(size: int) -> list[Group]:
+        store, clock = HashStore(), FakeClock()
+        return [Group(Place(rank, size), store, clock) for rank in range(size)]
+
+    return make
+
+
+def test_messages_are_heard_once_and_in_their_order(groups: Callable[[int], list[Group]]) -> None:
+    one, two, three = groups(3)
+    assert list(two.heard(0)) == []
+    one.post(1, b"first")
+    one.post(1, b"\xff\x00second")
+    one.post(2, b"other")
+    three.post(1, b"of three")
+    assert list(two.heard(0)) == [b"first", b"\xff\x00second"]
+    one.post(1, b"third")
+    assert list(two.heard(0)) == [b"third"]
+    assert list(two.heard(2)) == [b"of three"]
+    assert list(three.heard(0)) == [b"other"]
+
+
+def test_a_rank_that_fails_ends_the_others_with_its_line(groups: Callable[[int], list[Group]]) -> None:
+    one, two, three = groups(3)
+    two.fail("no broker at mqtt://b:1883")
+    three.fail("another rank is gone")  # as a consequence
+    with pytest.raises(RankLost, match=r"^rank 1: no broker at mqtt://b:1883$"):
+        list(one.heard(1))
+
+
+def test_a_rank_that_gives_no_sign_counts_as_lost() -> None:
+    store, clock = HashStore(), FakeClock()
+    one, two = (Group(Place(rank, 2), store, clock) for rank in range(2))
+    for _ in range(int(2 * PATIENCE / SIGN)):
+        clock.advance(SIGN)
+        one.look()
+        two.look()
+    with pytest.raises(RankLost, match=r"rank 1 has given no sign of life for 600 s"):
+        for _ in range(int(2 * PATIENCE / SIGN)):
+            clock.advance(SIGN)
+            one.look()
+
+
+def test_ranks_with_the_same_settings_agree(groups: Callable[[int], list[Group]]) -> None:
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda group: agree(group, {"rounds": 3, "fleet": "a"}), groups(3)))
+
+
+def test_ranks_with_other_settings_are_told_which(groups: Callable[[int], list[Group]]) -> None:
+    def told(group: Group) -> str:
+        with pytest.raises(ConfigError) as refused:
+            agree(group, {"fleet": "a", "rounds": 4 if group.rank else 5})
+        return str(refused.value)
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(told, groups(2))
+    assert first == (
+        "the ranks' settings differ: rounds is 5 for rank 0, 4 for rank 1: start all with the same"
+    )
+    assert "4 for rank 1, 5 for rank 0" in second

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rank 0 and another rank, which runs on a thread, through phases without torchrun and a broker."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+from fakes import FakeClock, FakePort
+from msgspec.structs import replace
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+from virtual_fleet import RUN, TOPICS, VirtualDevice
+from waiting import until
+
+from splitee.mqtt.events import Connected, Event
+from splitee.networks.split import build_for
+from splitee.protocol import routes
+from splitee.protocol.cut_batch import CutBatch
+from splitee.protocol.fields import RunPhase
+from splitee.protocol.rounds import Ack, Features, Participant, RoundOpen
+from splitee.protocol.sender_limits import SenderLimits
+from splitee.training.state import weights_digest
+from splitee.training.tensors import tensor_of
+from splitee_server.learning.fleet_model import Contribution, FleetModel
+from splitee_server.ranks.group import Group
+from splitee_server.ranks.leader import Leader
+from splitee_server.ranks.place import Place
+from splitee_server.ranks.trainer import Trainer
+from splitee_server.rounds.phase import Phase
+from splitee_server.rounds.policy import Policy
+from splitee_server.rounds.windows import Budget, Windows, open_windows
+
+SPEC = replace(RUN, strategy="averaging")
+CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 1}  # pi-2 is dealt to the other rank
+STEPS = 3
+
+
+class MemoryGroup(Group):
+    """Ranks of one process: their states go through queues."""
+
+    def __init__(
+        self, rank: int, store: HashStore, states: dict[tuple[int, int], queue.Queue[bytes]]
+    ) -> None:
+        super().__init__(Place(rank, 2), store)
+        self._states = states
+
+    def send(self, rank: int, data: bytes) -> None:
+        self._states[self.rank, rank].put(data)
+
+    def receive(self, rank: int) -> bytes:
+        return self._states[rank, self.rank].get(timeout=60)
+
+
+class PatientPort(FakePort):
+    """Waits a little where nothing comes, as another thread is to bring it."""
+
+    def receive(self, timeout: float | None) -> Event | None:
+        if not self.has_events:
+            time.sleep(min(timeout or 0, 0.01))
+        return super().receive(timeout)
+
+
+class Ranks:
+    """Rank 0 by hand, and the other one at work."""
+
+    def __init__(self) -> None:
+        store, queues = HashStore(), {(0, 1): queue.Queue[bytes](), (1, 0): queue.Queue[bytes]()}
+        self.group = MemoryGroup(0, store, queues)
+        self.port, self.other_port = FakePort(FakeClock()), PatientPort(FakeClock())
+        self.bound: dict[str, list[int]] = {}  # the ranks that can serve a device, where it is not all
+        self.leader = Leader(self.group, self.port, TOPICS, self.bound.get)
+        self.model = self.new_model()
+        for device, cut in CUTS.items():
+            self.model.join(device, cut, 4 * STEPS)
+        self._trainer = Trainer(
+            MemoryGroup(1, store, queues),
+            self.other_port,
+            TOPICS,
+            Policy(devices=3, quorum=1),
+            None,
+            stop=lambda: False,
+            limits=SenderLimits(TOPICS),
+        )
+        self._thread = threading.Thread(target=self._trainer.run, daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def new_model() -> FleetModel:
+        return FleetModel(SPEC, build_for(SPEC))
+
+    def open(self, kind: RunPhase = "train", number: int = 1, attempt: int = 1) -> Phase:
+        parts = {device: Participant(cut, STEPS, number - 1) for device, cut in CUTS.items()}
+        opened = RoundOpen(run=SPEC.run, round=number, attempt=attempt, phase=kind, participants=len(parts))
+        elsewhere = self.leader.deal(parts)
+        own = {device: part for device, part in parts.items() if device not in elsewhere}
+        phase = Phase(
+            opened,
+            parts,
+            order="any",
+            window=8,
+            windows=windows_of(own),
+            num_classes=3,
+            clock=time.monotonic,
+            elsewhere=elsewhere,
+        )
+        self.leader.open(phase, SPEC, self.model)
+        return phase
+
+    def say(self, device: str, payload: bytes) -> None:
+        self.other_port.deliver(routes.FEATURES.topic(TOPICS, device), payload)
+
+    def follow(self, phase: Phase, condition: Callable[[], object]) -> None:
+        def followed() -> object:
+            self.leader.follow(phase)
+            return condition()
+
+        until(followed)
+
+    def end(self) -> None:
+        self.leader.end()
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    made = Ranks()
+    yield made
+    made.end()
+
+
+def windows_of(parts: dict[str, Participant]) -> Windows:
+    shapes = dict.fromkeys(parts, (8, 2, 2))
+    return open_windows(parts, shapes, 4, 1 << 20, Budget(1 << 30, 4096), window=8, order="any")
+
+
+def features(phase: Phase, device: str, step: int) -> bytes:
+    made = VirtualDevice(FakePort(FakeClock()), device, CUTS[device])
+    return made.features(phase.opened, step)
+
+
+def acknowledged(ranks: Ranks) -> list[tuple[int, bool]]:
+    acks = map(Ack.decode, ranks.other_port.payloads(routes.ACK.topic(TOPICS, "pi-2")))
+    return [(ack.step, ack.resend) for ack in acks]
+
+
+def test_batches_are_trained_where_their_device_is_dealt_to(ranks: Ranks) -> None:
+    phase = ranks.open()
+    assert [ranks.leader.serves(device) for device in CUTS] == [False, True, False]
+    assert ranks.port.subscribed == [routes.FEATURES.topic(TOPICS, one) for one in ("pi-1", "pi-3")]
+    assert ranks.other_port.subscribed == [routes.FEATURES.topic(TOPICS, "pi-2")]
+    for step in (1, 0, 2):
+        ranks.say("pi-2", features(phase, "pi-2", step))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
+    asked_for = (0, True)  # where one comes before it
+    assert acknowledged(ranks) == [(0, False), asked_for, (1, False), (2, False), (3, False)]
+    ranks.leader.collect(phase, ranks.model)
+    assert phase.trunk_loss("pi-2") is not None
+    found = ranks.model.hand_over("pi-2")
+    assert found["trained"] == 4 * STEPS
+    assert found["strategy"]["trunk"]
+
+
+def test_what_a_device_sends_twice_or_wrongly_is_told_to_rank_0(ranks: Ranks) -> None:
+    phase = ranks.open()
+    refused, duplicates = Counter[tuple[str, str]](), 0
+    ranks.say("pi-2", b"no message")
+    ranks.say("pi-2", features(phase, "pi-2", 0))
+    ranks.say("pi-2", features(phase, "pi-2", 0))
+
+    def all_is_told() -> bool:
+        nonlocal duplicates
+        refused.update(ranks.leader.take_refused())
+        duplicates += ranks.leader.take_duplicates()
+        return bool(refused and duplicates)
+
+    ranks.follow(phase, all_is_told)
+    assert refused == {("pi-2", "malformed"): 1}
+    assert duplicates == 1
+    until(lambda: len(acknowledged(ranks)) == 3)  # at first, of the batch, and of what came twice
+    assert (1, False) in acknowledged(ranks)
+    assert len(ranks.other_port.payloads(routes.ERROR.topic(TOPICS, "pi-2"))) == 1
+
+
+def test_a_device_that_has_missed_a_word_is_told_again(ranks: Ranks) -> None:
+    ranks.open()
+    ranks.leader.acknowledge("pi-2")
+    until(lambda: acknowledged(ranks) == [(0, False), (0, True)])
+    ranks.other_port.happen(Connected(fresh=True))  # of that rank's link
+    until(lambda: acknowledged(ranks) == [(0, False), (0, True), (0, True)])
+
+
+def test_a_device_that_is_dropped_is_not_listened_to_and_what_it_has_trained_is_forgotten(
+    ranks: Ranks,
+) -> None:
+    phase = ranks.open()
+    ranks.say("pi-2", features(phase, "pi-2", 0))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)
+    phase.go_on_without(("pi-2",))
+    ranks.leader.go_on_without(("pi-2",))
+    until(lambda: ranks.other_port.subscribed == [])
+    ranks.leader.collect(phase, ranks.model)
+    assert not ranks.model.hand_over("pi-2")["strategy"]
+    phase = ranks.open(number=2)
+    for step in range(STEPS):
+        ranks.say("pi-2", features(phase, "pi-2", step))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
+    ranks.leader.collect(phase, ranks.model)
+    alone = ranks.new_model()
+    alone.join("pi-2", CUTS["pi-2"], 4 * STEPS)
+    train_here(alone, phase)
+    assert trunk_digest(ranks.model) == trunk_digest(alone)
+
+
+def test_a_device_that_changes_its_rank_takes_its_momentum_along(ranks: Ranks) -> None:
+    alone = ranks.new_model()
+    for device, cut in CUTS.items():
+        alone.join(device, cut, 4 * STEPS)
+    for number, rank in enumerate((1, 0, 1), start=1):
+        ranks.bound["pi-2"] = [rank]
+        phase = ranks.open(number=number)
+        assert ranks.leader.serves("pi-2") == bool(rank)
+        train_here(alone, phase)
+        if rank:
+            for step in range(STEPS):
+                ranks.say("pi-2", features(phase, "pi-2", step))
+            ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)  # noqa: B023  it ends here
+        else:
+            train_here(ranks.model, phase)
+        ranks.leader.collect(phase, ranks.model)
+        for model in (alone, ranks.model):
+            model.commit(number, {"pi-2": Contribution()})
+        ranks.leader.models_have_changed()
+    mine, expected = (weights_digest(one.trunk_weights()) for one in (ranks.model, alone))
+    assert mine == expected
+
+
+def train_here(model: FleetModel, phase: Phase) -> None:
+    """All batches of pi-2 in a phase, by no rank."""
+    for step in range(STEPS):
+        message = Features.decode(features(phase, "pi-2", step))
+        batch = CutBatch.of(message, SPEC, model.feature_shape(CUTS["pi-2"]))
+        tensors = tensor_of(batch.features), tensor_of(batch.labels)
+        model.train("pi-2", *tensors, round_number=phase.opened.round, step=step, steps=STEPS)
+
+
+def trunk_digest(model: FleetModel) -> str:
+    return weights_digest(model.hand_over("pi-2")["strategy"]["trunk"])
+
+
+def test_a_new_attempt_begins_with_what_rank_0_has(ranks: Ranks) -> None:
+    phase = ranks.open()
+    ranks.say("pi-2", features(phase, "pi-2", 0))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)
+    again = ranks.open(attempt=2)
+    ranks.say("pi-2", features(phase, "pi-2", 1))  # of the one before
+    ranks.say("pi-2", features(again, "pi-2", 0))
+    ranks.follow(again, lambda: again.next_step("pi-2") == 1)
+    assert acknowledged(ranks) == [(0, False), (1, False)] * 2
+
+
+def test_scores_and_statistics_come_back(ranks: Ranks) -> None:
+    phase = ranks.open("statistics")
+    for step in range(STEPS):
+        ranks.say("pi-2", features(phase, "pi-2", step))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
+    ranks.leader.collect(phase, ranks.model)
+    assert ranks.model.seen_of("pi-2")["batches"] == STEPS
+    phase = ranks.open("evaluate")
+    for step in range(STEPS):
+        ranks.say("pi-2", features(phase, "pi-2", step))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
+    ranks.leader.collect(phase, ranks.model)
+    assert phase.scores["pi-2"].images == 4 * STEPS
+    assert ranks.leader.traffic_of("pi-2").up.evaluation > 0
+
+
+def test_a_phase_without_participants_concerns_nobody(ranks: Ranks) -> None:
+    """As that in which a resumed run is evaluated, where no device has held-out images."""
+    opened = RoundOpen(run=SPEC.run, round=1, attempt=1, phase="evaluate")
+    nobody = windows_of({})
+    phase = Phase(opened, {}, order="any", window=8, windows=nobody, num_classes=3, clock=time.monotonic)
+    ranks.leader.collect(phase, ranks.model)
+    phase = ranks.open(number=2)
+    ranks.say("pi-2", features(phase, "pi-2", 0))
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rank a process is, and what several ranks refuse before they meet."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from splitee.errors import ConfigError
+from splitee.mqtt.address import BrokerAddress
+from splitee.protocol.run_spec import RunSpec
+from splitee_server.ranks.dealing import Dealing
+from splitee_server.ranks.place import Place, brokers_of_ranks, place_in
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+SPEC = RunSpec(protocol=1, run="r", network="n", num_classes=2, rounds=1, strategy="averaging")
+OWN = BrokerAddress.parse("mqtt://server:secret@own.test")
+
+
+def test_torchrun_says_which_rank_this_is() -> None:
+    assert Place.of(TORCHRUN) == Place(1, 2)
+    assert Place.of({}) is None
+    assert Place.of({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}) is None
+
+
+@pytest.mark.parametrize(
+    "changed", [{"RANK": "two"}, {"RANK": "2"}, {"MASTER_ADDR": ""}, {"WORLD_SIZE": "-1"}]
+)
+def test_what_torchrun_does_not_say_is_refused(changed: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE"):
+        Place.of(TORCHRUN | changed)
+
+
+@pytest.mark.parametrize("missing", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
+def test_all_that_torchrun_says_is_needed(missing: str) -> None:
+    with pytest.raises(ConfigError, match=f"torchrun sets with it .*{missing}"):
+        Place.of({name: value for name, value in TORCHRUN.items() if name != missing})
+
+
+@pytest.mark.parametrize(
+    ("spec", "devices", "said"),
+    [
+        (replace(SPEC, strategy="sequential"), 3, "--strategy sequential .* take --strategy averaging"),
+        (replace(SPEC, aggregation_every=4), 3, "--aggregation-every 4 .* leave it out"),
+        (SPEC, 1, "--devices 1: 2 ranks .* start at most 1"),
+    ],
+)
+def test_a_run_that_ranks_cannot_share_is_refused(
+    spec: RunSpec, devices: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert place_in(spec, devices, 0) is None  # one process can serve it
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=said):
+        place_in(spec, devices, 0)
+    assert place_in(SPEC, 3, 0) == Place(1, 2)
+    with pytest.raises(ConfigError, match="--resident 4 is for one process"):
+        place_in(SPEC, 3, 4)
+
+
+def test_brokers_are_named_one_a_rank() -> None:
+    place = Place(0, 2)
+    assert brokers_of_ranks(None, OWN, place) == [OWN, OWN]
+    assert brokers_of_ranks(None, OWN, None) == [OWN]
+    named = brokers_of_ranks("mqtt://a, mqtts://other@b:1", OWN, place)
+    assert named == [
+        BrokerAddress.parse("mqtt://server:secret@a"),
+        BrokerAddress.parse("mqtts://other@b:1"),
+    ]
+    with pytest.raises(ConfigError, match="--brokers names 1 brokers for 2 ranks"):
+        brokers_of_ranks("mqtt://a", OWN, place)
+
+
+def test_devices_are_dealt_evenly_by_their_ids_and_stay() -> None:
+    dealing = Dealing(2)
+    assert dealing.deal("cab") == {"a": 0, "b": 1, "c": 0}
+    assert dealing.deal("bdz") == {"b": 1, "d": 0, "z": 0}
+    assert dealing.deal("abc") == {"a": 0, "b": 1, "c": 0}
+
+
+def test_a_device_is_dealt_to_a_rank_of_the_broker_that_it_uses() -> None:
+    at = {"a": [0], "b": [1, 2], "c": [1, 2]}
+    dealing = Dealing(3, at.get)
+    assert dealing.deal("abcd") == {"a": 0, "b": 1, "c": 2, "d": 0}
+    at["a"] = [2]
+    assert dealing.deal("a") == {"a": 2}
