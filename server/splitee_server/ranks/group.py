@@ -7,6 +7,7 @@ still for another's. Only states are sent from one rank to another that waits fo
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -48,6 +49,7 @@ class Group:
         with _bounded("the ranks do not meet"):
             patience = timedelta(seconds=PATIENCE)
             store, rank, size = next(rendezvous("env://", timeout=patience))
+            store = PrefixStore(f"splitee/{meet(store, rank, size)}", store)
             distributed.init_process_group(
                 "gloo",
                 store=PrefixStore("gloo", store),
@@ -55,9 +57,6 @@ class Group:
                 world_size=size,
                 timeout=patience,
             )
-            start = torch.tensor([time.time_ns()])  # rank 0's: the store may have words of ranks before these
-            distributed.broadcast(start, 0)
-            store = PrefixStore(f"splitee/{int(start)}", store)
         return cls(place, store)
 
     def others(self) -> range:
@@ -147,6 +146,33 @@ class Group:
 
     def close(self) -> None:
         distributed.destroy_process_group()
+
+
+def meet(store: Store, rank: int, size: int) -> str:
+    """A name of this meeting of the ranks, by which their words differ from those of ranks before them.
+
+    torchrun's store outlives the ranks: whoever is started after a rank has died finds there what that one
+    wrote, its address among it. So each rank says hello by a name that nobody had, and rank 0 answers to it.
+
+    Raises:
+        RankLost: rank 0 waits for one that does not come. RuntimeError: another one does, for rank 0.
+    """
+    if rank:
+        own = secrets.token_hex(8)
+        store.set(f"hello/{rank}", own)
+        meeting = bytes(store.get(f"welcome/{own}")).decode()
+        store.set(f"{meeting}/{rank}", "here")
+        return meeting
+    meeting, until, missing = secrets.token_hex(8), time.monotonic() + PATIENCE, list(range(1, size))
+    while missing:
+        if time.monotonic() > until:
+            raise RankLost(f"rank {missing[0]} has not come for {PATIENCE:.0f} s")
+        for other in missing:
+            if store.check([f"hello/{other}"]):
+                store.set(f"welcome/{bytes(store.get(f'hello/{other}')).decode()}", meeting)
+        missing = [other for other in missing if not store.check([f"{meeting}/{other}"])]
+        time.sleep(0.02)
+    return meeting
 
 
 @contextmanager

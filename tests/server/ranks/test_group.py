@@ -12,7 +12,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from splitee.errors import ConfigError, RankLost
 from splitee_server.ranks.begin import agree
-from splitee_server.ranks.group import PATIENCE, SIGN, Group
+from splitee_server.ranks.group import PATIENCE, SIGN, Group, meet
 from splitee_server.ranks.place import Place
 
 
@@ -79,3 +79,17 @@ def test_ranks_with_other_settings_are_told_which(groups: Callable[[int], list[G
         "the ranks' settings differ: rounds is 5 for rank 0, 4 for rank 1: start all with the same"
     )
     assert "4 for rank 1, 5 for rank 0" in second
+
+
+def test_ranks_meet_whatever_those_before_them_have_written() -> None:
+    """Twice in one store, as torchrun starts all again when one has died."""
+    store = HashStore()
+    store.set("hello/2", "of a rank that died before rank 0 came")
+    meetings = []
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            met = [pool.submit(meet, store, rank, 3) for rank in (0, 1)]
+            met.append(pool.submit(meet, store, 2, 3))
+            [meeting] = {one.result(30) for one in met}
+        meetings.append(meeting)
+    assert meetings[0] != meetings[1]

@@ -102,10 +102,10 @@ def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
     assert re.search(
         r"cut 2 \(pi-2, pi-3, pi-4\): threshold 0\.\d+, chosen on 240 images, offloads", caplog.text
     )
-    trunks = TrunkModels(tmp_path / "trunks").manifest
-    assert trunks.devices == {
+    manifest = TrunkModels(tmp_path / "trunks").manifest
+    assert manifest.devices == {
         "pi-1": "trunk-cut-1.onnx",
-        "pi-2": "trunk-cut-2.onnx",
+        "pi-2": "trunk-cut-2-pi-2.onnx",
         "pi-3": "trunk-cut-2.onnx",
         "pi-4": "trunk-cut-2.onnx",
     }
@@ -144,8 +144,11 @@ def test_devices_with_networks_of_their_own_have_graphs_of_their_own(
     averaged: Trained, exports: list[str], tmp_path: Path
 ) -> None:
     stored = committed(averaged, pi_2="pi-2", pi_3="pi-3")
-    own = stored.trunks["pi-3"]["weights"]
+    shared = stored.trunks[stored.trunk_of["pi-3"]]
+    own = {name: tensor.clone() for name, tensor in shared["weights"].items()}
     next(tensor for tensor in own.values() if tensor.is_floating_point()).add_(1.0)
+    trunks = {**stored.trunks, "pi-3": {**shared, "weights": own}}
+    stored = replace(stored, trunks=trunks, trunk_of={**stored.trunk_of, "pi-3": "pi-3"})
     scores = {"pi-2": evaluated(2, 300), "pi-3": evaluated(3, 100)}
     folders = export_run(spec(averaged), stored, scores, tmp_path)
     manifests = (read_manifest(folder, ClientManifest) for folder in folders)
