@@ -24,7 +24,8 @@ from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic
 from splitee_device.machine.hardware import Fact, temperature
 
-STATUS_EVERY = 1.0  # seconds
+STATUS_EVERY = 1.0  # seconds, in a small fleet
+STATUSES = 200.0  # a second, of all devices together
 SLOW = 500_000  # bytes a second
 
 log = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class Presence:
         self._status_topic = routes.STATUS.topic(topics, device)
         self._profile_topic = routes.PROFILE.topic(topics, device)
         self._status = self._said = DeviceStatus(state="online", instance=instance)
-        self._status_due = 0.0
+        self._status_due, self._status_every = 0.0, STATUS_EVERY
         self._said_at, self._busy = clock(), 0.0
         self._has_met_twin = False
         self._is_seen = False  # the broker has handed out this process's own status
@@ -107,7 +108,7 @@ class Presence:
         predicted: int = 0,
         offloaded: int = 0,
     ) -> None:
-        """Publish the status, about once a second, and at once when what the device does has changed.
+        """Publish the status at once when what the device does has changed, else now and then: see `share`.
 
         Args:
             number: of the round.
@@ -131,6 +132,10 @@ class Presence:
         )
         if changed or self._clock() >= self._status_due:
             self.publish_status()
+
+    def share(self, devices: int) -> None:
+        """So many devices say their status: each once a second where they are few, and more seldom else."""
+        self._status_every = max(STATUS_EVERY, devices / STATUSES)
 
     def say_again(self) -> None:
         """Publish the status while the device does nothing but send."""
@@ -159,7 +164,7 @@ class Presence:
             upload=self._slow_speed(),
         )
         self._port.publish(self._status_topic, status.encode(), retain=True)
-        self._status_due = self._clock() + STATUS_EVERY
+        self._status_due = self._clock() + self._status_every
         self._said = status
         self.tell_systemd()
 

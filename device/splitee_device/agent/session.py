@@ -116,7 +116,7 @@ class Session:
         self.requests = Requests(port, topics, device, instance, clock, self.wait)
         self._owners: dict[Route, Callable[[Any], None]] = {
             routes.RUN: self._on_run,
-            routes.ROUND: self._hear,
+            routes.ROUND: self._on_round,
             routes.SERVER_STATUS: self._hear,
             routes.PARTICIPATION: self._hear,
             routes.ASSIGNMENT: self._on_assignment,
@@ -294,6 +294,10 @@ class Session:
 
     def _hear(self, message: Any) -> None:
         self.heard.add(message, self._clock())
+
+    def _on_round(self, opened: RoundOpen) -> None:
+        self._hear(opened)
+        self.presence.share(opened.participants)
 
     def _on_run(self, spec: RunSpec) -> None:
         if spec.protocol != PROTOCOL:

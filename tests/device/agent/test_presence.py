@@ -135,6 +135,16 @@ def test_the_status_comes_once_a_second_and_at_once_on_a_change(
     assert [(status.doing, status.round) for status in statuses(port)][2:] == [("waiting", 1), ("waiting", 2)]
 
 
+def test_of_many_devices_each_says_its_status_more_seldom(
+    port: FakePort, presence: Presence, clock: FakeClock
+) -> None:
+    presence.share(1000)
+    for step in range(11):
+        presence.say("training", 1, step, 11)
+        clock.advance(1.0)
+    assert [DeviceStatus.decode(said).step for said in port.payloads(STATUS)] == [0, 5, 10]
+
+
 def test_the_farewell_is_an_offline_status_of_this_process() -> None:
     topic, payload = offline(TOPICS, "pi-1", INSTANCE)
     assert topic == STATUS
