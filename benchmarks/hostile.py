@@ -11,7 +11,7 @@ the broker's access list lets nobody but the server write them. Memory is each p
 began, over that of the rounds before it, and beyond what the undisturbed run grows by in as many rounds.
 Prints one JSON line, and exits with 1 when a process stops or grows, when one payload is not counted, or when
 the weights are not the undisturbed run's. Messages go at half the pace that a member may have: 1,000 on each topic
-take minutes.
+topic take minutes.
 """
 
 from __future__ import annotations
