@@ -10,7 +10,7 @@ Well-formed lies are not sent: a fatal `inbox/error` or the `round` of a run tha
 the broker's access list lets nobody but the server write them. Memory is each process's peak since the flood
 began, over that of the rounds before it, and beyond what the undisturbed run grows by in as many rounds.
 Prints one JSON line, and exits with 1 when a process stops or grows, when one payload is not counted, or when
-the weights are not the undisturbed run's. Messages go at half the pace that a member may have: 1,000 on each topic
+the weights are not the undisturbed run's. Messages go at half the pace that a member may have: 1,000 on each
 topic take minutes.
 """
 
