@@ -292,12 +292,11 @@ def packet_properties(kind: int, **fields: Any) -> Properties | None:
 
     None when all are: to make and to pack an empty set costs paho more than the rest of a publication.
     """
-    given = {name: value for name, value in fields.items() if value is not None}
-    if not given:
-        return None
-    properties = Properties(kind)  # type: ignore[no-untyped-call]
-    for name, value in given.items():
-        setattr(properties, name, value)
+    properties = None
+    for name, value in fields.items():
+        if value is not None:
+            properties = Properties(kind) if properties is None else properties  # type: ignore[no-untyped-call]
+            setattr(properties, name, value)
     return properties
 
 

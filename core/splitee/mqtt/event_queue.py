@@ -46,7 +46,8 @@ class EventQueue:
         self._held: deque[Queued] | None = None
         self._latest: dict[Hashable, _Latest] = {}
         self._bytes = 0
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken by itself: a condition takes it with calls of its own
+        self._changed = threading.Condition(self._lock)
         self._log_drop = RateLimiter()
         self.dropped = 0
 
@@ -56,7 +57,7 @@ class EventQueue:
         size = len(event.payload) if isinstance(event, Message) else 0
         key = self._key(event) if isinstance(event, Message) else None
         room = self._capacity if is_message else self._capacity + RESERVE
-        with self._changed:
+        with self._lock:
             before = None if key is None else self._latest.get(key)
             replaced = 0 if before is None else len(before.message.payload)
             count = 0 if before is not None else len(self._events) + len(self._held or ())
@@ -86,14 +87,14 @@ class EventQueue:
 
     def hold(self) -> None:
         """What is put from here on waits for `release`."""
-        with self._changed:
+        with self._lock:
             if self._held is None:
                 self._held = deque()
                 self._latest.clear()  # what comes from here on does not come before it
 
     def release(self, first: Event | None = None) -> bool:
         """Delivers `first`, then what was held; False when nothing is on hold."""
-        with self._changed:
+        with self._lock:
             if self._held is None:
                 return False
             self._events.extend([] if first is None else [first])
@@ -104,8 +105,8 @@ class EventQueue:
 
     def get(self, timeout: float | None) -> Event | None:
         """The oldest event, or None after `timeout` seconds (None: waits for ever); raises a queued error."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._events, timeout):
+        with self._lock:
+            if not (self._events or self._changed.wait_for(lambda: self._events, timeout)):
                 return None
             queued = self._events.popleft()
             if isinstance(queued, _Latest):

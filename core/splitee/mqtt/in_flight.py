@@ -36,7 +36,8 @@ class InFlight:
         self._early: set[int] = set()  # acknowledged before `sent` was told their number
         self._sending = _Flight("", 0, None)
         self._up = False
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # taken by itself: a condition takes it with calls of its own
+        self._changed = threading.Condition(self._lock)
         self.speed = SendingSpeed(clock)
 
     def __len__(self) -> int:
@@ -53,20 +54,19 @@ class InFlight:
     @property
     def busy(self) -> float:
         """Seconds so far in which something was unacknowledged while the link was up."""
-        with self._changed:
+        with self._lock:
             return self._busy + (self._clock() - self._busy_since if self._up and self._flights else 0.0)
 
-    def _note_busy(self) -> None:
-        """What is under way, or whether the link is up, is about to change."""
-        now = self._clock()
+    def _pause_busy(self) -> None:
+        """Until `_busy_since` is set again: the last one is about to go, or the link to change."""
         if self._up and self._flights:
-            self._busy += now - self._busy_since
-        self._busy_since = now
+            now = self._clock()
+            self._busy, self._busy_since = self._busy + now - self._busy_since, now
 
     def start(self, window: int) -> None:
-        with self._changed:
-            self._note_busy()
-            self._up = True
+        with self._lock:
+            self._pause_busy()
+            self._up, self._busy_since = True, self._clock()
             self._window = window
             again = {number: flight._replace(stamp=None) for number, flight in self._flights.items()}
             self._flights = again
@@ -74,25 +74,26 @@ class InFlight:
 
     def narrow(self, window: int) -> None:
         """From now on no more than so many."""
-        with self._changed:
+        with self._lock:
             self._window = min(self._window, window)
 
     def stop(self) -> None:
-        with self._changed:
-            self._note_busy()
+        with self._lock:
+            self._pause_busy()
             self._up = False
             self._changed.notify_all()
 
     def wait_while_up(self, seconds: float) -> None:
         """Wait so long, or until the link is down."""
         if seconds > 0:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: not self._up, seconds)
 
     def wait_for_room(self, topic: str, size: int) -> bool:
         """True when one more, of `size` bytes, may be sent; False as soon as the link is down."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_let_go(size))
+        with self._lock:
+            if not self._is_let_go(size):
+                self._changed.wait_for(lambda: self._is_let_go(size))
             self._sending = _Flight(topic, size, self.speed.stamp())
             return self._up
 
@@ -103,18 +104,20 @@ class InFlight:
 
     def sent(self, number: int) -> None:
         """What `wait_for_room` was asked for has this number."""
-        with self._changed:
+        with self._lock:
             if number in self._early:
                 self._early.discard(number)
             else:
-                self._note_busy()
+                if not self._flights:
+                    self._busy_since = self._clock()
                 self._flights[number] = self._sending
                 self._bytes += self._sending.size
 
     def acknowledge(self, number: int) -> str:
         """Returns the topic of what was acknowledged."""
-        with self._changed:
-            self._note_busy()
+        with self._lock:
+            if len(self._flights) == 1:
+                self._pause_busy()
             flight = self._flights.pop(number, None)
             if flight is None:
                 self._early.add(number)
@@ -127,13 +130,13 @@ class InFlight:
             return flight.topic
 
     def clear(self) -> None:
-        with self._changed:
-            self._note_busy()
+        with self._lock:
+            self._pause_busy()
             self._flights.clear()
             self._bytes = 0
             self._early.clear()
             self._changed.notify_all()
 
     def wait_until_empty(self, timeout: float | None) -> bool:
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(lambda: not self._flights, timeout)

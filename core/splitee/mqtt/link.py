@@ -260,7 +260,7 @@ class Link:
         ValueError: larger than `max_packet`; such a message would end every connection from here on.
         """
         body = bytes(payload)
-        envelope = sum(len(part.encode()) for part in (topic, response_topic or "")) + len(correlation or b"")
+        envelope = len(topic.encode()) + len((response_topic or "").encode()) + len(correlation or b"")
         if len(body) > self.max_packet or envelope > ENVELOPE - 64:
             raise ValueError(
                 f"message on {topic[:200]}: expected at most {self.max_packet} bytes, with topics and "

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Protocol
 
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties, VariableByteIntegers
+from paho.mqtt.properties import Properties
 
 _UNSET = vars(Properties(PacketTypes.PUBLISH)).keys()  # type: ignore[no-untyped-call]
+_LENGTHS = (1 << 7, 1 << 14, 1 << 21)  # from which on a variable byte integer has a byte more
 
 
 class Meter(Protocol):
@@ -30,5 +32,4 @@ def headers_of(topic: str, payload: int, properties: Properties | None) -> int:
     is_empty = properties is None or vars(properties).keys() == _UNSET
     packed = 1 if is_empty else len(properties.pack())  # type: ignore[union-attr]
     variable = 2 + len(topic.encode()) + 2 + packed
-    length: bytes = VariableByteIntegers.encode(variable + payload)  # type: ignore[no-untyped-call]
-    return 1 + len(length) + variable
+    return 2 + bisect_right(_LENGTHS, variable + payload) + variable

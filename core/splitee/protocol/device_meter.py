@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+
 from splitee.protocol.fields import Phase
 from splitee.protocol.routes import find
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Direction, Tally, Traffic
+
+TOPICS = 64  # whose routes are remembered
 
 
 class DeviceMeter:
@@ -18,7 +22,7 @@ class DeviceMeter:
 
     def __init__(self, topics: Topics) -> None:
         self.phase: Phase = "train"
-        self._topics = topics
+        self._find = lru_cache(TOPICS)(partial(find, topics))  # for it is asked of each message
         self._tally = Tally()
 
     def published(self, topic: str, payload: int, headers: int) -> None:
@@ -32,6 +36,6 @@ class DeviceMeter:
         return self._tally.traffic()
 
     def _count(self, direction: Direction, topic: str, payload: int, headers: int) -> None:
-        found = find(self._topics, topic)
+        found = self._find(topic)
         purpose = "protocol" if found is None else found[0].purpose_in(self.phase)
         self._tally.add(direction, purpose, payload, headers)

@@ -12,12 +12,12 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from splitee.durable import StateDirectory
 from splitee.errors import StateError
-from splitee.training.sharing import Memory, Path, leaves, memory_of, share_equal
+from splitee.training.batchnorm_statistics import is_statistic
+from splitee.training.sharing import Path, leaves, memory_of, share_equal
 from splitee.training.state import packing, unpack_state
 
 
@@ -26,32 +26,36 @@ class CommitFiles:
 
     def __init__(self, directory: StateDirectory) -> None:
         self._directory = directory
-        self._number = 0  # the round that `_base` and `_digests` are of
+        self._number = 0  # the round that `_base` and `_written` are of
         self._base = ""  # SHA-256 of its whole state, as it was written
-        self._digests: dict[Path, bytes] = {}  # of its tensors; b"" for plain values
+        self._written: dict[Path, _Written | None] = {}  # None: a plain value
 
     def save(self, number: int, state: Mapping[str, Any], *, changes_follow: bool = True) -> None:
         """The state after round `number`, durable when this returns.
 
-        Of a round that this object has saved before, only what has changed is written.
+        Of the round that this object has saved last, and whose changes were to follow, only what has changed
+        is written: plain values, and tensors that are other ones, or that were written to. In between no
+        optimizer may step, for torch does not count what a fused step writes.
 
         Args:
-            changes_follow: it is likely to be saved once more.
+            changes_follow: it is likely to be saved once more. Until then its tensors are kept.
         """
         state = share_equal(state)
-        digests = _digests(state) if changes_follow or number == self._number else {}
-        if number == self._number and digests.keys() == self._digests.keys():
-            self._save_changes(number, state, digests)
+        values = dict(leaves(state))
+        is_change = number == self._number and values.keys() == self._written.keys()
+        base, written = self._base, self._written
+        self._number, self._written = 0, {}  # until it is written
+        if is_change:
+            changed = {path for path, value in values.items() if _differs(path, value, written[path])}
+            difference = {"base": base, "changed": _select(state, changed)}
+            self._directory.save_changes(number, packing(difference))
             return
-        self._number = 0  # until it is written
-        base = self._directory.save_round(number, packing(state))
+        self._base = self._directory.save_round(number, packing(state))
         if changes_follow:
-            self._number, self._base, self._digests = number, base, digests
-
-    def _save_changes(self, number: int, state: Mapping[str, Any], digests: Mapping[Path, bytes]) -> None:
-        changed = {path for path, found in digests.items() if not found or found != self._digests[path]}
-        difference = {"base": self._base, "changed": _select(state, changed)}
-        self._directory.save_changes(number, packing(difference))
+            self._number = number
+            self._written = {
+                path: _Written(value) if isinstance(value, Tensor) else None for path, value in values.items()
+            }
 
     def load(self, number: int) -> dict[str, Any] | None:
         """The state after round `number`; None, with a line in the log, when it is missing or torn.
@@ -74,25 +78,23 @@ class CommitFiles:
         return state
 
 
-def _digests(state: Mapping[str, Any]) -> dict[Path, bytes]:
-    """By path, SHA-256 of each tensor; b"" of what is no tensor. Tensors that share memory are read once."""
-    known: dict[Memory, bytes] = {}
-    found = {}
-    for path, value in leaves(state):
-        found[path] = b""
-        if isinstance(value, Tensor):
-            shared = memory_of(value)
-            if shared not in known:
-                known[shared] = _digest(value)
-            found[path] = known[shared]
-    return found
+class _Written:
+    """A tensor as it was written; that it is kept keeps its memory from being another tensor's."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self._version = tensor._version  # torch counts what is written in place
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether another tensor is this one, which nobody has written to since."""
+        return memory_of(tensor) == memory_of(self._tensor) and tensor._version == self._version
 
 
-def _digest(tensor: Tensor) -> bytes:
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-    digest.update(flat.numpy().data)
-    return digest.digest()
+def _differs(path: Path, value: Any, written: _Written | None) -> bool:
+    """Of running statistics torch does not count what BatchNorm writes."""
+    if written is None or not isinstance(value, Tensor):
+        return True
+    return is_statistic(str(path[-1])) or not written.is_still(value)
 
 
 def _select(state: Mapping[Any, Any], wanted: set[Path], path: Path = ()) -> dict[Any, Any]:

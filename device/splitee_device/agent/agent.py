@@ -29,7 +29,7 @@ from splitee_device.agent.first_state import FirstState, settled
 from splitee_device.agent.heard import ENDED, Outcome, PhaseKey, phase_key
 from splitee_device.agent.monitor import RoundMonitor
 from splitee_device.agent.phase import PhaseUnderWay, Superseded
-from splitee_device.agent.session import Session
+from splitee_device.agent.session import ServerGone, Session
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.statistics import channel_statistics
 from splitee_device.training.store import DeviceStore
@@ -238,13 +238,14 @@ class Agent:
         told = self._heard.assignment
         if told is None or told.run != self._spec.run or not told.held or self._position == told.committed:
             return
-        if self._heard.is_alone:
+        try:
+            with self._session.needing_server():
+                self._follow(told)
+        except ServerGone:
             log.warning(
                 "the run is over, and its server is gone: this device does not get the network of round %d",
                 told.committed,
             )
-            return
-        self._follow(told)
 
     def _train(self, phase: PhaseUnderWay) -> None:
         """Train a round, save it durably where no other has it, and wait for its commit."""

@@ -73,6 +73,10 @@ class RunChanged(Unwinding):
         super().__init__(rounds if self.goes_on else "the server has opened another run")
 
 
+class ServerGone(Unwinding):
+    """The run is finished, and its server is no longer there to give what is asked of it."""
+
+
 class Session:
     """One device's conversation with its fleet.
 
@@ -103,6 +107,7 @@ class Session:
         self._stop = stop
         self._clock = clock
         self._phase: PhaseUnderWay | None = None
+        self._needs_server = False
         self._overflowed = -SYNC_AFTER  # when messages to this device were last lost here
         self._log_reports = FirstFew()
         self._sync_after = SYNC_AFTER + crc32(device.encode()) % 1000 * SPREAD / 1000
@@ -189,6 +194,20 @@ class Session:
         finally:
             self._phase = None
 
+    @contextmanager
+    def needing_server(self) -> Iterator[None]:
+        """What only the server can give is asked for; who trains waits for one that is away.
+
+        Raises:
+            ServerGone: the run is finished, and the server does not come back.
+        """
+        self._needs_server = True
+        try:
+            self._check_server()
+            yield
+        finally:
+            self._needs_server = False
+
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         """Handle events until `condition`; says now and then what is waited for.
 
@@ -244,6 +263,7 @@ class Session:
 
         Raises:
             Superseded: what is under way no longer counts.
+            ServerGone: as `needing_server` says.
             RunChanged, Stopped, IdInUse, Rejected, Dismissed, VersionMismatch, BrokerRefused: as their names
                 say.
         """
@@ -268,7 +288,12 @@ class Session:
         self.presence.check_identity()
         if self._phase is not None and self._phase.is_superseded(self.heard):
             raise Superseded
+        self._check_server()
         return event is not None
+
+    def _check_server(self) -> None:
+        if self._needs_server and self.heard.is_finished and self.heard.is_alone:
+            raise ServerGone
 
     def _while_sending(self) -> None:
         """What does not wait for a slow link: the watchdog, a signal to stop, the status."""

@@ -52,6 +52,7 @@ class ClientNetworks:
         self._held: dict[str, Weights] = {}
         self._digests: dict[str, str] = {}
         self._first_digests: dict[int, str] = {}  # by cut
+        self._likes: dict[int, Weights] = {}  # by cut
         self._momentum = ServerMomentum(spec.server_momentum)
         self._heads: dict[str, nn.Module] = {}  # exits that predict, by the digests of their networks
         own = network.module.state_dict()
@@ -71,15 +72,22 @@ class ClientNetworks:
 
     def assembler(self, cut: int) -> WeightsAssembler:
         """Takes the messages of a device with this cut."""
-        like = client_model(self._network, cut, self._spec).state_dict()
+        like = self._like(cut)
         return WeightsAssembler(like, {name: self._frozen[name] for name in like if name in self._frozen})
 
     def statistics_assembler(self, cut: int) -> WeightsAssembler:
         """Takes the messages with the statistics of such a device, which frozen stages keep."""
-        like = client_model(self._network, cut, self._spec).state_dict()
+        like = self._like(cut)
         return WeightsAssembler(
             {name: like[name] for name in like if is_statistic(name) and name not in self._frozen}
         )
+
+    def _like(self, cut: int) -> Weights:
+        """Tensors of the names, shapes and types that a client network with this cut has, made once."""
+        if cut not in self._likes:
+            tensors = client_model(self._network, cut, self._spec).state_dict()
+            self._likes[cut] = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
+        return self._likes[cut]
 
     def absorb(self, statistics: Weights, cuts: Mapping[str, int]) -> None:
         """Take over tensors into all networks that are held.

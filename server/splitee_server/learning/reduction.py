@@ -127,10 +127,15 @@ class LaneSums:
         return {name: total.div_(nodes[0].weights[name]) for name, total in nodes[0].sums.items()}
 
     def _complete(self, lane: int) -> None:
-        """No device of a lane below `lane` follows."""
+        """No device of a lane below `lane` follows; lanes without any make the largest nodes at once."""
         while self._next < lane:
-            self._push(self._open)
-            self._next += 1
+            node, lanes = self._open, 1
+            if not node.sums:
+                while self._next % (2 * lanes) == 0 and self._next + 2 * lanes <= lane:
+                    lanes *= 2
+                node = Partial(self._next, lanes)
+            self._push(node)
+            self._next += lanes
             self._open, self._last = Partial(self._next, 1), ""
 
     def _push(self, node: Partial) -> None:

@@ -17,12 +17,14 @@ from splitee.training.commit_files import CommitFiles
 from splitee.training.state import fleet_digest, pack_state, unpack_state
 
 LARGE = torch.arange(100_000, dtype=torch.float32)
+MOMENTUM = LARGE + 1
+COUNT = torch.tensor(7)
 
 
 def state(mean: float = 0.0, seconds: float = 1.0) -> dict[str, Any]:
     statistics = torch.full((3,), mean)
-    trunk = {"weight": LARGE, "running_mean": statistics, "count": torch.tensor(7)}
-    optimizer = {"state": {0: {"momentum": LARGE + 1}}, "groups": [{"lr": 1}]}
+    trunk = {"weight": LARGE, "running_mean": statistics, "count": COUNT}
+    optimizer = {"state": {0: {"momentum": MOMENTUM}}, "groups": [{"lr": 1}]}
     return {
         "round": 5,
         "strategy": {"trunk": trunk, "optimizer": optimizer},
@@ -68,6 +70,36 @@ def test_the_last_of_several_changes_counts(directory: StateDirectory) -> None:
     assert same(CommitFiles(directory).load(5), state(4.0))
     files.save(5, state(0.0))
     assert same(CommitFiles(directory).load(5), state(0.0))
+
+
+def test_tensors_that_are_written_to_in_place_are_changes(directory: StateDirectory) -> None:
+    layer = torch.nn.BatchNorm1d(4)
+    other = torch.zeros(4)
+    tensors = {**layer.state_dict(), "other": other}
+    files = CommitFiles(directory)
+    files.save(5, {"trunk": dict(tensors)})
+    layer(torch.arange(8.0).reshape(2, 4))
+    other[1:3].fill_(5.0)
+    with torch.no_grad():
+        layer.weight[:2] = 2.0
+    files.save(5, {"trunk": {**layer.state_dict(), "other": other}})
+    found = CommitFiles(directory).load(5)
+    assert found is not None
+    assert (directory.path / "round-000005.changes").exists()
+    assert same(found["trunk"], {**layer.state_dict(), "other": other})
+    assert found["trunk"]["running_mean"].any()
+
+
+def test_a_new_tensor_in_the_place_of_one_that_is_gone_is_a_change(directory: StateDirectory) -> None:
+    files, held = CommitFiles(directory), {"x": torch.zeros(1000)}
+    files.save(5, {"clients": dict(held)})
+    for value in range(1, 20):
+        del held["x"]
+        held["x"] = torch.full((1000,), float(value))
+        files.save(5, {"clients": dict(held)})
+        found = CommitFiles(directory).load(5)
+        assert found is not None
+        assert same(found["clients"], held)
 
 
 def test_changes_that_are_torn_leave_the_round_as_it_was_first(

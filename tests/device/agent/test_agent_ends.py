@@ -128,3 +128,37 @@ def test_a_device_that_comes_after_the_end_does_not_wait_for_a_server_that_is_go
     assert server.syncs == []
     [line] = [message for message in caplog.messages if "its server is gone" in message]
     assert "does not get the network of round 2" in line
+
+
+def test_a_server_that_leaves_while_a_device_fetches_its_last_network_is_not_waited_for(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    device = make(replace(SPEC, client_averaging="layerwise"), script=(("finished", 2),), patience=600)
+    server = device.server
+    average = other_weights(client_model(build_for(SPEC), 1, SPEC).state_dict())
+    server.held, server.committed, server.digest = average, 2, weights_digest(average)
+    server.is_lost = lambda route, _message: route is routes.HELD_WEIGHTS
+    server.open_run()
+    server.send(routes.SERVER_STATUS, ServerStatus(state="offline", instance=server.attempt), seconds=20)
+    device.run()
+    assert server.syncs
+    [line] = [message for message in caplog.messages if "its server is gone" in message]
+    assert "does not get the network of round 2" in line
+    assert server.statuses[-1].doing == "finished"
+
+
+def test_a_server_that_is_away_before_its_models_are_released_is_waited_for(
+    make: Callable[..., Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    device = make(replace(SPEC, client_averaging="layerwise"), script=(("release", 2),), patience=600)
+    server = device.server
+    average = other_weights(client_model(build_for(SPEC), 1, SPEC).state_dict())
+    server.held, server.committed, server.digest = average, 2, weights_digest(average)
+    back = device.clock() + 30
+    server.is_lost = lambda route, _message: route is routes.HELD_WEIGHTS and device.clock() < back
+    server.open_run()
+    server.send(routes.SERVER_STATUS, ServerStatus(state="offline", instance=server.attempt), seconds=5)
+    server.open_run(seconds=30)
+    device.run()
+    assert device.trainers[-1].digest() == server.digest
+    assert not [message for message in caplog.messages if "its server is gone" in message]

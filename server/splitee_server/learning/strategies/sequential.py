@@ -60,7 +60,7 @@ class Sequential(Strategy):
         self.join(device, cut)
 
     def weights(self) -> dict[str, Tensor]:
-        return self._network.trunk(min(self._cuts.values())).state_dict() if self._cuts else {}
+        return self._entries[min(self._cuts.values())].state_dict() if self._cuts else {}
 
     def state(self) -> dict[str, Any]:
         return {
