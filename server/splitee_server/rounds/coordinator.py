@@ -171,7 +171,7 @@ class Coordinator:
         if not self._guard(device, lambda: work(device, step, batch)):
             self._phase.note_rejected(device)
             self._check_divergence()
-        if device in self._phase:
+        if device in self._phase and not self._phase.is_ahead(device):
             self._replies.acknowledge(self._phase, device)
         if unlocked is not None and unlocked != device:
             self._replies.acknowledge(self._phase, unlocked)

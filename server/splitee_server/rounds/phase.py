@@ -236,6 +236,15 @@ class Phase:
         """All of the device's steps below this one have been taken."""
         return self._batches.next_step(device)
 
+    def is_ahead(self, device: str) -> bool:
+        """Whether a device loses nothing if it hears later that its last batch was taken.
+
+        All that it had to send is here, or more than half of what it may have on its way.
+        """
+        held = self._batches.held_of(device)
+        left = self.participants[device].steps - self.next_step(device)
+        return 0 < held == left or 2 * held > self.windows.room(device)
+
     def waiting_batches(self) -> int:
         """Batches that are here and have not been taken."""
         return self._batches.held()
