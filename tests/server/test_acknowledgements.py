@@ -34,7 +34,7 @@ def test_a_device_that_waits_for_each_batch_hears_of_each(tmp_path: Path) -> Non
     assert heard == list(range(1, STEPS + 1))
 
 
-def test_a_device_whose_batches_wait_hears_when_half_of_its_room_is_free_and_at_the_end(tmp_path: Path) -> None:
+def test_a_device_whose_batches_wait_hears_of_half_a_room_at_a_time(tmp_path: Path) -> None:
     weights, heard = served(tmp_path / "ahead", ahead=True)
-    assert heard == [WINDOW // 2, WINDOW, STEPS]
+    assert heard == [WINDOW // 2, WINDOW, WINDOW + WINDOW // 2, STEPS]
     assert weights == served(tmp_path / "behind", ahead=False)[0]

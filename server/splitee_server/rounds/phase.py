@@ -239,11 +239,14 @@ class Phase:
     def is_ahead(self, device: str) -> bool:
         """Whether a device loses nothing if it hears later that its last batch was taken.
 
-        All that it had to send is here, or more than half of what it may have on its way.
+        More than half of what it may have on its way is here; or all that it had to send, and it has heard
+        half a room of batches ago.
         """
-        held = self._batches.held_of(device)
-        left = self.participants[device].steps - self.next_step(device)
-        return 0 < held == left or 2 * held > self.windows.room(device)
+        held, room = self._batches.held_of(device), self.windows.room(device)
+        taken = self.next_step(device)
+        if 0 < held == self.participants[device].steps - taken:
+            return taken % max(1, room // 2) > 0
+        return 2 * held > room
 
     def waiting_batches(self) -> int:
         """Batches that are here and have not been taken."""
