@@ -154,16 +154,18 @@ class Strategy(ABC):
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
-        with statistics_kept_on_error(parts.buffers):
-            with precision_at(features.device, self._spec.precision):
-                computed = _outputs(trunk, features)
-            *inner, logits = (one.float() for one in computed)
-            loss = F.cross_entropy(logits + offsets, labels)
-            total = loss + self._loss_of_exits(device, inner, labels, offsets)
-            forget_gradients(optimizer)
-            total.backward()  # type: ignore[no-untyped-call]
-            self._bound_gradient(parts.parameters, loss.item())
-        optimizer.step()
+        try:
+            with statistics_kept_on_error(parts.buffers):
+                with precision_at(features.device, self._spec.precision):
+                    computed = _outputs(trunk, features)
+                *inner, logits = (one.float() for one in computed)
+                loss = F.cross_entropy(logits + offsets, labels)
+                total = loss + self._loss_of_exits(device, inner, labels, offsets)
+                total.backward()  # type: ignore[no-untyped-call]
+                self._bound_gradient(parts.parameters, loss.item())
+            optimizer.step()
+        finally:
+            forget_gradients(optimizer)  # of many trunks they would take as much memory as the weights
         return TrunkStep(loss.item(), logits.detach())
 
     def _parts_of(self, trunk: nn.Module) -> TrunkParts:
