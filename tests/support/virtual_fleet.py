@@ -72,6 +72,7 @@ class VirtualDevice:
         good_rounds: in which its exit is sure and right about all held-out images, and wrong in all others;
             None: what it predicts is random.
         claims: seconds that it says a round has taken.
+        is_ahead: it sends whatever its room allows; else a batch when the last one is trained.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class VirtualDevice:
         self.before_batch: Callable[[int, str, int], None] = lambda _round, _phase, _step: None
         self.good_rounds: frozenset[int] | None = None
         self.claims = 1.0
+        self.is_ahead = False
         self.errors: list[ErrorReport] = []
         self.assignments: list[Assignment] = []
         self.parts: list[tuple[str, int, Participant]] = []  # phase, round, and its part in it
@@ -143,7 +145,8 @@ class VirtualDevice:
         part = self.part_in(opened)
         if part is not None:
             self.parts.append((opened.phase, opened.round, part))
-            self._send_up_to(1)
+            assert self._told is not None
+            self._send_up_to(self._told.room if self.is_ahead else 1)
 
     def part_in(self, opened: RoundOpen) -> Participant | None:
         """What it has been told to do in a phase."""
@@ -168,7 +171,7 @@ class VirtualDevice:
         if ack.step == part.steps and ack.phase != "evaluate":
             self._finish(opened)
         else:
-            self._send_up_to(ack.step + 1)
+            self._send_up_to(ack.step + (ack.room if self.is_ahead else 1))
 
     def _send_up_to(self, step: int) -> None:
         opened = self._opened

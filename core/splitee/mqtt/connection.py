@@ -9,7 +9,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
@@ -287,17 +288,30 @@ def quietly(callback: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
+class _Packed(Properties):
+    """Properties that nobody changes any more: paho packs them whenever it sends them, and takes long."""
+
+    _packed: bytes
+
+    def __init__(self, kind: int, fields: Mapping[str, Any]) -> None:
+        super().__init__(kind)  # type: ignore[no-untyped-call]
+        for name, value in fields.items():
+            setattr(self, name, value)
+        packed = super().pack()  # type: ignore[no-untyped-call]
+        object.__setattr__(self, "_packed", packed)  # paho's own lets only what MQTT names be set
+
+    def pack(self) -> bytes:
+        return self._packed
+
+
+@lru_cache(maxsize=32)
 def packet_properties(kind: int, **fields: Any) -> Properties | None:
     """The properties of one packet (`PacketTypes`), by their names in MQTT v5; None leaves one out.
 
     None when all are: to make and to pack an empty set costs paho more than the rest of a publication.
     """
-    properties = None
-    for name, value in fields.items():
-        if value is not None:
-            properties = Properties(kind) if properties is None else properties  # type: ignore[no-untyped-call]
-            setattr(properties, name, value)
-    return properties
+    given = {name: value for name, value in fields.items() if value is not None}
+    return _Packed(kind, given) if given else None
 
 
 def _send_at_once(_client: Client, _data: Any, opened: socket.socket) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from splitee.mqtt.events import Message
@@ -160,6 +161,7 @@ _BY_LEAF = {route.leaf: route for route in ROUTES if route.of_device}
 _BY_PATH = {route.path: route for route in ROUTES if not route.of_device}
 
 
+@lru_cache(maxsize=1 << 14)  # each message is looked up several times; anyone may write topics
 def find(topics: Topics, topic: str) -> tuple[Route, str] | None:
     """The route of a topic, and the device that it is of, or ""; None: no topic of this fleet."""
     of_device = topics.parse_device(topic)

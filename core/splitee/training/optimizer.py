@@ -41,6 +41,13 @@ def make_optimizer(parameters: Iterable[nn.Parameter], spec: RunSpec) -> torch.o
     return optimizer
 
 
+def forget_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """As `zero_grad`, which notes for torch's profiler that it does so: that takes ten times as long."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def _begin_momentum(optimizer: torch.optim.Optimizer, _arguments: Any, _keywords: Any) -> None:
     """Give weights that are trained for the first time the momentum zero.
 

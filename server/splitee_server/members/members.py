@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from splitee.errors import StateError
@@ -51,10 +51,7 @@ class Member:
 
     def durable(self) -> dict[str, Any]:
         """What is kept in the server's state."""
-        kept = asdict(self)
-        for name in ("instance", "online", "pixel_mean", "pixel_std"):
-            del kept[name]
-        return kept
+        return {name: getattr(self, name) for name in _DURABLE} | {"totals": asdict(self.totals)}
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Member:
@@ -62,6 +59,11 @@ class Member:
         totals = dict(state["totals"])
         totals.pop("bytes", None)  # of earlier releases, which did not tell them apart
         return cls(**{**state, "totals": Totals(**totals)}, instance=0, online=False)
+
+
+_DURABLE = [
+    one.name for one in fields(Member) if one.name not in ("instance", "online", "pixel_mean", "pixel_std")
+]
 
 
 class Members:

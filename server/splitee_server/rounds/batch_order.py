@@ -59,6 +59,10 @@ class BatchOrder(Generic[Batch]):
         """The step behind the last one of the device that has come."""
         return self._seen[device]
 
+    def held_of(self, device: str) -> int:
+        """Batches of the device that are here and have not been handed out."""
+        return len(self._held[device])
+
     def held(self) -> int:
         """Batches that are here and have not been handed out."""
         return sum(len(batches) for batches in self._held.values())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import msgspec
 import numpy as np
@@ -106,6 +107,7 @@ def _figures(confusion: Confusion, names: Sequence[str], *, with_matrix: bool) -
     )
 
 
+@lru_cache(maxsize=1 << 12)  # devices have few images of a class: the same counts come again and again
 def _figure(hits: int, images: int) -> Figure:
     low, high = wilson(hits, images)
     return Figure(round(hits / images, 6) if images else None, images, (round(low, 6), round(high, 6)))

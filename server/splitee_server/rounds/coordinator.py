@@ -174,7 +174,7 @@ class Coordinator:
         device, is_done, unlocked = worked
         if not is_done:
             self._check_divergence()
-        if device in self._phase:
+        if device in self._phase and not self._phase.is_ahead(device):
             self._replies.acknowledge(self._phase, device)
         if unlocked is not None:
             self._replies.acknowledge(self._phase, unlocked)

@@ -282,6 +282,18 @@ class Phase:
         """All of the device's steps below this one have been taken."""
         return self._batches.next_step(device)
 
+    def is_ahead(self, device: str) -> bool:
+        """Whether a device loses nothing if it hears later that its last batch was taken.
+
+        More than half of what it may have on its way is here; or all that it had to send, and it has heard
+        half a room of batches ago.
+        """
+        held, room = self._batches.held_of(device), self.windows.room(device)
+        taken = self.next_step(device)
+        if 0 < held == self.participants[device].steps - taken:
+            return taken % max(1, room // 2) > 0
+        return 2 * held > room
+
     def waiting_batches(self) -> int:
         """Batches that are here and have not been taken."""
         return self._batches.held()

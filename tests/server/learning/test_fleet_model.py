@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import math
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitee.networks.split import build_network
 from splitee.protocol.run_spec import RunSpec
@@ -503,3 +505,21 @@ def test_trunks_that_are_summed_up_one_by_one_leave_the_same_models(averaging: s
     at_once, in_turn = (fleet.model.trunk_weights() for fleet in fleets)
     assert same(at_once, in_turn)
     assert at_once["late/second.1.num_batches_tracked"] == 0 < at_once["a/second.1.num_batches_tracked"]
+
+
+@STRATEGIES
+def test_a_step_keeps_no_gradients(strategy: str) -> None:
+    """Of many trunks they would take as much memory as the weights."""
+    others = {id(one): one for one in _parameters()}
+    fleet = Fleet(strategy)
+    fleet.train(1)
+    batch = torch.full((BATCH, *fleet.model.feature_shape(1)), math.inf), torch.zeros(BATCH).long()
+    with pytest.raises(Untrainable):
+        fleet.model.train("a", *batch, round_number=2, step=0, steps=STEPS)
+    own = [one for one in _parameters() if id(one) not in others]
+    assert own
+    assert all(one.grad is None for one in own)
+
+
+def _parameters() -> list[nn.Parameter]:
+    return [one for one in gc.get_objects() if isinstance(one, nn.Parameter)]

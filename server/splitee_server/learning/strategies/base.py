@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from splitee.errors import Diverged
-from splitee.networks.frozen import set_training
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import FreshStatistics
 from splitee.training.learning_rate import learning_rate, set_rate
-from splitee.training.optimizer import make_optimizer
+from splitee.training.optimizer import forget_gradients, make_optimizer
 from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee.training.weights import deeper_cuts
+from splitee_server.learning.trunk_parts import TrunkParts
 
 LARGEST_GRADIENT = 1e6  # norm that is still scaled down; beyond it the batch gives no step
 
@@ -44,9 +45,9 @@ class TrunkStep(NamedTuple):
 
 
 @contextmanager
-def statistics_kept_on_error(trunk: nn.Module) -> Iterator[None]:
+def statistics_kept_on_error(buffers: Sequence[Tensor]) -> Iterator[None]:
     """A forward pass changes BatchNorm's statistics; whatever is raised after it takes that back."""
-    before = [(buffer, buffer.clone()) for buffer in trunk.buffers()]
+    before = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
     except Exception:
@@ -64,6 +65,7 @@ class Strategy(ABC):
         self._frozen = network.frozen_modules
         self._cuts: dict[str, int] = {}  # by device; needed where trunks are made by `_new_trunk`
         self._exits: Mapping[int, nn.Module] = {}
+        self._parts = WeakKeyDictionary[nn.Module, TrunkParts]()
 
     @property
     @abstractmethod
@@ -177,21 +179,29 @@ class Strategy(ABC):
         """
         self._before_step(device, len(labels), step)
         trunk, optimizer = self.trunk(device), self.optimizer(device)
-        set_training(trunk, self._frozen)
+        parts = self._parts_of(trunk)
+        parts.set_training(trunk)
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
         highest = self._spec.trunk_learning_rate or self._spec.learning_rate
         set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
-        with statistics_kept_on_error(trunk):
-            with precision_at(features.device, self._spec.precision):
-                computed = _outputs(trunk, features)
-            *inner, logits = (one.float() for one in computed)
-            loss = F.cross_entropy(logits + offsets, labels)
-            total = loss + self._loss_of_exits(device, inner, labels, offsets)
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            self._bound_gradient(trunk, loss.item())
-        optimizer.step()
+        try:
+            with statistics_kept_on_error(parts.buffers):
+                with precision_at(features.device, self._spec.precision):
+                    computed = _outputs(trunk, features)
+                *inner, logits = (one.float() for one in computed)
+                loss = F.cross_entropy(logits + offsets, labels)
+                total = loss + self._loss_of_exits(device, inner, labels, offsets)
+                total.backward()  # type: ignore[no-untyped-call]
+                self._bound_gradient(parts.parameters, loss.item())
+            optimizer.step()
+        finally:
+            forget_gradients(optimizer)  # of many trunks they would take as much memory as the weights
         return TrunkStep(loss.item(), logits.detach())
+
+    def _parts_of(self, trunk: nn.Module) -> TrunkParts:
+        if trunk not in self._parts:
+            self._parts[trunk] = TrunkParts(trunk, self._frozen)
+        return self._parts[trunk]
 
     def _before_step(self, device: str, samples: int, step: int) -> None:  # noqa: B027  most need nothing
         """What a strategy does before step `step` of a round, on a batch of so many samples."""
@@ -215,9 +225,8 @@ class Strategy(ABC):
         ]
         return self._spec.deep_supervision * torch.stack(losses).sum()
 
-    def _bound_gradient(self, trunk: nn.Module, loss: float) -> None:
+    def _bound_gradient(self, parameters: Sequence[nn.Parameter], loss: float) -> None:
         """Clip the gradient's norm as the run asks for. Raises Untrainable."""
-        parameters = [parameter for parameter in trunk.parameters() if parameter.grad is not None]
         norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if not (math.isfinite(loss) and norm.item() <= LARGEST_GRADIENT):
             raise Untrainable(f"a batch gives the loss {loss:g} and a gradient of norm {norm.item():g}")
@@ -237,7 +246,7 @@ class Strategy(ABC):
     ) -> None:
         """Add to `fresh`, of the device's trunk, what its BatchNorm layers see in features (B, ...)."""
         trunk = self.trunk(device)
-        set_training(trunk, self._frozen)
+        self._parts_of(trunk).set_training(trunk)
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
         with fresh.batch():
             trunk(features)
