@@ -44,7 +44,7 @@ from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_lab.methods.simulation import Simulation
 
-MOST = 1.15  # CPU seconds of the fleet over those of one process
+MOST = 1.12  # CPU seconds of the fleet over those of one process
 TURN = 0.5  # seconds that a side runs for
 
 Seconds = dict[str, float]  # of CPU, by process
