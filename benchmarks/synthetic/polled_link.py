@@ -16,7 +16,7 @@ KEEP_ALIVE = 600  # seconds: a thousand devices share the CPU here that each has
 
 
 class Turn:
-    """In the place of a threading.Condition, where others have their turn while one waits."""
+    """In the place of a lock and its condition, where others have their turn while one waits."""
 
     def __init__(self, pause: Callable[[], None]) -> None:
         self._pause = pause
@@ -54,7 +54,8 @@ class PolledLink(Link):
     ) -> None:
         super().__init__(address, client_id, will=will, keepalive=KEEP_ALIVE)
         self._turn = Turn(pause)
-        self._in_flight._changed = self._inbox._changed = cast(threading.Condition, self._turn)
+        for shared in (self._in_flight, self._inbox):  # nobody holds a lock while others have their turn
+            shared._lock, shared._changed = cast(Any, self._turn), cast(threading.Condition, self._turn)
         self._client.on_socket_register_write = lambda *_: None  # there is no thread to be woken
 
     def is_due(self, now: float) -> bool:
