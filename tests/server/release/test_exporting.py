@@ -105,7 +105,7 @@ def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
     manifest = TrunkModels(tmp_path / "trunks").manifest
     assert manifest.devices == {
         "pi-1": "trunk-cut-1.onnx",
-        "pi-2": "trunk-cut-2-pi-2.onnx",
+        "pi-2": "trunk-cut-2.onnx",
         "pi-3": "trunk-cut-2.onnx",
         "pi-4": "trunk-cut-2.onnx",
     }
