@@ -21,7 +21,13 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from splitee.mqtt.address import TlsFiles
 from splitee.mqtt.client import new_client
-from splitee.mqtt.connection import LARGEST_INCOMING, packet_properties, quietly
+from splitee.mqtt.connection import (
+    LARGEST_INCOMING,
+    let_broker_read,
+    packet_properties,
+    quietly,
+    send_at_once,
+)
 from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.websockets import carrier
@@ -71,7 +77,7 @@ class Client:
         self._window = IN_FLIGHT
         limit = max(1.0, deadline - time.monotonic())
         self._paho = paho = new_client(link.address, client_id, MQTTProtocolVersion.MQTTv5, limit)
-        paho.on_socket_open = quietly(_send_at_once)
+        paho.on_socket_open = quietly(send_at_once)
         paho.on_socket_close = quietly(self._let_broker_read)
         paho.on_connect = quietly(self._on_connect)
         paho.on_subscribe = quietly(self._on_subscribe)
@@ -231,21 +237,10 @@ class Client:
 
     def _let_broker_read(self, _client: Any, _data: Any, closed: socket.socket) -> None:
         """To close while there is something to read resets a connection, and DISCONNECT is lost with it."""
-        if not self._closing:
-            return
-        until = time.monotonic() + LINGER
-        with contextlib.suppress(OSError):
-            below = carrier(closed)
-            below.settimeout(LINGER)
-            below.shutdown(socket.SHUT_WR)
-            while below.recv(1 << 16) and time.monotonic() < until:
-                pass
+        if self._closing:
+            let_broker_read(closed, LINGER)
 
 
 def tls_context(link: LinkOptions) -> ssl.SSLContext:
     """The context of a link's files, or of the system's authorities."""
     return (link.tls or TlsFiles()).context()
-
-
-def _send_at_once(_client: Any, _data: Any, opened: socket.socket) -> None:
-    carrier(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -90,7 +90,7 @@ class Connection:
         errors = logging.Logger("paho", logging.ERROR)
         errors.addHandler(self._trouble)
         client.enable_logger(errors)
-        client.on_socket_open = quietly(_send_at_once)
+        client.on_socket_open = quietly(send_at_once)
         client.on_socket_close = quietly(self._let_broker_read)
         client.on_connect = quietly(self._note_answer)
         client.on_disconnect = quietly(self._note_end)
@@ -218,15 +218,8 @@ class Connection:
         To close while there is something to read resets a connection: what was sent last may be lost with it,
         and the session would stay at the broker, with all that is queued for it, until it expires.
         """
-        if not self._closing.is_set():
-            return
-        until = time.monotonic() + LINGER
-        with contextlib.suppress(OSError):
-            below = carrier(closed)
-            below.settimeout(LINGER)
-            below.shutdown(socket.SHUT_WR)
-            while below.recv(1 << 16) and time.monotonic() < until:
-                pass
+        if self._closing.is_set():
+            let_broker_read(closed, LINGER)
 
     def _hang_up(self) -> None:
         self._on_lost()
@@ -314,5 +307,16 @@ def packet_properties(kind: int, **fields: Any) -> Properties | None:
     return _Packed(kind, given) if given else None
 
 
-def _send_at_once(_client: Client, _data: Any, opened: socket.socket) -> None:
+def let_broker_read(closed: socket.socket, seconds: float) -> None:
+    """Say that nothing more comes, and wait at most so long for the broker to hang up."""
+    until = time.monotonic() + seconds
+    with contextlib.suppress(OSError):
+        below = carrier(closed)
+        below.settimeout(seconds)
+        below.shutdown(socket.SHUT_WR)
+        while below.recv(1 << 16) and time.monotonic() < until:
+            pass
+
+
+def send_at_once(_client: Client, _data: Any, opened: socket.socket) -> None:
     carrier(opened).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

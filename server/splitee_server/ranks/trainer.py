@@ -14,7 +14,6 @@ from splitee.mqtt.events import Connected, Event, Message, Overflow
 from splitee.mqtt.port import Port
 from splitee.networks.split import build_for
 from splitee.protocol import routes
-from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
 from splitee.protocol.retained import clear
 from splitee.protocol.routes import Route
@@ -168,12 +167,12 @@ class Trainer:
             order=turns,
             window=spec.window,
             windows=open_windows(
+                opened,
                 order.participants,
-                {device: model.feature_shape(part.cut) for device, part in order.participants.items()},
-                EVALUATION_BATCH if opened.batches == "evaluate" else spec.batch_size,
+                spec,
+                model.feature_shape,
                 announcer.max_packet,
                 self._policy.budget,
-                window=spec.window,
                 order=turns,
             ),
             num_classes=spec.num_classes,

@@ -16,7 +16,6 @@ from splitee.cli import words
 from splitee.clock import Clock
 from splitee.errors import Diverged
 from splitee.mqtt.rate_limiter import RateLimiter
-from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.fields import RunPhase
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.rounds import Participant, RoundOpen
@@ -408,12 +407,12 @@ class Coordinator:
             order=order,
             window=spec.window,
             windows=open_windows(
+                opened,
                 own,
-                {device: model.feature_shape(part.cut) for device, part in own.items()},
-                EVALUATION_BATCH if opened.batches == "evaluate" else spec.batch_size,
+                spec,
+                model.feature_shape,
                 self._announce.max_packet,
                 self._policy.budget,
-                window=spec.window,
                 order=order,
                 served=served,
             ),

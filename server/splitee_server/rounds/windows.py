@@ -14,13 +14,15 @@ device that the order waits for. Who has one and is away keeps it until it is ba
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from splitee.mqtt.sending_speed import LEAST_PART
+from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.parts import PART_OVERHEAD
-from splitee.protocol.rounds import Participant
+from splitee.protocol.rounds import Participant, RoundOpen
+from splitee.protocol.run_spec import RunSpec
 from splitee_server.rounds.batch_order import Order
 
 EVENTS = 256  # of a device: what it promises to take of batches, and as many for all else
@@ -132,17 +134,21 @@ class Windows:
 
 
 def open_windows(
+    opened: RoundOpen,
     participants: Mapping[str, Participant],
-    shapes: Mapping[str, tuple[int, ...]],
-    samples: int,
+    spec: RunSpec,
+    feature_shape: Callable[[int], tuple[int, ...]],
     max_packet: int,
     budget: Budget,
     *,
-    window: int,
     order: Order,
     served: Sequence[str] = (),
 ) -> Windows:
-    """Those of a phase in which batches of so many `samples` are sent, with features of these `shapes`."""
+    """Those of `participants` in a phase. `feature_shape`: of a sample at a cut."""
+    samples = EVALUATION_BATCH if opened.batches == "evaluate" else spec.batch_size
     steps = {device: part.steps for device, part in participants.items()}
-    costs = {device: batch_cost(samples, shapes[device], max_packet) for device in participants}
-    return Windows(steps, costs, budget, window=window, order=order, served=served)
+    costs = {
+        device: batch_cost(samples, feature_shape(part.cut), max_packet)
+        for device, part in participants.items()
+    }
+    return Windows(steps, costs, budget, window=spec.window, order=order, served=served)

@@ -102,7 +102,7 @@ class Ranks:
             parts,
             order="any",
             window=8,
-            windows=windows_of(own),
+            windows=windows_of(opened, own),
             num_classes=3,
             clock=time.monotonic,
             elsewhere=elsewhere,
@@ -133,9 +133,10 @@ def ranks() -> Iterator[Ranks]:
     made.end()
 
 
-def windows_of(parts: dict[str, Participant]) -> Windows:
-    shapes = dict.fromkeys(parts, (8, 2, 2))
-    return open_windows(parts, shapes, 4, 1 << 20, Budget(1 << 30, 4096), window=8, order="any")
+def windows_of(opened: RoundOpen, parts: dict[str, Participant]) -> Windows:
+    return open_windows(
+        opened, parts, SPEC, lambda _cut: (8, 2, 2), 1 << 20, Budget(1 << 30, 4096), order="any"
+    )
 
 
 def features(phase: Phase, device: str, step: int) -> bytes:
@@ -282,7 +283,7 @@ def test_scores_and_statistics_come_back(ranks: Ranks) -> None:
 def test_a_phase_without_participants_concerns_nobody(ranks: Ranks) -> None:
     """As that in which a resumed run is evaluated, where no device has held-out images."""
     opened = RoundOpen(run=SPEC.run, round=1, attempt=1, phase="evaluate")
-    nobody = windows_of({})
+    nobody = windows_of(opened, {})
     phase = Phase(opened, {}, order="any", window=8, windows=nobody, num_classes=3, clock=time.monotonic)
     ranks.leader.collect(phase, ranks.model)
     phase = ranks.open(number=2)
