@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGES := core device server export lab broker_config
+PACKAGES := core web device server export lab broker_config
 COMPOSE ?= docker compose
 # Test processes: one more than cores, for many tests wait for what others do.
 WORKERS ?= $(shell echo $$(($$(nproc) + 1)))

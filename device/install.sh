@@ -96,7 +96,7 @@ pip_install() { # PYTHON FLAGS...
 
 build_wheel() { # by a setuptools of known hash, and from a copy: a build leaves things behind
     mkdir "$scratch/source"
-    (cd "$here" && cp -R pyproject.toml README.md LICENSE core device server export lab broker_config \
+    (cd "$here" && cp -R pyproject.toml README.md LICENSE core web device server export lab broker_config \
         "$scratch/source")
     if [ -n "$hashes" ]; then
         set -- --require-hashes -r "$here/requirements/build.txt"

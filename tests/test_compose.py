@@ -114,6 +114,16 @@ def test_the_images_files_are_in_the_build_context() -> None:
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line[:1] == "!"
     }
-    copied = {"core", "device", "server", "export", "lab", "broker_config", "pyproject.toml", "requirements"}
+    copied = {
+        "core",
+        "web",
+        "device",
+        "server",
+        "export",
+        "lab",
+        "broker_config",
+        "pyproject.toml",
+        "requirements",
+    }
     assert copied <= allowed
     assert not {"secrets", ".git", "runs", ".venv"} & allowed

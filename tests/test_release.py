@@ -31,6 +31,7 @@ def test_a_version_that_is_not_described_is_not_released(text: str) -> None:
 def test_every_source_file_names_its_licence() -> None:
     for package in (
         "core",
+        "web",
         "device",
         "server",
         "export",

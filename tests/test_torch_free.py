@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "core": "splitee",
+    "web": "splitee_web",
     "device": "splitee_device",
     "server": "splitee_server",
     "export": "splitee_export",

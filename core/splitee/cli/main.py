@@ -27,6 +27,7 @@ EXTRAS = {
     "matplotlib": "lab",
     "prometheus_client": "server",
     "tensorboardX": "server",
+    "aiohttp": "page",
 }
 
 

@@ -14,7 +14,15 @@ import click
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 
-PACKAGES = ("splitee", "splitee_broker", "splitee_device", "splitee_export", "splitee_lab", "splitee_server")
+PACKAGES = (
+    "splitee",
+    "splitee_broker",
+    "splitee_device",
+    "splitee_export",
+    "splitee_lab",
+    "splitee_server",
+    "splitee_web",
+)
 QUIET = "splitee.quiet"  # in the context's `meta`
 
 _VERBOSE = setting("--verbose", "-v", is_flag=True, help="Log more: each message and decision.")

@@ -113,7 +113,7 @@ def test_every_command_prints_by_echo() -> None:
     """Tables and texts of rich aside, and a command's own help."""
     printing = re.compile(r"\bclick\.echo\(|(?<!\.)\bprint\(")
     root = Path(__file__).parents[3]
-    packages = ("core", "device", "server", "export", "broker_config")
+    packages = ("core", "web", "device", "server", "export", "broker_config")
     found = {
         f"{path.name}: {line.strip()}"
         for package in packages

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may see a page: a token, no page of another site, and no browser that another site led here."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from splitee.log_limits import FirstFew
+from splitee_web.listening import Listening, is_loopback
+
+COOKIE = "splitee"
+LOGIN = "/login"
+DELAY = 0.25  # seconds that the first wrong token waits; each further one waits twice as long
+LONGEST_DELAY = 8.0  # seconds
+MOST_WAITING = 64  # wrong tokens that wait at once; more are turned away
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger(__name__)
+
+FORM = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>Token</title><link rel="stylesheet" href="/shared/base.css">
+<main><h1>Token</h1><p>{said}</p>
+<form method="post" action="/login">
+<label>Token <input type="password" name="token" autocomplete="current-password" autofocus required></label>
+<button>Open</button></form></main>
+"""
+
+
+class Access:
+    """Checks each request before it is handled.
+
+    Without a token the page is for browsers on this machine only: a request must name it by a loopback
+    name, so that no other site reaches it by a name of its own (DNS rebinding).
+
+    Attributes:
+        wrong: tokens that were wrong, so far.
+    """
+
+    def __init__(self, where: Listening) -> None:
+        self._token = where.token
+        self._ticket = _ticket(where.token) if where.token is not None else ""
+        self._waiting = 0
+        self._log_wrong = FirstFew()
+        self.wrong = 0
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._is_foreign(request):
+            raise web.HTTPForbidden(text="this page does not serve requests that another site has made\n")
+        if self._token is None or request.path.startswith("/shared/"):
+            return await handler(request)
+        if request.path == LOGIN and request.method == "POST":
+            return await self._login(request)
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if self._is_ticket(request.cookies.get(COOKIE, "")) or self._is_token(given):
+            return await handler(request)
+        if given:
+            await self._slow_down(request)
+        return _form("This page is opened by a token: see --token-file.")
+
+    def _is_foreign(self, request: web.Request) -> bool:
+        """Whether another site made the request, or leads to this one by a name of its own."""
+        if self._token is None and not is_loopback(_host_name(request)):
+            return True
+        if request.method in ("GET", "HEAD"):
+            return False
+        origin = request.headers.get("Origin")
+        return origin is not None and urlsplit(origin).netloc != request.host
+
+    async def _login(self, request: web.Request) -> web.StreamResponse:
+        given = (await request.post()).get("token", "")
+        if not isinstance(given, str) or not self._is_token(given.strip()):
+            await self._slow_down(request)
+            return _form("That is not the token.")
+        response = web.Response(status=303, headers={"Location": "/"})
+        response.set_cookie(COOKIE, self._ticket, httponly=True, samesite="Strict", max_age=30 * 86_400)
+        return response
+
+    def _is_token(self, given: str) -> bool:
+        return self._token is not None and hmac.compare_digest(
+            given.encode(errors="replace"), self._token.encode()
+        )
+
+    def _is_ticket(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(errors="replace"), self._ticket.encode())
+
+    async def _slow_down(self, request: web.Request) -> None:
+        """A wrong token waits before it hears so; a right one never does."""
+        self.wrong += 1
+        if self._log_wrong.due():
+            log.warning("a wrong token from %s (%d so far)", request.remote, self.wrong)
+        if self._waiting >= MOST_WAITING:
+            raise web.HTTPTooManyRequests(text="too many wrong tokens\n")
+        self._waiting += 1
+        try:
+            await asyncio.sleep(min(DELAY * 2 ** min(self.wrong - 1, 30), LONGEST_DELAY))
+        finally:
+            self._waiting -= 1
+
+
+def _ticket(token: str) -> str:
+    """What the cookie says: it proves that the token was known, and does not tell it."""
+    return hmac.new(token.encode(), b"splitee page", hashlib.sha256).hexdigest()
+
+
+def _host_name(request: web.Request) -> str:
+    """The name by which a request calls this machine, without port and brackets; "": none."""
+    try:
+        return urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _form(said: str) -> web.Response:
+    return web.Response(status=401, text=FORM.format(said=said), content_type="text/html")
