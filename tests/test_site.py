@@ -75,9 +75,9 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
 
 
 def test_a_broken_link_fails_it(tmp_path: Path) -> None:
-    """Each kind is told with its page and its line."""
-    source = tmp_path / "docs"
-    shutil.copytree(DOCS, source)
+    """Each kind is told with its page and its line, and nothing besides."""
+    source = shutil.copytree(DOCS, tmp_path / "docs")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")  # a page links to it
     lines = {}
     for name, link in (
         ("start/install.md", "[x](../faq.md#no-such-heading)"),
