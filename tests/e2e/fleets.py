@@ -34,7 +34,6 @@ CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 LONGEST = 240.0  # seconds
 POLL = 0.05
-Program = Callable[[], object] | Sequence[str]
 
 
 class Fleet:
@@ -65,7 +64,7 @@ class Fleet:
         devices: int = 3,
         rounds: int = 2,
         release: bool = False,
-        program: Program = (),
+        program: Sequence[str] = (),
     ) -> None:
         """`program`: what runs as the `splitee` command."""
         alone = ("--client-averaging", "none")  # unless `flags` say otherwise
@@ -91,7 +90,7 @@ class Fleet:
         *flags: str,
         shard: str | None = None,
         process: str = "",
-        program: Program = (),
+        program: Sequence[str] = (),
     ) -> None:
         data = ("--data", "builtin:fashion-mnist", "--limit", "192")
         state = ("--state", str(self.directory / (process or name)), "--threads", "1")
@@ -131,11 +130,11 @@ class Fleet:
     def link(self) -> tuple[str, ...]:
         return "--broker", self.broker, "--fleet", self.name
 
-    def start(self, name: str, *arguments: str, program: Program = ()) -> None:
-        """A `splitee` command as the process `name`; by a `program` of words, in a fresh interpreter."""
+    def start(self, name: str, *arguments: str, program: Sequence[str] = ()) -> None:
+        """A `splitee` command as the process `name`; `program`: by this one, in a fresh interpreter."""
         log, environment = self.directory / f"{name}.log", {**os.environ, "PYTHONPATH": str(SUPPORT)}
-        if not program or callable(program):
-            self.processes[name] = WarmProcess(arguments, log, environment, program=program or None)
+        if not program:
+            self.processes[name] = WarmProcess(arguments, log, environment)
             return
         if Path(program[0]).name == "torchrun":  # only the ranks that it starts are the command
             arguments = (*program[1:], *arguments)

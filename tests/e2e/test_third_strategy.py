@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import warm
-import with_third_strategy
 from fleets import Fleet, await_message, in_one_process
 from PIL import Image
 
@@ -28,6 +28,7 @@ from splitee_server.learning.strategies import registry
 
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 2}
 TRUNKS = {"pi-1": "trunk-cut-1.onnx", "pi-2": "trunk-cut-2.onnx", "pi-3": "trunk-cut-2.onnx"}
+WITH_STRATEGY = (sys.executable, "-c", "import third_strategy; from splitee.cli.main import main; main()")
 
 
 def splitee(*arguments: object) -> str:
@@ -37,7 +38,7 @@ def splitee(*arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow(10)
+@pytest.mark.slow(14)
 def test_a_third_strategy_is_one_file_and_one_line(
     mosquitto_broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,11 +83,11 @@ def test_a_third_strategy_is_one_file_and_one_line(
 def _train(fleet: Fleet, watcher: Link, topics: Topics) -> None:
     """Three rounds; the server is killed after its first commit, and resumes."""
     flags = ("--strategy", "trunk-per-cut", "--client-averaging", "layerwise")
-    fleet.server(*flags, rounds=3, program=with_third_strategy.main)
+    fleet.server(*flags, rounds=3, program=WITH_STRATEGY)
     fleet.three_devices(CUTS)
     await_message(watcher, topics.commit)
     fleet.processes["server"].kill()
     fleet.processes["server"].wait()
-    fleet.server(*flags, rounds=3, program=with_third_strategy.main)
+    fleet.server(*flags, rounds=3, program=WITH_STRATEGY)
     assert fleet.wait() == [0, 0, 0, 0]
     assert "resuming run" in fleet.log("server")
