@@ -55,7 +55,7 @@ def pytest_collection_finish() -> None:
 
 
 def cost(item: pytest.Item) -> float:
-    """CPU seconds of a slow test, as its mark tells them; 1 where it tells none, 0 of every other test."""
+    """Seconds of a slow test, as its mark tells them; 1 where it tells none, 0 of every other test."""
     mark = item.get_closest_marker("slow")
     if mark is None:
         return 0

@@ -69,7 +69,7 @@ def test_its_three_machines_are_those_of_the_docs() -> None:
     assert commands(README)[:3] == commands(THREE_MACHINES)[:3]
 
 
-@pytest.mark.slow(15)
+@pytest.mark.slow(25)
 @pytest.mark.mosquitto
 def test_server_device_status_and_predict_as_written(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     random = np.random.default_rng(0)

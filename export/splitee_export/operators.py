@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch describes its 500 operators anew for each ONNX export, half of its time: here once a process."""
+"""torch describes its 500 operators anew for each ONNX export, over half of its time: here once a process."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from importlib import import_module
 def describe_operators_once() -> None:
     """Changes nothing but the time: exports are the same bytes.
 
-    The function is not of torch's public ones; where another version has none of that name, nothing is done.
+    The functions are none of torch's public ones; where another version has them no more, nothing is done.
     """
     with suppress(ImportError, AttributeError):
         lazy = import_module("torch.onnx._internal._lazy_import")
-        apis = import_module(lazy.onnxscript_apis.__name__)
-        if not hasattr(apis.get_torchlib_ops, "cache_info"):
-            vars(apis)["get_torchlib_ops"] = functools.cache(apis.get_torchlib_ops)
+        _call_once(lazy.onnxscript_apis.__name__, "get_torchlib_ops")
+    with suppress(ImportError, AttributeError):
+        _call_once("torch.onnx._internal.exporter._schemas", "op_signature_from_function")
+
+
+def _call_once(module_name: str, name: str) -> None:
+    """Have a function of a module keep what it has returned."""
+    module = import_module(module_name)
+    function = getattr(module, name)
+    if not hasattr(function, "cache_info"):
+        setattr(module, name, functools.cache(function))

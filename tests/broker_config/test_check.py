@@ -75,6 +75,7 @@ def figure(outcome: Outcome, name: str) -> float:
     return value
 
 
+@pytest.mark.slow(5)
 @pytest.mark.mosquitto
 def test_a_broker_that_has_all_passes_and_keeps_nothing_of_it(
     make_broker: MakeBroker, make_link: Callable[..., Link], check: Check
@@ -191,6 +192,7 @@ def another_broker(tmp_path: Path) -> Iterator[Ejabberd]:
         yield broker
 
 
+@pytest.mark.slow(6)
 def test_ejabberd_has_all(another_broker: Ejabberd, check: Check) -> None:
     for address in (another_broker.tcp, another_broker.websockets):
         outcome = check(address, "--devices", "50")
@@ -277,6 +279,7 @@ def test_whoever_is_not_the_server_may_not_check(fleet: Fleet, check: Check, ide
     assert "--config server/server.toml" in outcome.found["access"]["found"]
 
 
+@pytest.mark.slow(5)
 @pytest.mark.mosquitto
 def test_a_second_broker_from_the_same_folder(fleet: Fleet, public_path: Path, check: Check) -> None:
     """As docs/how-to/broker-check.md has it, but on one machine: at another port."""

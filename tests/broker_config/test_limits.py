@@ -29,6 +29,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow(10)
 def test_bare_connections_from_outside_take_none_of_a_fleets(
     fleet: Fleet, connect: Callable[..., Link]
 ) -> None:

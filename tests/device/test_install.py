@@ -218,7 +218,7 @@ def test_a_bundle_of_another_fleet_or_device(tmp_path: Path, fleet: str, device:
     assert f"is for {key} {fleet if key == 'fleet' else device}, but this device's is" in line
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(20)
 def test_install_again_and_uninstall(tmp_path: Path) -> None:
     """The wheels come from where pip finds them on this machine; where some are missing, nothing changes."""
     root, flags = tmp_path / "root", ("--infer-only", "--python", sys.executable)

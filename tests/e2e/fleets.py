@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch.distributed.run import main as torchrun
 from warm import WarmProcess
 
 from splitee.mqtt.address import BrokerAddress
@@ -134,6 +135,10 @@ class Fleet:
         log, environment = self.directory / f"{name}.log", {**os.environ, "PYTHONPATH": str(SUPPORT)}
         if not program:
             self.processes[name] = WarmProcess(arguments, log, environment)
+            return
+        if Path(program[0]).name == "torchrun":  # only the ranks that it starts are the command
+            arguments = (*program[1:], *arguments)
+            self.processes[name] = WarmProcess(arguments, log, environment, program=torchrun)
             return
         with log.open("ab") as file:
             self.processes[name] = subprocess.Popen(

@@ -20,7 +20,7 @@ def ask(command: str, broker: RunningBroker, fleet: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.mark.slow(17)
+@pytest.mark.slow(11)
 def test_devices_choose_their_cuts_and_publish_why(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     auto = ("--cut", "auto", "--budget", "20")
     with Fleet(str(mosquitto_broker.address), "auto", tmp_path) as fleet:

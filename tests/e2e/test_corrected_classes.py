@@ -7,6 +7,7 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 from fleets import Fleet, await_message
 from image_folders import write_photographs
 from waiting import until
@@ -94,6 +95,7 @@ def test_the_only_device_is_corrected(mosquitto_broker: RunningBroker, tmp_path:
     assert evaluation["class_names"] == ["glass", "paper", "plastic"]
 
 
+@pytest.mark.slow(5)
 def test_two_devices_add_a_class_of_which_one_has_no_images(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:

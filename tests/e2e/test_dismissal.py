@@ -95,7 +95,7 @@ def run_without_pi_3(broker: RunningBroker, path: Path, name: str, *, is_killed:
     return str(report["weights_sha256"])
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(9)
 def test_the_run_goes_on_without_it_to_the_same_weights_if_the_server_is_killed_after_its_answer(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:

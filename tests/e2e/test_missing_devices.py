@@ -117,6 +117,7 @@ def watched(
     link.close()
 
 
+@pytest.mark.slow(6)
 def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> None:
     """It delays its round by the deadline, once; the run ends with the others."""
     fleet, watcher = watched
@@ -143,6 +144,7 @@ def test_skip_goes_on_without_a_dead_device(watched: tuple[Fleet, Watcher]) -> N
     assert report["rounds"] == 3
 
 
+@pytest.mark.slow(7)
 def test_no_round_is_committed_with_fewer_than_the_quorum(watched: tuple[Fleet, Watcher]) -> None:
     fleet, watcher = watched
     fleet.server("--missing", "skip", "--deadline-floor", "1", "--quorum", "3", "--steps", "60", rounds=4)

@@ -64,7 +64,7 @@ def test_a_fleet_over_websockets(make_broker: Callable[..., OwnBroker], tmp_path
         check(fleet, tmp_path)
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(14)
 def test_another_broker_and_a_server_that_is_killed(another_broker: Ejabberd, tmp_path: Path) -> None:
     topics = Topics("another-broker")
     watcher = Link(another_broker.tcp, "watcher")

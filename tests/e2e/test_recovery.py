@@ -62,7 +62,7 @@ def flags() -> tuple[str, ...]:
     return "--client-averaging", "layerwise", "--steps", STEPS
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(13)
 @pytest.mark.mosquitto
 def test_a_broker_that_is_killed_loses_nothing(
     make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]
@@ -83,7 +83,7 @@ def test_a_broker_that_is_killed_loses_nothing(
     watcher.close()
 
 
-@pytest.mark.slow(15)
+@pytest.mark.slow(7)
 @pytest.mark.mosquitto
 def test_a_broker_that_comes_back_with_an_old_database_loses_nothing(
     make_broker: Callable[..., OwnBroker], open_folder: Path, tmp_path: Path, flags: tuple[str, ...]
@@ -109,7 +109,7 @@ def test_a_broker_that_comes_back_with_an_old_database_loses_nothing(
     watcher.close()
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(8)
 @pytest.mark.mosquitto
 def test_an_offer_that_a_broker_has_lost_is_made_again(
     make_broker: Callable[..., OwnBroker], tmp_path: Path, flags: tuple[str, ...]

@@ -21,7 +21,7 @@ from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_lab.local.brokers import RunningBroker
 
 
-@pytest.mark.slow(11)
+@pytest.mark.slow(6)
 def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     """pi-1 takes its model and ends; pi-2 watches a folder and answers what comes into it, until SIGTERM.
 

@@ -47,7 +47,7 @@ def opened(link: Link, topics: Topics, number: int, attempt: int = 0) -> Opened:
                 steps[told.attempt][device] = told.part.steps
 
 
-@pytest.mark.slow(12)
+@pytest.mark.slow(7)
 @pytest.mark.mosquitto
 @pytest.mark.parametrize(
     ("strategy", "settings", "release"), [("sequential", BROAD, False), ("averaging", SCANT, True)]
@@ -90,7 +90,7 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
         assert (device["trunk_accuracy"] is not None) == (device["batches"] > 0)
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(3)
 def test_devices_train_for_a_time(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
     """A second is more than a pass over these few images takes; the first round goes by nothing known."""
     topics = Topics("timed")

@@ -20,6 +20,7 @@ RATE = 12_000  # bytes a second: a batch of the first cut takes more than one
 SLOW = "pi-1"
 
 
+@pytest.mark.slow(30)
 @pytest.mark.mosquitto
 def test_a_device_behind_a_slow_link_trains_to_the_end_and_says_that_it_is_slow(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path

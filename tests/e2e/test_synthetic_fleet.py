@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benchmarks.fleet import Work, failures, measure
 from benchmarks.synthetic.measured_server import SECTIONS
+from once import made_once
 
 ROUNDS = 3
 
@@ -28,20 +31,37 @@ def run(directory: Path, averaging: str, *, kill: int) -> dict[str, Any]:
     return measure(directory, 4, work)
 
 
-@pytest.mark.slow(25)
+@pytest.fixture
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
+    """`left_alone(averaging)`: what is measured of a run whose devices nothing happens to."""
+
+    def found(averaging: str) -> dict[str, Any]:
+        def make(folder: Path) -> None:
+            (folder / "found.json").write_text(json.dumps(run(folder / "run", averaging, kill=0)))
+
+        made = made_once(tmp_path_factory, f"left-alone-{averaging}", make)
+        result: dict[str, Any] = json.loads((made / "found.json").read_text())
+        return result
+
+    return found
+
+
+@pytest.mark.slow(10)
 @pytest.mark.mosquitto
 @pytest.mark.parametrize("averaging", ["none", "layerwise"])
-def test_devices_that_vanish_and_come_back_change_nothing(tmp_path: Path, averaging: str) -> None:
-    alone, killed = (run(tmp_path / str(kill), averaging, kill=kill) for kill in (0, 2))
+def test_devices_that_vanish_and_come_back_change_nothing(
+    tmp_path: Path, left_alone: Callable[[str], dict[str, Any]], averaging: str
+) -> None:
+    alone, killed = left_alone(averaging), run(tmp_path / "killed", averaging, kill=2)
     assert (alone["killed"], killed["killed"]) == (0, 2 * ROUNDS)
     assert alone["weights_sha256"] == killed["weights_sha256"]
     assert failures([alone]) == failures([killed]) == []
 
 
-@pytest.mark.slow(15)
+@pytest.mark.slow(5)
 @pytest.mark.mosquitto
-def test_the_servers_cpu_is_split_by_what_it_does(tmp_path: Path) -> None:
-    found = run(tmp_path / "run", "none", kill=0)
+def test_the_servers_cpu_is_split_by_what_it_does(left_alone: Callable[[str], dict[str, Any]]) -> None:
+    found = left_alone("none")
     parts = found["server_ms_by_section"]
     assert parts.keys() == {*SECTIONS, "receive", "rest"}
     assert all(value > 0 for name, value in parts.items())

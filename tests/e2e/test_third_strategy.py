@@ -38,7 +38,7 @@ def splitee(*arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(14)
 def test_a_third_strategy_is_one_file_and_one_line(
     mosquitto_broker: RunningBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

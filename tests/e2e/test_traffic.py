@@ -26,6 +26,7 @@ SETTLED = 20.0  # seconds in which the broker, which tells every second, has tol
 FLAGS = ("--strategy", "sequential", "--client-averaging", "layerwise", "--soft-labels", "0.5")
 
 
+@pytest.mark.slow(6)
 @pytest.mark.mosquitto
 def test_a_fleet_counts_what_its_broker_counts_and_a_simulation_makes(
     make_link: Callable[..., Link], tmp_path: Path

@@ -21,7 +21,7 @@ from splitee_device.training.store import DeviceStore
 from splitee_device.training.trainer import ClientTrainer
 from splitee_export.models import export_client, export_trunks
 from splitee_export.states import DeviceState, ServerState, read_state
-from splitee_lab.local.forked import CONTEXT
+from splitee_lab.local.forked import start
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
@@ -55,8 +55,7 @@ def trained_once(factory: pytest.TempPathFactory, strategy: str) -> Trained:
     )
 
     def make(path: Path) -> None:
-        process = CONTEXT.Process(target=_make, args=(path, spec, data))  # which has exported before
-        process.start()
+        process = start(_make, path, spec, data)  # which has exported before
         process.join()
         assert process.exitcode == 0
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,9 +48,10 @@ class WarmProcess(ForkedCommand):
         environment: Mapping[str, str] = os.environ,
         *,
         errors: Path | None = None,
+        program: Callable[[], object] | None = None,
     ) -> None:
         sys.audit(FORK)
-        super().__init__(arguments, log, environment, title=arguments[0], errors=errors)
+        super().__init__(arguments, log, environment, title=arguments[0], errors=errors, program=program)
 
 
 def run(

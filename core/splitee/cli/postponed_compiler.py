@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """torch's compiler is imported only by what compiles: 150 MB and a second a process that nothing here needs.
 
-torchvision's operators and torch's optimizers import `torch._dynamo` to ask or tell it something, also where
-nothing is ever compiled. A command's process gets a module in its place that answers these questions as a
-process without the compiler would, and that becomes the real one as soon as anything else is wanted of it.
+torchvision's operators, torch's optimizers and its process groups ask or tell `torch._dynamo` something, also
+where nothing is ever compiled. A command's process gets a module in its place that answers them as a process
+without the compiler would, and that becomes the real one as soon as anything else is wanted of it.
 Only `splitee.cli.main`, the beginning of every program, installs it: a program may decide so for its own
 process, a library may not.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -34,6 +35,7 @@ def disable(*arguments: Any, **named: Any) -> Any:
 
 ANSWERS: Mapping[str, Mapping[str, Callable[..., Any]]] = {
     "torch._dynamo": {"disable": disable, "graph_break": lambda *_, **__: None},
+    "torch._dynamo.trace_rules": {"clear_lru_cache": lambda: None},
     "torch._dynamo.utils": {"is_compile_supported": lambda _: False},
 }
 LOADING = threading.RLock()
@@ -99,6 +101,8 @@ class PostponedModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        if (module := f"{self.__name__}.{name}") in ANSWERS:
+            return import_module(module)
         become_real(self)
         return getattr(self, name)
 

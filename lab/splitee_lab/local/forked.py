@@ -79,10 +79,12 @@ class ForkedCommand:
         *,
         title: str,
         errors: Path | None = None,
+        program: Callable[[], object] | None = None,
     ) -> None:
         """`environment`: the whole of it. `title`: in the list of processes, as `splitee TITLE`.
 
-        `log` takes what it prints; `errors`: to another file what it says on stderr.
+        `log` takes what it prints; `errors`: to another file what it says on stderr. `program`: what runs
+        instead of the command, with these arguments; it is pickled.
 
         Raises:
             ChildFailed: no process can be forked here.
@@ -91,7 +93,7 @@ class ForkedCommand:
         files = (str(log), str(errors or log))
         for file in files:
             Path(file).touch()
-        self._process = start(_be_splitee, self.args, title, files, dict(environment))
+        self._process = start(_be_command, program, self.args, title, files, dict(environment))
         assert self._process.pid is not None
         self.pid = self._process.pid
 
@@ -129,8 +131,12 @@ def _begin(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     target(*arguments)
 
 
-def _be_splitee(
-    arguments: list[str], title: str, files: tuple[str, str], environment: dict[str, str]
+def _be_command(
+    program: Callable[[], object] | None,
+    arguments: list[str],
+    title: str,
+    files: tuple[str, str],
+    environment: dict[str, str],
 ) -> None:
     from splitee.cli.main import main
 
@@ -149,7 +155,7 @@ def _be_splitee(
         with Path(name).open("ab") as file:
             os.dup2(file.fileno(), descriptor)
     sys.argv = arguments
-    main()
+    (program or main)()
 
 
 def _end_with_parent() -> None:

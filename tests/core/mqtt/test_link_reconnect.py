@@ -69,6 +69,7 @@ def test_a_broker_that_was_killed_is_found_again(
     assert "next try in" in caplog.text
 
 
+@pytest.mark.slow(6)
 def test_a_path_that_swallows_everything_is_noticed(
     mosquitto_broker: RunningBroker, make_link: MakeLink, caplog: pytest.LogCaptureFixture
 ) -> None:

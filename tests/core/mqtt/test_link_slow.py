@@ -58,6 +58,7 @@ def arrivals(link: Link) -> Iterator[tuple[float, Message]]:
             yield time.monotonic(), event
 
 
+@pytest.mark.slow(8)
 def test_a_message_that_takes_longer_than_the_keep_alive_to_come_does_not_end_the_connection(
     make_link: MakeLink, mosquitto_broker: RunningBroker, proxy: SlowProxy, base: str
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_message_that_takes_longer_than_the_keep_alive_to_come_does_not_end_th
     assert not isinstance(reader.receive(0.2), Disconnected | Connected)
 
 
+@pytest.mark.slow(8)
 def test_what_is_sent_over_a_slow_link_arrives_on_one_connection_with_little_ahead_of_a_status(
     make_link: MakeLink, mosquitto_broker: RunningBroker, proxy: SlowProxy, base: str
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_table_marks_the_recommended_cut_and_says_why(
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow(9)
 @pytest.mark.usefixtures("short_looks", "slow_clock")
 def test_the_pages_command_and_a_budget_too_short_for_all_cuts_interpolates_some(
     capsys: pytest.CaptureFixture[str],

@@ -246,7 +246,7 @@ def test_trained_weights_frozen_stages_and_the_fleets_normalisation(tmp_path: Pa
         simulate(*settings, "--freeze", "4")
 
 
-@pytest.mark.slow(15)
+@pytest.mark.slow(5)
 def test_stl10_as_torchvision_stores_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A made-up copy: 30 training and 20 test images; torchvision knows the real ones' checksums."""
     folder = tmp_path / "data" / STL10.base_folder
@@ -263,7 +263,8 @@ def test_stl10_as_torchvision_stores_it(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(STL10, "train_list", checked[: len(STL10.train_list)])
     monkeypatch.setattr(STL10, "test_list", checked[len(STL10.train_list) :])
     short = ("--rounds", "1", "--steps", "1", "--batch-size", "2", "--clients", "3", "--workers", "1")
+    few = ("--test-samples", "4")
     one = ("--seeds", "1", "--partition", "iid", "--strategy", "sequential", "--baselines", "")
     data = ("--data", f"torchvision:STL10:{tmp_path / 'data'}")
-    printed = simulate("--protocol", "paper-stl10", *data, *short, *one, "--out", str(tmp_path / "out"))
+    printed = simulate("--protocol", "paper-stl10", *data, *short, *few, *one, "--out", str(tmp_path / "out"))
     assert "sequential" in printed

@@ -51,6 +51,7 @@ def in_groups(held: Holders, weights: dict[str, int], bounds: list[int]) -> dict
     return first.means()
 
 
+@pytest.mark.slow(2)
 @given(fleets, st.integers(0, 1 << 20), st.lists(st.integers(1, LANES - 1), unique=True, max_size=6))
 @settings(deadline=None)
 def test_a_mean_is_the_same_bits_however_its_lanes_are_grouped(
@@ -66,6 +67,7 @@ def test_a_mean_is_the_same_bits_however_its_lanes_are_grouped(
     assert all(torch.equal(at_once[name], alone[name].float()) for name in alone)
 
 
+@pytest.mark.slow(2)
 @given(fleets, st.integers(0, 1 << 20))
 @settings(deadline=None)
 def test_it_is_the_plain_mean(weights: dict[str, int], seed: int) -> None:
