@@ -49,6 +49,8 @@ from splitee.protocol.traffic import Traffic, total
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
+OF_ALL_DEVICES = frozenset((routes.RUN, routes.ROUND, routes.METRICS))  # what they change in its view
+
 M = TypeVar("M", bound=JsonMessage)
 WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
 
@@ -251,6 +253,7 @@ class FleetView:
         self._parts: dict[str, Participation] = {}
         self._curves: dict[str, DeviceHistory] = {}
         self._devices: dict[str, _Heard] = {}
+        self._views: dict[str, DeviceView] = {}  # as they were shown last, where nothing has changed them
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -268,6 +271,7 @@ class FleetView:
             self._gate.apply(received, lambda received: self._take(received, now))
 
     def snapshot(self) -> FleetSnapshot:
+        """The fleet now; the view of a device that nothing was said of is the very same object as before."""
         run, server = self._last(routes.RUN, RunSpec), self._last(routes.SERVER_STATUS, ServerStatus)
         commit, metrics = self._present(routes.COMMIT, Commit), self._present_metrics()
         timing, history = self._present_timing(), self._present(routes.HISTORY, History)
@@ -276,7 +280,7 @@ class FleetView:
         since = {waited.device: waited.since for waited in waiting}
         dismissed = set(server.dismissed if server else ())
         devices = tuple(
-            self._device(device, heard, metrics, since.get(device))
+            self._view(device, heard, metrics, since.get(device))
             for device, heard in sorted(self._devices.items())
             if device not in dismissed and heard.has_spoken
         )
@@ -305,7 +309,11 @@ class FleetView:
         route, device, message = received.route, received.device, received.message
         if not route.of_device:
             self._of_fleet[route] = message
-        elif route is routes.FIGURES:
+            if route in OF_ALL_DEVICES:
+                self._views.clear()
+            return
+        self._views.pop(device, None)
+        if route is routes.FIGURES:
             _keep(self._figures, device, message)
         elif route is routes.PARTICIPATION:
             _keep(self._parts, device, message)
@@ -384,6 +392,14 @@ class FleetView:
     def _curve(self, device: str, metrics: Metrics | None) -> tuple[DevicePoint, ...]:
         curve = self._curves.get(device)
         return curve.points if curve is not None and metrics is not None and curve.run == metrics.run else ()
+
+    def _view(
+        self, device: str, heard: _Heard, metrics: Metrics | None, waiting_since: float | None
+    ) -> DeviceView:
+        view = self._views.get(device)
+        if view is None or view.waiting_since != waiting_since:
+            view = self._views[device] = self._device(device, heard, metrics, waiting_since)
+        return view
 
     def _device(
         self, device: str, heard: _Heard, metrics: Metrics | None, waiting_since: float | None
