@@ -166,7 +166,7 @@ def _memory(device: DeviceView) -> str:
     """The share of its limit that its process takes."""
     if device.memory is None or not device.memory_limit:
         return ""
-    return f"{100 * device.memory / device.memory_limit:.0f}"
+    return f"{min(100 * device.memory / device.memory_limit, 999):.0f}"
 
 
 def _temperature(device: DeviceView) -> str:

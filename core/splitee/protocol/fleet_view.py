@@ -436,7 +436,7 @@ class FleetView:
             upload=status.upload if status else None,
             in_phase=self._is_in_phase(device),
             version=profile.version if profile else None,
-            temperature=status.temperature if status else None,
+            temperature=_plausible(status.temperature) if status else None,
             memory=status.memory if status else None,
             memory_limit=status.memory_limit if status else None,
             waiting_since=waiting_since,
@@ -445,6 +445,11 @@ class FleetView:
             confusion=self._figures[device].confusion if measured else None,
             history=self._curve(device, metrics),
         )
+
+
+def _plausible(degrees: float | None) -> float | None:
+    """Sensors that are not there are read as thousands of degrees."""
+    return degrees if degrees is not None and -100 <= degrees <= 1000 else None
 
 
 def _run_of(message: JsonMessage) -> str:

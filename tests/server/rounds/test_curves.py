@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from splitee.protocol.accuracies import ClassRecall
 from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics, RoundSeconds
-from splitee.protocol.overview import MOST_CURVES, MOST_POINTS, Baselines
+from splitee.protocol.overview import MOST_CURVES, MOST_POINTS, Baselines, DevicePoint
 from splitee.protocol.routes import LARGEST_WHOLE
 from splitee_server.rounds.curves import DeviceCurves, baselines, fleet_history, round_took, thinned
 
@@ -42,15 +42,25 @@ def metrics(number: int, seconds: float = 0.0, devices: dict[str, DeviceMetrics]
 
 @pytest.mark.parametrize("count", [0, 1, 2, MOST_POINTS - 1, MOST_POINTS, MOST_POINTS + 1, 1000, 12_345])
 def test_a_curve_of_any_length_is_thinned_evenly_and_has_its_ends(count: int) -> None:
-    rounds = range(1, count + 1)
-    chosen = thinned(rounds)
-    assert len(chosen) <= MOST_POINTS
-    assert len(chosen) >= min(count, MOST_POINTS // 2)
+    rounds = [DevicePoint(round=number) for number in range(1, count + 1)]
+    chosen = [point.round for point in thinned(rounds)]
+    assert min(count, MOST_POINTS // 2 - 2) <= len(chosen) <= MOST_POINTS
     assert chosen == sorted(set(chosen))
     if count:
         assert (chosen[0], chosen[-1]) == (1, count)
-        steps = {after - before for before, after in pairwise(chosen[:-1])}
-        assert len(steps) <= 1
+        assert len({after - before for before, after in pairwise(chosen[1:-1])}) <= 1
+
+
+def test_a_curve_that_is_thinned_as_it_grows_is_nearly_as_even() -> None:
+    curves, count = DeviceCurves(), 12_345
+    for number in range(1, count + 1):
+        curves.add(metrics(number, devices={"a": DEVICE}))
+    ((_, told),) = curves.of("r1", ["a"])
+    chosen = [point.round for point in told.points]
+    assert MOST_POINTS // 2 < len(chosen) <= MOST_POINTS
+    assert (chosen[0], chosen[-1]) == (1, count)
+    gaps = [after - before for before, after in pairwise(chosen[1:-1])]
+    assert max(gaps) <= 2 * min(gaps)
 
 
 def test_a_thousand_rounds_fit_what_every_broker_takes() -> None:
