@@ -4,9 +4,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import groupby
+
+from splitee_server.learning.reduction import in_order, lane_of
 
 Bound = Callable[[str], Sequence[int] | None]
+
+
+class LaneDealing:
+    """Deals ranges of lanes, in the order of the ranks, so that each sums its devices for itself."""
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+
+    def deal(self, devices: Collection[str]) -> dict[str, int]:
+        """The rank of each of these devices, about as many for each."""
+        dealt: dict[str, int] = {}
+        for _, lane in groupby(in_order(devices), lane_of):
+            those = list(lane)
+            middle = len(dealt) + len(those) / 2
+            dealt |= dict.fromkeys(those, int(middle * self._ranks / len(devices)))
+        return dealt
 
 
 class Dealing:

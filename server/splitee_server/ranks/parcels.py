@@ -24,6 +24,7 @@ def pack(state: Mapping[str, Any]) -> bytes:
     return pack_state(share_equal(state))
 
 
+pack_step = pack_state  # where no two tensors are equal, and time counts
 unpack = unpack_state
 
 
