@@ -72,7 +72,7 @@ def test_brokers_are_named_one_a_rank() -> None:
         brokers_of_ranks("mqtt://a", OWN, place, SPEC)
     joint = replace(SPEC, strategy="data-parallel")
     assert len(brokers_of_ranks("mqtt://a,mqtt://a", OWN, place, joint)) == 2
-    with pytest.raises(ConfigError, match="--brokers names several .* give all ranks one"):
+    with pytest.raises(ConfigError, match=r"--brokers names several .* give all ranks one"):
         brokers_of_ranks("mqtt://a,mqtt://b", OWN, place, joint)
 
 
@@ -90,7 +90,9 @@ def test_lanes_are_dealt_in_the_order_of_the_ranks_and_none_of_them_is_split() -
         in_turn = [dealt[device] for device in in_order(devices)]
         assert in_turn == sorted(in_turn)
         assert all(in_turn.count(rank) >= 200 / ranks - 10 for rank in range(ranks))
-        assert len({(lane_of(device), dealt[device]) for device in devices}) == len(set(map(lane_of, devices)))
+        assert len({(lane_of(device), dealt[device]) for device in devices}) == len(
+            set(map(lane_of, devices))
+        )
     assert LaneDealing(4).deal(["pi-1", "pi-2", "pi-3", "pi-4"]).keys() == {"pi-1", "pi-2", "pi-3", "pi-4"}
     assert LaneDealing(2).deal([]) == {}
 
