@@ -364,13 +364,13 @@ class FleetModel:
         self._strategy.borrow_momentum(device, state["momentum"])
         self._class_mix.take(state["class_mix"])
 
-    def part_of_step(self) -> dict[str, Any]:
+    def part_of_step(self, lanes: range) -> dict[str, Any]:
         """As `Strategy.part_of_step`."""
-        return self._strategy.part_of_step()
+        return self._strategy.part_of_step(lanes)
 
-    def end_step(self, *others: Mapping[str, Any]) -> dict[str, Tensor]:
+    def end_step(self, *others: Mapping[str, Any], lanes: range) -> dict[str, Tensor]:
         """As `Strategy.end_step`."""
-        return self._strategy.end_step(*others)
+        return self._strategy.end_step(*others, lanes=lanes)
 
     def follow_step(self, changed: Mapping[str, Tensor]) -> None:
         """As `Strategy.follow_step`."""

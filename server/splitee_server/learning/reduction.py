@@ -36,7 +36,7 @@ class Partial:
 
     Attributes:
         lanes: a power of two, of which `first` is a multiple.
-        sums: weight * tensor over the devices that hold a tensor, in float64, by name.
+        sums: weight * tensor over the devices that hold a tensor, by name.
         weights: over the same devices, by name.
     """
 
@@ -68,9 +68,15 @@ class Partial:
 class LaneSums:
     """Sums up devices that come as `in_order` has them, with a partial sum a level of the tree."""
 
-    def __init__(self, first_lane: int = 0) -> None:
-        """`first_lane`: devices of the lanes before it are not summed here."""
+    def __init__(self, first_lane: int = 0, dtype: torch.dtype = torch.float64) -> None:
+        """Nothing is summed yet.
+
+        Args:
+            first_lane: devices of the lanes before it are not summed here.
+            dtype: of the sums; those of integers are float64 in any case, which has room for them.
+        """
         self._first = first_lane
+        self._dtype = dtype
         self._next = first_lane  # the first lane that is not complete
         self._last = ""  # device of that lane
         self._nodes: list[Partial] = []  # complete, from left to right; no two are halves of one
@@ -93,15 +99,16 @@ class LaneSums:
         weights = weight if isinstance(weight, Mapping) else dict.fromkeys(tensors, weight)
         for name, tensor in tensors.items():
             own = float(weights[name])
-            product = tensor.detach().to(torch.float64, copy=True).mul_(own)  # rounded before it is added
+            dtype = self._dtype if tensor.is_floating_point() else torch.float64
+            product = tensor.detach().to(dtype, copy=True).mul_(own)  # rounded before it is added
             self._open.take({name: product}, {name: own})
 
-    def partials(self) -> list[Partial]:
+    def partials(self, end: int = 0) -> list[Partial]:
         """What was summed: the fewest nodes of the tree, from left to right; no device of them follows.
 
-        They end with the lane of the last device: what comes behind it others may sum.
+        `end`: the first lane whose devices others sum; 0: it is the one behind the last device's.
         """
-        self._complete(self._next + bool(self._open.sums))
+        self._complete(end or self._next + bool(self._open.sums))
         return [node for node in self._nodes if node.sums]
 
     def merge(self, partials: Iterable[Partial]) -> None:
@@ -120,7 +127,7 @@ class LaneSums:
             self._open = Partial(self._next, 1)
 
     def means(self) -> dict[str, Tensor]:
-        """The weighted means by name, in float64, in the place of the sums.
+        """The weighted means by name, in the place of the sums.
 
         Raises:
             ValueError: it is not all lanes that have been summed.

@@ -141,10 +141,12 @@ class Leader(Ranks):
         """End the step that is open, once all its batches have been worked on, and open the next one."""
         if self._step is None or not phase.is_step_complete():
             return
-        for rank in self._group.others():
-            self._tell(rank, JoinStep(self._step + 1))
+        assert isinstance(self._dealing, LaneDealing)
+        own, *theirs = (self._dealing.lanes(rank) for rank in range(self._group.size))
+        for rank, lanes in zip(self._group.others(), theirs, strict=True):
+            self._tell(rank, JoinStep(self._step + 1, (lanes.start, lanes.stop)))
         parts = [unpack(self._group.receive(rank)) for rank in self._group.others()]
-        changed = pack_step(model.end_step(*parts))
+        changed = pack_step(model.end_step(*parts, lanes=own))
         for rank in self._group.others():
             self._group.send(rank, changed)
         self._step = self._step + 1 if phase.has_batches_left() else None

@@ -12,7 +12,7 @@ from splitee_server.rounds.phase import Standing
 from splitee_server.rounds.progress import Trained
 
 LOOK = 0.02  # seconds between two looks for messages
-LOOK_IN_STEP = 0.002  # where ranks wait for each other in each step
+LOOK_IN_STEP = 0.005  # where ranks wait for each other in each step
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -47,10 +47,12 @@ class GoOnWithout(msgspec.Struct, frozen=True, tag=True):
 
 class JoinStep(msgspec.Struct, frozen=True, tag=True):
     """All batches of the open step have been worked on: each rank sends what `FleetModel.part_of_step` gives,
-    receives what the step has changed, and opens the next one, `step`.
+    receives what the step has changed, and opens the next one, `step`. `lanes`: the rank's first, and the one
+    behind its last.
     """
 
     step: int
+    lanes: tuple[int, int]
 
 
 class Acknowledge(msgspec.Struct, frozen=True, tag=True):

@@ -207,7 +207,7 @@ class Trainer:
 
     def _join_step(self, order: JoinStep) -> None:
         assert self._under_way is not None
-        self._group.send(0, pack_step(self._model.part_of_step()))
+        self._group.send(0, pack_step(self._model.part_of_step(range(*order.lanes))))
         self._model.follow_step(unpack(self._group.receive(0)))
         self._under_way.phase.open_step(order.step)
 

@@ -20,7 +20,7 @@ from splitee.training.seeds import seed_for
 from splitee.training.state import COUNTER, weights_digest
 from splitee.training.weights import client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
-from splitee_server.learning.reduction import in_order
+from splitee_server.learning.reduction import LANES, in_order
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.ranks.dealing import LaneDealing
 from splitee_server.ranks.parcels import pack, pack_step, unpack
@@ -128,7 +128,8 @@ def in_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
     """Digest of what so many ranks commit, of which each has its devices' batches alone."""
     model = model_of(run)
     for number in range(1, rounds + 1):
-        dealt = LaneDealing(count).deal(CUTS)
+        dealing = LaneDealing(count)
+        dealt = dealing.deal(CUTS)
         ranks = [model, *(model_of(run, ()) for _ in range(1, count))]
         own = [[device for device in in_order(CUTS) if dealt[device] == rank] for rank in range(count)]
         for rank, devices in zip(ranks[1:], own[1:], strict=True):
@@ -141,7 +142,7 @@ def in_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
                     if step < STEPS[device]:
                         train(rank, device, number, step)
             if count > 1:
-                join(ranks)
+                join(ranks, dealing)
         for rank, devices in zip(ranks[1:], own[1:], strict=True):
             for device in devices:
                 model.take_back(device, unpack(pack(rank.hand_over(device))))
@@ -149,9 +150,10 @@ def in_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
     return digest(model)
 
 
-def join(ranks: Sequence[FleetModel]) -> None:
+def join(ranks: Sequence[FleetModel], dealing: LaneDealing) -> None:
     first, *others = ranks
-    changed = first.end_step(*[unpack(pack_step(other.part_of_step())) for other in others])
+    parts = [other.part_of_step(dealing.lanes(rank)) for rank, other in enumerate(others, start=1)]
+    changed = first.end_step(*[unpack(pack_step(part)) for part in parts], lanes=dealing.lanes(0))
     for other in others:
         other.follow_step(unpack(pack_step(changed)))
 
@@ -182,7 +184,7 @@ def test_no_device_has_all_the_say_in_a_step() -> None:
             features, labels = batch(model, device, 1, 0)
             features = features * scale if device == "b" else features
             model.train(device, features, labels, round_number=1, step=0, steps=3)
-        model.end_step()
+        model.end_step(lanes=range(LANES))
         weights.append(model.trunk_weights())
     one, other = weights
     moved = max(
@@ -202,7 +204,7 @@ def test_a_batch_that_cannot_be_trained_leaves_the_step_to_the_others() -> None:
                 features, labels = batch(model, device, 1, 0)
                 with pytest.raises(Untrainable):
                     model.train(device, features * float("nan"), labels, round_number=1, step=0, steps=3)
-        model.end_step()
+        model.end_step(lanes=range(LANES))
         found.append(weights_digest(model.trunk_weights()))
     assert found[0] == found[1]
 
@@ -213,8 +215,8 @@ def test_a_step_whose_devices_all_fall_away_is_not_taken() -> None:
         train(model, device, 1, 0)
     model.forget("a")
     model.forget("c")
-    assert model.end_step() == {}
+    assert model.end_step(lanes=range(LANES)) == {}
     train(model, "a", 1, 0)
     train(model, "c", 1, 0)
     model.forget("a")  # its batch counts, for the step is taken
-    assert model.end_step()
+    assert model.end_step(lanes=range(LANES))

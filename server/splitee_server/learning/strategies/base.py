@@ -28,6 +28,7 @@ from splitee.training.optimizer import forget_gradients, make_optimizer
 from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee.training.weights import deeper_cuts
+from splitee_server.learning.reduction import LANES
 from splitee_server.learning.trunk_parts import TrunkParts
 
 LARGEST_GRADIENT = 1e6  # norm that is still scaled down; beyond it the batch gives no step
@@ -157,18 +158,22 @@ class Strategy(ABC):
     def reach(self, step: int) -> None:  # noqa: B027
         """Batches of step `step` of a round follow, where batches of one step are joined."""
 
-    def part_of_step(self) -> dict[str, Any]:
+    def part_of_step(self, lanes: range) -> dict[str, Any]:
         """What this process's batches of the joint step under way come to, for `end_step`; it is gone here.
 
         Only of strategies with the order "joint", as all that follows up to `follow_step`.
+
+        Args:
+            lanes: those whose devices are all here.
         """
         raise NotImplementedError
 
-    def end_step(self, *others: Mapping[str, Any]) -> dict[str, Tensor]:
+    def end_step(self, *others: Mapping[str, Any], lanes: range = range(LANES)) -> dict[str, Tensor]:
         """Take the joint step: of the batches here, and of what `part_of_step` has given elsewhere.
 
         Args:
-            others: in the order of their devices' lanes, behind those here.
+            others: in the order of their lanes, behind those here.
+            lanes: as in `part_of_step`, of this process.
 
         Returns:
             The tensors that it has changed, by name.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.optimizer import forget_gradients
-from splitee_server.learning.reduction import LaneSums, Partial, lane_of
+from splitee_server.learning.reduction import LANES, LaneSums, Partial, lane_of
 from splitee_server.learning.strategies.sequential import Sequential
 
 
@@ -66,7 +66,7 @@ class DataParallel(Sequential):
     @torch.no_grad()
     def _use_gradient(self, device: str, samples: int, round_number: int, step: int, steps: int) -> None:
         if self._sums is None:
-            self._sums, self._at = LaneSums(lane_of(device)), (round_number, step, 0)
+            self._sums, self._at = LaneSums(lane_of(device), torch.float32), (round_number, step, 0)
         self._at = max(self._at, (round_number, step, steps))
         self._joined.add(device)
         parameters, buffers = self._named[self._cuts[device]]
@@ -84,13 +84,15 @@ class DataParallel(Sequential):
     def aggregate(self, samples: Mapping[str, int]) -> None:
         self.end_step()
 
-    def part_of_step(self) -> dict[str, Any]:
-        sums, self._sums, self._joined = self._sums, None, set()
-        return {"at": self._at, "sums": [] if sums is None else [vars(node) for node in sums.partials()]}
+    def part_of_step(self, lanes: range = range(LANES)) -> dict[str, Any]:
+        own, self._sums, self._joined = self._sums, None, set()
+        sums = LaneSums(lanes.start)
+        sums.merge([] if own is None else own.partials())
+        return {"at": self._at, "sums": [vars(node) for node in sums.partials(lanes.stop)]}
 
     @torch.no_grad()
-    def end_step(self, *others: Mapping[str, Any]) -> dict[str, Tensor]:
-        parts = [part for part in (self.part_of_step(), *others) if part["sums"]]
+    def end_step(self, *others: Mapping[str, Any], lanes: range = range(LANES)) -> dict[str, Tensor]:
+        parts = [part for part in (self.part_of_step(lanes), *others) if part["sums"]]
         if not parts:
             return {}
         sums = LaneSums()
