@@ -39,7 +39,7 @@ from splitee_server.ranks.messages import (
     encode,
     words,
 )
-from splitee_server.ranks.parcels import pack, pack_step, unpack, unpack_score
+from splitee_server.ranks.parcels import pack, receive_apart, send_apart, unpack, unpack_score
 from splitee_server.ranks.ranks import Ranks
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.progress import Trained
@@ -145,10 +145,10 @@ class Leader(Ranks):
         own, *theirs = (self._dealing.lanes(rank) for rank in range(self._group.size))
         for rank, lanes in zip(self._group.others(), theirs, strict=True):
             self._tell(rank, JoinStep(self._step + 1, (lanes.start, lanes.stop)))
-        parts = [unpack(self._group.receive(rank)) for rank in self._group.others()]
-        changed = pack_step(model.end_step(*parts, lanes=own))
+        parts = [receive_apart(self._group, rank) for rank in self._group.others()]
+        changed = model.end_step(*parts, lanes=own)
         for rank in self._group.others():
-            self._group.send(rank, changed)
+            send_apart(self._group, rank, changed)
         self._step = self._step + 1 if phase.has_batches_left() else None
         if self._step is not None:
             phase.open_step(self._step)

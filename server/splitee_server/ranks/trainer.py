@@ -44,7 +44,7 @@ from splitee_server.ranks.messages import (
     encode,
     orders,
 )
-from splitee_server.ranks.parcels import pack, pack_score, pack_step, unpack
+from splitee_server.ranks.parcels import pack, pack_score, receive_apart, send_apart, unpack
 from splitee_server.rounds.batch_order import Order
 from splitee_server.rounds.batch_work import BatchWork
 from splitee_server.rounds.phase import Phase, Standing
@@ -207,8 +207,8 @@ class Trainer:
 
     def _join_step(self, order: JoinStep) -> None:
         assert self._under_way is not None
-        self._group.send(0, pack_step(self._model.part_of_step(range(*order.lanes))))
-        self._model.follow_step(unpack(self._group.receive(0)))
+        send_apart(self._group, 0, self._model.part_of_step(range(*order.lanes)))
+        self._model.follow_step(receive_apart(self._group, 0))
         self._under_way.phase.open_step(order.step)
 
     def _acknowledge(self, order: Acknowledge) -> None:

@@ -17,13 +17,13 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.placement import seed_at
 from splitee.training.seeds import seed_for
-from splitee.training.state import COUNTER, weights_digest
+from splitee.training.state import COUNTER, pack_state, weights_digest
 from splitee.training.weights import client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.reduction import LANES, in_order
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.ranks.dealing import LaneDealing
-from splitee_server.ranks.parcels import pack, pack_step, unpack
+from splitee_server.ranks.parcels import pack, unpack
 
 CUTS = {"a": 1, "b": 2, "c": 3, "d": 2, "e": 1}
 STEPS = {"a": 3, "b": 3, "c": 3, "d": 1, "e": 2}
@@ -153,9 +153,9 @@ def in_ranks(run: RunSpec, count: int, rounds: int = 2) -> str:
 def join(ranks: Sequence[FleetModel], dealing: LaneDealing) -> None:
     first, *others = ranks
     parts = [other.part_of_step(dealing.lanes(rank)) for rank, other in enumerate(others, start=1)]
-    changed = first.end_step(*[unpack(pack_step(part)) for part in parts], lanes=dealing.lanes(0))
+    changed = first.end_step(*[unpack(pack_state(part)) for part in parts], lanes=dealing.lanes(0))
     for other in others:
-        other.follow_step(unpack(pack_step(changed)))
+        other.follow_step(unpack(pack_state(changed)))
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
+import torch
 from fakes import FakeClock, FakePort
 from msgspec.structs import replace
+from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from virtual_fleet import RUN, TOPICS, VirtualDevice
 from waiting import until
@@ -57,6 +59,14 @@ class MemoryGroup(Group):
 
     def receive(self, rank: int) -> bytes:
         return self._states[rank, self.rank].get(timeout=60)
+
+    def send_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self.send(rank, tensor.numpy().tobytes())
+
+    def receive_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.copy_(torch.frombuffer(bytearray(self.receive(rank)), dtype=tensor.dtype).view_as(tensor))
 
 
 class PatientPort(FakePort):
