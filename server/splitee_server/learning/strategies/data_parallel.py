@@ -37,9 +37,8 @@ class DataParallel(Sequential):
 
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
-        self._named = {
-            0: _named(self._whole, network.frozen_keys)
-        }  # by cut, of its entry; 0: all of the trunk
+        self._all = _named(self._whole, network.frozen_keys)
+        self._named: dict[int, Named] = {}  # of the entries, by cut
         self._before: dict[str, Tensor] = {}  # the statistics before a batch
         self._sums: LaneSums | None = None  # of the step under way
         self._joined: set[str] = set()  # whose batches are in them
@@ -98,9 +97,7 @@ class DataParallel(Sequential):
         sums = LaneSums()
         sums.merge(Partial(**node) for part in parts for node in part["sums"])
         means = sums.means()
-        parameters, buffers = (
-            {name: one for name, one in of.items() if name in means} for of in self._named[0]
-        )
+        parameters, buffers = ({name: one for name, one in of.items() if name in means} for of in self._all)
         for name, parameter in parameters.items():
             parameter.grad = means[name].to(parameter.dtype)
         for name, buffer in buffers.items():
