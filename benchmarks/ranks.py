@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What do ranks bring, and what does killing them cost? A server of two ranks beside one of a single process.
 
-    python -m benchmarks.ranks [--repetitions 3] [--kills 10]
+    python -m benchmarks.ranks [--repetitions 3] [--kills 10] [--strategy data-parallel]
 
 A real server, under torchrun where it has ranks, on a real Mosquitto, with synthetic devices that send
 features made from (device, round, step) alone: so what a run ends with is known, and devices cost little.
 
-Speed: both servers train a network at 32 pixels by Averaging at the same time, a thread a process. A machine
+Speed: both servers train a network at 32 pixels at the same time, by Averaging, a thread a process. A machine
 that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for each CPU
 second of the rank that takes most of them, from the opening of the second round to the last commit. That is
 the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median of the
@@ -67,12 +67,13 @@ class Settings:
     rounds: int
     steps: int
     batch: int
+    strategy: str
 
     def flags(self) -> list[str]:
         run = ("--network", self.network, "--input", "3x32x32", "--num-classes", "10", "--seed", "1")
         amount = ("--devices", self.devices, "--rounds", self.rounds, "--batch-size", self.batch)
-        plain = ("--strategy", "averaging", "--recipe", "plain", "--client-averaging", "none", "--no-release")
-        return [str(word) for word in (*run, *amount, *plain, "--threads", 1)]
+        plain = ("--recipe", "plain", "--client-averaging", "none", "--no-release")
+        return [str(word) for word in (*run, *amount, "--strategy", self.strategy, *plain, "--threads", 1)]
 
 
 @dataclass
@@ -366,6 +367,7 @@ def kill(directory: Path, broker: OwnBroker, settings: Settings, kills: int, see
     one, other = calm.report(), stormy.report()
     result = {
         "benchmark": "ranks-killed",
+        "strategy": settings.strategy,
         "kills": done,
         "same_weights": one["weights_sha256"] == other["weights_sha256"],
         "weights_sha256": other["weights_sha256"],
@@ -388,9 +390,17 @@ def kill(directory: Path, broker: OwnBroker, settings: Settings, kills: int, see
 @click.option("--network", default="resnet18", show_default=True, help="That the speed is measured with.")
 @click.option("--rounds", default=3, show_default=True, help="Of the speed; the first is not measured.")
 @click.option("--steps", default=40, show_default=True, help="Batches of a device in a round of it.")
+@click.option("--strategy", default="averaging", show_default=True, help="One that ranks can share.")
 @out_option
 def main(
-    repetitions: int, kills: int, seed: int, network: str, rounds: int, steps: int, out: Path | None
+    repetitions: int,
+    kills: int,
+    seed: int,
+    network: str,
+    rounds: int,
+    steps: int,
+    strategy: str,
+    out: Path | None,
 ) -> None:
     """Two ranks beside one process: batches a CPU second, and weights when ranks are killed."""
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -401,7 +411,9 @@ def main(
         broker.start()
         try:
             if repetitions:
-                settings = Settings(network, devices=4, rounds=rounds, steps=steps, batch=32)
+                settings = Settings(
+                    network, devices=4, rounds=rounds, steps=steps, batch=32, strategy=strategy
+                )
                 found = [
                     speed(directory / f"repetition-{number}", broker, settings)
                     for number in range(repetitions)
@@ -409,6 +421,7 @@ def main(
                 ratios = [two.batches_a_second / one.batches_a_second for one, two, _ in found]
                 result = {
                     "benchmark": "ranks-speed",
+                    "strategy": strategy,
                     "network": network,
                     "speedup": round(median(ratios), 3),
                     "repetitions": [round(ratio, 3) for ratio in ratios],
@@ -422,7 +435,14 @@ def main(
                 click.echo(json.dumps(result))
                 passed = bool(result["passed"])
             if kills:
-                tiny = Settings("benchmarks.tiny:network", devices=3, rounds=max(2, kills), steps=40, batch=8)
+                tiny = Settings(
+                    "benchmarks.tiny:network",
+                    devices=3,
+                    rounds=max(2, kills),
+                    steps=40,
+                    batch=8,
+                    strategy=strategy,
+                )
                 result = kill(directory, broker, tiny, kills, seed)
                 click.echo(json.dumps(result))
                 passed = passed and bool(result["passed"])

@@ -72,6 +72,10 @@ def test_an_unknown_network_is_answered_with_the_nearest(
         (("--evaluated-by", "all"), "--evaluated-by does nothing without --sample"),
         (("--steps", "time:60", "--soft-labels", "1"), "--soft-labels does not go with --steps time:60"),
         (("--steps", "time:60", "--order", "device"), "--order device does not go with --steps time:60"),
+        (
+            ("--steps", "time:60", "--strategy", "data-parallel"),
+            "--strategy data-parallel does not go with --steps time:60",
+        ),
     ],
 )
 def test_settings_of_a_round_that_do_not_fit_together(

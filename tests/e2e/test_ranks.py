@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from splitee_lab.local.brokers import OwnBroker, RunningBroker
 BIN = Path(sys.executable).parent
 RESTART = 600.0  # seconds that all may take once more to load torch, with other tests beside them
 AVERAGING = "--strategy", "averaging", "--client-averaging", "layerwise"
+FOUR = {"pi-1": 1, "pi-2": 2, "pi-3": 3, "pi-4": 2}  # one for each of four ranks, by its lane too
 
 
 def ranks(count: int, *flags: str) -> list[str]:
@@ -37,12 +39,12 @@ def rank_process(fleet: Fleet, rank: int) -> psutil.Process:
     raise AssertionError(f"rank {rank} does not run")
 
 
-def check(fleet: Fleet, rounds: int, **settings: int) -> None:
+def check(fleet: Fleet, rounds: int, strategy: str = "averaging", **settings: Any) -> None:
     """The run ended as that of one process, with each batch counted once."""
-    assert fleet.wait(timeout=RESTART) == [0, 0, 0, 0]
+    assert set(fleet.wait(timeout=RESTART)) == {0}
     report = fleet.report()
     assert report["weights_sha256"] == in_one_process(
-        "averaging", "step", rounds, averaging="layerwise", **settings
+        strategy, "step", rounds, averaging="layerwise", **settings
     )
     assert report["batches_trained"] == report["batches_published"]
 
@@ -63,17 +65,31 @@ def await_training(link: Link, topics: Topics, number: int) -> None:
     raise AssertionError(f"round {number} is not trained after {RESTART:.0f} s")
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(60)
 @pytest.mark.mosquitto
-def test_three_ranks_train_the_weights_of_one_process(
-    mosquitto_broker: RunningBroker, tmp_path: Path
+@pytest.mark.parametrize("strategy", ["averaging", "data-parallel"])
+def test_four_ranks_and_then_two_train_the_weights_of_one_process(
+    strategy: str, mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
-    with Fleet(str(mosquitto_broker.address), "three-ranks", tmp_path) as fleet:
-        fleet.server(*AVERAGING, program=ranks(3))
-        fleet.three_devices()
-        check(fleet, 2)
+    """Round 1 by four ranks; two that are started in their place in round 2 take over all devices."""
+    topics = Topics(f"four-ranks-{strategy}")
+    watcher = Link(mosquitto_broker.address, f"watches-{topics.fleet}")
+    watcher.subscribe(topics.round, topics.device("pi-1", "features"))
+    watcher.open(10)
+    flags = ("--strategy", strategy, "--client-averaging", "layerwise", "--steps", "20")
+    with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
+        fleet.server(*flags, devices=4, program=ranks(4))
+        for index, (name, cut) in enumerate(FOUR.items(), start=1):
+            fleet.device(name, cut, shard=f"{index}/4")
+        await_training(watcher, topics, 2)
+        assert [rank_process(fleet, rank).is_running() for rank in range(4)] == [True] * 4
+        fleet.processes["server"].terminate()
+        fleet.processes["server"].wait()
+        fleet.server(*flags, devices=4, program=ranks(2))
+        check(fleet, 2, strategy, steps=20, cuts=FOUR)
         for device in fleet.report()["devices"]:
             assert device["traffic"]["up"]["training"] > 0  # whichever rank has counted it
+    watcher.close()
 
 
 @pytest.mark.slow(90)

@@ -50,7 +50,8 @@ def opened(link: Link, topics: Topics, number: int, attempt: int = 0) -> Opened:
 @pytest.mark.slow(7)
 @pytest.mark.mosquitto
 @pytest.mark.parametrize(
-    ("strategy", "settings", "release"), [("sequential", BROAD, False), ("averaging", SCANT, True)]
+    ("strategy", "settings", "release"),
+    [("sequential", BROAD, False), ("averaging", SCANT, True), ("data-parallel", BROAD, False)],
 )
 def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
     mosquitto_broker: RunningBroker, tmp_path: Path, strategy: str, settings: dict[str, Any], release: bool

@@ -70,7 +70,7 @@ def fatal(fleet: VirtualFleet, name: str) -> list[ErrorReport]:
 
 
 @pytest.mark.parametrize("missing", ["wait", "skip"])
-@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+@pytest.mark.parametrize("strategy", ["sequential", "averaging", "data-parallel"])
 def test_round_1_begins_anew_as_if_all_had_been_right(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str, missing: Any
 ) -> None:

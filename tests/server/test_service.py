@@ -307,7 +307,7 @@ def test_after_a_reconnection_everything_is_said_again(fleet: VirtualFleet) -> N
     assert fleet.counted[2] == list(THREE)
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+@pytest.mark.parametrize("strategy", ["sequential", "averaging", "data-parallel"])
 def test_a_run_that_was_stopped_goes_on_from_its_commit_to_the_same_weights(
     tmp_path: Path, strategy: str
 ) -> None:

@@ -69,7 +69,7 @@ def vanish(fleet: VirtualFleet, name: str, number: int, step: int) -> None:
     device.before_batch = before_batch
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "averaging"])
+@pytest.mark.parametrize("strategy", ["sequential", "averaging", "data-parallel"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_device_that_vanishes_in_the_first_round_is_skipped_after_the_floor(
     tmp_path: Path, strategy: str, step: int

@@ -14,7 +14,7 @@ from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.commands.recipe import follow, recipe_setting
-from splitee_server.learning.strategies.registry import with_setting
+from splitee_server.learning.strategies.registry import STRATEGIES, with_setting
 
 
 def strategy_setting(name: str) -> Callable[[Any], Any]:
@@ -72,6 +72,7 @@ def check_timed_steps(spec: RunSpec) -> None:
         "--soft-labels": spec.soft_labels,
         "--aggregation-every": spec.aggregation_every,
         "--order device": spec.order == "device",
+        f"--strategy {spec.strategy}": STRATEGIES[spec.strategy].joint,
     }
     for flag, is_set in unlike.items():
         if spec.round_seconds and is_set:

@@ -224,7 +224,7 @@ def server(
     names = read_class_names(classes, spec.num_classes) if classes is not None else ()
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
     place = place_in(spec, devices, resident)
-    addresses = brokers_of_ranks(brokers, link.address, place)
+    addresses = brokers_of_ranks(brokers, link.address, place, spec)
     policy = Policy(
         devices,
         quorum,
@@ -273,7 +273,15 @@ def server(
             connection = leading_port(
                 addresses, client, link.tls, topics, limits, policy, will=offline(topics, instance)
             )
-            ranks = lead(group, connection, topics, addresses, client, initial)
+            ranks = lead(
+                group,
+                connection,
+                topics,
+                addresses,
+                client,
+                initial,
+                joint=STRATEGIES[spec.strategy].joint,
+            )
             certificate = own_certificate(link.tls)
             warn_before_it_ends(certificate)
             with monitoring.observers(connection, topics, store, certificate) as observers:

@@ -72,7 +72,7 @@ class FleetModel:
         self._supervise()
 
     @property
-    def order(self) -> Literal["step", "share", "device", "any"]:
+    def order(self) -> Literal["step", "joint", "share", "device", "any"]:
         """In which order `train` must be given batches of different devices."""
         return self._strategy.order
 
@@ -133,6 +133,7 @@ class FleetModel:
         Raises:
             Untrainable: the batch gives no step that can be taken; nothing has changed.
         """
+        self._strategy.reach(step)
         self._class_mix.add(device, labels)
         offsets = self._class_mix.offsets(device, features.device)
         if self._loss_filter.leaves_out(device):
@@ -326,7 +327,7 @@ class FleetModel:
         self._cuts = NamedTrunks.read(state).cuts
         self._supervise()
 
-    # What ranks of one server hand each other, where each device has a trunk of its own
+    # What ranks of one server hand each other
 
     def lend(self, devices: Collection[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs for a phase with some of the devices; tensors are shared, not copied.
@@ -362,6 +363,18 @@ class FleetModel:
         """Takes `lend_memory`."""
         self._strategy.borrow_momentum(device, state["momentum"])
         self._class_mix.take(state["class_mix"])
+
+    def part_of_step(self, lanes: range) -> dict[str, Any]:
+        """As `Strategy.part_of_step`."""
+        return self._strategy.part_of_step(lanes)
+
+    def end_step(self, *others: Mapping[str, Any], lanes: range) -> dict[str, Tensor]:
+        """As `Strategy.end_step`."""
+        return self._strategy.end_step(*others, lanes=lanes)
+
+    def follow_step(self, changed: Mapping[str, Tensor]) -> None:
+        """As `Strategy.follow_step`."""
+        self._strategy.follow_step(changed)
 
     def hand_over(self, device: str) -> dict[str, Any]:
         """What training has made of a device's trunk since `borrow`, for whoever commits it; it is let go."""

@@ -36,7 +36,7 @@ class Partial:
 
     Attributes:
         lanes: a power of two, of which `first` is a multiple.
-        sums: weight * tensor over the devices that hold a tensor, in float64, by name.
+        sums: weight * tensor over the devices that hold a tensor, by name.
         weights: over the same devices, by name.
     """
 
@@ -68,10 +68,16 @@ class Partial:
 class LaneSums:
     """Sums up devices that come as `in_order` has them, with a partial sum a level of the tree."""
 
-    def __init__(self, first_lane: int = 0, lanes: int = LANES) -> None:
-        """`first_lane`, `lanes`: those whose devices are summed here; any range."""
+    def __init__(self, first_lane: int = 0, dtype: torch.dtype = torch.float64) -> None:
+        """Nothing is summed yet.
+
+        Args:
+            first_lane: devices of the lanes before it are not summed here.
+            dtype: of the sums; those of integers are float64 in any case, which has room for them.
+        """
+        self._first = first_lane
+        self._dtype = dtype
         self._next = first_lane  # the first lane that is not complete
-        self._end = first_lane + lanes
         self._last = ""  # device of that lane
         self._nodes: list[Partial] = []  # complete, from left to right; no two are halves of one
         self._open = Partial(first_lane, 1)
@@ -83,48 +89,54 @@ class LaneSums:
             weight: above 0; by name, where it is not the same for all tensors.
 
         Raises:
-            ValueError: it is not the device's turn, or its lane is not one of these.
+            ValueError: it is not the device's turn.
         """
         lane = lane_of(device)
-        if not self._next <= lane < self._end or (lane == self._next and device <= self._last):
+        if lane < self._next or (lane == self._next and device <= self._last):
             raise ValueError(f"device {device!r} of lane {lane} comes after {self._last!r} of {self._next}")
         self._complete(lane)
         self._last = device
         weights = weight if isinstance(weight, Mapping) else dict.fromkeys(tensors, weight)
         for name, tensor in tensors.items():
             own = float(weights[name])
-            product = tensor.detach().to(torch.float64, copy=True).mul_(own)  # rounded before it is added
+            dtype = self._dtype if tensor.is_floating_point() else torch.float64
+            product = tensor.detach().to(dtype, copy=True).mul_(own)  # rounded before it is added
             self._open.take({name: product}, {name: own})
 
-    def partials(self) -> list[Partial]:
-        """What these lanes come to: the fewest nodes of the tree, from left to right; no device follows."""
-        self._complete(self._end)
-        return self._nodes
+    def partials(self, end: int = 0) -> list[Partial]:
+        """What was summed: the fewest nodes of the tree, from left to right; no device of them follows.
+
+        `end`: the first lane whose devices others sum; 0: it is the one behind the last device's.
+        """
+        self._complete(end or self._next + bool(self._open.sums))
+        return [node for node in self._nodes if node.sums]
 
     def merge(self, partials: Iterable[Partial]) -> None:
-        """Take over what another has summed of the lanes that follow; its tensors are changed in place.
+        """Take over what another has summed of lanes that follow; its tensors are changed in place.
 
         Raises:
-            ValueError: it is not of the next lanes.
+            ValueError: these are not lanes that follow.
         """
         self.partials()
         for node in partials:
-            if node.first != self._end or self._end + node.lanes > LANES:
-                raise ValueError(f"lanes from {self._end} on are next, these are from {node.first} on")
+            if not self._next <= node.first <= LANES - node.lanes:
+                raise ValueError(f"lanes from {self._next} on are next, these are from {node.first} on")
+            self._complete(node.first)
             self._push(node)
-            self._end = self._next = self._end + node.lanes
-        self._open = Partial(self._next, 1)
+            self._next = node.first + node.lanes
+            self._open = Partial(self._next, 1)
 
     def means(self) -> dict[str, Tensor]:
-        """The weighted means by name, in float64, in the place of the sums.
+        """The weighted means by name, in the place of the sums.
 
         Raises:
             ValueError: it is not all lanes that have been summed.
         """
-        nodes = self.partials()
-        if [(node.first, node.lanes) for node in nodes] != [(0, LANES)]:
-            raise ValueError(f"a mean is taken over all {LANES} lanes, not over a part of them")
-        return {name: total.div_(nodes[0].weights[name]) for name, total in nodes[0].sums.items()}
+        if self._first:
+            raise ValueError(f"a mean is taken over all {LANES} lanes, not from lane {self._first} on")
+        self._complete(LANES)
+        (root,) = self._nodes
+        return {name: total.div_(root.weights[name]) for name, total in root.sums.items()}
 
     def _complete(self, lane: int) -> None:
         """No device of a lane below `lane` follows; lanes without any make the largest nodes at once."""

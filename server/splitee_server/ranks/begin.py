@@ -21,6 +21,7 @@ from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.learning.initial.weights import InitialWeights
 from splitee_server.ranks.brokers import SeveralBrokers
+from splitee_server.ranks.dealing import Dealing, LaneDealing
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.leader import Leader
 from splitee_server.ranks.messages import Begin, orders
@@ -114,11 +115,14 @@ def lead(
     addresses: Sequence[BrokerAddress],
     client: str,
     initial: InitialWeights | None,
+    *,
+    joint: bool,
 ) -> Ranks:
     """Rank 0's side of the others, which may begin.
 
     Args:
         group: None: there are none.
+        joint: a step joins the batches of all devices.
         addresses: of each rank's broker.
         client: this process's id at the brokers.
         initial: the weights that the run begins from; None: the seed's.
@@ -130,7 +134,8 @@ def lead(
         broker = port.broker_of(device) if isinstance(port, SeveralBrokers) else None
         return None if broker is None else [rank for rank, at in enumerate(addresses) if at == broker]
 
-    leader = Leader(group, port, topics, bound)
+    dealing = LaneDealing(group.size) if joint else Dealing(group.size, bound)
+    leader = Leader(group, port, topics, dealing)
     leader.begin(client, initial)
     return leader
 

@@ -3,10 +3,46 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import accumulate
+
+from splitee_server.learning.reduction import LANES, lane_of
 
 Bound = Callable[[str], Sequence[int] | None]
+
+
+class LaneDealing:
+    """Deals ranges of lanes, in the order of the ranks, so that each sums its devices for itself.
+
+    A range of a whole node of the tree of lanes has one sum: bounds that make large nodes are worth an eighth
+    more, or less, devices.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        self._ranks = ranks
+        self._bounds = [0] * ranks + [LANES]
+
+    def deal(self, devices: Collection[str]) -> dict[str, int]:
+        """The rank of each of these devices."""
+        in_lane = Counter(map(lane_of, devices))
+        before = list(accumulate((in_lane[lane] for lane in range(LANES)), initial=0))
+        inner = [self._bound(before, rank) for rank in range(1, self._ranks)]
+        self._bounds = [0, *inner, LANES]
+        return {device: bisect_right(inner, lane_of(device)) for device in devices}
+
+    def lanes(self, rank: int) -> range:
+        """Those whose devices a rank has since they were dealt."""
+        return range(self._bounds[rank], self._bounds[rank + 1])
+
+    def _bound(self, before: Sequence[int], rank: int) -> int:
+        """The first lane of a rank. `before`: how many devices each lane has before it."""
+        share = before[-1] / self._ranks
+        off = [abs(count - rank * share) for count in before]
+        allowed = max(min(off), share / 8)
+        able = [lane for lane in range(LANES + 1) if off[lane] <= allowed]
+        return max(able, key=lambda lane: (lane & -lane, -off[lane]))
 
 
 class Dealing:

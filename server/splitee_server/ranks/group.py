@@ -10,13 +10,13 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
@@ -144,6 +144,18 @@ class Group:
             distributed.recv(data, rank)
         return data.numpy().tobytes()
 
+    def send_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
+        """To a rank that receives them now, one after the other; they have no gaps. Raises RankLost."""
+        with _bounded(f"rank {rank} takes no state"):
+            for tensor in tensors:
+                distributed.send(_flat(tensor), rank)
+
+    def receive_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
+        """What a rank sends, into tensors of the same shapes, types and strides. Raises RankLost."""
+        with _bounded(f"rank {rank} sends no state"):
+            for tensor in tensors:
+                distributed.recv(_flat(tensor), rank)
+
     def close(self) -> None:
         distributed.destroy_process_group()
 
@@ -173,6 +185,11 @@ def meet(store: Store, rank: int, size: int) -> str:
         missing = [other for other in missing if not store.check([f"{meeting}/{other}"])]
         time.sleep(0.02)
     return meeting
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """Its values (N,) as they follow each other in memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
 
 
 @contextmanager

@@ -17,10 +17,12 @@ from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic
 from splitee_server.learning.fleet_model import FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
-from splitee_server.ranks.dealing import Bound, Dealing
+from splitee_server.ranks.dealing import Dealing, LaneDealing
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.listening import Listening
 from splitee_server.ranks.messages import (
+    LOOK,
+    LOOK_IN_STEP,
     Acknowledge,
     Begin,
     Collect,
@@ -28,6 +30,7 @@ from splitee_server.ranks.messages import (
     End,
     Gone,
     GoOnWithout,
+    JoinStep,
     Open,
     Opened,
     Order,
@@ -36,12 +39,10 @@ from splitee_server.ranks.messages import (
     encode,
     words,
 )
-from splitee_server.ranks.parcels import pack, unpack, unpack_score
+from splitee_server.ranks.parcels import pack, receive_apart, send_apart, unpack, unpack_score
 from splitee_server.ranks.ranks import Ranks
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.progress import Trained
-
-LOOK = 0.02  # seconds between two looks for what the others say
 
 
 class Leader(Ranks):
@@ -55,15 +56,15 @@ class Leader(Ranks):
         group: Group,
         port: Port,
         topics: Topics,
-        bound: Bound = lambda _device: None,
+        dealing: Dealing | LaneDealing,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`bound`: as in `Dealing`."""
         self._group = group
         self._clock = clock
-        self._dealing = Dealing(group.size, bound)
+        self._dealing = dealing
         self._dealt: dict[str, int] = {}  # of the phase under way
         self._orders = 0
+        self._step: int | None = None  # that is open, where steps are joined
         self._edition = 0  # of the models
         self._averages: dict[int, int] = {}  # the edition that a rank has
         self._memories: dict[str, tuple[int, int]] = {}  # the rank that has its momentum, and for which cut
@@ -103,6 +104,11 @@ class Leader(Ranks):
             self._lend(rank, phase, spec, model)
         for rank in self._group.others():
             self._opened(rank)
+        joint = phase.kind == "train" and model.order == "joint"
+        self.idle = LOOK_IN_STEP if joint else LOOK
+        self._step = 0 if joint else None
+        if joint:
+            phase.open_step(0)
 
     def _lend(self, rank: int, phase: Phase, spec: RunSpec, model: FleetModel) -> None:
         own = {device: part for device, part in phase.participants.items() if self._dealt[device] == rank}
@@ -120,15 +126,32 @@ class Leader(Ranks):
         self._averages[rank] = self._edition
         self._memories |= {device: (rank, own[device].cut) for device in memories}
 
-    def follow(self, phase: Phase) -> bool:
+    def follow(self, phase: Phase, model: FleetModel) -> bool:
         if self._clock() < self._look_due:
             return False
-        self._look_due = self._clock() + LOOK
+        self._look_due = self._clock() + self.idle
         rejected = False
         for rank in self._group.others():
             for word in self._words(rank):
                 rejected |= self._take_in(rank, word, phase)
+        self._join_step(phase, model)
         return rejected
+
+    def _join_step(self, phase: Phase, model: FleetModel) -> None:
+        """End the step that is open, once all its batches have been worked on, and open the next one."""
+        if self._step is None or not phase.is_step_complete():
+            return
+        assert isinstance(self._dealing, LaneDealing)
+        own, *theirs = (self._dealing.lanes(rank) for rank in range(self._group.size))
+        for rank, lanes in zip(self._group.others(), theirs, strict=True):
+            self._tell(rank, JoinStep(self._step + 1, (lanes.start, lanes.stop)))
+        parts = [receive_apart(self._group, rank) for rank in self._group.others()]
+        changed = model.end_step(*parts, lanes=own)
+        for rank in self._group.others():
+            send_apart(self._group, rank, changed)
+        self._step = self._step + 1 if phase.has_batches_left() else None
+        if self._step is not None:
+            phase.open_step(self._step)
 
     def acknowledge(self, device: str) -> None:
         self._tell(self._dealt[device], Acknowledge(device))
@@ -148,6 +171,7 @@ class Leader(Ranks):
         for device in sorted(phase.participants):
             if self.serves(device):
                 of_rank.setdefault(self._dealt[device], []).append(device)
+        self._join_step(phase, model)
         for rank, devices in of_rank.items():
             self._tell(rank, Collect(tuple(devices)))
         for rank, devices in of_rank.items():

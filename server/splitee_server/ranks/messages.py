@@ -11,6 +11,9 @@ from splitee.protocol.traffic import Traffic
 from splitee_server.rounds.phase import Standing
 from splitee_server.rounds.progress import Trained
 
+LOOK = 0.02  # seconds between two looks for messages
+LOOK_IN_STEP = 0.005  # where ranks wait for each other in each step
+
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
     """The run is open.
@@ -40,6 +43,16 @@ class GoOnWithout(msgspec.Struct, frozen=True, tag=True):
     """Devices take no part in the phase any longer."""
 
     devices: tuple[str, ...]
+
+
+class JoinStep(msgspec.Struct, frozen=True, tag=True):
+    """All batches of the open step have been worked on: each rank sends what `FleetModel.part_of_step` gives,
+    receives what the step has changed, and opens the next one, `step`. `lanes`: the rank's first, and the one
+    behind its last.
+    """
+
+    step: int
+    lanes: tuple[int, int]
 
 
 class Acknowledge(msgspec.Struct, frozen=True, tag=True):
@@ -86,7 +99,7 @@ class Gone(msgspec.Struct, frozen=True, tag=True):
     """The rank has heard of the end."""
 
 
-Order = Begin | Open | GoOnWithout | Acknowledge | Collect | End
+Order = Begin | Open | GoOnWithout | JoinStep | Acknowledge | Collect | End
 Word = Opened | Progress | Collected | Gone
 orders = msgspec.msgpack.Decoder(Order)
 words = msgspec.msgpack.Decoder(Word)

@@ -5,7 +5,7 @@ values is ever unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from splitee.training.sharing import share_equal
 from splitee.training.state import pack_state, unpack_state
 from splitee_export.combination import HeldOutLogits
+from splitee_server.ranks.group import Group
 from splitee_server.rounds.evaluation import Predictions, Score
 
 
@@ -25,6 +26,46 @@ def pack(state: Mapping[str, Any]) -> bytes:
 
 
 unpack = unpack_state
+
+
+def send_apart(group: Group, rank: int, state: Mapping[str, Any]) -> None:
+    """Send a state whose tensors travel by themselves, as they are in memory: where no two of them are equal,
+    and time counts.
+    """
+    tensors: list[Tensor] = []
+
+    def outline(tensor: Tensor) -> Tensor:
+        alike = torch.empty_like(tensor, device="meta")  # without gaps
+        own = tensor.detach()
+        tensors.append(own if own.stride() == alike.stride() else own.clone())
+        return alike
+
+    group.send(rank, pack_state(_with_tensors(state, outline)))
+    group.send_tensors(rank, tensors)
+
+
+def receive_apart(group: Group, rank: int) -> dict[str, Any]:
+    """What `send_apart` sends."""
+    tensors: list[Tensor] = []
+
+    def room(outline: Tensor) -> Tensor:
+        tensors.append(torch.empty_like(outline, device="cpu"))
+        return tensors[-1]
+
+    state: dict[str, Any] = _with_tensors(unpack_state(group.receive(rank)), room)
+    group.receive_tensors(rank, tensors)
+    return state
+
+
+def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state with each of its tensors changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: _with_tensors(one, change) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_tensors(one, change) for one in value]
+    return value
 
 
 def pack_score(score: Score) -> bytes:

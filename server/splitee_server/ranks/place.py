@@ -52,7 +52,7 @@ def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:
     if place is None:
         return None
     if not STRATEGIES[spec.strategy].side_by_side:
-        able = ", ".join(name for name, known in STRATEGIES.items() if known.side_by_side)
+        able = " or ".join(name for name, known in STRATEGIES.items() if known.side_by_side)
         raise ConfigError(
             f"--strategy {spec.strategy} trains one trunk by the batches of all devices in turn, which "
             f"{place.size} ranks cannot share: take --strategy {able}, or start one rank"
@@ -79,11 +79,13 @@ def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:
     return place
 
 
-def brokers_of_ranks(urls: str | None, own: BrokerAddress, place: Place | None) -> Sequence[BrokerAddress]:
+def brokers_of_ranks(
+    urls: str | None, own: BrokerAddress, place: Place | None, spec: RunSpec
+) -> Sequence[BrokerAddress]:
     """The broker of each rank; by default all have the one of `own`, whose account they all use.
 
     Raises:
-        ConfigError: there are not as many as ranks, or one is malformed.
+        ConfigError: there are not as many as ranks, one is malformed, or ranks of this run need the same.
     """
     size = 1 if place is None else place.size
     if urls is None:
@@ -92,6 +94,11 @@ def brokers_of_ranks(urls: str | None, own: BrokerAddress, place: Place | None) 
     if len(named) != size:
         raise ConfigError(
             f"--brokers names {len(named)} brokers for {size} ranks: expected one a rank, in order"
+        )
+    if STRATEGIES[spec.strategy].joint and len(set(named)) > 1:
+        raise ConfigError(
+            f"--brokers names several brokers, but --strategy {spec.strategy} deals devices by the order of "
+            "its sums, not by their brokers: give all ranks one, or take --strategy averaging"
         )
     if own.username is not None:
         named = [

@@ -41,8 +41,8 @@ class Ranks:
     def open(self, phase: Phase, spec: RunSpec, model: FleetModel) -> None:
         """Open a phase, whose participants were dealt, at the other ranks; it is announced after that."""
 
-    def follow(self, phase: Phase) -> bool:
-        """Take in how far the others are; whether a batch could not be worked on."""
+    def follow(self, phase: Phase, model: FleetModel) -> bool:
+        """Take in how far the others are, and end a joint step; whether a batch could not be worked on."""
         return False
 
     def acknowledge(self, device: str) -> None:

@@ -28,12 +28,15 @@ from splitee_server.members.traffic import FleetTraffic
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.listening import Listening
 from splitee_server.ranks.messages import (
+    LOOK,
+    LOOK_IN_STEP,
     Acknowledge,
     Collect,
     Collected,
     End,
     Gone,
     GoOnWithout,
+    JoinStep,
     Open,
     Opened,
     Progress,
@@ -41,7 +44,7 @@ from splitee_server.ranks.messages import (
     encode,
     orders,
 )
-from splitee_server.ranks.parcels import pack, pack_score, unpack
+from splitee_server.ranks.parcels import pack, pack_score, receive_apart, send_apart, unpack
 from splitee_server.rounds.batch_order import Order
 from splitee_server.rounds.batch_work import BatchWork
 from splitee_server.rounds.phase import Phase, Standing
@@ -50,7 +53,6 @@ from splitee_server.rounds.progress import Trained
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.windows import open_windows
 
-LOOK = 0.02  # seconds between two looks for orders, and that an event is waited for
 TELL = 0.02  # seconds between two words on the progress
 
 
@@ -105,6 +107,7 @@ class Trainer:
         self._duplicates = 0
         self._listening = Listening(port, topics)
         self._is_over = False
+        self._look = LOOK  # seconds between two looks for orders, and that an event is waited for
         self._look_due = self._tell_due = 0.0
         self._gate = Gate(
             topics,
@@ -116,6 +119,7 @@ class Trainer:
         self._handlers: Mapping[type, Callable] = {  # type: ignore[type-arg]
             Open: self._open,
             GoOnWithout: self._go_on_without,
+            JoinStep: self._join_step,
             Acknowledge: self._acknowledge,
             Collect: self._collect,
             End: self._end,
@@ -134,7 +138,7 @@ class Trainer:
                 if not self._handle_event(0):
                     break
             if not self._work_one():
-                self._handle_event(LOOK)
+                self._handle_event(self._look)
             self._tell_progress()
 
     # Orders
@@ -142,7 +146,7 @@ class Trainer:
     def _heed(self) -> None:
         if self._clock() < self._look_due:
             return
-        self._look_due = self._clock() + LOOK
+        self._look_due = self._clock() + self._look
         for message in self._group.heard(0):
             order = orders.decode(message)
             self._handlers[type(order)](order)
@@ -178,6 +182,9 @@ class Trainer:
             num_classes=spec.num_classes,
             clock=self._clock,
         )
+        self._look = LOOK_IN_STEP if turns == "joint" else LOOK
+        if turns == "joint":
+            phase.open_step(0)
         self._under_way = PhaseUnderWay(
             phase,
             BatchWork(spec, model, self._guard, self._clock, self._trained),
@@ -197,6 +204,12 @@ class Trainer:
             phase.go_on_without(gone)
             self._acknowledge_all(device for device in unlocked if device is not None)
         self._forget(self._listening.without(order.devices))
+
+    def _join_step(self, order: JoinStep) -> None:
+        assert self._under_way is not None
+        send_apart(self._group, 0, self._model.part_of_step(range(*order.lanes)))
+        self._model.follow_step(receive_apart(self._group, 0))
+        self._under_way.phase.open_step(order.step)
 
     def _acknowledge(self, order: Acknowledge) -> None:
         self._acknowledge_all((order.device,))
@@ -279,6 +292,8 @@ class Trainer:
         for device in (worked.device, worked.unlocked):
             if device is not None and device in phase:
                 self._under_way.replies.acknowledge(phase, device)
+        if phase.is_step_complete():  # others may wait for it
+            self._tell_progress(now=True)
         return True
 
     def _guard(self, device: str, action: Callable[[], None]) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which a round's batches are trained: defined for Sequential, free for Averaging."""
+"""The order in which a round's batches are trained: free for Averaging, defined where a trunk is shared."""
 
 from __future__ import annotations
 
@@ -8,25 +8,48 @@ from collections import deque
 from collections.abc import Container, Mapping
 from typing import Generic, Literal, TypeVar
 
+from splitee_server.learning.reduction import lane_of
+
 Batch = TypeVar("Batch")
 Offer = Literal["taken", "duplicate", "ahead"]
-Order = Literal["step", "share", "device", "any"]
+Order = Literal["step", "joint", "share", "device", "any"]
+Turn = tuple[float, int, str]
+
+
+def turn_of(order: Order, device: str, step: int, steps: int) -> Turn:
+    """When a batch's turn is, of a device that sends `steps` of them: the least is the next one.
+
+    step: each device's batch of a step, then of the next; joint: so, too, and those of a step as
+    `splitee_server.learning.reduction.in_order` has their devices; share: the batch of whoever has done the
+    least share of its own; device: one device's after another's.
+    """
+    if order == "share":
+        return step / steps, 0, device
+    if order == "device":
+        return 0, 0, device
+    return step, lane_of(device) if order == "joint" else 0, device
 
 
 class BatchOrder(Generic[Batch]):
     """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
 
     def __init__(
-        self, order: Order, steps: Mapping[str, int], window: int, *, waits: Container[str] = ()
+        self,
+        order: Order,
+        steps: Mapping[str, int],
+        window: int,
+        *,
+        waits: Container[str] = (),
+        elsewhere: Container[str] = (),
     ) -> None:
         """A round in which nothing has come yet.
 
         Args:
-            order: step: each device's batch of a step, then of the next; share: the batch of whoever has done
-                the least share of its own; device: one device's after another's; any: as they are here.
+            order: any: as they are here; the others are those of `turn_of`.
             steps: batches each device will send, from step 0.
             window: how far ahead one may be held.
             waits: devices none of whose batches is handed out before `admit`, in the order "any".
+            elsewhere: devices whose batches are handed out elsewhere, as `advance` tells.
         """
         self._steps = dict(steps)
         self._window = window
@@ -37,11 +60,11 @@ class BatchOrder(Generic[Batch]):
         self._order = order
         self._waiting = {device for device in self._steps if device in waits}
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
-        self._turn = 0  # batches that the present one has had in a row
-        self._turns = [
-            self._rank(device) for device in sorted(self._steps) if self._steps[device]
-        ]  # else a heap
+        self._in_a_row = 0  # batches that the present one has had
+        self._turns = [self._turn(device) for device in self._unfinished if device not in elsewhere]  # a heap
         heapq.heapify(self._turns)
+        self._last_open: int | None = None  # order "joint": batches of later steps wait
+        self._due: set[str] = set()  # devices of whose batches not all up to there have been handed out
 
     def next_step(self, device: str) -> int:
         """All of the device's steps below this one have been handed out."""
@@ -98,32 +121,45 @@ class BatchOrder(Generic[Batch]):
             return None
         step = self._next[device]
         batch = self._held[device].pop(step)
-        self._next[device] = step + 1
-        if step + 1 == self._steps[device]:
-            self._unfinished.discard(device)
+        self._note_next(device, step + 1)
         if self._order == "any":
             self._go_on_with(device)
         else:
             heapq.heappop(self._turns)
             if step + 1 < self._steps[device]:
-                heapq.heappush(self._turns, self._rank(device))
+                heapq.heappush(self._turns, self._turn(device))
         return device, step, batch
 
     def _go_on_with(self, device: str) -> None:
         """A device has as many batches in a row as a window holds: its trunk's weights are in the caches."""
-        self._turn = (self._turn + 1) % self._window
+        self._in_a_row = (self._in_a_row + 1) % self._window
         if not self.has_next(device):
-            self._turn = 0
-        elif self._turn:
+            self._in_a_row = 0
+        elif self._in_a_row:
             self._ready.appendleft(device)
         else:
             self._ready.append(device)
 
     def advance(self, device: str, step: int) -> None:
         """The device's batches below `step` have been handed out elsewhere."""
-        self._next[device] = self._seen[device] = step
+        self._seen[device] = step
+        self._note_next(device, step)
+
+    def _note_next(self, device: str, step: int) -> None:
+        self._next[device] = step
         if step == self._steps[device]:
             self._unfinished.discard(device)
+        if self._last_open is not None and (step > self._last_open or device not in self._unfinished):
+            self._due.discard(device)
+
+    def open_step(self, step: int) -> None:
+        """In the order "joint": from now on batches up to this step are handed out, none of later ones."""
+        self._last_open = step
+        self._due = {device for device in self._unfinished if self._next[device] <= step}
+
+    def is_step_complete(self) -> bool:
+        """Whether all batches up to the step that was opened last have been handed out, here or elsewhere."""
+        return self._last_open is not None and not self._due
 
     def drop(self, device: str) -> None:
         """Go on without `device` in this round."""
@@ -133,20 +169,22 @@ class BatchOrder(Generic[Batch]):
         self._held.pop(device)
         self._unfinished.discard(device)
         self._waiting.discard(device)
+        self._due.discard(device)
 
     def is_finished(self, device: str) -> bool:
         """Whether all of the device's batches have been handed out."""
         return device not in self._unfinished
 
+    def has_missing(self) -> bool:
+        """Whether a batch has not been handed out."""
+        return bool(self._unfinished)
+
     def missing(self) -> list[str]:
         """The devices whose batches have not all been handed out."""
         return sorted(self._unfinished)
 
-    def _rank(self, device: str) -> tuple[float, str]:
-        """Whose turn it is: the device with the least rank."""
-        if self._order == "share":
-            return self._next[device] / self._steps[device], device
-        return (self._next[device] if self._order == "step" else 0), device
+    def _turn(self, device: str) -> Turn:
+        return turn_of(self._order, device, self._next[device], self._steps[device])
 
     def _next_device(self) -> str | None:
         """The device whose turn it is, when its next batch is here."""
@@ -156,7 +194,9 @@ class BatchOrder(Generic[Batch]):
                 if device in self._steps:
                     return device
             return None
-        while self._turns and self._turns[0][1] not in self._steps:
+        while self._turns and self._turns[0][-1] not in self._steps:
             heapq.heappop(self._turns)
-        device = self._turns[0][1] if self._turns else ""
-        return device if device and self.has_next(device) else None
+        if not self._turns or (self._last_open is not None and self._turns[0][0] > self._last_open):
+            return None
+        device = self._turns[0][-1]
+        return device if self.has_next(device) else None

@@ -186,7 +186,7 @@ class Coordinator:
 
         At most every LOOK seconds, for it looks at all devices, and is called after each batch.
         """
-        if self._ranks.follow(self._phase):
+        if self._ranks.follow(self._phase, self._model):
             self._check_divergence()
         if self._clock() < self._look_due:
             return

@@ -93,7 +93,9 @@ class Phase:
         steps = {device: participant.steps for device, participant in participants.items()}
         self._waves = waves
         waits = set(steps).difference(waves.served()) if waves is not None else ()
-        self._batches: BatchOrder[CutBatch] = BatchOrder(order, steps, window, waits=waits)
+        self._batches: BatchOrder[CutBatch] = BatchOrder(
+            order, steps, window, waits=waits, elsewhere=elsewhere
+        )
         self._behind = {device for device in steps if opened.phase != "evaluate" or steps[device]}
         self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
@@ -229,6 +231,18 @@ class Phase:
     def note_observed(self) -> None:
         """Statistics have been taken of a batch."""
         self.progressed = self._clock()
+
+    def open_step(self, step: int) -> None:
+        """Where ranks join their steps: batches of this step may be taken, and none of later ones."""
+        self._batches.open_step(step)
+
+    def is_step_complete(self) -> bool:
+        """Whether all batches up to the step that was opened last have been taken, here or elsewhere."""
+        return self._batches.is_step_complete()
+
+    def has_batches_left(self) -> bool:
+        """Whether a participant's batch has not been taken."""
+        return self._batches.has_missing()
 
     def rejected(self, device: str) -> int:
         """Batches of a device that were taken and could not be worked on."""

@@ -23,7 +23,7 @@ from splitee.protocol.cut_batch import EVALUATION_BATCH
 from splitee.protocol.parts import PART_OVERHEAD
 from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.rounds.batch_order import Order
+from splitee_server.rounds.batch_order import Order, Turn, turn_of
 
 EVENTS = 256  # of a device: what it promises to take of batches, and as many for all else
 LEAST_EVENTS = 1 << 17
@@ -88,14 +88,14 @@ class Windows:
         share = budget.share(max(len(self._steps), 1))
         self._rooms = {device: min(window, share.holds(costs[device])) for device in self._steps}
         self._in_turns = not all(self._rooms.values())
-        self._closed: list[tuple[int, str]] = []  # a heap of those that wait for a window, by their turns
+        self._closed: list[Turn] = []  # a heap of those that wait for a window, by their turns
         if self._in_turns:
             dearest = Budget(
                 max(costs[device].size for device in self._steps),
                 max(costs[device].events for device in self._steps),
             )
             self._rooms = dict.fromkeys(self._steps, 0)
-            self._closed = sorted((self._turn(device, 0), device) for device in self._steps)
+            self._closed = sorted(self._turn(device, 0) for device in self._steps)
             for _ in range(max(1, budget.holds(dearest))):
                 self._open_next()
 
@@ -109,7 +109,7 @@ class Windows:
             return None
         self._rooms[device] = 0
         if step + 1 < self._steps[device]:
-            heapq.heappush(self._closed, (self._turn(device, step + 1), device))
+            heapq.heappush(self._closed, self._turn(device, step + 1))
         return self._open_next()
 
     def drop(self, device: str) -> str | None:
@@ -118,15 +118,15 @@ class Windows:
         had = self._rooms.pop(device, 0)
         return self._open_next() if self._in_turns and had else None
 
-    def _turn(self, device: str, step: int) -> int:
+    def _turn(self, device: str, step: int) -> Turn:
         """The least of all has the next window."""
         if self._places:
-            return self._places[device]
-        return 0 if self._order == "device" else step
+            return self._places[device], 0, device
+        return turn_of(self._order, device, step, self._steps[device])
 
     def _open_next(self) -> str | None:
         while self._closed:
-            _, device = heapq.heappop(self._closed)
+            *_, device = heapq.heappop(self._closed)
             if device in self._steps:
                 self._rooms[device] = 1
                 return device

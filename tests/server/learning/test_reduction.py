@@ -36,16 +36,16 @@ def holders(devices: dict[str, int], seed: int) -> Holders:
     return found
 
 
-def summed(held: Holders, weights: dict[str, int], first: int, lanes: int) -> LaneSums:
-    sums = LaneSums(first, lanes)
-    for device in in_order(device for device in held if first <= lane_of(device) < first + lanes):
+def summed(held: Holders, weights: dict[str, int], first: int, end: int) -> LaneSums:
+    sums = LaneSums(first)
+    for device in in_order(device for device in held if first <= lane_of(device) < end):
         sums.add(device, held[device], weights[device])
     return sums
 
 
 def in_groups(held: Holders, weights: dict[str, int], bounds: list[int]) -> dict[str, Tensor]:
     """The means where each group of lanes between two `bounds` is summed for itself."""
-    first, *others = [summed(held, weights, start, end - start) for start, end in pairwise(bounds)]
+    first, *others = [summed(held, weights, start, end) for start, end in pairwise(bounds)]
     for other in others:
         first.merge(other.partials())
     return first.means()
@@ -114,7 +114,9 @@ def test_who_is_out_of_turn_is_refused() -> None:
         sums.add(one, {"x": torch.ones(1)}, 1)
     with pytest.raises(ValueError, match="comes after"):
         sums.add(other, {"x": torch.ones(1)}, 1)
-    with pytest.raises(ValueError, match="from 64 on are next"):
+    with pytest.raises(ValueError, match="are next, these are from 0 on"):
         sums.merge([Partial(0, 1)])
-    with pytest.raises(ValueError, match="all 64 lanes"):
-        LaneSums(0, 32).means()
+    with pytest.raises(ValueError, match="are next, these are from 64 on"):
+        sums.merge([Partial(64, 1)])
+    with pytest.raises(ValueError, match="all 64 lanes, not from lane 32 on"):
+        LaneSums(32).means()

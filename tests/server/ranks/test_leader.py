@@ -7,11 +7,13 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
+import torch
 from fakes import FakeClock, FakePort
 from msgspec.structs import replace
+from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 from virtual_fleet import RUN, TOPICS, VirtualDevice
 from waiting import until
@@ -22,10 +24,13 @@ from splitee.protocol import routes
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.fields import RunPhase
 from splitee.protocol.rounds import Ack, Features, Participant, RoundOpen
+from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.training.state import weights_digest
 from splitee.training.tensors import tensor_of
 from splitee_server.learning.fleet_model import Contribution, FleetModel
+from splitee_server.learning.reduction import in_order
+from splitee_server.ranks.dealing import Dealing, LaneDealing
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.leader import Leader
 from splitee_server.ranks.place import Place
@@ -35,6 +40,7 @@ from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.windows import Budget, Windows, open_windows
 
 SPEC = replace(RUN, strategy="averaging")
+JOINT = replace(RUN, strategy="data-parallel")  # pi-2 and pi-3 are dealt to the other rank
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 1}  # pi-2 is dealt to the other rank
 STEPS = 3
 
@@ -54,6 +60,14 @@ class MemoryGroup(Group):
     def receive(self, rank: int) -> bytes:
         return self._states[rank, self.rank].get(timeout=60)
 
+    def send_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            self.send(rank, tensor.numpy().tobytes())
+
+    def receive_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            tensor.copy_(torch.frombuffer(bytearray(self.receive(rank)), dtype=tensor.dtype).view_as(tensor))
+
 
 class PatientPort(FakePort):
     """Waits a little where nothing comes, as another thread is to bring it."""
@@ -67,12 +81,14 @@ class PatientPort(FakePort):
 class Ranks:
     """Rank 0 by hand, and the other one at work."""
 
-    def __init__(self) -> None:
+    def __init__(self, spec: RunSpec = SPEC) -> None:
+        self.spec = spec
         store, queues = HashStore(), {(0, 1): queue.Queue[bytes](), (1, 0): queue.Queue[bytes]()}
         self.group = MemoryGroup(0, store, queues)
         self.port, self.other_port = FakePort(FakeClock()), PatientPort(FakeClock())
         self.bound: dict[str, list[int]] = {}  # the ranks that can serve a device, where it is not all
-        self.leader = Leader(self.group, self.port, TOPICS, self.bound.get)
+        dealing = LaneDealing(2) if spec is JOINT else Dealing(2, self.bound.get)
+        self.leader = Leader(self.group, self.port, TOPICS, dealing)
         self.model = self.new_model()
         for device, cut in CUTS.items():
             self.model.join(device, cut, 4 * STEPS)
@@ -88,9 +104,8 @@ class Ranks:
         self._thread = threading.Thread(target=self._trainer.run, daemon=True)
         self._thread.start()
 
-    @staticmethod
-    def new_model() -> FleetModel:
-        return FleetModel(SPEC, build_for(SPEC))
+    def new_model(self) -> FleetModel:
+        return FleetModel(self.spec, build_for(self.spec))
 
     def open(self, kind: RunPhase = "train", number: int = 1, attempt: int = 1) -> Phase:
         parts = {device: Participant(cut, STEPS, number - 1) for device, cut in CUTS.items()}
@@ -100,14 +115,14 @@ class Ranks:
         phase = Phase(
             opened,
             parts,
-            order="any",
+            order=self.model.order if kind == "train" else "any",
             window=8,
             windows=windows_of(opened, own),
             num_classes=3,
             clock=time.monotonic,
             elsewhere=elsewhere,
         )
-        self.leader.open(phase, SPEC, self.model)
+        self.leader.open(phase, self.spec, self.model)
         return phase
 
     def say(self, device: str, payload: bytes) -> None:
@@ -115,7 +130,7 @@ class Ranks:
 
     def follow(self, phase: Phase, condition: Callable[[], object]) -> None:
         def followed() -> object:
-            self.leader.follow(phase)
+            self.leader.follow(phase, self.model)
             return condition()
 
         until(followed)
@@ -243,10 +258,17 @@ def test_a_device_that_changes_its_rank_takes_its_momentum_along(ranks: Ranks) -
 def train_here(model: FleetModel, phase: Phase) -> None:
     """All batches of pi-2 in a phase, by no rank."""
     for step in range(STEPS):
-        message = Features.decode(features(phase, "pi-2", step))
-        batch = CutBatch.of(message, SPEC, model.feature_shape(CUTS["pi-2"]))
-        tensors = tensor_of(batch.features), tensor_of(batch.labels)
-        model.train("pi-2", *tensors, round_number=phase.opened.round, step=step, steps=STEPS)
+        train_batch(model, phase, "pi-2", step, batch_of(model, phase, "pi-2", step))
+
+
+def batch_of(model: FleetModel, phase: Phase, device: str, step: int) -> CutBatch:
+    message = Features.decode(features(phase, device, step))
+    return CutBatch.of(message, SPEC, model.feature_shape(CUTS[device]))
+
+
+def train_batch(model: FleetModel, phase: Phase, device: str, step: int, batch: CutBatch) -> None:
+    tensors = tensor_of(batch.features), tensor_of(batch.labels)
+    model.train(device, *tensors, round_number=phase.opened.round, step=step, steps=STEPS)
 
 
 def trunk_digest(model: FleetModel) -> str:
@@ -289,3 +311,84 @@ def test_a_phase_without_participants_concerns_nobody(ranks: Ranks) -> None:
     phase = ranks.open(number=2)
     ranks.say("pi-2", features(phase, "pi-2", 0))
     ranks.follow(phase, lambda: phase.next_step("pi-2") == 1)
+
+
+class JointRanks(Ranks):
+    """They end each step together."""
+
+    def __init__(self) -> None:
+        super().__init__(JOINT)
+
+    def offer_here(self, phase: Phase) -> None:
+        """All batches of pi-1, which is rank 0's own."""
+        for step in range(STEPS):
+            phase.offer("pi-1", step, batch_of(self.model, phase, "pi-1", step))
+
+    def work_until(self, phase: Phase, step: int) -> None:
+        """Until rank 0 has had its own batches below `step`, which follow those of the others."""
+
+        def worked() -> bool:
+            while (taken := phase.take()) is not None:
+                train_batch(self.model, phase, *taken)
+            return phase.next_step("pi-1") == step
+
+        self.follow(phase, worked)
+
+    def drop(self, phase: Phase, *devices: str) -> None:
+        phase.go_on_without(devices)
+        for device in devices:
+            self.model.forget(device)
+        self.leader.go_on_without(devices)
+
+
+@pytest.fixture
+def joint_ranks() -> Iterator[JointRanks]:
+    made = JointRanks()
+    yield made
+    made.end()
+
+
+def test_a_step_waits_for_all_batches_of_the_one_before_wherever_they_are(joint_ranks: JointRanks) -> None:
+    ranks = joint_ranks
+    phase = ranks.open()
+    assert [ranks.leader.serves(device) for device in CUTS] == [False, True, True]
+    alone = ranks.new_model()
+    for device, cut in CUTS.items():
+        alone.join(device, cut, 4 * STEPS)
+    ranks.offer_here(phase)
+    for step in range(STEPS):
+        ranks.say("pi-2", features(phase, "pi-2", step))
+    ranks.work_until(phase, 1)
+    assert phase.take() is None
+    ranks.say("pi-3", features(phase, "pi-3", 0))
+    ranks.work_until(phase, 2)
+    ranks.drop(phase, "pi-3")
+    ranks.work_until(phase, STEPS)
+    ranks.follow(phase, lambda: phase.next_step("pi-2") == STEPS)
+    ranks.leader.collect(phase, ranks.model)
+    for step in range(STEPS):
+        for device in in_order(CUTS if step == 0 else ("pi-1", "pi-2")):
+            train_batch(alone, phase, device, step, batch_of(alone, phase, device, step))
+    for model in (alone, ranks.model):
+        model.commit(1, {device: Contribution() for device in ("pi-1", "pi-2")})
+    mine, expected = (weights_digest(one.trunk_weights()) for one in (ranks.model, alone))
+    assert mine == expected
+
+
+def test_a_round_that_all_devices_leave_is_opened_again(joint_ranks: JointRanks) -> None:
+    ranks = joint_ranks
+    phase = ranks.open()
+    ranks.offer_here(phase)
+    ranks.work_until(phase, 1)
+    ranks.drop(phase, *CUTS)
+    before = weights_digest(ranks.model.trunk_weights())
+    phase = ranks.open()
+    assert weights_digest(ranks.model.trunk_weights()) == before
+    ranks.offer_here(phase)
+    for device in ("pi-2", "pi-3"):
+        for step in range(STEPS):
+            ranks.say(device, features(phase, device, step))
+    ranks.work_until(phase, STEPS)
+    ranks.follow(phase, lambda: not phase.has_batches_left())
+    ranks.leader.collect(phase, ranks.model)
+    assert weights_digest(ranks.model.trunk_weights()) != before

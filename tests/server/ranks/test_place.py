@@ -9,7 +9,8 @@ from msgspec.structs import replace
 from splitee.errors import ConfigError
 from splitee.mqtt.address import BrokerAddress
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.ranks.dealing import Dealing
+from splitee_server.learning.reduction import in_order, lane_of
+from splitee_server.ranks.dealing import Dealing, LaneDealing
 from splitee_server.ranks.place import Place, brokers_of_ranks, place_in
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
@@ -40,7 +41,7 @@ def test_all_that_torchrun_says_is_needed(missing: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "devices", "said"),
     [
-        (replace(SPEC, strategy="sequential"), 3, "--strategy sequential .* take --strategy averaging"),
+        (replace(SPEC, strategy="sequential"), 3, "--strategy sequential .* take --strategy averaging or"),
         (replace(SPEC, aggregation_every=4), 3, "--aggregation-every 4 .* leave it out"),
         (SPEC, 1, "--devices 1: 2 ranks .* start at most 1"),
     ],
@@ -60,15 +61,19 @@ def test_a_run_that_ranks_cannot_share_is_refused(
 
 def test_brokers_are_named_one_a_rank() -> None:
     place = Place(0, 2)
-    assert brokers_of_ranks(None, OWN, place) == [OWN, OWN]
-    assert brokers_of_ranks(None, OWN, None) == [OWN]
-    named = brokers_of_ranks("mqtt://a, mqtts://other@b:1", OWN, place)
+    assert brokers_of_ranks(None, OWN, place, SPEC) == [OWN, OWN]
+    assert brokers_of_ranks(None, OWN, None, SPEC) == [OWN]
+    named = brokers_of_ranks("mqtt://a, mqtts://other@b:1", OWN, place, SPEC)
     assert named == [
         BrokerAddress.parse("mqtt://server:secret@a"),
         BrokerAddress.parse("mqtts://other@b:1"),
     ]
     with pytest.raises(ConfigError, match="--brokers names 1 brokers for 2 ranks"):
-        brokers_of_ranks("mqtt://a", OWN, place)
+        brokers_of_ranks("mqtt://a", OWN, place, SPEC)
+    joint = replace(SPEC, strategy="data-parallel")
+    assert len(brokers_of_ranks("mqtt://a,mqtt://a", OWN, place, joint)) == 2
+    with pytest.raises(ConfigError, match=r"--brokers names several .* give all ranks one"):
+        brokers_of_ranks("mqtt://a,mqtt://b", OWN, place, joint)
 
 
 def test_devices_are_dealt_evenly_by_their_ids_and_stay() -> None:
@@ -76,6 +81,22 @@ def test_devices_are_dealt_evenly_by_their_ids_and_stay() -> None:
     assert dealing.deal("cab") == {"a": 0, "b": 1, "c": 0}
     assert dealing.deal("bdz") == {"b": 1, "d": 0, "z": 0}
     assert dealing.deal("abc") == {"a": 0, "b": 1, "c": 0}
+
+
+def test_lanes_are_dealt_in_the_order_of_the_ranks_and_none_of_them_is_split() -> None:
+    devices = [f"pi-{number}" for number in range(200)]
+    for ranks in (1, 2, 4):
+        dealt = LaneDealing(ranks).deal(devices)
+        in_turn = [dealt[device] for device in in_order(devices)]
+        assert in_turn == sorted(in_turn)
+        assert all(in_turn.count(rank) >= 0.75 * 200 / ranks for rank in range(ranks))
+        assert len({(lane_of(device), dealt[device]) for device in devices}) == len(
+            set(map(lane_of, devices))
+        )
+    dealing = LaneDealing(2)
+    assert dealing.deal(["pi-1", "pi-2", "pi-3", "pi-4"]) == {"pi-1": 0, "pi-2": 1, "pi-3": 1, "pi-4": 0}
+    assert [dealing.lanes(rank) for rank in range(2)] == [range(32), range(32, 64)]  # each has one sum
+    assert dealing.deal([]) == {}
 
 
 def test_a_device_is_dealt_to_a_rank_of_the_broker_that_it_uses() -> None:

@@ -15,6 +15,7 @@ from splitee_server.rounds.batch_order import BatchOrder
 STEPS = {"a": 3, "b": 1, "c": 2}
 EXPECTED = {
     "step": [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("c", 1), ("a", 2)],
+    "joint": [("a", 0), ("c", 0), ("b", 0), ("a", 1), ("c", 1), ("a", 2)],
     "device": [("a", 0), ("a", 1), ("a", 2), ("b", 0), ("c", 0), ("c", 1)],
 }
 
@@ -28,8 +29,10 @@ def drain(schedule: BatchOrder[str]) -> list[tuple[str, int]]:
     return taken
 
 
-@pytest.mark.parametrize("order", ["step", "device"])
-def test_batches_come_in_the_defined_order_however_they_arrive(order: Literal["step", "device"]) -> None:
+@pytest.mark.parametrize("order", ["step", "joint", "device"])
+def test_batches_come_in_the_defined_order_however_they_arrive(
+    order: Literal["step", "joint", "device"],
+) -> None:
     for seed in range(20):
         arrivals = [(device, step) for device, count in STEPS.items() for step in range(count)]
         random.Random(seed).shuffle(arrivals)

@@ -73,7 +73,7 @@ def test_a_device_that_is_dropped_leaves_its_window_to_another() -> None:
 @given(
     steps=st.dictionaries(st.sampled_from("abcdefgh"), st.integers(0, 5), min_size=1),
     size=st.integers(1, 2000),
-    order=st.sampled_from(["step", "device", "any"]),
+    order=st.sampled_from(["step", "joint", "share", "device", "any"]),
     window=st.integers(1, 4),
     dropped=st.sets(st.sampled_from("abcdefgh")),
     choices=st.randoms(use_true_random=False),

@@ -29,6 +29,7 @@ from splitee.training.optimizer import forget_gradients, make_optimizer
 from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee.training.weights import deeper_cuts
+from splitee_server.learning.reduction import LANES
 from splitee_server.learning.trunk_parts import TrunkParts
 
 LARGEST_GRADIENT = 1e6  # norm that is still scaled down; beyond it the batch gives no step
@@ -70,7 +71,7 @@ class Strategy(ABC):
 
     @property
     @abstractmethod
-    def order(self) -> Literal["step", "share", "device", "any"]:
+    def order(self) -> Literal["step", "joint", "share", "device", "any"]:
         """In which order batches of different devices must be trained for the result to be defined."""
 
     @abstractmethod
@@ -128,7 +129,7 @@ class Strategy(ABC):
     def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs to train these devices' own trunks; tensors are shared, not copied.
 
-        Only of strategies that are registered as `side_by_side`, as all that follows.
+        Only of strategies that are registered as `side_by_side`, as all that follows up to `take_back`.
 
         Args:
             averages: with what all trunks have in common, which changes at a commit.
@@ -153,6 +154,35 @@ class Strategy(ABC):
 
     def take_back(self, device: str, state: Mapping[str, Any]) -> None:
         """Takes `hand_over`, as if the trunk had been trained here."""
+        raise NotImplementedError
+
+    def reach(self, step: int) -> None:  # noqa: B027
+        """Batches of step `step` of a round follow, where batches of one step are joined."""
+
+    def part_of_step(self, lanes: range) -> dict[str, Any]:
+        """What this process's batches of the joint step under way come to, for `end_step`; it is gone here.
+
+        Only of strategies with the order "joint", as all that follows up to `follow_step`.
+
+        Args:
+            lanes: those whose devices are all here.
+        """
+        raise NotImplementedError
+
+    def end_step(self, *others: Mapping[str, Any], lanes: range = range(LANES)) -> dict[str, Tensor]:
+        """Take the joint step: of the batches here, and of what `part_of_step` has given elsewhere.
+
+        Args:
+            others: in the order of their lanes, behind those here.
+            lanes: as in `part_of_step`, of this process.
+
+        Returns:
+            The tensors that it has changed, by name.
+        """
+        raise NotImplementedError
+
+    def follow_step(self, changed: Mapping[str, Tensor]) -> None:
+        """Takes what `end_step` has changed elsewhere."""
         raise NotImplementedError
 
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
@@ -183,8 +213,6 @@ class Strategy(ABC):
         parts = self._parts_of(trunk)
         parts.set_training(trunk)
         seed_at(features.device, seed_for(self._spec.seed, "trunk", device, round_number, step))
-        highest = self._spec.trunk_learning_rate or self._spec.learning_rate
-        set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
         try:
             with statistics_kept_on_error(parts.buffers):
                 with precision_at(features.device, self._spec.precision):
@@ -194,7 +222,7 @@ class Strategy(ABC):
                 total = loss + self._loss_of_exits(device, inner, labels, offsets)
                 total.backward()  # type: ignore[no-untyped-call]
                 self._bound_gradient(parts.parameters, loss.item())
-            optimizer.step()
+            self._use_gradient(device, len(labels), round_number, step, steps)
         finally:
             forget_gradients(optimizer)  # of many trunks they would take as much memory as the weights
         return TrunkStep(loss.item(), logits.detach())
@@ -206,6 +234,15 @@ class Strategy(ABC):
 
     def _before_step(self, device: str, samples: int, step: int) -> None:  # noqa: B027  most need nothing
         """What a strategy does before step `step` of a round, on a batch of so many samples."""
+
+    def _use_gradient(self, device: str, samples: int, round_number: int, step: int, steps: int) -> None:
+        """The device's trunk has the gradient of a batch of so many samples: by it a step is taken."""
+        self._step(self.optimizer(device), round_number, step, steps)
+
+    def _step(self, optimizer: torch.optim.Optimizer, round_number: int, step: int, steps: int) -> None:
+        highest = self._spec.trunk_learning_rate or self._spec.learning_rate
+        set_rate(optimizer, learning_rate(self._spec, round_number, step, steps, highest=highest))
+        optimizer.step()
 
     def _loss_of_exits(
         self, device: str, inner: Sequence[Tensor], labels: Tensor, offsets: Tensor | float

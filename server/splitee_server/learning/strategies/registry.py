@@ -28,13 +28,15 @@ class Known:
     Attributes:
         module, cls: where its class is.
         settings: the fields of RunSpec that concern no other strategy.
-        side_by_side: each device has a trunk of its own, so that several ranks can train them.
+        side_by_side: several ranks can train it.
+        joint: a step joins the batches of all devices.
     """
 
     module: str
     cls: str
     settings: tuple[str, ...] = ()
     side_by_side: bool = False
+    joint: bool = False
 
     def load(self) -> type[Strategy]:
         found: type[Strategy] = getattr(import_module(self.module), self.cls)
@@ -45,10 +47,16 @@ STRATEGIES: dict[str, Known] = {}
 
 
 def register(
-    name: str, module: str, cls: str, settings: tuple[str, ...] = (), *, side_by_side: bool = False
+    name: str,
+    module: str,
+    cls: str,
+    settings: tuple[str, ...] = (),
+    *,
+    side_by_side: bool = False,
+    joint: bool = False,
 ) -> None:
     """Makes a strategy known by its name, before the commands that offer it are loaded."""
-    STRATEGIES[name] = Known(module, cls, settings, side_by_side)
+    STRATEGIES[name] = Known(module, cls, settings, side_by_side, joint)
 
 
 register("sequential", f"{HERE}.sequential", "Sequential", settings=("order",))
@@ -59,6 +67,7 @@ register(
     settings=("aggregation_every", "trunk_momentum"),
     side_by_side=True,
 )
+register("data-parallel", f"{HERE}.data_parallel", "DataParallel", side_by_side=True, joint=True)
 
 
 def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:

@@ -24,7 +24,7 @@ class Sequential(Strategy):
         self._entries: dict[int, nn.Module] = {}  # by cut; all share the one trunk's parameters
 
     @property
-    def order(self) -> Literal["step", "share", "device", "any"]:
+    def order(self) -> Literal["step", "joint", "share", "device", "any"]:
         """With `--steps time:` devices have unlike numbers of batches, and are to end together."""
         is_timed = self._spec.round_seconds and self._spec.order == "step"
         return "share" if is_timed else self._spec.order

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DataParallel: one shared trunk, and a step that joins a batch of each device, whatever their cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from splitee.networks.split import SplitNetwork
+from splitee.protocol.run_spec import RunSpec
+from splitee.training.optimizer import forget_gradients
+from splitee_server.learning.reduction import LANES, LaneSums, Partial, lane_of
+from splitee_server.learning.strategies.sequential import Sequential
+
+
+class Named(NamedTuple):
+    """What a trunk has that a batch changes, by name: weights, and BatchNorm's statistics and counters."""
+
+    parameters: Mapping[str, nn.Parameter]
+    buffers: Mapping[str, Tensor]
+
+
+class DataParallel(Sequential):
+    """Sequential's one trunk, with synchronous steps: those of one large batch.
+
+    In step s each device's batch s goes through the trunk as the step before has left it. The gradient of a
+    stage is the mean over the samples that have passed through it; so are BatchNorm's new running statistics,
+    while each batch is normalised by its own. Gradients are clipped batch by batch, so that no device has all
+    the say in a step. A device that makes fewer steps than others is in the first ones; the batch of one that
+    falls away counts if it was there.
+
+    Sums are those of `LaneSums`: who has a part of the lanes gives its sums to who ends the step.
+    """
+
+    def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
+        super().__init__(network, spec)
+        self._all = _named(self._whole, network.frozen_keys)
+        self._named: dict[int, Named] = {}  # of the entries, by cut
+        self._before: dict[str, Tensor] = {}  # the statistics before a batch
+        self._sums: LaneSums | None = None  # of the step under way
+        self._joined: set[str] = set()  # whose batches are in them
+        self._at = (0, 0, 0)  # round, step, and the largest number of steps of a device in it
+
+    @property
+    def order(self) -> Literal["joint"]:
+        return "joint"
+
+    def join(self, device: str, cut: int) -> None:
+        super().join(device, cut)
+        if cut not in self._named:
+            self._named[cut] = _named(self._entries[cut], self._network.frozen_keys)
+
+    def reach(self, step: int) -> None:
+        """The step before is complete: who has no batch in it has fewer, or is out."""
+        if step != self._at[1]:
+            self.end_step()
+
+    def _before_step(self, device: str, samples: int, step: int) -> None:
+        buffers = self._named[self._cuts[device]].buffers
+        self._before = {name: buffer.clone() for name, buffer in buffers.items()}
+
+    @torch.no_grad()
+    def _use_gradient(self, device: str, samples: int, round_number: int, step: int, steps: int) -> None:
+        if self._sums is None:
+            self._sums, self._at = LaneSums(lane_of(device), torch.float32), (round_number, step, 0)
+        self._at = max(self._at, (round_number, step, steps))
+        self._joined.add(device)
+        parameters, buffers = self._named[self._cuts[device]]
+        gradients = {name: one.grad for name, one in parameters.items() if one.grad is not None}
+        self._sums.add(device, {**gradients, **buffers}, samples)
+        for name, buffer in buffers.items():
+            buffer.copy_(self._before[name])
+
+    def forget(self, device: str) -> None:
+        """What it has joined counts, if others have a part in the step."""
+        self._joined.discard(device)
+        if not self._joined:
+            self._sums = None
+
+    def aggregate(self, samples: Mapping[str, int]) -> None:
+        self.end_step()
+
+    def part_of_step(self, lanes: range = range(LANES)) -> dict[str, Any]:
+        own, self._sums, self._joined = self._sums, None, set()
+        sums = LaneSums(lanes.start)
+        sums.merge([] if own is None else own.partials())
+        return {"at": self._at, "sums": [vars(node) for node in sums.partials(lanes.stop)]}
+
+    @torch.no_grad()
+    def end_step(self, *others: Mapping[str, Any], lanes: range = range(LANES)) -> dict[str, Tensor]:
+        parts = [part for part in (self.part_of_step(lanes), *others) if part["sums"]]
+        if not parts:
+            return {}
+        sums = LaneSums()
+        sums.merge(Partial(**node) for part in parts for node in part["sums"])
+        means = sums.means()
+        parameters, buffers = ({name: one for name, one in of.items() if name in means} for of in self._all)
+        for name, parameter in parameters.items():
+            parameter.grad = means[name].to(parameter.dtype)
+        for name, buffer in buffers.items():
+            buffer.copy_(means[name])
+        self._step(self._optimizer, *max(tuple(part["at"]) for part in parts))
+        forget_gradients(self._optimizer)
+        return {**parameters, **buffers}
+
+    def follow_step(self, changed: Mapping[str, Tensor]) -> None:
+        self._write(self._whole, changed)
+
+    def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
+        return {
+            "trunk": self._whole.state_dict() if averages else {},
+            "cuts": {device: self._cuts[device] for device in devices},
+        }
+
+    def borrow(self, state: Mapping[str, Any]) -> None:
+        self._sums, self._joined = None, set()
+        self._write(self._whole, state["trunk"])
+        for device, cut in state["cuts"].items():
+            self.join(device, cut)
+
+    def lend_momentum(self, device: str) -> dict[str, Any]:
+        """Nothing: the optimizer is where steps are ended."""
+        return {}
+
+    def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+    def hand_over(self, device: str) -> dict[str, Any]:
+        """Nothing: what it has learnt was joined."""
+        return {}
+
+    def take_back(self, device: str, state: Mapping[str, Any]) -> None:
+        """Nothing to do."""
+
+
+def _named(trunk: nn.Module, frozen: Iterable[str]) -> Named:
+    """What is not frozen."""
+    kept = set(frozen)
+    parameters = {name: one for name, one in trunk.named_parameters() if name not in kept}
+    return Named(parameters, {name: one for name, one in trunk.named_buffers() if name not in kept})

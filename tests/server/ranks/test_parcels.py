@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""States between two processes: what arrives is what was sent, in the same order in memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from splitee_server.ranks.group import Group
+from splitee_server.ranks.parcels import receive_apart, send_apart
+from splitee_server.ranks.place import Place
+
+
+def joined(rank: int, meeting: Path) -> Group:
+    distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
+    return Group(Place(rank, 2), HashStore())
+
+
+def send_back(meeting: Path) -> None:
+    """The other process."""
+    group = joined(1, meeting)
+    send_apart(group, 0, receive_apart(group, 0))
+    group.close()
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    meeting = tmp_path / "meeting"
+    other = multiprocessing.get_context("spawn").Process(target=send_back, args=(meeting,))
+    other.start()
+    made = joined(0, meeting)
+    yield made
+    made.close()
+    other.join(60)
+    assert other.exitcode == 0
+
+
+def test_a_state_arrives_as_it_was_sent(group: Group) -> None:
+    values = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
+    state: dict[str, Any] = {
+        "at": (1, 2, 3),
+        "sums": [
+            {
+                "plain": values,
+                "channels-last": values.to(memory_format=torch.channels_last),
+                "with-gaps": values[:, ::2],
+                "parameter": torch.nn.Parameter(values),
+            },
+            {"counter": torch.tensor(7), "wide": values.double(), "nothing": torch.empty(0)},
+        ],
+        "weights": {"plain": 8.0},
+    }
+    send_apart(group, 1, state)
+    found = receive_apart(group, 1)
+    assert (found["at"], found["weights"]) == (state["at"], state["weights"])
+    for sent, came in zip(state["sums"], found["sums"], strict=True):
+        assert sent.keys() == came.keys()
+        assert all(torch.equal(tensor, came[name]) for name, tensor in sent.items())
+        assert all(tensor.dtype == came[name].dtype for name, tensor in sent.items())
+    assert found["sums"][0]["channels-last"].is_contiguous(memory_format=torch.channels_last)
