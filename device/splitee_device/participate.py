@@ -44,18 +44,20 @@ class Part:
     Attributes:
         spec: the run's settings, as the device has made them its own.
         cuts: where it was cut in the run, or asked to be.
+        class_names: of its images.
         outdated: the release that was in service before this process trained; None: there was none, or this
             process has trained nothing.
     """
 
     spec: RunSpec
     cuts: frozenset[int]
+    class_names: tuple[str, ...]
     outdated: str | None
 
     @property
     def expected(self) -> Expected:
         """What the device knows of the model it is to get."""
-        return Expected(self.spec.network, self.spec.input_shape, self.cuts)
+        return Expected(self.spec.network, self.spec.input_shape, self.cuts, self.class_names)
 
 
 def take_part(session: Session, topics: Topics, directory: StateDirectory, settings: DeviceSettings) -> None:
@@ -134,7 +136,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         alone_accuracy=alone,
     )
     agent.take_part(images)
-    return Part(spec, store.cuts, released if agent.has_trained else None)
+    return Part(spec, store.cuts, images.data.class_names, released if agent.has_trained else None)
 
 
 def _choose_precision(

@@ -31,6 +31,7 @@ from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, Participation, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import Seasons
 from splitee.protocol.topics import Topics
 
 if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
@@ -146,6 +147,10 @@ class Announcer:
             told = DeviceFigures(run=metrics.run, round=metrics.round, figures=figures)
             self._retain(routes.FIGURES, told, device, known_for=inf)
         self._retain(routes.METRICS, replace(metrics, devices={}))
+
+    def seasons(self, seasons: Seasons) -> None:
+        """The earlier runs that the run's weights come from."""
+        self._retain(routes.SEASONS, seasons)
 
     def assignment(
         self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0

@@ -24,6 +24,7 @@ from splitee.protocol.fleet import (
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.rounds import Commit, Participation, RoundOpen
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import Season, Seasons
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic
 
@@ -91,6 +92,7 @@ class FleetSnapshot:
     metrics: Metrics | None
     devices: tuple[DeviceView, ...]
     malformed: int  # messages that were no message of their topic
+    seasons: tuple[Season, ...] = ()  # earlier runs that the present one's weights come from, in their order
 
     @property
     def empty(self) -> bool:
@@ -133,6 +135,7 @@ class FleetView:
         self._round: RoundOpen | None = None
         self._commit: Commit | None = None
         self._metrics: Metrics | None = None
+        self._seasons: Seasons | None = None
         self._figures: dict[str, DeviceFigures] = {}
         self._parts: dict[str, Participation] = {}
         self._devices: dict[str, _Heard] = {}
@@ -168,6 +171,7 @@ class FleetView:
                 if device not in dismissed
             ),
             malformed=self._gate.rejected.total(),
+            seasons=self._seasons.seasons if run and self._seasons and self._seasons.run == run.run else (),
         )
 
     def _take(self, received: Received, now: float) -> None:
@@ -182,6 +186,8 @@ class FleetView:
             self._commit = message
         elif route is routes.METRICS:
             self._metrics = message
+        elif route is routes.SEASONS:
+            self._seasons = message
         elif route is routes.FIGURES:
             self._keep(self._figures, received.device, message)
         elif route is routes.PARTICIPATION:

@@ -9,7 +9,6 @@ import os
 import stat
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +23,7 @@ from splitee.samples.fitting import Pixels, T
 _HAS_AVIF = "avif" in features.modules and features.check("avif")
 _HAS_HEIF = find_spec("pillow_heif") is not None
 
+PIECE = 1 << 20  # bytes that are read of a file at once
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
     | ({".avif"} if _HAS_AVIF else set())
@@ -82,8 +82,11 @@ def content_digest(path: Path) -> str:
 
     Raises OSError or UnreadableImage: it cannot be read, or is no regular file.
     """
+    digest = hashlib.blake2b(digest_size=16)
     with _opened(str(path), path) as file:
-        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def normalize(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:

@@ -126,11 +126,11 @@ def _divide(
     """Which training images are this shard's, the held-out ones with the split that they are in, and what is
     remembered of them.
     """
-    division = division if division.seed is not None else replace(division, seed=seed)
-    train = _by_class(source.train.labels, division.seed)
+    seed = seed if division.seed is None else division.seed
+    train = _by_class(source.train.labels, seed)
     keys = _keys(source.train)
     if source.test is not None:
-        held_out = (source.test, np.concatenate(_by_class(source.test.labels, division.seed)))
+        held_out = (source.test, np.concatenate(_by_class(source.test.labels, seed)))
         mine = np.concatenate(train)
         aside = mine[:0]
     else:
@@ -146,7 +146,7 @@ def _divide(
                 "give more images or fewer shards"
             )
         mine = mine[shard.index - 1 :: shard.count]
-    return mine, held_out, division
+    return mine, held_out, replace(division, seed=seed)
 
 
 def _keys(split: Split) -> list[Keys]:
