@@ -32,6 +32,13 @@ SAID_TO_ALL = tuple(
 )
 
 
+VIEWED = tuple(
+    route.topic(TOPICS)
+    for route in routes.ROUTES
+    if "viewer" in route.readers and "device" not in route.readers and not route.of_device
+)
+
+
 def received(link: Link, fence: str) -> list[str]:
     """The topics of what has come before a message on `fence`, a topic that the link may read."""
     topics: list[str] = []
@@ -101,7 +108,7 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     spy = connect(folder, "#", "$SYS/#", f"{TOPICS.base}/devices/#", f"{TOPICS.base}/server/#")
     for leaf in WRITES:
         other.publish(TOPICS.device("pi-2", leaf), b"x", retain=leaf == "status")
-    for topic in (*(TOPICS.device("pi-2", leaf) for leaf in OF_DEVICE), TOPICS.server_claim):
+    for topic in (*(TOPICS.device("pi-2", leaf) for leaf in OF_DEVICE), TOPICS.server_claim, *VIEWED):
         server.publish(topic, b"x")
     assert server.flush(DEADLINE)
     assert other.flush(DEADLINE)
@@ -109,6 +116,8 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     seen = set(received(spy, TOPICS.run)) - set(SAID_TO_ALL) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
     watched = [route.leaf for route in routes.ROUTES if route.of_device and reader in route.readers]
     assert {TOPICS.device("pi-2", leaf) for leaf in watched} <= seen
+    assert seen & set(VIEWED) == (set(VIEWED) if reader == "viewer" else set())
+    seen -= set(VIEWED)
     seen = {topic for topic in seen if not topic.endswith(tuple(f"/{leaf}" for leaf in watched))}
     assert seen - {TOPICS.device("pi-1", "status")} == set()
 
