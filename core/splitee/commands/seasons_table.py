@@ -11,7 +11,7 @@ from splitee.cli.plain_text import plain_cell
 from splitee.protocol.fleet_view import FleetSnapshot
 from splitee.protocol.seasons import Season, season_of
 
-COLUMNS = ("rounds", "images", "held out", "exit\n%", "trunk\n%", "adaptive\n%")
+COLUMNS = ("rounds", "trained\non", "held\nout", "exit\n%", "trunk\n%", "adaptive\n%")
 
 
 def seasons_table(snapshot: FleetSnapshot) -> Table | None:

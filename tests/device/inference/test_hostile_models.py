@@ -234,7 +234,7 @@ def test_other_classes_come_only_to_a_device_whose_folders_have_them(tmp_path: P
     three.install(graphs.bundle(grown, class_names=("a", "b", "c")), "pi-1")
     assert (three.trust.read().classes, list(three.trust.read().graphs)) == (3, [3])
     with pytest.raises(ModelError, match="splitee trust --forget"):
-        two.install(graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed=5))), "pi-1")
+        three.install(graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed=5))), "pi-1")
 
 
 @pytest.mark.parametrize("name", [TRIAL, "manifest.json", "trust.json"])
