@@ -57,7 +57,7 @@ class Division:
         is_new = np.array([self.training.isdisjoint(one) for one in names], dtype=bool) & ~held_out
         wanted = min(max(round(self.share * len(own)), 1), len(own) - 1)
         held_out[np.flatnonzero(is_new)[: max(wanted - int(held_out.sum()), 0)]] = True
-        if held_out.all() or not held_out.any():  # each class is trained, and judged by some
+        if not held_out.any():  # all of them were trained on; without one, the class is never judged
             held_out = np.arange(len(own)) < wanted
         return own[held_out], own[~held_out]
 

@@ -18,7 +18,7 @@ from splitee_device.data.division import Division, Keys
 from splitee_device.data.fitting_report import report_fitting
 from splitee_device.data.image_sets import LabelledImages
 from splitee_device.data.sources import in_order_of, open_source
-from splitee_device.data.storage import IN_MEMORY, Storage
+from splitee_device.data.storage import IN_MEMORY, LOOK_EVERY, Storage
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def open_data(
     _check_settings(holdout, limit)
     source = in_order_of(open_source(spec, test), class_names)
     before = division or Division(holdout)
-    train, (held_out_split, held_out), division = _divide(spec, source, shard, before, seed)
+    train, (held_out_split, held_out), division = _divide(spec, source, shard, before, seed, tick)
     if limit is not None:
         train, held_out = spread_evenly(train, limit), spread_evenly(held_out, limit)
     preparation = Preparation(input_shape, fit, region)
@@ -121,14 +121,14 @@ def _check_settings(holdout: float, limit: int | None) -> None:
 
 
 def _divide(
-    spec: str, source: Source, shard: Shard | None, division: Division, seed: int
+    spec: str, source: Source, shard: Shard | None, division: Division, seed: int, tick: Callable[[], None]
 ) -> tuple[Indices, tuple[Split, Indices], Division]:
     """Which training images are this shard's, the held-out ones with the split that they are in, and what is
     remembered of them.
     """
     seed = seed if division.seed is None else division.seed
     train = _by_class(source.train.labels, seed)
-    keys = _keys(source.train)
+    keys = _keys(source.train, tick)
     if source.test is not None:
         held_out = (source.test, np.concatenate(_by_class(source.test.labels, seed)))
         mine = np.concatenate(train)
@@ -149,9 +149,16 @@ def _divide(
     return mine, held_out, replace(division, seed=seed)
 
 
-def _keys(split: Split) -> list[Keys]:
-    """Of all images of a split; empty where they have none."""
-    return [] if split.keys is None else [split.keys(index) for index in range(len(split.labels))]
+def _keys(split: Split, tick: Callable[[], None]) -> list[Keys]:
+    """Of all images of a split, each of which is read for it; empty where they have none."""
+    found: list[Keys] = []
+    if split.keys is None:
+        return found
+    for index in range(len(split.labels)):
+        if index % LOOK_EVERY == 0:
+            tick()
+        found.append(split.keys(index))
+    return found
 
 
 def _by_class(labels: Labels, seed: int) -> list[Indices]:

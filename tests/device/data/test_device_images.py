@@ -159,6 +159,26 @@ def test_another_runs_seed_divides_as_the_first_ones(tmp_path: Path, kind: str) 
     assert shown[0] == shown[1] == shown[2]
 
 
+def test_a_class_of_which_only_held_out_images_are_left_trains_on_none_of_them(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 10, "b": 10})
+    images = images_of(tmp_path)
+    before = division_of(images)
+    for path in files(tmp_path, before.training):
+        if path.parent.name == "a":
+            path.unlink()
+    assert images.look_again()
+    assert division_of(images).held_out == before.held_out
+    assert set(images.data.train.labels.tolist()) == {1}
+
+
+def test_reading_what_images_are_ticks(tmp_path: Path) -> None:
+    """A device does not fall silent over a large folder."""
+    write_folder(tmp_path, {"a": 80, "b": 80})
+    ticks: list[None] = []
+    open_data(str(tmp_path), input_shape=SHAPE, tick=lambda: ticks.append(None))
+    assert len(ticks) == 3 + 3 + 1  # reading 160 for their digests; decoding 144 and 16
+
+
 def test_what_is_no_file_is_known_by_its_path_and_nothing_waits_for_it(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10})
     os.mkfifo(tmp_path / "a" / "pipe.png")
