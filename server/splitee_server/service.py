@@ -240,6 +240,7 @@ class Service:
         try:
             for phase in self._coordinator.phases():
                 while not phase.is_over():
+                    self._look_around()
                     self._handle_events()
                     if not self._coordinator.work_one() and not phase.is_over():
                         self._handle_event(min(IDLE, self._ranks.idle))
@@ -271,8 +272,8 @@ class Service:
             if not self._handle_event(0):
                 return
 
-    def _handle_event(self, timeout: float) -> bool:
-        """Take in one event, waiting at most so many seconds; False when none came."""
+    def _look_around(self) -> None:
+        """What is due between two turns of work, whether anything has come or not."""
         if self._port.alive:
             feed_watchdog()
         if self._stop():
@@ -285,6 +286,9 @@ class Service:
             self.gate.rejected[device, reason] += count
             self._note(device, reason, count)
         self._audience.tick()
+
+    def _handle_event(self, timeout: float) -> bool:
+        """Take in one event, waiting at most so many seconds; False when none came."""
         event = self._port.receive(timeout)
         if event is None:
             self._predictions.answer()

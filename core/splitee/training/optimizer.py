@@ -54,6 +54,8 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, _arguments: Any, _keywords
     The fused step takes all weights with momentum or all without. In a trunk that devices enter at several
     cuts, the deeper stages may have been trained before the others, and a moved stage's momentum is dropped.
     """
+    if len(optimizer.state) == sum(len(group["params"]) for group in optimizer.param_groups):
+        return
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None and "momentum_buffer" not in optimizer.state[parameter]:

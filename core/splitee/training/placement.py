@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import nn
 
 from splitee.protocol.fields import Precision
 
 
-def precision_at(place: torch.device, precision: Precision) -> torch.autocast:
+def precision_at(place: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """What a training step of a network computes in; with bf16, its outputs are to be made float32 then.
 
     A bfloat16 has 8 bits of precision, too few for exits, which normalise means that are nearly equal, for
     losses, and to tell the likeliest class from the next: all but stages in training is computed outside.
     """
-    return torch.autocast(place.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(place.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def lay_out(network: nn.Module, precision: Precision) -> None:

@@ -25,7 +25,7 @@ from splitee.protocol.traffic import Traffic
 from splitee_device.machine.hardware import Fact, temperature
 
 STATUS_EVERY = 1.0  # seconds, in a small fleet
-STATUSES = 200.0  # a second, of all devices together
+STATUSES = 100.0  # a second, of all devices together
 SLOW = 500_000  # bytes a second
 
 log = logging.getLogger(__name__)

@@ -1,13 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each training step needs of a trunk, found once."""
+"""What each training step needs of a trunk, found once; and trunks of one graph."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
+from typing import Any
 
 from torch import nn
+from torch.fx import GraphModule
 
 from splitee.networks.frozen import set_training
+
+
+def copied(trunk: nn.Module) -> nn.Module:
+    """The trunk with weights of its own, which still has the graph and the code of `trunk`.
+
+    `copy.deepcopy` generates the code anew, which takes longer than a small network's training step.
+    """
+    if not isinstance(trunk, GraphModule):
+        return copy.deepcopy(trunk)
+    other = object.__new__(type(trunk))
+    other.__dict__.update(vars(trunk))
+    memo: dict[int, Any] = {}  # what is shared within the trunk stays so
+    for held in ("_parameters", "_buffers", "_modules"):
+        other.__dict__[held] = copy.deepcopy(vars(trunk)[held], memo)
+    return other
 
 
 class TrunkParts:

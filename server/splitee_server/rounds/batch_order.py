@@ -37,6 +37,7 @@ class BatchOrder(Generic[Batch]):
         self._order = order
         self._waiting = {device for device in self._steps if device in waits}
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
+        self._turn = 0  # batches that the present one has had in a row
         self._turns = [
             self._rank(device) for device in sorted(self._steps) if self._steps[device]
         ]  # else a heap
@@ -101,13 +102,22 @@ class BatchOrder(Generic[Batch]):
         if step + 1 == self._steps[device]:
             self._unfinished.discard(device)
         if self._order == "any":
-            if step + 1 in self._held[device]:
-                self._ready.append(device)
+            self._go_on_with(device)
         else:
             heapq.heappop(self._turns)
             if step + 1 < self._steps[device]:
                 heapq.heappush(self._turns, self._rank(device))
         return device, step, batch
+
+    def _go_on_with(self, device: str) -> None:
+        """A device has as many batches in a row as a window holds: its trunk's weights are in the caches."""
+        self._turn = (self._turn + 1) % self._window
+        if not self.has_next(device):
+            self._turn = 0
+        elif self._turn:
+            self._ready.appendleft(device)
+        else:
+            self._ready.append(device)
 
     def advance(self, device: str, step: int) -> None:
         """The device's batches below `step` have been handed out elsewhere."""

@@ -237,4 +237,6 @@ class Checkpoints:
         write_atomically(self.path / EVALUATION, msgspec.json.encode(report) + b"\n")
 
     def write_report(self, report: dict[str, Any]) -> None:
-        write_atomically(self.path / "report.json", json.dumps(report, indent=2).encode() + b"\n")
+        write_atomically(
+            self.path / "report.json", msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+        )

@@ -138,7 +138,7 @@ def test_the_status_comes_once_a_second_and_at_once_on_a_change(
 def test_of_many_devices_each_says_its_status_more_seldom(
     port: FakePort, presence: Presence, clock: FakeClock
 ) -> None:
-    presence.share(1000)
+    presence.share(500)
     for step in range(11):
         presence.say("training", 1, step, 11)
         clock.advance(1.0)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -19,6 +18,7 @@ from splitee_server.learning.clipping import clip_updates
 from splitee_server.learning.means import Rule
 from splitee_server.learning.reduction import LaneSums, in_order
 from splitee_server.learning.strategies.base import Strategy
+from splitee_server.learning.trunk_parts import copied
 
 
 class InTraining(NamedTuple):
@@ -74,7 +74,7 @@ class Averaging(Strategy):
 
     def _copy(self, device: str) -> nn.Module:
         """The device's trunk between rounds, with tensors of its own."""
-        trunk = copy.deepcopy(self._entries[self._cuts[device]])
+        trunk = copied(self._entries[self._cuts[device]])
         self._write(trunk, self._differences(device))
         return trunk
 

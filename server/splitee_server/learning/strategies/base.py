@@ -17,7 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.linalg import vector_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from splitee.errors import Diverged
 from splitee.networks.split import SplitNetwork
@@ -227,7 +228,9 @@ class Strategy(ABC):
 
     def _bound_gradient(self, parameters: Sequence[nn.Parameter], loss: float) -> None:
         """Clip the gradient's norm as the run asks for. Raises Untrainable."""
-        norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        # As get_total_norm, which sorts gradients by device: longer than a small network's norms take.
+        norm = vector_norm(torch.stack([vector_norm(gradient) for gradient in gradients]))
         if not (math.isfinite(loss) and norm.item() <= LARGEST_GRADIENT):
             raise Untrainable(f"a batch gives the loss {loss:g} and a gradient of norm {norm.item():g}")
         if 0 < self._spec.clip_gradient < norm:
