@@ -14,7 +14,7 @@ from splitee.samples.kept import SAMPLES, keep_region
 from splitee_device.agent.session import Session
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.recent import offline, serving_link
-from splitee_device.inference.service import InferenceService
+from splitee_device.inference.service import ImageSource, InferenceService
 from splitee_device.inference.trust import Expected
 from splitee_device.settings import DeviceSettings
 
@@ -40,6 +40,7 @@ def serve(
     topics: Topics,
     state: Path,
     expected: Expected,
+    pictures: ImageSource | None,
     *,
     outdated: str | None = None,
 ) -> None:
@@ -50,12 +51,13 @@ def serve(
 
     Args:
         expected: what the device knows of its model.
+        pictures: to answer; None: there are none.
         outdated: a release in service that is not the one to wait for, though it may be of this run.
 
     Raises:
         RunChanged: the run goes on; or there is another one, and the device stays for it.
     """
-    link, pictures = settings.link, settings.serving.images()
+    link = settings.link
     models = ModelStore(state / MODELS, expected)
     if (state / SAMPLES).exists():
         write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
-from functools import partial
+from functools import cache, partial
 
 from msgspec.structs import replace
 
@@ -44,30 +44,36 @@ class Part:
     Attributes:
         spec: the run's settings, as the device has made them its own.
         cuts: where it was cut in the run, or asked to be.
+        class_names: of its images.
         outdated: the release that was in service before this process trained; None: there was none, or this
             process has trained nothing.
     """
 
     spec: RunSpec
     cuts: frozenset[int]
+    class_names: tuple[str, ...]
     outdated: str | None
 
     @property
     def expected(self) -> Expected:
         """What the device knows of the model it is to get."""
-        return Expected(self.spec.network, self.spec.input_shape, self.cuts)
+        return Expected(self.spec.network, self.spec.input_shape, self.cuts, self.class_names)
 
 
 def take_part(session: Session, topics: Topics, directory: StateDirectory, settings: DeviceSettings) -> None:
     """Train and answer in the fleet's run; and in those after it, where the device shall stay."""
     begun = ""  # the run that this process takes part in
+    open_once = cache(settings.serving.images)  # what comes while it trains again is new afterwards
     while True:
         spec = session.await_run()
         fresh, begun = settings.fresh and spec.run != begun, spec.run
         try:
             part = _train(session, spec, directory, replace_fields(settings, fresh=fresh))
-            if part.spec.release or settings.serving.images() is not None:
-                serve(session, settings, topics, directory.path, part.expected, outdated=part.outdated)
+            pictures = open_once()
+            if part.spec.release or pictures is not None:
+                serve(
+                    session, settings, topics, directory.path, part.expected, pictures, outdated=part.outdated
+                )
             session.drain_after_training(stay=settings.stay)
             if not settings.stay:
                 return
@@ -98,10 +104,10 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         chosen.cut,
         len(images.data.train),
     )
-    cache = CacheRoom(directory.path, settings.cache << 20)
+    room = CacheRoom(directory.path, settings.cache << 20)
 
     def trainer_at(of: RunSpec, cut: int) -> ClientTrainer:
-        return open_trainer(of, cut, device=device, data=images.data, cache=cache)
+        return open_trainer(of, cut, device=device, data=images.data, cache=room)
 
     if spec.codec == AUTO:
         auto_codec = AutoCodec(settings.link, device)
@@ -134,7 +140,7 @@ def _train(session: Session, spec: RunSpec, directory: StateDirectory, settings:
         alone_accuracy=alone,
     )
     agent.take_part(images)
-    return Part(spec, store.cuts, released if agent.has_trained else None)
+    return Part(spec, store.cuts, images.data.class_names, released if agent.has_trained else None)
 
 
 def _choose_precision(

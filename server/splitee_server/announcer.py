@@ -32,6 +32,7 @@ from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, Participation, RoundOpen
 from splitee.protocol.routes import LARGEST_WHOLE, Route
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import Seasons
 from splitee.protocol.topics import Topics
 
 if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
@@ -161,6 +162,10 @@ class Announcer:
             self._retain(route, message, device, known_for=inf)
         else:
             log.debug("%s is too large to be told", route.topic(self._topics, device))
+
+    def seasons(self, seasons: Seasons) -> None:
+        """The earlier runs that the run's weights come from."""
+        self._retain(routes.SEASONS, seasons)
 
     def assignment(
         self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0

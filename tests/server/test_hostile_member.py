@@ -186,6 +186,26 @@ def test_a_request_of_features_out_of_bounds_is_refused_and_those_beside_it_are_
     assert "beyond +-65504" in errors[EVIL]
 
 
+def test_a_device_with_an_earlier_runs_model_hears_why_and_is_no_evil_one(fleet: VirtualFleet) -> None:
+    """It classifies as fast as it can, until it gets the model of this run."""
+    answer = routes.ANSWER.topic(TOPICS, "pi-1")
+
+    def ask(opened: RoundOpen) -> None:
+        device = fleet.devices["pi-1"]
+        features = filled(0.5, opened, device)
+        request = InferRequest(run="spring", cut=device.profile.cut, features=features).encode()
+        for _ in range(30):
+            topic = routes.INFER.topic(TOPICS, "pi-1")
+            fleet.port.happen(Message(topic, request, response_topic=answer, correlation=b"1"))
+
+    at(fleet, "train", ask)
+    report = fleet.run()
+    errors = [InferAnswer.decode(payload).error for payload in fleet.port.payloads(answer)]
+    assert len(errors) == 30
+    assert set(errors) == {"features of run spring; this server predicts for run run"}
+    assert (fleet.rejected, report["rounds"]) == ({}, 2)
+
+
 @pytest.mark.parametrize(
     "route", [routes.FEATURES, routes.INFER, routes.WEIGHTS, routes.SYNC, routes.ROUND_DONE]
 )

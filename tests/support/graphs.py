@@ -35,11 +35,11 @@ def sound_nodes() -> list[NodeProto]:
     ]
 
 
-def sound_tensors(seed: int = 0) -> list[TensorProto]:
+def sound_tensors(seed: int = 0, classes: int = CLASSES) -> list[TensorProto]:
     return [
         weights("w", PIXELS, FEATURES, seed=seed),
-        weights("v", FEATURES, CLASSES, seed=seed + 1),
-        weights("bias", CLASSES, seed=seed + 2),
+        weights("v", FEATURES, classes, seed=seed + 1),
+        weights("bias", classes, seed=seed + 2),
     ]
 
 
@@ -48,6 +48,7 @@ def graph(
     tensors: Sequence[TensorProto] | None = None,
     *,
     features: int = FEATURES,
+    classes: int = CLASSES,
     opset: int = 20,
 ) -> ModelProto:
     """A network of two layers, unless other nodes and tensors are given."""
@@ -58,9 +59,9 @@ def graph(
         [helper.make_tensor_value_info("pictures", kind, ["batch", *SHAPE])],
         [
             helper.make_tensor_value_info("features", kind, ["batch", features]),
-            helper.make_tensor_value_info("logits", kind, ["batch", CLASSES]),
+            helper.make_tensor_value_info("logits", kind, ["batch", classes]),
         ],
-        sound_tensors() if tensors is None else tensors,
+        sound_tensors(classes=classes) if tensors is None else tensors,
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)])
     model.ir_version = 10

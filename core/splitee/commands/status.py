@@ -23,6 +23,7 @@ from splitee.cli.plain_text import echo_json, plain, plain_cell
 from splitee.cli.settings import settings_file, switch
 from splitee.cli.verbosity import log_options
 from splitee.cli.words import ago, bit_rate, megabytes, milliseconds, percent
+from splitee.commands.seasons_table import seasons_table
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -121,10 +122,10 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
     profiles += [words for device in snapshot.devices if (words := _slow_link(device))]
     profiles += [words for device in snapshot.devices if (words := _served(device))]
-    judged = list(_judged(snapshot))
-    return Group(
-        *lines, "", table, *([Text(), *judged] if judged else []), *([Text(), *profiles] if profiles else [])
-    )
+    parts: list[list[RenderableType]] = [[table], [*_judged(snapshot)], [*profiles]]
+    if (seasons := seasons_table(snapshot)) is not None:
+        parts.append([seasons])
+    return Group(*lines, *(one for part in parts if part for one in (Text(), *part)))
 
 
 def _judged(snapshot: FleetSnapshot) -> Iterator[Text]:

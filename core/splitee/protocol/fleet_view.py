@@ -44,6 +44,7 @@ from splitee.protocol.overview import (
 from splitee.protocol.rounds import Commit, Participation, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import Season, Seasons
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic, total
 
@@ -161,6 +162,7 @@ class FleetSnapshot:
     confusion: ConfusionMatrix | None = None  # of the fleet, in the last evaluated round
     traffic: Traffic | None = None  # of all devices' present processes; None: none says
     releases: tuple[ReleaseView, ...] = ()
+    seasons: tuple[Season, ...] = ()  # earlier runs that the present one's weights come from, in their order
 
     @property
     def empty(self) -> bool:
@@ -275,7 +277,10 @@ class FleetView:
         run, server = self._last(routes.RUN, RunSpec), self._last(routes.SERVER_STATUS, ServerStatus)
         commit, metrics = self._present(routes.COMMIT, Commit), self._present_metrics()
         timing, history = self._present_timing(), self._present(routes.HISTORY, History)
-        network = self._present(routes.NETWORK, NetworkStages)
+        network, seasons = (
+            self._present(routes.NETWORK, NetworkStages),
+            self._present(routes.SEASONS, Seasons),
+        )
         waiting = timing.waiting if timing else ()
         since = {waited.device: waited.since for waited in waiting}
         dismissed = set(server.dismissed if server else ())
@@ -303,6 +308,7 @@ class FleetView:
             confusion=self._present_confusion(metrics),
             traffic=_traffic(devices),
             releases=_releases(devices),
+            seasons=seasons.seasons if seasons else (),
         )
 
     def _take(self, received: Received, now: float) -> None:

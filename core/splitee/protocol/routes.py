@@ -49,6 +49,7 @@ from splitee.protocol.rounds import (
     Weights,
 )
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import Seasons
 from splitee.protocol.topics import Topics
 
 Party = Literal["device", "server", "viewer", "homeassistant"]
@@ -112,6 +113,7 @@ RUN = Route("run", RunSpec, "server", ALL, retained=True)
 ROUND = Route("round", RoundOpen, "server", ALL, retained=True)
 COMMIT = Route("commit", Commit, "server", ALL, retained=True)
 METRICS = Route("metrics", Metrics, "server", ALL, retained=True)
+SEASONS = Route("seasons", Seasons, "server", ("viewer",), retained=True)
 SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL), retained=True)
 SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
 DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, by the server's identity

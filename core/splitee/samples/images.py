@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -22,6 +23,7 @@ from splitee.samples.fitting import Pixels, T
 _HAS_AVIF = "avif" in features.modules and features.check("avif")
 _HAS_HEIF = find_spec("pillow_heif") is not None
 
+PIECE = 1 << 20  # bytes that are read of a file at once
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
     | ({".avif"} if _HAS_AVIF else set())
@@ -73,6 +75,18 @@ def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: 
         raise
     except Exception as error:  # on hostile bytes Pillow's readers raise anything, even SyntaxError
         raise UnreadableImage(name, _reason(error)) from None
+
+
+def content_digest(path: Path) -> str:
+    """What an image file is known by wherever it lies: a digest of its bytes, 32 hexadecimal digits.
+
+    Raises OSError or UnreadableImage: it cannot be read, or is no regular file.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with _opened(str(path), path) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def normalize(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:

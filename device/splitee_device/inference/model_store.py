@@ -121,8 +121,8 @@ class ModelStore:
             tried = self._try(folder, manifest.file)
             assert tried.structure is not None
             if not by_owner:
-                self.trust.check_graph(manifest.cut, tried.structure)
-            self._compare(tried)
+                self.trust.check_graph(manifest, tried.structure)
+            self._compare(manifest, tried)
         except ModelError as error:
             if release != self._target("previous"):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -201,14 +201,16 @@ class ModelStore:
             assert tried.structure is not None
             self.trust.pin(read_manifest(self.current, ClientManifest), tried.structure)
 
-    def _compare(self, tried: Tried) -> None:
+    def _compare(self, manifest: ClientManifest, tried: Tried) -> None:
         """Raises ModelError: it is worse than the model in service, on the images that both were tried on.
+
+        One of more or fewer classes is not compared: it numbers them otherwise.
 
         Worse beyond chance: by McNemar's exact test of the images that only one of the two gets right.
         """
         serves = self._in_service()
         count = min(len(tried.hits), len(serves.hits)) if serves is not None else 0
-        if serves is None or not count:
+        if serves is None or not count or self._has_other_classes(manifest):
             return
         both = list(zip(serves.hits[:count], tried.hits[:count], strict=True))
         losses, gains = both.count((True, False)), both.count((False, True))
@@ -220,6 +222,11 @@ class ModelStore:
                 f"{before:.1%}: {losses} are lost and {gains} gained, which equally good models show with a "
                 f"chance of {chance:.2g}"
             )
+
+    def _has_other_classes(self, manifest: ClientManifest) -> bool:
+        """Whether it has more or fewer of them than the model in service."""
+        serves = read_manifest(self.current, ClientManifest)
+        return len(manifest.class_names) != len(serves.class_names)
 
     def _target(self, link: str) -> str | None:
         try:

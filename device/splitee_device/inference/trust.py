@@ -2,7 +2,8 @@
 """What a device holds releases to: the network that its owner's first one brought, and the newest signature.
 
 Over the air only weights change. The first release that is taken pins the network, its input and its classes,
-and at each cut the structure of the graph. `trust.json` beside the models keeps it.
+and at each cut the structure of the graph. Other classes come only to a device that has trained them itself,
+from its owner's class folders; then the graphs are pinned anew. `trust.json` beside the models keeps it.
 """
 
 from __future__ import annotations
@@ -52,11 +53,17 @@ class Trusted(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class Expected:
-    """What a device that has trained knows of the model it is to get: its network, and where it was cut."""
+    """What a device that has trained knows of the model it is to get.
+
+    Attributes:
+        cuts: where it was cut.
+        class_names: of its own images; empty: not known.
+    """
 
     network: str
     input_shape: tuple[int, ...]
     cuts: frozenset[int] = field(default_factory=frozenset)
+    class_names: tuple[str, ...] = ()
 
 
 class Trust:
@@ -86,12 +93,17 @@ class Trust:
         self._write(Trusted())
 
     def check_model(self, manifest: ClientManifest) -> None:
-        """Raises ModelError: the release is of another network, or of a cut that this device was never at."""
+        """Raises ModelError: the release is of another network or other classes, or of a cut that this device
+        was never at.
+        """
         pinned, expected = self.read(), self._expected
         mine = manifest.network, tuple(manifest.input_shape)
         if expected is not None and (mine != (expected.network, expected.input_shape)):
             raise ModelError(f"it is {_words(*mine)}, this device has trained {_words(*_of(expected))}")
-        if pinned.network and (*mine, len(manifest.class_names)) != (*_of(pinned), pinned.classes):
+        classes = pinned.classes
+        if expected is not None and manifest.class_names == expected.class_names:
+            classes = len(expected.class_names)
+        if pinned.network and (*mine, len(manifest.class_names)) != (*_of(pinned), classes):
             raise ModelError(
                 f"it is {_words(*mine)} and {len(manifest.class_names)} classes, this device's model "
                 f"{_words(*_of(pinned))} and {pinned.classes}; {HINT}"
@@ -103,10 +115,11 @@ class Trust:
         if not is_known:
             raise ModelError(f"it is cut at {manifest.cut}, where this device was never cut; {HINT}")
 
-    def check_graph(self, cut: int, structure: Structure) -> None:
+    def check_graph(self, manifest: ClientManifest, structure: Structure) -> None:
         """Raises ModelError: it is not the graph that was pinned, with other weights."""
-        pinned = self.read().graphs.get(cut)
-        if pinned is None:
+        known, cut = self.read(), manifest.cut
+        pinned = known.graphs.get(cut)
+        if pinned is None or known.classes != len(manifest.class_names):
             return
         exact = pinned.int8 if structure.is_int8 else pinned.fp32
         if structure.layers != pinned.layers or exact not in ("", structure.exact):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures at the head of a demo's page: what joining gains and costs, or else what was reached."""
+"""The figures at the head of a demo's page: what was reached, what joining gains, and what it costs."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ LEVELS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
     ("Adaptive", lambda found: found.adaptive),
     ("Exit", lambda found: found.exit),
     ("Trunk", lambda found: found.trunk),
+    ("Offloaded", lambda found: found.offload),
 )
 
 
@@ -45,11 +46,10 @@ class Card:
 
 
 def cards(report: Report) -> Iterator[Card]:
-    """In the order of the page; levels only where there is nothing to compare them with."""
-    gains = [(title, found) for title, compare in GAINS if (found := compare(report)) is not None]
-    yield from (_gain(title, found) for title, found in gains)
-    if not gains:
-        yield from _levels(report)
+    """What joining gains, where that is known, and what it costs; in the order of the page."""
+    for title, compare in GAINS:
+        if (found := compare(report)) is not None:
+            yield _gain(title, found)
     if shares := report.compute_share.values():
         value = from_to(shares, lambda share: f"{100 * share:.0f}")
         yield Card("Compute", f"{value} %", "of training the whole network, by device")
@@ -68,8 +68,8 @@ def _gain(title: str, found: Comparison) -> Card:
     )
 
 
-def _levels(report: Report) -> Iterator[Card]:
-    """Nothing where no device has been evaluated."""
+def levels(report: Report) -> Iterator[Card]:
+    """What one looks for first: how good the fleet is. Nothing where no device has been evaluated."""
     shown = figures(report).values()
     for name, figure in LEVELS:
         known = [value for found in shown if (value := figure(found)) is not None]
@@ -78,4 +78,6 @@ def _levels(report: Report) -> Iterator[Card]:
             held_out = min(found.images for found in shown)
             rests_on = f"; {images(held_out)} held out" if held_out else ""
             each = from_to(known, lambda share: f"{100 * share:.1f}")
-            yield Card(f"{name} accuracy", percent(mean), f"{each} % by device{rests_on}")
+            title = f"{name} images" if name == "Offloaded" else f"{name} accuracy"
+            by_device = f"{each} % by device" if len(known) > 1 else "of one device"
+            yield Card(title, percent(mean), by_device + rests_on)

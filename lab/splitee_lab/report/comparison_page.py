@@ -99,6 +99,7 @@ def page(job: Job, results: Sequence[MethodResult], targets: Sequence[Target]) -
         job=job,
         results=results,
         columns=COLUMNS,
+        left=LEFT[:-1],  # a bound is a figure
         rows=_rows(results),
         target_columns=TARGET_COLUMNS,
         targets=_target_rows(targets),

@@ -18,7 +18,7 @@ from splitee import __version__
 from splitee.cli.words import percent, size
 from splitee.errors import StateError
 from splitee.protocol.fleet import DeviceMetrics, Metrics
-from splitee_lab.report.cards import cards
+from splitee_lab.report.cards import cards, levels
 from splitee_lab.report.class_figures import class_rows, confusion_plot, confusions
 from splitee_lab.report.conclusion import conclusion
 from splitee_lab.report.demo_report import DeviceChoice, Report
@@ -84,6 +84,7 @@ def page(report: Report) -> str:
         "report.html.j2",
         report=report,
         conclusion=conclusion(report),
+        levels=list(levels(report)),
         cards=list(cards(report)),
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704
         figures=figures(report),

@@ -86,10 +86,15 @@ class Predictions:
         )
         if correlation is None:
             raise MalformedMessage(NO_ADDRESS)
-        if request.run != self._trunks.run:
-            raise MalformedMessage(
-                f"features of run {request.run}; this server answers run {self._trunks.run}", "foreign"
+        if (
+            request.run != self._trunks.run
+        ):  # the device's model is an earlier run's, until it gets its new one
+            self._say_why(
+                device,
+                correlation,
+                f"features of run {request.run}; this server predicts for run {self._trunks.run}",
             )
+            return
         entry = self._entry(device, request.cut)
         if request.features.shape[0] > MAX_SAMPLES:
             raise MalformedMessage(f"{request.features.shape[0]} samples; at most {MAX_SAMPLES} are answered")
@@ -105,10 +110,12 @@ class Predictions:
         response_topic, correlation = rejection.envelope.response_topic, rejection.envelope.correlation
         correlation = self._correlation(response_topic, correlation, rejection.device)
         if correlation is not None:
-            answer = InferAnswer(
-                run=self._trunks.run, round=self._trunks.round, error=str(rejection.error)[:1000]
-            )
-            self._reply(rejection.device, correlation, answer)
+            self._say_why(rejection.device, correlation, str(rejection.error))
+
+    def _say_why(self, device: str, correlation: bytes, error: str) -> None:
+        """There are no logits for a device."""
+        answer = InferAnswer(run=self._trunks.run, round=self._trunks.round, error=error[:1000])
+        self._reply(device, correlation, answer)
 
     def answer(self) -> None:
         """Answers what is waiting, by the trunks that are committed now."""

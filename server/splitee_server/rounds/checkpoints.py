@@ -17,12 +17,14 @@ from splitee.errors import StateError
 from splitee.protocol import fields
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import Seasons
 from splitee.refusals import refusal
 from splitee.training.commit_files import CommitFiles
 from splitee.training.history import Course
 from splitee_server.members.traffic import StoredTraffic
 from splitee_server.rounds.class_report import EVALUATION, ClassReport
 from splitee_server.rounds.history import History
+from splitee_server.rounds.seasons import SEASONS, seasons_before
 
 DISMISSED = "dismissed.json"
 TRAFFIC = "traffic.json"
@@ -81,11 +83,14 @@ class Checkpoints:
                 f"{self.path}: run.json is not of this release ({refusal(error, facts)}): --fresh starts over"
             ) from None
 
-    def open(self, spec: RunSpec, *, fresh: bool, weights: bytes | None = None) -> RunSpec:
+    def open(
+        self, spec: RunSpec, *, fresh: bool, weights: bytes | None = None, seasons: Seasons | None = None
+    ) -> RunSpec:
         """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
 
         Args:
             weights: that a new run begins from; they are durable before the run is.
+            seasons: that these weights come from; None: from no earlier run.
 
         Raises:
             StateError: the directory holds a run with other settings, or with more rounds committed.
@@ -96,6 +101,8 @@ class Checkpoints:
             self._begin()
             if weights is not None:
                 self._directory.save(FIRST_WEIGHTS, weights)
+            if seasons is not None:
+                write_atomically(self.path / SEASONS, seasons.encode())
             self.settle(spec)
             return spec
         changed = [
@@ -136,6 +143,12 @@ class Checkpoints:
     def settle(self, spec: RunSpec) -> None:
         """The run is as `spec` says; durable when this returns."""
         self._directory.save_facts(json.loads(spec.encode()))
+
+    def seasons(self) -> Seasons | None:
+        """The earlier runs that the run's weights come from; None: there are none, or nothing readable."""
+        seasons = seasons_before(self.path)
+        run = self.begun()
+        return Seasons(run=run.run, seasons=seasons) if run is not None and seasons else None
 
     def dismissed(self) -> list[str]:
         """The devices that the run goes on without. Raises StateError: the file of their names is damaged."""

@@ -54,10 +54,13 @@ def test_the_latest_message_of_each_kind_counts(heard: Heard) -> None:
 
 def test_only_a_word_to_this_process_answers_its_profile(heard: Heard) -> None:
     assert not heard.is_answered
+    heard.add(SPEC, 0)
     heard.add(replace(ASSIGNMENT, instance=4), 0)
     assert not heard.is_answered
     heard.add(ASSIGNMENT, 0)
     assert heard.is_answered
+    heard.add(replace(SPEC, run="the next"), 0)
+    assert not heard.is_answered
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,22 @@ def test_a_device_that_trained_takes_its_own_cuts_of_its_own_network(tmp_path: P
     assert sorted(store.trust.read().graphs) == [2, 3]
 
 
+def test_other_classes_come_only_to_a_device_whose_folders_have_them(tmp_path: Path) -> None:
+    two, three = (
+        ModelStore(tmp_path / "models", Expected("resnet18", graphs.SHAPE, frozenset({3}), names))
+        for names in (("a", "b"), ("a", "b", "c"))
+    )
+    two.install(graphs.bundle(), "pi-1")
+    grown = graphs.graph(classes=3)
+    for store, names in ((two, ("a", "b", "c")), (three, ("a", "b", "x"))):
+        with pytest.raises(ModelError, match="splitee trust --forget"):
+            store.install(graphs.bundle(grown, class_names=names), "pi-1")
+    three.install(graphs.bundle(grown, class_names=("a", "b", "c")), "pi-1")
+    assert (three.trust.read().classes, list(three.trust.read().graphs)) == (3, [3])
+    with pytest.raises(ModelError, match="splitee trust --forget"):
+        three.install(graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed=5))), "pi-1")
+
+
 @pytest.mark.parametrize("name", [TRIAL, "manifest.json", "trust.json"])
 def test_a_graph_cannot_take_the_place_of_what_is_known_of_it(store: ModelStore, name: str) -> None:
     """A trial's outcome lies beside the graph; a release brings none of its own."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from splitee.errors import MalformedMessage, StateError
 from splitee.protocol.fleet import DeviceStatus, Profile
@@ -68,6 +69,16 @@ def test_a_device_joins_once_it_is_online_and_has_sent_its_profile(
 def test_a_retained_profile_of_a_process_that_is_gone_lets_nobody_in(admission: Admission) -> None:
     assert admission.on_profile("pi-1", profile(1, instance=1)) == []
     assert admission.on_status("pi-1", online(instance=2)) == []
+
+
+def test_a_retained_profile_for_an_earlier_run_lets_nobody_in(admission: Admission, members: Members) -> None:
+    """Its process lives: it has stayed for this run, and still looks what its images are now."""
+    admission.on_status("pi-1", online())
+    assert admission.on_profile("pi-1", replace(profile(1, names=("x", "y")), run="of before")) == []
+    assert not members.class_names
+    [admitted] = admission.on_profile("pi-1", replace(profile(1, samples=96), run=RUN.run))
+    assert isinstance(admitted, Admitted)
+    assert (admitted.member.train_samples, members.class_names) == (96, ("a", "b"))
 
 
 def test_the_same_process_may_send_its_profile_again(admission: Admission) -> None:

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from splitee.errors import StateError
 from splitee.networks.split import SplitNetwork, build_for
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import bounded
 from splitee.training.state import weights_digest
 from splitee_server.learning.initial.normalization import WEIGHTS, normalization
 from splitee_server.learning.initial.sources import label, read_weights
@@ -62,7 +63,8 @@ def open_run(
         network = build_for(spec)
         initial = fit(found, network, spec, class_names) if found is not None else None
         kept = initial.encode() if initial is not None else None
-        opened = checkpoints.open(spec, fresh=fresh, weights=kept)
+        seasons = bounded(spec.run, found.seasons) if found is not None and found.seasons else None
+        opened = checkpoints.open(spec, fresh=fresh, weights=kept, seasons=seasons)
         network.freeze(opened.frozen)
     names = class_names or opened.class_names
     if initial is not None:

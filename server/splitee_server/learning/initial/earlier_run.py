@@ -15,6 +15,7 @@ from splitee.training.named_trunks import NamedTrunks
 from splitee.training.weights import CLIENT, EXIT
 from splitee_server.learning.initial.weights import Found, Weights
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
+from splitee_server.rounds.seasons import seasons_up_to
 
 
 def read_run(path: Path, spec: RunSpec) -> Found:
@@ -51,7 +52,8 @@ def read_run(path: Path, spec: RunSpec) -> Found:
         )
     tensors, exits = found
     names = committed.class_names if earlier.num_classes == spec.num_classes else ()
-    return Found(f"run {earlier.run}", tensors, exits, names, earlier.mean, earlier.std)
+    seasons = seasons_up_to(path, earlier.run, committed.round)
+    return Found(f"run {earlier.run}", tensors, exits, names, earlier.mean, earlier.std, seasons)
 
 
 def _whole(committed: Committed) -> tuple[Weights, dict[int, Weights]] | None:

@@ -14,6 +14,7 @@ from splitee.errors import ConfigError
 from splitee.networks.split import SplitNetwork
 from splitee.networks.zoo import make
 from splitee.protocol.run_spec import RunSpec
+from splitee.protocol.seasons import Season
 from splitee.samples.fitting import by
 from splitee.training.state import COUNTER, pack_state, unpack_state
 from splitee.training.weights import first_beyond
@@ -34,6 +35,7 @@ class Found:
         exits: by cut, by the exit's names.
         class_names: of the classes that head and exits tell apart; empty: not known.
         mean, std: of the images that they were trained with, one a channel or one for all; empty: not known.
+        seasons: the runs that they come from, in their order.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Found:
     class_names: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    seasons: tuple[Season, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The runs that a fleet's weights come from, one after the other: what each began with, and reached."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from splitee.protocol.accuracies import Accuracies, ClassRecall
+from splitee.protocol.encoding import JsonMessage
+from splitee.protocol.fields import Count, Name
+from splitee.protocol.fleet import Metrics
+
+MOST_SEASONS = 20  # that travel, the latest ones
+MOST_CLASSES = 12  # of a season whose recalls travel; where there are more, none do
+LARGEST = 16 << 10  # bytes of the message; where it would be larger, the earliest seasons say less
+
+Seconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]  # since the epoch, up to the year 9999
+
+
+class Season(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
+    """One run as its last committed round left it; accuracies are of the fleet.
+
+    Attributes:
+        run: id of the run.
+        rounds: rounds that were committed.
+        ended: when the last of them was evaluated, in seconds since the epoch; 0: not known.
+        devices: number of devices.
+        train_images: images for training, of all devices.
+        held_out_images: images that the accuracies rest on.
+        class_recalls: of the classes, where they are few.
+    """
+
+    run: Name
+    rounds: Count
+    ended: Seconds = 0.0
+    devices: Count = 0
+    train_images: Count = 0
+    held_out_images: Count = 0
+    class_recalls: Annotated[tuple[ClassRecall, ...], Meta(max_length=MOST_CLASSES)] = ()
+
+
+class Seasons(JsonMessage, frozen=True):
+    """The earlier runs that the present one's weights come from.
+
+    Attributes:
+        run: id of the present run.
+        seasons: the earlier ones, in their order.
+    """
+
+    run: Name
+    seasons: Annotated[tuple[Season, ...], Meta(max_length=MOST_SEASONS)] = ()
+
+
+def season_of(metrics: Metrics, ended: float = 0.0) -> Season:
+    """A run as it was after a round. `metrics`: of that round, with those of the devices."""
+    fleet = metrics.fleet
+    return Season(
+        run=metrics.run,
+        rounds=metrics.round,
+        ended=ended,
+        devices=len(metrics.devices),
+        train_images=sum(device.train_samples for device in metrics.devices.values()),
+        held_out_images=fleet.images,
+        class_recalls=fleet.class_recalls if len(fleet.class_recalls) <= MOST_CLASSES else (),
+        exit_accuracy=fleet.exit_accuracy,
+        trunk_accuracy=fleet.trunk_accuracy,
+        adaptive_accuracy=fleet.adaptive_accuracy,
+        offload_share=fleet.offload_share,
+    )
+
+
+def bounded(run: str, seasons: tuple[Season, ...]) -> Seasons:
+    """The message for `run`: of `seasons` the latest ones, and of their classes what it has room for."""
+    kept = list(seasons[-MOST_SEASONS:])
+    message = Seasons(run=run, seasons=tuple(kept))
+    for place, season in enumerate(kept):
+        if len(message.encode()) <= LARGEST:
+            break
+        kept[place] = msgspec.structs.replace(season, class_recalls=())
+        message = Seasons(run=run, seasons=tuple(kept))
+    return message
