@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -91,6 +92,7 @@ class FleetSnapshot:
     metrics: Metrics | None
     devices: tuple[DeviceView, ...]
     malformed: int  # messages that were no message of their topic
+    server_seen: float | None = None  # seconds since the epoch; when the server's status was published
 
     @property
     def empty(self) -> bool:
@@ -113,13 +115,18 @@ class _Heard:
     def with_status(self, status: DeviceStatus | None, envelope: Message, now: float) -> _Heard:
         if status is None:
             return _Heard(profile=self.profile)
-        seen = now
-        if envelope.retained:  # the device's own clock is asked last: it may be wrong by years
-            seen = min(status.time, now) if envelope.age is None else now - envelope.age
+        seen = _seen(status.time, envelope, now)
         if status.state == "offline" and self.status is not None:
             # A last will knows nothing but that; what the device said before still holds.
             status = msgspec.structs.replace(self.status, state="offline")
         return replace(self, status=status, seen=seen)
+
+
+def _seen(said: float, envelope: Message, now: float) -> float:
+    """When a message was published; its sender's own clock is asked last: it may be wrong by years."""
+    if not envelope.retained:
+        return now
+    return min(said, now) if envelope.age is None else now - envelope.age
 
 
 class FleetView:
@@ -136,6 +143,8 @@ class FleetView:
         self._figures: dict[str, DeviceFigures] = {}
         self._parts: dict[str, Participation] = {}
         self._devices: dict[str, _Heard] = {}
+        self._server_seen = 0.0
+        self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -149,31 +158,57 @@ class FleetView:
             now: seconds since the epoch, by this machine's clock.
         """
         received = self._gate.read(message)
-        if received is not None:
-            self._gate.apply(received, lambda received: self._take(received, now))
+        if received is None:
+            return
+        is_taken = self._gate.apply(received, lambda received: self._take(received, now))
+        if is_taken and self._touched is not None:
+            self._touched.add(received.device)
 
     def snapshot(self) -> FleetSnapshot:
-        run, dismissed = self._run, set(self._server.dismissed if self._server else ())
-        metrics = self._present_metrics()
+        found = self._views(sorted(self._devices))
+        return self.overview([view for view in found.values() if view is not None])
+
+    def changes(self) -> dict[str, DeviceView | None]:
+        """The devices that may look otherwise than at the last call, at the first call all.
+
+        None: it is not of the fleet any more. Costs nothing for a device of which nothing has come, unless
+        something of the fleet itself has.
+        """
+        touched, self._touched = self._touched, set()
+        if touched is None:
+            return self._views(self._devices)
+        return self._views(self._devices.keys() | touched - {""} if "" in touched else touched)
+
+    def overview(self, devices: Sequence[DeviceView]) -> FleetSnapshot:
+        """The fleet as it is now with `devices`, which the caller knows from `changes`."""
+        run = self._run
         return FleetSnapshot(
             fleet=self._topics.fleet,
             server=self._server,
             run=run,
             phase=self._round if run and self._round and self._round.run == run.run else None,
             committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
-            metrics=metrics,
-            devices=tuple(
-                self._device(device, heard, metrics)
-                for device, heard in sorted(self._devices.items())
-                if device not in dismissed
-            ),
+            metrics=self._present_metrics(),
+            devices=tuple(devices),
             malformed=self._gate.rejected.total(),
+            server_seen=self._server_seen or None,
         )
+
+    def _views(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
+        dismissed = set(self._server.dismissed if self._server else ())
+        metrics = self._present_metrics()
+        return {
+            device: self._device(device, self._devices[device], metrics)
+            if device in self._devices and device not in dismissed
+            else None
+            for device in ids
+        }
 
     def _take(self, received: Received, now: float) -> None:
         route, message = received.route, received.message
         if route is routes.SERVER_STATUS:
             self._server = message
+            self._server_seen = 0.0 if message is None else _seen(message.time, received.envelope, now)
         elif route is routes.RUN:
             self._run = message
         elif route is routes.ROUND:
