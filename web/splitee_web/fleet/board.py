@@ -14,9 +14,10 @@ from splitee_web.fleet.changes import MOST_EVENTS, Changes
 class Board:
     """The last state of everything, in JSON; only on the event loop's thread."""
 
-    def __init__(self, streams: EventStreams) -> None:
+    def __init__(self, streams: EventStreams, fleet: bytes) -> None:
+        """`fleet`: the snapshot that there is at first."""
         self._streams = streams
-        self._fleet = b"{}"
+        self._fleet = fleet
         self._devices: dict[str, bytes] = {}
         self._events: deque[bytes] = deque(maxlen=MOST_EVENTS)
         self._broker = b"null"
@@ -43,8 +44,7 @@ class Board:
     def whole(self) -> bytes:
         """{now, fleet: the snapshot with its devices, log, broker}."""
         devices = _array(row for _, row in sorted(self._devices.items()))
-        separator = b"," if self._fleet != b"{}" else b""
-        fleet = self._fleet.removesuffix(b"}") + separator + b'"devices":' + devices + b"}"
+        fleet = self._fleet.removesuffix(b"}") + b',"devices":' + devices + b"}"
         log = _array(self._events)
         return b'{"now":%b,"fleet":%b,"log":%b,"broker":%b}' % (_now(), fleet, log, self._broker)
 

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import msgspec
 
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
-from splitee_web.fleet.event_log import Event, events_of_device, events_of_fleet, events_of_stranger
+from splitee_web.fleet.event_log import (
+    Event,
+    events_of_device,
+    events_of_fleet,
+    events_of_past,
+    events_of_stranger,
+)
 
 SUMS = 5.0  # seconds between two looks at what is summed over all devices
 MOST_EVENTS = 500  # of one look
@@ -100,8 +105,10 @@ class Looks:
         after = replace(self._view.overview(list(self._devices.values())), devices=())
         if is_settled:
             self._events += events_of_fleet(self._fleet, after, now)
+        elif self._fleet.run is None:
+            self._events += events_of_past(after)
         self._fleet = after
-        encoded = _encode(dict(_parts_of_fleet(after)))
+        encoded = encode_fleet(after)
         if encoded == self._encoded:
             return None
         self._encoded = encoded
@@ -116,9 +123,9 @@ def _changed(before: DeviceView | None, after: DeviceView) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value != getattr(before, name)}
 
 
-def _parts_of_fleet(snapshot: FleetSnapshot) -> Iterator[tuple[str, Any]]:
-    """Without the devices, also those of the figures, which each device has in its own row."""
-    for name in _FLEET:
-        value = getattr(snapshot, name)
-        is_metrics = name == "metrics" and value is not None
-        yield name, msgspec.structs.replace(value, devices={}) if is_metrics else value
+def encode_fleet(snapshot: FleetSnapshot) -> bytes:
+    """JSON without the devices, and without those of the figures: each has its own in its row."""
+    found = {name: getattr(snapshot, name) for name in _FLEET}
+    if snapshot.metrics is not None:
+        found["metrics"] = msgspec.structs.replace(snapshot.metrics, devices={})
+    return _encode(found)

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import msgspec
 
 from splitee.cli.accuracy_words import accuracies_in_words
 from splitee.cli.plain_text import plain
+from splitee.cli.words import devices, images
 from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
@@ -32,9 +33,19 @@ Kind = Literal[
     "run-finished",
     "server-offline",
     "server-online",
-    "broker-lost",
-    "broker-back",
+    "model-offered",
+    "model-in-service",
+    "model-refused",
+    "model-rolled-back",
+    "broker-offline",
+    "broker-online",
 ]
+MODELS: Mapping[str, Kind] = {
+    "offered": "model-offered",
+    "in service": "model-in-service",
+    "refused": "model-refused",
+    "rolled back": "model-rolled-back",
+}
 PHASES = {
     "gather": "devices are gathered",
     "train": "training",
@@ -72,14 +83,42 @@ def events_of_device(before: DeviceView | None, after: DeviceView, now: float) -
         yield _event(time, "offline", after.id, "offline")
     elif after.online and not before.online:
         yield _event(time, "online", after.id, "online again")
+    yield from _of_cut(before, after, time)
+    yield from _of_model(before, after, now)
+
+
+def _of_cut(before: DeviceView | None, after: DeviceView, time: float) -> Iterator[Event]:
     cut = None if before is None else before.cut
-    if after.cut is not None and cut is None:
-        samples = "" if after.train_samples is None else f", {after.train_samples} images for training"
+    if after.cut is None:
+        return
+    if cut is None:
+        samples = "" if after.train_samples is None else f", {images(after.train_samples)} for training"
         yield _event(time, "joined", after.id, f"asks to join with cut {after.cut}{samples}")
-    elif after.cut is not None and after.cut != cut:
+    elif after.cut != cut:
         yield _event(time, "cut", after.id, f"is cut at {after.cut} from now on, was {cut}")
     if after.next_cut is not None and (before is None or after.next_cut != before.next_cut):
         yield _event(time, "cut", after.id, f"asks for cut {after.next_cut} instead of {after.cut}")
+
+
+def _of_model(before: DeviceView | None, after: DeviceView, now: float) -> Iterator[Event]:
+    """The device's own clock says when a model came into service: it may be wrong, but not ahead of ours."""
+    model, was = after.model, None if before is None else before.model
+    if model is None or (was is not None and (was.release, was.state) == (model.release, model.state)):
+        return
+    of = f" of round {model.round}" if model.round else ""
+    why = f": {model.reason}" if model.reason else ""
+    time = min(model.since or now, now)
+    yield _event(time, MODELS[model.state], after.id, f"model {model.release[:8]}{of} {model.state}{why}")
+
+
+def events_of_past(fleet: FleetSnapshot) -> Iterator[Event]:
+    """Of a fleet that was there before anybody looked: the rounds whose times it tells."""
+    for point in fleet.history:
+        if point.time:
+            found = Accuracies(
+                exit_accuracy=point.exit, trunk_accuracy=point.trunk, adaptive_accuracy=point.adaptive
+            )
+            yield _evaluated(point.time, point.round, found, 0)
 
 
 def events_of_fleet(before: FleetSnapshot, after: FleetSnapshot, now: float) -> Iterator[Event]:
@@ -103,46 +142,49 @@ def _of_server(before: ServerStatus | None, after: ServerStatus | None, time: fl
         yield _event(time, "server-online", None, "the server is online")
     elif before is not None and before.instance != after.instance:
         yield _event(time, "server-online", None, "the server was started again")
-    dismissed, was_dismissed = set(after.dismissed), set(before.dismissed if before else ())
-    quarantined, was_quarantined = set(after.quarantined), set(before.quarantined if before else ())
+    if before is None or before.state != "online" or after.state != "online":
+        return  # a last will names nobody
+    dismissed, was_dismissed = set(after.dismissed), set(before.dismissed)
+    quarantined, was_quarantined = set(after.quarantined), set(before.quarantined)
     yield from _each(time, "dismissed", dismissed - was_dismissed, "dismissed: the run goes on without it")
-    if after.state == "online":  # a last will names nobody
-        yield from _each(time, "readmitted", was_dismissed - dismissed, "let in again")
-        yield from _each(time, "out-of-quarantine", was_quarantined - quarantined, "out of quarantine")
+    yield from _each(time, "readmitted", was_dismissed - dismissed, "let in again")
     yield from _each(time, "quarantined", quarantined - was_quarantined, "in quarantine: not read any more")
+    yield from _each(time, "out-of-quarantine", was_quarantined - quarantined, "out of quarantine")
 
 
-def _each(time: float, kind: Kind, devices: Iterable[str], text: str) -> Iterator[Event]:
-    return (_event(time, kind, device, text) for device in sorted(devices))
+def _each(time: float, kind: Kind, ids: Iterable[str], text: str) -> Iterator[Event]:
+    return (_event(time, kind, device, text) for device in sorted(ids))
 
 
 def _of_rounds(before: FleetSnapshot, after: FleetSnapshot, now: float) -> Iterator[Event]:
-    run, phase = after.run, after.phase
+    run, phase, metrics = after.run, after.phase, after.metrics
     if run is None:
         return
-    same = before.run is not None and before.run.run == run.run
-    committed = before.committed if same else 0
+    is_same = before.run is not None and before.run.run == run.run
+    committed = before.committed if is_same else 0
     if after.committed > committed:
-        first = committed + 1
-        which = f"round {first}" if first == after.committed else f"rounds {first} to {after.committed}"
+        first, last = committed + 1, after.committed
+        which = f"round {last}" if first == last else f"rounds {first} to {last}"
         yield _event(now, "round-committed", None, f"{which} of {run.rounds} committed")
-    evaluated = before.metrics.round if same and before.metrics else 0
-    if after.metrics is not None and after.metrics.round > evaluated:
-        found = after.metrics.fleet
-        text = f"round {after.metrics.round} evaluated: {_accuracies(found, found.images)}"
-        yield _event(now, "round-evaluated", None, text)
+    evaluated = before.metrics.round if is_same and before.metrics else 0
+    if metrics is not None and metrics.round > evaluated:
+        time = min(metrics.time or now, now)
+        yield _evaluated(time, metrics.round, metrics.fleet, metrics.fleet.images)
     if phase is None or phase == before.phase:
         return
+    opened = min(after.opened or now, now)
     if phase.phase == "finished":
-        yield _event(now, "run-finished", None, f"the run is finished after {after.committed} rounds")
+        yield _event(opened, "run-finished", None, f"the run is finished after {after.committed} rounds")
     else:
-        who = f", {phase.participants} devices" if phase.participants else ""
+        who = f", {devices(phase.participants)}" if phase.participants else ""
         text = f"round {phase.round} of {run.rounds}: {PHASES[phase.phase]}{who}"
-        yield _event(now, "round-opened", None, text)
+        yield _event(opened, "round-opened", None, text)
 
 
-def _accuracies(found: Accuracies, images: int) -> str:
-    return accuracies_in_words(found, images) or "no image"
+def _evaluated(time: float, number: int, found: Accuracies, count: int) -> Event:
+    return _event(
+        time, "round-evaluated", None, f"round {number} evaluated: {accuracies_in_words(found, count)}"
+    )
 
 
 def _event(time: float, kind: Kind, device: str | None, text: str) -> Event:

@@ -139,6 +139,6 @@ class Feed:
         self._tell(Changes(broker=msgspec.json.encode(self._broker)))
         if is_same or before is None or self._settles is None:
             return
-        kind: Kind = "broker-back" if connected else "broker-lost"
+        kind: Kind = "broker-online" if connected else "broker-offline"
         self._looks.note(Event(now, kind, None, self._broker.text))
         self._look()

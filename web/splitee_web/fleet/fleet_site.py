@@ -12,8 +12,9 @@ from pathlib import Path
 from aiohttp import web
 
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol.fleet_view import FleetView
 from splitee_web.fleet.board import Board
-from splitee_web.fleet.changes import Changes
+from splitee_web.fleet.changes import Changes, encode_fleet
 from splitee_web.fleet.feed import Feed
 from splitee_web.listening import Listening
 from splitee_web.site import STREAMS, make_app
@@ -31,7 +32,7 @@ class FleetSite:
         """Raises ConfigError: see `Feed`."""
         self.failure: Exception | None = None
         self.app = make_app(where, PAGE)
-        self._board = Board(self.app[STREAMS])
+        self._board = Board(self.app[STREAMS], encode_fleet(FleetView(options.fleet).snapshot()))
         self._feed = Feed(options, self._tell)
         self._stop = stop
         self._loop: asyncio.AbstractEventLoop | None = None
