@@ -4,9 +4,10 @@
     python -m benchmarks.page_load [--devices 1000] [--browsers 1] [--seconds 30]
 
 Synthetic statuses, with traffic and step as those of devices that train, go over a real Mosquitto to a real
-`splitee page`, to which so many browsers' streams are open. Prints one JSON line: CPU seconds a second of the page's process, its
-resident memory, and what a second brings to each browser. Exits with 1 when, with one browser, it would take more than
-0.2 of a core at one status a second of each device, whatever rate a busy machine has come to.
+`splitee page`, to which so many browsers' streams are open. Prints one JSON line: CPU seconds a second of the
+page's process, its resident memory, and what a second brings to each browser. Exits with 1 when, with one
+browser, it would take more than 0.2 of a core at one status a second of each device, whatever rate a busy
+machine has come to.
 """
 
 from __future__ import annotations
