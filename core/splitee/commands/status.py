@@ -29,7 +29,8 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.accuracies import ReleasedThreshold
-from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView, ModelInService
+from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+from splitee.protocol.model_views import ModelInService
 
 FIRST = 2.0  # seconds to wait for the first retained message, and at most for all
 QUIET = 0.3  # seconds of silence after which all retained messages have come

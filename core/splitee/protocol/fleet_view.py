@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -15,7 +14,6 @@ from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.accuracies import ClassRecall, ConfusionMatrix, ReleasedThreshold
 from splitee.protocol.encoding import JsonMessage
-from splitee.protocol.fields import ReleaseState
 from splitee.protocol.fleet import (
     Capability,
     DeviceFigures,
@@ -27,7 +25,8 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.inference import ModelOffer, ModelReport, ServedModel, Serving
+from splitee.protocol.inference import ModelOffer, ModelReport, Serving
+from splitee.protocol.model_views import ModelInService, ReleaseView, releases_of
 from splitee.protocol.overview import (
     MOST_CURVES,
     Baselines,
@@ -54,34 +53,6 @@ OF_ALL_DEVICES = frozenset((routes.RUN, routes.ROUND, routes.METRICS))  # what t
 
 M = TypeVar("M", bound=JsonMessage)
 WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
-
-
-@dataclass(frozen=True)
-class ModelInService:
-    """What has become of the last release on a device, and what serves there now.
-
-    `run`, `round`, `since` are those of the release; a round of 0 and a `since` of None are not known.
-    `serves`: the model that is in service now, if there is one; of another release where `state` is no
-    "in service".
-    """
-
-    release: str  # SHA-256
-    state: ReleaseState | Literal["offered"]
-    reason: str = ""
-    run: str = ""
-    round: int = 0
-    since: float | None = None  # seconds since the epoch, by the device's clock
-    serves: ServedModel | None = None
-
-
-@dataclass(frozen=True)
-class ReleaseView:
-    """How many devices have a model of one round of one run in one state; `round` 0: not known."""
-
-    state: ReleaseState | Literal["offered"]
-    run: str
-    round: int
-    devices: int
 
 
 @dataclass(frozen=True)
@@ -163,6 +134,7 @@ class FleetSnapshot:
     traffic: Traffic | None = None  # of all devices' present processes; None: none says
     releases: tuple[ReleaseView, ...] = ()
     seasons: tuple[Season, ...] = ()  # earlier runs that the present one's weights come from, in their order
+    server_seen: float | None = None  # when the server's status was published
 
     @property
     def empty(self) -> bool:
@@ -238,7 +210,7 @@ class _Heard:
 
 
 def _seen(said: float, envelope: Message, now: float) -> float:
-    """When a message was sent, by this machine's clock; the device's own may be wrong by years."""
+    """When a message was sent, by this machine's clock; its sender's own may be wrong by years."""
     if not envelope.retained:
         return now
     return min(said, now) if envelope.age is None else now - envelope.age
@@ -255,7 +227,9 @@ class FleetView:
         self._parts: dict[str, Participation] = {}
         self._curves: dict[str, DeviceHistory] = {}
         self._devices: dict[str, _Heard] = {}
+        self._server_seen = 0.0
         self._views: dict[str, DeviceView] = {}  # as they were shown last, where nothing has changed them
+        self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -269,25 +243,36 @@ class FleetView:
             now: seconds since the epoch, by this machine's clock.
         """
         received = self._gate.read(message)
-        if received is not None:
-            self._gate.apply(received, lambda received: self._take(received, now))
+        if received is None:
+            return
+        is_taken = self._gate.apply(received, lambda received: self._take(received, now))
+        if is_taken and self._touched is not None:
+            self._touched.add(received.device)
 
     def snapshot(self) -> FleetSnapshot:
         """The fleet now; the view of a device that nothing was said of is the very same object as before."""
+        found = self._members(sorted(self._devices))
+        return self.overview([view for view in found.values() if view is not None])
+
+    def changes(self) -> dict[str, DeviceView | None]:
+        """The devices that may look otherwise than at the last call, at the first call all.
+
+        None: it is not of the fleet any more. Costs nothing for a device of which nothing has come, unless
+        something of the fleet itself has.
+        """
+        touched, self._touched = self._touched, set()
+        if touched is None:
+            return self._members(self._devices)
+        return self._members(self._devices.keys() | touched - {""} if "" in touched else touched)
+
+    def overview(self, devices: Sequence[DeviceView]) -> FleetSnapshot:
+        """The fleet as it is now with `devices`, which the caller knows from `changes`."""
         run, server = self._last(routes.RUN, RunSpec), self._last(routes.SERVER_STATUS, ServerStatus)
         commit, metrics = self._present(routes.COMMIT, Commit), self._present_metrics()
         timing, history = self._present_timing(), self._present(routes.HISTORY, History)
         network, seasons = (
             self._present(routes.NETWORK, NetworkStages),
             self._present(routes.SEASONS, Seasons),
-        )
-        waiting = timing.waiting if timing else ()
-        since = {waited.device: waited.since for waited in waiting}
-        dismissed = set(server.dismissed if server else ())
-        devices = tuple(
-            self._view(device, heard, metrics, since.get(device))
-            for device, heard in sorted(self._devices.items())
-            if device not in dismissed and heard.has_spoken
         )
         return FleetSnapshot(
             fleet=self._topics.fleet,
@@ -296,10 +281,10 @@ class FleetView:
             phase=self._present(routes.ROUND, RoundOpen),
             committed=commit.round if commit else 0,
             metrics=metrics,
-            devices=devices,
+            devices=tuple(devices),
             malformed=self._gate.rejected.total(),
             opened=timing.opened if timing else None,
-            waiting=waiting,
+            waiting=timing.waiting if timing else (),
             estimate=timing.estimate if timing else None,
             network_stages=network.stages if network else (),
             history=history.points if history else (),
@@ -307,14 +292,31 @@ class FleetView:
             seconds=metrics.spent if metrics else None,
             confusion=self._present_confusion(metrics),
             traffic=_traffic(devices),
-            releases=_releases(devices),
+            releases=releases_of(device.model for device in devices),
+            server_seen=self._server_seen or None,
             seasons=seasons.seasons if seasons else (),
         )
+
+    def _members(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
+        server, timing = self._last(routes.SERVER_STATUS, ServerStatus), self._present_timing()
+        dismissed = set(server.dismissed if server else ())
+        since = {waited.device: waited.since for waited in timing.waiting} if timing else {}
+        metrics = self._present_metrics()
+        found: dict[str, DeviceView | None] = {}
+        for device in ids:
+            heard = self._devices.get(device)
+            if heard is None or not heard.has_spoken or device in dismissed:
+                found[device] = None
+            else:
+                found[device] = self._view(device, heard, metrics, since.get(device))
+        return found
 
     def _take(self, received: Received, now: float) -> None:
         route, device, message = received.route, received.device, received.message
         if not route.of_device:
             self._of_fleet[route] = message
+            if route is routes.SERVER_STATUS:
+                self._server_seen = _seen(message.time, received.envelope, now) if message else 0.0
             if route in OF_ALL_DEVICES:
                 self._views.clear()
             return
@@ -453,11 +455,6 @@ class FleetView:
         )
 
 
-def _plausible(degrees: float | None) -> float | None:
-    """Sensors that are not there are read as thousands of degrees."""
-    return degrees if degrees is not None and -100 <= degrees <= 1000 else None
-
-
 def _run_of(message: JsonMessage) -> str:
     run: str = getattr(message, "run", "")
     return run
@@ -479,9 +476,6 @@ def _traffic(devices: Sequence[DeviceView]) -> Traffic | None:
     return total(known) if known else None
 
 
-def _releases(devices: Iterable[DeviceView]) -> tuple[ReleaseView, ...]:
-    """Of all devices' models, sorted by state, run and round."""
-    counts = Counter(
-        (model.state, model.run, model.round) for device in devices if (model := device.model) is not None
-    )
-    return tuple(ReleaseView(*key, devices=count) for key, count in sorted(counts.items()))
+def _plausible(degrees: float | None) -> float | None:
+    """Sensors that are not there are read as thousands of degrees."""
+    return degrees if degrees is not None and -100 <= degrees <= 1000 else None

@@ -28,10 +28,9 @@ from splitee.protocol.fleet_view import (
     DeviceView,
     FleetSnapshot,
     FleetView,
-    ModelInService,
-    ReleaseView,
 )
 from splitee.protocol.inference import LastPrediction, ModelOffer, ModelReport, ServedModel, Serving
+from splitee.protocol.model_views import ModelInService, ReleaseView
 from splitee.protocol.overview import (
     MOST_CURVES,
     MOST_POINTS,
