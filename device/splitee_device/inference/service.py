@@ -16,7 +16,7 @@ from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
 from splitee.log_limits import FirstFew
-from splitee.mqtt.events import Message
+from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.rate_limiter import RateLimiter
@@ -27,6 +27,7 @@ from splitee.samples.images import load_image
 from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.recent import RecentPredictions
 from splitee_device.inference.tally import Tally
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
@@ -69,6 +70,7 @@ class InferenceService:
         device: str,
         shelf: ModelStore,
         *,
+        instance: int,
         threshold: float | None = None,
         timeout: float = 2.0,
         floors: OffloadFloors = NO_FLOORS,
@@ -81,6 +83,7 @@ class InferenceService:
         The link's meter, where it has one, counts both.
 
         Args:
+            instance: of this process; one that started later has a greater one.
             key: that releases must be signed by; None: by none.
             region: of the images that the model sees; None: all of them.
         """
@@ -100,6 +103,7 @@ class InferenceService:
         self._region = region
         self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.tally = Tally()
+        self._recent = RecentPredictions(link, topics, device, instance)
         self._log_due = RateLimiter(LOG_EVERY)
         self._log_failed = RateLimiter()
         self._log_skips = FirstFew()
@@ -113,7 +117,11 @@ class InferenceService:
             event = self._link.receive(TICK)
             if isinstance(event, Message):
                 self._delivery.handle(event)
+            elif isinstance(event, Connected):
+                self._delivery.say_again()
+                self._recent.tell_again()
             self._delivery.tick()
+            self._recent.tell()
             if self._shelf.release != self._release:
                 self._switch()
             if self._predictor is not None and not isinstance(event, Message):
@@ -125,12 +133,12 @@ class InferenceService:
 
     def _switch(self) -> None:
         """Loads what is in service now: delivered, rolled back by hand, or put back as it did not load."""
-        wanted, rolled_back = self._shelf.release, self._release is not None
+        wanted = self._shelf.release
         model = self._shelf.load(self._threads)
         self._release = self._shelf.release
         if wanted is not None and self._release != wanted:
             self._delivery.report(wanted, "rolled back", "it does not load")
-        elif wanted is not None and rolled_back:
+        elif wanted is not None:
             self._delivery.report(wanted, "in service")
         self.close()
         self._offload = Offload(
@@ -165,6 +173,8 @@ class InferenceService:
             report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
             self._link.publish(self._topic, report.encode())
             self.tally.add(prediction)
+            self._recent.add(prediction)
+            self._recent.tell()
             self._log(name, prediction)
 
     def _log(self, name: str, prediction: Prediction) -> None:
