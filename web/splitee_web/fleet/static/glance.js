@@ -50,8 +50,8 @@ function headline(fleet, all, now) {
     return { level: "good", text: html`Finished after ${several(committed, "round")}.${then}` };
   }
   if (server && server.state !== "online") {
-    const heard = server.time ? ` It was last heard of ${span(now - server.time)} ago.` : "";
-    return { level: "bad", text: `The server is offline; the run stands still at round ${phase?.round ?? committed}.${heard}` };
+    const since = fleet.server_seen ? ` for ${span(now - fleet.server_seen)}` : "";
+    return { level: "bad", text: `The server is offline${since}; the run stands still at round ${phase?.round ?? committed}.` };
   }
   if (!run || !phase) return { level: "quiet", text: "No round yet." };
   const what = PHASES[phase.phase] ?? phase.phase;

@@ -4,7 +4,6 @@
 const AGAIN = 3000; // milliseconds to the next attempt, where the browser itself makes none
 const SILENCE = 30000; // milliseconds without an event after which the page's server is asked whether it is there
 const ANSWER = 5000; // milliseconds for its answer
-const KEPT = ["history", "confusion", "capability"]; // long, and seldom another
 const LOG = 500; // events that are kept
 
 /** Whether two values of JSON are equal. */
@@ -17,8 +16,8 @@ export function same(one, other) {
 }
 
 /** `next`, but with the fields of `last` where they are equal: what is drawn of them stays as it is. */
-function keeping(last, next, names = Object.keys(next)) {
-  for (const name of names) if (last?.[name] && next[name] && same(last[name], next[name])) next[name] = last[name];
+function keeping(last, next) {
+  for (const name of Object.keys(next)) if (last && same(last[name], next[name])) next[name] = last[name];
   return next;
 }
 
@@ -88,7 +87,7 @@ export class Store {
     this.#broker(data);
     this.#fleet(data);
     const before = this.devices;
-    this.devices = new Map(data.fleet.devices.map((device) => [device.id, keeping(before.get(device.id), device, KEPT)]));
+    this.devices = new Map(data.fleet.devices.map((device) => [device.id, keeping(before.get(device.id), device)]));
     this.curves += 1;
     this.log = data.log.toReversed().slice(0, LOG);
   }
@@ -100,9 +99,8 @@ export class Store {
 
   #some(data) {
     for (const device of data.devices) {
-      const last = this.devices.get(device.id);
-      this.devices.set(device.id, keeping(last, device, KEPT));
-      if (last?.history !== device.history) this.curves += 1;
+      this.devices.set(device.id, { ...this.devices.get(device.id), ...device }); // only what is another comes
+      if (device.history) this.curves += 1;
     }
   }
 
