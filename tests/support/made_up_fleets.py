@@ -7,7 +7,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -288,8 +288,9 @@ class MadeUpPage:
 
     @contextmanager
     def served(self) -> Iterator[MadeUpPage]:
-        with served(self.app, self.where) as url:
-            self.url = url
+        with ExitStack() as stack:
+            self.url = stack.enter_context(served(self.app, self.where))
+            self.stop = stack.close
             yield self
 
     def tell(self, name: str, value: Any) -> None:

@@ -13,10 +13,10 @@ export function concerns(device, fleet, now) {
   if (!device.online && !hasLeft(device)) found.push({ kind: "offline", text: `offline for ${span(now - device.seen)}` });
   if (fleet.server?.quarantined?.includes(device.id)) found.push({ kind: "quarantined", text: "in quarantine" });
   const waited = device.waiting_since ? now - device.waiting_since : 0;
-  if (waited > PATIENCE) found.push({ kind: "waited for", text: `waited for, ${span(waited)}` });
+  if (waited > PATIENCE) found.push({ kind: "waited for", text: device.online ? `waited for, ${span(waited)}` : "waited for" });
   if (device.temperature >= HOT) found.push({ kind: "hot", text: `hot, ${degrees(device.temperature)}` });
   const share = memoryShare(device);
-  if (share >= NEAR) found.push({ kind: "memory", text: `memory at ${percent(share, 0)} of its limit` });
+  if (share >= NEAR) found.push({ kind: "memory", text: `memory ${percent(share, 0)} full` });
   if (device.model && ["refused", "rolled back"].includes(device.model.state)) {
     found.push({ kind: "model", text: `model ${device.model.state}` });
   }
@@ -45,7 +45,7 @@ export const FILTERS = [
   { key: "training", title: "Training", holds: (one) => one.activity === "training" },
   { key: "evaluating", title: "Evaluating", holds: (one) => one.activity === "evaluating" },
   { key: "waiting", title: "Waiting", holds: (one) => ["waiting", "not picked", "starting"].includes(one.activity) },
-  { key: "serving", title: "Predicting", holds: (one) => Boolean(one.device.serving) || one.activity === "serving" },
+  { key: "serving", title: "Serving", holds: (one) => Boolean(one.device.serving) || one.activity === "serving" },
   { key: "finished", title: "Finished", holds: (one) => one.device.doing === "finished" },
 ];
 

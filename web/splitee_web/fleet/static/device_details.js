@@ -25,7 +25,7 @@ export function DeviceDetails({ id, device, fleet, now, close }) {
   };
   return html`<dialog ref=${dialog} class="details" aria-labelledby="device" onClick=${onClick} onCancel=${onCancel}>
     <div class="sheet">
-      <header><h2 id="device"><bdi>${id}</bdi></h2><button type="button" autofocus onClick=${close}>Back<span class="unseen"> to the fleet</span></button></header>
+      <header><h2 id="device"><bdi>${id}</bdi></h2><button type="button" onClick=${close}>Back<span class="unseen"> to the fleet</span></button></header>
       ${device ? html`<${Known} device=${device} fleet=${fleet} now=${now} />` : html`<p>No such device has spoken in this fleet.</p>`}
     </div>
   </dialog>`;
@@ -37,7 +37,7 @@ function Known({ device, fleet, now }) {
     <p class="headline"><${State} one=${one} /><span class="quiet">heard ${ago(device.seen, now)}</span></p>
     <${Facts} facts=${training(one, fleet)} />
     ${device.history?.length > 0 && html`<h3>Accuracy over the rounds</h3><${DeviceCurves} history=${device.history} alone=${device.alone_accuracy} />`}
-    ${device.serving && html`<h3>Predicting</h3><${Serving} serving=${device.serving} now=${now} />`}
+    ${device.serving && html`<h3>Predictions</h3><${Serving} serving=${device.serving} now=${now} />`}
     ${device.model && html`<h3>Model</h3><${Facts} facts=${modelFacts(device, now)} />`}
     ${device.confusion && html`<h3>Which classes it takes for which</h3><${ConfusionMatrix} confusion=${device.confusion} run=${fleet.run} of="the device" />`}
     <h3>Machine</h3><${Facts} facts=${machine(device)} />

@@ -26,7 +26,7 @@ export function DeviceList({ all, fleet, now, open }) {
 function useArranged(all, choice, now) {
   const kept = useRef({ made: -Infinity });
   const last = kept.current;
-  const troubled = all.filter((one) => one.concerns.length).length;
+  const troubled = all.filter((one) => one.concerns.length).map((one) => one.device.id).join(" ");
   const isSame = last.choice === choice && last.total === all.length && last.troubled === troubled;
   if (!isSame || now - last.made > SETTLED || now < last.made) {
     const next = arranged(all, choice);

@@ -15,17 +15,17 @@ export const COLUMNS = [
   { key: "exit", title: "Exit", orders: ["exit"], Cell: ({ device }) => percent(device.exit_accuracy) },
   { key: "trunk", title: "Trunk", orders: ["trunk"], Cell: ({ device }) => percent(device.trunk_accuracy) },
   { key: "adaptive", title: "Adaptive", orders: ["adaptive"], Cell: ({ device }) => html`<b>${percent(device.adaptive_accuracy)}</b>` },
-  { key: "weakest", title: "Weakest class", orders: ["weakest"], Cell: Weakest },
+  { key: "weakest", title: "Weakest", orders: ["weakest"], Cell: Weakest },
   { key: "heat", title: "Heat, memory", orders: ["temperature", "memory"], Cell: Heat },
   { key: "moved", title: "Bytes, link", orders: ["bytes"], Cell: Moved },
-  { key: "model", title: "Model, version", orders: ["model"], Cell: Model },
+  { key: "model", title: "Model", orders: ["model"], Cell: Model },
 ];
 
 /** @param second the whole second that it is, so that a row is drawn again no more often than that. */
 export const DeviceRow = memo(({ one, device, stages, second, open, top, number }) => {
   const worst = one.concerns[0];
   const cells = { one, device, stages, now: second };
-  return html`<div role="row" class="row ${worst ? level(worst) : ""}" data-id=${device.id} aria-rowindex=${number}
+  return html`<div role="row" class="row ${worst ? `is-${level(worst)}` : ""}" data-id=${device.id} aria-rowindex=${number}
       style=${{ transform: `translateY(${top}px)` }} onClick=${(event) => event.target.closest("button") ?? open(device.id)}>
     ${COLUMNS.map(({ key, title, Cell }) => {
       const content = html`<${Cell} ...${cells} open=${open} />`;
@@ -40,7 +40,7 @@ export const level = (concern) => (["offline", "quarantined"].includes(concern.k
 
 function Name({ one, device, now, open }) {
   return html`<button type="button" class="cut" title=${device.id} onClick=${() => open(device.id)}><bdi>${device.id}</bdi></button>
-    <small class="cut"><${State} one=${one} />${" "}<span class="quiet">${device.online ? `heard ${ago(device.seen, now)}` : ""}</span></small>`;
+    <small class="cut"><${State} one=${one} /></small><small class="cut">heard ${ago(device.seen, now)}</small>`;
 }
 
 /** In words, with a mark: what is wrong, or that it is online. */
@@ -60,9 +60,9 @@ function Place({ device, stages }) {
 
 function Doing({ one, device }) {
   const isUnderWay = device.online && device.steps > 0 && ["training", "evaluating"].includes(device.doing);
-  const round = device.round ? `round ${device.round}` : "";
-  return html`<span class="cut">${one.activity}${isUnderWay && html`<${Bar} share=${device.step / device.steps} />`}</span>
-    <small class="cut">${isUnderWay ? `${round}, ${device.step} of ${device.steps} batches` : round}</small>`;
+  const round = device.round ? `, round ${device.round}` : "";
+  return html`<span class="cut">${one.activity}${round}${isUnderWay && html`<${Bar} share=${device.step / device.steps} />`}</span>
+    ${isUnderWay && html`<small class="cut">${device.step} of ${device.steps} batches</small>`}`;
 }
 
 function Weakest({ device }) {
@@ -81,7 +81,7 @@ function Moved({ device }) {
   const usual = device.capability?.upload;
   const link = speed !== null ? html`<span class="state warn">slow, ${bitRate(speed)}</span>` : usual ? bitRate(usual) : "";
   const down = device.traffic?.down ? payload(device.traffic.down) : null;
-  return html`<span class="cut">↑ <span class="unseen">sent </span>${size(device.bytes)}${down !== null && html`${" "}↓ <span class="unseen">received </span>${size(down)}`}</span><small class="cut">${link}</small>`;
+  return html`<span class="cut bytes">↑ <span class="unseen">sent </span>${size(device.bytes)}${down !== null && html`${" "}↓ <span class="unseen">received </span>${size(down)}`}</span><small class="cut">${link}</small>`;
 }
 
 export const payload = (counts) => Object.entries(counts).reduce((sum, [purpose, bytes]) => sum + (purpose === "headers" ? 0 : bytes), 0);
@@ -89,6 +89,6 @@ export const payload = (counts) => Object.entries(counts).reduce((sum, [purpose,
 function Model({ device }) {
   const { model } = device;
   const now = model?.serves;
-  const text = !model ? "no model" : now ? `round ${now.round || "?"} in service` : model.state;
+  const text = !model ? "no model" : now ? html`round ${now.round || "?"}<span class="unseen"> in service</span>` : model.state;
   return html`<span class=${model ? "cut" : "cut quiet"}>${text}</span><small class="cut">${device.version ? html`version <bdi>${device.version}</bdi>` : ""}</small>`;
 }

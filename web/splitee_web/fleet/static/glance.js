@@ -14,7 +14,7 @@ export function Glance({ fleet, all, now, broker }) {
       <h1><bdi>${fleet.fleet}</bdi></h1>
       <p class="headline ${level}"><${Mark} level=${level} />${text}</p>
       <ul class="facts">
-        <li>Server: <b class=${serverLevel(server)}>${server ? server.state : "not heard of"}</b>${server?.doing && html`, <bdi>${server.doing}</bdi>`}</li>
+        <li>Server: <b class=${serverLevel(fleet)}>${server ? server.state : "not heard of"}</b>${server?.doing && html`, <bdi>${server.doing}</bdi>`}</li>
         <li>Broker: ${broker?.connected === false ? html`<b class="bad">not connected</b>` : html`<b class="good">connected</b>`}</li>
         ${run && html`<li><bdi>${run.network}</bdi>, ${several(run.num_classes, "class").replace(/classs$/, "classes")}</li>
           <li>Strategy: <bdi>${run.strategy ?? "sequential"}</bdi></li>`}
@@ -36,7 +36,11 @@ const MARKS = { good: "●", quiet: "○", warn: "▲", bad: "■" };
 
 export const Mark = ({ level }) => html`<span class="mark ${level}" aria-hidden="true">${MARKS[level]}</span>`;
 
-const serverLevel = (server) => (server?.state === "online" ? "good" : server ? "bad" : "warn");
+function serverLevel({ server, phase }) {
+  if (!server) return "warn";
+  if (server.state === "online") return "good";
+  return phase?.phase === "finished" ? "quiet" : "bad";
+}
 
 /** The state of the whole in one sentence. */
 function headline(fleet, all, now) {
@@ -56,9 +60,9 @@ function headline(fleet, all, now) {
   if (!run || !phase) return { level: "quiet", text: "No round yet." };
   const what = PHASES[phase.phase] ?? phase.phase;
   const with_ = phase.participants ? `, with ${several(phase.participants, "device")}` : "";
-  const text = `Round ${phase.round} of ${run.rounds}: ${what}${with_}.`;
-  const isStuck = all.some((one) => one.concerns.some((concern) => concern.kind === "waited for"));
-  return { level: isStuck ? "warn" : "good", text };
+  const held = all.filter((one) => one.concerns.some((concern) => concern.kind === "waited for"));
+  const waits = held.length > 1 ? `; it waits for ${several(held.length, "device")}` : held.length ? html`; it waits for <bdi>${held[0].device.id}</bdi>` : "";
+  return { level: held.length ? "warn" : "good", text: html`Round ${phase.round} of ${run.rounds}: ${what}${with_}${waits}.` };
 }
 
 function Figure({ title, children, note, level = "" }) {
@@ -102,8 +106,9 @@ function Devices({ fleet, all }) {
 function Waiting({ fleet, now }) {
   const waiting = fleet.waiting ?? [];
   if (fleet.server?.state === "offline" || !waiting.length) {
-    const note = fleet.phase?.phase === "finished" ? "the run is over" : "the run goes on by itself";
-    return html`<${Figure} title="Waiting for" note=${fleet.server?.state === "online" ? note : "the server is not there"}>nobody<//>`;
+    const isThere = fleet.server?.state === "online";
+    const note = fleet.phase?.phase === "finished" ? "the run is over" : isThere ? "the run goes on by itself" : "the server is not there";
+    return html`<${Figure} title="Waiting for" note=${note}>nobody<//>`;
   }
   const [first] = waiting;
   const since = `since ${clock(first.since, now)}, for ${span(now - first.since)}`;
