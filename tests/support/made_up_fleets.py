@@ -230,17 +230,21 @@ def dead(now: float) -> FleetSnapshot:
 def many(now: float, count: int = 1000) -> FleetSnapshot:
     """A large fleet, in which a few devices need attention."""
     ones = [device(number, f"camera-{number:04}", now=now) for number in range(1, count + 1)]
-    ones[16] = replace(ones[16], online=False, seen=now - 125)
-    ones[232] = replace(ones[232], temperature=83.0)
-    ones[500] = replace(ones[500], memory=1790 * MIB)
-    ones[750] = replace(ones[750], waiting_since=now - 40)
+    for part, others in (
+        (0.016, {"online": False, "seen": now - 125}),
+        (0.232, {"temperature": 83.0}),
+        (0.5, {"memory": 1790 * MIB}),
+        (0.75, {"waiting_since": now - 40}),
+    ):
+        ones[int(part * count)] = replace(ones[int(part * count)], **others)
+    held, quarantined = ones[int(0.75 * count)].id, ones[int(0.041 * count)].id
     for index in range(5, count, 9):
         ones[index] = replace(ones[index], doing="waiting", step=0, steps=0)
     return fleet(
         ones,
         now=now,
-        server=ServerStatus("online", 7, RUN, "training round 4", quarantined=(ones[41].id,), time=now - 1),
-        waiting=(WaitedFor(ones[750].id, now - 40),),
+        server=ServerStatus("online", 7, RUN, "training round 4", quarantined=(quarantined,), time=now - 1),
+        waiting=(WaitedFor(held, now - 40),),
         traffic=_traffic(40),
     )
 
