@@ -132,7 +132,7 @@ def test_by_keys_alone_from_the_filter_to_a_device_and_back(browser: Browser, pa
     with tab(browser, served.url, reduced_motion="reduce") as page:
         page.get_by_role("searchbox", name="Find devices").focus()
         page.keyboard.type("camera-003")
-        expect(page.get_by_role("table", name="Devices")).to_have_attribute("aria-rowcount", "11")
+        expect(page.get_by_role("table", name="Devices")).to_have_attribute("aria-rowcount", "13")
         for _ in range(40):
             page.keyboard.press("Tab")
             if page.evaluate("document.activeElement.closest('[data-id]') !== null"):
@@ -266,7 +266,7 @@ def scrolled_under_load(page: Page, served: MadeUpPage, seconds: int) -> list[fl
     session, events = page.context.new_cdp_session(page), []
     session.on("Tracing.dataCollected", lambda data: events.extend(data["value"]))
     complete = []
-    session.on("Tracing.tracingComplete", complete.append)
+    session.on("Tracing.tracingComplete", lambda data: complete.append(data))
     session.send("Tracing.start", {"transferMode": "ReportEvents", "categories": "toplevel,devtools.timeline,disabled-by-default-devtools.timeline.frame"})
     page.locator(".devices").hover()
     began = time.monotonic()

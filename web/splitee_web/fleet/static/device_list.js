@@ -102,7 +102,7 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
   const away = focused === null ? -1 : rows.findIndex((row) => row.id === focused);
   if (away >= 0 && (away < first || away >= end)) drawn.push({ id: focused, index: away }); // it keeps the focus
   return html`<div class="card devices" ref=${frame} role="table" aria-label="Devices" aria-rowcount=${rows.length + 1} aria-colcount=${COLUMNS.length}
-      tabindex="0" onKeyDown=${onKeyDown} onFocusIn=${(event) => focus(event.target.closest("[data-id]")?.dataset.id ?? null)}>
+      onKeyDown=${onKeyDown} onfocusin=${(event) => focus(event.target.closest("[data-id]")?.dataset.id ?? null)}>
     <div role="rowgroup" class="head"><${Head} choice=${choice} change=${change} /></div>
     <div role="rowgroup" class="body" style=${{ height: `${total}px` }}>
       ${drawn.map(({ id, heading, level, index }) => {
