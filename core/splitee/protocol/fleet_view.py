@@ -159,6 +159,7 @@ class FleetSnapshot:
     confusion: ConfusionMatrix | None = None  # of the fleet, in the last evaluated round
     traffic: Traffic | None = None  # of all devices' present processes; None: none says
     releases: tuple[ReleaseView, ...] = ()
+    server_seen: float | None = None  # when the server's status was published
 
     @property
     def empty(self) -> bool:
@@ -234,7 +235,7 @@ class _Heard:
 
 
 def _seen(said: float, envelope: Message, now: float) -> float:
-    """When a message was sent, by this machine's clock; the device's own may be wrong by years."""
+    """When a message was sent, by this machine's clock; its sender's own may be wrong by years."""
     if not envelope.retained:
         return now
     return min(said, now) if envelope.age is None else now - envelope.age
@@ -251,6 +252,8 @@ class FleetView:
         self._parts: dict[str, Participation] = {}
         self._curves: dict[str, DeviceHistory] = {}
         self._devices: dict[str, _Heard] = {}
+        self._server_seen = 0.0
+        self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -264,22 +267,33 @@ class FleetView:
             now: seconds since the epoch, by this machine's clock.
         """
         received = self._gate.read(message)
-        if received is not None:
-            self._gate.apply(received, lambda received: self._take(received, now))
+        if received is None:
+            return
+        is_taken = self._gate.apply(received, lambda received: self._take(received, now))
+        if is_taken and self._touched is not None:
+            self._touched.add(received.device)
 
     def snapshot(self) -> FleetSnapshot:
+        found = self._views(sorted(self._devices))
+        return self.overview([view for view in found.values() if view is not None])
+
+    def changes(self) -> dict[str, DeviceView | None]:
+        """The devices that may look otherwise than at the last call, at the first call all.
+
+        None: it is not of the fleet any more. Costs nothing for a device of which nothing has come, unless
+        something of the fleet itself has.
+        """
+        touched, self._touched = self._touched, set()
+        if touched is None:
+            return self._views(self._devices)
+        return self._views(self._devices.keys() | touched - {""} if "" in touched else touched)
+
+    def overview(self, devices: Sequence[DeviceView]) -> FleetSnapshot:
+        """The fleet as it is now with `devices`, which the caller knows from `changes`."""
         run, server = self._last(routes.RUN, RunSpec), self._last(routes.SERVER_STATUS, ServerStatus)
         commit, metrics = self._present(routes.COMMIT, Commit), self._present_metrics()
         timing, history = self._present_timing(), self._present(routes.HISTORY, History)
         network = self._present(routes.NETWORK, NetworkStages)
-        waiting = timing.waiting if timing else ()
-        since = {waited.device: waited.since for waited in waiting}
-        dismissed = set(server.dismissed if server else ())
-        devices = tuple(
-            self._device(device, heard, metrics, since.get(device))
-            for device, heard in sorted(self._devices.items())
-            if device not in dismissed and heard.has_spoken
-        )
         return FleetSnapshot(
             fleet=self._topics.fleet,
             server=server,
@@ -287,10 +301,10 @@ class FleetView:
             phase=self._present(routes.ROUND, RoundOpen),
             committed=commit.round if commit else 0,
             metrics=metrics,
-            devices=devices,
+            devices=tuple(devices),
             malformed=self._gate.rejected.total(),
             opened=timing.opened if timing else None,
-            waiting=waiting,
+            waiting=timing.waiting if timing else (),
             estimate=timing.estimate if timing else None,
             network_stages=network.stages if network else (),
             history=history.points if history else (),
@@ -299,12 +313,29 @@ class FleetView:
             confusion=self._present_confusion(metrics),
             traffic=_traffic(devices),
             releases=_releases(devices),
+            server_seen=self._server_seen or None,
         )
+
+    def _views(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
+        server, timing = self._last(routes.SERVER_STATUS, ServerStatus), self._present_timing()
+        dismissed = set(server.dismissed if server else ())
+        since = {waited.device: waited.since for waited in timing.waiting} if timing else {}
+        metrics = self._present_metrics()
+        found: dict[str, DeviceView | None] = {}
+        for device in ids:
+            heard = self._devices.get(device)
+            if heard is None or not heard.has_spoken or device in dismissed:
+                found[device] = None
+            else:
+                found[device] = self._device(device, heard, metrics, since.get(device))
+        return found
 
     def _take(self, received: Received, now: float) -> None:
         route, device, message = received.route, received.device, received.message
         if not route.of_device:
             self._of_fleet[route] = message
+            if route is routes.SERVER_STATUS:
+                self._server_seen = _seen(message.time, received.envelope, now) if message else 0.0
         elif route is routes.FIGURES:
             _keep(self._figures, device, message)
         elif route is routes.PARTICIPATION:

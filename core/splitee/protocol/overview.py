@@ -38,7 +38,7 @@ class Timing(JsonMessage, frozen=True):
         attempt: attempt of the opening.
         phase: the phase.
         opened: seconds since the epoch at which the phase was opened, by the server's clock.
-        waiting: devices that are waited for, the longest first; of at most 100.
+        waiting: devices that have been waited for some seconds, the longest first; 100 of them at most.
         estimate: seconds since the epoch at which the last round is probably evaluated, as long as the rounds
             before took (their median); none before the first.
     """

@@ -39,22 +39,22 @@ class Overview:
         model: FleetModel,
         announcer: Announcer,
         checkpoints: Checkpoints,
-        *,
-        wall: Clock = time.time,
+        clock: Clock,
     ) -> None:
-        """`rounds`: of the run. `wall`: seconds since the epoch."""
+        """`rounds`: of the run."""
         self._run = run
         self._rounds = rounds
         self._model = model
         self._announce = announcer
         self._checkpoints = checkpoints
-        self._wall = wall
-        self._waiting = WaitingSince(wall)
+        self._clock = clock
+        self._epoch = time.time() - clock()
+        self._waiting = WaitingSince(self._now)
         self._curves = DeviceCurves()
         self._took: list[float] = []  # seconds of the last rounds
         self._confusions: dict[str, ConfusionMatrix] = {}  # by device, of the last evaluated round
         self._fleet_confusion: ConfusionMatrix | None = None
-        self._opened = self._begun = wall()  # the phase; the round under way
+        self._opened = self._begun = self._now()  # the phase; the round under way
 
     # What is known of the rounds
 
@@ -81,7 +81,7 @@ class Overview:
         rounds = self._checkpoints.fleet_history(metrics.round)
         pairs = zip([None, *rounds], rounds, strict=False)
         took = (round_took(each, before) for before, each in list(pairs)[-REMEMBERED:])
-        self._took = [seconds for seconds in took if seconds]
+        self._took = [seconds for seconds in took if seconds is not None]
         self._announce.metrics(metrics, dismissed, self._confusions)
         self._announce.overview(routes.HISTORY, fleet_history(self._run, rounds, metrics))
         confusion = FleetConfusion(run=self._run, round=metrics.round, confusion=self._fleet_confusion)
@@ -93,7 +93,8 @@ class Overview:
 
     def opened(self, phase: Phase) -> None:
         """A phase is opened."""
-        self._opened = self._wall()
+        self._epoch = time.time() - self._clock()  # a small machine's time is set after its start
+        self._opened = self._now()
         if phase.kind in ("gather", "train"):
             self._begun = self._opened
 
@@ -122,9 +123,13 @@ class Overview:
         """
         if not self._took or phase.kind in ("release", "finished"):
             return None
-        took, now = median(self._took), self._wall()
+        took, now = median(self._took), self._now()
         this_one = now if phase.kind == "gather" else max(self._begun + took, now)
         return float(round(this_one + (self._rounds - phase.opened.round) * took))
+
+    def _now(self) -> float:
+        """Seconds since the epoch."""
+        return self._epoch + self._clock()
 
     def _tell_network(self) -> None:
         stages = tuple(

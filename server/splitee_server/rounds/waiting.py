@@ -9,6 +9,8 @@ from splitee.clock import Clock
 from splitee.protocol.overview import MOST_WAITED_FOR, WaitedFor
 from splitee_server.rounds.phase import Phase
 
+LEAST = 2.0  # seconds; a fleet that trains waits for somebody at any moment
+
 Word = tuple[str, int, int]  # what is waited for: phase, round, batch
 
 
@@ -31,6 +33,7 @@ class WaitingSince:
             self._since[device] = known if known is not None and known[0] == word else (word, now)
 
     def longest(self) -> tuple[WaitedFor, ...]:
-        """Those that are waited for longest come first."""
-        waiting = sorted((since, device) for device, (_, since) in self._since.items())
+        """Those that are waited for longest come first, and not those that are only just waited for."""
+        latest = self._wall() - LEAST
+        waiting = sorted((since, device) for device, (_, since) in self._since.items() if since <= latest)
         return tuple(WaitedFor(device, round(since, 1)) for since, device in waiting[:MOST_WAITED_FOR])

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from msgspec.structs import replace
+from rich.console import Console
 
+from splitee.commands.status import render
 from splitee.errors import MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.protocol.accuracies import MOST_CONFUSED_BY_DEVICE, ConfusionMatrix
@@ -146,6 +150,23 @@ def test_what_is_known_of_a_device_is_in_its_view() -> None:
     assert (found.waiting_since, found.confusion, found.history) == (NOW - 20, MATRIX, CURVE)
     assert found.serving == SERVING
     assert found.model == ModelInService(OLD, "in service", "", "r0", 9, NOW - 5000, SERVED)
+
+
+def test_status_shows_it_and_fits_100_columns() -> None:
+    server = ServerStatus(state="online", instance=7, run="r1", waiting_for=("pi-1", "pi-2"))
+    traffic = Traffic(up=ByPurpose(training=1_234_000_000), down=ByPurpose(models=2_300_000))
+    status = replace(STATUS, traffic=traffic, bytes=1_234_000_000, step=123, steps=140, loss=1.234, round=12)
+    snapshot = snapshot_of(RETAINED, {TOPICS.server_status: server, device("status"): status})
+    console = Console(file=io.StringIO(), width=100)
+    console.print(render(snapshot, NOW))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "ends in about 10 min" in shown
+    assert "waits for pi-1 (20 s), pi-2" in shown
+    row, *facts = [line for line in shown.splitlines() if line.startswith("pi-1")]
+    assert row.split()[-2:] == ["59", "62"]  # per cent of its memory, degrees
+    assert f"model {OLD[:12]} of run r0, round 9: in service; 12 images a minute; 31.5 ms each" in facts[-1]
+    assert "25.0 % offloaded" in shown
+    assert "\u2026" not in shown, "nothing is cut off"
 
 
 def test_nothing_of_an_old_run_is_shown_as_of_the_new_one() -> None:
