@@ -3,21 +3,31 @@
 
 import { html } from "./html.js";
 
+const [WIDTH, HEIGHT, GAP] = [126, 10, 2]; // pixels
 const MOST = 40; // stages that are drawn one by one
 
 export function CutStrip({ cut, next, stages, stage }) {
   if (!cut) return html`<span class="quiet">no cut yet</span>`;
   const total = stages?.length ?? 0;
   const name = stage ?? stages?.[cut - 1]?.name;
-  const then = next ? `, next ${next}` : "";
-  const text = `${cut}${total ? ` of ${total}` : ""}`;
   return html`
-    ${total > 0 && html`<span class="strip" aria-hidden="true">${drawn(cut, total).map(([kind, width]) => html`<i class=${kind} style=${{ flexGrow: width }}></i>`)}</span>`}
-    <small><span class="unseen">cut after stage </span>${text}${name && html` <bdi>${name}</bdi>`}${then}</small>`;
+    ${total > 0 && html`<${Strip} cut=${Math.min(cut, total)} total=${total} />`}
+    <small><span class="unseen">cut after stage </span>${cut}${total > 0 && ` of ${total}`}${name && html` <bdi>${name}</bdi>`}${next && `, next ${next}`}</small>`;
 }
 
-/** Kind and width of each box. */
-function drawn(cut, total) {
-  if (total > MOST) return [["on", cut], ["off", total - cut]];
-  return Array.from({ length: total }, (_, index) => [index < cut ? "on" : "off", 1]);
+function Strip({ cut, total }) {
+  const unit = (WIDTH + GAP) / total;
+  const one = total <= MOST ? 1 : 0; // stage a box; else one box for each side
+  return html`<svg class="strip" width=${WIDTH} height=${HEIGHT} aria-hidden="true">
+    <path class="on" d=${boxes(0, cut, unit, one || cut)} /><path class="off" d=${boxes(cut, total, unit, one || total - cut)} />
+  </svg>`;
+}
+
+/** Boxes of so many stages each, inside of half a line's width. */
+function boxes(first, end, unit, step) {
+  let path = "";
+  for (let stage = first; stage < end; stage += step) {
+    path += `M${(stage * unit + 0.5).toFixed(1)} 0.5h${(step * unit - GAP - 1).toFixed(1)}v${HEIGHT - 1}h${(1 + GAP - step * unit).toFixed(1)}z`;
+  }
+  return path;
 }

@@ -7,7 +7,7 @@ import { html, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useStat
 import { count, several } from "./words.js";
 
 const SETTLED = 2; // seconds for which rows keep their places, while their figures change
-const BEYOND = 6; // rows above and below those in sight that are drawn too
+const BEYOND = 3; // rows above and below those in sight that are drawn too
 
 export function DeviceList({ all, fleet, now, open }) {
   const [choice, choose] = useState({ filter: "all", text: "", order: "id", direction: 1 });
