@@ -284,6 +284,7 @@ class MadeUpPage:
     log: list[dict[str, Any]]
     broker: dict[str, Any] | None
     where: Listening = Listening("127.0.0.1", 0)
+    seasons: tuple[dict[str, Any], ...] = ()
     url: str = ""
 
     def __post_init__(self) -> None:
@@ -318,7 +319,8 @@ class MadeUpPage:
         return await self.app[STREAMS].respond(request, lambda: [("whole", self._whole())])
 
     def _whole(self) -> bytes:
-        whole = {"now": time.time(), "fleet": self.snapshot, "log": self.log, "broker": self.broker}
+        told = {**_of_fleet(self.snapshot), "devices": self.snapshot.devices, "seasons": self.seasons}
+        whole = {"now": time.time(), "fleet": told, "log": self.log, "broker": self.broker}
         return msgspec.json.encode(whole)
 
 

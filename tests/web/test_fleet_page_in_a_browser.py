@@ -288,6 +288,6 @@ def scrolled_under_load(page: Page, served: MadeUpPage, seconds: int) -> list[fl
     longest = [0.0] * (seconds + 1)
     for one in tasks:
         second = min(int((one["ts"] - first) / 1e6), seconds)
-        longest[second] = max(longest[second], one["dur"] / 1e3)
+        longest[second] = max(longest[second], one.get("tdur", 0) / 1e3)
     print(f"longest tasks, ms: {[round(one, 1) for one in longest]}; dropped frames: {sum(one['name'] == 'DroppedFrame' for one in events)}, drawn: {sum(one['name'] == 'DrawFrame' for one in events)}")
     return longest[:seconds]

@@ -34,7 +34,7 @@ export function App({ store, now }) {
       round=${fleet.metrics?.round} traffic=${fleet.traffic} />`],
     fleet.releases?.length && ["models", "Models", html`<${Releases} releases=${fleet.releases} run=${fleet.run} all=${all}
       now=${now} open=${open} />`],
-    fleet.seasons?.length && ["seasons", "Seasons", html`<${Seasons} seasons=${fleet.seasons} />`],
+    fleet.seasons?.length && ["seasons", "Seasons", html`<${Seasons} fleet=${fleet} devices=${devices} now=${now} />`],
     ["events", "Events", html`<${EventLog} log=${store.log} now=${now} devices=${store.devices} open=${open} />`],
   ].filter(Boolean);
   return html`
