@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Chromium without a window, that reaches nothing but this machine, and tabs that notice what is wrong."""
+"""A real Chromium that reaches nothing but this machine, and tabs that notice what is wrong."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from vendor import LIBRARIES
 DESKTOP = ViewportSize(width=1300, height=900)
 PHONE = ViewportSize(width=400, height=860)
 PATIENCE = 15_000  # milliseconds for what is to be seen
-CUT_OFF = ("ERR_CONNECTION_REFUSED", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_CONNECTION_RESET")  # tests do that
+CUT_OFF = (
+    "ERR_CONNECTION_REFUSED",
+    "ERR_INCOMPLETE_CHUNKED_ENCODING",
+    "ERR_CONNECTION_RESET",
+)  # tests do that
 LEVELS = ("serious", "critical")  # of axe-core's violations, those that fail a test
 
 # Containers and CI know no sandbox of user namespaces; every name but this machine's leads nowhere.
@@ -64,7 +68,9 @@ def tab(
 
 def _foreign(url: str, origin: str) -> list[str]:
     asked = urlsplit(url)
-    return [] if asked.scheme in ("data", "blob") or asked.netloc == origin else [f"asked of elsewhere: {url}"]
+    return (
+        [] if asked.scheme in ("data", "blob") or asked.netloc == origin else [f"asked of elsewhere: {url}"]
+    )
 
 
 def violations(page: Page) -> list[str]:
@@ -72,7 +78,9 @@ def violations(page: Page) -> list[str]:
     [axe] = [library for library in LIBRARIES if library.name == "axe-core"]
     source = Path(axe.path("axe.min.js")).read_text(encoding="utf-8")
     page.evaluate(source)  # by the debugger, which the page's policy does not bind
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']}).then((found) => JSON.stringify(found.violations))")
+    found = page.evaluate(
+        "axe.run(document, {resultTypes: ['violations']}).then((found) => JSON.stringify(found.violations))"
+    )
     return [
         f"{one['impact']} {one['id']}: {node['target']} {node['failureSummary']}"
         for one in json.loads(found)

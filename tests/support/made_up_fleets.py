@@ -73,7 +73,9 @@ def device(number: int, name: str = "", *, now: float, round_: int = 4, **others
 
 
 def _capability() -> Capability:
-    costs = [CutCost(cut, 0.02 * cut + 0.1, 800_000 // cut, (300 + 60 * cut) * MIB, cut < 8) for cut in range(1, 9)]
+    costs = [
+        CutCost(cut, 0.02 * cut + 0.1, 800_000 // cut, (300 + 60 * cut) * MIB, cut < 8) for cut in range(1, 9)
+    ]
     return Capability(
         network="resnet18",
         batch_size=32,
@@ -90,7 +92,9 @@ def _capability() -> Capability:
 
 
 def _traffic(scale: int) -> Traffic:
-    up = ByPurpose(training=31_000_000, evaluation=6_100_000, client_networks=2_700_000, protocol=90_000, headers=41_000)
+    up = ByPurpose(
+        training=31_000_000, evaluation=6_100_000, client_networks=2_700_000, protocol=90_000, headers=41_000
+    )
     down = ByPurpose(client_networks=2_600_000, protocol=260_000, headers=38_000)
     total = Traffic(up=up, down=down)
     for _ in range(scale - 1):
@@ -173,7 +177,10 @@ def fleet(devices: Sequence[DeviceView], *, now: float, round_: int = 4, **other
 
 def training(now: float) -> FleetSnapshot:
     """Three devices; one is slow, and waited for."""
-    ones = [device(number, now=now, confusion=confusion(), history=own_history(3, 0.02 * number)) for number in range(1, 4)]
+    ones = [
+        device(number, now=now, confusion=confusion(), history=own_history(3, 0.02 * number))
+        for number in range(1, 4)
+    ]
     ones[2] = replace(ones[2], upload=180_000.0, waiting_since=now - 34, step=5)
     return fleet(ones, now=now, waiting=(WaitedFor("pi-3", now - 34),))
 
@@ -182,10 +189,19 @@ def finished(now: float) -> FleetSnapshot:
     """A run is over; two devices predict, the third has rolled its model back."""
     served = ServedModel("c0ffee" * 10 + "c0ff", RUN, ROUNDS, now - 300)
     model = ModelInService(served.release, "in service", "", RUN, ROUNDS, now - 300, served)
-    before = msgspec.structs.replace(served, run="20261120-kitchen", release="beef" * 16, since=now - 9 * 86_400)
-    rolled_back = replace(model, state="rolled back", reason="3 of 50 images predicted otherwise than by the server", serves=before)
+    before = msgspec.structs.replace(
+        served, run="20261120-kitchen", release="beef" * 16, since=now - 9 * 86_400
+    )
+    rolled_back = replace(
+        model,
+        state="rolled back",
+        reason="3 of 50 images predicted otherwise than by the server",
+        serves=before,
+    )
     last = tuple(
-        LastPrediction(CLASSES[index], 0.97 - 0.11 * index, "trunk" if index == 2 else "exit", now - 3 * index)
+        LastPrediction(
+            CLASSES[index], 0.97 - 0.11 * index, "trunk" if index == 2 else "exit", now - 3 * index
+        )
         for index in range(5)
     )
     serving = Serving("online", 9, now, 21.5, 48.2, 0.18, 0.02, last)
@@ -201,7 +217,9 @@ def finished(now: float) -> FleetSnapshot:
             model=model,
             confusion=confusion(),
             history=own_history(ROUNDS, 0.02 * number),
-            released=ReleasedThreshold(threshold=0.412, images=400, expected_offload=0.21, expected_accuracy=0.846),
+            released=ReleasedThreshold(
+                threshold=0.412, images=400, expected_offload=0.21, expected_accuracy=0.846
+            ),
         )
         for number in range(1, 4)
     ]
@@ -268,6 +286,7 @@ def events(now: float) -> list[dict[str, Any]]:
     ]
 
 
+HERE = Listening("127.0.0.1", 0)
 CONNECTED = {"connected": True, "since": 0.0, "text": ""}
 
 
@@ -283,7 +302,7 @@ class MadeUpPage:
     snapshot: FleetSnapshot
     log: list[dict[str, Any]]
     broker: dict[str, Any] | None
-    where: Listening = Listening("127.0.0.1", 0)
+    where: Listening = HERE
     seasons: tuple[dict[str, Any], ...] = ()
     url: str = ""
 
@@ -330,7 +349,9 @@ def _encoded(name: str, value: Any) -> bytes:
 
 def _changed(before: DeviceView | None, after: DeviceView) -> dict[str, Any]:
     names = [each.name for each in fields(after)]
-    changed = {name: getattr(after, name) for name in names if getattr(before, name, ...) != getattr(after, name)}
+    changed = {
+        name: getattr(after, name) for name in names if getattr(before, name, ...) != getattr(after, name)
+    }
     return {"id": after.id, **changed}
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee page` of real processes on a real broker, in a real browser, through the deaths of each of them."""
+"""`splitee page` of a real fleet on a real broker, in a real browser, through the deaths of its processes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import PATIENCE, chromium, tab
+from browser import chromium, tab
 from fleets import Fleet
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, expect
 
 from splitee_lab.local.brokers import RunningBroker
 
 FIVE_SECONDS = 5_000  # milliseconds
 LONG = 90_000  # milliseconds for a fleet to start or to train
 ENDLESS = 5_000  # rounds
+ROUND = "Number(document.querySelector('.headline')?.textContent.match(/Round ([0-9]+)/)?.[1] ?? 0)"
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def url_of(fleet: Fleet, listen: str = "127.0.0.1:0") -> str:
     """Of `splitee page`, once it is served."""
     said = re.compile(r"fleet watched-page: (http://\S+)")
     fleet.start("page", "page", *fleet.link, "--listen", listen)
-    deadline = time.monotonic() + PATIENCE / 1000
+    deadline = time.monotonic() + LONG / 1000
     log = fleet.directory / "page.log"
     while not log.exists() or not (found := said.findall(log.read_text())):
         assert time.monotonic() < deadline, log.read_text() if log.exists() else "no log"
@@ -42,11 +43,6 @@ def url_of(fleet: Fleet, listen: str = "127.0.0.1:0") -> str:
 def kill(fleet: Fleet, name: str) -> None:
     fleet.processes[name].send_signal(signal.SIGKILL)
     fleet.processes[name].wait()
-
-
-def rounds_begun(page: Page) -> int:
-    found = re.match(r"Round (\d+) of", page.locator(".headline").inner_text().lstrip("●▲ "))
-    return int(found[1]) if found else 0
 
 
 @pytest.mark.mosquitto
@@ -78,15 +74,13 @@ def test_a_fleet_whose_processes_die_and_come_back(
             expect(dead).to_have_count(0, timeout=LONG)
 
             kill(fleet, "server")
-            expect(page.locator(".headline.bad")).to_contain_text("The server is offline", timeout=FIVE_SECONDS)
+            expect(page.locator(".headline.bad")).to_contain_text(
+                "The server is offline", timeout=FIVE_SECONDS
+            )
             fleet.server(rounds=ENDLESS)
             expect(page.locator(".headline.bad")).to_have_count(0, timeout=LONG)
-            before = rounds_begun(page)
-            page.wait_for_function(
-                "before => Number(document.querySelector('.headline').textContent.match(/Round (\\d+)/)?.[1]) > before",
-                arg=before,
-                timeout=LONG,
-            )
+            before = page.evaluate(ROUND)
+            page.wait_for_function(f"{ROUND} > {before}", timeout=LONG)
 
             kill(fleet, "page")
             (tmp_path / "page.log").unlink()
