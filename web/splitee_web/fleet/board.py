@@ -7,18 +7,21 @@ import time
 from collections import deque
 from collections.abc import Iterable
 
+import msgspec
+
+from splitee.protocol.fleet_view import DeviceView
 from splitee_web.event_streams import Event, EventStreams
 from splitee_web.fleet.changes import MOST_EVENTS, Changes
 
 
 class Board:
-    """The last state of everything, in JSON; only on the event loop's thread."""
+    """The last state of everything; only on the event loop's thread."""
 
     def __init__(self, streams: EventStreams, fleet: bytes) -> None:
         """`fleet`: the snapshot that there is at first."""
         self._streams = streams
         self._fleet = fleet
-        self._devices: dict[str, bytes] = {}
+        self._devices: dict[str, DeviceView] = {}
         self._events: deque[bytes] = deque(maxlen=MOST_EVENTS)
         self._broker = b"null"
 
@@ -43,7 +46,7 @@ class Board:
 
     def whole(self) -> bytes:
         """{now, fleet: the snapshot with its devices, log, broker}."""
-        devices = _array(row for _, row in sorted(self._devices.items()))
+        devices = msgspec.json.encode([view for _, view in sorted(self._devices.items())])
         fleet = self._fleet.removesuffix(b"}") + b',"devices":' + devices + b"}"
         log = _array(self._events)
         return b'{"now":%b,"fleet":%b,"log":%b,"broker":%b}' % (_now(), fleet, log, self._broker)

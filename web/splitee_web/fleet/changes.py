@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -22,6 +23,8 @@ MOST_EVENTS = 500  # of one look
 
 _DEVICE = tuple(each.name for each in fields(DeviceView))
 _FLEET = tuple(each.name for each in fields(FleetSnapshot) if each.name != "devices")
+_values = attrgetter(*_DEVICE)
+_NONE = (object(),) * len(_DEVICE)  # differs from all
 _encode = msgspec.json.Encoder().encode
 
 
@@ -35,19 +38,19 @@ class BrokerState(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Changes:
-    """JSON of what is another one now; what has not changed is None or empty.
+    """What is another one now, mostly in JSON; what has not changed is None or empty.
 
     Attributes:
         fleet: the snapshot without its devices.
-        devices: by id, the whole of each device that changed.
-        rows: of these, the id and those fields that changed.
+        devices: those that changed, by id.
+        rows: of each of these, the id and the fields that changed.
         gone: devices that are not of the fleet any more.
         events: what has happened, the oldest first.
         broker: the state of the connection.
     """
 
     fleet: bytes | None = None
-    devices: dict[str, bytes] = field(default_factory=dict)
+    devices: dict[str, DeviceView] = field(default_factory=dict)
     rows: tuple[bytes, ...] = ()
     gone: tuple[str, ...] = ()
     events: tuple[bytes, ...] = ()
@@ -86,8 +89,7 @@ class Looks:
             changed = _changed(before, after)
             if not changed:
                 continue
-            self._devices[device] = after
-            whole[device] = _encode(after)
+            self._devices[device] = whole[device] = after
             rows.append(_encode({"id": device, **changed}))
             is_stranger = before is None and not is_settled
             self._events += events_of_stranger(after) if is_stranger else events_of_device(before, after, now)
@@ -117,10 +119,8 @@ class Looks:
 
 def _changed(before: DeviceView | None, after: DeviceView) -> dict[str, Any]:
     """The fields of `after` that are others than before."""
-    found = {name: getattr(after, name) for name in _DEVICE}
-    if before is None:
-        return found
-    return {name: value for name, value in found.items() if value != getattr(before, name)}
+    values = zip(_DEVICE, _values(after), _values(before) if before else _NONE, strict=True)
+    return {name: new for name, new, old in values if new is not old and new != old}
 
 
 def encode_fleet(snapshot: FleetSnapshot) -> bytes:
