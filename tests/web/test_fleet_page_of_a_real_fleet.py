@@ -80,7 +80,7 @@ def test_a_fleet_whose_processes_die_and_come_back(
             fleet.server(rounds=ENDLESS)
             expect(page.locator(".headline.bad")).to_have_count(0, timeout=LONG)
             before = page.evaluate(ROUND)
-            page.wait_for_function(f"{ROUND} > {before}", timeout=LONG)
+            page.wait_for_function(f"() => {ROUND} > {before}", timeout=LONG)
 
             kill(fleet, "page")
             (tmp_path / "page.log").unlink()

@@ -18,7 +18,7 @@ export function CutStrip({ cut, next, stages, stage }) {
 function Strip({ cut, total }) {
   const unit = (WIDTH + GAP) / total;
   const one = total <= MOST ? 1 : 0; // stage a box; else one box for each side
-  return html`<svg class="strip" width=${WIDTH} height=${HEIGHT} aria-hidden="true">
+  return html`<svg class="strip" viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" aria-hidden="true">
     <path class="on" d=${boxes(0, cut, unit, one || cut)} /><path class="off" d=${boxes(cut, total, unit, one || total - cut)} />
   </svg>`;
 }
