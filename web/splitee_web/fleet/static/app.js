@@ -19,8 +19,8 @@ import { clock, span } from "./words.js";
 export function App({ store, now }) {
   const { fleet } = store;
   const [opened, open] = useOpened();
-  useEffect(() => { document.title = fleet ? title(fleet) : "Fleet"; });
-  if (!fleet) return html`<main><${Troubles} store=${store} now=${now} /><p role="status">Connecting …</p></main>`;
+  useEffect(() => { document.title = fleet?.fleet ? title(fleet) : "Fleet"; });
+  if (!fleet?.fleet) return html`<main><${Troubles} store=${store} now=${now} /><h1>Fleet</h1><p role="status">Connecting …</p></main>`;
   const devices = [...store.devices.values()];
   const all = judged(devices, fleet, now);
   const withCurves = devices.filter((device) => device.history?.length);

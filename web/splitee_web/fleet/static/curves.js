@@ -58,7 +58,7 @@ function Curves({ rounds, curves, title }) {
       plot.destroy();
     };
   }, [curves, theme]);
-  const shown = at ?? rounds.length - 1;
+  const shown = Math.min(at ?? Infinity, rounds.length - 1);
   const named = curves.filter((curve) => !curve.faint);
   return html`<figure class="card curves">
     <div ref=${place} role="img" aria-label=${`${title}: ${named.map((curve) => `${curve.title} ${percent(curve.values.at(-1))}`).join(", ")} in round ${rounds.at(-1)}`}></div>

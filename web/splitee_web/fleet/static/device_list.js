@@ -49,6 +49,7 @@ function listed(attention, rest) {
 }
 
 function Choices({ all, choice, change, found }) {
+  const said = useMemo(() => (choice.filter === "all" && !choice.text ? "" : `${several(found, "device")} found`), [choice]); // once a choice
   const isChosen = (key) => choice.filter === key;
   return html`<div class="choices" role="search" aria-label="Devices">
     <label class="find"><span class="unseen">Find devices</span>
@@ -64,7 +65,7 @@ function Choices({ all, choice, change, found }) {
       ${Object.entries(ORDERS).map(([key, { title }]) => html`<option key=${key} value=${key}>${title}</option>`)}
     </select></label>
     <button type="button" class="turn" onClick=${() => change({ direction: -choice.direction })}>${choice.direction > 0 ? "▲ ascending" : "▼ descending"}</button>
-    <span class="unseen" role="status">${found === all.length && !choice.text ? "" : `${several(found, "device")} found`}</span>
+    <span class="unseen" role="status">${said}</span>
   </div>`;
 }
 
@@ -109,7 +110,7 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
         const place = { top: tops[index], number: index + 2 };
         if (id === undefined) return html`<${Heading} key=${`:${level}`} text=${heading} level=${level} ...${place} />`;
         const one = byId.get(id);
-        return one && html`<${DeviceRow} key=${id} one=${one} said=${one.concerns.map((concern) => concern.text).join()} device=${one.device} fleet=${fleet.server}
+        return one && html`<${DeviceRow} key=${id} one=${one} said=${[one.activity, ...one.concerns.map((concern) => concern.text)].join()} device=${one.device}
           stages=${fleet.network_stages} second=${Math.floor(now)} open=${open} ...${place} />`;
       })}
     </div>

@@ -21,7 +21,8 @@ export const COLUMNS = [
   { key: "model", title: "Model", orders: ["model"], Cell: Model },
 ];
 
-/** @param second the whole second that it is, so that a row is drawn again no more often than that. */
+/** `said`: what is said of the device, in one text; `second`: the whole second that it is. By them the row knows
+ *  that it is another one. */
 export const DeviceRow = memo(({ one, device, stages, second, open, top, number }) => {
   const worst = one.concerns[0];
   const cells = { one, device, stages, now: second };
@@ -34,7 +35,7 @@ export const DeviceRow = memo(({ one, device, stages, second, open, top, number 
         : html`<div key=${key} role="cell" class=${key}><span class="label" aria-hidden="true">${title}</span><div>${content}</div></div>`;
     })}
   </div>`;
-});
+}, ["one"]);
 
 export const level = (concern) => (["offline", "quarantined"].includes(concern.kind) ? "bad" : "warn");
 

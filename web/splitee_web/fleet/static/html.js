@@ -6,12 +6,12 @@ export {
 } from "/shared/vendor/htm-3.1.1/standalone.module.js";
 import { Component, h } from "/shared/vendor/htm-3.1.1/standalone.module.js";
 
-/** A component that is drawn again only where one of its properties is another. */
-export function memo(draw) {
+/** A component that is drawn again only where one of its properties, but for those `besides`, is another. */
+export function memo(draw, besides = []) {
   return class extends Component {
     shouldComponentUpdate(next) {
-      const names = Object.keys(next);
-      return names.length !== Object.keys(this.props).length || names.some((name) => next[name] !== this.props[name]);
+      const names = Object.keys({ ...this.props, ...next }).filter((name) => !besides.includes(name));
+      return names.some((name) => next[name] !== this.props[name]);
     }
 
     render() {

@@ -18,12 +18,13 @@ export const degrees = (value) => (isKnown(value) ? `${value.toFixed(0)} °C` : 
 export const several = (number, one) => `${count(number)} ${one}${number === 1 ? "" : "s"}`;
 export const images = (number) => several(number, "image");
 export const memory = (bytes) => (isKnown(bytes) ? `${count(Math.round(bytes / 2 ** 20))} MiB` : UNKNOWN);
-export const milliseconds = (value) => (isKnown(value) ? `${Number(value.toPrecision(3))} ms` : UNKNOWN);
+export const milliseconds = (value) => (isKnown(value) ? `${Number(value.toPrecision(value < 1 ? 1 : 3))} ms` : UNKNOWN);
 
 export function size(bytes) {
   if (!isKnown(bytes)) return UNKNOWN;
   const [unit, length] = BYTES.find(([, length]) => bytes >= length) ?? ["B", 1];
-  return unit === "B" ? `${bytes} B` : `${(bytes / length).toFixed(1)} ${unit}`;
+  const value = bytes / length;
+  return `${value.toFixed(unit === "B" || value >= 100 ? 0 : 1)} ${unit}`;
 }
 
 export function bitRate(bytesASecond) {
@@ -39,9 +40,10 @@ export function span(seconds) {
 
 export const ago = (time, now) => (isKnown(time) ? `${span(now - time)} ago` : "never");
 
-/** How long something took: "1 min 15 s", "4.2 s". */
+/** How long something took: "1 min 15 s", "4.2 s", "83 ms". */
 export function duration(seconds) {
   if (!isKnown(seconds)) return UNKNOWN;
+  if (seconds < 1) return milliseconds(1000 * seconds);
   if (seconds < 60) return `${seconds < 10 ? seconds.toFixed(1) : seconds.toFixed(0)} s`;
   const minutes = Math.floor(seconds / 60);
   return minutes < 60 ? `${minutes} min ${Math.floor(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
