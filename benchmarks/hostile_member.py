@@ -56,7 +56,7 @@ from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.fields import Phase
 from splitee.protocol.fleet import DeviceStatus, Profile
-from splitee.protocol.inference import InferRequest, ModelReport, ModelWant, PredictionReport
+from splitee.protocol.inference import InferRequest, ModelReport, ModelWant, PredictionReport, Serving
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
 from splitee.protocol.routes import Route
@@ -153,6 +153,7 @@ class Member:
             ),
             routes.MODEL_WANT: ModelWant(release="0" * 64, offset=0),
             routes.MODEL_REPORT: ModelReport(release="0" * 64, state="refused", reason="x"),
+            routes.SERVING: Serving(state="online", instance=1, per_minute=1.0),
         }  # fmt: skip
 
 

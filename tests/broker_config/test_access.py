@@ -22,13 +22,14 @@ Messages = Callable[[Link, int], list[Message]]
 FLEET = "barn"
 DEADLINE = 10.0
 TOPICS = Topics(FLEET)
-WRITES = tuple(
-    route.leaf for route in routes.ROUTES if route.sender == "device" and "server" in route.readers
-)
+WRITES = tuple(route.leaf for route in routes.ROUTES if route.sender == "device")
 OF_DEVICE = tuple(route.leaf for route in routes.ROUTES if route.sender == "server" and route.of_device)
 INBOX = tuple(leaf for leaf in OF_DEVICE if leaf.startswith("inbox/"))
 SAID_TO_ALL = tuple(
     route.topic(TOPICS) for route in routes.ROUTES if "device" in route.readers and not route.of_device
+)
+FOR_VIEWERS = tuple(
+    route.topic(TOPICS) for route in routes.ROUTES if route.readers == ("viewer",) and not route.of_device
 )
 
 
@@ -66,6 +67,7 @@ FOREIGN = [
     *(TOPICS.device("pi-2", leaf) for leaf in (*WRITES, "inbox/plan", "inbox/answer")),
     *(TOPICS.device("pi-1", leaf) for leaf in ("inbox/plan", "inbox/ack", "else")),
     *SAID_TO_ALL,
+    *FOR_VIEWERS,
     TOPICS.server_claim,
     routes.DISMISS.topic(TOPICS),
     routes.DISMISSED.topic(TOPICS),
@@ -101,7 +103,8 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     spy = connect(folder, "#", "$SYS/#", f"{TOPICS.base}/devices/#", f"{TOPICS.base}/server/#")
     for leaf in WRITES:
         other.publish(TOPICS.device("pi-2", leaf), b"x", retain=leaf == "status")
-    for topic in (*(TOPICS.device("pi-2", leaf) for leaf in OF_DEVICE), TOPICS.server_claim):
+    of_device = (TOPICS.device("pi-2", leaf) for leaf in OF_DEVICE)
+    for topic in (*of_device, *FOR_VIEWERS, TOPICS.server_claim):
         server.publish(topic, b"x")
     assert server.flush(DEADLINE)
     assert other.flush(DEADLINE)
@@ -109,8 +112,11 @@ def test_nobody_reads_what_is_not_for_him(fleet: Fleet, connect: Connect, reader
     seen = set(received(spy, TOPICS.run)) - set(SAID_TO_ALL) - {TOPICS.device("pi-1", leaf) for leaf in INBOX}
     watched = [route.leaf for route in routes.ROUTES if route.of_device and reader in route.readers]
     assert {TOPICS.device("pi-2", leaf) for leaf in watched} <= seen
-    seen = {topic for topic in seen if not topic.endswith(tuple(f"/{leaf}" for leaf in watched))}
-    assert seen - {TOPICS.device("pi-1", "status")} == set()
+    seen = {
+        topic for topic in seen if (found := TOPICS.parse_device(topic)) is None or found[1] not in watched
+    }
+    of_fleet = set(FOR_VIEWERS) if reader == "viewer" else set()
+    assert seen - {TOPICS.device("pi-1", "status")} == of_fleet
 
 
 @pytest.mark.parametrize("identity", ["viewer", "health", "homeassistant"])

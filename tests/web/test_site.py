@@ -16,7 +16,7 @@ from aiohttp import web
 from sites import served
 
 from splitee.errors import ConfigError
-from splitee_web.event_streams import MOST, WAITING
+from splitee_web.event_streams import MOST, WAITING, WAITING_BYTES
 from splitee_web.listening import Listening, listening
 from splitee_web.site import STREAMS, make_app, serve
 
@@ -39,7 +39,10 @@ def make(where: Listening, page: Path) -> web.Application:
 
     async def change(request: web.Request) -> web.Response:
         for number in range(int(request.query.get("times", "1"))):
-            app[STREAMS].send("change", json.dumps({"number": number, "long": "x" * 4096}).encode())
+            app[STREAMS].send(
+                "change",
+                json.dumps({"number": number, "long": "x" * int(request.query.get("size", "4096"))}).encode(),
+            )
         return web.Response(text=str(len(app[STREAMS])))
 
     async def fail(request: web.Request) -> web.Response:
@@ -129,6 +132,18 @@ def test_a_browser_that_reads_nothing_is_cut_off_and_holds_nobody_up(page: Path)
                 break
         else:
             pytest.fail("it is never cut off")
+
+
+def test_what_waits_for_a_slow_browser_is_bounded_in_bytes(page: Path) -> None:
+    slow = socket.socket()
+    with served(make(HERE, page), HERE) as url, slow:
+        slow.connect(("127.0.0.1", urlsplit(url).port or 0))
+        slow.sendall(b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert slow.recv(64)
+        large = f"/change?times=1&size={WAITING_BYTES - 1000}"
+        assert [ask(url, large, "POST").read() for _ in range(3)][-1] == b"0"
+        while slow.recv(1 << 20):
+            pass  # it is hung up on; what was on its way still comes
 
 
 def test_no_more_browsers_than_the_site_has_room_for(page: Path) -> None:

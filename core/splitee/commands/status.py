@@ -28,7 +28,8 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.accuracies import ReleasedThreshold
-from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView, ModelInService
+from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+from splitee.protocol.model_views import ModelInService
 
 FIRST = 2.0  # seconds to wait for the first retained message, and at most for all
 QUIET = 0.3  # seconds of silence after which all retained messages have come
@@ -166,7 +167,7 @@ def _memory(device: DeviceView) -> str:
     """The share of its limit that its process takes."""
     if device.memory is None or not device.memory_limit:
         return ""
-    return f"{100 * device.memory / device.memory_limit:.0f}"
+    return f"{min(100 * device.memory / device.memory_limit, 999):.0f}"
 
 
 def _temperature(device: DeviceView) -> str:

@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -15,7 +14,6 @@ from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.accuracies import ClassRecall, ConfusionMatrix, ReleasedThreshold
 from splitee.protocol.encoding import JsonMessage
-from splitee.protocol.fields import ReleaseState
 from splitee.protocol.fleet import (
     Capability,
     DeviceFigures,
@@ -27,7 +25,8 @@ from splitee.protocol.fleet import (
     ServerStatus,
 )
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.inference import ModelOffer, ModelReport, ServedModel, Serving
+from splitee.protocol.inference import ModelOffer, ModelReport, Serving
+from splitee.protocol.model_views import ModelInService, ReleaseView, releases_of
 from splitee.protocol.overview import (
     MOST_CURVES,
     Baselines,
@@ -49,36 +48,10 @@ from splitee.protocol.traffic import Traffic, total
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
+OF_ALL_DEVICES = frozenset((routes.RUN, routes.ROUND, routes.METRICS))  # what they change in its view
+
 M = TypeVar("M", bound=JsonMessage)
 WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
-
-
-@dataclass(frozen=True)
-class ModelInService:
-    """What has become of the last release on a device, and what serves there now.
-
-    `run`, `round`, `since` are those of the release; a round of 0 and a `since` of None are not known.
-    `serves`: the model that is in service now, if there is one; of another release where `state` is no
-    "in service".
-    """
-
-    release: str  # SHA-256
-    state: ReleaseState | Literal["offered"]
-    reason: str = ""
-    run: str = ""
-    round: int = 0
-    since: float | None = None  # seconds since the epoch, by the device's clock
-    serves: ServedModel | None = None
-
-
-@dataclass(frozen=True)
-class ReleaseView:
-    """How many devices have a model of one round of one run in one state; `round` 0: not known."""
-
-    state: ReleaseState | Literal["offered"]
-    run: str
-    round: int
-    devices: int
 
 
 @dataclass(frozen=True)
@@ -253,6 +226,7 @@ class FleetView:
         self._curves: dict[str, DeviceHistory] = {}
         self._devices: dict[str, _Heard] = {}
         self._server_seen = 0.0
+        self._views: dict[str, DeviceView] = {}  # as they were shown last, where nothing has changed them
         self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
 
     @property
@@ -274,7 +248,8 @@ class FleetView:
             self._touched.add(received.device)
 
     def snapshot(self) -> FleetSnapshot:
-        found = self._views(sorted(self._devices))
+        """The fleet now; the view of a device that nothing was said of is the very same object as before."""
+        found = self._members(sorted(self._devices))
         return self.overview([view for view in found.values() if view is not None])
 
     def changes(self) -> dict[str, DeviceView | None]:
@@ -285,8 +260,8 @@ class FleetView:
         """
         touched, self._touched = self._touched, set()
         if touched is None:
-            return self._views(self._devices)
-        return self._views(self._devices.keys() | touched - {""} if "" in touched else touched)
+            return self._members(self._devices)
+        return self._members(self._devices.keys() | touched - {""} if "" in touched else touched)
 
     def overview(self, devices: Sequence[DeviceView]) -> FleetSnapshot:
         """The fleet as it is now with `devices`, which the caller knows from `changes`."""
@@ -312,11 +287,11 @@ class FleetView:
             seconds=metrics.spent if metrics else None,
             confusion=self._present_confusion(metrics),
             traffic=_traffic(devices),
-            releases=_releases(devices),
+            releases=releases_of(device.model for device in devices),
             server_seen=self._server_seen or None,
         )
 
-    def _views(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
+    def _members(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
         server, timing = self._last(routes.SERVER_STATUS, ServerStatus), self._present_timing()
         dismissed = set(server.dismissed if server else ())
         since = {waited.device: waited.since for waited in timing.waiting} if timing else {}
@@ -327,7 +302,7 @@ class FleetView:
             if heard is None or not heard.has_spoken or device in dismissed:
                 found[device] = None
             else:
-                found[device] = self._device(device, heard, metrics, since.get(device))
+                found[device] = self._view(device, heard, metrics, since.get(device))
         return found
 
     def _take(self, received: Received, now: float) -> None:
@@ -336,7 +311,11 @@ class FleetView:
             self._of_fleet[route] = message
             if route is routes.SERVER_STATUS:
                 self._server_seen = _seen(message.time, received.envelope, now) if message else 0.0
-        elif route is routes.FIGURES:
+            if route in OF_ALL_DEVICES:
+                self._views.clear()
+            return
+        self._views.pop(device, None)
+        if route is routes.FIGURES:
             _keep(self._figures, device, message)
         elif route is routes.PARTICIPATION:
             _keep(self._parts, device, message)
@@ -416,6 +395,14 @@ class FleetView:
         curve = self._curves.get(device)
         return curve.points if curve is not None and metrics is not None and curve.run == metrics.run else ()
 
+    def _view(
+        self, device: str, heard: _Heard, metrics: Metrics | None, waiting_since: float | None
+    ) -> DeviceView:
+        view = self._views.get(device)
+        if view is None or view.waiting_since != waiting_since:
+            view = self._views[device] = self._device(device, heard, metrics, waiting_since)
+        return view
+
     def _device(
         self, device: str, heard: _Heard, metrics: Metrics | None, waiting_since: float | None
     ) -> DeviceView:
@@ -451,7 +438,7 @@ class FleetView:
             upload=status.upload if status else None,
             in_phase=self._is_in_phase(device),
             version=profile.version if profile else None,
-            temperature=status.temperature if status else None,
+            temperature=_plausible(status.temperature) if status else None,
             memory=status.memory if status else None,
             memory_limit=status.memory_limit if status else None,
             waiting_since=waiting_since,
@@ -483,9 +470,6 @@ def _traffic(devices: Sequence[DeviceView]) -> Traffic | None:
     return total(known) if known else None
 
 
-def _releases(devices: Iterable[DeviceView]) -> tuple[ReleaseView, ...]:
-    """Of all devices' models, sorted by state, run and round."""
-    counts = Counter(
-        (model.state, model.run, model.round) for device in devices if (model := device.model) is not None
-    )
-    return tuple(ReleaseView(*key, devices=count) for key, count in sorted(counts.items()))
+def _plausible(degrees: float | None) -> float | None:
+    """Sensors that are not there are read as thousands of degrees."""
+    return degrees if degrees is not None and -100 <= degrees <= 1000 else None

@@ -19,7 +19,7 @@ from splitee.protocol.overview import (
     HistoryPoint,
 )
 
-T = TypeVar("T")
+T = TypeVar("T", Metrics, DevicePoint)
 
 
 def fleet_history(run: str, rounds: Sequence[Metrics], last: Metrics) -> History:
@@ -55,11 +55,15 @@ def baselines(metrics: Metrics) -> Baselines:
 
 
 def thinned(points: Sequence[T]) -> list[T]:
-    """At most MOST_POINTS of them, evenly, with the first and the last."""
+    """At most MOST_POINTS of them, in ascending rounds: every so many rounds, the first and the last.
+
+    Those whose numbers a power of two divides stay, so that a curve may be thinned again and again.
+    """
     stride = 1
-    while len(points) > stride * (MOST_POINTS - 1):
+    while sum(point.round % stride == 0 for point in points) > MOST_POINTS - 2:
         stride *= 2
-    return [*points[:-1:stride], *points[-1:]]
+    ends = {point.round for point in (*points[:1], *points[-1:])}
+    return [point for point in points if point.round % stride == 0 or point.round in ends]
 
 
 class DeviceCurves:
@@ -77,14 +81,20 @@ class DeviceCurves:
             self._points.clear()
             return
         for device, point in _points(metrics.round, metrics.devices):
-            self._points.setdefault(device, {})[metrics.round] = point
+            points = self._points.setdefault(device, {})
+            points[metrics.round] = point
+            if len(points) > 2 * MOST_POINTS:
+                self._points[device] = {kept.round: kept for kept in _thinned(points)}
 
     def of(self, run: str, devices: Iterable[str]) -> Iterator[tuple[str, DeviceHistory]]:
         """The curves of those of these devices that were evaluated."""
         for device in devices:
             if points := self._points.get(device):
-                chosen = thinned([points[number] for number in sorted(points)])
-                yield device, DeviceHistory(run=run, points=tuple(chosen))
+                yield device, DeviceHistory(run=run, points=tuple(_thinned(points)))
+
+
+def _thinned(points: Mapping[int, DevicePoint]) -> list[DevicePoint]:
+    return thinned([points[number] for number in sorted(points)])
 
 
 def _points(number: int, devices: Mapping[str, DeviceMetrics]) -> Iterator[tuple[str, DevicePoint]]:

@@ -470,3 +470,51 @@ def test_status_gives_up_where_no_broker_is(capfd: pytest.CaptureFixture[str]) -
     assert code == ExitCode.UNREACHABLE
     assert "splitee: no broker at mqtt://127.0.0.1:1" in errors.splitlines()[-1]
     assert time.monotonic() - started < 10
+
+
+def test_changes_are_the_devices_of_which_something_has_come() -> None:
+    view = view_of(RETAINED)
+    for device in ("pi-2", "pi-3"):
+        view.take(Message(TOPICS.device(device, "status"), STATUS.encode()), NOW)
+    assert list(view.changes()) == ["pi-1", "pi-2", "pi-3"], "at first all"
+    assert view.changes() == {}
+    view.take(Message(TOPICS.device("pi-2", "status"), replace(STATUS, step=32).encode()), NOW)
+    view.take(Message(TOPICS.device("pi-3", "status"), b"{malformed"), NOW)
+    (found,) = view.changes().values()
+    assert found == view.snapshot().devices[1]
+    assert found is not None and found.step == 32
+    view.take(Message(TOPICS.device("pi-2", "status"), b""), NOW)
+    assert view.changes() == {"pi-2": None}
+
+
+def test_what_is_said_of_the_fleet_may_change_every_device() -> None:
+    view = view_of(RETAINED)
+    assert view.changes()["pi-1"] is not None
+    view.take(Message(TOPICS.round, replace(ROUND, round=3).encode()), NOW)
+    changed = view.changes()["pi-1"]
+    assert changed is not None and not changed.in_phase
+    view.take(Message(TOPICS.server_status, replace(SERVER, dismissed=("pi-1",)).encode()), NOW)
+    assert view.changes() == {"pi-1": None}
+
+
+def test_the_changes_one_after_the_other_are_the_snapshot() -> None:
+    view, known = FleetView("lab"), dict[str, DeviceView]()
+    for topic, message in RETAINED.items():
+        view.take(Message(topic, message.encode(), retained=True), NOW)
+        known |= {device: found for device, found in view.changes().items() if found is not None}
+    assert view.overview(list(known.values())) == view.snapshot()
+
+
+@pytest.mark.parametrize(
+    ("message", "seen"),
+    [
+        (Message(TOPICS.server_status, SERVER.encode()), NOW),
+        (Message(TOPICS.server_status, SERVER.encode(), retained=True, age=7200), NOW - 7200),
+        (Message(TOPICS.server_status, replace(SERVER, time=NOW - 9).encode(), retained=True), NOW - 9),
+        (Message(TOPICS.server_status, SERVER.encode(), retained=True), None),
+    ],
+)
+def test_when_the_server_spoke_last(message: Message, seen: float | None) -> None:
+    view = FleetView("lab")
+    view.take(message, NOW)
+    assert view.snapshot().server_seen == seen

@@ -28,10 +28,9 @@ from splitee.protocol.fleet_view import (
     DeviceView,
     FleetSnapshot,
     FleetView,
-    ModelInService,
-    ReleaseView,
 )
 from splitee.protocol.inference import LastPrediction, ModelOffer, ModelReport, ServedModel, Serving
+from splitee.protocol.model_views import ModelInService, ReleaseView
 from splitee.protocol.overview import (
     MOST_CURVES,
     MOST_POINTS,
@@ -271,6 +270,32 @@ def test_what_is_out_of_bounds_changes_nothing(topic: str, payload: bytes) -> No
 
 def replace_malformed(snapshot: FleetSnapshot, malformed: int) -> FleetSnapshot:
     return FleetSnapshot(**(vars(snapshot) | {"malformed": malformed}))
+
+
+@pytest.mark.parametrize("degrees", [1e308, -1e308, 2_147_483.647, -274.0])
+def test_a_temperature_that_is_none_is_not_shown(degrees: float) -> None:
+    assert device_of({device("status"): replace(STATUS, temperature=degrees)}).temperature is None
+
+
+def test_a_view_is_the_same_object_until_something_changes_it() -> None:
+    view = FleetView("lab")
+    others = {device("status", "pi-2"): STATUS}
+    for topic, message in {**RETAINED, **others}.items():
+        view.take(Message(topic, message.encode(), retained=True), NOW)
+    before = view.snapshot().devices
+    assert all(one is other for one, other in zip(before, view.snapshot().devices, strict=True))
+    changed = replace(STATUS, step=5)
+    view.take(Message(device("status", "pi-2"), changed.encode()), NOW + 1)
+    first, second = view.snapshot().devices
+    assert first is before[0]
+    assert (second.step, second.seen) == (5, NOW + 1)
+    no_one = replace(TIMING, waiting=())
+    view.take(Message(f"{TOPICS.base}/server/timing", no_one.encode()), NOW)
+    first, same = view.snapshot().devices
+    assert first.waiting_since is None
+    assert same is second
+    view.take(Message(TOPICS.run, replace(RUN, run="r2").encode()), NOW)
+    assert [found.confusion for found in view.snapshot().devices] == [None, None]
 
 
 def test_a_device_has_no_matrix_of_many_classes() -> None:

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from splitee.errors import ConfigError, ExitCode
 from splitee.protocol.accuracies import ClassRecall
-from splitee.protocol.fleet import DeviceMetrics, DeviceStatus, FleetMetrics, Metrics
+from splitee.protocol.fleet import DeviceMetrics, DeviceStatus, FleetMetrics, Metrics, RoundSeconds
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import free_port
@@ -79,14 +79,22 @@ def progress(devices: int = 3, **changes: object) -> Progress:
                 adaptive_accuracy=0.7,
                 class_recalls=(ClassRecall('a "glass"', 30, 0.9), ClassRecall("paper", 10, 0.1)),
             ),
+            spent=RoundSeconds(training=6.5, waiting=1.5),
         ),
+        "estimate": 1_800_000_600.0,
     }
     return Progress(
         fleet="barn",
         run=RunProgress(**{**run, **changes}),  # type: ignore[arg-type]
         statuses={
             name: DeviceStatus(
-                state="online", instance=1, doing="training", temperature=61.5, written=5_000_000
+                state="online",
+                instance=1,
+                doing="training",
+                temperature=61.5,
+                written=5_000_000,
+                memory=300_000_000,
+                memory_limit=512_000_000,
             )
             for name in names
         },
@@ -156,6 +164,11 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
         ("splitee_device_bytes_total", ("pi-0002", "down", "client_networks")): 700,
         ("splitee_device_temperature_celsius", ("pi-0000",)): 61.5,
         ("splitee_device_written_bytes_total", ("pi-0000",)): 5_000_000,
+        ("splitee_device_memory_bytes", ("pi-0000",)): 300_000_000,
+        ("splitee_device_memory_limit_bytes", ("pi-0000",)): 512_000_000,
+        ("splitee_round_seconds", ("training",)): 6.5,
+        ("splitee_round_seconds", ("evaluation",)): 0,
+        ("splitee_run_end_timestamp_seconds", ()): 1_800_000_600,
         ("splitee_device_exit_loss", ("pi-0000",)): 1.5,
         ("splitee_device_trunk_loss", ("pi-0000",)): 1.25,
         ("splitee_device_exit_accuracy_ratio", ("pi-0000",)): 0.5,
@@ -180,6 +193,7 @@ def test_a_scrape_tells_where_the_run_stands() -> None:
     for unknown in (
         ("splitee_device_exit_loss", "pi-0002"),
         ("splitee_device_temperature_celsius", "pi-0001"),
+        ("splitee_device_memory_bytes", "pi-0001"),
         ("splitee_device_bytes_total", "pi-0002", "up", "models"),
     ):
         assert (unknown[0], unknown[1:]) not in found, "what is not known has no series"

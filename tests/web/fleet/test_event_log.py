@@ -11,7 +11,8 @@ import pytest
 from msgspec.structs import replace as struct_with
 
 from splitee.protocol.fleet import FleetMetrics, Metrics, ServerStatus
-from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView, ModelInService
+from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+from splitee.protocol.model_views import ModelInService
 from splitee.protocol.overview import HistoryPoint
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec

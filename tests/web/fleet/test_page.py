@@ -75,7 +75,7 @@ def test_a_device_that_dies_is_shown_at_once_and_a_reload_has_all_of_it(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], topics: Topics, tmp_path: Path
 ) -> None:
     status = topics.device("pi-1", "status")
-    device = make_link(mosquitto_broker.address, "pi-1-dies", will=(status, GONE.encode()))
+    device = make_link(mosquitto_broker.address, "pi-1-dies")
     server = make_link(mosquitto_broker.address, "page-server")
     server.publish(topics.run, RUN.encode(), retain=True)
     server.publish(topics.round, OPENED.encode(), retain=True)
@@ -86,7 +86,7 @@ def test_a_device_that_dies_is_shown_at_once_and_a_reload_has_all_of_it(
         until(lambda: seen.devices.get("pi-1", {}).get("online"))
         assert seen.fleet["run"]["run"] == "r1" and seen.broker["connected"]
         server.publish(topics.device("pi-1", "metrics"), b"{no message", retain=True)
-        device._connection.say_goodbye(with_will=True)  # as if it had vanished
+        device.publish(status, GONE.encode(), retain=True)  # what its last will says
         died = time.monotonic()
         until(lambda: seen.devices["pi-1"]["online"] is False, long=RED)
         assert time.monotonic() - died < RED
@@ -111,7 +111,7 @@ def test_a_server_that_dies_and_comes_back(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], topics: Topics, tmp_path: Path
 ) -> None:
     dead = ServerStatus(state="offline", instance=1)
-    server = make_link(mosquitto_broker.address, "server-dies", will=(topics.server_status, dead.encode()))
+    server = make_link(mosquitto_broker.address, "server-dies")
     server.publish(topics.run, RUN.encode(), retain=True)
     server.publish(topics.server_status, SERVER.encode(), retain=True)
     with page(tmp_path, mosquitto_broker.address, topics.fleet) as url, PageStream(url) as seen:
@@ -120,7 +120,7 @@ def test_a_server_that_dies_and_comes_back(
         time_to_settle = make_link(mosquitto_broker.address, "joins-late")
         late = topics.device("pi-9", "status")
         until(lambda: _said(time_to_settle, late, seen))  # what comes after the retained burst is news
-        server._connection.say_goodbye(with_will=True)
+        server.publish(topics.server_status, dead.encode(), retain=True)
         until(lambda: seen.fleet["server"]["state"] == "offline", long=RED)
         assert seen.fleet["run"]["run"] == "r1", "the page goes on with what it knows"
         again = make_link(mosquitto_broker.address, "server-again")

@@ -86,7 +86,7 @@ class Looks:
                     del self._devices[device]
                     gone.append(device)
                 continue
-            changed = _changed(before, after)
+            changed = _changed(before, after) if after is not before else {}
             if not changed:
                 continue
             self._devices[device] = whole[device] = after

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has become of released models, as a fleet's devices tell it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from splitee.protocol.fields import ReleaseState
+from splitee.protocol.inference import ServedModel
+
+
+@dataclass(frozen=True)
+class ModelInService:
+    """What has become of the last release on a device, and what serves there now.
+
+    `run`, `round`, `since` are those of the release; a round of 0 and a `since` of None are not known.
+    `serves`: the model that is in service now, if there is one; of another release where `state` is no
+    "in service".
+    """
+
+    release: str  # SHA-256
+    state: ReleaseState | Literal["offered"]
+    reason: str = ""
+    run: str = ""
+    round: int = 0
+    since: float | None = None  # seconds since the epoch, by the device's clock
+    serves: ServedModel | None = None
+
+
+@dataclass(frozen=True)
+class ReleaseView:
+    """How many devices have a model of one round of one run in one state; `round` 0: not known."""
+
+    state: ReleaseState | Literal["offered"]
+    run: str
+    round: int
+    devices: int
+
+
+def releases_of(models: Iterable[ModelInService | None]) -> tuple[ReleaseView, ...]:
+    """Of all devices' models, sorted by state, run and round."""
+    counts = Counter((model.state, model.run, model.round) for model in models if model is not None)
+    return tuple(ReleaseView(*key, devices=count) for key, count in sorted(counts.items()))

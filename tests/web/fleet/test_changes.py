@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one look after the other finds, and what a browser is told of it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from msgspec.structs import replace
+
+from splitee.mqtt.events import Message
+from splitee.protocol.fleet import DeviceStatus, ServerStatus
+from splitee.protocol.fleet_view import FleetView
+from splitee.protocol.topics import Topics
+from splitee_web.event_streams import EventStreams
+from splitee_web.fleet.board import Board
+from splitee_web.fleet.changes import MOST_EVENTS, SUMS, Looks, encode_fleet
+
+NOW = 1_800_000_000.0
+TOPICS = Topics("lab")
+STATUS = DeviceStatus(state="online", instance=1, doing="training", round=1, step=1, steps=100, loss=0.5)
+SERVER = ServerStatus(state="online", instance=1, run="r1")
+
+
+class Watched:
+    """A fleet view with its looks, and the board that they go to."""
+
+    def __init__(self) -> None:
+        self.view = FleetView("lab")
+        self.looks = Looks(self.view)
+        self.board = Board(EventStreams(), encode_fleet(self.view.snapshot()))
+        self.now = NOW
+
+    def hear(self, device: str, status: DeviceStatus, age: int | None = None) -> None:
+        topic = TOPICS.device(device, "status")
+        self.view.take(Message(topic, status.encode(), retained=age is not None, age=age), self.now)
+
+    def look(self, is_settled: bool = True) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """The rows and the events that are told."""
+        changes = self.looks.look(self.now, is_settled=is_settled)
+        self.board.take(changes)
+        return [json.loads(row) for row in changes.rows], [json.loads(event) for event in changes.events]
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.board.whole())
+        return found
+
+
+def test_a_row_has_the_fields_that_changed_and_the_whole_has_all() -> None:
+    watched = Watched()
+    watched.hear("pi-1", STATUS)
+    (row,), _ = watched.look()
+    assert (row["id"], row["loss"], row["temperature"]) == ("pi-1", 0.5, None)
+    assert watched.look() == ([], [])
+    watched.hear("pi-1", replace(STATUS, step=2))
+    assert watched.look()[0] == [{"id": "pi-1", "step": 2}]
+    (device,) = watched.whole["fleet"]["devices"]
+    assert device == {**row, "step": 2}
+
+
+def test_a_value_that_goes_back_to_none_is_told() -> None:
+    watched = Watched()
+    watched.hear("pi-1", STATUS)
+    watched.look()
+    watched.hear("pi-1", replace(STATUS, loss=None))
+    assert watched.look()[0] == [{"id": "pi-1", "loss": None}]
+
+
+def test_what_was_there_before_anybody_looked_is_no_news() -> None:
+    watched = Watched()
+    watched.hear("pi-1", STATUS, age=0)
+    watched.hear("pi-2", replace(STATUS, state="offline"), age=86_400)
+    _, events = watched.look(is_settled=False)
+    assert [(event["kind"], event["device"], event["time"]) for event in events] == [
+        ("offline", "pi-2", NOW - 86_400)
+    ]
+    watched.hear("pi-3", STATUS)
+    _, events = watched.look()
+    assert [(event["kind"], event["device"]) for event in events] == [("came", "pi-3")]
+
+
+def test_sums_over_devices_are_told_now_and_then_and_what_else_changes_at_once() -> None:
+    watched = Watched()
+    watched.hear("pi-1", STATUS)
+    assert watched.looks.look(NOW, is_settled=True).fleet is not None
+    watched.hear("pi-1", replace(STATUS, step=2))
+    assert watched.looks.look(NOW + 1, is_settled=True).fleet is None
+    watched.view.take(Message(TOPICS.server_status, SERVER.encode()), NOW)
+    told = watched.looks.look(NOW + 2, is_settled=True).fleet
+    assert told is not None and json.loads(told)["server"]["state"] == "online"
+    assert watched.looks.look(NOW + 2 + SUMS, is_settled=True).fleet is None, "the same sums"
+
+
+def test_thousands_of_devices_that_flap_fill_no_memory() -> None:
+    watched = Watched()
+    for state in ("online", "offline", "online"):
+        for number in range(2 * MOST_EVENTS):
+            watched.hear(f"pi-{number}", replace(STATUS, state=state))
+        _, events = watched.look()
+        assert len(events) == MOST_EVENTS
+    assert len(watched.whole["log"]) == MOST_EVENTS
+    assert {event["kind"] for event in watched.whole["log"]} == {"online"}
+
+
+def test_a_device_that_is_gone_is_told_once() -> None:
+    watched = Watched()
+    watched.hear("pi-1", STATUS)
+    watched.look()
+    watched.view.take(Message(TOPICS.device("pi-1", "status"), b"", retained=True), NOW)
+    assert watched.looks.look(NOW, is_settled=True).gone == ("pi-1",)
+    assert watched.looks.look(NOW, is_settled=True).gone == ()
