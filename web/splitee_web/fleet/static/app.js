@@ -47,7 +47,8 @@ export function App({ store, now }) {
       ${parts.map(([id, name, part]) => html`<section key=${id} aria-labelledby=${id}><h2 id=${id} tabindex="-1">${name}</h2>${part}</section>`)}
       <${Announcements} log=${store.log} lost=${store.lost} />
     </main>
-    ${opened && html`<${DeviceDetails} key=${opened} id=${opened} device=${store.devices.get(opened)} fleet=${fleet} now=${now} close=${() => open(null)} />`}`;
+    ${opened && html`<${DeviceDetails} key=${opened} id=${opened} device=${store.devices.get(opened)} fleet=${fleet}
+      now=${now} close=${() => open(null)} />`}`;
 }
 
 function title({ fleet, run, phase }) {

@@ -2,7 +2,8 @@
 // Which classes are taken for which: of the fleet, or of one device.
 
 import { html, memo, useEffect, useRef, useState } from "./html.js";
-import { className, count, images, isolated, percent } from "./words.js";
+import { Named } from "./tables.js";
+import { className, count, images, percent } from "./words.js";
 
 const READABLE = 20; // classes up to which each count can be read
 const WORST = 8; // mistakes that are listed
@@ -12,11 +13,17 @@ export const FleetClasses = memo(({ fleet, devices }) => {
   const [chosen, choose] = useState("");
   const known = [...devices.values()].filter((device) => device.confusion);
   const device = devices.get(chosen);
-  const confusion = chosen && device ? device.confusion : fleet.confusion ?? known[0]?.confusion;
+  const confusion = device ? device.confusion : fleet.confusion ?? known[0]?.confusion;
   return html`
-    ${known.length > 0 && html`<label class="choice">Of ${" "}<select value=${chosen} onChange=${(event) => choose(event.target.value)}>
-      <option value="">${fleet.confusion ? "all devices" : known[0].id}</option>${known.map((one) => html`<option key=${one.id} value=${one.id}>${one.id}</option>`)}</select></label>`}
-    ${confusion ? html`<${ConfusionMatrix} confusion=${confusion} run=${fleet.run} of=${chosen ? "the device" : "the fleet"} recalls=${fleet.metrics?.fleet?.class_recalls} />` : html`<p>It was not evaluated.</p>`}`;
+    ${known.length > 0 && html`<label class="choice">Of ${" "}
+      <select value=${chosen} onChange=${(event) => choose(event.target.value)}>
+        <option value="">${fleet.confusion ? "all devices" : known[0].id}</option>
+        ${known.map(({ id }) => html`<option key=${id} value=${id}>${id}</option>`)}
+      </select>
+    </label>`}
+    ${confusion
+      ? html`<${ConfusionMatrix} confusion=${confusion} run=${fleet.run} of=${device ? "the device" : "the fleet"} />`
+      : html`<p>It was not evaluated.</p>`}`;
 });
 
 /** Rows are true classes, columns are predicted ones. */
@@ -29,7 +36,7 @@ export const ConfusionMatrix = memo(({ confusion, run, of }) => {
   return html`<div class="card classes">
     <p>${percent(all ? right / all : null)} of ${images(all)} are predicted rightly.</p>
     <div class="matrix-and-list">
-      ${names.length <= READABLE ? html`<${Table} names=${names} counts=${counts} totals=${totals} />` : html`<${Drawing} names=${names} counts=${counts} totals=${totals} of=${of} />`}
+      <${names.length <= READABLE ? Counts : Drawing} names=${names} counts=${counts} totals=${totals} of=${of} />
       <${Mistakes} names=${names} counts=${counts} totals=${totals} />
     </div>
   </div>`;
@@ -37,12 +44,16 @@ export const ConfusionMatrix = memo(({ confusion, run, of }) => {
 
 const shade = (value, total) => (value ? FAINTEST + (1 - FAINTEST) * (value / total) : 0);
 
-function Table({ names, counts, totals }) {
+function Counts({ names, counts, totals }) {
+  const cell = (value, row, column) => html`<td class=${column === row ? "right" : "wrong"}
+    style=${{ "--share": shade(value, totals[row]) }}><span class=${value ? "" : "nothing"}>${count(value)}</span></td>`;
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="matrix">
     <caption>Images, by true class (rows) and predicted class (columns)</caption>
-    <thead><tr><td></td>${names.map((name) => html`<th scope="col" title=${name}><span class="cut"><bdi>${name}</bdi></span></th>`)}</tr></thead>
-    <tbody>${counts.map((row, index) => html`<tr><th scope="row" class="name" title=${names[index]}><span class="cut"><bdi>${names[index]}</bdi></span></th>
-      ${row.map((value, column) => html`<td class=${column === index ? "right" : "wrong"} style=${{ "--share": shade(value, totals[index]) }}><span>${value ? count(value) : html`<span class="nothing">0</span>`}</span></td>`)}</tr>`)}</tbody>
+    <thead><tr><td></td>${names.map((name) => html`<th scope="col"><${Named} name=${name} /></th>`)}</tr></thead>
+    <tbody>${counts.map((row, index) => html`<tr>
+      <th scope="row" class="name"><${Named} name=${names[index]} /></th>
+      ${row.map((value, column) => cell(value, index, column))}
+    </tr>`)}</tbody>
   </table></div>`;
 }
 
@@ -68,6 +79,11 @@ function Mistakes({ names, counts, totals }) {
   const found = counts.flatMap((row, index) => row.map((value, column) => ({ value, index, column })))
     .filter((one) => one.value && one.index !== one.column).sort((one, other) => other.value - one.value).slice(0, WORST);
   if (!found.length) return html`<p>No image is taken for another class.</p>`;
-  return html`<div><h3>Most frequent mistakes</h3><ol class="mistakes">${found.map(({ value, index, column }) => html`<li title=${`${isolated(names[index])} taken for ${isolated(names[column])}`}>
-    <span><bdi class="cut">${names[index]}</bdi> taken for <bdi class="cut">${names[column]}</bdi></span> <b>${count(value)} of ${images(totals[index])}</b></li>`)}</ol></div>`;
+  return html`<div>
+    <h3>Most frequent mistakes</h3>
+    <ol class="mistakes">${found.map(({ value, index, column }) => html`<li>
+      <span><${Named} name=${names[index]} /> taken for <${Named} name=${names[column]} /></span>
+      ${" "}<b>${count(value)} of ${images(totals[index])}</b>
+    </li>`)}</ol>
+  </div>`;
 }

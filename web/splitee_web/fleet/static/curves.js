@@ -3,7 +3,8 @@
 
 import uPlot from "/shared/vendor/uplot-1.6.32/uPlot.esm.js";
 import { html, memo, useEffect, useMemo, useRef, useState } from "./html.js";
-import { percent, several, UNKNOWN } from "./words.js";
+import { Table } from "./tables.js";
+import { percent, several } from "./words.js";
 
 const HEIGHT = 280; // pixels
 const CURVES = [
@@ -29,7 +30,10 @@ export const FleetCurves = memo(({ history, baselines, devices, version }) => {
     return [...own, ...fleetCurves(history), ...levels(baselines ?? {}, rounds.length)];
   }, [history, baselines, withDevices, withDevices && version]);
   return html`
-    ${devices.length > 0 && html`<label class="switch"><input type="checkbox" checked=${withDevices} onChange=${(event) => show(event.target.checked)} /> with the adaptive accuracy of each of ${several(devices.length, "device")}</label>`}
+    ${devices.length > 0 && html`<label class="switch">
+      <input type="checkbox" checked=${withDevices} onChange=${(event) => show(event.target.checked)} />
+      ${" "}with the adaptive accuracy of each of ${several(devices.length, "device")}
+    </label>`}
     <${Curves} rounds=${history.map((point) => point.round)} curves=${curves} title="Accuracy of the fleet over the rounds" />`;
 });
 
@@ -60,15 +64,19 @@ function Curves({ rounds, curves, title }) {
   }, [curves, theme]);
   const shown = Math.min(at ?? Infinity, rounds.length - 1);
   const named = curves.filter((curve) => !curve.faint);
+  const last = named.map((curve) => `${curve.title} ${percent(curve.values.at(-1))}`).join(", ");
+  const rows = rounds.map((round, index) => [round, ...curves.map((curve) => percent(curve.values[index]))]);
+  const head = ["Round", ...curves.map((curve) => html`<bdi>${curve.title}</bdi>`)];
   return html`<figure class="card curves">
-    <div ref=${place} role="img" aria-label=${`${title}: ${named.map((curve) => `${curve.title} ${percent(curve.values.at(-1))}`).join(", ")} in round ${rounds.at(-1)}`}></div>
+    <div ref=${place} role="img" aria-label=${`${title}: ${last} in round ${rounds.at(-1)}`}></div>
     <figcaption>
-      <ul class="legend"><li class="quiet">round ${rounds[shown]}</li>${named.map((curve) => html`<li key=${curve.title}><${Sample} curve=${curve} />${curve.title} <b>${percent(curve.values[shown])}</b></li>`)}</ul>
-      <details><summary>As a table</summary><div class="scroll" tabindex="0" role="region" aria-label=${title}><table>
-        <caption class="unseen">${title}</caption>
-        <thead><tr><th scope="col" class="name">Round</th>${curves.map((curve) => html`<th scope="col"><bdi>${curve.title}</bdi></th>`)}</tr></thead>
-        <tbody>${rounds.map((round, index) => html`<tr><th scope="row" class="name">${round}</th>${curves.map((curve) => html`<td>${curve.values[index] === null ? UNKNOWN : percent(curve.values[index])}</td>`)}</tr>`)}</tbody>
-      </table></div></details>
+      <ul class="legend">
+        <li class="quiet">round ${rounds[shown]}</li>
+        ${named.map((curve) => html`<li key=${curve.title}>
+          <${Sample} curve=${curve} />${curve.title} <b>${percent(curve.values[shown])}</b>
+        </li>`)}
+      </ul>
+      <details><summary>As a table</summary><${Table} name=${title} head=${head} rows=${rows} /></details>
     </figcaption>
   </figure>`;
 }

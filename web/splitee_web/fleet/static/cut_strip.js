@@ -12,7 +12,8 @@ export function CutStrip({ cut, next, stages, stage }) {
   const name = stage ?? stages?.[cut - 1]?.name;
   return html`
     ${total > 0 && html`<${Strip} cut=${Math.min(cut, total)} total=${total} />`}
-    <small><span class="unseen">cut after stage </span>${cut}${total > 0 && ` of ${total}`}${name && html` <bdi>${name}</bdi>`}${next && `, next ${next}`}</small>`;
+    <small><span class="unseen">cut after stage </span>${cut}${total > 0 && ` of ${total}`}
+      ${name && html` <bdi>${name}</bdi>`}${next && `, next ${next}`}</small>`;
 }
 
 function Strip({ cut, total }) {

@@ -7,6 +7,7 @@ import { html, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useStat
 import { count, several } from "./words.js";
 
 const SETTLED = 2; // seconds for which rows keep their places, while their figures change
+const NOBODY = "No device has spoken yet. Devices show up here by themselves once they are started.";
 const BEYOND = 3; // rows above and below those in sight that are drawn too
 
 export function DeviceList({ all, fleet, now, open }) {
@@ -19,7 +20,7 @@ export function DeviceList({ all, fleet, now, open }) {
   return html`
     <${Choices} all=${all} choice=${choice} change=${change} found=${found} />
     ${found > 0 && html`<${Rows} rows=${rows} byId=${byId} fleet=${fleet} now=${now} open=${open} choice=${choice} change=${change} />`}
-    ${!found && html`<p class="card empty">${all.length ? "No device is like that." : "No device has spoken yet. Devices show up here by themselves once they are started."}</p>`}`;
+    ${!found && html`<p class="card empty">${all.length ? "No device is like that." : NOBODY}</p>`}`;
 }
 
 /** The order of the devices; it is made anew where the choice or the set of devices changes, else now and then. */
@@ -50,21 +51,25 @@ function listed(attention, rest) {
 
 function Choices({ all, choice, change, found }) {
   const said = useMemo(() => (choice.filter === "all" && !choice.text ? "" : `${several(found, "device")} found`), [choice]); // once a choice
+  const sort = (order) => change({ order, direction: ORDERS[order].first });
   const isChosen = (key) => choice.filter === key;
   return html`<div class="choices" role="search" aria-label="Devices">
     <label class="find"><span class="unseen">Find devices</span>
-      <input type="search" placeholder="Find devices" value=${choice.text} maxlength="200" onInput=${(event) => change({ text: event.target.value })} /></label>
+      <input type="search" placeholder="Find devices" value=${choice.text} maxlength="200"
+        onInput=${(event) => change({ text: event.target.value })} /></label>
     <div class="chips" role="group" aria-label="State">
       ${FILTERS.map(({ key, title, holds }) => {
         const number = all.filter(holds).length;
         if (!number && key !== "all" && !isChosen(key)) return null;
-        return html`<button key=${key} type="button" aria-pressed=${String(isChosen(key))} onClick=${() => change({ filter: key })}>${title} <span>${count(number)}</span></button>`;
+        return html`<button key=${key} type="button" aria-pressed=${String(isChosen(key))}
+          onClick=${() => change({ filter: key })}>${title} <span>${count(number)}</span></button>`;
       })}
     </div>
-    <label class="sort">Sort by ${" "}<select value=${choice.order} onChange=${(event) => change({ order: event.target.value, direction: ORDERS[event.target.value].first })}>
+    <label class="sort">Sort by ${" "}<select value=${choice.order} onChange=${(event) => sort(event.target.value)}>
       ${Object.entries(ORDERS).map(([key, { title }]) => html`<option key=${key} value=${key}>${title}</option>`)}
     </select></label>
-    <button type="button" class="turn" onClick=${() => change({ direction: -choice.direction })}>${choice.direction > 0 ? "▲ ascending" : "▼ descending"}</button>
+    <button type="button" class="turn" onClick=${() => change({ direction: -choice.direction })}>
+      ${choice.direction > 0 ? "▲ ascending" : "▼ descending"}</button>
     <span class="unseen" role="status">${said}</span>
   </div>`;
 }
@@ -102,7 +107,8 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
   const drawn = rows.map((row, index) => ({ ...row, index })).slice(first, end);
   const away = focused === null ? -1 : rows.findIndex((row) => row.id === focused);
   if (away >= 0 && (away < first || away >= end)) drawn.push({ id: focused, index: away }); // it keeps the focus
-  return html`<div class="card devices" ref=${frame} role="table" aria-label="Devices" aria-rowcount=${rows.length + 1} aria-colcount=${COLUMNS.length}
+  return html`<div class="card devices" ref=${frame} role="table" aria-label="Devices"
+      aria-rowcount=${rows.length + 1} aria-colcount=${COLUMNS.length}
       onKeyDown=${onKeyDown} onfocusin=${(event) => focus(event.target.closest("[data-id]")?.dataset.id ?? null)}>
     <div role="rowgroup" class="head"><${Head} choice=${choice} change=${change} /></div>
     <div role="rowgroup" class="body" style=${{ height: `${total}px` }}>
@@ -110,8 +116,8 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
         const place = { top: tops[index], number: index + 2 };
         if (id === undefined) return html`<${Heading} key=${`:${level}`} text=${heading} level=${level} ...${place} />`;
         const one = byId.get(id);
-        return one && html`<${DeviceRow} key=${id} one=${one} said=${[one.activity, ...one.concerns.map((concern) => concern.text)].join()} device=${one.device}
-          stages=${fleet.network_stages} second=${Math.floor(now)} open=${open} ...${place} />`;
+        const said = [one?.activity, ...(one?.concerns.map((concern) => concern.text) ?? [])].join();
+        return one && html`<${DeviceRow} key=${id} one=${one} said=${said} device=${one.device} stages=${fleet.network_stages} second=${Math.floor(now)} open=${open} ...${place} />`;
       })}
     </div>
   </div>`;
@@ -124,8 +130,9 @@ function useSight(frame, look) {
     let isDue = false;
     const measure = () => {
       isDue = false;
-      const style = getComputedStyle(area);
-      const [row, heading] = ["--row", "--heading"].map((name) => parseFloat(style.getPropertyValue(name)) * parseFloat(getComputedStyle(document.documentElement).fontSize));
+      const [own, page] = [getComputedStyle(area), getComputedStyle(document.documentElement)];
+      const pixels = (name) => parseFloat(own.getPropertyValue(name)) * parseFloat(page.fontSize); // it is in rem
+      const [row, heading] = [pixels("--row"), pixels("--heading")];
       const seen = { top: area.scrollTop, height: area.clientHeight, row, heading };
       look((last) => (Object.keys(seen).every((name) => last[name] === seen[name]) ? last : seen));
     };
@@ -184,7 +191,9 @@ function Head({ choice, change }) {
       const chosen = orders.find((order) => order === choice.order);
       const sorted = choice.direction > 0 ? "ascending" : "descending";
       return html`<div key=${key} role="columnheader" class=${key} aria-sort=${chosen ? sorted : "none"}>
-        ${orders.length ? html`<button type="button" onClick=${() => sort(chosen ?? orders[0])}>${title}${chosen && html`<span aria-hidden="true">${choice.direction > 0 ? " ▲" : " ▼"}</span>`}</button>` : title}
+        <button type="button" onClick=${() => sort(chosen ?? orders[0])}>
+          ${title}${chosen && html`<span aria-hidden="true">${choice.direction > 0 ? " ▲" : " ▼"}</span>`}
+        </button>
       </div>`;
     })}
   </div>`;

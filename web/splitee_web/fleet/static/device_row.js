@@ -52,7 +52,8 @@ export function State({ one }) {
     return html`<span class="state ${worst}" title=${text}><${Mark} level=${worst} />${text}</span>`;
   }
   const isThere = one.device.online;
-  return html`<span class="state ${isThere ? "good" : "quiet"}"><${Mark} level=${isThere ? "good" : "quiet"} />${isThere ? "online" : one.activity}</span>`;
+  const tone = isThere ? "good" : "quiet";
+  return html`<span class="state ${tone}"><${Mark} level=${tone} />${isThere ? "online" : one.activity}</span>`;
 }
 
 function Place({ device, stages }) {
@@ -82,7 +83,9 @@ function Moved({ device }) {
   const usual = device.capability?.upload;
   const link = speed !== null ? html`<span class="state warn">slow, ${bitRate(speed)}</span>` : usual ? bitRate(usual) : "";
   const down = device.traffic?.down ? payload(device.traffic.down) : null;
-  return html`<span class="cut bytes">↑ <span class="unseen">sent </span>${size(device.bytes)}${down !== null && html`${" "}↓ <span class="unseen">received </span>${size(down)}`}</span><small class="cut">${link}</small>`;
+  const received = down !== null && html`${" "}↓ <span class="unseen">received </span>${size(down)}`;
+  return html`<span class="cut bytes">↑ <span class="unseen">sent </span>${size(device.bytes)}${received}</span>
+    <small class="cut">${link}</small>`;
 }
 
 export const payload = (counts) => Object.entries(counts).reduce((sum, [purpose, bytes]) => sum + (purpose === "headers" ? 0 : bytes), 0);
@@ -91,5 +94,6 @@ function Model({ device }) {
   const { model } = device;
   const now = model?.serves;
   const text = !model ? "no model" : now ? html`round ${now.round || "?"}<span class="unseen"> in service</span>` : model.state;
-  return html`<span class=${model ? "cut" : "cut quiet"}>${text}</span><small class="cut">${device.version ? html`version <bdi>${device.version}</bdi>` : ""}</small>`;
+  return html`<span class=${model ? "cut" : "cut quiet"}>${text}</span>
+    ${device.version && html`<small class="cut">version <bdi>${device.version}</bdi></small>`}`;
 }

@@ -2,6 +2,7 @@
 // The fleet at a glance: every number that one would look for first.
 
 import { html } from "./html.js";
+import { Named } from "./tables.js";
 import { clock, count, images, percent, PHASES, points, several, span, UNKNOWN } from "./words.js";
 
 const SHOWN = 3; // devices that are named
@@ -14,7 +15,8 @@ export function Glance({ fleet, all, now, broker }) {
       <h1><bdi>${fleet.fleet}</bdi></h1>
       <p class="headline ${level}"><${Mark} level=${level} />${text}</p>
       <ul class="facts">
-        <li>Server: <b class=${serverLevel(fleet)}>${server ? server.state : "not heard of"}</b>${server?.doing && html`, <bdi>${server.doing}</bdi>`}</li>
+        <li>Server: <b class=${serverLevel(fleet)}>${server ? server.state : "not heard of"}</b>
+          ${server?.doing && html`, <bdi>${server.doing}</bdi>`}</li>
         <li>Broker: ${broker?.connected === false ? html`<b class="bad">not connected</b>` : html`<b class="good">connected</b>`}</li>
         ${run && html`<li><bdi>${run.network}</bdi>, ${several(run.num_classes, "class").replace(/classs$/, "classes")}</li>
           <li>Strategy: <bdi>${run.strategy ?? "sequential"}</bdi></li>`}
@@ -59,10 +61,12 @@ function headline(fleet, all, now) {
   }
   if (!run || !phase) return { level: "quiet", text: "No round yet." };
   const what = PHASES[phase.phase] ?? phase.phase;
-  const with_ = phase.participants ? `, with ${several(phase.participants, "device")}` : "";
+  const among = phase.participants ? `, with ${several(phase.participants, "device")}` : "";
   const held = all.filter((one) => one.concerns.some((concern) => concern.kind === "waited for"));
-  const waits = held.length > 1 ? `; it waits for ${several(held.length, "device")}` : held.length ? html`; it waits for <bdi>${held[0].device.id}</bdi>` : "";
-  return { level: held.length ? "warn" : "good", text: html`Round ${phase.round} of ${run.rounds}: ${what}${with_}${waits}.` };
+  const whom = held.length > 1 ? several(held.length, "device") : html`<bdi>${held[0]?.device.id}</bdi>`;
+  const waits = held.length > 0 && html`; it waits for ${whom}`;
+  const text = html`Round ${phase.round} of ${run.rounds}: ${what}${among}${waits}.`;
+  return { level: held.length ? "warn" : "good", text };
 }
 
 function Figure({ title, children, note, level = "" }) {
@@ -80,7 +84,8 @@ function Round({ fleet, now }) {
 }
 
 /** A drawing of what stands in words beside it. */
-export const Bar = ({ share, level = "" }) => html`<span class="bar ${level}" aria-hidden="true"><i style=${{ width: `${100 * Math.min(share, 1)}%` }}></i></span>`;
+export const Bar = ({ share }) => html`<span class="bar" aria-hidden="true">
+  <i style=${{ width: `${100 * Math.min(share, 1)}%` }}></i></span>`;
 
 function Accuracy({ fleet }) {
   const { metrics, history = [], baselines } = fleet;
@@ -98,8 +103,9 @@ function Devices({ fleet, all }) {
   const online = all.filter((one) => one.device.online).length;
   const troubled = all.filter((one) => one.concerns.length).length;
   const doing = Object.entries(Object.groupBy(all, (one) => one.activity)).map(([name, ones]) => `${count(ones.length)} ${name}`);
+  const needs = troubled ? `▲ ${count(troubled)} need${troubled === 1 ? "s" : ""} attention` : "none needs attention";
   const note = html`${doing.sort().join(", ")}${doing.length ? html`<br />` : ""}
-    <span class=${troubled ? "warn" : "good"}>${troubled ? `▲ ${count(troubled)} need${troubled === 1 ? "s" : ""} attention` : "none needs attention"}</span>`;
+    <span class=${troubled ? "warn" : "good"}>${needs}</span>`;
   return html`<${Figure} title="Devices online" note=${all.length ? note : "none has spoken yet"}>${count(online)} of ${count(all.length)}<//>`;
 }
 
@@ -112,7 +118,9 @@ function Waiting({ fleet, now }) {
   }
   const [first] = waiting;
   const since = `since ${clock(first.since, now)}, for ${span(now - first.since)}`;
-  if (waiting.length === 1) return html`<${Figure} title="Waiting for" note=${since}><bdi class="cut" title=${first.device}>${first.device}</bdi><//>`;
+  if (waiting.length === 1) {
+    return html`<${Figure} title="Waiting for" note=${since}><${Named} name=${first.device} /><//>`;
+  }
   const named = waiting.slice(0, SHOWN).map((one, index) => html`${index > 0 && ", "}<bdi>${one.device}</bdi>`);
   const rest = waiting.length > SHOWN ? ` and ${count(waiting.length - SHOWN)} more` : "";
   return html`<${Figure} title="Waiting for" note=${html`<span class="cut">${named}${rest}</span>${since}`}>${several(waiting.length, "device")}<//>`;
@@ -125,6 +133,6 @@ function End({ fleet, now }) {
     return html`<${Figure} title="End" note=${last ? `last round evaluated at ${clock(last, now)}` : ""}>over<//>`;
   }
   if (!estimate) return html`<${Figure} title="Estimated end" note="known after the first round">${UNKNOWN}<//>`;
-  const late = now > estimate;
-  return html`<${Figure} title="Estimated end" note=${late ? "later than the rounds before let expect" : `in ${span(estimate - now)}`}>${clock(estimate, now)}<//>`;
+  const note = now > estimate ? "later than the rounds before let expect" : `in ${span(estimate - now)}`;
+  return html`<${Figure} title="Estimated end" note=${note}>${clock(estimate, now)}<//>`;
 }

@@ -2,41 +2,63 @@
 // The runs that the present one's weights come from, and the present one, side by side.
 
 import { html } from "./html.js";
+import { Named, Table } from "./tables.js";
 import { clock, count, percent, points, UNKNOWN } from "./words.js";
+
+const HEAD = [
+  "Run", "Ended", "Rounds", "Devices", "Training images", "Held-out images", "Exit", "Trunk", "Adaptive", "Change",
+];
+const CAPTION =
+  "Each run began with the weights of the one before; accuracies are of the fleet, after a run's last round";
 
 /** @param fleet with its `seasons`, the earliest first. @param devices of the present run. */
 export function Seasons({ fleet, devices, now }) {
   const all = [...fleet.seasons, present(fleet, devices)];
   const classes = [...new Set(all.flatMap((season) => (season.class_recalls ?? []).map((one) => one.name)))];
+  const rows = all.map((season, index) => cells(season, all[index - 1], now));
+  const recalls = classes.map((name) => [html`<${Named} name=${name} />`, ...all.map((season) => recall(season, name))]);
+  const runs = all.map((season) => html`<${Named} name=${season.run} />`);
   return html`<div class="card">
-    <div class="scroll" tabindex="0" role="region" aria-label="Seasons"><table>
-      <caption>Each run began with the weights of the one before; accuracies are of the fleet, after a run's last round</caption>
-      <thead><tr><th scope="col" class="name">Run</th><th scope="col">Ended</th><th scope="col">Rounds</th><th scope="col">Devices</th><th scope="col">Training images</th>
-        <th scope="col">Held-out images</th><th scope="col">Exit</th><th scope="col">Trunk</th><th scope="col">Adaptive</th><th scope="col">Change</th></tr></thead>
-      <tbody>${all.map((season, index) => html`<tr key=${season.run}>
-        <th scope="row" class="name"><bdi class="cut" title=${season.run}>${season.run}</bdi></th>
-        <td>${season.isPresent ? "under way" : season.ended ? clock(season.ended, now) : UNKNOWN}</td>
-        <td>${season.rounds}</td><td>${known(season.devices)}</td><td>${known(season.train_images)}</td><td>${known(season.held_out_images)}</td>
-        <td>${percent(season.exit_accuracy)}</td><td>${percent(season.trunk_accuracy)}</td><td><b>${percent(season.adaptive_accuracy)}</b></td>
-        <td>${change(all[index - 1], season)}</td></tr>`)}</tbody>
-    </table></div>
-    ${classes.length > 0 && html`<details><summary>Class by class</summary><div class="scroll" tabindex="0" role="region" aria-label="Classes by season"><table>
-      <caption class="unseen">Share of each class that was found, by run</caption>
-      <thead><tr><th scope="col" class="name">Class</th>${all.map((season) => html`<th scope="col"><bdi class="cut" title=${season.run}>${season.run}</bdi></th>`)}</tr></thead>
-      <tbody>${classes.map((name) => html`<tr key=${name}><th scope="row" class="name"><bdi class="cut" title=${name}>${name}</bdi></th>
-        ${all.map((season) => html`<td>${percent(season.class_recalls?.find((one) => one.name === name)?.recall)}</td>`)}</tr>`)}</tbody>
-    </table></div></details>`}
+    <${Table} name="Seasons" caption=${CAPTION} head=${HEAD} rows=${rows} />
+    ${classes.length > 0 && html`<details>
+      <summary>Class by class</summary>
+      <${Table} name="Share of each class that was found, by run" head=${["Class", ...runs]} rows=${recalls} />
+    </details>`}
   </div>`;
 }
 
 function present({ run, metrics, phase, committed }, devices) {
-  const found = metrics?.fleet ?? {};
-  const sum = devices.reduce((total, device) => total + (device.train_samples ?? 0), 0);
-  const isPresent = phase?.phase !== "finished";
-  return { ...found, run: run?.run ?? "", rounds: committed, devices: devices.length, train_images: sum, held_out_images: found.images, isPresent, ended: metrics?.time };
+  return {
+    ...metrics?.fleet,
+    run: run?.run ?? "",
+    rounds: committed,
+    devices: devices.length,
+    train_images: devices.reduce((total, device) => total + (device.train_samples ?? 0), 0),
+    held_out_images: metrics?.fleet?.images,
+    isUnderWay: phase?.phase !== "finished",
+    ended: metrics?.time,
+  };
+}
+
+function cells(season, before, now) {
+  const ended = season.ended ? clock(season.ended, now) : UNKNOWN;
+  return [
+    html`<${Named} name=${season.run} />`,
+    season.isUnderWay ? "under way" : ended,
+    season.rounds,
+    known(season.devices),
+    known(season.train_images),
+    known(season.held_out_images),
+    percent(season.exit_accuracy),
+    percent(season.trunk_accuracy),
+    html`<b>${percent(season.adaptive_accuracy)}</b>`,
+    change(before, season),
+  ];
 }
 
 const known = (number) => (number ? count(number) : UNKNOWN);
+
+const recall = (season, name) => percent(season.class_recalls?.find((one) => one.name === name)?.recall);
 
 function change(before, season) {
   const [one, other] = [before?.adaptive_accuracy, season.adaptive_accuracy].map((value) => value ?? null);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Where the seconds of a round and the bytes of the fleet went.
 
-import { html, memo } from "./html.js";
 import { payload } from "./device_row.js";
+import { Bar } from "./glance.js";
+import { html, memo } from "./html.js";
 import { duration, percent, size } from "./words.js";
 
 const SECONDS = {
@@ -15,7 +16,9 @@ const PURPOSES = {
 };
 
 export const TimeAndTraffic = memo(({ seconds, round, traffic }) => html`<div class="halves">
-  ${seconds && html`<div class="card"><h3>Seconds of round ${round}, at the server</h3><${Bars} values=${named(SECONDS, seconds)} shown=${duration} /></div>`}
+  ${seconds && html`<div class="card">
+    <h3>Seconds of round ${round}, at the server</h3><${Bars} values=${named(SECONDS, seconds)} shown=${duration} />
+  </div>`}
   ${traffic && html`<div class="card"><h3>Bytes of all devices, since their processes began</h3><${PurposeBars} traffic=${traffic} /></div>`}
 </div>`);
 
@@ -36,6 +39,8 @@ function Bars({ values, shown }) {
   const total = values.reduce((sum, [, value]) => sum + value, 0);
   const most = Math.max(...values.map(([, value]) => value));
   if (!values.length) return html`<p class="quiet">none</p>`;
-  return html`<dl class="bars">${values.map(([title, value]) => html`<div key=${title}><dt>${title}</dt>
-    <dd><span class="bar" aria-hidden="true"><i style=${{ width: `${(100 * value) / most}%` }}></i></span><span>${shown(value)} <small>${percent(value / total)}</small></span></dd></div>`)}</dl>`;
+  return html`<dl class="bars">${values.map(([title, value]) => html`<div key=${title}>
+    <dt>${title}</dt>
+    <dd><${Bar} share=${value / most} /><span>${shown(value)} <small>${percent(value / total)}</small></span></dd>
+  </div>`)}</dl>`;
 }

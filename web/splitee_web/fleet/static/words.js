@@ -55,9 +55,6 @@ export function clock(time, now) {
   return (far ? DATE : CLOCK).format(new Date(1000 * time));
 }
 
-/** A name inside a sentence of an attribute, where `bdi` is no help: it does not turn the sentence around. */
-export const isolated = (name) => `\u2068${name}\u2069`;
-
 export const className = (run, index) => run?.class_names?.[index] ?? `class ${index}`;
 
 export const PHASES = {
