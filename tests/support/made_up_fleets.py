@@ -233,6 +233,7 @@ def finished(now: float) -> FleetSnapshot:
         opened=now - 200,
         estimate=None,
         server=ServerStatus("offline", 7, RUN, "finished"),
+        server_seen=now - 180,
         releases=(ReleaseView("in service", RUN, ROUNDS, 2), ReleaseView("rolled back", RUN, ROUNDS, 1)),
     )
 
@@ -243,6 +244,33 @@ def dead(now: float) -> FleetSnapshot:
     gone = replace(before.devices[1], online=False, seen=now - 47, waiting_since=now - 47)
     ones = (before.devices[0], gone, replace(before.devices[2], upload=None, waiting_since=None))
     return replace(before, devices=ones, waiting=(WaitedFor("pi-2", now - 47),))
+
+
+def without_server(now: float) -> FleetSnapshot:
+    """The server has died; devices wait for it."""
+    before = training(now)
+    ones = tuple(replace(one, doing="waiting", upload=None, waiting_since=None) for one in before.devices)
+    server = ServerStatus("offline", 7, RUN)
+    return replace(before, devices=ones, server=server, server_seen=now - 65, waiting=())
+
+
+def earlier_seasons() -> tuple[dict[str, Any], ...]:
+    """Two, as JSON."""
+    return tuple(
+        {
+            "run": f"2026112{number}-kitchen",
+            "rounds": 10,
+            "ended": 1_790_000_000.0 + 700_000 * number,
+            "devices": 3,
+            "train_images": 400 * number,
+            "held_out_images": 120,
+            "exit_accuracy": 0.5 + 0.05 * number,
+            "trunk_accuracy": 0.6 + 0.05 * number,
+            "adaptive_accuracy": 0.6 + 0.06 * number,
+            "class_recalls": [{"name": "shirt", "images": 12, "recall": 0.4 + 0.1 * number}],
+        }
+        for number in (1, 2)
+    )
 
 
 def many(now: float, count: int = 1000) -> FleetSnapshot:

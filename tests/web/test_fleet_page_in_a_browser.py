@@ -38,8 +38,8 @@ def page_of() -> Iterator[Callable[..., MadeUpPage]]:
     """Serves a made-up fleet."""
     served = []
 
-    def serve(snapshot: FleetSnapshot, broker: object = fleets.CONNECTED) -> MadeUpPage:
-        page = MadeUpPage(snapshot, fleets.events(time.time()), broker)
+    def serve(snapshot: FleetSnapshot, broker: object = fleets.CONNECTED, **more: object) -> MadeUpPage:
+        page = MadeUpPage(snapshot, fleets.events(time.time()), broker, **more)
         served.append(page.served())
         return served[-1].__enter__()
 
@@ -95,6 +95,30 @@ def test_a_device_that_dies_is_offline_in_red_and_in_words(browser: Browser, pag
         expect(page.locator(".glance")).to_contain_text("2 of 3")
         assert page.locator("[data-id]").first.get_attribute("data-id") == "pi-2"  # it needs attention first
         expect(page.locator("p[role=status]")).to_have_text("pi-2 offline")
+
+
+def test_a_server_that_dies_is_told_first(browser: Browser, page_of: Serve) -> None:
+    now = time.time()
+    served = page_of(fleets.training(now))
+    with tab(browser, served.url) as page:
+        expect(page.locator(".headline.good, .headline.warn")).to_be_visible()
+        served.show(fleets.without_server(now))
+        served.tell("log", [fleets.event("server-offline", "the server is offline", now)])
+        headline = page.locator(".headline.bad")
+        expect(headline).to_contain_text("The server is offline for", timeout=FIVE_SECONDS)
+        expect(headline).to_contain_text("the run stands still at round 4")
+        expect(page.locator("p[role=status]")).to_have_text("the server is offline")
+
+
+def test_seasons_stand_side_by_side(browser: Browser, page_of: Serve) -> None:
+    served = page_of(fleets.finished(time.time()), seasons=fleets.earlier_seasons())
+    with tab(browser, served.url) as page:
+        rows = page.get_by_role("table", name="Each run began").get_by_role("row")
+        expect(rows).to_have_count(4)
+        expect(rows.nth(2)).to_contain_text("72.0 %+6.0 points")
+        expect(rows.nth(3)).to_contain_text("84.2 %+12.2 points")
+        page.get_by_text("Class by class").click()
+        expect(page.get_by_role("table", name="Share of each class")).to_contain_text("shirt50.0 %60.0 %")
 
 
 def test_hostile_names_are_text(browser: Browser, page_of: Serve) -> None:
