@@ -98,7 +98,7 @@ function options(curves, rounds, width, look) {
     hooks: { setCursor: [(plot) => look(plot.cursor.idx ?? null)] },
     scales: { x: { time: false, range: () => around(rounds) }, y: { range: (_, low, high) => margins(low, high) } },
     axes: [
-      { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], label: "round", labelFont: font, labelSize: 20 },
+      { ...axis, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], size: 30, label: "round", labelFont: font, labelSize: 18 },
       { ...axis, size: 58, values: (_, marks) => marks.map((mark) => percent(mark, 0)) },
     ],
     series: [{}, ...curves.map((curve) => ({

@@ -6,7 +6,7 @@ import { Named, Table } from "./tables.js";
 import { clock, count, percent, points, UNKNOWN } from "./words.js";
 
 const HEAD = [
-  "Run", "Ended", "Rounds", "Devices", "Training images", "Held-out images", "Exit", "Trunk", "Adaptive", "Change",
+  "Run", "Adaptive", "Change", "Exit", "Trunk", "Training images", "Held-out images", "Devices", "Rounds", "Ended",
 ];
 const CAPTION =
   "Each run began with the weights of the one before; accuracies are of the fleet, after a run's last round";
@@ -44,15 +44,15 @@ function cells(season, before, now) {
   const ended = season.ended ? clock(season.ended, now) : UNKNOWN;
   return [
     html`<${Named} name=${season.run} />`,
-    season.isUnderWay ? "under way" : ended,
-    season.rounds,
-    known(season.devices),
-    known(season.train_images),
-    known(season.held_out_images),
-    percent(season.exit_accuracy),
-    percent(season.trunk_accuracy),
     html`<b>${percent(season.adaptive_accuracy)}</b>`,
     change(before, season),
+    percent(season.exit_accuracy),
+    percent(season.trunk_accuracy),
+    known(season.train_images),
+    known(season.held_out_images),
+    known(season.devices),
+    season.rounds,
+    season.isUnderWay ? "under way" : ended,
   ];
 }
 
