@@ -190,8 +190,7 @@ def test_the_page_shows_the_fleet_and_stays_until_it_is_ended(tmp_path: Path) ->
         until(lambda: "run-finished" in seen.kinds(), seen.kinds)
         assert seen.fleet["committed"] == 2
         assert seen.devices["pi-1"]["trunk_accuracy"] is not None
-        kinds = seen.kinds("pi-1")
-        assert kinds.index("came") < kinds.index("offline"), "it has done its part"
+        assert "offline" in seen.kinds("pi-1"), "it has done its part"
     os.killpg(demo.process.pid, signal.SIGINT)
     demo.finish(ExitCode.OK)
 

@@ -15,8 +15,8 @@ from functools import partial
 import msgspec
 
 from splitee.cli.plain_text import plain
-from splitee.errors import SpliteeError
-from splitee.log_limits import FirstFew
+from splitee.errors import BrokerUnreachable, SpliteeError
+from splitee.log_limits import SELDOM, FirstFew
 from splitee.mqtt.backoff import delays
 from splitee.mqtt.events import Disconnected, Message, Overflow
 from splitee.mqtt.link import Link
@@ -52,7 +52,7 @@ class Feed:
         self._view = FleetView(options.fleet)
         self._looks = Looks(self._view)
         self._stop = threading.Event()
-        self._log_lost = FirstFew()
+        self._log_lost = FirstFew(SELDOM)
         self._broker: BrokerState | None = None
         self._settles: float | None = None  # by the monotonic clock
         self._new_link()
@@ -68,8 +68,7 @@ class Feed:
             began = time.monotonic()
             try:
                 with closing(self._new_link()) as link:
-                    link.open(TRY)
-                    reason = self._follow(link)
+                    reason = self._follow(link) if self._reach(link) else ""
             except SpliteeError as error:
                 reason = str(error)
             if self._stop.is_set():
@@ -82,7 +81,7 @@ class Feed:
             self._stop.wait(next(pauses))
 
     def _new_link(self) -> Link:
-        """A connection of its own each time: its files may be new ones."""
+        """Not the one that was lost or refused: the files for TLS may be new ones."""
         link = Link(
             self._options.address,
             f"splitee-page-{os.getpid()}-{secrets.token_hex(4)}",
@@ -93,6 +92,23 @@ class Feed:
         )
         link.subscribe(*self._view.filters)
         return link
+
+    def _reach(self, link: Link) -> bool:
+        """Until the broker is there; False: `stop` came first.
+
+        Raises:
+            BrokerRefused: it lets nobody in, or not us.
+        """
+        pauses = delays(longest=LONGEST_PAUSE)
+        while not self._stop.is_set():
+            try:
+                link.open(TRY)
+            except BrokerUnreachable as error:
+                self._say(connected=False, text=str(error))
+                self._stop.wait(next(pauses))
+            else:
+                return True
+        return False
 
     def _follow(self, link: Link) -> str:
         """Until the connection is lost; why it is.
