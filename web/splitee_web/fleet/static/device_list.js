@@ -3,7 +3,7 @@
 
 import { arranged, FILTERS, ORDERS } from "./attention.js";
 import { COLUMNS, DeviceRow } from "./device_row.js";
-import { html, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
+import { html, useCallback, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
 import { count, several } from "./words.js";
 
 const SETTLED = 2; // seconds for which rows keep their places, while their figures change
@@ -82,7 +82,7 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
   const wanted = useRef(null);
   const { tops, total } = useMemo(() => placed(rows, view), [rows, view.row, view.heading]);
   useSight(frame, look);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (wanted.current === null) return;
     const target = [...frame.current.querySelectorAll("[data-id]")].find((row) => row.dataset.id === wanted.current);
     target?.querySelector("button")?.focus({ preventScroll: true });
