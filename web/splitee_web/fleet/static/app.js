@@ -44,7 +44,9 @@ export function App({ store, now }) {
       <nav aria-label="Parts of this page"><ul>
         ${parts.map(([id, name]) => html`<li key=${id}><a href="#${id}">${name}</a></li>`)}
       </ul></nav>
-      ${parts.map(([id, name, part]) => html`<section key=${id} aria-labelledby=${id}><h2 id=${id} tabindex="-1">${name}</h2>${part}</section>`)}
+      ${parts.map(([id, name, part]) => html`<section key=${id} aria-labelledby=${id}>
+        <h2 id=${id} tabindex="-1">${name}</h2>${part}
+      </section>`)}
       <${Announcements} log=${store.log} lost=${store.lost} />
     </main>
     ${opened && html`<${DeviceDetails} key=${opened} id=${opened} device=${store.devices.get(opened)} fleet=${fleet}

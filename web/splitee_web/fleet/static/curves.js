@@ -54,7 +54,8 @@ function Curves({ rounds, curves, title }) {
   const [at, look] = useState(null);
   const theme = useTheme();
   useEffect(() => {
-    const plot = new uPlot(options(curves, rounds, place.current.clientWidth, look), [rounds, ...curves.map((curve) => curve.values)], place.current);
+    const data = [rounds, ...curves.map((curve) => curve.values)];
+    const plot = new uPlot(options(curves, rounds, place.current.clientWidth, look), data, place.current);
     const observer = new ResizeObserver(() => plot.setSize({ width: place.current.clientWidth, height: HEIGHT }));
     observer.observe(place.current);
     return () => {

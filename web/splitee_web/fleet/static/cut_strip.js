@@ -28,7 +28,8 @@ function Strip({ cut, total }) {
 function boxes(first, end, unit, step) {
   let path = "";
   for (let stage = first; stage < end; stage += step) {
-    path += `M${(stage * unit + 0.5).toFixed(1)} 0.5h${(step * unit - GAP - 1).toFixed(1)}v${HEIGHT - 1}h${(1 + GAP - step * unit).toFixed(1)}z`;
+    const [left, width] = [(stage * unit + 0.5).toFixed(1), (step * unit - GAP - 1).toFixed(1)];
+    path += `M${left} 0.5h${width}v${HEIGHT - 1}h-${width}z`;
   }
   return path;
 }

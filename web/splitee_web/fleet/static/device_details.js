@@ -46,7 +46,8 @@ function Known({ device, fleet, now }) {
     ${device.confusion && html`<h3>Which classes it takes for which</h3>
       <${ConfusionMatrix} confusion=${device.confusion} run=${fleet.run} of="the device" />`}
     <h3>Machine</h3><${Facts} facts=${machine(device)} />
-    ${device.capability?.cuts?.length > 0 && html`<${Costs} capability=${device.capability} cut=${device.cut} stages=${fleet.network_stages} />`}
+    ${device.capability?.cuts?.length > 0 && html`<${Costs} capability=${device.capability}
+      cut=${device.cut} stages=${fleet.network_stages} />`}
     ${device.traffic && html`<h3>Bytes since its process began</h3><${PurposeBars} traffic=${device.traffic} />`}`;
 }
 
@@ -90,13 +91,14 @@ function machine(device) {
 function modelFacts({ model, released }, now) {
   const { serves } = model;
   const round = model.round ? `, round ${model.round}` : "";
+  const origin = released?.images ? `, chosen on ${images(released.images)}` : ", the run's";
   const expected = released?.expected_accuracy ?? null;
   return [
     ["Last release", html`${model.state}${round}${model.run && html` of run <bdi>${model.run}</bdi>`}`],
     ["Because", model.reason ? html`<bdi>${model.reason}</bdi>` : null],
     ["In service now", serves ? html`round ${serves.round} of run <bdi>${serves.run}</bdi>, since ${clock(serves.since, now)}` : "none"],
     ["Release", html`<code title=${model.release}>${model.release.slice(0, 12)}</code>`],
-    ["Threshold", released ? `${released.threshold.toFixed(3)}${released.images ? `, chosen on ${images(released.images)}` : ", the run's"}` : null],
+    ["Threshold", released ? released.threshold.toFixed(3) + origin : null],
     ["Expected", expected === null ? null : `${percent(expected)} right, ${percent(released.expected_offload)} offloaded`],
   ];
 }

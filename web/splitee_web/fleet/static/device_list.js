@@ -3,7 +3,7 @@
 
 import { arranged, FILTERS, ORDERS } from "./attention.js";
 import { COLUMNS, DeviceRow } from "./device_row.js";
-import { html, useCallback, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
+import { html, useLayoutEffect, useMemo, useRef, useState } from "./html.js";
 import { count, several } from "./words.js";
 
 const SETTLED = 2; // seconds for which rows keep their places, while their figures change
@@ -50,7 +50,8 @@ function listed(attention, rest) {
 }
 
 function Choices({ all, choice, change, found }) {
-  const said = useMemo(() => (choice.filter === "all" && !choice.text ? "" : `${several(found, "device")} found`), [choice]); // once a choice
+  const isWhole = choice.filter === "all" && !choice.text;
+  const said = useMemo(() => (isWhole ? "" : `${several(found, "device")} found`), [choice]); // once a choice
   const sort = (order) => change({ order, direction: ORDERS[order].first });
   const isChosen = (key) => choice.filter === key;
   return html`<div class="choices" role="search" aria-label="Devices">
@@ -117,7 +118,8 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
         if (id === undefined) return html`<${Heading} key=${`:${level}`} text=${heading} level=${level} ...${place} />`;
         const one = byId.get(id);
         const said = [one?.activity, ...(one?.concerns.map((concern) => concern.text) ?? [])].join();
-        return one && html`<${DeviceRow} key=${id} one=${one} said=${said} device=${one.device} stages=${fleet.network_stages} second=${Math.floor(now)} open=${open} ...${place} />`;
+        return one && html`<${DeviceRow} key=${id} one=${one} said=${said} device=${one.device}
+          stages=${fleet.network_stages} second=${Math.floor(now)} open=${open} ...${place} />`;
       })}
     </div>
   </div>`;
@@ -185,7 +187,9 @@ function target(key, index, rows, page) {
 }
 
 function Head({ choice, change }) {
-  const sort = useCallback((order) => change({ order, direction: choice.order === order ? -choice.direction : ORDERS[order].first }), [choice]);
+  const sort = (order) => {
+    change({ order, direction: choice.order === order ? -choice.direction : ORDERS[order].first });
+  };
   return html`<div role="row" class="row" aria-rowindex="1">
     ${COLUMNS.map(({ key, title, orders }) => {
       const chosen = orders.find((order) => order === choice.order);

@@ -75,7 +75,8 @@ function Weakest({ device }) {
 
 function Heat({ device }) {
   const share = memoryShare(device);
-  return html`${degrees(device.temperature)}<small class="cut">${memory(device.memory)}${share !== undefined && `, ${percent(share, 0)}`}</small>`;
+  const full = share !== undefined && `, ${percent(share, 0)}`;
+  return html`${degrees(device.temperature)}<small class="cut">${memory(device.memory)}${full}</small>`;
 }
 
 function Moved({ device }) {

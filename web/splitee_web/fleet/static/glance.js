@@ -5,6 +5,8 @@ import { html } from "./html.js";
 import { Named } from "./tables.js";
 import { clock, count, images, percent, PHASES, points, several, span, UNKNOWN } from "./words.js";
 
+const BROKER_LOST = html`<b class="bad">not connected</b>`;
+const BROKER_THERE = html`<b class="good">connected</b>`;
 const SHOWN = 3; // devices that are named
 
 export function Glance({ fleet, all, now, broker }) {
@@ -17,8 +19,8 @@ export function Glance({ fleet, all, now, broker }) {
       <ul class="facts">
         <li>Server: <b class=${serverLevel(fleet)}>${server ? server.state : "not heard of"}</b>
           ${server?.doing && html`, <bdi>${server.doing}</bdi>`}</li>
-        <li>Broker: ${broker?.connected === false ? html`<b class="bad">not connected</b>` : html`<b class="good">connected</b>`}</li>
-        ${run && html`<li><bdi>${run.network}</bdi>, ${several(run.num_classes, "class").replace(/classs$/, "classes")}</li>
+        <li>Broker: ${broker?.connected === false ? BROKER_LOST : BROKER_THERE}</li>
+        ${run && html`<li><bdi>${run.network}</bdi>, ${count(run.num_classes)} classes</li>
           <li>Strategy: <bdi>${run.strategy ?? "sequential"}</bdi></li>`}
         ${fleet.malformed > 0 && html`<li class="warn">${several(fleet.malformed, "malformed message")} ignored</li>`}
         ${server?.rejected > 0 && html`<li class="warn">${several(server.rejected, "message")} rejected</li>`}
@@ -95,8 +97,9 @@ function Accuracy({ fleet }) {
   const gain = before?.adaptive !== undefined && now.adaptive_accuracy !== undefined
     ? `; ${points(now.adaptive_accuracy - before.adaptive)} since round ${before.round}` : "";
   const alone = baselines?.alone !== undefined && baselines?.alone !== null ? `; alone ${percent(baselines.alone)}` : "";
-  return html`<${Figure} title="Adaptive accuracy" note=${html`exit ${percent(now.exit_accuracy)}, trunk ${percent(now.trunk_accuracy)}${alone}
-    <br />round ${metrics.round}, ${images(now.images)}${gain}`}>${percent(now.adaptive_accuracy)}<//>`;
+  const note = html`exit ${percent(now.exit_accuracy)}, trunk ${percent(now.trunk_accuracy)}${alone}
+    <br />round ${metrics.round}, ${images(now.images)}${gain}`;
+  return html`<${Figure} title="Adaptive accuracy" note=${note}>${percent(now.adaptive_accuracy)}<//>`;
 }
 
 function Devices({ fleet, all }) {
@@ -123,7 +126,8 @@ function Waiting({ fleet, now }) {
   }
   const named = waiting.slice(0, SHOWN).map((one, index) => html`${index > 0 && ", "}<bdi>${one.device}</bdi>`);
   const rest = waiting.length > SHOWN ? ` and ${count(waiting.length - SHOWN)} more` : "";
-  return html`<${Figure} title="Waiting for" note=${html`<span class="cut">${named}${rest}</span>${since}`}>${several(waiting.length, "device")}<//>`;
+  const note = html`<span class="cut">${named}${rest}</span>${since}`;
+  return html`<${Figure} title="Waiting for" note=${note}>${several(waiting.length, "device")}<//>`;
 }
 
 function End({ fleet, now }) {

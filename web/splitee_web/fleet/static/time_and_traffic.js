@@ -19,7 +19,9 @@ export const TimeAndTraffic = memo(({ seconds, round, traffic }) => html`<div cl
   ${seconds && html`<div class="card">
     <h3>Seconds of round ${round}, at the server</h3><${Bars} values=${named(SECONDS, seconds)} shown=${duration} />
   </div>`}
-  ${traffic && html`<div class="card"><h3>Bytes of all devices, since their processes began</h3><${PurposeBars} traffic=${traffic} /></div>`}
+  ${traffic && html`<div class="card">
+    <h3>Bytes of all devices, since their processes began</h3><${PurposeBars} traffic=${traffic} />
+  </div>`}
 </div>`);
 
 const named = (titles, values) => Object.entries(titles).map(([key, title]) => [title, values[key] ?? 0]).filter(([, value]) => value > 0);
