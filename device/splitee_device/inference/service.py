@@ -28,6 +28,7 @@ from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.tally import Tally
+from splitee_device.inference.unsure_images import UnsureImages
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
 TICK = 0.2  # seconds between two looks at the folder, the clock and the model in service
@@ -75,6 +76,7 @@ class InferenceService:
         key: ReleaseKey | None = None,
         region: Region | None = None,
         threads: int | None = None,
+        unsure: UnsureImages | None = None,
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
@@ -83,6 +85,7 @@ class InferenceService:
         Args:
             key: that releases must be signed by; None: by none.
             region: of the images that the model sees; None: all of them.
+            unsure: where the images that it is uncertain of are kept; None: nowhere.
         """
         self._link = link
         self._options = options
@@ -98,6 +101,7 @@ class InferenceService:
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
         self._region = region
+        self._unsure = unsure
         self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.tally = Tally()
         self._log_due = RateLimiter(LOG_EVERY)
@@ -114,6 +118,8 @@ class InferenceService:
             if isinstance(event, Message):
                 self._delivery.handle(event)
             self._delivery.tick()
+            if self._unsure is not None:
+                self._unsure.tick()
             if self._shelf.release != self._release:
                 self._switch()
             if self._predictor is not None and not isinstance(event, Message):
@@ -165,6 +171,8 @@ class InferenceService:
             report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
             self._link.publish(self._topic, report.encode())
             self.tally.add(prediction)
+            if self._unsure is not None:
+                self._unsure.offer(name, source, pixels, prediction, predictor.threshold)
             self._log(name, prediction)
 
     def _log(self, name: str, prediction: Prediction) -> None:
