@@ -73,11 +73,10 @@ class DeviceSettings:
         Raises:
             DataError: as its message says.
         """
-        division = Division(self.holdout) if self.fresh else read_division(folder, self.holdout)
         folders = [Path(name).expanduser() for name in (self.data, self.test) if name]
         return DeviceImages(
             partial(self._open_data, spec, folder, tick),
-            division,
+            read_division(folder, self.holdout),
             tuple(path for path in folders if path.is_dir()),
         )
 

@@ -19,7 +19,7 @@ def test_they_are_taken_up_between_rounds(mosquitto_broker: RunningBroker, tmp_p
     """And a device that is killed afterwards holds out what it held out before."""
     topics, pictures = Topics("growing"), tmp_path / "pictures"
     write_photographs(pictures, {"ants": 40, "bees": 40})
-    write_photographs(tmp_path / "more", {"ants": 20, "bees": 60})
+    write_photographs(tmp_path / "more", {"ants": 20, "bees": 60}, seed=1)
     watcher = Link(mosquitto_broker.address, "growing-watcher")
     watcher.subscribe(topics.commit)
     watcher.open(5)

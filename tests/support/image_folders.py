@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from splitee_device.data.sources import open_source
+
 
 def png(number: int) -> bytes:
     """A plain grey picture: its number is its grey."""
@@ -31,9 +33,11 @@ def write_folder(root: Path, counts: Mapping[str, int]) -> None:
             number += 1
 
 
-def write_photographs(root: Path, counts: Mapping[str, int], size: tuple[int, int] = (40, 30)) -> None:
+def write_photographs(
+    root: Path, counts: Mapping[str, int], size: tuple[int, int] = (40, 30), seed: int = 0
+) -> None:
     """Class folders of JPEG files in which no two pixels are the same."""
-    generator = np.random.default_rng(0)
+    generator = np.random.default_rng(seed)
     for name, count in counts.items():
         (root / name).mkdir(parents=True)
         for number in range(count):
@@ -51,3 +55,17 @@ def write_parquet(
     images = [{"bytes": content, "path": None} for content in pictures]
     table = pa.Table.from_pydict({"image": images, "label": list(labels)}, schema=schema)
     pq.write_table(table, path, row_group_size=7)
+
+
+def write_clothes(root: Path, counts: Mapping[str, int], first: int = 0) -> None:
+    """Class folders of photographs of clothes: those of Fashion-MNIST from number `first` on, in each class.
+
+    The same numbers are the same photographs in the same files.
+    """
+    source = open_source("builtin:fashion-mnist")
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        found = np.flatnonzero(source.train.labels == source.class_names.index(name))
+        places = np.sort(found)[first : first + count]
+        for number, image in enumerate(source.train.images(places), start=first):
+            image(lambda photograph: photograph).save(root / name / f"{number:04}.png")

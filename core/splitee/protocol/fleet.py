@@ -126,7 +126,7 @@ class Profile(JsonMessage, frozen=True):
         class_names: names of the classes, in the order of the labels; the same on every device of a run.
         train_samples: images for training.
         held_out_samples: images for evaluation.
-        run: run that its committed state belongs to.
+        run: run that it asks to join; empty, of an earlier release: whichever there is.
         committed: its last committed round in that run.
         next_cut: cut that it asks for, after the round under way; 0: it stays.
         capability: measurements of a device that was profiled.

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -73,6 +75,15 @@ def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: 
         raise
     except Exception as error:  # on hostile bytes Pillow's readers raise anything, even SyntaxError
         raise UnreadableImage(name, _reason(error)) from None
+
+
+def content_digest(path: Path) -> str:
+    """What an image file is known by wherever it lies: a digest of its bytes, 32 hexadecimal digits.
+
+    Raises OSError or UnreadableImage: it cannot be read, or is no regular file.
+    """
+    with _opened(str(path), path) as file:
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 def normalize(images: Pixels, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:

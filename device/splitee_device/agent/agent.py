@@ -94,6 +94,7 @@ class Agent:
             class_names=data.class_names,
             train_samples=len(data.train),
             held_out_samples=len(data.held_out),
+            run=self._spec.run,
             capability=self._capability,
             codec=self._spec.codec,
             alone_accuracy=self._alone_accuracy,

@@ -63,8 +63,11 @@ class Heard:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the server has taken this process of the device in."""
-        return self.assignment is not None and self.assignment.instance == self._instance
+        """Whether the server has taken this process of the device into the run."""
+        told, spec = self.assignment, self.spec
+        if told is None or spec is None:
+            return False
+        return (told.run, told.instance) == (spec.run, self._instance)
 
     @property
     def is_trained(self) -> bool:

@@ -40,14 +40,15 @@ class Split:
         name: of the image at a place, by which people find it.
         prepare: of the places that will be asked for, and a folder for a temporary file: gives `images` for
             places in any order, cheaply and from several threads. None: `images` itself is so.
-        key: of the image at a place, by which it is known again. None: no image is added or taken away.
+        keys: of the image at a place, by each of which it is known again, the first of which is kept. None: no
+            image is added or taken away.
     """
 
     labels: Labels
     images: Images
     name: Callable[[int], str]
     prepare: Callable[[Indices, Path | None], Images] | None = None
-    key: Callable[[int], str] | None = None
+    keys: Callable[[int], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)

@@ -76,4 +76,4 @@ class DeviceImages:
 
 
 def _all(division: Division | None) -> frozenset[str]:
-    return division.held_out | division.training if division is not None else frozenset()
+    return division.here if division is not None else frozenset()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from splitee.errors import DataError
-from splitee.samples.images import IMAGE_SUFFIXES, load_image
+from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, content_digest, load_image
 from splitee_device.data.base import DeferredImage, Indices, Source, Split
 
 # What systems put beside files: thumbnails, snapshots, bins.
@@ -66,10 +66,15 @@ def open_folder(root: Path) -> Source:
     def images(indices: Indices) -> Iterator[DeferredImage]:
         return (partial(load_image, Path(files[index])) for index in indices)
 
-    def key(index: int) -> str:
-        return os.path.relpath(files[index], root)
+    def keys(index: int) -> tuple[str, ...]:
+        """By its content, for it may be moved to another class; by its path, which was kept formerly."""
+        path = os.path.relpath(files[index], root)
+        try:
+            return content_digest(Path(files[index])), path
+        except (OSError, UnreadableImage):  # it is left out when it is decoded
+            return (path,)
 
-    return Source(classes, Split(labels, images, files.__getitem__, key=key), None, empty, found.ignored())
+    return Source(classes, Split(labels, images, files.__getitem__, keys=keys), None, empty, found.ignored())
 
 
 def fingerprint(root: Path) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from splitee.protocol.fields import Fit
 from splitee.samples.fitting import Preparation, Region, Shape
 from splitee_device.data.accounts import report
 from splitee_device.data.base import Indices, Labels, Source, Split
-from splitee_device.data.division import Division
+from splitee_device.data.division import Division, Keys
 from splitee_device.data.fitting_report import report_fitting
 from splitee_device.data.image_sets import LabelledImages
 from splitee_device.data.sources import in_order_of, open_source
@@ -43,7 +43,7 @@ class DeviceData:
 
     Attributes:
         skipped: names of the images that could not be read.
-        division: which images are held out; None: the source always has the same images.
+        division: what images are for, to be remembered; None: nobody is to open them again.
         empty_classes: that are named, have no images, and are none of `class_names`.
     """
 
@@ -81,7 +81,8 @@ def open_data(
     most so many training images of the shard, and as many held-out ones, in proportion to the classes.
 
     Args:
-        division: what images of this source were for so far, which they stay for; of the same `holdout`.
+        division: what images of this source were for so far, which they stay for, and the seed that they
+            were shuffled by, instead of `seed`; of the same `holdout`.
         class_names: the fleet's. Where the source has those classes, in any order, or an empty folder for
             one, labels are numbered as they are; other names leave the source's own.
         storage: how images are kept; by default all of them in memory.
@@ -121,23 +122,23 @@ def _check_settings(holdout: float, limit: int | None) -> None:
 
 def _divide(
     spec: str, source: Source, shard: Shard | None, division: Division, seed: int
-) -> tuple[Indices, tuple[Split, Indices], Division | None]:
-    """Which training images are this shard's, the held-out ones with the split that they are in, and both
-    by their keys, where they have some.
+) -> tuple[Indices, tuple[Split, Indices], Division]:
+    """Which training images are this shard's, the held-out ones with the split that they are in, and what is
+    remembered of them.
     """
-    train = _by_class(source.train.labels, seed)
-    key = source.train.key
+    division = division if division.seed is not None else replace(division, seed=seed)
+    train = _by_class(source.train.labels, division.seed)
+    keys = _keys(source.train)
     if source.test is not None:
-        held_out = (source.test, np.concatenate(_by_class(source.test.labels, seed)))
+        held_out = (source.test, np.concatenate(_by_class(source.test.labels, division.seed)))
+        mine = np.concatenate(train)
+        aside = mine[:0]
     else:
-        parts = [division.divide(own, key) for own in train]
-        held_out = (source.train, np.concatenate([first for first, _ in parts]))
-        train = [rest for _, rest in parts]
-    mine = np.concatenate(train)
-    divided = None
-    if key is not None:
-        aside = _keys(key, held_out[1]) if source.test is None else frozenset()
-        divided = Division(division.share, aside, _keys(key, mine))
+        parts = [division.divide(own, [keys[place] for place in own] if keys else None) for own in train]
+        aside, mine = (np.concatenate(part) for part in zip(*parts, strict=True))
+        held_out = (source.train, aside)
+    if keys:
+        division = division.after([keys[place] for place in aside], [keys[place] for place in mine])
     if shard is not None:
         if len(mine) < shard.count:
             raise DataError(
@@ -145,11 +146,12 @@ def _divide(
                 "give more images or fewer shards"
             )
         mine = mine[shard.index - 1 :: shard.count]
-    return mine, held_out, divided
+    return mine, held_out, division
 
 
-def _keys(key: Callable[[int], str], indices: Indices) -> frozenset[str]:
-    return frozenset(key(int(index)) for index in indices)
+def _keys(split: Split) -> list[Keys]:
+    """Of all images of a split; empty where they have none."""
+    return [] if split.keys is None else [split.keys(index) for index in range(len(split.labels))]
 
 
 def _by_class(labels: Labels, seed: int) -> list[Indices]:

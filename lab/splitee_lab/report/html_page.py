@@ -5,16 +5,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, PrefixLoader, StrictUndefined
 
 from splitee import __version__
 from splitee.cli.words import images, interval, mib, percent, size, span
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of this package with `values` and the version; words.py gives its filters for figures."""
+    """A template of this package with `values` and the version; words.py gives its filters for figures.
+
+    It may include what the pages of `splitee_web` share, as `shared/FILE`.
+    """
+    shared = PrefixLoader({"shared": PackageLoader("splitee_web", "static")})
     environment = Environment(
-        loader=PackageLoader("splitee_lab.report"),
+        loader=ChoiceLoader([PackageLoader("splitee_lab.report"), shared]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -206,9 +206,12 @@ class Admission:
         )
 
     def _is_ready(self, device: str) -> bool:
-        """Whether one process of it has sent its profile, and is online."""
+        """Whether one process of it has sent its profile for this run, and is online.
+
+        Of a device that stayed after an earlier run, the broker retains what it had then.
+        """
         status, profile = self.last_status.get(device), self._profiles.get(device)
-        if status is None or profile is None:
+        if status is None or profile is None or profile.run not in ("", self._spec.run):
             return False
         return status.state == "online" and status.instance == profile.instance
 

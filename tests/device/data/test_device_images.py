@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from image_folders import png, write_folder
+from image_folders import png, write_folder, write_parquet
 
+from splitee.samples.images import content_digest
 from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.division import FILE, Division, keep_division, read_division
 from splitee_device.data.images import DeviceData, open_data
@@ -32,9 +36,15 @@ def division_of(images: DeviceImages) -> Division:
 
 
 def add(root: Path, name: str, count: int, first: int = 100) -> set[str]:
-    for number in range(first, first + count):
-        (root / name / f"{number}.png").write_bytes(png(number))
-    return {f"{name}/{number}.png" for number in range(first, first + count)}
+    """Their digests."""
+    paths = [root / name / f"{number}.png" for number in range(first, first + count)]
+    for number, path in enumerate(paths, start=first):
+        path.write_bytes(png(number))
+    return set(map(content_digest, paths))
+
+
+def files(root: Path, digests: Iterable[str]) -> list[Path]:
+    return [path for path in sorted(root.glob("*/*")) if content_digest(path) in set(digests)]
 
 
 def test_what_an_image_is_for_it_stays_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -45,7 +55,7 @@ def test_what_an_image_is_for_it_stays_for(tmp_path: Path, caplog: pytest.LogCap
     assert (len(before.held_out), len(before.training)) == (6, 24)
     assert not images.look_again()
 
-    new = add(tmp_path, "a", 10) | add(tmp_path, "b", 20)
+    new = add(tmp_path, "a", 10) | add(tmp_path, "b", 20, first=200)
     assert images.look_again()
     after = division_of(images)
     assert before.held_out < after.held_out and before.training < after.training
@@ -55,8 +65,8 @@ def test_what_an_image_is_for_it_stays_for(tmp_path: Path, caplog: pytest.LogCap
         "images: 30 have come, 0 have gone; from the next round on 48 to train on, 12 held out" in caplog.text
     )
 
-    for name in sorted(after.training)[:5]:
-        (tmp_path / name).unlink()
+    for path in files(tmp_path, after.training)[:5]:
+        path.unlink()
     assert images.look_again()
     assert division_of(images).held_out == after.held_out
     assert len(images.data.train) == 43
@@ -74,7 +84,7 @@ def test_it_is_so_after_a_restart_unless_another_share_is_asked_for(tmp_path: Pa
     again = opening(pictures, read_division(state, SHARE)).division
     assert again is not None
     assert first.held_out < again.held_out and first.training < again.training
-    assert read_division(state, 0.5) == Division(0.5)
+    assert read_division(state, 0.5) == Division(0.5, seed=0)
     other = opening(pictures, read_division(state, 0.5), share=0.5)
     assert len(other.held_out) == 40
 
@@ -91,10 +101,68 @@ def test_a_damaged_division_is_made_anew(
 def test_a_class_whose_held_out_images_are_gone_is_judged_by_others(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 10, "b": 10})
     images = images_of(tmp_path)
-    for name in division_of(images).held_out:
-        (tmp_path / name).unlink()
+    for path in files(tmp_path, division_of(images).held_out):
+        path.unlink()
     assert images.look_again()
     assert sorted(images.data.held_out.labels.tolist()) == [0, 0, 1, 1]
+    assert not division_of(images).held_out & division_of(images).training
+
+
+def test_what_is_moved_or_comes_back_is_for_the_same(tmp_path: Path) -> None:
+    """A label is corrected, an image is put away and back under another name, a copy is made."""
+    root, away = tmp_path / "images", tmp_path / "away.png"
+    write_folder(root, {"a": 20, "b": 20})
+    images = images_of(root)
+    before = division_of(images)
+    for number, digests in enumerate((before.held_out, before.training)):
+        relabelled, moved, copied = [path for path in files(root, digests) if path.parent.name == "a"][:3]
+        relabelled.rename(root / "b" / f"relabelled-{number}.png")
+        copied.with_name(f"copy-{number}.png").write_bytes(copied.read_bytes())
+        moved.rename(away)
+        assert images.look_again()
+        away.rename(root / "a" / f"back-{number}.png")
+        assert images.look_again()
+    after = division_of(images)
+    assert (after.held_out, after.training) == (before.held_out, before.training)
+    assert (len(images.data.held_out), len(images.data.train)) == (8 + 1, 32 + 1)
+
+
+def test_what_an_earlier_release_kept_by_paths_holds(tmp_path: Path) -> None:
+    root, state = tmp_path / "images", tmp_path / "state"
+    state.mkdir()
+    write_folder(root, {"a": 10, "b": 10})
+    paths = [f"{path.parent.name}/{path.name}" for path in sorted(root.glob("*/*"))]
+    aside = paths[3:6] + paths[12:15]
+    content = {"share": SHARE, "held_out": aside, "training": sorted(set(paths) - set(aside))}
+    (state / FILE).write_text(json.dumps(content))
+    data = opening(root, read_division(state, SHARE))
+    assert [Path(data.held_out.name(number)).relative_to(root).as_posix() for number in range(6)] == aside
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_another_runs_seed_divides_as_the_first_ones(tmp_path: Path, kind: str) -> None:
+    """Its weights may be those that the first run ended with."""
+    source, state = tmp_path / "images", tmp_path / "state"
+    state.mkdir()
+    if kind == "folder":
+        write_folder(source, {"a": 20, "b": 20})
+    else:
+        write_parquet(source, [png(number) for number in range(40)], [0, 1] * 20)
+    first, second = (
+        open_data(str(source), input_shape=SHAPE, seed=seed, division=read_division(state, 0.1), holdout=0.1)
+        for seed in (1, 1)
+    )
+    assert first.division is not None
+    keep_division(state, first.division)
+    later = open_data(str(source), input_shape=SHAPE, seed=2, division=read_division(state, 0.1), holdout=0.1)
+    shown = [data.held_out.in_memory().images.tobytes() for data in (first, second, later)]
+    assert shown[0] == shown[1] == shown[2]
+
+
+def test_what_is_no_file_is_known_by_its_path_and_nothing_waits_for_it(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 10, "b": 10})
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    assert "a/pipe.png" in division_of(images_of(tmp_path)).here
 
 
 def test_images_that_cannot_be_taken_up_change_nothing(
