@@ -159,5 +159,4 @@ def _table(found: Enough) -> Table:
 
 
 def _words(spread: Spread, unit: str = " %") -> str:
-    low, high = (max(0.0, spread.low), min(1.0, spread.high)) if unit == " %" else (spread.low, spread.high)
-    return f"{100 * spread.mean:.1f}{unit} ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{100 * spread.mean:.1f}{unit} ({100 * spread.low:.1f} to {100 * spread.high:.1f})"

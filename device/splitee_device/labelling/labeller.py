@@ -138,8 +138,8 @@ class Labeller:
                 journal.append(back)
             except StateError as error:
                 return Outcome(failed=str(error))
-            self._carry_out(back, move_file, outcome)
-            left = tuple(image for image in step.images if image.image not in outcome.moved + outcome.gone)
+            came = {image.image for image in self._carry_out(back, move_file, outcome)}
+            left = tuple(image for image in step.images if image.image not in came.union(outcome.gone))
             if left:
                 _try_append(journal, replace(step, images=left))
             return outcome
@@ -194,51 +194,57 @@ class Labeller:
         )
         return Step(number, _now(), images, step.label, undoes=step.number)
 
-    def _carry_out(self, step: Step, move: Callable[[Path, Path], None], outcome: Outcome) -> None:
-        """Moves the images of a step that the journal has; those that do not move are taken out of it."""
+    def _carry_out(self, step: Step, move: Callable[[Path, Path], None], outcome: Outcome) -> list[Moved]:
+        """Moves the images of a step that the journal has; up to the first that cannot be."""
         moved: list[Moved] = []
         folders: set[Path] = set()
         for image in step.images:
             source, target = self.data / image.source, self.data / image.target
-            if outcome.failed:
-                continue
             try:
                 move(source, target)
-                folders.update((source.parent, target.parent))
-                moved.append(image)
             except FileNotFoundError:
                 outcome.gone.append(image.image)
                 self.unlabelled.pop(image.image, None)
             except (OSError, StateError) as error:
                 outcome.failed = _line(error)
+                break
+            else:
+                folders.update((source.parent, target.parent))
+                moved.append(image)
         try:
             for folder in folders:
                 sync_folder(folder)
         except OSError as error:
             outcome.failed = _line(error)
-        outcome.moved += [image.image for image in moved]
-        self._note(step, moved)
-
-    def _note(self, step: Step, moved: Sequence[Moved]) -> None:
-        """Counts, labels, and the journal, after the images of a step have moved."""
-        journal = self._opened()
         if step.undoes is None:
-            for image in moved:
-                self.unlabelled.pop(image.image, None)
-                self._labels[image.image] = step.label
-            if len(moved) < len(step.images):
-                _try_append(journal, replace(step, images=tuple(moved)))
+            self._note_labels(step, moved, outcome)
         else:
-            for image in moved:
-                self._labels.pop(image.image, None)
-                back = look_at(self.data / image.target)
-                if back is not None:
-                    self.unlabelled[back.identifier] = back
-        change = len(moved) if step.undoes is None else -len(moved)
-        if step.label is None:
+            self._note_return(moved, outcome)
+        self._count(step.label, len(moved) if step.undoes is None else -len(moved))
+        return moved
+
+    def _note_labels(self, step: Step, moved: Sequence[Moved], outcome: Outcome) -> None:
+        """Those that have not moved are taken out of the journal's step."""
+        for image in moved:
+            self.unlabelled.pop(image.image, None)
+            self._labels[image.image] = step.label
+            outcome.moved.append(image.image)
+        if len(moved) < len(step.images):
+            _try_append(self._opened(), replace(step, images=tuple(moved)))
+
+    def _note_return(self, moved: Sequence[Moved], outcome: Outcome) -> None:
+        for image in moved:
+            self._labels.pop(image.image, None)
+            back = look_at(self.data / image.target)
+            if back is not None:
+                self.unlabelled[back.identifier] = back
+                outcome.moved.append(back.identifier)
+
+    def _count(self, label: str | None, change: int) -> None:
+        if label is None:
             self.none += change
         else:
-            self.classes[step.label] = self.classes.get(step.label, 0) + change
+            self.classes[label] = self.classes.get(label, 0) + change
 
     def _text(self, path: Path) -> str:
         return os.fspath(path.relative_to(self.data) if path.is_relative_to(self.data) else path)

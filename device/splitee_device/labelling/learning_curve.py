@@ -109,14 +109,18 @@ def how_much_is_enough(
     accuracies = np.stack([run @ shares for run in runs])  # (repeats, sizes)
     recalls = np.stack(runs)  # (repeats, sizes, classes)
     curve = tuple(
-        Point(size, _spread(accuracies[:, at]), _by_class(recalls[:, at].mean(0), counted, len(class_names)))
+        Point(
+            size,
+            _spread(accuracies[:, at], 0.0),
+            _by_class(recalls[:, at].mean(0), counted, len(class_names)),
+        )
         for at, size in enumerate(sizes)
     )
     gain = _spread(np.array([_gain(sizes, run) for run in accuracies]))
     worth = _worth_of_classes(values, places, parts[:HALVINGS], recalls[:, -1])
     classes = [ClassWorth(name, int(count)) for name, count in zip(class_names, counts, strict=True)]
     for at, place in enumerate(counted):
-        recall = _spread(recalls[:, -1, at])
+        recall = _spread(recalls[:, -1, at], 0.0)
         classes[place] = ClassWorth(class_names[place], int(counts[place]), recall, worth[at])
     best, advice = _advice(classes)
     return Enough(int(counts.sum()), tuple(classes), curve, gain, best, _verdict(gain), advice)
@@ -245,11 +249,16 @@ def _by_class(recalls: Matrix, counted: Labels, classes: int) -> tuple[float, ..
     return tuple(map(float, found))
 
 
-def _spread(values: Matrix) -> Spread:
-    half = Z * float(values.std(ddof=1))
-    return Spread(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+def _spread(values: Matrix, least: float = -1.0) -> Spread:
+    """Of single values, within `least` and 1."""
+    return _interval(values, Z * float(values.std(ddof=1)), least)
 
 
 def _standard_error(values: Matrix) -> Spread:
-    half = T * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Spread(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+    """Of the mean."""
+    return _interval(values, T * float(values.std(ddof=1)) / math.sqrt(len(values)), -1.0)
+
+
+def _interval(values: Matrix, half: float, least: float) -> Spread:
+    mean = float(values.mean())
+    return Spread(mean, max(mean - half, least), min(mean + half, 1.0))

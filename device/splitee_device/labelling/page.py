@@ -26,7 +26,7 @@ from splitee_web.listening import Listening
 from splitee_web.site import STREAMS, make_app
 
 STATIC = Path(__file__).with_name("static")
-MOST_SHOWN = 200  # images that a browser gets at a time
+MOST_SHOWN = 2000  # images that a browser gets at a time
 MOST_AT_ONCE = 1000  # images of one action
 IN_A_BROWSER = {"Cache-Control": "private, max-age=600"}  # an image's identifier changes with its file
 
@@ -137,7 +137,9 @@ class LabelPage:
             "id": image.identifier,
             "name": plain(image.name),
             "readable": image.identifier not in self._scores.unreadable,
-            "guesses": [{"label": plain(label), "probability": share} for label, share in guesses],
+            "guesses": [
+                {"label": label, "shown": plain(label), "probability": share} for label, share in guesses
+            ],
             "entropy": score.entropy if guesses and score is not None else None,
             "kept": None if kept is None else plain(f"{kept.label} {kept.probability:.0%}"),
         }
@@ -171,13 +173,16 @@ class LabelPage:
 
     def _done(self, request: web.Request, name: str, outcome: Outcome, browser: str) -> web.Response:
         """Tells the browser what became of its action, and the others what has changed."""
-        said = {
+        said: dict[str, Any] = {
             "images": outcome.moved,
             "gone": outcome.gone,
             "label": outcome.label,
             "shown": plain(outcome.label or ""),
             "browser": browser,
         }
+        if name == "undone":
+            back = map(self._labeller.unlabelled.get, outcome.moved[:MOST_SHOWN])
+            said["restored"] = [self._shown(image) for image in back if image is not None]
         if outcome.moved or outcome.gone:
             self._say(request.app, name, said)
         already = {image: label and plain(label) for image, label in outcome.already.items()}
