@@ -31,8 +31,8 @@ def move_file(source: Path, target: Path) -> None:
     try:
         _rename_or_copy(source, target)
     except BaseException:
-        if _is_there(source):
-            with suppress(OSError):
+        with suppress(OSError):
+            if _is_there(source) or not target.lstat().st_size:
                 target.unlink()
         raise
 

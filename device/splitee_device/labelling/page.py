@@ -199,7 +199,10 @@ class LabelPage:
             of = tuple(sorted(self._labeller.classes.items())), self._scores.what
             if self._enough[0] != of:
                 enough = await asyncio.to_thread(self._scores.enough)
-                self._enough = of, _encode({**msgspec.to_builtins(enough), "model": plain(self._scores.what)})
+                self._enough = (
+                    of,
+                    _encode(_plain({**msgspec.to_builtins(enough), "model": self._scores.what})),
+                )
             return web.Response(body=self._enough[1], content_type="application/json")
 
     @staticmethod
@@ -224,6 +227,15 @@ async def _read(request: web.Request, kind: type[T]) -> T:
         return msgspec.convert(json.loads(await request.read()), kind)  # json, for names that are no UTF-8
     except (ValueError, RecursionError) as error:
         raise web.HTTPBadRequest(text=f"{plain(str(error)[:300])}\n") from None
+
+
+def _plain(value: Any) -> Any:
+    """A value of JSON with its texts as a page may show them."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return plain(value) if isinstance(value, str) else value
 
 
 def _encode(value: dict[str, Any]) -> bytes:

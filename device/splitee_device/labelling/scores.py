@@ -93,7 +93,7 @@ class Scores:
                 if came or gone:
                     changed(gone)
                 self._score(changed)
-            except SpliteeError as error:
+            except (SpliteeError, OSError) as error:  # a folder that may be back at the next look
                 if self._log_failed.due():
                     log.warning("%s", error)
             if time.monotonic() - saved > SAVE_EVERY:
