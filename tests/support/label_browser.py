@@ -33,7 +33,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def looking(browser: Browser, url: str, *, width: int = 1300, dark: bool = False) -> Iterator[Page]:
-    """The page at `url`, in a window of its own; a script's error fails the test, as what the headers forbid."""
+    """The page at `url`; a script's error fails the test, and so does what the headers forbid."""
     errors: list[str] = []
     context = browser.new_context(
         viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"

@@ -16,6 +16,7 @@ let state = { classes: [], none: 0, unlabelled: 0, unscored: 0, undoable: 0, mod
 let shown = AT_ONCE;
 let fetching = false, again = false;
 const leaving = new Set(); // identifiers of images whose label is on its way
+const left = new Set(); // of those that were taken out: a list that was made before may still have them
 
 const tiles = new Tiles(find("tiles"), find("to-label"), { changed: showCounts, open: showLarge, broken: showBroken });
 const sending = new Sending((waiting) => trouble("connection", waiting && `The device does not reply: ${count(waiting, "action")} will be sent again.`));
@@ -90,8 +91,8 @@ async function fetchImages() {
 function showImages(images) {
   const isFirst = !tiles.all.length;
   images.forEach((image) => tiles.update(image));
-  tiles.add(images.filter((image) => !leaving.has(image.id)).slice(0, shown));
-  if (isFirst && document.activeElement === document.body) tiles.current?.focus({ preventScroll: true });
+  tiles.add(images.filter((image) => !left.has(image.id)).slice(0, shown));
+  if (isFirst && [document.body, find("to-label")].includes(document.activeElement)) tiles.current?.focus({ preventScroll: true });
 }
 
 async function showBroken(id, picture) {
@@ -101,13 +102,23 @@ async function showBroken(id, picture) {
     if (response.ok) return;
     if (response.status === 404) {
       const tile = tiles.find(id);
-      if (tile) { tiles.remove([tile]); say("An image is no longer there: it was taken out."); refill(); }
+      if (tile) { remove([tile]); say("An image is no longer there: it was taken out."); refill(); }
       return;
     }
     words = (await response.text()).trim() || words;
   } catch { return; }
   picture.replaceWith(element("div", { class: "unreadable" }, "cannot be read"));
   say(words);
+}
+
+function remove(some) {
+  some.forEach((tile) => left.add(tile.image.id));
+  tiles.remove(some);
+}
+
+function restore(images, before) {
+  images.forEach((image) => left.delete(image.id));
+  return tiles.add(images, before);
 }
 
 function refill() {
@@ -125,7 +136,7 @@ async function labelSome(name, meant) {
   const before = meant.at(-1).nextSibling;
   const words = name === null ? "none of these" : state.classes.find((one) => one.name === name)?.shown ?? "";
   images.forEach((image) => leaving.add(image.id));
-  tiles.remove(meant);
+  remove(meant);
   nextLarge();
   say(`${count(images.length, "image")}: ${words}.`);
   refill();
@@ -138,7 +149,7 @@ function report(reply, name, words, images, before) {
   const already = Object.values(reply.already ?? {}).filter((other) => other !== (name === null ? null : words));
   const done = new Set([...reply.images ?? [], ...reply.gone ?? [], ...Object.keys(reply.already ?? {})]);
   const back = images.filter((image) => !done.has(image.id));
-  if (back.length) tiles.add(back, before?.isConnected ? before : null);
+  if (back.length) restore(back, before?.isConnected ? before : null);
   trouble("label", reply.failed && `${count(back.length, "image stays", "images stay")} where ${back.length === 1 ? "it was" : "they were"}: ${reply.failed}`);
   if (already.length) say(`${count(already.length, "image was", "images were")} labelled ${[...new Set(already.map((one) => one ?? "none of these"))].join(", ")} already, in another browser or before.`);
   else if (reply.gone?.length) say(`${count(reply.gone.length, "image is", "images are")} no longer there: taken out.`);
@@ -165,7 +176,7 @@ async function undo() {
 }
 
 function undone(reply, where) {
-  const [first] = tiles.add(reply.restored ?? [], tiles.box.firstChild);
+  const [first] = restore(reply.restored ?? [], tiles.box.firstChild);
   const words = reply.label === null ? "none of these" : reply.shown;
   say(`Undone${where}: ${count(reply.images?.length ?? 0, "image")} of ${words}${reply.gone?.length ? `; ${count(reply.gone.length, "image is", "images are")} no longer there` : ""}.`);
   if (first && !where) { tiles.setCurrent(first); if (!find("large").open) first.focus(); }
@@ -302,7 +313,7 @@ function changeOf(change) {
 function takeOut(ids, why) {
   const gone = ids.map((id) => tiles.find(id)).filter(Boolean);
   if (!gone.length) return;
-  tiles.remove(gone);
+  remove(gone);
   nextLarge();
   say(`${count(gone.length, "image was", "images were")} ${why}: taken out.`);
 }
