@@ -29,10 +29,10 @@ def write_images(folder: Path, count: int, *, start: int = 0, name: str = "{:04}
     return paths
 
 
-def write_model(folder: Path) -> Path:
+def write_model(folder: Path, *, seed: int = 0) -> Path:
     """A model of the classes a and b."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = graphs.graph().SerializeToString()
+    data = graphs.graph(tensors=graphs.sound_tensors(seed)).SerializeToString()
     (folder / CLIENT).write_bytes(data)
     write_manifest(folder, graphs.manifest(data))
     return folder
