@@ -15,7 +15,6 @@ from rich.table import Table
 from splitee.cli.bounds import whole
 from splitee.cli.command import Command, section
 from splitee.cli.input_options import region_setting
-from splitee.cli.pairs import require
 from splitee.cli.plain_text import echo, echo_json, plain_cell
 from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.signals import stop_on_signals
@@ -104,7 +103,8 @@ def label(
 
     A label moves an image into DIR/CLASS, where training finds it. Nothing of the images goes to the broker.
     """
-    require("--enough", enough, "--json")
+    if as_json and not enough:
+        raise ConfigError("--json does nothing without --enough: give both, or neither")
     if enough:
         _print_enough(data, model, region, threads, as_json)
         return
