@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "requirements"
 PYTHON = "3.11"  # the oldest that is supported
-EXTRAS: dict[str, tuple[str, ...]] = {"base": (), "train": ("train",), "server": ("server",)}
+EXTRAS: dict[str, tuple[str, ...]] = {"base": (), "train": ("train",), "server": ("server", "page")}
 PINNED = re.compile(r"([\w.-]+)==")
 TORCH = ("torch", "torchvision")
 OF_CUDA = (
@@ -59,8 +59,9 @@ def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     lock("build", "-")
     for name, extras in EXTRAS.items():
-        text = lock(name, "pyproject.toml", *(flag for extra in extras for flag in ("--extra", extra)))
-    lock("server-without-torch", "pyproject.toml", "--extra", "server", *without_torch(text))
+        flags = [flag for extra in extras for flag in ("--extra", extra)]
+        text = lock(name, "pyproject.toml", *flags)
+    lock("server-without-torch", "pyproject.toml", *flags, *without_torch(text))  # as the last one
 
 
 if __name__ == "__main__":

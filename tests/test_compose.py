@@ -17,6 +17,7 @@ import yaml
 
 from splitee_device.commands.device import device as device_command
 from splitee_server.commands.server import server as server_command
+from splitee_web.commands.page import page as page_command
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -88,7 +89,7 @@ def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
     ]
     assert sorted(used) == sorted(COMPOSE["secrets"])
     for name, service in SERVICES.items():
-        folder = "server" if name.startswith("server") else f"bundles/{name}"
+        folder = {"server": "server", "server-ranks": "server", "page": "viewer"}.get(name, f"bundles/{name}")
         files = {
             secret["target"]: COMPOSE["secrets"][secret["source"]] for secret in service.get("secrets", [])
         }
@@ -98,13 +99,20 @@ def test_a_key_is_a_secret_of_its_own_service_alone() -> None:
         assert "secrets/" in lines or "*" in lines
 
 
-@pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith(("server", "demo"))])
+@pytest.mark.parametrize("name", [name for name in SERVICES if name.startswith(("server", "demo", "page"))])
 def test_the_settings_are_ones_that_the_commands_know(name: str) -> None:
-    command = server_command if name.startswith("server") else device_command
+    command = {"server": server_command, "demo": device_command, "page": page_command}[name.partition("-")[0]]
     known = {str(parameter.envvar) for parameter in command.params if getattr(parameter, "envvar", None)}
     assert set(SERVICES[name]["environment"]) <= known
     flags = [word for word in SERVICES[name].get("command", []) if word.startswith("--")]
     assert set(flags) <= {flag for parameter in command.params for flag in parameter.opts}
+
+
+def test_the_page_is_for_this_machine_and_takes_a_token() -> None:
+    page = SERVICES["page"]
+    assert all(port.startswith("127.0.0.1:") for port in page["ports"])
+    assert page["environment"]["SPLITEE_TOKEN_FILE"] == "/run/secrets/page.token"  # noqa: S105
+    assert "page.token" in SERVICES["certificates"]["command"][0]
 
 
 def test_the_images_files_are_in_the_build_context() -> None:

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = {"base": "", "train": "[train]", "server": "[server]"}
+EXTRAS = {"base": "", "train": "[train]", "server": "[server,page]"}
 MACHINES = ("x86_64", "aarch64")
 OF_CUDA = ("nvidia-", "cuda-", "triton")
 HASHED = re.compile(r"(?P<pin>\S+==[^\\]+?) \\\n(?P<hashes>(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+)")

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import configparser
+import re
 from pathlib import Path
 
 import pytest
+
+from splitee_web.commands.page import page
 
 ROOT = Path(__file__).parents[1]
 UNITS = sorted(
@@ -24,7 +27,11 @@ def section(unit: Path, name: str = "Service") -> configparser.SectionProxy:
 
 
 def test_there_are_units() -> None:
-    assert {unit.name for unit in UNITS} >= {"splitee-broker.service", "splitee-device.service"}
+    assert {unit.name for unit in UNITS} >= {
+        "splitee-broker.service",
+        "splitee-device.service",
+        "splitee-page.service",
+    }
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: str(unit.name))
@@ -32,3 +39,11 @@ def test_a_days_log_of_a_unit_is_bounded(unit: Path) -> None:
     found = section(unit)
     assert found["LogRateLimitIntervalSec"] == "10min"
     assert int(found["LogRateLimitBurst"]) * LINE * 24 * 6 <= MOST
+
+
+def test_the_pages_unit_names_settings_that_the_command_knows_and_files_that_a_viewer_has() -> None:
+    text = (ROOT / "server" / "splitee-page.service").read_text()
+    known = {str(parameter.envvar) for parameter in page.params if getattr(parameter, "envvar", None)}
+    assert set(re.findall(r"SPLITEE_\w+", text)) <= known | {"SPLITEE_CONFIG"}
+    credentials = re.findall(r"^LoadCredential=(\S+):/etc/splitee/viewer/(\S+)$", text, re.MULTILINE)
+    assert credentials == [(name, name) for name in ("viewer.toml", "ca.crt", "client.crt", "client.key")]

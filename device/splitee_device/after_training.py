@@ -9,11 +9,11 @@ from pathlib import Path
 from splitee.durable import write_atomically
 from splitee.errors import ModelError
 from splitee.inference.manifest import ClientManifest, read_manifest
-from splitee.mqtt.link import Link
 from splitee.protocol.topics import Topics
 from splitee.samples.kept import SAMPLES, keep_region
 from splitee_device.agent.session import Session
 from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.recent import offline, serving_link
 from splitee_device.inference.service import InferenceService
 from splitee_device.inference.trust import Expected
 from splitee_device.settings import DeviceSettings
@@ -60,7 +60,7 @@ def serve(
     if (state / SAMPLES).exists():
         write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())
     keep_region(models.path, settings.serving.region)
-    connection = Link(link.address, f"splitee-{link.fleet}-{session.device}-service", tls=link.tls)
+    connection = serving_link(link, session.device, session.instance)
     connection.meter = session.meter
     service = InferenceService(
         connection,
@@ -68,6 +68,7 @@ def serve(
         topics,
         session.device,
         models,
+        instance=session.instance,
         timeout=settings.serving.timeout,
         floors=settings.serving.floors,
         key=settings.serving.key,
@@ -95,7 +96,7 @@ def serve(
         session.presence.publish_status()  # its model has come since the last one
     finally:
         service.close()
-        connection.close()
+        connection.close(offline(topics, session.device, session.instance))
     if not _is_of(models, session):
         log.warning("no model of this run came: `splitee release` can bring it to `splitee infer`")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from splitee.errors import ExitCode, IdInUse
 from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.protocol import routes
+from splitee.protocol.accuracies import ConfusionMatrix
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fleet import (
     DeviceFigures,
@@ -29,7 +30,7 @@ from splitee.protocol.gate import Gate, Received
 from splitee.protocol.parts import publish_in_parts
 from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, Participation, RoundOpen
-from splitee.protocol.routes import Route
+from splitee.protocol.routes import LARGEST_WHOLE, Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 
@@ -138,14 +139,28 @@ class Announcer:
             Commit(run=self._run, round=number, attempt=self._instance, weights_sha256=weights_sha256),
         )
 
-    def metrics(self, metrics: Metrics, dismissed: Collection[str]) -> None:
-        """A round's figures: those of each device that was not dismissed, then those of the fleet."""
+    def metrics(
+        self, metrics: Metrics, dismissed: Collection[str], confusions: Mapping[str, ConfusionMatrix]
+    ) -> None:
+        """A round's figures: those of each device that was not dismissed, then those of the fleet.
+
+        `confusions`: by device, as far as they are known.
+        """
         for device, figures in metrics.devices.items():
             if device in dismissed:
                 continue
-            told = DeviceFigures(run=metrics.run, round=metrics.round, figures=figures)
+            told = DeviceFigures(
+                run=metrics.run, round=metrics.round, figures=figures, confusion=confusions.get(device)
+            )
             self._retain(routes.FIGURES, told, device, known_for=inf)
         self._retain(routes.METRICS, replace(metrics, devices={}))
+
+    def overview(self, route: Route, message: JsonMessage, device: str = "") -> None:
+        """What viewers are told, where it has changed, and fits what every broker takes."""
+        if len(message.encode()) <= min(LARGEST_WHOLE, self.max_packet):
+            self._retain(route, message, device, known_for=inf)
+        else:
+            log.debug("%s is too large to be told", route.topic(self._topics, device))
 
     def assignment(
         self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0
@@ -203,10 +218,10 @@ class Announcer:
         dismissed: tuple[str, ...] = (),
         *,
         now: bool = False,
-    ) -> None:
-        """Publish the status when it is due, or `now`."""
+    ) -> bool:
+        """Publish the status when it is due, or `now`; False: it was not."""
         if not now and self._clock() < self._beat_due:
-            return
+            return False
         status = ServerStatus(
             state="online",
             instance=self._instance,
@@ -220,6 +235,7 @@ class Announcer:
         )
         self._port.publish(self._topics.server_status, status.encode(), retain=True)
         self._beat_due = self._clock() + HEARTBEAT
+        return True
 
     def answer(self, request: int, code: ExitCode, message: str) -> None:
         """What has become of a dismissal."""

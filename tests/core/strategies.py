@@ -13,8 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from splitee.protocol.accuracies import ConfusionMatrix
 from splitee.protocol.codecs import LARGEST
 from splitee.protocol.encoding import JsonMessage, PackedMessage
+from splitee.protocol.fields import LARGEST_COUNT
 from splitee.protocol.routes import ROUTES
 
 # The same examples in every run; benchmarks/fuzz_messages.py looks for new ones.
@@ -75,10 +77,22 @@ def _str(kind: Any) -> st.SearchStrategy[str]:
     return st.text(min_size=kind.min_length or 0, max_size=min(kind.max_length or 20, 20))
 
 
+def _struct(kind: Any) -> st.SearchStrategy[Any]:
+    if kind.cls is ConfusionMatrix:
+        return _matrices()
+    return st.builds(kind.cls, **{field.name: _of(field.type) for field in kind.fields})
+
+
+@st.composite
+def _matrices(draw: st.DrawFn) -> ConfusionMatrix:
+    """Square ones: what its fields declare says nothing of that."""
+    size, counts = draw(st.integers(0, 3)), st.integers(0, LARGEST_COUNT)
+    row = st.lists(counts, min_size=size, max_size=size).map(tuple)
+    return ConfusionMatrix(draw(row), tuple(draw(row) for _ in range(size)))
+
+
 _STRATEGIES: dict[type[Any], Callable[[Any], st.SearchStrategy[Any]]] = {
-    msgspec.inspect.StructType: lambda kind: st.builds(
-        kind.cls, **{field.name: _of(field.type) for field in kind.fields}
-    ),
+    msgspec.inspect.StructType: _struct,
     msgspec.inspect.Metadata: lambda kind: _of(kind.type),
     msgspec.inspect.IntType: _int,
     msgspec.inspect.FloatType: _float,

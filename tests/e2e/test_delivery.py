@@ -28,6 +28,7 @@ from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import CLIENT, ClientManifest, read_manifest, write_manifest
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.protocol.fleet_view import DeviceView, FleetView
 from splitee.protocol.gate import Gate
 from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant, PredictionReport
 from splitee.protocol.topics import Topics
@@ -336,17 +337,32 @@ def test_a_service_answers_is_released_to_and_rolls_back(
     picture = Image.fromarray(trained.data.held_out.images[0].transpose(1, 2, 0))
     picture.save(watched / "old.png")
     predictions, reports = topics.device("pi-2", "predictions"), topics.device("pi-2", "model")
-    link = make_link(mosquitto_broker.address, "watches-service", predictions, reports)
+    view = FleetView(topics.fleet)
+    link = make_link(mosquitto_broker.address, "watches-service", predictions, *view.filters)
     flags = ("--fleet", "service", "--id", "pi-2", "--models", shelf, "--watch", watched)
     service = splitee("infer", *flags, "--threshold", 1)
     log = tmp_path / "infer.log"
 
-    def wait_for(topic: str) -> bytes:
+    def next_message() -> Message:
         while True:
             event = link.receive(LONG)
             assert event is not None, log.read_text()
-            if isinstance(event, Message) and event.topic == topic and not event.retained:
-                return event.payload
+            if isinstance(event, Message):
+                assert b".png" not in event.payload or event.topic == predictions, "no file's name is shown"
+                view.take(event, time.time())
+                return event
+
+    def wait_for(topic: str) -> bytes:
+        while True:
+            message = next_message()
+            if message.topic == topic and not message.retained:
+                return message.payload
+
+    def see(condition: Callable[[DeviceView], bool]) -> DeviceView:
+        """The device once it is seen like that, by what the broker retains."""
+        while not (devices := view.snapshot().devices) or not condition(devices[0]):
+            next_message()
+        return devices[0]
 
     def predicted(name: str) -> PredictionReport:
         (watched / "broken.png").write_bytes(b"no picture")
@@ -359,15 +375,36 @@ def test_a_service_answers_is_released_to_and_rolls_back(
     answer = predicted("one.png")
     labels = ClientModel(models / "first")(trained.data.held_out.images[:1])[1].argmax(axis=1)
     assert (answer.picture, answer.label) == ("one.png", trained.data.class_names[labels[0]])
+    seen = see(lambda device: device.serving is not None and bool(device.serving.last))
+    assert (seen.online, seen.doing) == (True, "serving")
+    assert seen.serving is not None
+    assert seen.serving.last[0].label == answer.label
+    assert (seen.serving.per_minute, seen.serving.offloaded_share) == (1.0, 0.0)
+    manifest = read_manifest(models / "first", ClientManifest)
+    model = seen.model
+    assert model is not None
+    assert (model.release, model.state) == (sha(models / "first"), "in service")
+    assert (model.run, model.round) == (manifest.run, manifest.round)
+    assert model.since == pytest.approx(time.time(), abs=LONG)
     assert splitee("release", models / "second", "--fleet", "service").wait(LONG) == 0
     assert predicted("two.png").picture == "two.png"
     worse = changed(models / "first", tmp_path / "nan", lambda weights: weights * np.nan)
     assert splitee("release", worse, "--fleet", "service").wait(LONG) == ExitCode.MODEL
     assert ModelStore(shelf).release == sha(models / "second")
+    model = see(lambda device: device.model is not None and device.model.state == "refused").model
+    assert model is not None
+    assert model.serves is not None
+    assert (model.release, model.serves.release) == (sha(worse), sha(models / "second"))
+    assert model.reason
     assert splitee("rollback", "--models", shelf).wait(LONG) == 0
     while ModelReport.decode(wait_for(reports)).release != sha(models / "first"):
         pass
     assert predicted("three.png").picture == "three.png"
     service.send_signal(signal.SIGTERM)
     assert service.wait(LONG) == 0
+    assert see(lambda device: not device.online).serving is None
+    again = splitee("infer", *flags)
+    see(lambda device: device.online)
+    again.kill()
+    assert see(lambda device: not device.online).serving is None, "the broker has said its last will"
     assert "broken.png" in log.read_text() and "Traceback" not in log.read_text()

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+from page_streams import PageStream
 from waiting import until
 from warm import WarmProcess
 
@@ -44,6 +45,11 @@ class Demo:
             {**without_settings(), "PYTHONPATH": str(SUPPORT), MARK: str(out)},
             errors=self._errors,
         )
+
+    @property
+    def shown(self) -> str:
+        """What it has printed so far."""
+        return self._shown.read_text() if self._shown.exists() else ""
 
     def finish(self, code: int) -> tuple[str, str]:
         """What it printed, once it has ended with `code`; none of its processes is left then."""
@@ -168,6 +174,26 @@ def test_averaging_on_a_broker_that_runs_already_by_a_device_whose_cut_the_profi
     assert choice["memory"] > 100
     assert choice["reason"].startswith("cut 3 (hidden.3): the deepest that fits")
     assert f"pi-1 {choice['cpu']:.0%} of a core and {choice['memory']} MiB" in shown
+
+
+@pytest.mark.slow(12)
+@pytest.mark.mosquitto
+def test_the_page_shows_the_fleet_and_stays_until_it_is_ended(tmp_path: Path) -> None:
+    flags = ("--broker", "mosquitto", "--no-baselines", "--devices", "1", *TINY)
+    demo = Demo(tmp_path / "out", *flags, "--keep-page")
+    until(lambda: "page: http" in demo.shown, lambda: demo.shown)
+    first = demo.shown.splitlines()[0]
+    with PageStream(first.removeprefix("page: ")) as seen:
+        until(lambda: "Ctrl-C ends it" in demo.shown, lambda: demo.shown, long=LIMIT)
+        assert (demo.out / "report.html").exists()
+        assert seen.broker["connected"]
+        until(lambda: "run-finished" in seen.kinds(), seen.kinds)
+        assert seen.fleet["committed"] == 2
+        assert seen.devices["pi-1"]["trunk_accuracy"] is not None
+        kinds = seen.kinds("pi-1")
+        assert kinds.index("came") < kinds.index("offline"), "it has done its part"
+    os.killpg(demo.process.pid, signal.SIGINT)
+    demo.finish(ExitCode.OK)
 
 
 @pytest.mark.slow(8)

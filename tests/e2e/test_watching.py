@@ -88,6 +88,21 @@ def test_a_fleet_that_is_watched(
         committed = int(figures[("splitee_rounds_committed",)])
         assert 1 <= committed < ROUNDS
         assert (figures[("splitee_rounds",)], figures[("splitee_devices_waited_for",)]) == (ROUNDS, 1)
+        snapshot = view.snapshot()
+        (waited,) = snapshot.waiting
+        assert waited.device == "pi-2"
+        assert waited.since == pytest.approx(time.time(), abs=LONG)
+        assert snapshot.opened is not None and snapshot.opened <= waited.since
+        assert snapshot.estimate is not None and snapshot.estimate > snapshot.opened
+        assert figures[("splitee_run_end_timestamp_seconds",)] == pytest.approx(time.time(), abs=LONG)
+        spent = snapshot.seconds
+        assert spent is not None
+        assert figures[("splitee_round_seconds", "training")] == spent.training > 0
+        assert spent.commit > 0 and spent.evaluation > 0
+        for seen in snapshot.devices:
+            assert seen.memory is not None and seen.memory_limit is not None
+            memory = figures[("splitee_device_memory_bytes", seen.id)]
+            assert 1 << 20 < memory < figures[("splitee_device_memory_limit_bytes", seen.id)]
         last = evaluated[-1]
         for device, values in last.devices.items():
             assert figures[("splitee_device_exit_accuracy_ratio", device)] == values.exit_accuracy
@@ -115,6 +130,16 @@ def test_a_fleet_that_is_watched(
         assert fleet.wait(timeout=LONG) == [0, 0, 0], fleet.log("server")
         while hear(0.5):
             pass
+    snapshot = view.snapshot()
+    rounds = list(range(1, ROUNDS + 1))
+    assert [point.round for point in snapshot.history] == rounds, "those before the server's death, too"
+    assert snapshot.confusion is not None and snapshot.metrics is not None
+    assert sum(map(sum, snapshot.confusion.counts)) == snapshot.metrics.fleet.images > 0
+    assert snapshot.network_stages[2].name == "layer1.0"
+    for seen in snapshot.devices:
+        assert [point.round for point in seen.history] == rounds
+        assert seen.confusion is not None and sum(map(sum, seen.confusion.counts)) == seen.held_out_samples
+    assert snapshot.malformed == 0
     assert set(announced.values()) == {b""}, "taken back"
     assert scrape(port) == {}
     (run,) = folder.iterdir()

@@ -176,6 +176,8 @@ def test_its_retained_topics_are_cleared_and_nobody_elses_and_again_after_a_reco
         routes.STATUS,
         routes.PROFILE,
         routes.FIGURES,
+        routes.DEVICE_HISTORY,
+        routes.SERVING,
         routes.ASSIGNMENT,
         routes.PARTICIPATION,
         routes.MODEL_OFFER,

@@ -48,12 +48,13 @@ def said(fleet: VirtualFleet) -> Counter[tuple[str, str]]:
 
 
 def heard(fleet: VirtualFleet) -> Counter[str]:
-    """Bytes that the server has sent to each device alone, and under "" to all."""
+    """Bytes that the server has sent to each device alone, and under "" to all: not those for viewers."""
     found: Counter[str] = Counter()
     for sent in fleet.port.sent:
         route, device = routes.find(TOPICS, sent.topic) or (None, "")
         assert route is not None
-        found[device] += len(sent.payload)
+        if "device" in route.readers:
+            found[device] += len(sent.payload)
     return found
 
 

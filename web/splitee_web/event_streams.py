@@ -11,39 +11,69 @@ from aiohttp import web
 
 MOST = 50  # browsers at once
 WAITING = 256  # events that may wait for a slow browser; then it has to come again, and gets all anew
+WAITING_BYTES = 16 << 20  # likewise
 ALIVE = 15.0  # seconds of silence after which a comment is sent: a proxy closes what is silent
 AGAIN = 1000  # milliseconds after which a browser comes again
 
 Event = tuple[str, bytes]  # its name, and one line of JSON
 
 
+class _Waiting:
+    """What waits for one browser, in the stream's own form."""
+
+    def __init__(self, transport: asyncio.Transport | None) -> None:
+        self._transport = transport
+        self._events: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self._bytes = 0
+
+    def put(self, event: bytes) -> bool:
+        """False: WAITING events or WAITING_BYTES wait already."""
+        if self._events.qsize() >= WAITING or self._bytes + len(event) > WAITING_BYTES:
+            return False
+        self._bytes += len(event)
+        self._events.put_nowait(event)
+        return True
+
+    async def get(self) -> bytes | None:
+        """The next event; None: the stream is over."""
+        event = await self._events.get()
+        self._bytes -= len(event or b"")
+        return event
+
+    def end(self) -> None:
+        """What waits is dropped."""
+        while not self._events.empty():
+            self._events.get_nowait()
+        self._events.put_nowait(None)
+
+    def abort(self) -> None:
+        """Hangs up, also where the browser takes nothing: it comes again, and gets all anew."""
+        self.end()
+        if self._transport is not None:
+            self._transport.abort()
+
+
 class EventStreams:
     """The streams that are open; everything on the event loop's thread."""
 
     def __init__(self) -> None:
-        self._queues: set[asyncio.Queue[Event | None]] = set()
+        self._streams: set[_Waiting] = set()
 
     def __len__(self) -> int:
-        return len(self._queues)
+        return len(self._streams)
 
     def send(self, name: str, data: bytes) -> None:
-        """To every browser. Never waits: one that has not taken its last WAITING events is cut off."""
-        for queue in tuple(self._queues):
-            try:
-                queue.put_nowait((name, data))
-            except asyncio.QueueFull:
-                self._cut_off(queue)
+        """To every browser. Never waits: one that has not taken its last events is cut off."""
+        event = _encode(name, data)
+        for stream in tuple(self._streams):
+            if not stream.put(event):
+                self._streams.discard(stream)
+                stream.abort()
 
     def close(self) -> None:
         """Ends every stream."""
-        for queue in tuple(self._queues):
-            self._cut_off(queue)
-
-    def _cut_off(self, queue: asyncio.Queue[Event | None]) -> None:
-        self._queues.discard(queue)
-        while not queue.empty():
-            queue.get_nowait()
-        queue.put_nowait(None)
+        while self._streams:
+            self._streams.pop().end()
 
     async def respond(self, request: web.Request, first: Callable[[], Iterable[Event]]) -> web.StreamResponse:
         """Streams `first()`, the whole as it is now, and from then on what is sent.
@@ -51,34 +81,33 @@ class EventStreams:
         Raises:
             HTTPServiceUnavailable: MOST browsers look already.
         """
-        if len(self._queues) >= MOST:
+        if len(self._streams) >= MOST:
             raise web.HTTPServiceUnavailable(text=f"{MOST} browsers look at this page already\n")
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         )
         await response.prepare(request)
-        queue: asyncio.Queue[Event | None] = asyncio.Queue(WAITING)
-        self._queues.add(queue)
-        try:
-            await response.write(f"retry: {AGAIN}\n\n".encode())
-            for name, data in first():
-                await response.write(_encode(name, data))
-            await self._pass_on(queue, response)
+        stream = _Waiting(request.transport)
+        self._streams.add(stream)
+        try:  # no event comes between the whole and the stream
+            begin = [f"retry: {AGAIN}\n\n".encode(), *(_encode(name, data) for name, data in first())]
+            await response.write(b"".join(begin))
+            await self._pass_on(stream, response)
         except ConnectionResetError:
             pass  # the browser has gone
         finally:
-            self._queues.discard(queue)
+            self._streams.discard(stream)
         return response
 
     @staticmethod
-    async def _pass_on(queue: asyncio.Queue[Event | None], response: web.StreamResponse) -> None:
+    async def _pass_on(stream: _Waiting, response: web.StreamResponse) -> None:
         while True:
-            event: Event | None = ("", b"")
+            event: bytes | None = b":\n\n"
             with contextlib.suppress(TimeoutError):
-                event = await asyncio.wait_for(queue.get(), ALIVE)
+                event = await asyncio.wait_for(stream.get(), ALIVE)
             if event is None:
                 return
-            await response.write(_encode(*event) if event[0] else b":\n\n")
+            await response.write(event)
 
 
 def _encode(name: str, data: bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ _FILE = click.Path(path_type=Path)
 _FORMS = f"{FORMS}; for a password see --password-file"
 
 
+_TIMEOUT = setting(
+    "--connect-timeout",
+    type=number(0),
+    default=30.0,
+    metavar="SECONDS",
+    help="How long to try to reach the broker, in seconds; 0: for ever.",
+)
 _OPTIONS = (
     setting(
         "--broker",
@@ -38,13 +46,7 @@ _OPTIONS = (
         metavar="NAME",
         help="Name of the fleet, by which its devices and its server find each other.",
     ),
-    setting(
-        "--connect-timeout",
-        type=number(0),
-        default=30.0,
-        metavar="SECONDS",
-        help="How long to try to reach the broker, in seconds; 0: for ever.",
-    ),
+    _TIMEOUT,
     setting("--username", metavar="NAME", help="Account at the broker.", show_default="none"),
     setting(
         "--password-file",
@@ -131,6 +133,14 @@ def _tls(ca: Path | None, cert: Path | None, key: Path | None) -> TlsFiles | Non
 
 link_options = option_group("link", resolve, *_OPTIONS, title="Broker")
 """Adds the flags; the command gets them checked, as its argument `link: LinkOptions`."""
+
+patient_link_options = option_group(
+    "link",
+    partial(resolve, connect_timeout=0.0),
+    *(option for option in _OPTIONS if option is not _TIMEOUT),
+    title="Broker",
+)
+"""The same flags for a command that never gives up."""
 
 optional_link_options = option_group(
     "link",

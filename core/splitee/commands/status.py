@@ -28,7 +28,7 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.accuracies import ReleasedThreshold
-from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView, ModelInService
 
 FIRST = 2.0  # seconds to wait for the first retained message, and at most for all
 QUIET = 0.3  # seconds of silence after which all retained messages have come
@@ -97,7 +97,7 @@ def _follow(console: Console, connection: Link, view: FleetView) -> None:
 
 def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
     """The fleet as a table under two lines on the run and the server. `now`: seconds since the epoch."""
-    lines = [_run_line(snapshot), _server_line(snapshot)]
+    lines = [_run_line(snapshot, now), _server_line(snapshot, now)]
     if snapshot.server is not None and (dismissed := snapshot.server.dismissed):
         lines.append(Text(f"{len(dismissed)} dismissed: {', '.join(dismissed)}", "dim"))
     if snapshot.malformed:
@@ -120,6 +120,7 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
         )
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
     profiles += [words for device in snapshot.devices if (words := _slow_link(device))]
+    profiles += [words for device in snapshot.devices if (words := _served(device))]
     judged = list(_judged(snapshot))
     return Group(
         *lines, "", table, *([Text(), *judged] if judged else []), *([Text(), *profiles] if profiles else [])
@@ -148,6 +149,8 @@ def _extra_columns(devices: Sequence[DeviceView]) -> dict[str, list[str]]:
     columns = {
         "alone": [percent(device.alone_accuracy, "") for device in devices],
         "predicted": [_predicted(device) for device in devices],
+        "mem\n%": [_memory(device) for device in devices],
+        "°C": [_temperature(device) for device in devices],
     }
     return {name: cells for name, cells in columns.items() if any(cells)}
 
@@ -159,7 +162,18 @@ def _predicted(device: DeviceView) -> str:
     return f"{device.predicted}{asked}" if device.predicted else ""
 
 
-def _run_line(snapshot: FleetSnapshot) -> Text:
+def _memory(device: DeviceView) -> str:
+    """The share of its limit that its process takes."""
+    if device.memory is None or not device.memory_limit:
+        return ""
+    return f"{100 * device.memory / device.memory_limit:.0f}"
+
+
+def _temperature(device: DeviceView) -> str:
+    return "" if device.temperature is None else f"{device.temperature:.0f}"
+
+
+def _run_line(snapshot: FleetSnapshot, now: float) -> Text:
     line = Text.assemble((plain(snapshot.fleet), "bold"))
     run, phase = snapshot.run, snapshot.phase
     if run is None:
@@ -172,10 +186,13 @@ def _run_line(snapshot: FleetSnapshot) -> Text:
     at = f"  round {phase.round} of {run.rounds}: {phase.phase}" if phase else "  no round yet"
     if run.is_sampled and phase is not None and phase.participants:
         at += f", with {phase.participants} of {len(snapshot.devices)} devices"
-    return line.append(at).append(f", {snapshot.committed} committed", "dim")
+    line.append(at).append(f", {snapshot.committed} committed", "dim")
+    if snapshot.estimate is not None:
+        line.append(f", ends in about {ago(snapshot.estimate - now)}", "dim")
+    return line
 
 
-def _server_line(snapshot: FleetSnapshot) -> Text:
+def _server_line(snapshot: FleetSnapshot, now: float) -> Text:
     server = snapshot.server
     if server is None:
         return Text("server has not spoken", "yellow")
@@ -183,12 +200,18 @@ def _server_line(snapshot: FleetSnapshot) -> Text:
     if server.doing:
         line.append(f", {plain(server.doing)}")
     if server.waiting_for:
-        line.append(f", waits for {plain(', '.join(server.waiting_for))}", "yellow")
+        since = {waited.device: waited.since for waited in snapshot.waiting}
+        names = [_waited_for(name, since.get(name), now) for name in server.waiting_for]
+        line.append(f", waits for {plain(', '.join(names))}", "yellow")
     if server.rejected:
         line.append(f", {server.rejected} messages rejected", "yellow")
     if server.quarantined:
         line.append(f", in quarantine: {', '.join(server.quarantined)}", "red")
     return line
+
+
+def _waited_for(device: str, since: float | None, now: float) -> str:
+    return device if since is None else f"{device} ({ago(now - since)})"
 
 
 def _state(snapshot: FleetSnapshot, device: DeviceView) -> Text:
@@ -220,6 +243,28 @@ def _moved(device: DeviceView) -> str:
     """MB of payloads that its process has sent and, where it tells, received."""
     counts = [device.bytes] if device.traffic is None else [device.bytes, device.traffic.down.payload]
     return "/".join(megabytes(count) if count < 1e8 else f"{count / 1e6:.0f}" for count in counts)
+
+
+def _served(device: DeviceView) -> Text | None:
+    """What it predicts with, and how that goes; None for a device that has no model and gets none."""
+    serving, model = device.serving, device.model
+    words = [] if model is None else [_model_in_words(model)]
+    if serving is not None:
+        words.append(f"{serving.per_minute:g} images a minute")
+        if serving.latency is not None:
+            words.append(f"{milliseconds(serving.latency / 1000)} each (median)")
+        if serving.offloaded_share:
+            words.append(f"{percent(serving.offloaded_share)} offloaded")
+        if serving.fallback_share:
+            words.append(f"{percent(serving.fallback_share)} without a response in time")
+    return _facts(device.id, *words) if words else None
+
+
+def _model_in_words(model: ModelInService) -> str:
+    reason = f" ({model.reason})" if model.reason else ""
+    of = f" of run {model.run}" if model.run else ""
+    at = f", round {model.round}" if model.round else ""
+    return f"model {model.release[:12]}{of}{at}: {model.state}{reason}"
 
 
 def _slow_link(device: DeviceView) -> Text | None:

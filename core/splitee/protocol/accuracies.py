@@ -11,6 +11,8 @@ from msgspec import Meta
 from splitee.protocol.fields import Count, Fraction
 
 MOST_CLASSES = 256  # whose recall travels
+MOST_CONFUSED = 100  # classes of a fleet's confusion matrix that travels
+MOST_CONFUSED_BY_DEVICE = 20  # and of a device's: a fleet may have thousands of them
 
 
 class Accuracies(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,3 +62,23 @@ class ReleasedThreshold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     images: Count = 0
     expected_offload: Fraction | None = None
     expected_accuracy: Fraction | None = None
+
+
+class ConfusionMatrix(msgspec.Struct, frozen=True):
+    """Which classes are taken for which: counts of held-out images, by the adaptive prediction.
+
+    Attributes:
+        classes: the K classes that have images or predictions, in the order of their labels.
+        counts: K rows, one for each class, of K counts, one for each predicted class.
+    """
+
+    classes: Annotated[tuple[Count, ...], Meta(max_length=MOST_CONFUSED)]
+    counts: Annotated[
+        tuple[Annotated[tuple[Count, ...], Meta(max_length=MOST_CONFUSED)], ...],
+        Meta(max_length=MOST_CONFUSED),
+    ]
+
+    def __post_init__(self) -> None:
+        size = len(self.classes)
+        if len(self.counts) != size or any(len(row) != size for row in self.counts):
+            raise ValueError(f"expected {size} rows of {size} counts, one for each class")

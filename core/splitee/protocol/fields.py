@@ -13,6 +13,7 @@ LARGEST_COUNT = 1 << 62
 Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
 Positive = Annotated[int, Meta(ge=1, le=LARGEST_COUNT)]
 Milliseconds = Annotated[int, Meta(ge=0, le=253_402_300_799_999)]  # since the epoch, up to the year 9999
+EpochSeconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]  # since the epoch, up to the year 9999
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
 NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
@@ -43,6 +44,8 @@ Purpose = Literal[
     "protocol",
 ]
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
+PredictionSource = Literal["exit", "trunk", "local-fallback"]
+ReleaseState = Literal["in service", "refused", "rolled back"]
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]
 Optimizer = Literal["sgd", "adamw"]

@@ -8,13 +8,21 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from splitee.protocol.accuracies import Accuracies, ClassRecall, ClassRecalls, ReleasedThreshold
+from splitee.protocol.accuracies import (
+    MOST_CONFUSED_BY_DEVICE,
+    Accuracies,
+    ClassRecall,
+    ClassRecalls,
+    ConfusionMatrix,
+    ReleasedThreshold,
+)
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.fields import (
     ClassNames,
     Codec,
     Count,
     Doing,
+    EpochSeconds,
     Fraction,
     Name,
     NonNegative,
@@ -46,6 +54,8 @@ class DeviceStatus(JsonMessage, frozen=True):
         traffic: bytes that this process has sent and received, by purpose; none of an earlier release. What
             measures the link is not counted.
         upload: bytes a second that its link carries, where that is little and it is busy; else none.
+        memory: bytes of memory that this process takes (resident); none where its system does not say.
+        memory_limit: bytes that it may take at most, by its control groups or its machine.
     """
 
     state: Literal["online", "offline"]
@@ -65,6 +75,8 @@ class DeviceStatus(JsonMessage, frozen=True):
     written: Count | None = None
     traffic: Traffic | None = None
     upload: NonNegative | None = None
+    memory: Count | None = None
+    memory_limit: Count | None = None
 
 
 class CutCost(msgspec.Struct, frozen=True):
@@ -284,6 +296,26 @@ class FleetMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
     class_recalls: ClassRecalls = ()
 
 
+class RoundSeconds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the time of a round went at the server, in seconds; other work is in none of them.
+
+    Attributes:
+        training: in training steps of the trunk.
+        waiting: in training without a batch to train on: for devices, and for what travels.
+        statistics: taking BatchNorm's statistics.
+        evaluation: evaluating the round.
+        aggregation: averaging what the devices and the trunk have come to.
+        commit: making the round durable, and saying so.
+    """
+
+    training: NonNegative = 0.0
+    waiting: NonNegative = 0.0
+    statistics: NonNegative = 0.0
+    evaluation: NonNegative = 0.0
+    aggregation: NonNegative = 0.0
+    commit: NonNegative = 0.0
+
+
 class Metrics(JsonMessage, frozen=True):
     """The last evaluated round.
 
@@ -297,6 +329,8 @@ class Metrics(JsonMessage, frozen=True):
         devices: figures of each device; on the wire each has a message of its own, so that this one is small
             in a fleet of any size.
         fleet: figures of the fleet as a whole.
+        time: seconds since the epoch at which it was evaluated, by the server's clock; 0: an earlier release.
+        spent: where the time of the round went; none of an earlier release.
     """
 
     run: Text
@@ -307,6 +341,8 @@ class Metrics(JsonMessage, frozen=True):
     duplicates_dropped: Count
     devices: dict[Name, DeviceMetrics] = msgspec.field(default_factory=dict)
     fleet: FleetMetrics = FleetMetrics()
+    time: EpochSeconds = 0.0
+    spent: RoundSeconds | None = None
 
 
 class DeviceFigures(JsonMessage, frozen=True):
@@ -316,8 +352,14 @@ class DeviceFigures(JsonMessage, frozen=True):
         run: id of the run.
         round: round that was evaluated.
         figures: of the device.
+        confusion: which classes it takes for which; none of many classes, or where it was not evaluated.
     """
 
     run: Text
     round: Count
     figures: DeviceMetrics
+    confusion: ConfusionMatrix | None = None
+
+    def __post_init__(self) -> None:
+        if self.confusion is not None and len(self.confusion.classes) > MOST_CONFUSED_BY_DEVICE:
+            raise ValueError(f"confusion of more than {MOST_CONFUSED_BY_DEVICE} classes")

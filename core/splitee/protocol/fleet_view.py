@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
 from splitee.errors import MalformedMessage
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
-from splitee.protocol.accuracies import ClassRecall, ReleasedThreshold
+from splitee.protocol.accuracies import ClassRecall, ConfusionMatrix, ReleasedThreshold
+from splitee.protocol.encoding import JsonMessage
+from splitee.protocol.fields import ReleaseState
 from splitee.protocol.fleet import (
     Capability,
     DeviceFigures,
@@ -19,18 +23,62 @@ from splitee.protocol.fleet import (
     DeviceStatus,
     Metrics,
     Profile,
+    RoundSeconds,
     ServerStatus,
 )
 from splitee.protocol.gate import Gate, Received
+from splitee.protocol.inference import ModelOffer, ModelReport, ServedModel, Serving
+from splitee.protocol.overview import (
+    MOST_CURVES,
+    Baselines,
+    DeviceHistory,
+    DevicePoint,
+    FleetConfusion,
+    History,
+    HistoryPoint,
+    NetworkStage,
+    NetworkStages,
+    Timing,
+    WaitedFor,
+)
 from splitee.protocol.rounds import Commit, Participation, RoundOpen
+from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
-from splitee.protocol.traffic import Traffic
+from splitee.protocol.traffic import Traffic, total
 
 MAX_DEVICES = 10_000  # ids come from topics that anyone may write
 
-T = TypeVar("T")
+M = TypeVar("M", bound=JsonMessage)
 WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
+
+
+@dataclass(frozen=True)
+class ModelInService:
+    """What has become of the last release on a device, and what serves there now.
+
+    `run`, `round`, `since` are those of the release; a round of 0 and a `since` of None are not known.
+    `serves`: the model that is in service now, if there is one; of another release where `state` is no
+    "in service".
+    """
+
+    release: str  # SHA-256
+    state: ReleaseState | Literal["offered"]
+    reason: str = ""
+    run: str = ""
+    round: int = 0
+    since: float | None = None  # seconds since the epoch, by the device's clock
+    serves: ServedModel | None = None
+
+
+@dataclass(frozen=True)
+class ReleaseView:
+    """How many devices have a model of one round of one run in one state; `round` 0: not known."""
+
+    state: ReleaseState | Literal["offered"]
+    run: str
+    round: int
+    devices: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +115,15 @@ class DeviceView:
     traffic: Traffic | None = None  # of its present process, by purpose; None: it does not say
     upload: float | None = None  # bytes a second of a link that is slow, and busy
     in_phase: bool = False  # it takes part in what is under way
+    version: str | None = None  # release of its software
+    temperature: float | None = None  # degrees Celsius
+    memory: int | None = None  # bytes that its process takes
+    memory_limit: int | None = None  # bytes that it may take
+    waiting_since: float | None = None  # seconds since the epoch; the server waits for it
+    model: ModelInService | None = None
+    serving: Serving | None = None  # while it predicts
+    confusion: ConfusionMatrix | None = None  # in the last evaluated round
+    history: tuple[DevicePoint, ...] = ()  # of a small fleet's devices
 
     @property
     def done(self) -> float:
@@ -80,7 +137,8 @@ class DeviceView:
 class FleetSnapshot:
     """The fleet at one moment, without those that were dismissed.
 
-    `run`, `phase` and `metrics` are of the present run, or None.
+    `run`, `phase` and `metrics` are of the present run, or None; so is all that follows `malformed`, but for
+    `traffic` and `releases`, which devices tell. Times are seconds since the epoch.
     """
 
     fleet: str
@@ -91,6 +149,17 @@ class FleetSnapshot:
     metrics: Metrics | None
     devices: tuple[DeviceView, ...]
     malformed: int  # messages that were no message of their topic
+    opened: float | None = None  # when the phase was, by the server's clock
+    waiting: tuple[WaitedFor, ...] = ()  # the longest first
+    estimate: float | None = None  # when the run probably ends
+    network_stages: tuple[NetworkStage, ...] = ()  # in their order: stage 1 is the first
+    history: tuple[HistoryPoint, ...] = ()  # evaluated rounds
+    baselines: Baselines | None = None
+    seconds: RoundSeconds | None = None  # of the last evaluated round
+    confusion: ConfusionMatrix | None = None  # of the fleet, in the last evaluated round
+    traffic: Traffic | None = None  # of all devices' present processes; None: none says
+    releases: tuple[ReleaseView, ...] = ()
+    server_seen: float | None = None  # when the server's status was published
 
     @property
     def empty(self) -> bool:
@@ -104,22 +173,72 @@ class FleetSnapshot:
 
 @dataclass(frozen=True)
 class _Heard:
-    """What one device has said."""
+    """What one device has said, and what it was offered."""
 
     status: DeviceStatus | None = None
     profile: Profile | None = None
+    serving: Serving | None = None
+    report: ModelReport | None = None
+    offer: ModelOffer | None = None
     seen: float = 0.0
 
     def with_status(self, status: DeviceStatus | None, envelope: Message, now: float) -> _Heard:
         if status is None:
-            return _Heard(profile=self.profile)
-        seen = now
-        if envelope.retained:  # the device's own clock is asked last: it may be wrong by years
-            seen = min(status.time, now) if envelope.age is None else now - envelope.age
+            return replace(self, status=None, seen=0.0)
+        seen = _seen(status.time, envelope, now)
         if status.state == "offline" and self.status is not None:
             # A last will knows nothing but that; what the device said before still holds.
             status = msgspec.structs.replace(self.status, state="offline")
         return replace(self, status=status, seen=seen)
+
+    def with_serving(self, serving: Serving | None, envelope: Message, now: float) -> _Heard:
+        if serving is None:
+            return replace(self, serving=None)
+        return replace(self, serving=serving, seen=max(self.seen, _seen(serving.time, envelope, now)))
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether the device itself has said anything: an offer alone makes none."""
+        return any((self.status, self.profile, self.serving, self.report))
+
+    @property
+    def is_online(self) -> bool:
+        return self.is_serving or (self.status is not None and self.status.state == "online")
+
+    @property
+    def is_serving(self) -> bool:
+        return self.serving is not None and self.serving.state == "online"
+
+    @property
+    def doing(self) -> str:
+        """What it does; where it only serves, it has no status, or one of a process that is gone."""
+        status = self.status
+        if self.is_serving and (status is None or status.state == "offline"):
+            return "serving"
+        return status.doing if status is not None else ""
+
+    @property
+    def model(self) -> ModelInService | None:
+        offer, report = self.offer, self.report
+        if offer is not None and (report is None or report.release != offer.release):
+            serves = report.serves if report is not None else None
+            return ModelInService(offer.release, "offered", run=offer.run, serves=serves)
+        if report is None:
+            return None
+        serves = report.serves
+        found = ModelInService(
+            report.release, report.state, report.reason, report.run, 0, report.time or None, serves
+        )
+        if serves is None or serves.release != report.release:
+            return found
+        return replace(found, run=serves.run, round=serves.round, since=serves.since)
+
+
+def _seen(said: float, envelope: Message, now: float) -> float:
+    """When a message was sent, by this machine's clock; its sender's own may be wrong by years."""
+    if not envelope.retained:
+        return now
+    return min(said, now) if envelope.age is None else now - envelope.age
 
 
 class FleetView:
@@ -128,14 +247,13 @@ class FleetView:
     def __init__(self, fleet: str) -> None:
         self._topics = Topics(fleet)
         self._gate = Gate(self._topics, WATCHED, takes_cleared=True, log_first=0)
-        self._server: ServerStatus | None = None
-        self._run: RunSpec | None = None
-        self._round: RoundOpen | None = None
-        self._commit: Commit | None = None
-        self._metrics: Metrics | None = None
+        self._of_fleet: dict[Route, JsonMessage | None] = {}  # the last word on a topic that is no device's
         self._figures: dict[str, DeviceFigures] = {}
         self._parts: dict[str, Participation] = {}
+        self._curves: dict[str, DeviceHistory] = {}
         self._devices: dict[str, _Heard] = {}
+        self._server_seen = 0.0
+        self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
 
     @property
     def filters(self) -> tuple[str, ...]:
@@ -149,74 +267,130 @@ class FleetView:
             now: seconds since the epoch, by this machine's clock.
         """
         received = self._gate.read(message)
-        if received is not None:
-            self._gate.apply(received, lambda received: self._take(received, now))
+        if received is None:
+            return
+        is_taken = self._gate.apply(received, lambda received: self._take(received, now))
+        if is_taken and self._touched is not None:
+            self._touched.add(received.device)
 
     def snapshot(self) -> FleetSnapshot:
-        run, dismissed = self._run, set(self._server.dismissed if self._server else ())
-        metrics = self._present_metrics()
+        found = self._views(sorted(self._devices))
+        return self.overview([view for view in found.values() if view is not None])
+
+    def changes(self) -> dict[str, DeviceView | None]:
+        """The devices that may look otherwise than at the last call, at the first call all.
+
+        None: it is not of the fleet any more. Costs nothing for a device of which nothing has come, unless
+        something of the fleet itself has.
+        """
+        touched, self._touched = self._touched, set()
+        if touched is None:
+            return self._views(self._devices)
+        return self._views(self._devices.keys() | touched - {""} if "" in touched else touched)
+
+    def overview(self, devices: Sequence[DeviceView]) -> FleetSnapshot:
+        """The fleet as it is now with `devices`, which the caller knows from `changes`."""
+        run, server = self._last(routes.RUN, RunSpec), self._last(routes.SERVER_STATUS, ServerStatus)
+        commit, metrics = self._present(routes.COMMIT, Commit), self._present_metrics()
+        timing, history = self._present_timing(), self._present(routes.HISTORY, History)
+        network = self._present(routes.NETWORK, NetworkStages)
         return FleetSnapshot(
             fleet=self._topics.fleet,
-            server=self._server,
+            server=server,
             run=run,
-            phase=self._round if run and self._round and self._round.run == run.run else None,
-            committed=self._commit.round if run and self._commit and self._commit.run == run.run else 0,
+            phase=self._present(routes.ROUND, RoundOpen),
+            committed=commit.round if commit else 0,
             metrics=metrics,
-            devices=tuple(
-                self._device(device, heard, metrics)
-                for device, heard in sorted(self._devices.items())
-                if device not in dismissed
-            ),
+            devices=tuple(devices),
             malformed=self._gate.rejected.total(),
+            opened=timing.opened if timing else None,
+            waiting=timing.waiting if timing else (),
+            estimate=timing.estimate if timing else None,
+            network_stages=network.stages if network else (),
+            history=history.points if history else (),
+            baselines=history.baselines if history else None,
+            seconds=metrics.spent if metrics else None,
+            confusion=self._present_confusion(metrics),
+            traffic=_traffic(devices),
+            releases=_releases(devices),
+            server_seen=self._server_seen or None,
         )
 
+    def _views(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
+        server, timing = self._last(routes.SERVER_STATUS, ServerStatus), self._present_timing()
+        dismissed = set(server.dismissed if server else ())
+        since = {waited.device: waited.since for waited in timing.waiting} if timing else {}
+        metrics = self._present_metrics()
+        found: dict[str, DeviceView | None] = {}
+        for device in ids:
+            heard = self._devices.get(device)
+            if heard is None or not heard.has_spoken or device in dismissed:
+                found[device] = None
+            else:
+                found[device] = self._device(device, heard, metrics, since.get(device))
+        return found
+
     def _take(self, received: Received, now: float) -> None:
-        route, message = received.route, received.message
-        if route is routes.SERVER_STATUS:
-            self._server = message
-        elif route is routes.RUN:
-            self._run = message
-        elif route is routes.ROUND:
-            self._round = message
-        elif route is routes.COMMIT:
-            self._commit = message
-        elif route is routes.METRICS:
-            self._metrics = message
+        route, device, message = received.route, received.device, received.message
+        if not route.of_device:
+            self._of_fleet[route] = message
+            if route is routes.SERVER_STATUS:
+                self._server_seen = _seen(message.time, received.envelope, now) if message else 0.0
         elif route is routes.FIGURES:
-            self._keep(self._figures, received.device, message)
+            _keep(self._figures, device, message)
         elif route is routes.PARTICIPATION:
-            self._keep(self._parts, received.device, message)
+            _keep(self._parts, device, message)
+        elif route is routes.DEVICE_HISTORY:
+            _keep(self._curves, device, message, most=2 * MOST_CURVES)
         else:
             self._take_device(received, now)
 
-    @staticmethod
-    def _keep(known: dict[str, T], device: str, message: T | None) -> None:
-        """The server's last word on a device; None: it is taken back."""
-        if message is None:
-            known.pop(device, None)
-        elif device in known or len(known) < MAX_DEVICES:
-            known[device] = message
-        else:
-            raise MalformedMessage(f"words on more than {MAX_DEVICES} devices in one fleet")
-
     def _take_device(self, received: Received, now: float) -> None:
-        device, message = received.device, received.message
+        device, message, envelope = received.device, received.message, received.envelope
         heard = self._devices.get(device, _Heard())
         if received.route is routes.STATUS:
-            heard = heard.with_status(message, received.envelope, now)
+            heard = heard.with_status(message, envelope, now)
+        elif received.route is routes.SERVING:
+            heard = heard.with_serving(message, envelope, now)
+        elif received.route is routes.MODEL_REPORT:
+            heard = replace(heard, report=message)
+        elif received.route is routes.MODEL_OFFER:
+            heard = replace(heard, offer=message)
         else:
             heard = replace(heard, profile=message)
-        if heard == _Heard():
+        if not heard.has_spoken and heard.offer is None:
             self._devices.pop(device, None)
         elif device in self._devices or len(self._devices) < MAX_DEVICES:
             self._devices[device] = heard
         else:
             raise MalformedMessage(f"more than {MAX_DEVICES} devices in one fleet")
 
+    def _last(self, route: Route, kind: type[M]) -> M | None:
+        message = self._of_fleet.get(route)
+        return message if isinstance(message, kind) else None
+
+    def _present(self, route: Route, kind: type[M]) -> M | None:
+        """The last word on a topic, where it is of the present run."""
+        message, run = self._last(route, kind), self._last(routes.RUN, RunSpec)
+        return message if message is not None and run is not None and _run_of(message) == run.run else None
+
+    def _present_timing(self) -> Timing | None:
+        """That of the phase that is under way: the retained one of a server that was killed is not."""
+        timing, phase = self._present(routes.TIMING, Timing), self._present(routes.ROUND, RoundOpen)
+        if timing is None or phase is None:
+            return None
+        of = (timing.round, timing.attempt, timing.phase)
+        return timing if of == (phase.round, phase.attempt, phase.phase) else None
+
+    def _present_confusion(self, metrics: Metrics | None) -> ConfusionMatrix | None:
+        found = self._present(routes.CONFUSION, FleetConfusion)
+        is_of_round = found is not None and metrics is not None and found.round == metrics.round
+        return found.confusion if found is not None and is_of_round else None
+
     def _present_metrics(self) -> Metrics | None:
         """The fleet's figures with those of its devices, as far as they have come."""
-        run, metrics = self._run, self._metrics
-        if run is None or metrics is None or metrics.run != run.run:
+        metrics = self._present(routes.METRICS, Metrics)
+        if metrics is None:
             return None
         of_round = metrics.run, metrics.round
         figures = {
@@ -228,7 +402,7 @@ class FleetView:
 
     def _is_in_phase(self, device: str) -> bool:
         """Whether a device takes part in what is under way."""
-        told, current = self._parts.get(device), self._round
+        told, current = self._parts.get(device), self._last(routes.ROUND, RoundOpen)
         if told is None or told.part is None or current is None:
             return False
         return (told.run, told.round, told.attempt, told.phase) == (
@@ -238,14 +412,20 @@ class FleetView:
             current.phase,
         )
 
-    def _device(self, device: str, heard: _Heard, metrics: Metrics | None) -> DeviceView:
+    def _curve(self, device: str, metrics: Metrics | None) -> tuple[DevicePoint, ...]:
+        curve = self._curves.get(device)
+        return curve.points if curve is not None and metrics is not None and curve.run == metrics.run else ()
+
+    def _device(
+        self, device: str, heard: _Heard, metrics: Metrics | None, waiting_since: float | None
+    ) -> DeviceView:
         status, profile = heard.status, heard.profile
         measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
         cut = profile.cut if profile else None
         return DeviceView(
             id=device,
-            online=status is not None and status.state == "online",
-            doing=status.doing if status else "",
+            online=heard.is_online,
+            doing=heard.doing,
             cut=cut,
             stage=measured.stage if measured and measured.cut == cut else None,
             round=status.round if status else 0,
@@ -270,4 +450,42 @@ class FleetView:
             traffic=status.traffic if status else None,
             upload=status.upload if status else None,
             in_phase=self._is_in_phase(device),
+            version=profile.version if profile else None,
+            temperature=status.temperature if status else None,
+            memory=status.memory if status else None,
+            memory_limit=status.memory_limit if status else None,
+            waiting_since=waiting_since,
+            model=heard.model,
+            serving=heard.serving if heard.is_serving else None,
+            confusion=self._figures[device].confusion if measured else None,
+            history=self._curve(device, metrics),
         )
+
+
+def _run_of(message: JsonMessage) -> str:
+    run: str = getattr(message, "run", "")
+    return run
+
+
+def _keep(known: dict[str, M], device: str, message: M | None, most: int = MAX_DEVICES) -> None:
+    """The server's last word on a device, of so many at most; None: it is taken back."""
+    if message is None:
+        known.pop(device, None)
+    elif device in known or len(known) < most:
+        known[device] = message
+    else:
+        raise MalformedMessage(f"words on more than {most} devices in one fleet")
+
+
+def _traffic(devices: Sequence[DeviceView]) -> Traffic | None:
+    """Of all devices that say theirs."""
+    known = [device.traffic for device in devices if device.traffic is not None]
+    return total(known) if known else None
+
+
+def _releases(devices: Iterable[DeviceView]) -> tuple[ReleaseView, ...]:
+    """Of all devices' models, sorted by state, run and round."""
+    counts = Counter(
+        (model.state, model.run, model.round) for device in devices if (model := device.model) is not None
+    )
+    return tuple(ReleaseView(*key, devices=count) for key, count in sorted(counts.items()))

@@ -5,11 +5,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
-from splitee.protocol.fields import Count, Digest, Fraction, Milliseconds, Positive, Signature, Text
+from splitee.protocol.fields import (
+    LONGEST_CLASS_NAME,
+    Count,
+    Digest,
+    EpochSeconds,
+    Fraction,
+    Milliseconds,
+    NonNegative,
+    Positive,
+    PredictionSource,
+    ReleaseState,
+    Signature,
+    Text,
+)
+
+MOST_LAST = 5  # predictions that a device tells of in its `Serving`
 
 
 class InferRequest(PackedMessage, frozen=True):
@@ -89,6 +105,22 @@ class ModelPart(PackedMessage, frozen=True):
     data: Annotated[bytes, Meta(min_length=1)]
 
 
+class ServedModel(msgspec.Struct, frozen=True):
+    """The model with which a device predicts.
+
+    Attributes:
+        release: SHA-256 of the bundle.
+        run: run that the model comes from.
+        round: round that it comes from.
+        since: seconds since the epoch, by the device's clock.
+    """
+
+    release: Digest
+    run: Text
+    round: Count
+    since: EpochSeconds
+
+
 class ModelReport(JsonMessage, frozen=True):
     """What became of a release on its device.
 
@@ -96,11 +128,17 @@ class ModelReport(JsonMessage, frozen=True):
         release: SHA-256 of the bundle.
         state: outcome.
         reason: one line for people.
+        run: run that the release comes from, as far as it is known.
+        time: seconds since the epoch, by the device's clock; 0: an earlier release of the software.
+        serves: model in service now, whatever became of this release.
     """
 
     release: Digest
-    state: Literal["in service", "refused", "rolled back"]
+    state: ReleaseState
     reason: Text = ""
+    run: Text = ""
+    time: EpochSeconds = 0.0
+    serves: ServedModel | None = None
 
 
 class PredictionReport(JsonMessage, frozen=True):
@@ -120,6 +158,46 @@ class PredictionReport(JsonMessage, frozen=True):
     label: Text
     probability: Fraction
     entropy: Fraction
-    source: Literal["exit", "trunk", "local-fallback"]
+    source: PredictionSource
     milliseconds: Annotated[float, Meta(ge=0)]
     time: float
+
+
+class LastPrediction(msgspec.Struct, frozen=True):
+    """One of the last predictions of a device: neither the image nor its name.
+
+    Attributes:
+        label: name of the class.
+        probability: probability of that class.
+        source: what predicted, as in a `PredictionReport`.
+        time: seconds since the epoch, by the device's clock.
+    """
+
+    label: Annotated[str, Meta(max_length=LONGEST_CLASS_NAME)]
+    probability: Fraction
+    source: PredictionSource
+    time: EpochSeconds
+
+
+class Serving(JsonMessage, frozen=True):
+    """How a device predicts: published every few seconds, and by the broker as its last will.
+
+    Attributes:
+        state: `offline` in the last will and in the farewell.
+        instance: number of the process; a process that started later has a greater one.
+        time: seconds since the epoch, by the device's clock.
+        per_minute: images a minute over the last minutes.
+        latency: milliseconds from the image to the prediction, their median over the last minutes.
+        offloaded_share: share of these images that the trunk was asked about.
+        fallback_share: share of these images of which the trunk was asked, and did not respond in time.
+        last: the last predictions, the newest first.
+    """
+
+    state: Literal["online", "offline"]
+    instance: Count
+    time: EpochSeconds = 0.0
+    per_minute: NonNegative = 0.0
+    latency: NonNegative | None = None
+    offloaded_share: Fraction | None = None
+    fallback_share: Fraction | None = None
+    last: Annotated[tuple[LastPrediction, ...], Meta(max_length=MOST_LAST)] = ()

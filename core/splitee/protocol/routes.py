@@ -33,7 +33,9 @@ from splitee.protocol.inference import (
     ModelReport,
     ModelWant,
     PredictionReport,
+    Serving,
 )
+from splitee.protocol.overview import DeviceHistory, FleetConfusion, History, NetworkStages, Timing
 from splitee.protocol.rounds import (
     Ack,
     Assignment,
@@ -105,6 +107,7 @@ _OF_BATCHES: Mapping[Phase, Purpose] = {
     "evaluate": "evaluation",
 }
 ALL: tuple[Party, ...] = ("device", "viewer")
+WATCHERS: tuple[Party, ...] = ("viewer",)
 RUN = Route("run", RunSpec, "server", ALL, retained=True)
 ROUND = Route("round", RoundOpen, "server", ALL, retained=True)
 COMMIT = Route("commit", Commit, "server", ALL, retained=True)
@@ -113,6 +116,11 @@ SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL),
 SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
 DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, by the server's identity
 DISMISSED = Route("server/dismissed", DismissalAnswer, "server", ("server",))
+
+TIMING = Route("server/timing", Timing, "server", WATCHERS, retained=True)
+NETWORK = Route("server/network", NetworkStages, "server", WATCHERS, retained=True)
+HISTORY = Route("server/history", History, "server", WATCHERS, retained=True)
+CONFUSION = Route("server/confusion", FleetConfusion, "server", WATCHERS, retained=True)
 
 STATUS = Route(
     "devices/+/status",
@@ -123,6 +131,7 @@ STATUS = Route(
 )
 PROFILE = Route("devices/+/profile", Profile, "device", ("server", "viewer"), retained=True)
 FIGURES = Route("devices/+/metrics", DeviceFigures, "server", ("viewer", "homeassistant"), retained=True)
+DEVICE_HISTORY = Route("devices/+/history", DeviceHistory, "server", WATCHERS, retained=True)
 FEATURES = Route("devices/+/features", Features, "device", ("server",), parts=True, purpose="training")
 ROUND_DONE = Route("devices/+/round-done", RoundDone, "device", ("server",))
 WEIGHTS = Route("devices/+/weights", Weights, "device", ("server",), parts=True, purpose="client_networks")
@@ -138,7 +147,8 @@ INFER = Route(
 )
 PREDICTIONS = Route("devices/+/predictions", PredictionReport, "device", ("server", "homeassistant"))
 MODEL_WANT = Route("devices/+/model-want", ModelWant, "device", ("server",))
-MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server",), retained=True)
+MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server", "viewer"), retained=True)
+SERVING = Route("devices/+/serving", Serving, "device", WATCHERS, retained=True)
 
 ASSIGNMENT = Route("devices/+/inbox/plan", Assignment, "server", ("device",), retained=True)
 PARTICIPATION = Route(
@@ -152,7 +162,7 @@ HELD_WEIGHTS = Route(
 SOFT_LABELS = Route(
     "devices/+/inbox/soft-labels", SoftLabelRows, "server", ("device",), parts=True, purpose="soft_labels"
 )
-MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", ("device",), retained=True)
+MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", ALL, retained=True)
 MODEL_PART = Route("devices/+/inbox/model-part", ModelPart, "server", ("device",), purpose="models")
 ANSWER = Route("devices/+/inbox/answer", InferAnswer, "server", ("device",), parts=True, purpose="offload")
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import msgspec
 from msgspec.structs import asdict
 
-from splitee.protocol.fields import Count, Purpose
+from splitee.protocol.fields import LARGEST_COUNT, Count, Purpose
 
 Direction = Literal["up", "down"]  # from a device; to one
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
@@ -75,6 +76,20 @@ class Traffic(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def as_dict(self) -> dict[str, dict[str, Any]]:
         """All figures, those that are 0 too."""
         return {"up": asdict(self.up), "down": asdict(self.down)}
+
+
+def total(moved: Sequence[Traffic]) -> Traffic:
+    """The sum, in one pass: there may be thousands. No figure is above LARGEST_COUNT."""
+    up, down = (
+        ByPurpose(
+            **{
+                name: min(sum(getattr(each, name) for each in counts), LARGEST_COUNT)
+                for name in ByPurpose.__struct_fields__
+            }
+        )
+        for counts in ([each.up for each in moved], [each.down for each in moved])
+    )
+    return Traffic(up=up, down=down)
 
 
 class Tally:

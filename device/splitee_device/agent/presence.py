@@ -22,7 +22,8 @@ from splitee.protocol.fields import Doing
 from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import Traffic
-from splitee_device.machine.hardware import Fact, temperature
+from splitee_device.machine.hardware import Fact, memory_limit, temperature
+from splitee_device.machine.memory import resident
 
 STATUS_EVERY = 1.0  # seconds, in a small fleet
 STATUSES = 200.0  # a second, of all devices together
@@ -74,10 +75,13 @@ class Presence:
         thermometer: Callable[[], Fact] = temperature,
         written: Callable[[], int | None] = bytes_written,
         traffic: Callable[[], Traffic] = Traffic,
+        memory: Callable[[], int | None] = resident,
+        memory_limit: Callable[[], int | None] = memory_limit,
     ) -> None:
         """`rejected`: how many messages were, so far. `thermometer`: the temperature in degrees Celsius.
 
         `traffic`: what this process has sent and received; `written`: bytes that it has written to its disk.
+        `memory`: bytes that it takes; `memory_limit`: that it may take, asked for once.
         """
         self._port = port
         self._device = device
@@ -87,6 +91,8 @@ class Presence:
         self._traffic = traffic
         self._thermometer = thermometer
         self._written = written
+        self._memory = memory
+        self._memory_limit = memory_limit()
         self._status_topic = routes.STATUS.topic(topics, device)
         self._profile_topic = routes.PROFILE.topic(topics, device)
         self._status = self._said = DeviceStatus(state="online", instance=instance)
@@ -153,7 +159,7 @@ class Presence:
         self.introduce(replace(self.profile, **changed))
 
     def publish_status(self) -> None:
-        """Say to the fleet and to systemd what the device does, its temperature, its traffic, its writes."""
+        """Say to the fleet and to systemd what the device does, and what it takes: memory, bytes, writes."""
         degrees, traffic = self._thermometer().value, self._traffic()
         status = replace(
             self._status,
@@ -162,6 +168,8 @@ class Presence:
             traffic=traffic,
             bytes=traffic.up.payload,
             upload=self._slow_speed(),
+            memory=self._memory(),
+            memory_limit=self._memory_limit,
         )
         self._port.publish(self._status_topic, status.encode(), retain=True)
         self._status_due = self._clock() + self._status_every

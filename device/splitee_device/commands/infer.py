@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import click
@@ -16,12 +17,12 @@ from splitee.cli.signals import stop_on_signals
 from splitee.cli.verbosity import log_options
 from splitee.errors import ConfigError
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
 from splitee.samples.kept import kept_region
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.options import ServingOptions, serving_options
+from splitee_device.inference.recent import offline, serving_link
 from splitee_device.inference.service import InferenceService
 
 log = logging.getLogger(__name__)
@@ -83,14 +84,15 @@ def infer(
     shelf = ModelStore(models)
     if model is not None:
         shelf.adopt(model)
-    topics = Topics(link.fleet)
-    connection = Link(link.address, f"splitee-{link.fleet}-{device}-service", tls=link.tls)
+    topics, instance = Topics(link.fleet), time.time_ns()
+    connection = serving_link(link, device, instance)
     service = InferenceService(
         connection,
         link,
         topics,
         device,
         shelf,
+        instance=instance,
         threshold=threshold,
         timeout=serving.timeout,
         floors=serving.floors,
@@ -107,4 +109,4 @@ def infer(
         log.info("stopped after %d images", service.tally.predicted)
     finally:
         service.close()
-        connection.close()
+        connection.close(offline(topics, device, instance))

@@ -17,6 +17,7 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
+from splitee.protocol.fields import ReleaseState
 from splitee.protocol.gate import Gate, Received
 from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
 from splitee.protocol.topics import Topics
@@ -51,6 +52,7 @@ class Delivery:
         self._gate = Gate(topics, (routes.MODEL_OFFER, routes.MODEL_PART), device=device, takes_cleared=True)
         self._wants = routes.MODEL_WANT.topic(topics, device)
         self._reports = routes.MODEL_REPORT.topic(topics, device)
+        self._reported: ModelReport | None = None
         self._offer: ModelOffer | None = None
         self._refused: set[str] = set()
         self._distrusted: ModelOffer | None = None
@@ -82,10 +84,25 @@ class Delivery:
         if self._offer is not None and self._clock() >= self._due:
             self._ask()
 
-    def report(self, release: str, state: str, reason: str = "") -> None:
-        """Tells the fleet what became of a release."""
-        report = ModelReport(release=release, state=state, reason=reason[:1000])  # type: ignore[arg-type]
-        self._port.publish(self._reports, report.encode(), retain=True)
+    def report(self, release: str, state: ReleaseState, reason: str = "", run: str = "") -> None:
+        """Tells the fleet what became of a release, and which one serves. `run`: that it comes from."""
+        serves = self._shelf.served()
+        if serves is not None and serves.release == release:
+            run = serves.run
+        self._reported = ModelReport(
+            release=release,
+            state=state,
+            reason=reason[:1000],
+            run=run[:1000],
+            time=time.time(),
+            serves=serves,
+        )
+        self.say_again()
+
+    def say_again(self) -> None:
+        """The broker may have lost the last report."""
+        if self._reported is not None:
+            self._port.publish(self._reports, self._reported.encode(), retain=True)
 
     def _on_offer(self, offer: ModelOffer) -> None:
         if offer.release == self._shelf.release:
@@ -126,7 +143,7 @@ class Delivery:
             self._distrusted = offer
             if self._log_distrust.due():
                 log.warning("model %s is not fetched: %s", offer.release[:12], error)
-            self.report(offer.release, "refused", str(error))
+            self.report(offer.release, "refused", str(error), offer.run)
             return False
         return True
 
@@ -160,7 +177,7 @@ class Delivery:
         except ModelError as error:
             log.warning("%s", error)
             self._refused.add(offer.release)
-            self.report(offer.release, "refused", str(error))
+            self.report(offer.release, "refused", str(error), offer.run)
         else:
             self.report(offer.release, "in service")
 

@@ -24,7 +24,7 @@ from splitee.inference.bundle import Bundle, pack_bundle
 from splitee.inference.graphs import ClientModel
 from splitee.inference.manifest import MANIFEST, ClientManifest, FileName, read_graph, read_manifest
 from splitee.protocol.encoding import unpack
-from splitee.protocol.inference import ModelOffer
+from splitee.protocol.inference import ModelOffer, ServedModel
 from splitee.samples.kept import RELEASES, SAMPLES, keep_region, kept_region
 from splitee.statistics import chance_of_as_many
 from splitee_device.inference.trial import Tried, try_model
@@ -68,6 +68,16 @@ class ModelStore:
     def release(self) -> str | None:
         """The id of the release in service."""
         return self._target("current")
+
+    def served(self) -> ServedModel | None:
+        """What is in service, and since when; None: nothing is, or its manifest is damaged."""
+        release, link = self.release, self.current
+        try:
+            manifest = read_manifest(link, ClientManifest)
+            since = link.lstat().st_mtime
+        except (ModelError, OSError):
+            return None
+        return None if release is None else ServedModel(release, manifest.run, manifest.round, since)
 
     def adopt(self, directory: Path) -> str:
         """Puts an exported model into service by its owner's word, and keeps its samples and region.

@@ -16,7 +16,7 @@ from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
 from splitee.log_limits import FirstFew
-from splitee.mqtt.events import Message
+from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.rate_limiter import RateLimiter
@@ -27,6 +27,7 @@ from splitee.samples.images import load_image
 from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.recent import RecentPredictions
 from splitee_device.inference.tally import Tally
 from splitee_device.inference.unsure_images import UnsureImages
 
@@ -70,6 +71,7 @@ class InferenceService:
         device: str,
         shelf: ModelStore,
         *,
+        instance: int,
         threshold: float | None = None,
         timeout: float = 2.0,
         floors: OffloadFloors = NO_FLOORS,
@@ -83,6 +85,7 @@ class InferenceService:
         The link's meter, where it has one, counts both.
 
         Args:
+            instance: of this process; one that started later has a greater one.
             key: that releases must be signed by; None: by none.
             region: of the images that the model sees; None: all of them.
             unsure: where the images that it is uncertain of are kept; None: nowhere.
@@ -104,6 +107,7 @@ class InferenceService:
         self._unsure = unsure
         self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.tally = Tally()
+        self._recent = RecentPredictions(link, topics, device, instance)
         self._log_due = RateLimiter(LOG_EVERY)
         self._log_failed = RateLimiter()
         self._log_skips = FirstFew()
@@ -117,9 +121,13 @@ class InferenceService:
             event = self._link.receive(TICK)
             if isinstance(event, Message):
                 self._delivery.handle(event)
+            elif isinstance(event, Connected):
+                self._delivery.say_again()
+                self._recent.tell_again()
             self._delivery.tick()
             if self._unsure is not None:
                 self._unsure.tick()
+            self._recent.tell()
             if self._shelf.release != self._release:
                 self._switch()
             if self._predictor is not None and not isinstance(event, Message):
@@ -131,12 +139,12 @@ class InferenceService:
 
     def _switch(self) -> None:
         """Loads what is in service now: delivered, rolled back by hand, or put back as it did not load."""
-        wanted, rolled_back = self._shelf.release, self._release is not None
+        wanted = self._shelf.release
         model = self._shelf.load(self._threads)
         self._release = self._shelf.release
         if wanted is not None and self._release != wanted:
             self._delivery.report(wanted, "rolled back", "it does not load")
-        elif wanted is not None and rolled_back:
+        elif wanted is not None:
             self._delivery.report(wanted, "in service")
         self.close()
         self._offload = Offload(
@@ -173,6 +181,8 @@ class InferenceService:
             self.tally.add(prediction)
             if self._unsure is not None:
                 self._unsure.offer(name, source, pixels, prediction, predictor.threshold)
+            self._recent.add(prediction)
+            self._recent.tell()
             self._log(name, prediction)
 
     def _log(self, name: str, prediction: Prediction) -> None:

@@ -118,6 +118,12 @@ def memory_for_training(root: Path = ROOT) -> int | None:
     return available if available is None or not own else available + 1024 * int(own.split()[0])
 
 
+def memory_limit(root: Path = ROOT) -> int | None:
+    """Bytes that a process may take at most: by its control groups, or all that the machine has."""
+    group, machine = cgroup.memory_limit(root), _meminfo(root, "MemTotal").value
+    return least(None if group is None else int(group.value), machine if isinstance(machine, int) else None)
+
+
 def least(*amounts: int | None) -> int | None:
     """The smallest of those that are known."""
     return min((amount for amount in amounts if amount is not None), default=None)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 
 STATUS = Path("/proc/self/status")
+STATM = Path("/proc/self/statm")
 EVERY = 0.002  # seconds
 
 
@@ -33,8 +34,19 @@ def peak(status: Path = STATUS) -> int:
 
 def address_space() -> int:
     """Bytes that this process has mapped, used or not."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return _pages(0)
+
+
+def resident(statm: Path = STATM) -> int | None:
+    """Bytes of memory that this process takes; None where the system does not say."""
+    try:
+        return _pages(1, statm)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _pages(field: int, statm: Path = STATM) -> int:
+    return int(statm.read_text().split()[field]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class MemoryWatch:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +74,16 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
 )
 @section(
     "Course and results",
+    switch(
+        "--page",
+        is_flag=True,
+        help="Serve the fleet's page while the demo runs; its address is printed first.",
+    ),
+    switch(
+        "--keep-page",
+        is_flag=True,
+        help="As --page, and serve it when all is done until Ctrl-C ends it.",
+    ),
     switch("--quick", is_flag=True, help="Take fewer images and rounds: under 90 s on two cores."),
     switch(
         "--no-baselines",
@@ -100,6 +113,8 @@ def demo(
     quick: bool,
     no_baselines: bool,
     profile: bool,
+    page: bool,
+    keep_page: bool,
 ) -> None:
     """Train a fleet on this machine: broker, server and devices as processes, on real images.
 
@@ -110,11 +125,6 @@ def demo(
     # With torch and matplotlib, which nobody waits for to be told of a wrong flag.
     from splitee_lab.demo.fleet import Demo, run
     from splitee_lab.demo.progress import open_display
-    from splitee_lab.report.conclusion import conclusion
-    from splitee_lab.report.demo_page import choices_table, table
-    from splitee_lab.report.inference_table import inference_table
-    from splitee_lab.report.notes import notes
-    from splitee_lab.report.wrapping import wrapped
 
     wanted = Demo(
         network=network,
@@ -130,10 +140,28 @@ def demo(
         profile=profile,
         out=out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"),
         input_shape=input_shape,
+        page=page or keep_page,
     )
     console, course = Console(), Console(quiet=is_quiet())
-    with signals_unwind(), open_display(course) as display:
-        report = run(wanted, display, lambda line: course.print(plain(line), markup=False, soft_wrap=True))
+    with signals_unwind(), ExitStack() as held:
+        with open_display(course) as display:
+            say = partial(course.print, markup=False, soft_wrap=True)
+            report = run(wanted, display, lambda line: say(plain(line)), held)
+        _show(report, wanted.out / "report.html", console, time.monotonic() - started)
+        if keep_page:
+            echo("the page is still served: Ctrl-C ends it")
+            with suppress(KeyboardInterrupt):
+                signal.pause()
+
+
+def _show(report: Report, page: Path, console: Console, seconds: float) -> None:
+    """What has come out. `page`: the report for a browser."""
+    from splitee_lab.report.conclusion import conclusion
+    from splitee_lab.report.demo_page import choices_table, table
+    from splitee_lab.report.inference_table import inference_table
+    from splitee_lab.report.notes import notes
+    from splitee_lab.report.wrapping import wrapped
+
     console.print()
     console.print(table(report))
     for line in notes(report):
@@ -144,8 +172,8 @@ def demo(
         console.print()
     console.print(inference_table(report.inference))
     console.print()
-    console.print(wrapped(_in_all(report, time.monotonic() - started), console.width), highlight=False)
-    echo(f"report: {wanted.out / 'report.html'}")
+    console.print(wrapped(_in_all(report, seconds), console.width), highlight=False)
+    echo(f"report: {page}")
     console.print()
     console.print(wrapped(conclusion(report), console.width), markup=False, highlight=False)
 

@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from splitee_device.data.sources import open_source
 from splitee_lab.demo.course import Course
 from splitee_lab.demo.inference import InService, infer_on
 from splitee_lab.demo.machine import PeakMemory, machine
+from splitee_lab.demo.page import page_of_fleet
 from splitee_lab.demo.progress import Display
 from splitee_lab.demo.workload import workload
 from splitee_lab.local.brokers import RunningBroker, open_broker
@@ -79,6 +80,7 @@ class Demo:
     out: Path
     profile: bool = False  # devices have limits, and the profiler chooses their cuts
     input_shape: Shape = SMALL
+    page: bool = False  # it is shown in a browser
 
 
 def spread_cuts(num_layers: int) -> list[int]:
@@ -102,18 +104,20 @@ def plan(network: str, num_classes: int, devices: int, input_shape: Shape = SMAL
     ]
 
 
-def run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
-    """Runs the demo and writes OUT/report.json and OUT/report.html; no process outlives it.
+def run(demo: Demo, display: Display, say: Callable[[str], None], held: ExitStack) -> Report:
+    """Runs the demo and writes OUT/report.json and OUT/report.html; no process outlives `held`.
+
+    Those of the fleet do not outlive the call; a page, and the broker that it reads, are left to `held`.
 
     Raises:
         StateError: OUT is in use, or cannot be written.
         ChildFailed: a process of it ended too early.
     """
     with _new_folder(demo.out):
-        return _run(demo, display, say)
+        return _run(demo, display, say, held)
 
 
-def _run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
+def _run(demo: Demo, display: Display, say: Callable[[str], None], held: ExitStack) -> Report:
     num_classes = len(open_source(DATA).class_names)
     devices = plan(demo.network, num_classes, demo.devices, demo.input_shape)
     if demo.profile:
@@ -129,7 +133,10 @@ def _run(demo: Demo, display: Display, say: Callable[[str], None]) -> Report:
     )
     fleet = f"demo-{secrets.token_hex(4)}"
     peaks = PeakMemory()
-    with open_broker(demo.broker, demo.out) as broker:
+    with ExitStack() as own:
+        broker = (held if demo.page else own).enter_context(open_broker(demo.broker, demo.out))
+        if demo.page:
+            say(f"page: {held.enter_context(page_of_fleet(demo.out, _settings(demo, broker, fleet)))}")
         say(f"{broker.kind} broker at {broker.address}, fleet {fleet}; logs in {demo.out}")
         view = FleetView(fleet)
         with (

@@ -87,6 +87,8 @@ class FleetTraffic:
         route, device = found
         if (route.sender == "device") != (direction == "up"):
             return
+        if direction == "down" and "device" not in route.readers:
+            return
         if not route.of_device:
             self._to_all.add(direction, purpose, payload, headers)
         elif device in self._devices or len(self._devices) < DEVICES:

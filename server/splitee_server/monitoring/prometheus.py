@@ -20,7 +20,7 @@ from splitee.disk_writes import bytes_written
 from splitee.errors import ConfigError, Reason
 from splitee.protocol.accuracies import Accuracies, ClassRecall
 from splitee.protocol.fields import Doing, RunPhase
-from splitee.protocol.fleet import DeviceMetrics
+from splitee.protocol.fleet import DeviceMetrics, DeviceStatus
 from splitee.protocol.traffic import DIRECTIONS
 from splitee_server.monitoring.observer import Observer
 from splitee_server.rounds.progress import Progress, Standing
@@ -142,6 +142,23 @@ def _written(progress: Progress, standing: Standing) -> float | None:
     return status.written if status and standing.online else None
 
 
+def _memory(read: Callable[[DeviceStatus], int | None]) -> Callable[[Progress, Standing], float | None]:
+    def value(progress: Progress, standing: Standing) -> float | None:
+        status = progress.statuses.get(standing.device)
+        return read(status) if status and standing.online else None
+
+    return value
+
+
+def _spent(progress: Progress) -> list[Sample]:
+    spent = progress.run.metrics.spent if progress.run.metrics else None
+    return [] if spent is None else [((kind,), seconds) for kind, seconds in asdict(spent).items()]
+
+
+def _estimate(progress: Progress) -> list[Sample]:
+    return [] if progress.run.estimate is None else [((), progress.run.estimate)]
+
+
 def _traffic(progress: Progress) -> Iterator[Sample]:
     """What nothing has travelled for has no series."""
     for standing in progress.run.devices[:DEVICES]:
@@ -168,6 +185,12 @@ FIGURES = (
     Figure("splitee_device_waited_for", "1 for a device that is waited for", _waited_for, ("device",)),
     _one(
         "splitee_waiting_seconds", "Time without a batch while devices are waited for", lambda p: p.run.waited
+    ),
+    Figure("splitee_round_seconds", "Where the time of the last evaluated round went", _spent, ("kind",)),
+    Figure(
+        "splitee_run_end_timestamp_seconds",
+        "When the last round is evaluated, if rounds take as long as before, since the epoch",
+        _estimate,
     ),
     _one("splitee_queue_batches", "Batches that are here and not trained", lambda p: p.run.queued),
     _count("splitee_trained_batches", "Batches that the trunk has trained", lambda p: p.run.trained.batches),
@@ -208,6 +231,14 @@ FIGURES = (
         CounterMetricFamily,
     ),
     _of_device("splitee_device_temperature_celsius", "The device's hottest sensor", _temperature),
+    _of_device(
+        "splitee_device_memory_bytes", "Memory that the device's process takes", _memory(lambda s: s.memory)
+    ),
+    _of_device(
+        "splitee_device_memory_limit_bytes",
+        "Memory that it may take, by its control groups or its machine",
+        _memory(lambda s: s.memory_limit),
+    ),
     _evaluated("splitee_device_exit_loss", "Mean training loss of the exit", lambda m: m.exit_loss),
     _evaluated("splitee_device_trunk_loss", "Mean training loss of the trunk", lambda m: m.trunk_loss),
     _evaluated(

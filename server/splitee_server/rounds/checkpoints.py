@@ -219,6 +219,17 @@ class Checkpoints:
         """How rounds 1..`committed` went; its `best` is without devices."""
         return self._history.course(committed)
 
+    def fleet_history(self, committed: int) -> list[Metrics]:
+        """The evaluated ones of rounds 1..`committed`, in their order, each once and without devices."""
+        return self._history.of_fleet(committed)
+
+    def evaluation(self) -> ClassReport | None:
+        """The last evaluated round, class by class; None: there is none, or it is of another release."""
+        try:
+            return msgspec.json.decode((self.path / EVALUATION).read_bytes(), type=ClassReport)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            return None
+
     def write_evaluation(self, report: ClassReport) -> None:
         """evaluation.json: the last evaluated round, class by class."""
         write_atomically(self.path / EVALUATION, msgspec.json.encode(report) + b"\n")

@@ -9,6 +9,7 @@ from functools import lru_cache
 import msgspec
 import numpy as np
 
+from splitee.protocol.accuracies import MOST_CONFUSED_BY_DEVICE, ConfusionMatrix
 from splitee.statistics import wilson
 from splitee_server.rounds.confusion import Confusion, class_name
 from splitee_server.rounds.evaluation import Predictions, Score
@@ -39,7 +40,8 @@ class PredictorFigures(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         classes: those of which there are images or predictions, in the order of the labels.
-        confusion: (K, K) images, class by predicted class; None for devices, and above 256 classes.
+        confusion: (K, K) images, class by predicted class, of all K classes of the network; None above 256
+            classes, and of a device but for both together in a network of at most 20.
     """
 
     accuracy: Figure
@@ -74,19 +76,39 @@ def class_report(
         run,
         number,
         tuple(class_name(names, index) for index in range(classes)),
-        _evaluated(Score.over(scores.values()).predictions, classes, names, with_matrix=True),
+        _evaluated(Score.over(scores.values()).predictions, classes, names, of_fleet=True),
         {
-            device: _evaluated(score.predictions, classes, names, with_matrix=False)
+            device: _evaluated(score.predictions, classes, names, of_fleet=False)
             for device, score in scores.items()
         },
     )
 
 
-def _evaluated(found: Predictions, classes: int, names: Sequence[str], *, with_matrix: bool) -> Evaluated:
-    def figures(predicted: np.ndarray) -> PredictorFigures:
+def confusion_matrix(found: Evaluated, most: int) -> ConfusionMatrix | None:
+    """Of the adaptive predictions, without the classes that have neither images nor predictions.
+
+    None: they are not known, or of more than `most` classes.
+    """
+    matrix = found.adaptive.confusion
+    if matrix is None:
+        return None
+    images, predicted = [sum(row) for row in matrix], [sum(column) for column in zip(*matrix, strict=True)]
+    seen = [index for index in range(len(matrix)) if images[index] or predicted[index]]
+    if not 0 < len(seen) <= most:
+        return None
+    return ConfusionMatrix(tuple(seen), tuple(tuple(matrix[row][column] for column in seen) for row in seen))
+
+
+def _evaluated(found: Predictions, classes: int, names: Sequence[str], *, of_fleet: bool) -> Evaluated:
+    def figures(predicted: np.ndarray, *, with_matrix: bool) -> PredictorFigures:
         return _figures(Confusion.count(found.labels, predicted, classes), names, with_matrix=with_matrix)
 
-    return Evaluated(len(found), figures(found.exit), figures(found.trunk), figures(found.adaptive))
+    return Evaluated(
+        len(found),
+        figures(found.exit, with_matrix=of_fleet),
+        figures(found.trunk, with_matrix=of_fleet),
+        figures(found.adaptive, with_matrix=of_fleet or classes <= MOST_CONFUSED_BY_DEVICE),
+    )
 
 
 def _figures(confusion: Confusion, names: Sequence[str], *, with_matrix: bool) -> PredictorFigures:

@@ -16,6 +16,7 @@ from splitee_server.members.members import Member, Members
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.replies import Replies
+from splitee_server.rounds.round_seconds import RoundClock
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,11 @@ START_ANEW = "training diverged; start anew (--fresh) with a lower --learning-ra
 
 
 class Commits:
-    """The run's last commit, and the step to the next one."""
+    """The run's last commit, and the step to the next one.
+
+    Attributes:
+        round_clock: where the time of a round goes, that of commits included.
+    """
 
     def __init__(
         self,
@@ -52,6 +57,7 @@ class Commits:
         self._duplicates = 0
         self._losses: dict[str, tuple[float, float | None]] = {}
         self._stored: frozenset[str] = frozenset()
+        self.round_clock = RoundClock(clock)
 
     def __contains__(self, device: str) -> bool:
         """Whether the last commit knows the device."""
@@ -121,19 +127,24 @@ class Commits:
             device: Contribution(phase.weights(device), phase.participants[device].next_cut)
             for device in phase.done
         }
-        for device, cut in self._model.commit(number, contributions).items():
+        with self.round_clock.of("aggregation"):
+            moved = self._model.commit(number, contributions)
+        for device, cut in moved.items():
             log.info("%s is cut at %d now, before at %d", device, cut, self._members[device].cut)
             self._members.move(device, cut)
         if self._model.left_out:
             names = ", ".join(self._model.left_out)
             log.info("round %d trains without %s: their loss is far above most", number + 1, names)
-        self._save_and_tell()
+        with self.round_clock.of("commit"):
+            self._save_and_tell()
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
 
     def refresh(self, phase: Phase) -> None:
         """End a phase of statistics: what they change of the commit is saved, and told as the commit was."""
-        self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
-        self._save_and_tell()
+        with self.round_clock.of("aggregation"):
+            self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
+        with self.round_clock.of("commit"):
+            self._save_and_tell()
 
     def _save_and_tell(self) -> None:
         """Make what the round has come to durable, then publish it."""

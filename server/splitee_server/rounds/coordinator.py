@@ -34,6 +34,7 @@ from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.class_report import class_report
 from splitee_server.rounds.commits import START_ANEW, Commits
 from splitee_server.rounds.deadline import Deadline
+from splitee_server.rounds.overview import Overview
 from splitee_server.rounds.phase import IN_WORDS, Phase
 from splitee_server.rounds.policy import Policy
 from splitee_server.rounds.progress import RunProgress, standing
@@ -101,6 +102,7 @@ class Coordinator:
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._work = BatchWork(spec, model, guard, clock)
+        self._overview = Overview(spec.run, spec.rounds, model, announcer, checkpoints, clock)
         self._look_due = clock()
         self._log_lost = RateLimiter()
         self._ranks = ranks
@@ -127,8 +129,8 @@ class Coordinator:
         """Go on from the last commit; first of all."""
         self._commits.resume()
         self._metrics = self._checkpoints.evaluated(self._commits.round)
+        self._overview.resume(self._metrics, self._members.dismissed)
         if self._metrics is not None:
-            self._announce.metrics(self._metrics, self._members.dismissed)
             self._evaluated(self._metrics)
 
     def phases(self) -> Iterator[Phase]:
@@ -264,7 +266,9 @@ class Coordinator:
         waited_for = self._attendance.waited_for(self._phase)
         members = self._members
         out = members.quarantined(), members.dismissed
-        self._announce.beat(self._doing, waited_for, self._rejected(), *out, now=now)
+        self._overview.look(self._phase, waited_for)
+        if self._announce.beat(self._doing, waited_for, self._rejected(), *out, now=now):
+            self._overview.beat(self._phase)
 
     # Rounds
 
@@ -334,15 +338,15 @@ class Coordinator:
             phase.scores,
             self._commits.duplicates,
             self._traffic,
+            self._commits.round_clock.take(self._work.trained.seconds),
             self._checkpoints.evaluated(self._commits.round - 1) if spec.is_sampled else None,
         )
-        self._checkpoints.write_evaluation(
-            class_report(spec.run, metrics.round, phase.scores, spec.num_classes, spec.class_names)
-        )
+        report = class_report(spec.run, metrics.round, phase.scores, spec.num_classes, spec.class_names)
+        self._checkpoints.write_evaluation(report)
         self._checkpoints.add_metrics(metrics)
         self._save_traffic()
         self._best.note(metrics, phase.scores)
-        self._announce.metrics(metrics, self._members.dismissed)
+        self._overview.evaluated(metrics, report, self._members.dismissed)
         self._evaluated(metrics)
         log_metrics(metrics)
 
@@ -370,7 +374,7 @@ class Coordinator:
         if metrics != self._metrics:
             self._metrics = metrics
             self._checkpoints.add_metrics(metrics)
-            self._announce.metrics(metrics, self._members.dismissed)
+            self._overview.tell(metrics, self._members.dismissed)
             self._write_report()
 
     # Phases
@@ -394,6 +398,7 @@ class Coordinator:
             participants=len(participants),
         )
         self._traffic.phase = opened.batches
+        self._commits.round_clock.open(kind)
         assembler = model.assembler if kind == "train" else model.statistics_assembler
         in_waves = kind == "train" and self._policy.resident > 0
         served = in_order(participants) if in_waves else []
@@ -429,6 +434,7 @@ class Coordinator:
             for device in participants:  # before it hears that the phase is open
                 self._replies.assign_part(self._phase, device)
             self._announce.round(opened)
+            self._overview.opened(self._phase)
             self.beat(now=True)
         return self._phase
 
@@ -452,6 +458,7 @@ class Coordinator:
             duplicates=self._commits.duplicates,
             trained=self._ranks.with_trained(self._work.trained),
             metrics=self._metrics,
+            estimate=self._overview.estimate(phase),
         )
 
     def report(self) -> dict[str, Any]:

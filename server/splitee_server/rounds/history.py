@@ -71,6 +71,11 @@ class History:
             file.seek(entry.offset)
             return msgspec.json.decode(file.readline(), type=Metrics)
 
+    def of_fleet(self, committed: int) -> list[Metrics]:
+        """Rounds 1..`committed` that were evaluated, in their order, each once and without devices."""
+        entries = self._read()
+        return [entries[number].fleet for number in sorted(entries) if number <= committed]
+
     def course(self, committed: int) -> Course:
         """How rounds 1..`committed` went; its `best` is without devices."""
         return course((entry.fleet for entry in self._read().values()), committed)

@@ -57,6 +57,7 @@ class RunProgress(msgspec.Struct, frozen=True):
     duplicates: int
     trained: Trained
     metrics: Metrics | None  # of the last evaluated round
+    estimate: float | None = None  # seconds since the epoch at which the run probably ends
 
 
 class Progress(msgspec.Struct, frozen=True):

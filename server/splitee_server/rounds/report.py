@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from msgspec.structs import asdict, replace
 from splitee.cli.accuracy_words import accuracies_in_words, weakest_in_words
 from splitee.cli.words import images, percent
 from splitee.protocol.accuracies import MOST_CLASSES, Accuracies, ClassRecall, ReleasedThreshold
-from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics
+from splitee.protocol.fleet import DeviceMetrics, FleetMetrics, Metrics, RoundSeconds
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import Traffic
 from splitee.statistics import share_interval
@@ -33,6 +34,7 @@ def round_metrics(
     scores: Mapping[str, Score],
     duplicates: int,
     traffic: FleetTraffic,
+    spent: RoundSeconds,
     before: Metrics | None = None,
 ) -> Metrics:
     """The figures of a round that has been committed and evaluated.
@@ -44,6 +46,7 @@ def round_metrics(
         losses: of exit and trunk by device, means over the round's batches.
         scores: by device, on its held-out images.
         traffic: what the devices have sent so far.
+        spent: where the time of the round went.
         before: figures of the round before, from which those of devices stay that were not evaluated now;
             None: none do.
     """
@@ -77,6 +80,8 @@ def round_metrics(
         batches_trained=sum(member.totals.batches for member, _ in members),
         duplicates_dropped=duplicates,
         fleet=_fleet_metrics(spec, Score.over(scores.values())),
+        time=round(time.time(), 1),
+        spent=spent,
     )
 
 

@@ -128,6 +128,7 @@ def test_every_topic_has_its_place() -> None:
             seen=NOW - 60,
             train_samples=2000,
             in_phase=True,
+            version="0.1.0",
         ),
     )
 

@@ -69,6 +69,8 @@ def presence_on(
         lambda: thermometer,
         lambda: written,
         lambda: MOVED,
+        lambda: 300 << 20,
+        lambda: 512 << 20,
     )
 
 
@@ -96,7 +98,18 @@ def test_the_status_has_the_temperature_where_there_is_a_sensor(
         rejected=3,
         temperature=degrees,
         traffic=MOVED,
+        memory=300 << 20,
+        memory_limit=512 << 20,
     )
+
+
+def test_what_this_process_takes_of_its_memory_is_said(port: FakePort, clock: FakeClock) -> None:
+    presence = Presence(port, TOPICS, "pi-1", INSTANCE, clock, lambda: 0)
+    presence.say("training", 1)
+    [status] = statuses(port)
+    assert status.memory is not None
+    assert status.memory_limit is not None
+    assert 1 << 20 < status.memory < status.memory_limit
 
 
 @pytest.mark.parametrize(("written", "words"), [(12_345_678, "; 12.3 MB written"), (None, "")])

@@ -19,7 +19,7 @@ from splitee_device.inference.model_store import ModelStore
 TOPICS = Topics("fleet")
 BUNDLE = b"no model, ten times" * 10
 RELEASE = hashlib.sha256(BUNDLE).hexdigest()
-OFFER = ModelOffer(release=RELEASE, size=len(BUNDLE)).encode()
+OFFER = ModelOffer(release=RELEASE, size=len(BUNDLE), run="r1").encode()
 
 
 @pytest.fixture
@@ -72,6 +72,19 @@ def test_what_is_delivered_and_is_no_model_is_refused(port: FakePort, delivery: 
     assert ModelReport.decode(payload).state == "refused"
     offer(delivery)
     assert offsets_asked_for(port) == [0]  # it is not fetched again
+
+
+def test_the_last_report_is_said_again(port: FakePort, delivery: Delivery) -> None:
+    delivery.say_again()
+    assert port.sent == []
+    offer(delivery)
+    part(delivery, 0, BUNDLE)
+    delivery.say_again()
+    first, second = port.payloads(routes.MODEL_REPORT.topic(TOPICS, "pi-1"))
+    assert first == second
+    report = ModelReport.decode(second)
+    assert (report.run, report.serves) == ("r1", None)
+    assert report.time > 0
 
 
 def test_an_offer_that_is_withdrawn_or_malformed_changes_nothing(port: FakePort, delivery: Delivery) -> None:

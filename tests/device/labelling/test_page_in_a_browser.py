@@ -13,7 +13,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from label_browser import chromium, looking
+from browser import chromium, violations
+from label_browser import looking
 from labels import contents, not_writable, write_images, write_model
 from open_files import open_to_all
 from playwright.sync_api import Browser, Page, expect
@@ -276,7 +277,7 @@ def test_whether_it_is_enough_is_drawn_and_said(browser: Browser, place: Path) -
     for name in "ab":
         write_images(place / "data" / name, 12, start=ord(name) * 100)
     write_images(place / "new", 1)
-    with page_of(place, model=False) as url, looking(browser, url, dark=True) as page:
+    with page_of(place, model=False) as url, looking(browser, url, theme="dark") as page:
         page.click("#measure")
         page.click("summary")
         expect(page.locator("#enough svg")).to_be_visible()
@@ -286,3 +287,26 @@ def test_whether_it_is_enough_is_drawn_and_said(browser: Browser, place: Path) -
         with page.expect_download() as download:
             page.get_by_text("Export labels.csv").click()
         assert len(Path(download.value.path()).read_text().splitlines()) == 25
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 400])
+def test_nobody_is_shut_out(browser: Browser, place: Path, width: int, theme: str) -> None:
+    """By axe-core: names, contrast, roles; with images selected, a dialog open, and nothing left."""
+    for name in "ab":
+        write_images(place / "data" / name, 6, start=ord(name) * 100)
+    write_images(place / "new", 4)
+    (place / "new" / "broken.png").write_bytes(b"none")
+    with page_of(place) as url, looking(browser, url, width=width, theme=theme) as page:
+        expect(page.locator(".unreadable")).to_have_count(1)
+        page.keyboard.press("Space")
+        page.click("#measure")
+        page.click("summary")
+        assert violations(page) == []
+        page.keyboard.press("?")
+        assert violations(page) == []
+        page.keyboard.press("Escape")
+        page.keyboard.press("Control+a")
+        page.keyboard.press("0")
+        shown(page, 0)
+        assert violations(page) == []

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def demo(out: Path, network: str = "resnet18", broker: str = "embedded") -> Demo
 
 
 def run_it(wanted: Demo) -> None:
-    run(wanted, LineDisplay(Console(quiet=True)), lambda line: None)
+    run(wanted, LineDisplay(Console(quiet=True)), lambda line: None, ExitStack())
 
 
 def test_a_folder_that_holds_another_run_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device tells those who watch of its predictions: how many lately, how fast, and the last labels."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
+from msgspec.structs import replace
+
+from splitee.clock import Clock
+from splitee.inference.predictor import Prediction, Source
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.fields import LONGEST_CLASS_NAME
+from splitee.protocol.inference import MOST_LAST, LastPrediction, Serving
+from splitee.protocol.topics import Topics
+
+TELL_EVERY = 5.0  # seconds, while something changes
+AT_LEAST_EVERY = 60.0  # seconds, else
+MINUTE = 60.0
+WINDOW = 2 * MINUTE  # seconds that the figures are of
+KEPT = 1000  # predictions; a device that makes more in a WINDOW tells of the last ones
+
+
+def offline(topics: Topics, device: str, instance: int) -> tuple[str, bytes]:
+    """The last will and the farewell of a process that predicts."""
+    return routes.SERVING.topic(topics, device), Serving(state="offline", instance=instance).encode()
+
+
+def serving_link(options: LinkOptions, device: str, instance: int) -> Link:
+    """A link for predictions and deliveries: a device may have another one at the same time, to train."""
+    topics = Topics(options.fleet)
+    return Link(
+        options.address,
+        f"splitee-{options.fleet}-{device}-service",
+        tls=options.tls,
+        will=offline(topics, device, instance),
+    )
+
+
+@dataclass(frozen=True)
+class _Made:
+    at: float  # by the clock
+    milliseconds: float
+    source: Source
+
+
+class RecentPredictions:
+    """Those of the last WINDOW, and the labels of the last few: never an image, nor its file's name."""
+
+    def __init__(
+        self, port: Port, topics: Topics, device: str, instance: int, *, clock: Clock = time.monotonic
+    ) -> None:
+        """`instance`: of the process; one that started later has a greater one."""
+        self._port = port
+        self._topic = routes.SERVING.topic(topics, device)
+        self._instance = instance
+        self._clock = clock
+        self._started = clock()
+        self._made: deque[_Made] = deque(maxlen=KEPT)
+        self._last: deque[LastPrediction] = deque(maxlen=MOST_LAST)
+        self._said: Serving | None = None
+        self._said_at = 0.0
+
+    def add(self, prediction: Prediction) -> None:
+        """It has just been made."""
+        self._made.append(_Made(self._clock(), prediction.milliseconds, prediction.source))
+        label = prediction.label[:LONGEST_CLASS_NAME]
+        self._last.appendleft(LastPrediction(label, prediction.probability, prediction.source, time.time()))
+
+    def tell(self) -> None:
+        """Publish how it stands, when that has changed; at most every TELL_EVERY seconds."""
+        since = self._clock() - self._said_at
+        if self._said is not None and since < TELL_EVERY:
+            return
+        serving = self._serving()
+        if (
+            self._said is None
+            or since >= AT_LEAST_EVERY
+            or replace(serving, time=self._said.time) != self._said
+        ):
+            self._port.publish(self._topic, serving.encode(), retain=True)
+            self._said, self._said_at = serving, self._clock()
+
+    def tell_again(self) -> None:
+        """The broker may have published the last will of a connection that broke."""
+        self._said = None
+
+    def _serving(self) -> Serving:
+        now = self._clock()
+        while self._made and now - self._made[0].at > WINDOW:
+            self._made.popleft()
+        of_source = [made.source for made in self._made]
+        count = len(of_source)
+        return Serving(
+            state="online",
+            instance=self._instance,
+            time=time.time(),
+            per_minute=round(MINUTE * count / self._seconds(now), 1),
+            latency=round(median(made.milliseconds for made in self._made), 1) if count else None,
+            offloaded_share=round(1 - of_source.count("exit") / count, 4) if count else None,
+            fallback_share=round(of_source.count("local-fallback") / count, 4) if count else None,
+            last=tuple(self._last),
+        )
+
+    def _seconds(self, now: float) -> float:
+        """That the predictions which are kept were made in; of a process that is new, a minute."""
+        if len(self._made) == KEPT:
+            return max(now - self._made[0].at, 1.0)
+        return min(max(now - self._started, MINUTE), WINDOW)

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Since when a device is waited for: since the first look that missed its next word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from splitee.clock import Clock
+from splitee.protocol.overview import MOST_WAITED_FOR, WaitedFor
+from splitee_server.rounds.phase import Phase
+
+LEAST = 2.0  # seconds; a fleet that trains waits for somebody at any moment
+
+Word = tuple[str, int, int]  # what is waited for: phase, round, batch
+
+
+class WaitingSince:
+    """Looked at every second or so; a device that has sent something meanwhile is waited for anew."""
+
+    def __init__(self, wall: Clock) -> None:
+        """`wall`: seconds since the epoch."""
+        self._wall = wall
+        self._since: dict[str, tuple[Word, float]] = {}
+
+    def note(self, phase: Phase, devices: Iterable[str]) -> None:
+        """These are waited for now."""
+        now, before = self._wall(), self._since
+        self._since = {}
+        for device in devices:
+            step = phase.next_step(device) if device in phase else 0
+            word = (phase.kind, phase.opened.round, step)
+            known = before.get(device)
+            self._since[device] = known if known is not None and known[0] == word else (word, now)
+
+    def longest(self) -> tuple[WaitedFor, ...]:
+        """Those that are waited for longest come first, and not those that are only just waited for."""
+        latest = self._wall() - LEAST
+        waiting = sorted((since, device) for device, (_, since) in self._since.items() if since <= latest)
+        return tuple(WaitedFor(device, round(since, 1)) for since, device in waiting[:MOST_WAITED_FOR])

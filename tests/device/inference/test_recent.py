@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device that predicts tells those who watch."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeClock, FakePort
+
+from splitee.inference.predictor import Prediction, Source
+from splitee.protocol import routes
+from splitee.protocol.inference import MOST_LAST, Serving
+from splitee.protocol.topics import Topics
+from splitee_device.inference.recent import AT_LEAST_EVERY, KEPT, TELL_EVERY, WINDOW, RecentPredictions
+
+TOPICS = Topics("fleet")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def port(clock: FakeClock) -> FakePort:
+    return FakePort(clock)
+
+
+@pytest.fixture
+def recent(port: FakePort, clock: FakeClock) -> RecentPredictions:
+    return RecentPredictions(port, TOPICS, "pi-1", 5, clock=clock)
+
+
+def prediction(label: str = "cat", source: Source = "exit", milliseconds: float = 10.0) -> Prediction:
+    return Prediction(label, 0.75, 0.1, source, milliseconds)
+
+
+def told(port: FakePort) -> list[Serving]:
+    assert all(sent.retain for sent in port.sent)
+    return [Serving.decode(payload) for payload in port.payloads(routes.SERVING.topic(TOPICS, "pi-1"))]
+
+
+def test_figures_are_of_the_predictions_lately(
+    port: FakePort, clock: FakeClock, recent: RecentPredictions
+) -> None:
+    sources: tuple[Source, ...] = ("exit", "exit", "trunk", "local-fallback")
+    for source, milliseconds in zip(sources, (10.0, 12.0, 80.0, 2000.0), strict=True):
+        recent.add(prediction(source=source, milliseconds=milliseconds))
+    recent.tell()
+    [serving] = told(port)
+    assert (serving.state, serving.instance, serving.per_minute, serving.latency) == ("online", 5, 4.0, 46.0)
+    assert (serving.offloaded_share, serving.fallback_share) == (0.5, 0.25)
+    clock.advance(WINDOW + 1)
+    recent.tell()
+    last = told(port)[-1]
+    assert (last.per_minute, last.latency, last.offloaded_share) == (0.0, None, None)
+    assert len(last.last) == 4  # labels stay
+
+
+def test_the_newest_labels_come_first_and_a_long_one_is_cut(
+    port: FakePort, recent: RecentPredictions
+) -> None:
+    for index in range(7):
+        recent.add(prediction(f"class {index}"))
+    recent.add(prediction("x" * 300))
+    recent.tell()
+    [serving] = told(port)
+    labels = [last.label for last in serving.last]
+    assert labels == ["x" * 200, *(f"class {index}" for index in (6, 5, 4, 3))]
+    assert len(labels) == MOST_LAST
+
+
+def test_it_is_told_now_and_then_and_only_what_has_changed(
+    port: FakePort, clock: FakeClock, recent: RecentPredictions
+) -> None:
+    clock.advance(10 * WINDOW)  # it has been up for long
+    for _ in range(10):
+        recent.tell()
+    assert len(told(port)) == 1
+    recent.add(prediction())
+    recent.tell()
+    assert len(told(port)) == 1
+    clock.advance(TELL_EVERY)
+    recent.tell()
+    recent.tell()
+    assert len(told(port)) == 2
+    clock.advance(TELL_EVERY)
+    recent.tell()  # nothing has changed
+    assert len(told(port)) == 2
+    clock.advance(AT_LEAST_EVERY)
+    recent.tell()
+    assert len(told(port)) == 3
+
+
+def test_it_is_told_again_after_the_connection_broke(port: FakePort, recent: RecentPredictions) -> None:
+    recent.tell()
+    recent.tell_again()
+    recent.tell()
+    assert len(told(port)) == 2
+
+
+def test_a_fast_device_tells_of_the_last_predictions(
+    port: FakePort, clock: FakeClock, recent: RecentPredictions
+) -> None:
+    for _ in range(2 * KEPT):
+        clock.advance(0.02)
+        recent.add(prediction())
+    recent.tell()
+    assert told(port)[0].per_minute == pytest.approx(60 / 0.02, rel=0.01)

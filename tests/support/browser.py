@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real Chromium that reaches nothing but this machine, and tabs that notice what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, ViewportSize, sync_playwright
+from screenshots import browser as program
+from vendor import LIBRARIES
+
+DESKTOP = ViewportSize(width=1300, height=900)
+PHONE = ViewportSize(width=400, height=860)
+PATIENCE = 15_000  # milliseconds for what is to be seen
+CUT_OFF = (
+    "ERR_CONNECTION_REFUSED",
+    "ERR_INCOMPLETE_CHUNKED_ENCODING",
+    "ERR_CONNECTION_RESET",
+)  # tests do that
+LEVELS = ("serious", "critical")  # of axe-core's violations, those that fail a test
+
+# Containers and CI know no sandbox of user namespaces; every name but this machine's leads nowhere.
+FLAGS = ("--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost")
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Where it must be there (CI), its absence is a failure, never a skip."""
+    path = program()
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail("no Chromium, and CI=true: install it (apt install chromium)")
+    if path is None:
+        pytest.skip("no Chromium: the pages are NOT looked at (apt install chromium)")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def tab(
+    browser: Browser, url: str, viewport: ViewportSize = DESKTOP, theme: Any = "light", **more: Any
+) -> Iterator[Page]:
+    """A page in a context of its own; at its end nothing was asked of elsewhere, and nothing complained."""
+    context = browser.new_context(viewport=viewport, color_scheme=theme, **more)
+    context.set_default_timeout(PATIENCE)
+    page, faults, origin = context.new_page(), list[str](), urlsplit(url).netloc
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not any(one in message.text for one in CUT_OFF):
+            faults.append(f"console: {message.text}")
+
+    page.on("console", note)
+    page.on("pageerror", lambda error: faults.append(f"script: {error}"))
+    page.on("request", lambda request: faults.extend(_foreign(request.url, origin)))
+    page.goto(url)
+    yield page
+    context.close()
+    assert faults == []
+
+
+def _foreign(url: str, origin: str) -> list[str]:
+    asked = urlsplit(url)
+    return (
+        [] if asked.scheme in ("data", "blob") or asked.netloc == origin else [f"asked of elsewhere: {url}"]
+    )
+
+
+def violations(page: Page) -> list[str]:
+    """What axe-core finds of level serious or above, a line each."""
+    [axe] = [library for library in LIBRARIES if library.name == "axe-core"]
+    source = Path(axe.path("axe.min.js")).read_text(encoding="utf-8")
+    page.evaluate(source)  # by the debugger, which the page's policy does not bind
+    found = page.evaluate(
+        "axe.run(document, {resultTypes: ['violations']}).then((found) => JSON.stringify(found.violations))"
+    )
+    return [
+        f"{one['impact']} {one['id']}: {node['target']} {node['failureSummary']}"
+        for one in json.loads(found)
+        for node in one["nodes"]
+        if one["impact"] in LEVELS
+    ]
+
+
+def overflow(page: Page) -> int:
+    """Pixels by which a page is wider than the screen."""
+    return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))

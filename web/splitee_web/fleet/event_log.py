@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What has happened in a fleet: two looks at it, one after the other, in; events out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Literal
+
+import msgspec
+
+from splitee.cli.accuracy_words import accuracies_in_words
+from splitee.cli.plain_text import plain
+from splitee.cli.words import devices, images
+from splitee.protocol.accuracies import Accuracies
+from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
+
+LONGEST = 300  # characters of an event's text
+Kind = Literal[
+    "came",
+    "offline",
+    "online",
+    "joined",
+    "cut",
+    "dismissed",
+    "readmitted",
+    "quarantined",
+    "out-of-quarantine",
+    "round-opened",
+    "round-committed",
+    "round-evaluated",
+    "run-began",
+    "run-finished",
+    "server-offline",
+    "server-online",
+    "model-offered",
+    "model-in-service",
+    "model-refused",
+    "model-rolled-back",
+    "broker-offline",
+    "broker-online",
+]
+MODELS: Mapping[str, Kind] = {
+    "offered": "model-offered",
+    "in service": "model-in-service",
+    "refused": "model-refused",
+    "rolled back": "model-rolled-back",
+}
+PHASES = {
+    "gather": "devices are gathered",
+    "train": "training",
+    "statistics": "BatchNorm's statistics are taken",
+    "evaluate": "evaluation",
+    "release": "models are released",
+}
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something that has happened, at `time` in seconds since the epoch, to a device or to none."""
+
+    time: float
+    kind: Kind
+    device: str | None
+    text: str
+
+
+def events_of_stranger(device: DeviceView) -> Iterator[Event]:
+    """Of a device that was there before anybody looked: only that it is gone, and since when."""
+    if not device.online and device.seen is not None:
+        yield _event(device.seen, "offline", device.id, "offline")
+
+
+def events_of_device(before: DeviceView | None, after: DeviceView, now: float) -> Iterator[Event]:
+    """Between two looks at a device; `before` is None of one that was not there.
+
+    Each has the time of the device's last word: what came while nobody looked happened no later.
+    """
+    time = min(after.seen or now, now)
+    if before is None:
+        if after.online:
+            yield _event(time, "came", after.id, "online for the first time")
+    elif before.online and not after.online:
+        yield _event(time, "offline", after.id, "offline")
+    elif after.online and not before.online:
+        yield _event(time, "online", after.id, "online again")
+    yield from _of_cut(before, after, time)
+    yield from _of_model(before, after, now)
+
+
+def _of_cut(before: DeviceView | None, after: DeviceView, time: float) -> Iterator[Event]:
+    cut = None if before is None else before.cut
+    if after.cut is None:
+        return
+    if cut is None:
+        samples = "" if after.train_samples is None else f", {images(after.train_samples)} for training"
+        yield _event(time, "joined", after.id, f"asks to join with cut {after.cut}{samples}")
+    elif after.cut != cut:
+        yield _event(time, "cut", after.id, f"is cut at {after.cut} from now on, was {cut}")
+    if after.next_cut is not None and (before is None or after.next_cut != before.next_cut):
+        yield _event(time, "cut", after.id, f"asks for cut {after.next_cut} instead of {after.cut}")
+
+
+def _of_model(before: DeviceView | None, after: DeviceView, now: float) -> Iterator[Event]:
+    """The device's own clock says when a model came into service: it may be wrong, but not ahead of ours."""
+    model, was = after.model, None if before is None else before.model
+    if model is None or (was is not None and (was.release, was.state) == (model.release, model.state)):
+        return
+    of = f" of round {model.round}" if model.round else ""
+    why = f": {model.reason}" if model.reason else ""
+    time = min(model.since or now, now)
+    yield _event(time, MODELS[model.state], after.id, f"model {model.release[:8]}{of} {model.state}{why}")
+
+
+def events_of_past(fleet: FleetSnapshot) -> Iterator[Event]:
+    """Of a fleet that was there before anybody looked: the rounds whose times it tells."""
+    for point in fleet.history:
+        if point.time:
+            found = Accuracies(
+                exit_accuracy=point.exit, trunk_accuracy=point.trunk, adaptive_accuracy=point.adaptive
+            )
+            yield _evaluated(point.time, point.round, found, 0)
+
+
+def events_of_fleet(before: FleetSnapshot, after: FleetSnapshot, now: float) -> Iterator[Event]:
+    """Between two looks at what is no device's."""
+    yield from _of_server(before.server, after.server, min(after.server_seen or now, now))
+    if after.run is not None and (before.run is None or before.run.run != after.run.run):
+        run = after.run
+        text = f"run {run.run} began: {run.network}, {run.strategy}, {run.rounds} rounds"
+        yield _event(now, "run-began", None, text)
+    yield from _of_rounds(before, after, now)
+
+
+def _of_server(before: ServerStatus | None, after: ServerStatus | None, time: float) -> Iterator[Event]:
+    if after is None:
+        return
+    was_online = before is not None and before.state == "online"
+    if after.state == "offline":
+        if was_online:
+            yield _event(time, "server-offline", None, "the server is offline")
+    elif not was_online:
+        yield _event(time, "server-online", None, "the server is online")
+    elif before is not None and before.instance != after.instance:
+        yield _event(time, "server-online", None, "the server was started again")
+    if before is None or before.state != "online" or after.state != "online":
+        return  # a last will names nobody
+    dismissed, was_dismissed = set(after.dismissed), set(before.dismissed)
+    quarantined, was_quarantined = set(after.quarantined), set(before.quarantined)
+    yield from _each(time, "dismissed", dismissed - was_dismissed, "dismissed: the run goes on without it")
+    yield from _each(time, "readmitted", was_dismissed - dismissed, "let in again")
+    yield from _each(time, "quarantined", quarantined - was_quarantined, "in quarantine: not read any more")
+    yield from _each(time, "out-of-quarantine", was_quarantined - quarantined, "out of quarantine")
+
+
+def _each(time: float, kind: Kind, ids: Iterable[str], text: str) -> Iterator[Event]:
+    return (_event(time, kind, device, text) for device in sorted(ids))
+
+
+def _of_rounds(before: FleetSnapshot, after: FleetSnapshot, now: float) -> Iterator[Event]:
+    run, phase, metrics = after.run, after.phase, after.metrics
+    if run is None:
+        return
+    is_same = before.run is not None and before.run.run == run.run
+    committed = before.committed if is_same else 0
+    if after.committed > committed:
+        first, last = committed + 1, after.committed
+        which = f"round {last}" if first == last else f"rounds {first} to {last}"
+        yield _event(now, "round-committed", None, f"{which} of {run.rounds} committed")
+    evaluated = before.metrics.round if is_same and before.metrics else 0
+    if metrics is not None and metrics.round > evaluated:
+        time = min(metrics.time or now, now)
+        yield _evaluated(time, metrics.round, metrics.fleet, metrics.fleet.images)
+    if phase is None or phase == before.phase:
+        return
+    opened = min(after.opened or now, now)
+    if phase.phase == "finished":
+        yield _event(opened, "run-finished", None, f"the run is finished after {after.committed} rounds")
+    else:
+        who = f", {devices(phase.participants)}" if phase.participants else ""
+        text = f"round {phase.round} of {run.rounds}: {PHASES[phase.phase]}{who}"
+        yield _event(opened, "round-opened", None, text)
+
+
+def _evaluated(time: float, number: int, found: Accuracies, count: int) -> Event:
+    return _event(
+        time, "round-evaluated", None, f"round {number} evaluated: {accuracies_in_words(found, count)}"
+    )
+
+
+def _event(time: float, kind: Kind, device: str | None, text: str) -> Event:
+    return Event(time, kind, device, plain(text)[:LONGEST])

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hears what the broker retains and is sent of a fleet, on a thread of its own, for as long as it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+
+import msgspec
+
+from splitee.cli.plain_text import plain
+from splitee.errors import SpliteeError
+from splitee.log_limits import FirstFew
+from splitee.mqtt.backoff import delays
+from splitee.mqtt.events import Disconnected, Message, Overflow
+from splitee.mqtt.link import Link
+from splitee.mqtt.options import LinkOptions
+from splitee.protocol.fleet_view import FleetView
+from splitee.protocol.routes import latest_key
+from splitee.protocol.topics import Topics
+from splitee_web.fleet.changes import BrokerState, Changes, Looks
+from splitee_web.fleet.event_log import Event, Kind
+
+LOOK = 0.5  # seconds between two looks; what comes in between is heard together, which spares most of the CPU
+SETTLED = 2.0  # seconds after the first connection until the broker has told what it retains
+TRY = 5.0  # seconds to reach the broker before it is said why it is not
+LONGEST_PAUSE = 15.0  # seconds between two tries
+STABLE = 30.0  # seconds that a connection lasts before its loss counts as a first one again
+QUEUED = 1 << 16  # messages that may wait: of 10,000 devices six each
+QUEUED_BYTES = 64 << 20
+
+log = logging.getLogger(__name__)
+
+
+class Feed:
+    """Tells what has changed in a fleet, twice a second. It publishes nothing."""
+
+    def __init__(self, options: LinkOptions, tell: Callable[[Changes], None]) -> None:
+        """`tell` is called on the thread that calls `run`.
+
+        Raises:
+            ConfigError: the files for TLS are none, or do not fit the address.
+        """
+        self._options = options
+        self._tell = tell
+        self._view = FleetView(options.fleet)
+        self._looks = Looks(self._view)
+        self._stop = threading.Event()
+        self._log_lost = FirstFew()
+        self._broker: BrokerState | None = None
+        self._settles: float | None = None  # by the monotonic clock
+        self._new_link()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        """Until `stop`. A broker that is away, or lets nobody in, is tried again for ever."""
+        self._say(connected=False, text=f"connecting to {self._options.address}")
+        pauses = delays(longest=LONGEST_PAUSE)
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                with closing(self._new_link()) as link:
+                    link.open(TRY)
+                    reason = self._follow(link)
+            except SpliteeError as error:
+                reason = str(error)
+            if self._stop.is_set():
+                return
+            if self._log_lost.due():
+                log.warning("broker %s: %s", self._options.address, reason)
+            self._say(connected=False, text=reason)
+            if time.monotonic() - began > STABLE:
+                pauses = delays(longest=LONGEST_PAUSE)
+            self._stop.wait(next(pauses))
+
+    def _new_link(self) -> Link:
+        """A connection of its own each time: its files may be new ones."""
+        link = Link(
+            self._options.address,
+            f"splitee-page-{os.getpid()}-{secrets.token_hex(4)}",
+            tls=self._options.tls,
+            capacity=QUEUED,
+            capacity_bytes=QUEUED_BYTES,
+            key=partial(latest_key, Topics(self._options.fleet)),
+        )
+        link.subscribe(*self._view.filters)
+        return link
+
+    def _follow(self, link: Link) -> str:
+        """Until the connection is lost; why it is.
+
+        Raises:
+            BrokerRefused: the broker denies a subscription.
+        """
+        self._say(connected=True, text=f"connected to {self._options.address}")
+        if self._settles is None:
+            self._settles = time.monotonic() + SETTLED
+        reason = ""
+        while not reason and not self._stop.wait(LOOK):
+            reason = self._hear(link)
+            self._look()
+        return reason
+
+    def _hear(self, link: Link) -> str:
+        """Takes what has come; why the connection has to be made anew, or nothing."""
+        until = time.monotonic() + LOOK
+        while (event := link.receive(0)) is not None:
+            if isinstance(event, Message):
+                self._view.take(event, time.time())
+            elif isinstance(event, Disconnected):
+                return event.reason
+            elif isinstance(event, Overflow):
+                return "more messages came than can be read"
+            if time.monotonic() > until:
+                break
+        return ""
+
+    def _look(self) -> None:
+        is_settled = self._settles is not None and time.monotonic() >= self._settles
+        changes = self._looks.look(time.time(), is_settled=is_settled)
+        if changes != Changes():
+            self._tell(changes)
+
+    def _say(self, *, connected: bool, text: str) -> None:
+        """How it is with the broker; `since` is when that changed last, whatever the words are."""
+        before, now = self._broker, time.time()
+        is_same = before is not None and before.connected == connected
+        self._broker = BrokerState(connected, before.since if before and is_same else now, plain(text))
+        if self._broker == before:
+            return
+        self._tell(Changes(broker=msgspec.json.encode(self._broker)))
+        if is_same or before is None or self._settles is None:
+            return
+        kind: Kind = "broker-online" if connected else "broker-offline"
+        self._looks.note(Event(now, kind, None, self._broker.text))
+        self._look()
