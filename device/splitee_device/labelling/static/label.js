@@ -95,7 +95,7 @@ function showImages(images) {
   if (isFirst && [document.body, find("to-label")].includes(document.activeElement)) tiles.current?.focus({ preventScroll: true });
 }
 
-async function showBroken(id, picture) {
+async function showBroken(id) {
   let words = "cannot be read";
   try {
     const response = await fetch(`/image/${id}/small`);
@@ -107,7 +107,7 @@ async function showBroken(id, picture) {
     }
     words = (await response.text()).trim() || words;
   } catch { return; }
-  picture.replaceWith(element("div", { class: "unreadable" }, "cannot be read"));
+  tiles.spoil(id);
   say(words);
 }
 

@@ -40,6 +40,12 @@ export class Tiles {
     describe(tile, this.broken);
   }
 
+  // Its file turned out to hold no image.
+  spoil(id) {
+    const tile = this.find(id);
+    if (tile) this.update({ ...tile.image, readable: false });
+  }
+
   // The next tile that stays becomes the current one, and has the focus if a removed one had it.
   remove(tiles) {
     const leaving = new Set(tiles);
@@ -132,7 +138,8 @@ function describe(tile, broken) {
   const second = [others.join(", "), entropy === null ? "" : `uncertainty ${entropy.toFixed(2)} of 1`];
   if (kept) second.push(`when kept: ${kept}`);
   const details = second.filter(Boolean).join("; ");
-  tile.setAttribute("aria-label", [first ? `guess ${first}` : "no guess", details, `file ${name}`].filter(Boolean).join("; "));
+  const words = [first ? `guess ${first}` : "no guess", details, `file ${name}`].filter(Boolean).join("; ");
+  tile.setAttribute("aria-label", readable ? words : `cannot be read ${name}`);
   tile.title = name;
   tile.replaceChildren(readable ? picture(id, broken) : element("div", { class: "unreadable" }, "cannot be read"));
   tile.append(element("p", { class: "guess" }, first ?? name));
@@ -141,6 +148,6 @@ function describe(tile, broken) {
 
 function picture(id, broken) {
   const shown = element("img", { src: `/image/${id}/small`, alt: "", loading: "lazy", draggable: "false" });
-  shown.addEventListener("error", () => broken(id, shown));
+  shown.addEventListener("error", () => broken(id));
   return shown;
 }
