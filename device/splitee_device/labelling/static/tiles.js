@@ -134,15 +134,19 @@ const isSelected = (tile) => tile.getAttribute("aria-selected") === "true";
 
 function describe(tile, broken) {
   const { id, name, readable, guesses, entropy, kept } = tile.image;
+  tile.title = name;
+  if (!readable) {
+    const words = `cannot be read: ${name}`;
+    tile.setAttribute("aria-label", words);
+    tile.replaceChildren(element("div", { class: "unreadable" }, words));
+    return;
+  }
   const [first, ...others] = guesses.map(({ shown, probability }) => `${shown} ${percent(probability)}`);
   const second = [others.join(", "), entropy === null ? "" : `uncertainty ${entropy.toFixed(2)} of 1`];
   if (kept) second.push(`when kept: ${kept}`);
   const details = second.filter(Boolean).join("; ");
-  const words = [first ? `guess ${first}` : "no guess", details, `file ${name}`].filter(Boolean).join("; ");
-  tile.setAttribute("aria-label", readable ? words : `cannot be read ${name}`);
-  tile.title = name;
-  tile.replaceChildren(readable ? picture(id, broken) : element("div", { class: "unreadable" }, "cannot be read"));
-  tile.append(element("p", { class: "guess" }, first ?? name));
+  tile.setAttribute("aria-label", [first ? `guess ${first}` : "no guess", details, `file ${name}`].filter(Boolean).join("; "));
+  tile.replaceChildren(picture(id, broken), element("p", { class: "guess" }, first ?? name));
   if (details) tile.append(element("p", { class: "other" }, details));
 }
 
