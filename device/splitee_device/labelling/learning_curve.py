@@ -23,6 +23,7 @@ LEAST = 5  # images of a class that counts
 MOST_IMAGES = 3000  # that are fitted, in proportion to the classes
 SIZES = 6  # of the growing parts, in equal ratios
 SMALLEST = 0.1  # share of the first one, which has as many images as classes at least
+CLEARLY = 1.7  # times T, for the best of MOST_HALVED classes (Bonferroni's correction)
 ENOUGH = 0.01  # of accuracy: a gain below it is none
 
 
@@ -214,7 +215,7 @@ def _advice(classes: list[ClassWorth]) -> tuple[str, str]:
     known = [one for one in classes if one.gain is not None]
     best = max(known, key=lambda one: one.gain.mean if one.gain else 0.0)
     lowest = min(known, key=lambda one: one.recall.mean if one.recall else 1.0)
-    if best.gain is not None and best.gain.low > 0:
+    if best.gain is not None and best.gain.mean > CLEARLY * (best.gain.high - best.gain.mean):
         return best.name, (
             f"Label {best.name} next: {NEXT} more of it would add about {100 * best.gain.mean:.1f} points "
             f"to the mean recall ({100 * best.gain.low:.1f} to {100 * best.gain.high:.1f})."

@@ -142,7 +142,7 @@ function describe(tile, broken) {
     return;
   }
   const [first, ...others] = guesses.map(({ shown, probability }) => `${shown} ${percent(probability)}`);
-  const second = [others.join(", "), entropy === null ? "" : `uncertainty ${entropy.toFixed(2)} of 1`];
+  const second = [entropy === null ? "" : `uncertainty ${entropy.toFixed(2)} of 1`, others.join(", ")];
   if (kept) second.push(`when kept: ${kept}`);
   const details = second.filter(Boolean).join("; ");
   tile.setAttribute("aria-label", [first ? `guess ${first}` : "no guess", details, `file ${name}`].filter(Boolean).join("; "));
