@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import call
 from fakes import FakeClock
 from labels import write_images
 
+from splitee.errors import ExitCode
 from splitee.inference.predictor import Prediction
 from splitee.samples.fitting import Pixels, Preparation
 from splitee.samples.images import load_image
@@ -123,3 +125,19 @@ def test_names_stay_within_the_folder(
     [path] = [path for path in (tmp_path / "unsure").iterdir() if not path.name.startswith(".")]
     assert path.name.isprintable()
     assert path.read_bytes() == images[0].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--keep-unsure", "{}/unsure"], "--keep-unsure does nothing without --watch or --camera"),
+        (["--watch", "{}", "--keep-count", "5"], "--keep-count does nothing without --keep-unsure"),
+        (["--watch", "{}", "--keep-unsure", "{}"], "are the same folder"),
+    ],
+)
+def test_settings_that_do_not_fit_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    given = [argument.format(tmp_path) for argument in arguments]
+    code, line = call(capsys, "infer", "--id", "pi-1", "--models", str(tmp_path / "models"), *given)
+    assert (code, said in line) == (ExitCode.CONFIG, True), line
