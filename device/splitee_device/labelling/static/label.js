@@ -327,5 +327,6 @@ find("order").addEventListener("change", () => { shown = AT_ONCE; tiles.clear();
 find("new-class").querySelector("form").addEventListener("submit", makeClass);
 find("large").addEventListener("close", () => tiles.current?.focus());
 for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
+addEventListener("beforeunload", (event) => { if (sending.queue.length) event.preventDefault(); }); // labels wait
 document.addEventListener("keydown", onKey);
 listen();
