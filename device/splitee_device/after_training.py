@@ -76,6 +76,7 @@ def serve(
         key=settings.serving.key,
         region=settings.serving.region,
         threads=settings.threads,
+        unsure=settings.serving.unsure_images(),
     )
 
     def is_over() -> bool:

@@ -99,6 +99,7 @@ def infer(
         key=serving.key,
         region=serving.region or kept_region(shelf.path),
         threads=threads,
+        unsure=serving.unsure_images(),
     )
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()

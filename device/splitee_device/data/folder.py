@@ -52,7 +52,7 @@ def open_folder(root: Path) -> Source:
     Images in the folders of a class's folder are the class's. Hidden files and folders, and what systems put
     beside files, are passed over; links to folders are not followed within a class. Raises DataError.
     """
-    found = _find(root)
+    found = find_classes(root)
     classes = tuple(sorted(name for name, files in found.files.items() if files))
     empty = tuple(sorted(found.files.keys() - classes))
     ignored = "; ignored: " + ", ".join(found.ignored()) if found.ignored() else ""
@@ -80,7 +80,7 @@ def open_folder(root: Path) -> Source:
 def fingerprint(root: Path) -> bytes:
     """Changes with every image that is added, taken away or written anew. Raises DataError."""
     found = hashlib.sha256()
-    for name, files in _find(root).files.items():
+    for name, files in find_classes(root).files.items():
         for file in files:
             with contextlib.suppress(OSError):  # gone by now
                 status = Path(file).stat()
@@ -88,13 +88,14 @@ def fingerprint(root: Path) -> bytes:
     return found.digest()
 
 
-def _find(root: Path) -> Found:
+def find_classes(root: Path) -> Found:
+    """The images of each class folder in `root`, also of those that have none. Raises DataError."""
     found = Found()
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    classes = [entry for entry in entries if entry.is_dir() and not _is_foreign(entry.name)]
+    classes = [entry for entry in entries if entry.is_dir() and not is_foreign(entry.name)]
     _check_layout(root, [entry.name for entry in classes])
     for entry in entries:
         if entry in classes:
@@ -102,7 +103,7 @@ def _find(root: Path) -> Found:
             _walk(Path(entry.path), found, found.files[entry.name])
         elif entry.is_dir():
             _count_foreign(Path(entry.path), entry.name, found)
-        elif _is_image(entry.name):
+        elif is_image_name(entry.name):
             found.others["beside the class folders"] += 1
     return found
 
@@ -110,15 +111,15 @@ def _find(root: Path) -> Found:
 def _walk(folder: Path, found: Found, files: list[str]) -> None:
     """Add a class's images to `files`, folder by folder in the order of names; `found` counts the rest."""
     for path, folders, names in os.walk(folder, onerror=_raise):
-        for name in [name for name in folders if _is_foreign(name)]:
+        for name in [name for name in folders if is_foreign(name)]:
             _count_foreign(Path(path, name), name, found)
         linked = [name for name in folders if Path(path, name).is_symlink()]
         found.others["linked folders, which are not followed"] += len(linked)
-        folders[:] = sorted(name for name in folders if not _is_foreign(name))
+        folders[:] = sorted(name for name in folders if not is_foreign(name))
         for name in sorted(names):
             if name.startswith("."):
-                found.others["hidden"] += _is_image(name)
-            elif _is_image(name):
+                found.others["hidden"] += is_image_name(name)
+            elif is_image_name(name):
                 files.append(os.path.join(path, name))  # noqa: PTH118  a Path takes ten times as much memory
             else:
                 found.others[_kind(name)] += 1
@@ -127,7 +128,7 @@ def _walk(folder: Path, found: Found, files: list[str]) -> None:
 def _count_foreign(folder: Path, name: str, found: Found) -> None:
     """Count the images in a folder that is no part of the data."""
     for _, _, names in os.walk(folder):
-        found.others[f"in {name}"] += sum(map(_is_image, names))
+        found.others[f"in {name}"] += sum(map(is_image_name, names))
 
 
 def _check_layout(root: Path, folders: list[str]) -> None:
@@ -142,11 +143,13 @@ def _check_layout(root: Path, folders: list[str]) -> None:
         raise DataError(f"{root}: its classes are in {training}: give --data {training}{hint}")
 
 
-def _is_foreign(name: str) -> bool:
+def is_foreign(name: str) -> bool:
+    """Whether a folder of this name is no part of the data."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
-def _is_image(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is an image."""
     return Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 

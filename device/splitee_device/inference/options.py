@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from splitee.cli.bounds import number
+from splitee.cli.bounds import number, whole
 from splitee.cli.flags import option_group
 from splitee.cli.input_options import region_setting
 from splitee.cli.pairs import require
@@ -19,6 +19,9 @@ from splitee.inference.signatures import ReleaseKey
 from splitee.samples.fitting import Region
 from splitee_device.inference.folder import Folder
 from splitee_device.inference.service import Camera, ImageSource
+from splitee_device.inference.unsure_images import Bounds, UnsureImages
+
+KEEP = Bounds()
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,18 @@ class ServingOptions:
     key: ReleaseKey | None = None  # that releases must be signed by
     existing: bool = False  # images that lie in the watched folder at the start are classified, too
     region: Region | None = None  # of each picture that the network sees; None: as it was trained
+    keep_unsure: Path | None = None  # where images that the model is uncertain of are kept; None: nowhere
+    keep: Bounds = KEEP
 
     def images(self) -> ImageSource | None:
         """None: there are none to classify. Raises DataError: there is no such folder."""
         if self.watch is not None:
             return Folder(self.watch, existing=self.existing)
         return Camera(self.every) if self.camera else None
+
+    def unsure_images(self) -> UnsureImages | None:
+        """None: none are kept."""
+        return None if self.keep_unsure is None else UnsureImages(self.keep_unsure, self.keep)
 
 
 lowest_threshold = setting(
@@ -87,6 +96,41 @@ _OPTIONS = (
     lowest_threshold,
     most_offload,
     setting(
+        "--keep-unsure",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder in which images that the model is uncertain of are kept for `splitee label`.",
+        show_default="none are kept",
+    ),
+    setting(
+        "--keep-count",
+        type=whole(1),
+        default=KEEP.count,
+        metavar="COUNT",
+        help="Largest number of images in --keep-unsure; the oldest go first.",
+    ),
+    setting(
+        "--keep-size",
+        type=whole(1),
+        default=KEEP.size >> 20,
+        metavar="MIB",
+        help="Largest size of the images in --keep-unsure, all together.",
+    ),
+    setting(
+        "--keep-every",
+        type=number(1),
+        default=KEEP.every,
+        metavar="SECONDS",
+        help="Time, in seconds, in which one image is kept at most: the most uncertain.",
+    ),
+    setting(
+        "--keep-above",
+        type=number(0, 1),
+        metavar="ENTROPY",
+        help="Normalised entropy above which an image is kept.",
+        show_default="the threshold in force",
+    ),
+    setting(
         "--release-key",
         type=click.Path(path_type=Path),
         metavar="FILE",
@@ -108,6 +152,11 @@ def _serving(
     timeout: float,
     lowest_threshold: float,
     most_offload: float,
+    keep_unsure: Path | None,
+    keep_count: int,
+    keep_size: int,
+    keep_every: float,
+    keep_above: float | None,
     release_key: Path | None,
     region: Region | None,
 ) -> ServingOptions:
@@ -116,9 +165,17 @@ def _serving(
     if existing and watch is None:
         raise ConfigError("--existing is of --watch FOLDER: give both, or none")
     require("--camera", camera, "--every")
+    require("--watch or --camera", watch is not None or camera, "--keep-unsure")
+    if keep_unsure is not None and watch is not None and keep_unsure.resolve() == watch.resolve():
+        raise ConfigError(
+            "--keep-unsure and --watch are the same folder: what is kept would be classified again"
+        )
+    bounds = ("--keep-count", "--keep-size", "--keep-every", "--keep-above")
+    require("--keep-unsure", keep_unsure is not None, *bounds)
     key = ReleaseKey.read(release_key) if release_key is not None else None
     floors = OffloadFloors(lowest_threshold, most_offload)
-    return ServingOptions(watch, camera, every, timeout, floors, key, existing, region)
+    keep = Bounds(keep_count, keep_size << 20, keep_every, keep_above)
+    return ServingOptions(watch, camera, every, timeout, floors, key, existing, region, keep_unsure, keep)
 
 
 serving_options = option_group("serving", _serving, *_OPTIONS, title="Classification")

@@ -29,6 +29,7 @@ from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.recent import RecentPredictions
 from splitee_device.inference.tally import Tally
+from splitee_device.inference.unsure_images import UnsureImages
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
 TICK = 0.2  # seconds between two looks at the folder, the clock and the model in service
@@ -77,6 +78,7 @@ class InferenceService:
         key: ReleaseKey | None = None,
         region: Region | None = None,
         threads: int | None = None,
+        unsure: UnsureImages | None = None,
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
@@ -86,6 +88,7 @@ class InferenceService:
             instance: of this process; one that started later has a greater one.
             key: that releases must be signed by; None: by none.
             region: of the images that the model sees; None: all of them.
+            unsure: where the images that it is uncertain of are kept; None: nowhere.
         """
         self._link = link
         self._options = options
@@ -101,6 +104,7 @@ class InferenceService:
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
         self._region = region
+        self._unsure = unsure
         self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.tally = Tally()
         self._recent = RecentPredictions(link, topics, device, instance)
@@ -121,6 +125,8 @@ class InferenceService:
                 self._delivery.say_again()
                 self._recent.tell_again()
             self._delivery.tick()
+            if self._unsure is not None:
+                self._unsure.tick()
             self._recent.tell()
             if self._shelf.release != self._release:
                 self._switch()
@@ -173,6 +179,8 @@ class InferenceService:
             report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
             self._link.publish(self._topic, report.encode())
             self.tally.add(prediction)
+            if self._unsure is not None:
+                self._unsure.offer(name, source, pixels, prediction, predictor.threshold)
             self._recent.add(prediction)
             self._recent.tell()
             self._log(name, prediction)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features of images, and what the model in service predicts of them; without a model, pooled pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from splitee.inference.graphs import ClientModel
+from splitee.inference.manifest import MANIFEST
+from splitee.inference.uncertainty import Array, normalized_entropy, softmax
+from splitee.samples.fitting import Pixels, Preparation, Region
+from splitee.samples.kept import kept_region
+from splitee_device.inference.find_model import find_model
+
+PIXELS = Preparation((3, 32, 32))  # of images, where there is no model
+CELLS = 8  # of 4 x 4 pixels, a side
+
+
+class Extractor:
+    """From prepared images to a vector of features each, and the exit's logits.
+
+    Attributes:
+        preparation: what is made of an image first.
+        class_names: of the logits; () without a model.
+        identity: another one for each model and region.
+        what: it is, for people.
+    """
+
+    def __init__(self, model: ClientModel | None = None, region: Region | None = None) -> None:
+        self._model = model
+        self.preparation = PIXELS if model is None else model.manifest.preparation(region)
+        self.class_names = () if model is None else model.manifest.class_names
+        graph = "pixels" if model is None else model.manifest.sha256[model.manifest.file]
+        self.identity = hashlib.sha256(f"{graph} {self.preparation}".encode()).hexdigest()[:16]
+        self.what = "pixels"
+        if model is not None:
+            known = model.manifest
+            self.what = f"{known.network} up to {known.stage}, round {known.round} of run {known.run}"
+
+    def __call__(self, images: Pixels) -> tuple[Array, Array]:
+        """uint8 (N, C, H, W) -> features (N, D) and logits (N, classes), which are (N, 0) without a model."""
+        if self._model is None:
+            cells = images.reshape(len(images), 3, CELLS, -1, CELLS, images.shape[3] // CELLS)
+            pooled = cells.mean((3, 5), dtype=np.float32).reshape(len(images), -1)
+            return pooled / 255, np.zeros((len(images), 0), np.float32)
+        features, logits = self._model(images)
+        return pool(features), logits
+
+
+def open_extractor(model: Path | None, region: Region | None, threads: int | None) -> Extractor:
+    """`model`: its directory, or a device's state or models; None: there is none.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    if model is None:
+        return Extractor(region=region)
+    folder = find_model(model)
+    return Extractor(ClientModel(folder, threads=threads), region or kept_region(folder))
+
+
+def in_service(model: Path) -> tuple[str, int]:
+    """Changes when another model is put into service there. Raises ModelError: there is none."""
+    manifest = (find_model(model) / MANIFEST).resolve()
+    try:
+        return str(manifest), os.stat(manifest).st_mtime_ns  # noqa: PTH116
+    except OSError:  # it is being replaced
+        return str(manifest), 0
+
+
+def pool(features: Array) -> Array:
+    """What an exit sees: means over halves of each axis but the channels'. (N, ...) -> (N, D).
+
+    The channels are the first axis of maps (C, H, W), the last of token sequences (T, C).
+    """
+    channels = 2 if features.ndim == 3 else 1
+    cells = [features]
+    for axis in range(1, features.ndim):
+        if axis != channels:
+            cells = [half for cell in cells for half in np.array_split(cell, min(2, cell.shape[axis]), axis)]
+    axes = tuple(axis for axis in range(1, features.ndim) if axis != channels)
+    means = [cell.mean(axes, dtype=np.float32) if axes else cell for cell in cells]
+    return np.concatenate(means, axis=1)
+
+
+def predictions(logits: Array) -> tuple[Array, Array]:
+    """Probabilities (N, K) and normalised entropies (N,) of logits (N, K) with K >= 2."""
+    return softmax(logits), normalized_entropy(logits)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`splitee label`: what it says without the page, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from commands import call
+from labels import write_images, write_model
+
+from splitee.cli.main import main
+from splitee.errors import ExitCode
+from splitee_device.labelling.class_names import WORKSPACE
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    for name in "ab":
+        write_images(tmp_path / "data" / name, 8, start=ord(name) * 100)
+    write_images(tmp_path / "new", 2)
+    write_model(tmp_path / "model")
+    return tmp_path
+
+
+def test_enough_is_a_table_and_a_verdict(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leave:
+        main(["label", "--data", str(place / "data"), "--model", str(place / "model"), "--enough"])
+    said = capsys.readouterr().out
+    assert leave.value.code == ExitCode.OK
+    assert "16 labelled images" in said
+    assert "labels: accuracy" in said
+    assert "the next 50 labels would add" in " ".join(said.split())
+    assert not (place / "data" / WORKSPACE).exists()  # nothing is labelled: nothing is written
+
+
+def test_enough_as_json(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["label", "--data", str(place / "data"), "--enough", "--json", "-q"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == 16
+    assert [one["name"] for one in found["classes"]] == ["a", "b"]
+    assert found["features"] == "pixels"
+    assert found["curve"][-1]["accuracy"].keys() == {"mean", "low", "high"}
+
+
+def test_what_is_wrong_is_one_line(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, new = ["--data", str(place / "data")], ["--unlabelled", str(place / "new")]
+    for arguments, code, words in (
+        (data, ExitCode.CONFIG, "give --unlabelled DIR, --unsure DIR, or both"),
+        ([*data, "--json", *new], ExitCode.CONFIG, "--json does nothing without --enough"),
+        ([*data, *new, "--listen", "0.0.0.0:1"], ExitCode.CONFIG, "takes --token-file"),
+        ([*data, "--unlabelled", str(place / "absent")], ExitCode.DATA, "there is no such folder"),
+        (["--data", str(place / "absent"), *new], ExitCode.DATA, "make it first: mkdir"),
+        ([*data, *data[:1], str(place), *new], ExitCode.DATA, "within each other"),
+        ([*data, *new, "--model", str(place / "absent")], ExitCode.MODEL, "no model at"),
+        (["--data", str(place / "absent"), "--enough"], ExitCode.DATA, "cannot be read"),
+    ):
+        found, said = call(capsys, "label", *arguments)
+        assert (found, words in said) == (code, True), said
+
+
+def test_a_port_that_is_taken_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, said = call(
+            capsys,
+            "label",
+            "--data",
+            str(place / "data"),
+            "--unlabelled",
+            str(place / "new"),
+            "--listen",
+            listen,
+        )
+    assert (code, "the port is in use" in said) == (ExitCode.CONFIG, True)

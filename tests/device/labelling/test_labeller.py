@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labels that move images: undone after a restart, finished after a kill, nothing lost on a full disk."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+from labels import contents, not_writable, write_images
+from open_files import open_to_all
+
+from splitee.errors import DataError, StateError
+from splitee_device.labelling.class_names import NONE_OF_THESE, WORKSPACE
+from splitee_device.labelling.journal import FILE, Journal
+from splitee_device.labelling.labeller import Labeller
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """`data` with the classes a and b, and ten images in `new`."""
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    write_images(tmp_path / "new", 10)
+    return tmp_path
+
+
+def opened(place: Path) -> Labeller:
+    return Labeller(place / "data", [place / "new"])
+
+
+def first(labeller: Labeller, count: int) -> list[str]:
+    return [image.identifier for image in labeller.images()][:count]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_images_move_into_their_class_and_are_counted(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        outcome = labeller.label(first(labeller, 2), "a")
+        assert (len(outcome.moved), outcome.failed) == (2, "")
+        assert labeller.classes == {"a": 2, "b": 0}
+        assert names(place / "data" / "a") == ["0000.png", "0001.png"]
+        labeller.scan()
+        assert (labeller.classes["a"], len(labeller.images())) == (2, 8)
+
+
+def test_none_of_these_is_a_hidden_folder_that_training_passes_over(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        labeller.label(first(labeller, 3), None)
+        assert labeller.none == 3
+        labeller.scan()
+        assert labeller.none == 3
+        assert len(names(place / "data" / NONE_OF_THESE)) == 3
+        assert labeller.classes == {"a": 0, "b": 0}
+
+
+def test_a_name_that_exists_gets_a_number(place: Path) -> None:
+    for number in range(2):
+        write_images(place / "new" / f"{number}", 1, start=100 + number, name="same.png")
+        (place / "data" / "a" / "same.png").write_bytes(b"was here")
+    before = contents(place)
+    with closing(opened(place)) as labeller:
+        same = [image.identifier for image in labeller.images() if image.name == "same.png"]
+        assert len(labeller.label(same, "a").moved) == 2
+    assert names(place / "data" / "a") == ["same-2.png", "same-3.png", "same.png"]
+    assert contents(place).keys() == before.keys()
+
+
+def test_undo_goes_back_step_by_step_also_after_a_restart(place: Path) -> None:
+    before = contents(place)
+    with closing(opened(place)) as labeller:
+        labeller.label(first(labeller, 3), "a")
+        labeller.label(first(labeller, 2), None)
+        labeller.label(first(labeller, 1), "b")
+        assert labeller.undo().label == "b"
+    with closing(opened(place)) as labeller:
+        assert labeller.undoable == 2
+        back = labeller.undo()
+        assert (back.label, len(back.moved)) == (None, 2)
+        assert set(back.moved) <= labeller.unlabelled.keys()
+        labeller.undo()
+        assert labeller.undo().failed == "nothing to undo"
+        assert labeller.classes == {"a": 0, "b": 0}
+    assert contents(place) == before
+
+
+def test_what_is_labelled_already_is_told_so_also_after_a_restart(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        [image] = first(labeller, 1)
+        labeller.label([image], "a")
+        assert labeller.label([image], "b").already == {image: "a"}
+    with closing(opened(place)) as labeller:
+        assert labeller.label([image], "b").already == {image: "a"}
+        assert names(place / "data" / "b") == []
+
+
+def test_an_image_that_was_deleted_or_replaced_is_said_and_not_moved(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        deleted, replaced, sound = first(labeller, 3)
+        (place / "new" / "0000.png").unlink()
+        write_images(place / "new", 1, start=77, name="0001.png")
+        outcome = labeller.label([deleted, replaced, sound], "a")
+        assert (outcome.gone, outcome.moved) == ([deleted, replaced], [sound])
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file of this process may grow."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line_and_nothing_moves(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        labeller.label(first(labeller, 1), "a")
+        journal = (place / "data" / WORKSPACE / FILE).read_bytes()
+        before = contents(place)
+        with full_disk():
+            outcome = labeller.label(first(labeller, 4), "b")
+            undone = labeller.undo()
+        assert "cannot write" in outcome.failed and "cannot write" in undone.failed
+        assert (outcome.moved, undone.moved) == ([], [])
+        assert contents(place) == before
+        assert (place / "data" / WORKSPACE / FILE).read_bytes() == journal
+        assert len(labeller.label(first(labeller, 4), "b").moved) == 4
+
+
+def test_folders_that_cannot_be_written_are_shown_and_nothing_moves(public_path: Path) -> None:
+    (public_path / "data" / "a").mkdir(parents=True)
+    write_images(public_path / "new", 3)
+    open_to_all(public_path)
+    before = contents(public_path)
+    with not_writable(public_path / "data"), closing(opened(public_path)) as labeller:
+        assert len(labeller.images()) == 3
+        outcome = labeller.label(first(labeller, 2), "a")
+        assert "Permission denied" in outcome.failed
+        assert outcome.moved == []
+        with pytest.raises(StateError, match="Permission denied"):
+            labeller.add_class("new")
+    assert contents(public_path) == before
+
+
+def test_images_that_cannot_be_taken_from_their_folder_stay_there(public_path: Path) -> None:
+    (public_path / "data" / "a").mkdir(parents=True)
+    write_images(public_path / "new", 3)
+    before = contents(public_path)
+    for path in (public_path / "data", public_path / "data" / "a"):
+        path.chmod(0o777)
+    with not_writable(public_path / "new"), closing(opened(public_path)) as labeller:
+        outcome = labeller.label(first(labeller, 2), "a")
+        assert "Permission denied" in outcome.failed
+        assert labeller.undoable == 0
+        assert names(public_path / "data" / "a") == []
+    assert contents(public_path) == before
+
+
+def test_a_step_that_a_kill_has_left_half_done_is_finished(place: Path) -> None:
+    before = contents(place)
+    with closing(opened(place)) as labeller:
+        images = labeller.images()[:4]
+        step = labeller._plan(images, "a")
+        labeller._opened().append(step)
+        moved, reserved = step.images[0], step.images[1]
+        (place / "new" / "0000.png").rename(place / "data" / moved.target)
+        (place / "data" / reserved.target).touch()
+    with closing(opened(place)) as labeller:
+        assert names(place / "data" / "a") == ["0000.png", "0001.png", "0002.png", "0003.png"]
+        assert contents(place).keys() == before.keys()
+        assert len(labeller.undo().moved) == 4
+    assert contents(place) == before
+
+
+def test_a_torn_line_was_not_begun_and_a_damaged_one_is_passed_over(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        labeller.label(first(labeller, 1), "a")
+    journal = place / "data" / WORKSPACE / FILE
+    whole = journal.read_bytes()
+    journal.write_bytes(b'{"number": -1}\r{\n' + whole + b'{"number": 2, "time": 1, "images": [')
+    with closing(opened(place)) as labeller:
+        assert labeller.undoable == 1
+        labeller.label(first(labeller, 1), "b")
+    with closing(opened(place)) as labeller:
+        assert labeller.undoable == 2
+
+
+def test_one_process_labels_at_a_time(place: Path) -> None:
+    with closing(opened(place)), pytest.raises(StateError, match="another process"):
+        opened(place)
+    opened(place).close()
+
+
+def test_an_undo_that_stops_half_way_can_be_gone_on_with(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        labeller.label(first(labeller, 3), "a")
+        away = place / "away"
+        (place / "new").rename(away)
+        (place / "new").write_bytes(b"a file in the folder's place")
+        outcome = labeller.undo()
+        assert outcome.failed
+        assert labeller.undoable == 1
+        (place / "new").unlink()
+        away.rename(place / "new")
+        assert len(labeller.undo().moved) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "without spaces"),
+        (" a", "without spaces"),
+        (".hidden", "passes over"),
+        ("lost+found", "passes over"),
+        ("a/b", "no /"),
+        ("a\\b", "no /"),
+        ("..", "passes over"),
+        ("new\nline", "printable"),
+        ("right\u202eleft", "printable"),
+        ("A", "there is the class a"),
+        ("Train", "a part of a data set"),
+        ("x" * 201, "at most 200"),
+        ("€" * 100, "255 bytes"),
+    ],
+)
+def test_a_name_that_no_class_can_have(place: Path, name: str, said: str) -> None:
+    with closing(opened(place)) as labeller, pytest.raises(DataError, match=said):
+        labeller.add_class(name)
+    assert names(place / "data") == [WORKSPACE, "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>".replace("/", "|"), "Größe 10, 爱", "-rf", "=1+1"]
+)
+def test_a_new_class_takes_labels(place: Path, name: str) -> None:
+    with closing(opened(place)) as labeller:
+        labeller.add_class(name)
+        assert len(labeller.label(first(labeller, 1), name).moved) == 1
+        assert labeller.classes[name] == 1
+        with pytest.raises(DataError, match="no such class"):
+            labeller.label(first(labeller, 1), "../new")
+
+
+def test_names_that_are_no_utf_8_are_labelled_and_undone(place: Path) -> None:
+    odd = Path(str(place / "new" / "caf\udce9.png"))
+    (place / "new" / "0000.png").rename(odd)
+    with closing(opened(place)) as labeller:
+        images = [image.identifier for image in labeller.images() if image.path == odd]
+        assert labeller.label(images, "a").moved == images
+    with closing(opened(place)) as labeller:
+        assert labeller.undo().moved
+    assert odd.exists()
+
+
+def test_links_and_what_is_no_image_are_not_shown(place: Path, tmp_path: Path) -> None:
+    (place / "new" / "link.png").symlink_to(place / "new" / "0000.png")
+    (place / "new" / "notes.txt").write_text("x")
+    (place / "new" / ".hidden.png").write_bytes(b"x")
+    with closing(opened(place)) as labeller:
+        assert len(labeller.images()) == 10
+
+
+@pytest.mark.parametrize("folder", ["data", "data/a", "."])
+def test_folders_within_each_other_are_refused(place: Path, folder: str) -> None:
+    with pytest.raises(DataError, match="within each other"):
+        Labeller(place / "data", [place / folder])
+
+
+def test_a_journal_is_one_line_a_step(place: Path) -> None:
+    with closing(opened(place)) as labeller:
+        labeller.label(first(labeller, 5), "a")
+        labeller.undo()
+    with closing(Journal(place / "data")) as journal:
+        assert journal.steps == {}
+        assert journal.next_number == 3
+    assert len((place / "data" / WORKSPACE / FILE).read_bytes().splitlines()) == 2

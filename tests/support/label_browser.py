@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chromium on the page on which one labels, whose device may be killed and whose images may go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from playwright.sync_api import Browser, Page, ViewportSize, expect
+
+LIMIT = 30_000  # milliseconds
+
+
+@contextmanager
+def looking(browser: Browser, url: str, *, width: int = 1300, theme: Any = "light") -> Iterator[Page]:
+    """The page at `url`; a script's error fails the test, and so does what the headers forbid."""
+    errors: list[str] = []
+    expect.set_options(timeout=LIMIT)
+    context = browser.new_context(viewport=ViewportSize(width=width, height=900), color_scheme=theme)
+    context.set_default_timeout(LIMIT)
+    page = context.new_page()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: errors.append(line.text) if "Content Security" in line.text else None)
+    page.goto(url)
+    try:
+        yield page
+    finally:
+        context.close()
+    assert errors == []

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is labelled in tests: small images, a model of two classes, and a folder that one may not write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import graphs
+import numpy as np
+from PIL import Image
+
+from splitee.inference.manifest import CLIENT, write_manifest
+
+NOBODY = 65534  # user
+
+
+def write_images(folder: Path, count: int, *, start: int = 0, name: str = "{:04}.png") -> list[Path]:
+    """PNG files of coloured noise around a colour of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(start, start + count):
+        random = np.random.default_rng(number)
+        pixels = random.integers(0, 256, 3) + random.integers(-20, 21, (8, 8, 3))
+        paths.append(folder / name.format(number))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(paths[-1])
+    return paths
+
+
+def write_model(folder: Path, *, seed: int = 0) -> Path:
+    """A model of the classes a and b."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = graphs.graph(tensors=graphs.sound_tensors(seed)).SerializeToString()
+    (folder / CLIENT).write_bytes(data)
+    write_manifest(folder, graphs.manifest(data))
+    return folder
+
+
+def contents(folder: Path) -> dict[bytes, list[str]]:
+    """Where each image lies in a folder, hidden ones included, by its bytes."""
+    found: dict[bytes, list[str]] = {}
+    for path in sorted(folder.rglob("*.png")):
+        found.setdefault(path.read_bytes(), []).append(str(path.relative_to(folder)))
+    return found
+
+
+@contextmanager
+def not_writable(folder: Path) -> Iterator[None]:
+    """A folder, and those in it, as a user finds them who may only read; for root, as another user."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    for path in folders:
+        path.chmod(0o555)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        for path in folders:
+            path.chmod(0o755)
