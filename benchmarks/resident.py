@@ -33,7 +33,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.state import fleet_digest
 from splitee.training.weights import client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
-from splitee_server.learning.reduction import in_order
+from splitee_server.learning.lanes import in_order
 from splitee_server.rounds.checkpoints import Checkpoints, Committed
 
 CUTS = (2, 3, 5)  # of the devices in turn

@@ -130,7 +130,7 @@ def test_a_fleet_learns_and_is_compared(tmp_path: Path, mosquitto_broker: Runnin
         said.startswith("By joining, ") and " % of that compute, " in said and " MiB of memory and " in said
     )
     assert " ".join(shown.split()).endswith(said), "it comes last"
-    assert said in unescape(page)
+    assert said in unescape(page).replace("\xa0", " ")
     assert 'aria-label="confusion"' in page and "ankle boot" in page
     baselines = "baseline centralized: ", "baseline pi-1 alone: ", "baseline pi-3 alone-exit: "
     for words in ("round 1 of 8", "round 8 of 8", *baselines, "hidden.3", "always offloaded"):

@@ -26,12 +26,13 @@ def test_deaths_are_shown_at_once_and_the_page_goes_on(
 ) -> None:
     with Fleet(str(mosquitto_broker.address), "paged", tmp_path) as fleet:
         fleet.start("page", "page", *fleet.link, "--listen", "127.0.0.1:0")
-        fleet.server(devices=2, rounds=200)
-        fleet.device("pi-1", 1, shard="1/2")
-        fleet.device("pi-2", 3, shard="2/2")
         until(lambda: "http" in fleet.log("page"), lambda: fleet.log("page"))
         (url,) = re.findall(r"http://\S+", fleet.log("page"))
         with PageStream(url) as seen:
+            until(lambda: seen.broker["connected"], lambda: fleet.log("page"))
+            fleet.server(devices=2, rounds=200)
+            fleet.device("pi-1", 1, shard="1/2")
+            fleet.device("pi-2", 3, shard="2/2")
             until(lambda: seen.fleet["history"], lambda: fleet.log("server"), long=LONG)
             until(lambda: seen.fleet["phase"]["phase"] == "train", long=LONG)
             with PageStream(url) as reloaded:

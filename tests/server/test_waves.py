@@ -13,7 +13,7 @@ from splitee.cli.signals import Stopped
 from splitee.protocol import routes
 from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.rounds import Ack
-from splitee_server.learning.reduction import in_order
+from splitee_server.learning.lanes import in_order
 from splitee_server.rounds.policy import Policy
 
 FIVE = ("pi-1", "pi-2", "pi-3", "pi-4", "pi-5")

@@ -10,14 +10,12 @@ from msgspec import Meta
 
 from splitee.protocol.accuracies import Accuracies, ClassRecall
 from splitee.protocol.encoding import JsonMessage
-from splitee.protocol.fields import Count, Name
+from splitee.protocol.fields import Count, EpochSeconds, Name
 from splitee.protocol.fleet import Metrics
 
 MOST_SEASONS = 20  # that travel, the latest ones
 MOST_CLASSES = 12  # of a season whose recalls travel; where there are more, none do
 LARGEST = 16 << 10  # bytes of the message; where it would be larger, the earliest seasons say less
-
-Seconds = Annotated[float, Meta(ge=0, le=253_402_300_799)]  # since the epoch, up to the year 9999
 
 
 class Season(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,7 +33,7 @@ class Season(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
 
     run: Name
     rounds: Count
-    ended: Seconds = 0.0
+    ended: EpochSeconds = 0.0
     devices: Count = 0
     train_images: Count = 0
     held_out_images: Count = 0

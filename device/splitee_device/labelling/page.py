@@ -123,7 +123,8 @@ class LabelPage:
         if request.query.get("order") in ("uncertain", "unlike"):
             order = "uncertain" if request.query["order"] == "uncertain" else "unlike"
         count = request.query.get("count", "60")
-        most = min(int(count), MOST_SHOWN) if count.isascii() and count.isdigit() else MOST_SHOWN
+        is_number = count.isascii() and count.isdigit() and len(count) <= len(str(MOST_SHOWN))
+        most = min(int(count), MOST_SHOWN) if is_number else MOST_SHOWN
         images = self._labeller.images()
         ordered = await asyncio.to_thread(self._scores.order, images, order)
         by_identifier = {image.identifier: image for image in images}

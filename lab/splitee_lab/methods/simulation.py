@@ -26,7 +26,7 @@ from splitee_lab.methods.hostile import HOSTILE
 from splitee_lab.methods.wire import Wire
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.initial.weights import InitialWeights
-from splitee_server.learning.reduction import in_order
+from splitee_server.learning.lanes import in_order
 from splitee_server.rounds.batch_order import BatchOrder
 from splitee_server.rounds.evaluation import Score
 from splitee_server.rounds.sampling import picks

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from splitee.protocol.traffic import PURPOSES
 from splitee_lab.report.demo_report import DeviceResult
 
-COUNTED = "payloads that devices send; report.json has each purpose, what they receive, and MQTT's headers"
+COUNTED = "payloads that devices send; report.json has each purpose, what they receive, and MQTT headers"
 MOST_DEVICES = 6  # of which each purpose has a bar of its own
 
 

@@ -159,7 +159,7 @@ class FleetModel:
     def sum_up(self, device: str) -> None:
         """A device has finished the round: where each has a trunk, it is summed up for the average, and gone.
 
-        Devices come in the order of `splitee_server.learning.reduction.in_order`; those that do not come
+        Devices come in the order of `splitee_server.learning.lanes.in_order`; those that do not come
         are averaged when the round is committed, and the result is the same.
         """
         self._strategy.sum_up(device, self._trained.get(device, 0))

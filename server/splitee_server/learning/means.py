@@ -11,7 +11,8 @@ from torch import Tensor
 
 from splitee.protocol.fields import Average
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.learning.reduction import LaneSums, in_order
+from splitee_server.learning.lanes import in_order
+from splitee_server.learning.reduction import LaneSums
 
 TRIMMED = 5  # one in so many values is left out at each end
 FEWEST = 3  # holders among whom one can be told from the others

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import accumulate
 
-from splitee_server.learning.reduction import LANES, lane_of
+from splitee_server.learning.lanes import LANES, lane_of
 
 Bound = Callable[[str], Sequence[int] | None]
 

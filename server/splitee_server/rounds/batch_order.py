@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Container, Mapping
 from typing import Generic, Literal, TypeVar
 
-from splitee_server.learning.reduction import lane_of
+from splitee_server.learning.lanes import lane_of
 
 Batch = TypeVar("Batch")
 Offer = Literal["taken", "duplicate", "ahead"]
@@ -20,7 +20,7 @@ def turn_of(order: Order, device: str, step: int, steps: int) -> Turn:
     """When a batch's turn is, of a device that sends `steps` of them: the least is the next one.
 
     step: each device's batch of a step, then of the next; joint: so, too, and those of a step as
-    `splitee_server.learning.reduction.in_order` has their devices; share: the batch of whoever has done the
+    `splitee_server.learning.lanes.in_order` has their devices; share: the batch of whoever has done the
     least share of its own; device: one device's after another's.
     """
     if order == "share":

@@ -22,7 +22,7 @@ from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
-from splitee_server.learning.reduction import in_order
+from splitee_server.learning.lanes import in_order
 from splitee_server.members.members import Member, Members
 from splitee_server.members.traffic import FleetTraffic
 from splitee_server.ranks.ranks import ALONE, Ranks

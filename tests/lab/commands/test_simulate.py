@@ -21,7 +21,7 @@ from waiting import until
 from splitee.cli.main import splitee
 from splitee.errors import ConfigError, DataError, ExitCode, NetworkError, StateError
 from splitee.networks.split import build_network
-from splitee_lab.methods.registry import BASELINES, METHODS
+from splitee_lab.methods.registry import BASELINES, METHODS, STRATEGIES
 from splitee_lab.presets import FOLDER, NAMES
 
 pytestmark = pytest.mark.slow(4)
@@ -47,7 +47,8 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
 def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Every method with two seeds: the folder, and what was printed."""
     out = tmp_path_factory.mktemp("simulate") / "out"
-    printed = simulate(*SMALL, "--seeds", "1,2", "--baselines", ",".join(BASELINES), "--out", str(out))
+    every = "--strategy", ",".join(STRATEGIES), "--baselines", ",".join(BASELINES)
+    printed = simulate(*SMALL, "--seeds", "1,2", *every, "--out", str(out))
     return out, printed
 
 
@@ -75,7 +76,7 @@ def test_the_page_shows_all_plots_and_needs_nothing_else(everything: tuple[Path,
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "<script" not in page
     assert all(f">{name}</th>" in page for name in METHODS)
-    assert page.count(">trunk over fedavg</td>") == 2
+    assert page.count(">trunk over fedavg</td>") == len(STRATEGIES)
 
 
 def test_nothing_is_run_twice_and_a_new_seed_is_added(everything: tuple[Path, str]) -> None:

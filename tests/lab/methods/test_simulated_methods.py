@@ -20,6 +20,7 @@ from splitee_lab.methods.experiment import Experiment
 from splitee_lab.methods.registry import BASELINES, METHODS, STRATEGIES, batches_of
 from splitee_lab.methods.simulation import SimulatedDevice, Simulation
 from splitee_server.learning.averages import average_clients
+from splitee_server.learning.lanes import in_order
 from splitee_server.learning.strategies.base import Strategy
 from splitee_server.learning.strategies.registry import make_strategy
 
@@ -202,7 +203,10 @@ def after_a_round(
     for name, device in experiment(run, data).devices.items():
         trainers[name] = ClientTrainer(build_for(run), device.cut, run, name, device.data)
         strategy.join(name, device.cut)
-        for step, batch in enumerate(trainers[name].round(1)):
+    batches = {name: list(trainers[name].round(1)) for name in in_order(trainers)}
+    for step, together in enumerate(zip(*batches.values(), strict=True)):
+        strategy.reach(step)
+        for name, batch in zip(batches, together, strict=True):
             features, labels = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
             strategy.train(name, features, labels, round_number=1, step=step, steps=4)
     return trainers, strategy, {"a": 10, "b": 20, "c": 50}

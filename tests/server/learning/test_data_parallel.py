@@ -20,7 +20,7 @@ from splitee.training.seeds import seed_for
 from splitee.training.state import COUNTER, pack_state, weights_digest
 from splitee.training.weights import client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
-from splitee_server.learning.reduction import LANES, in_order
+from splitee_server.learning.lanes import LANES, in_order
 from splitee_server.learning.strategies.base import Untrainable
 from splitee_server.ranks.dealing import LaneDealing
 from splitee_server.ranks.parcels import pack, unpack

@@ -21,7 +21,7 @@ from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import COUNTER, pack_state, unpack_state
 from splitee.training.weights import CLIENT, EXIT, client_model
 from splitee_server.learning.fleet_model import Contribution, FleetModel
-from splitee_server.learning.reduction import in_order
+from splitee_server.learning.lanes import in_order
 from splitee_server.learning.strategies.base import Untrainable
 
 CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}

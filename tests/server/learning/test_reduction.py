@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from splitee_server.learning.averages import average_by_name
+from splitee_server.learning.lanes import LANES, in_order, lane_of
 from splitee_server.learning.means import Rule
-from splitee_server.learning.reduction import LANES, LaneSums, Partial, in_order, lane_of
+from splitee_server.learning.reduction import LaneSums, Partial
 
 Holders = dict[str, dict[str, Tensor]]
 

@@ -29,7 +29,7 @@ from splitee.protocol.sender_limits import SenderLimits
 from splitee.training.state import weights_digest
 from splitee.training.tensors import tensor_of
 from splitee_server.learning.fleet_model import Contribution, FleetModel
-from splitee_server.learning.reduction import in_order
+from splitee_server.learning.lanes import in_order
 from splitee_server.ranks.dealing import Dealing, LaneDealing
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.leader import Leader

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from splitee.errors import ConfigError
 from splitee.mqtt.address import BrokerAddress
 from splitee.protocol.run_spec import RunSpec
-from splitee_server.learning.reduction import in_order, lane_of
+from splitee_server.learning.lanes import in_order, lane_of
 from splitee_server.ranks.dealing import Dealing, LaneDealing
 from splitee_server.ranks.place import Place, brokers_of_ranks, place_in
 

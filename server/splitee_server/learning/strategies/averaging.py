@@ -15,8 +15,9 @@ from splitee.training.sharing import equal_bits
 from splitee.training.state import COUNTER
 from splitee_server.learning.averages import average_by_name, weigh
 from splitee_server.learning.clipping import clip_updates
+from splitee_server.learning.lanes import in_order
 from splitee_server.learning.means import Rule
-from splitee_server.learning.reduction import LaneSums, in_order
+from splitee_server.learning.reduction import LaneSums
 from splitee_server.learning.strategies.base import Strategy
 from splitee_server.learning.trunk_parts import copied
 

@@ -29,7 +29,7 @@ from splitee.training.optimizer import forget_gradients, make_optimizer
 from splitee.training.placement import precision_at, seed_at
 from splitee.training.seeds import seed_for
 from splitee.training.weights import deeper_cuts
-from splitee_server.learning.reduction import LANES
+from splitee_server.learning.lanes import LANES
 from splitee_server.learning.trunk_parts import TrunkParts
 
 LARGEST_GRADIENT = 1e6  # norm that is still scaled down; beyond it the batch gives no step
@@ -120,7 +120,7 @@ class Strategy(ABC):
     def sum_up(self, device: str, samples: int) -> None:  # noqa: B027  most hold no trunk for each device
         """A device, trained on so many samples, has finished the round: its trunk may be let go.
 
-        Devices come in the order of `splitee_server.learning.reduction.in_order`.
+        Devices come in the order of `splitee_server.learning.lanes.in_order`.
         """
 
     def forget(self, device: str) -> None:  # noqa: B027

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from splitee.networks.split import SplitNetwork
 from splitee.protocol.run_spec import RunSpec
 from splitee.training.optimizer import forget_gradients
-from splitee_server.learning.reduction import LANES, LaneSums, Partial, lane_of
+from splitee_server.learning.lanes import LANES, lane_of
+from splitee_server.learning.reduction import LaneSums, Partial
 from splitee_server.learning.strategies.sequential import Sequential
 
 

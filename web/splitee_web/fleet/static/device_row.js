@@ -16,7 +16,7 @@ export const COLUMNS = [
   { key: "trunk", title: "Trunk", orders: ["trunk"], Cell: ({ device }) => percent(device.trunk_accuracy) },
   { key: "adaptive", title: "Adaptive", orders: ["adaptive"], Cell: ({ device }) => html`<b>${percent(device.adaptive_accuracy)}</b>` },
   { key: "weakest", title: "Weakest", orders: ["weakest"], Cell: Weakest },
-  { key: "heat", title: "Heat, memory", orders: ["temperature", "memory"], Cell: Heat },
+  { key: "machine", title: "Temp., memory", orders: ["temperature", "memory"], Cell: Machine },
   { key: "moved", title: "Bytes, link", orders: ["bytes"], Cell: Moved },
   { key: "model", title: "Model", orders: ["model"], Cell: Model },
 ];
@@ -73,7 +73,7 @@ function Weakest({ device }) {
   return html`<span class="cut" title=${found.name}><bdi>${found.name}</bdi></span><small>${percent(found.recall)} found</small>`;
 }
 
-function Heat({ device }) {
+function Machine({ device }) {
   const share = memoryShare(device);
   const full = share !== undefined && `, ${percent(share, 0)}`;
   return html`${degrees(device.temperature)}<small class="cut">${memory(device.memory)}${full}</small>`;

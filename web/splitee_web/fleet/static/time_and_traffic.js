@@ -12,7 +12,7 @@ const SECONDS = {
 };
 const PURPOSES = {
   training: "training", evaluation: "evaluation", statistics: "statistics", client_networks: "client networks",
-  soft_labels: "soft labels", models: "released models", offload: "offloaded predictions", protocol: "protocol", headers: "MQTT's headers",
+  soft_labels: "soft labels", models: "released models", offload: "offloaded predictions", protocol: "protocol", headers: "MQTT headers",
 };
 
 export const TimeAndTraffic = memo(({ seconds, round, traffic }) => html`<div class="halves">
