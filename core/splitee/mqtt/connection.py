@@ -64,6 +64,7 @@ class Connection:
         closing: threading.Event,
         on_accepted: Callable[[bool, Properties], None],
         on_lost: Callable[[], None],
+        gather: float,
     ) -> None:
         """`on_accepted` gets "the broker kept our session" and CONNACK's properties, before any message."""
         self._address = address
@@ -82,7 +83,7 @@ class Connection:
         self._up_since = 0.0
         self._opened = False
         self.client = self._make_client()
-        self._loop = PacketLoop(self.client)
+        self._loop = PacketLoop(self.client, gather)
 
     def _make_client(self) -> PatientClient:
         client = new_client(self._address, self._client_id, MQTTProtocolVersion.MQTTv5, CONNECT_LIMIT)

@@ -7,6 +7,7 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 from typing import Any
 
 from paho.mqtt.client import Client
@@ -24,8 +25,10 @@ class PacketLoop:
     acknowledgement, and takes no more than 1,024 files.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, gather: float = 0.0) -> None:
+        """`gather`: seconds for which what comes may gather before it is read; then one turn reads it all."""
         self._client = client
+        self._gather = gather
         self._socket: Any = None
         self._selector = Selector()
         self._wakes, self._waker = socket.socketpair()
@@ -68,6 +71,8 @@ class PacketLoop:
         if self._selector.get_key(opened).events != wanted:
             self._selector.modify(opened, wanted)
         is_readable = _pending(opened) > 0
+        if self._gather and not is_readable:
+            time.sleep(self._gather)
         for key, events in self._selector.select(0 if is_readable else timeout):
             if key.fileobj is self._wakes:
                 with contextlib.suppress(BlockingIOError):

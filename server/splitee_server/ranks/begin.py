@@ -29,7 +29,7 @@ from splitee_server.ranks.place import Place
 from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.ranks.trainer import Trainer
 from splitee_server.rounds.policy import Policy
-from splitee_server.rounds.windows import queue_events
+from splitee_server.rounds.windows import gathered, queue_events
 
 SHOWN = 60  # characters of a setting
 
@@ -97,6 +97,7 @@ def leading_port(
             capacity_bytes=INBOX_BYTES + policy.memory,
             key=partial(latest_key, topics),
             admits=limits.admits,
+            gather=gathered(policy.devices),
         )
         for address in dict.fromkeys(addresses)
     ]
@@ -155,6 +156,7 @@ def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event
         capacity=queue_events(policy.devices),
         capacity_bytes=INBOX_BYTES + policy.memory,
         admits=limits.admits,
+        gather=gathered(policy.devices),
     )
     connection.open(link.connect_timeout)
     try:

@@ -29,11 +29,20 @@ EVENTS = 256  # of a device: what it promises to take of batches, and as many fo
 LEAST_EVENTS = 1 << 17
 BESIDE = 6  # bytes a sample: label, the exit's label and its entropy, two each
 HEADER = 1024
+LONGEST_GATHERING = 0.01  # seconds
 
 
 def queue_events(devices: int) -> int:
     """Events that the server's link holds: half of them are for batches."""
     return LEAST_EVENTS + 2 * EVENTS * devices
+
+
+def gathered(devices: int) -> float:
+    """Seconds for which messages gather before the server reads them: 0.01 of 1,000 devices, less of fewer.
+
+    Each reading wakes a thread, which costs as much as a message; so many devices notice no such delay.
+    """
+    return min(LONGEST_GATHERING, devices / 100_000)
 
 
 def batch_cost(samples: int, feature_shape: tuple[int, ...], max_packet: int) -> Budget:

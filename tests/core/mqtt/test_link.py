@@ -28,6 +28,20 @@ MakeBroker = Callable[..., OwnBroker]
 Messages = Callable[[Link, int], list[Message]]
 
 
+def test_messages_that_gather_arrive_in_their_order_and_are_acknowledged(
+    messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str
+) -> None:
+    reader = make_link(broker.address, "reader", f"{base}/#", gather=0.02)
+    writer = make_link(broker.address, "writer")
+    count = 300
+    for number in range(count):
+        assert writer.publish(f"{base}/{number % 7}", b"%d" % number)
+    assert [int(message.payload) for message in messages(reader, count)] == list(range(count))
+    assert reader.publish(f"{base}/own", b"300")
+    assert reader.flush(DEADLINE)
+    assert messages(reader, 1) == [Message(f"{base}/own", b"300")]
+
+
 @pytest.mark.parametrize("size", [0, 1, 1_000_000])
 def test_what_is_published_arrives_whole(
     messages: Messages, broker: RunningBroker, make_link: MakeLink, base: str, size: int

@@ -29,6 +29,7 @@ from splitee_web.fleet.event_log import Event, Kind
 
 LOOK = 0.5  # seconds between two looks; what comes in between is heard together, which spares most of the CPU
 SETTLED = 2.0  # seconds after the first connection until the broker has told what it retains
+GATHER = 0.02  # seconds between two readings: a broker may send no more than 20 messages until they are read
 TRY = 5.0  # seconds to reach the broker before it is said why it is not
 LONGEST_PAUSE = 15.0  # seconds between two tries
 STABLE = 30.0  # seconds that a connection lasts before its loss counts as a first one again
@@ -89,6 +90,7 @@ class Feed:
             capacity=QUEUED,
             capacity_bytes=QUEUED_BYTES,
             key=partial(latest_key, Topics(self._options.fleet)),
+            gather=GATHER,
         )
         link.subscribe(*self._view.filters)
         return link
