@@ -34,7 +34,7 @@ export const ConfusionMatrix = memo(({ confusion, run, of }) => {
   const all = totals.reduce((sum, value) => sum + value, 0);
   const right = counts.reduce((sum, row, index) => sum + row[index], 0);
   return html`<div class="card classes">
-    <p>${percent(all ? right / all : null)} of ${images(all)} are predicted rightly.</p>
+    <p>${percent(all ? right / all : null)} of ${images(all)} are predicted correctly.</p>
     <div class="matrix-and-list">
       <${names.length <= READABLE ? Counts : Drawing} names=${names} counts=${counts} totals=${totals} of=${of} />
       <${Mistakes} names=${names} counts=${counts} totals=${totals} />
