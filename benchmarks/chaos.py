@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does a run that is killed anywhere end with the same bits? A fleet with faults beside one without.
 
-    python -m benchmarks.chaos [--strategy sequential|averaging|both] [--faults 20] [--seed 1]
+    python -m benchmarks.chaos [--strategy NAME|all] [--faults 20] [--seed 1]
 
 A real fleet on a real Mosquitto: at seeded random moments devices, server or broker are killed with SIGKILL
 (also twice in a row, and with the newest state file torn, as by a power cut) or frozen, clocks jump by a
@@ -25,6 +25,7 @@ from rich.console import Console
 from benchmarks.broker_store import LARGEST_STORE, abandoned_sessions
 from benchmarks.faults import Faults
 from benchmarks.real_fleet import TICK, Fleet, Settings, out_option, until, working_directory
+from splitee_server.learning.strategies.registry import STRATEGIES
 
 DEAD_PATH = 31.0  # seconds until a device must have noticed; its log counts whole ones
 
@@ -104,7 +105,7 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
 
 
 @click.command()
-@click.option("--strategy", type=click.Choice(["sequential", "averaging", "both"]), default="both")
+@click.option("--strategy", type=click.Choice([*STRATEGIES, "all"]), default="all")
 @click.option("--faults", default=20, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Of the faults; the fleet's own seed is always 1.")
 @click.option("--rounds", default=12, show_default=True)
@@ -114,7 +115,7 @@ def main(strategy: str, faults: int, seed: int, rounds: int, samples: int, out: 
     """Kill a fleet's parts at random; compare with an undisturbed run."""
     console = Console(stderr=True)
     settings = Settings(rounds, samples)
-    strategies = ["sequential", "averaging"] if strategy == "both" else [strategy]
+    strategies = list(STRATEGIES) if strategy == "all" else [strategy]
     passed = True
     with working_directory(out) as directory:
         for name, number in zip(strategies, itertools.count()):
