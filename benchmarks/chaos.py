@@ -109,7 +109,7 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
 @click.option("--faults", default=20, show_default=True)
 @click.option("--seed", default=1, show_default=True, help="Of the faults; the fleet's own seed is always 1.")
 @click.option("--rounds", default=12, show_default=True)
-@click.option("--samples", default=320, show_default=True, help="Training pictures a device.")
+@click.option("--samples", default=320, show_default=True, help="Training images a device.")
 @out_option
 def main(strategy: str, faults: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
     """Kill a fleet's parts at random; compare with an undisturbed run."""

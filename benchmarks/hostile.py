@@ -347,7 +347,7 @@ def compare(undisturbed: Flooded, flooded: Flooded, payloads: int) -> dict[str, 
     show_default=True,
     help="They must outlast the flood.",
 )
-@click.option("--samples", default=64, show_default=True, help="Training pictures a device.")
+@click.option("--samples", default=64, show_default=True, help="Training images a device.")
 @out_option
 def main(payloads: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
     """Flood a fleet with malformed messages; compare with an undisturbed run."""

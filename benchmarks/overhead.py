@@ -199,7 +199,7 @@ def compare(fleets: list[Run], singles: list[Run], settings: Usual, strategy: st
 @click.option("--codec", default="fp16", show_default=True)
 @click.option("--repetitions", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--rounds", type=click.IntRange(min=3), default=4, show_default=True)
-@click.option("--samples", default=1536, show_default=True, help="Training pictures a device.")
+@click.option("--samples", default=1536, show_default=True, help="Training images a device.")
 @click.option("--core", type=int, help="That everything runs on.  [default: the last]")
 @out_option
 def main(

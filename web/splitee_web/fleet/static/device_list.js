@@ -9,6 +9,8 @@ import { count, several } from "./words.js";
 const SETTLED = 2; // seconds for which rows keep their places, while their figures change
 const NOBODY = "No device has spoken yet. Devices show up here by themselves once they are started.";
 const BEYOND = 3; // rows above and below those in sight that are drawn too
+const BLOCK = 4; // rows that come and go together: Preact moves all that stay where more than one element has gone
+const TURNS = 4; // in which rows are drawn again, one after the other, once a second
 
 export function DeviceList({ all, fleet, now, open }) {
   const [choice, choose] = useState({ filter: "all", text: "", order: "id", direction: 1 });
@@ -113,14 +115,16 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
       onKeyDown=${onKeyDown} onfocusin=${(event) => focus(event.target.closest("[data-id]")?.dataset.id ?? null)}>
     <div role="rowgroup" class="head"><${Head} choice=${choice} change=${change} /></div>
     <div role="rowgroup" class="body" style=${{ height: `${total}px` }}>
-      ${drawn.map(({ id, heading, level, index }) => {
-        const place = { top: tops[index], number: index + 2 };
-        if (id === undefined) return html`<${Heading} key=${`:${level}`} text=${heading} level=${level} ...${place} />`;
-        const one = byId.get(id);
-        const said = [one?.activity, ...(one?.concerns.map((concern) => concern.text) ?? [])].join();
-        return one && html`<${DeviceRow} key=${id} one=${one} said=${said} device=${one.device}
-          stages=${fleet.network_stages} second=${Math.floor(now)} open=${open} ...${place} />`;
-      })}
+      ${[...Map.groupBy(drawn, ({ index }) => Math.floor(index / BLOCK))].map(([block, some]) => html`<div key=${block} role="none">
+        ${some.map(({ id, heading, level, index }) => {
+          const place = { top: tops[index], number: index + 2 };
+          if (id === undefined) return html`<${Heading} key=${`:${level}`} text=${heading} level=${level} ...${place} />`;
+          const one = byId.get(id);
+          const said = [one?.activity, ...(one?.concerns.map((concern) => concern.text) ?? [])].join();
+          return one && html`<${DeviceRow} key=${id} one=${one} said=${said} device=${one.device}
+            stages=${fleet.network_stages} second=${Math.floor(now + (index % TURNS) / TURNS)} open=${open} ...${place} />`;
+        })}
+      </div>`)}
     </div>
   </div>`;
 }
@@ -172,7 +176,9 @@ function inSight(tops, length, { top, height, row }) {
     if (tops[middle] < top) first = middle + 1;
     else end = middle;
   }
-  return [Math.max(first - 1 - BEYOND, 0), Math.min(first + Math.ceil(height / row) + BEYOND, length)];
+  const from = Math.max(first - 1 - BEYOND, 0);
+  const to = Math.min(first + Math.ceil(height / row) + BEYOND, length);
+  return [from - (from % BLOCK), Math.min(to + (BLOCK - 1) - ((to + BLOCK - 1) % BLOCK), length)];
 }
 
 /** The row that a key leads to; -1: it leads nowhere. */

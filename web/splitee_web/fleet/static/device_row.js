@@ -21,8 +21,7 @@ export const COLUMNS = [
   { key: "model", title: "Model", orders: ["model"], Cell: Model },
 ];
 
-/** `said`: what is said of the device, in one text; `second`: the whole second that it is. By them the row knows
- *  that it is another one. */
+/** It is drawn again when `said`, what is said of the device in one text, or `second` is another: once a second. */
 export const DeviceRow = memo(({ one, device, stages, second, open, top, number }) => {
   const worst = one.concerns[0];
   const cells = { one, device, stages, now: second };
@@ -35,7 +34,7 @@ export const DeviceRow = memo(({ one, device, stages, second, open, top, number 
         : html`<div key=${key} role="cell" class=${key}><span class="label" aria-hidden="true">${title}</span><div>${content}</div></div>`;
     })}
   </div>`;
-}, ["one"]);
+}, ["one", "device"]);
 
 export const level = (concern) => (["offline", "quarantined"].includes(concern.kind) ? "bad" : "warn");
 

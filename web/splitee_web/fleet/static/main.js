@@ -6,14 +6,11 @@ import { html, render } from "./html.js";
 import { Store } from "./store.js";
 
 const PAUSE = 250; // milliseconds between two drawings
-const SCROLLING = 1000; // likewise, while somebody scrolls: rows that come into sight are drawn at once all the same
-const STILL = 200; // milliseconds after which nobody scrolls any more
 const TICK = 1000; // milliseconds after which what was "3 s ago" is 4 s ago
 
 const root = document.getElementById("page");
 let isDue = false;
 let drawn = -Infinity;
-let scrolled = -Infinity;
 
 function draw() {
   isDue = false;
@@ -24,9 +21,7 @@ function draw() {
 function changed() {
   if (isDue) return;
   isDue = true;
-  const now = performance.now();
-  const pause = now - scrolled < STILL ? SCROLLING : PAUSE;
-  setTimeout(() => requestAnimationFrame(draw), Math.max(drawn + pause - now, 0));
+  setTimeout(() => requestAnimationFrame(draw), Math.max(drawn + PAUSE - performance.now(), 0));
 }
 
 const store = new Store(changed);
@@ -34,4 +29,3 @@ root.replaceChildren();
 draw();
 store.open();
 setInterval(changed, TICK);
-addEventListener("scroll", () => { scrolled = performance.now(); }, { capture: true, passive: true });

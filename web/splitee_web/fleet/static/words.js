@@ -4,13 +4,14 @@
 export const UNKNOWN = "–";
 const BYTES = [["GB", 1e9], ["MB", 1e6], ["KB", 1e3]];
 const SPANS = [["d", 86400], ["h", 3600], ["min", 60]];
+const NUMBER = new Intl.NumberFormat("en-US");
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DATE = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
 const LONG_AGO = 20 * 3600; // seconds: the day is said as well
 
 const isKnown = (value) => value !== null && value !== undefined;
 
-export const count = (value) => value.toLocaleString("en-US");
+export const count = NUMBER.format;
 export const fixed = (value, digits) => (isKnown(value) ? value.toFixed(digits) : UNKNOWN);
 export const percent = (share, digits = 1) => (isKnown(share) ? `${(100 * share).toFixed(digits)} %` : UNKNOWN);
 export const points = (difference) => `${difference < 0 ? "−" : "+"}${Math.abs(100 * difference).toFixed(1)} points`;
