@@ -45,6 +45,7 @@ Purpose = Literal[
 ]
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
 PredictionSource = Literal["exit", "trunk", "local-fallback"]
+ReleaseKind = Literal["model", "software"]
 ReleaseState = Literal["in service", "refused", "rolled back"]
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]

@@ -201,3 +201,22 @@ class Serving(JsonMessage, frozen=True):
     offloaded_share: Fraction | None = None
     fallback_share: Fraction | None = None
     last: Annotated[tuple[LastPrediction, ...], Meta(max_length=MOST_LAST)] = ()
+
+
+class PredictedState(JsonMessage, frozen=True):
+    """What several images in a row agree on: it changes more rarely than predictions do.
+
+    Attributes:
+        label: name of the class, which may be one of images that show none of the others; `unsure`: the
+            images do not agree, or the model is uncertain of them.
+        unsure: whether `label` is no class, but says that there is none.
+        confidence: mean probability of the class in the images that agree.
+        since: seconds since the epoch, by the device's clock: when the state began.
+        time: likewise, when it was said last.
+    """
+
+    label: Annotated[str, Meta(max_length=LONGEST_CLASS_NAME)]
+    confidence: Fraction
+    since: EpochSeconds
+    time: EpochSeconds
+    unsure: bool = False

@@ -32,10 +32,12 @@ from splitee.protocol.inference import (
     ModelPart,
     ModelReport,
     ModelWant,
+    PredictedState,
     PredictionReport,
     Serving,
 )
 from splitee.protocol.overview import DeviceHistory, FleetConfusion, History, NetworkStages, Timing
+from splitee.protocol.rollouts import DeviceUpdate, Install, Rollouts
 from splitee.protocol.rounds import (
     Ack,
     Assignment,
@@ -150,7 +152,13 @@ INFER = Route(
 PREDICTIONS = Route("devices/+/predictions", PredictionReport, "device", ("server", "homeassistant"))
 MODEL_WANT = Route("devices/+/model-want", ModelWant, "device", ("server",))
 MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server", "viewer"), retained=True)
-SERVING = Route("devices/+/serving", Serving, "device", WATCHERS, retained=True)
+SERVING = Route("devices/+/serving", Serving, "device", ("viewer", "homeassistant"), retained=True)
+PREDICTED_STATE = Route(
+    "devices/+/state", PredictedState, "device", ("viewer", "homeassistant"), retained=True
+)
+ROLLOUTS = Route("rollouts", Rollouts, "server", WATCHERS, retained=True)
+DEVICE_UPDATE = Route("devices/+/update", DeviceUpdate, "server", ("viewer", "homeassistant"), retained=True)
+INSTALL = Route("devices/+/install", Install, "homeassistant", ("server",))
 
 ASSIGNMENT = Route("devices/+/inbox/plan", Assignment, "server", ("device",), retained=True)
 PARTICIPATION = Route(
