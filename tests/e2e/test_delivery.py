@@ -268,7 +268,7 @@ def test_a_new_process_goes_on_where_the_last_one_ended(models: Path, pair: Pair
 def test_bytes_that_are_spoilt_twice_are_refused(models: Path, pair: Pair) -> None:
     releases = pair.offer(models / "second")
     pair.run(releases, lambda: not releases.missing, spoil=True)
-    assert releases.reports["pi-2"].state == "refused"
+    assert releases.reports["pi-2"].state == "failed"
     assert sum(part.offset == 0 for part in pair.parts) == 2
     assert pair.shelf.release == sha(models / "first")
 
@@ -391,7 +391,7 @@ def test_a_service_answers_is_released_to_and_rolls_back(
     worse = changed(models / "first", tmp_path / "nan", lambda weights: weights * np.nan)
     assert splitee("release", worse, "--fleet", "service").wait(LONG) == ExitCode.MODEL
     assert ModelStore(shelf).release == sha(models / "second")
-    model = see(lambda device: device.model is not None and device.model.state == "refused").model
+    model = see(lambda device: device.model is not None and device.model.state == "failed").model
     assert model is not None
     assert model.serves is not None
     assert (model.release, model.serves.release) == (sha(worse), sha(models / "second"))

@@ -127,7 +127,7 @@ def test_what_hostile_members_say_is_text(
     )
     matrix = ConfusionMatrix((0, 1), ((4, 5), (0, 0)))
     last = LastPrediction(EVIL, 0.9, "exit", 1.0)
-    report = ModelReport("ab" * 32, "refused", EVIL, run=EVIL)
+    report = ModelReport("ab" * 32, "failed", EVIL, run=EVIL)
     said = {
         topics.run: run,
         topics.server_status: ServerStatus("online", 1, "r1", EVIL),

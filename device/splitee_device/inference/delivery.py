@@ -143,7 +143,7 @@ class Delivery:
             self._distrusted = offer
             if self._log_distrust.due():
                 log.warning("model %s is not fetched: %s", offer.release[:12], error)
-            self.report(offer.release, "refused", str(error), offer.run)
+            self.report(offer.release, "failed", str(error), offer.run)
             return False
         return True
 
@@ -177,7 +177,7 @@ class Delivery:
         except ModelError as error:
             log.warning("%s", error)
             self._refused.add(offer.release)
-            self.report(offer.release, "refused", str(error), offer.run)
+            self.report(offer.release, "failed", str(error), offer.run)
         else:
             self.report(offer.release, "in service")
 

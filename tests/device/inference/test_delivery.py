@@ -69,7 +69,7 @@ def test_what_is_delivered_and_is_no_model_is_refused(port: FakePort, delivery: 
     offer(delivery)
     part(delivery, 0, BUNDLE)
     [payload] = port.payloads(routes.MODEL_REPORT.topic(TOPICS, "pi-1"))
-    assert ModelReport.decode(payload).state == "refused"
+    assert ModelReport.decode(payload).state == "failed"
     offer(delivery)
     assert offsets_asked_for(port) == [0]  # it is not fetched again
 

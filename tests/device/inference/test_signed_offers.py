@@ -88,7 +88,7 @@ FORGED: dict[str, Forge] = {
 def test_what_is_not_signed_for_this_device_is_not_fetched(keys: Path, receiver: Receiver, kind: str) -> None:
     ours, other = ReleaseSigner(keys / SIGNING_KEY), ReleaseSigner(keys / "other" / SIGNING_KEY)
     report = receiver.hear(FORGED[kind](ours, other, offer_of(graphs.bundle())))
-    assert report.state == "refused"
+    assert report.state == "failed"
     assert ("is not signed" if kind == "not signed" else "signature is not this fleet's") in report.reason
     assert not receiver.has_asked
 
@@ -96,7 +96,7 @@ def test_what_is_not_signed_for_this_device_is_not_fetched(keys: Path, receiver:
 def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, receiver: Receiver) -> None:
     signer = ReleaseSigner(keys / SIGNING_KEY)
     first, second = (graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed))) for seed in (0, 5))
-    assert receiver.hear(offer_of(first)).state == "refused"
+    assert receiver.hear(offer_of(first)).state == "failed"
     signed = signer.sign(offer_of(first), "barn", DEVICE)
     assert receiver.hear(signed, first).state == "in service"
     assert receiver.hear(signed).state == "in service"  # said again, as a retained offer is
@@ -105,18 +105,18 @@ def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, r
         newer = signer.sign(offer_of(second), "barn", DEVICE)
     assert receiver.hear(newer, second).state == "in service"
     replayed = receiver.hear(signed)
-    assert (replayed.state, receiver.store.release) == ("refused", newer.release)
+    assert (replayed.state, receiver.store.release) == ("failed", newer.release)
     assert "signed before the newest that this device took" in replayed.reason
     receiver.store.roll_back()  # its owner may
     assert receiver.store.release == signed.release
-    assert receiver.hear(newer).state == "refused"  # and the retained offer does not undo that
+    assert receiver.hear(newer).state == "failed"  # and the retained offer does not undo that
 
 
 def test_a_model_of_another_run_than_was_signed_is_refused(keys: Path, receiver: Receiver) -> None:
     data = graphs.bundle(run="run-b")
     signed = ReleaseSigner(keys / SIGNING_KEY).sign(offer_of(data), "barn", DEVICE)
     report = receiver.hear(signed, data)
-    assert report.state == "refused" and "it is of run run-b, the signature of run run-a" in report.reason
+    assert report.state == "failed" and "it is of run run-b, the signature of run run-a" in report.reason
 
 
 def test_without_a_pinned_key_signatures_do_not_count(keys: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_no_event_is_of_the_future() -> None:
     [
         ("offered", "model-offered"),
         ("in service", "model-in-service"),
-        ("refused", "model-refused"),
+        ("failed", "model-failed"),
         ("rolled back", "model-rolled-back"),
     ],
 )
@@ -183,7 +183,7 @@ def test_rounds_from_before_have_their_own_times() -> None:
 
 
 def test_a_text_from_the_wire_is_one_bounded_line_that_turns_nothing_around() -> None:
-    model = ModelInService("1" * 64, "refused", reason="<script>\u202e\n" + "x" * 1000)
+    model = ModelInService("1" * 64, "failed", reason="<script>\u202e\n" + "x" * 1000)
     (event,) = events_of_device(DEVICE, replace(DEVICE, model=model), NOW)
     assert len(event.text) == LONGEST
     assert event.text.isprintable()

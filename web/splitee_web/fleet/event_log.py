@@ -35,7 +35,7 @@ Kind = Literal[
     "server-online",
     "model-offered",
     "model-in-service",
-    "model-refused",
+    "model-failed",
     "model-rolled-back",
     "broker-offline",
     "broker-online",
@@ -43,7 +43,7 @@ Kind = Literal[
 MODELS: Mapping[str, Kind] = {
     "offered": "model-offered",
     "in service": "model-in-service",
-    "refused": "model-refused",
+    "failed": "model-failed",
     "rolled back": "model-rolled-back",
 }
 PHASES = {
