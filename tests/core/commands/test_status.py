@@ -292,6 +292,13 @@ def test_rollouts_are_a_table_with_the_reason_below_it() -> None:
     assert spring[3] == "running"
 
 
+def test_rollouts_are_shown_before_any_device_has_spoken() -> None:
+    view = view_of({f"{TOPICS.base}/rollouts": Rollouts(rollouts=(rollout(),))})
+    assert not view.snapshot().empty
+    said = printed(view)
+    assert said.index("no device has spoken yet") < said.index("spring")
+
+
 def test_what_is_on_its_way_to_a_device_and_what_it_sees_are_shown() -> None:
     update = DeviceUpdate(
         model=Update(latest="barn-7", state="downloading", have=1_200_000, size=4_000_000),
