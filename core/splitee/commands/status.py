@@ -264,7 +264,9 @@ def _served(device: DeviceView, now: float) -> Text | None:
     """What it predicts, with what, how that goes, and what is on its way; None where there is none of it."""
     serving, model, state = device.serving, device.model, device.predicted_state
     words = [] if state is None else [predicted_state_in_words(state, now)]
-    words += [] if model is None else [_model_in_words(model)]
+    updates = updates_in_words(device.update)
+    if model is not None and "model" not in updates:  # which says the same, and how far it is
+        words.append(_model_in_words(model))
     if serving is not None:
         words.append(f"{serving.per_minute:g} images a minute")
         if serving.latency is not None:
@@ -273,7 +275,7 @@ def _served(device: DeviceView, now: float) -> Text | None:
             words.append(f"{percent(serving.offloaded_share)} offloaded")
         if serving.fallback_share:
             words.append(f"{percent(serving.fallback_share)} without a response in time")
-    words += updates_in_words(device.update)
+    words += updates.values()
     return _facts(device.id, *words) if words else None
 
 
