@@ -158,7 +158,7 @@ def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[by
             run=run, round=1, attempt=1, first=0, rows=tensor
         ),
         TOPICS.device(VICTIM, "model-want"): ModelWant(release="0" * 64, offset=1),
-        TOPICS.device(VICTIM, "model"): ModelReport(release="0" * 64, state="refused", reason="parity"),
+        TOPICS.device(VICTIM, "model"): ModelReport(release="0" * 64, state="failed", reason="parity"),
         TOPICS.device(VICTIM, "inbox/error"): ErrorReport(code=ExitCode.REJECTED, message="features: ..."),
         TOPICS.server_claim: ServerClaim(instance=1),
     }

@@ -152,7 +152,7 @@ class Member:
                 time=1.0,
             ),
             routes.MODEL_WANT: ModelWant(release="0" * 64, offset=0),
-            routes.MODEL_REPORT: ModelReport(release="0" * 64, state="refused", reason="x"),
+            routes.MODEL_REPORT: ModelReport(release="0" * 64, state="failed", reason="x"),
             routes.SERVING: Serving(state="online", instance=1, per_minute=1.0),
         }  # fmt: skip
 
