@@ -56,7 +56,14 @@ from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.fields import Phase
 from splitee.protocol.fleet import DeviceStatus, Profile
-from splitee.protocol.inference import InferRequest, ModelReport, ModelWant, PredictionReport, Serving
+from splitee.protocol.inference import (
+    InferRequest,
+    ModelReport,
+    ModelWant,
+    PredictedState,
+    PredictionReport,
+    Serving,
+)
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
 from splitee.protocol.routes import Route
@@ -154,6 +161,7 @@ class Member:
             routes.MODEL_WANT: ModelWant(release="0" * 64, offset=0),
             routes.MODEL_REPORT: ModelReport(release="0" * 64, state="failed", reason="x"),
             routes.SERVING: Serving(state="online", instance=1, per_minute=1.0),
+            routes.PREDICTED_STATE: PredictedState(label="a", confidence=0.9, since=1.0, time=1.0),
         }  # fmt: skip
 
 
