@@ -102,7 +102,7 @@ class Coordinator:
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._work = BatchWork(spec, model, guard, clock)
-        self._overview = Overview(spec.run, spec.rounds, model, announcer, checkpoints, clock)
+        self._overview = Overview(spec.run, spec.rounds, model, announcer, checkpoints, best, clock)
         self._look_due = clock()
         self._log_lost = RateLimiter()
         self._ranks = ranks
