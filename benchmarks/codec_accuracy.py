@@ -13,14 +13,14 @@ from splitee.protocol.topics import PROTOCOL
 from splitee_lab.methods.simulation import Simulation
 
 CODECS = ("fp32", "fp16", "int8+zstd")  # what zstd compresses comes back as it was
-# Of the network of the protocol `small`; each device has a third of the 6,000 pictures.
+# Of the network of the protocol `small`; each device has a third of the 6,000 images.
 CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 INPUT = (3, 16, 16)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The trunk's mean accuracy over all devices, each on the 1,000 test pictures, after one run."""
+    """The trunk's mean accuracy over all devices, each on the 1,000 test images, after one run."""
 
     codec: str
     seed: int

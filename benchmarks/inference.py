@@ -100,11 +100,11 @@ def export_run(run: Path, out: Path) -> Exported:
 
 
 def cold_start(exported: Exported, directory: Path) -> dict[str, Any]:
-    """From process start to the answer's end, on one picture."""
+    """From process start to the answer's end, on one image."""
     model = exported.clients[exported.layer2]
-    picture = directory / "picture.png"
-    Image.fromarray(Samples.read(model).held_out[0].transpose(1, 2, 0)).save(picture)
-    predict = [sys.executable, "-m", "splitee", "predict", "--model", str(model), str(picture)]
+    image = directory / "image.png"
+    Image.fromarray(Samples.read(model).held_out[0].transpose(1, 2, 0)).save(image)
+    predict = [sys.executable, "-m", "splitee", "predict", "--model", str(model), str(image)]
     told = [
         json.loads(subprocess.check_output([sys.executable, "-c", MEASURE, *predict]))
         for _ in range(COLD_STARTS)
@@ -143,7 +143,7 @@ def against_torch(exported: Exported) -> dict[str, Any]:
 
 
 def adaptive(exported: Exported) -> dict[str, Any]:
-    """Each half of the held-out pictures is judged with the threshold and combination that the other chose.
+    """Each half of the held-out images is judged with the threshold and combination that the other chose.
 
     It is chosen for half of the drop that is allowed: the other half is for what it has not seen.
     """
@@ -185,7 +185,7 @@ def _judge(halves: Sequence[HeldOutLogits]) -> dict[str, Any]:
         [half.right(of.combination) for half, of in zip(halves, reversed(fitted), strict=True)]
     )
     return {
-        "pictures": len(local),
+        "images": len(local),
         "thresholds": thresholds,
         "combinations": [[of.combination.exit, of.combination.trunk] for of in fitted],
         "always_local": float(exit_right.mean()),
@@ -200,14 +200,14 @@ def lost_server(exported: Exported, options: LinkOptions, how: signal.Signals) -
     """A server that ends, or stands still, in the middle of predictions that all want its answer."""
     device = exported.layer2
     model = ClientModel(exported.clients[device], threads=1)
-    pictures = Samples.read(exported.clients[device]).held_out
+    images = Samples.read(exported.clients[device]).held_out
     told = []
     with serving(exported.server, options) as server, offloading(model, options, device) as offload:
         predictor = Predictor(model, threshold=0.0, trunk=offload)
         for index in range(PREDICTIONS):
             if index == PREDICTIONS // 2:
                 server.process.send_signal(how)
-            told.append(predictor(pictures[index % len(pictures)]))
+            told.append(predictor(images[index % len(images)]))
     sources = [answer.source for answer in told]
     latest = max(answer.milliseconds for answer in told)
     lost = sources[PREDICTIONS // 2 :].count("local-fallback")

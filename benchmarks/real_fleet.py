@@ -38,7 +38,7 @@ out_option = click.option("--out", type=click.Path(path_type=Path), help="Keep l
 
 @dataclass(frozen=True)
 class Settings:
-    """What the fleet trains: small pictures' network, few samples, many rounds."""
+    """What the fleet trains: a network for small images, few samples, many rounds."""
 
     rounds: int
     samples: int

@@ -13,7 +13,7 @@ from splitee_lab.methods.simulation import SimulatedDevice
 def simulated_devices(
     cuts: Mapping[str, int], input_shape: Shape, seed: int, *, limit: int | None = None
 ) -> dict[str, SimulatedDevice]:
-    """A device for each of `cuts`, by name; `limit`: training pictures of each."""
+    """A device for each of `cuts`, by name; `limit`: training images of each."""
     return {
         device: SimulatedDevice(
             cut,

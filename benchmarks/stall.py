@@ -49,7 +49,7 @@ WINDOW = 8
 
 @dataclass(frozen=True)
 class BigBatches(Settings):
-    """Features of 1 MiB a batch: the resnet's variant for small pictures, cut early."""
+    """Features of 1 MiB a batch: the resnet's variant for small images, cut early."""
 
     def server(self, strategy: str) -> list[str]:
         sizes = ("--steps", str(STEPS), "--batch-size", str(BATCH), "--window", str(WINDOW))

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # As every `splitee` process begins: torch's compiler, which takes seconds, is loaded only where it is used.
 import splitee.cli.main  # noqa: F401  # isort: skip
@@ -29,6 +30,9 @@ from splitee_lab.local.brokers import (
     find_mosquitto,
     mosquitto,
 )
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of all processes that tests start: they run side by side
 
@@ -136,6 +140,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 def averaged(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The same of the other strategy."""
     return trained_once(tmp_path_factory, "averaging")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A Chromium. From here on Playwright's event loop is the main thread's: tests run others in threads."""
+    from browser import chromium
+
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -41,7 +41,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0  # seconds between two server/status
 DELIVERED = 64 << 10  # bytes of a part: of the link that a device reads it over, nothing is known here
-CLAIM = 1.0  # seconds a running server has to answer a claim
+CLAIM = 1.0  # seconds a running server has to answer a claim, where that does not come back
+ECHO, TRIPS = 0.25, 4  # seconds, and round trips, that it has where it does
 SILENT = 2.5 * HEARTBEAT  # seconds without a word after which a server that was online counts as gone
 
 
@@ -50,31 +51,47 @@ def offline(topics: Topics, instance: int) -> tuple[str, bytes]:
     return topics.server_status, ServerStatus(state="offline", instance=instance).encode()
 
 
-def claim_fleet(port: Port, topics: Topics, instance: int) -> None:
+def claim_fleet(
+    port: Port, topics: Topics, instance: int, *, brokers: int = 1, clock: Clock = time.monotonic
+) -> None:
     """Make sure that no other server serves this fleet.
+
+    The claim comes back from each broker, after all that it retains. Then another server has TRIPS times as
+    long as that took to say that it is there, and ECHO seconds at least; a later one is told of this claim.
+
+    Args:
+        brokers: how many the port speaks to.
 
     Raises:
         IdInUse: one does.
     """
     gate = Gate(topics, (routes.SERVER_STATUS, routes.SERVER_CLAIM))
+    claim = ServerClaim(instance=instance).encode()
     port.subscribe(*gate.filters)
-    port.publish(topics.server_claim, ServerClaim(instance=instance).encode())
-    until = time.monotonic() + CLAIM
-    while (left := until - time.monotonic()) > 0:
+    port.publish(topics.server_claim, claim)
+    started = clock()
+    until, echoes, suspected = started + CLAIM, 0, False
+    while (left := until - clock()) > 0:
         event = port.receive(left)
         received = gate.read(event) if isinstance(event, Message) else None
-        if received is None or received.message.instance == instance:
+        if received is None:
             continue
-        if _is_taken(received, instance):
+        if received.message.instance == instance:
+            echoes += received.route is routes.SERVER_CLAIM
+            if echoes == brokers and not suspected:
+                until = clock() + max(ECHO, TRIPS * (clock() - started))
+        elif _is_taken(received, instance):
             raise IdInUse(
                 f"another server serves fleet {topics.fleet!r} at this broker: "
                 "stop it, or take another --fleet"
             )
-        if received.route is routes.SERVER_STATUS and received.message.state == "online":
+        elif received.route is routes.SERVER_CLAIM:
+            port.publish(topics.server_claim, claim)
+        elif received.message.state == "online":
             log.info("another server was online; waiting %.0f s for a word of it", SILENT)
-            until = time.monotonic() + SILENT
-        elif received.route is routes.SERVER_STATUS:
-            until = min(until, time.monotonic() + CLAIM)
+            until, suspected = clock() + SILENT, True
+        else:
+            until = min(until, clock() + CLAIM)
 
 
 def _is_taken(received: Received, instance: int) -> bool:

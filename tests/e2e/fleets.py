@@ -34,6 +34,7 @@ CUTS = {"pi-1": 1, "pi-2": 2, "pi-3": 3}
 SUPPORT = Path(__file__).parents[1] / "support"
 LONGEST = 240.0  # seconds
 POLL = 0.05
+Program = Sequence[str] | Callable[[], object]
 
 
 class Fleet:
@@ -64,7 +65,7 @@ class Fleet:
         devices: int = 3,
         rounds: int = 2,
         release: bool = False,
-        program: Sequence[str] = (),
+        program: Program = (),
     ) -> None:
         """`program`: what runs as the `splitee` command."""
         alone = ("--client-averaging", "none")  # unless `flags` say otherwise
@@ -90,7 +91,7 @@ class Fleet:
         *flags: str,
         shard: str | None = None,
         process: str = "",
-        program: Sequence[str] = (),
+        program: Program = (),
     ) -> None:
         data = ("--data", "builtin:fashion-mnist", "--limit", "192")
         state = ("--state", str(self.directory / (process or name)), "--threads", "1")
@@ -130,11 +131,11 @@ class Fleet:
     def link(self) -> tuple[str, ...]:
         return "--broker", self.broker, "--fleet", self.name
 
-    def start(self, name: str, *arguments: str, program: Sequence[str] = ()) -> None:
-        """A `splitee` command as the process `name`; `program`: by this one, in a fresh interpreter."""
+    def start(self, name: str, *arguments: str, program: Program = ()) -> None:
+        """A `splitee` command as the process `name`; `program`: what runs it, a command by exec."""
         log, environment = self.directory / f"{name}.log", {**os.environ, "PYTHONPATH": str(SUPPORT)}
-        if not program:
-            self.processes[name] = WarmProcess(arguments, log, environment)
+        if not isinstance(program, Sequence) or not program:
+            self.processes[name] = WarmProcess(arguments, log, environment, program=program or None)
             return
         if Path(program[0]).name == "torchrun":  # only the ranks that it starts are the command
             arguments = (*program[1:], *arguments)

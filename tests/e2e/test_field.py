@@ -48,7 +48,7 @@ def test_servers_that_are_killed_leave_no_session_behind(
     watcher.close()
 
 
-@pytest.mark.slow(40)
+@pytest.mark.slow(20)
 @pytest.mark.parametrize("way", get_args(Way))
 def test_a_device_whose_broker_throttles_it_trains_to_the_end(
     mosquitto_broker: RunningBroker, tmp_path: Path, way: Way

@@ -15,6 +15,7 @@ from splitee.protocol import routes
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
 from splitee.protocol.overview import MOST_CURVES, Timing
 from splitee.protocol.routes import LARGEST_WHOLE
+from splitee_server.rounds.policy import Policy
 
 NOW = 2_000_000_000.0
 NAMES = ("pi-1", "pi-2")
@@ -111,6 +112,27 @@ def test_times_are_of_the_phase_under_way_and_an_estimate_comes_with_the_first_r
     assert first.estimate - first.opened == pytest.approx(3 * 60, abs=10)
     end = timings(fleet)[-1]
     assert (end.phase, end.estimate, end.waiting) == ("finished", None, ())
+
+
+def test_a_run_is_estimated_to_end_after_as_many_rounds_as_it_may_be_without_a_better_one(
+    tmp_path: Path,
+) -> None:
+    policy = Policy(devices=2, quorum=1, stop_after=2)
+    fleet = VirtualFleet(tmp_path / "server", *NAMES, policy=policy, rounds=9)
+    for device in fleet.devices.values():
+        device.good_rounds = frozenset({2})
+    pauses(fleet.devices["pi-1"], 60, rounds=set(range(1, 10)))
+    assert fleet.run()["rounds"] == 4
+    opened: dict[int, Timing] = {}
+    for timing in timings(fleet):
+        if timing.phase == "train":
+            opened.setdefault(timing.round, timing)
+    left = {number: t.estimate - t.opened for number, t in opened.items() if t.estimate is not None}
+    assert left == {
+        2: pytest.approx(2 * 60, abs=10),  # rounds 2 and 3, if neither is better than the first
+        3: pytest.approx(2 * 60, abs=10),  # the second was
+        4: pytest.approx(60, abs=10),
+    }
 
 
 def test_who_is_waited_for_is_said_with_since_when(tmp_path: Path) -> None:

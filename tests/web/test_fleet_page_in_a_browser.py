@@ -12,7 +12,7 @@ from statistics import median
 import made_up_fleets as fleets
 import msgspec
 import pytest
-from browser import DESKTOP, PHONE, chromium, overflow, tab, violations
+from browser import DESKTOP, PHONE, overflow, tab, violations
 from frames import traced
 from made_up_fleets import MadeUpPage
 from playwright.sync_api import Browser, Locator, Page, ViewportSize, expect
@@ -25,12 +25,6 @@ NO_BROKER = {"connected": False, "since": 1_700_000_000.0, "text": "127.0.0.1:18
 HOSTILE = "\u202e<script>alert(1)</script>&amp;\u2066" + "x" * 200
 
 pytestmark = pytest.mark.slow(3)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
-from browser import chromium, overflow, tab
+from browser import overflow, tab
 from fleets import Fleet
 from playwright.sync_api import Browser, expect
 from told_fleets import rollout
@@ -38,12 +38,6 @@ LONG = 90_000  # milliseconds for a fleet to start or to train
 EVIL = "\u202e</script><script>alert(1)</script><img src=x onerror=alert(2)>\u2066" + "w" * 120
 ENDLESS = 5_000  # rounds
 ROUND = "Number(document.querySelector('.headline')?.textContent.match(/Round ([0-9]+)/)?.[1] ?? 0)"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as opened:
-        yield opened
 
 
 def url_of(fleet: Fleet, listen: str = "127.0.0.1:0") -> str:

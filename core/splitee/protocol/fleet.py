@@ -215,6 +215,9 @@ class ServerStatus(JsonMessage, frozen=True):
 class ServerClaim(JsonMessage, frozen=True):
     """A server that wants to serve the fleet asks whether another one does.
 
+    One that serves says its status at once. Of two that begin together the later one ends: the earlier says
+    its claim again when it hears a later one.
+
     Attributes:
         instance: instance of the server that asks.
     """

@@ -40,7 +40,8 @@ class Timing(JsonMessage, frozen=True):
         opened: seconds since the epoch at which the phase was opened, by the server's clock.
         waiting: devices that have been waited for some seconds, the longest first; 100 of them at most.
         estimate: seconds since the epoch at which the last round is probably evaluated, as long as the rounds
-            before took (their median); none before the first.
+            before took (their median), and under `--stop-after` if none to come is better; none before the
+            first.
     """
 
     run: Text

@@ -290,7 +290,7 @@ def server(
                     say_limits(one, devices)
                 farewell = None
                 try:
-                    claim_fleet(connection, topics, instance)
+                    claim_fleet(connection, topics, instance, brokers=len(links_of(connection)))
                     farewell = offline(topics, instance)
                     _say_ready(spec, devices)
                     Service(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from math import inf
 
 from splitee.cli.accuracy_words import accuracies_in_words
 from splitee.protocol.fleet import Metrics
@@ -37,9 +38,13 @@ class BestRound:
 
     def ends_run(self, committed: int) -> bool:
         """Whether the run is over after round `committed`, as too many rounds brought nothing better."""
+        return self.rounds_left(committed) <= 0
+
+    def rounds_left(self, evaluated: int) -> float:
+        """How many rounds after round `evaluated` the run has at most, if none of them is a better one."""
         if not self._stop_after:
-            return False
-        return self._checkpoints.course(committed).without_better >= self._stop_after
+            return inf
+        return self._stop_after - self._checkpoints.course(evaluated).without_better
 
     def release(self, committed: int) -> tuple[Committed, Mapping[str, Score]]:
         """The commit that is released, and its scores by device where this process evaluated it.

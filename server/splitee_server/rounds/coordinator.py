@@ -22,18 +22,17 @@ from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
-from splitee_server.learning.lanes import in_order
 from splitee_server.members.members import Member, Members
 from splitee_server.members.traffic import FleetTraffic
 from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.rounds.attendance import NOBODY, Attendance, Release
-from splitee_server.rounds.batch_order import Order
 from splitee_server.rounds.batch_work import BatchWork
 from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.class_report import class_report
 from splitee_server.rounds.commits import START_ANEW, Commits
 from splitee_server.rounds.deadline import Deadline
+from splitee_server.rounds.opening import open_phase
 from splitee_server.rounds.overview import Overview
 from splitee_server.rounds.phase import IN_WORDS, Phase
 from splitee_server.rounds.policy import Policy
@@ -41,8 +40,6 @@ from splitee_server.rounds.progress import RunProgress, standing
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
-from splitee_server.rounds.waves import Waves
-from splitee_server.rounds.windows import open_windows
 
 LOOK = 1.0  # seconds between two looks at who is missing
 
@@ -102,7 +99,7 @@ class Coordinator:
         self._attendance = Attendance(spec, model, members, policy, release, clock, conflict)
         self._metrics: Metrics | None = None  # of the committed round
         self._work = BatchWork(spec, model, guard, clock)
-        self._overview = Overview(spec.run, spec.rounds, model, announcer, checkpoints, clock)
+        self._overview = Overview(spec.run, spec.rounds, model, announcer, checkpoints, best, clock)
         self._look_due = clock()
         self._log_lost = RateLimiter()
         self._ranks = ranks
@@ -389,9 +386,8 @@ class Coordinator:
         announce: bool = True,
     ) -> Phase:
         """`number`: of the round, if it is not the committed one."""
-        spec, model = self._spec, self._model
         opened = RoundOpen(
-            run=spec.run,
+            run=self._spec.run,
             round=self._commits.round if number is None else number,
             attempt=self._attempt,
             phase=kind,
@@ -399,37 +395,17 @@ class Coordinator:
         )
         self._traffic.phase = opened.batches
         self._commits.round_clock.open(kind)
-        assembler = model.assembler if kind == "train" else model.statistics_assembler
-        in_waves = kind == "train" and self._policy.resident > 0
-        served = in_order(participants) if in_waves else []
-        sending = {device: part.cut for device, part in participants.items() if part.weights}
-        order: Order = model.order if kind == "train" else "any"
-        elsewhere = self._ranks.deal(participants)
-        own = {device: part for device, part in participants.items() if device not in elsewhere}
-        self._phase = Phase(
+        self._phase = open_phase(
             opened,
             participants,
-            order=order,
-            window=spec.window,
-            windows=open_windows(
-                opened,
-                own,
-                spec,
-                model.feature_shape,
-                self._announce.max_packet,
-                self._policy.budget,
-                order=order,
-                served=served,
-            ),
-            num_classes=spec.num_classes,
+            self._spec,
+            self._model,
+            self._policy,
+            self._ranks,
+            max_packet=self._announce.max_packet,
             clock=self._clock,
-            assemblers={device: assembler(cut) for device, cut in sending.items()},
             is_over=is_over,
-            waves=Waves(served, self._policy.resident) if in_waves else None,
-            elsewhere=elsewhere,
         )
-        if participants:
-            self._ranks.open(self._phase, self._spec, self._model)
         if announce:
             for device in participants:  # before it hears that the phase is open
                 self._replies.assign_part(self._phase, device)

@@ -20,6 +20,7 @@ from splitee.protocol.overview import (
 )
 from splitee_server.announcer import Announcer
 from splitee_server.learning.fleet_model import FleetModel
+from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.class_report import ClassReport, confusion_matrix
 from splitee_server.rounds.curves import DeviceCurves, fleet_history, round_took
@@ -39,6 +40,7 @@ class Overview:
         model: FleetModel,
         announcer: Announcer,
         checkpoints: Checkpoints,
+        best: BestRound,
         clock: Clock,
     ) -> None:
         """`rounds`: of the run."""
@@ -47,11 +49,13 @@ class Overview:
         self._model = model
         self._announce = announcer
         self._checkpoints = checkpoints
+        self._best = best
         self._clock = clock
         self._epoch = time.time() - clock()
         self._waiting = WaitingSince(self._now)
         self._curves = DeviceCurves()
         self._took: list[float] = []  # seconds of the last rounds
+        self._last: float = rounds  # the round after which the run probably ends
         self._confusions: dict[str, ConfusionMatrix] = {}  # by device, of the last evaluated round
         self._fleet_confusion: ConfusionMatrix | None = None
         self._opened = self._begun = self._now()  # the phase; the round under way
@@ -82,6 +86,7 @@ class Overview:
         pairs = zip([None, *rounds], rounds, strict=False)
         took = (round_took(each, before) for before, each in list(pairs)[-REMEMBERED:])
         self._took = [seconds for seconds in took if seconds is not None]
+        self._last = min(self._rounds, metrics.round + self._best.rounds_left(metrics.round))
         self._announce.metrics(metrics, dismissed, self._confusions)
         self._announce.overview(routes.HISTORY, fleet_history(self._run, rounds, metrics))
         confusion = FleetConfusion(run=self._run, round=metrics.round, confusion=self._fleet_confusion)
@@ -119,13 +124,14 @@ class Overview:
     def estimate(self, phase: Phase) -> float | None:
         """When the run's last round is evaluated, if rounds take as long as the last ones (their median).
 
-        In seconds since the epoch. None: no round has ended, or all have.
+        Under `--stop-after`: if none of the rounds to come is a better one. In seconds since the epoch; None:
+        no round has ended, or all have.
         """
         if not self._took or phase.kind in ("release", "finished"):
             return None
         took, now = median(self._took), self._now()
         this_one = now if phase.kind == "gather" else max(self._begun + took, now)
-        return float(round(this_one + (self._rounds - phase.opened.round) * took))
+        return float(round(this_one + (self._last - phase.opened.round) * took))
 
     def _now(self) -> float:
         """Seconds since the epoch."""

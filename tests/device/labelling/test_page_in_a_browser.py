@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from browser import chromium, violations
+from browser import violations
 from label_browser import looking
 from labels import contents, not_writable, write_images, write_model
 from open_files import open_to_all
@@ -30,12 +30,6 @@ pytestmark = pytest.mark.slow(5)
 
 HERE = Listening("127.0.0.1", 0)
 HOSTILE = "<img src=x onerror=document.title=1>"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

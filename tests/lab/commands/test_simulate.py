@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import warm
 from click.testing import CliRunner
+from once import made_once
 from safetensors.torch import save_file
 from torchvision.datasets import STL10
 from waiting import until
@@ -43,13 +44,17 @@ def results(out: Path) -> dict[str, dict[str, Any]]:
     return {method["method"]: method for method in found["methods"]}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def everything(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Every method with two seeds: the folder, and what was printed."""
-    out = tmp_path_factory.mktemp("simulate") / "out"
-    every = "--strategy", ",".join(STRATEGIES), "--baselines", ",".join(BASELINES)
-    printed = simulate(*SMALL, "--seeds", "1,2", *every, "--out", str(out))
-    return out, printed
+
+    def make(path: Path) -> None:
+        every = "--strategy", ",".join(STRATEGIES), "--baselines", ",".join(BASELINES)
+        printed = simulate(*SMALL, "--seeds", "1,2", *every, "--out", str(path / "out"))
+        (path / "printed").write_text(printed)
+
+    made = made_once(tmp_path_factory, "simulated", make)
+    return made / "out", (made / "printed").read_text()
 
 
 def test_every_method_has_a_mean_and_a_spread(everything: tuple[Path, str]) -> None:

@@ -1,120 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a commit does to the models of a fleet, on networks small enough to be averaged by hand."""
+"""What a commit does to the models of a fleet."""
 
 from __future__ import annotations
 
 import copy
 import gc
 import math
-from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from averaged_models import (
+    BATCH,
+    CUTS,
+    IMAGES,
+    NETWORK,
+    STEPS,
+    STRATEGIES,
+    Fleet,
+    initial,
+    mean,
+    observed,
+    same,
+)
+from torch import nn
 
-from splitee.networks.split import build_network
-from splitee.protocol.run_spec import RunSpec
 from splitee.training.batchnorm_statistics import is_statistic
 from splitee.training.state import COUNTER, pack_state, unpack_state
-from splitee.training.weights import CLIENT, EXIT, client_model
+from splitee.training.weights import EXIT
 from splitee_server.learning.fleet_model import Contribution, FleetModel
 from splitee_server.learning.lanes import in_order
 from splitee_server.learning.strategies.base import Untrainable
-
-CUTS = {"a": 1, "b": 2, "c": 2, "d": 3}
-IMAGES = {"a": 20, "b": 5, "c": 15, "d": 10}  # each device's, a batch
-STEPS = 2  # batches in a round
-SAMPLES = {device: STEPS * count for device, count in IMAGES.items()}  # that the trunk trains on in a round
-BATCH = 20  # at most
-NETWORK = build_network("tiny_networks:tiny", num_classes=10)
-STRATEGIES = pytest.mark.parametrize("strategy", ["sequential", "averaging"])
-
-
-@cache
-def initial(cut: int) -> dict[str, Tensor]:
-    """A client network and exit that has learnt nothing, by name."""
-    weights: dict[str, Tensor] = client_model(NETWORK, cut, spec("sequential")).state_dict()
-    return weights
-
-
-def spec(strategy: str, averaging: Any = "layerwise", **settings: Any) -> RunSpec:
-    return RunSpec(
-        protocol=1,
-        run="r",
-        network="tiny_networks:tiny",
-        num_classes=10,
-        rounds=5,
-        strategy=strategy,
-        batch_size=BATCH,
-        steps=STEPS,
-        client_averaging=averaging,
-        **settings,
-    )
-
-
-class Fleet:
-    """A model, and devices that make up what they send."""
-
-    def __init__(
-        self, strategy: str, averaging: Any = "layerwise", cuts: Mapping[str, int] = CUTS, **settings: Any
-    ) -> None:
-        self.spec = spec(strategy, averaging, **settings)
-        self.cuts = dict(cuts)
-        self.model = FleetModel(self.spec, copy.deepcopy(NETWORK))
-        for device, cut in cuts.items():
-            self.model.join(device, cut, IMAGES[device])
-
-    def train(self, number: int, *devices: str) -> dict[str, dict[str, Tensor]]:
-        """A round of these devices, all by default; the client networks that they send after it."""
-        generator = torch.Generator().manual_seed(number)
-        sent = {}
-        for device in devices or self.cuts:
-            for step in range(STEPS):
-                features = self.features(device, generator, IMAGES[device])
-                labels = torch.randint(0, 10, (len(features),), generator=generator)
-                self.model.train(device, features, labels, round_number=number, step=step, steps=STEPS)
-            sent[device] = {
-                name: (tensor + torch.rand(tensor.shape, generator=generator)).to(tensor.dtype)
-                for name, tensor in initial(self.cuts[device]).items()
-            }
-        return sent
-
-    def commit(self, number: int, sent: Mapping[str, dict[str, Tensor]], **moves: int) -> dict[str, int]:
-        moved = self.model.commit(
-            number,
-            {device: Contribution(weights, moves.get(device, 0)) for device, weights in sent.items()},
-        )
-        self.cuts.update(moved)
-        return moved
-
-    def features(self, device: str, generator: torch.Generator, count: int = BATCH) -> Tensor:
-        return torch.randn(count, *self.model.feature_shape(self.cuts[device]), generator=generator)
-
-    def trunk(self, device: str) -> dict[str, Tensor]:
-        """A copy of the trunk that continues this device's client network."""
-        network, weights = self.model.network, self.model.trunk_weights()
-        names = network.stage_keys(self.cuts[device] + 1, network.num_layers)
-        own = f"{device}/" if self.spec.strategy == "averaging" else ""
-        return {name: weights[own + name].clone() for name in names}
-
-    def whole(self, device: str, client: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A copy of the network as the device's images see it."""
-        stages = {n.removeprefix(CLIENT): t.clone() for n, t in client.items() if n.startswith(CLIENT)}
-        return {**stages, **self.trunk(device)}
-
-
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def mean(holders: Mapping[str, Mapping[str, Tensor]], name: str) -> Any:
-    """Over the devices that hold `name`, weighted by their samples."""
-    devices = [device for device, tensors in holders.items() if name in tensors]
-    values = [holders[device][name].double().numpy() for device in devices]
-    return np.average(values, axis=0, weights=[SAMPLES[device] for device in devices])
 
 
 @STRATEGIES
@@ -228,20 +145,6 @@ def test_a_model_that_is_loaded_again_goes_on_bit_for_bit(strategy: str, setting
         assert torch.equal(ours.probabilities, theirs.probabilities)
 
 
-@STRATEGIES
-def test_only_what_the_trunk_was_trained_with_weighs(strategy: str) -> None:
-    """A device that says it has many images, and sends no batch, is no part of any average."""
-    fleet = Fleet(strategy)
-    fleet.model.join("a", 1, 1 << 62)
-    honest = fleet.train(1, "b", "c", "d")
-    silent = {name: torch.full_like(tensor, 7) for name, tensor in initial(1).items()}
-    before = {device: fleet.whole(device, client) for device, client in honest.items()}
-    fleet.commit(1, {"a": silent, **honest})
-    for name, tensor in fleet.whole("a", fleet.model.client("a")).items():
-        if name in before["b"] and not name.endswith(COUNTER):
-            np.testing.assert_allclose(tensor.numpy(), mean(before, name), rtol=1e-5, atol=1e-6)
-
-
 def test_what_was_trained_counts_for_one_round() -> None:
     fleet = Fleet("averaging")
     fleet.commit(1, fleet.train(1))
@@ -249,155 +152,6 @@ def test_what_was_trained_counts_for_one_round() -> None:
     fleet.commit(2, fleet.train(2, "c"))
     assert not same(own, fleet.trunk("b"))
     assert same(fleet.trunk("b"), fleet.trunk("c"))
-
-
-@STRATEGIES
-def test_no_device_has_more_than_the_largest_share(strategy: str) -> None:
-    capped, alike = Fleet(strategy, largest_share=0.25), Fleet(strategy, weighting="uniform")
-    for fleet in (capped, alike):
-        fleet.commit(1, fleet.train(1))
-    for name, tensor in capped.whole("a", capped.model.client("a")).items():
-        torch.testing.assert_close(tensor, alike.whole("a", alike.model.client("a"))[name])
-
-
-@STRATEGIES
-@pytest.mark.parametrize("average", ["trimmed", "median"])
-def test_one_client_network_among_four_cannot_move_an_average_beyond_the_others(
-    strategy: str, average: str
-) -> None:
-    fleet = Fleet(strategy, average=average, cuts=dict.fromkeys("abcd", 2))
-    sent = fleet.train(1)
-    honest = [{name: tensor.clone() for name, tensor in sent[device].items()} for device in "bcd"]
-    for tensor in sent["a"].values():
-        tensor.fill_(1e6)
-    fleet.commit(1, sent)
-    for name, tensor in fleet.model.client("b").items():
-        values = torch.stack([client[name] for client in honest])
-        assert bool((tensor >= values.amin(0)).all() and (tensor <= values.amax(0)).all()), name
-
-
-@STRATEGIES
-def test_an_update_is_measured_from_what_the_device_began_the_round_with(strategy: str) -> None:
-    """In the first round the run's first weights, later what was committed for it."""
-    fleet = Fleet(strategy, clip_updates=1.5)
-    first = fleet.train(1)
-    exit_of_a = first["a"]["exit.linear.weight"].clone()
-    fleet.commit(1, first)
-    alike = fleet.model.client("a")["exit.linear.weight"]
-    assert torch.equal(alike, exit_of_a)  # it is not clipped: all updates are as long
-    sent = fleet.train(2)
-    for device, client in sent.items():
-        for name, tensor in client.items():
-            change = tensor - initial(CUTS[device])[name]
-            tensor.copy_(fleet.model.client(device)[name] + change * (1 if device == "a" else 0.01))
-    fleet.commit(2, sent)
-    assert (fleet.model.client("a")["exit.linear.weight"] - exit_of_a).abs().max() < 0.05
-
-
-@STRATEGIES
-def test_a_huge_update_moves_an_average_by_a_few_honest_ones_only(strategy: str) -> None:
-    fleet = Fleet(strategy, clip_updates=1.0, cuts=dict.fromkeys("abcd", 2))
-    sent = fleet.train(1)
-    for tensor in sent["a"].values():
-        tensor.fill_(1e6)
-    fleet.commit(1, sent)
-    for name, tensor in fleet.model.client("b").items():
-        if not name.endswith(COUNTER):
-            assert (tensor - initial(2)[name]).abs().max() < 2
-
-
-@STRATEGIES
-def test_a_device_whose_loss_is_far_above_the_others_neither_trains_nor_counts(strategy: str) -> None:
-    """Left out, it is answered still, and takes over the averages of the others."""
-    cuts = dict.fromkeys("abcd", 2)
-    fleet = Fleet(strategy, cuts=cuts, largest_loss=2.0)
-    features, labels = fleet.features("a", torch.Generator().manual_seed(0)), torch.arange(BATCH) % 10
-
-    def train(number: int, device: str, factor: float = 1.0) -> float:
-        return fleet.model.train(device, factor * features, labels, round_number=number, step=0, steps=1)
-
-    losses = [train(1, "b"), train(1, "c"), train(1, "d"), train(1, "a", 1000)]
-    assert losses[3] > 2 * max(losses[:3])
-    fleet.commit(1, {device: copy.deepcopy(initial(2)) for device in cuts})
-    before = fleet.trunk("a")
-    assert train(2, "a") > 0 and same(before, fleet.trunk("a"))
-    for device in "bcd":
-        train(2, device)
-    sent = {device: copy.deepcopy(initial(2)) for device in cuts}
-    for tensor in sent["a"].values():
-        tensor.fill_(9)
-    fleet.commit(2, sent)
-    for name, tensor in fleet.model.client("a").items():
-        if not name.endswith(COUNTER):
-            torch.testing.assert_close(tensor, initial(2)[name])
-
-
-@STRATEGIES
-def test_who_was_absent_takes_the_average_of_those_who_counted(strategy: str) -> None:
-    """Not the network of its cut's other device, whose batches the trunk was not trained on."""
-    fleet = Fleet(strategy)
-    fleet.commit(1, fleet.train(1))
-    held = copy.deepcopy(dict(fleet.model.client("c")))
-    sent = fleet.train(2, "a", "d")
-    fleet.commit(2, {**sent, "b": {name: torch.full_like(one, 9) for name, one in initial(2).items()}})
-    assert same(fleet.model.client("c"), held)
-
-
-@STRATEGIES
-@pytest.mark.parametrize("average", ["trimmed", "median"])
-def test_a_hostile_network_reaches_neither_its_cuts_other_exit_nor_a_stage_by_it(
-    strategy: str, average: str
-) -> None:
-    fleet = Fleet(strategy, average=average, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
-    sent = fleet.train(1)
-    honest = {device: copy.deepcopy(sent[device]) for device in "bcd"}
-    for tensor in sent["a"].values():
-        tensor.fill_(1e6)
-    fleet.commit(1, sent)
-    for name, tensor in fleet.model.client("b").items():
-        if name.startswith(EXIT):
-            assert torch.equal(tensor, honest["b"][name])
-        else:
-            values = torch.stack([client[name] for client in honest.values()])
-            assert bool((tensor >= values.amin(0)).all() and (tensor <= values.amax(0)).all()), name
-
-
-@STRATEGIES
-@pytest.mark.parametrize("is_reversed", [False, True])
-def test_two_exits_of_a_cut_that_contradict_each_other_are_not_averaged(
-    strategy: str, is_reversed: bool
-) -> None:
-    """Of two nobody knows which is wrong, and their mean has learnt nothing."""
-    fleet = Fleet(strategy, clip_updates=10.0, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
-    sent = fleet.train(1)
-    own = copy.deepcopy(sent["b"])
-    for name, tensor in sent["a"].items():
-        if is_reversed and name.startswith(EXIT):
-            tensor.copy_(2 * initial(2)[name] - tensor)
-    for device in "ab":  # each has counted its batches
-        for name, tensor in sent[device].items():
-            if name.endswith(COUNTER):
-                tensor.add_(1000)
-    fleet.commit(1, sent)
-    exits = [name for name in own if name.startswith(EXIT) and not name.endswith(COUNTER)]
-    held = {device: fleet.model.client(device) for device in "ab"}
-    assert all(torch.equal(held["b"][name], own[name]) for name in exits) == is_reversed
-    assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
-    fleet.commit(2, fleet.train(2))  # what is apart stays apart
-    held = {device: fleet.model.client(device) for device in "ab"}
-    assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
-
-
-def observed(fleet: Fleet, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
-    """Trunks see two batches of each device; made-up statistics of the client networks, by device."""
-    found = {}
-    for device, cut in fleet.cuts.items():
-        for step in range(2):
-            fleet.model.observe(device, fleet.features(device, generator), round_number=1, step=step)
-        like = fleet.model.statistics_assembler(cut).missing
-        own = fleet.model.client(device)
-        found[device] = {name: torch.rand(own[name].shape, generator=generator) for name in like}
-    return found
 
 
 @STRATEGIES
@@ -426,50 +180,6 @@ def test_statistics_of_a_commit_are_of_all_devices_images(strategy: str) -> None
     assert same(again.client("b"), fleet.model.client("b"))
     fleet.commit(2, fleet.train(2))
     assert not fleet.model.is_fresh
-
-
-def test_a_batch_whose_statistics_are_out_of_bounds_does_not_count() -> None:
-    fleet, generator = Fleet("sequential", statistics_batches=2), torch.Generator().manual_seed(7)
-    fleet.commit(1, fleet.train(1))
-    honest = Fleet("sequential", statistics_batches=2)
-    honest.commit(1, honest.train(1))
-    huge = torch.full((4, *fleet.model.feature_shape(1)), 6e4) * torch.randn(4, 1, 1, 1, generator=generator)
-    with pytest.raises(Untrainable, match="out of bounds"):
-        fleet.model.observe("a", huge * 1e3, round_number=1, step=9)
-    for one in (fleet, honest):
-        one.model.refresh(observed(one, torch.Generator().manual_seed(8)))
-    assert same(fleet.model.trunk_weights(), honest.model.trunk_weights())
-
-
-def test_statistics_of_a_hostile_device_are_clipped_where_updates_are() -> None:
-    """Its network is right, and its statistics are a thousand times too large."""
-    largest = {}
-    for clip in (0.0, 1.0):
-        fleet = Fleet("sequential", statistics_batches=2, clip_updates=clip)
-        fleet.commit(1, fleet.train(1))
-        found = observed(fleet, torch.Generator().manual_seed(8))
-        for tensor in found["d"].values():
-            tensor.mul_(1000)
-        fleet.model.refresh(found)
-        held = fleet.model.client("a")
-        largest[clip] = max(float(held[name].max()) for name in found["a"] if name.startswith(CLIENT))
-    assert largest[0.0] > 100
-    assert largest[1.0] < 3
-
-
-def test_who_does_not_count_in_the_commit_has_no_part_in_the_median_of_its_statistics() -> None:
-    """Nothing of it was trained on, and it says of its statistics that they are as they were."""
-    trunks = []
-    for takes_part in (False, True):
-        fleet = Fleet("sequential", statistics_batches=2, clip_updates=1.0)
-        sent = fleet.train(1, "b", "c", "d")
-        sent["a"] = {name: tensor.clone() for name, tensor in initial(1).items()}
-        fleet.commit(1, sent)
-        found = observed(fleet, torch.Generator().manual_seed(8))
-        found["a"] = {name: fleet.model.client("a")[name].clone() for name in found["a"]}
-        fleet.model.refresh(found if takes_part else {d: own for d, own in found.items() if d != "a"})
-        trunks.append(fleet.model.trunk_weights())
-    assert same(*trunks)
 
 
 @STRATEGIES

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What devices that are broken or hostile can do to the models of a fleet at a commit."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from averaged_models import BATCH, CUTS, STRATEGIES, Fleet, initial, mean, observed, same
+
+from splitee.training.state import COUNTER
+from splitee.training.weights import CLIENT, EXIT
+from splitee_server.learning.strategies.base import Untrainable
+
+
+@STRATEGIES
+def test_only_what_the_trunk_was_trained_with_weighs(strategy: str) -> None:
+    """A device that says it has many images, and sends no batch, is no part of any average."""
+    fleet = Fleet(strategy)
+    fleet.model.join("a", 1, 1 << 62)
+    honest = fleet.train(1, "b", "c", "d")
+    silent = {name: torch.full_like(tensor, 7) for name, tensor in initial(1).items()}
+    before = {device: fleet.whole(device, client) for device, client in honest.items()}
+    fleet.commit(1, {"a": silent, **honest})
+    for name, tensor in fleet.whole("a", fleet.model.client("a")).items():
+        if name in before["b"] and not name.endswith(COUNTER):
+            np.testing.assert_allclose(tensor.numpy(), mean(before, name), rtol=1e-5, atol=1e-6)
+
+
+@STRATEGIES
+def test_no_device_has_more_than_the_largest_share(strategy: str) -> None:
+    capped, alike = Fleet(strategy, largest_share=0.25), Fleet(strategy, weighting="uniform")
+    for fleet in (capped, alike):
+        fleet.commit(1, fleet.train(1))
+    for name, tensor in capped.whole("a", capped.model.client("a")).items():
+        torch.testing.assert_close(tensor, alike.whole("a", alike.model.client("a"))[name])
+
+
+@STRATEGIES
+@pytest.mark.parametrize("average", ["trimmed", "median"])
+def test_one_client_network_among_four_cannot_move_an_average_beyond_the_others(
+    strategy: str, average: str
+) -> None:
+    fleet = Fleet(strategy, average=average, cuts=dict.fromkeys("abcd", 2))
+    sent = fleet.train(1)
+    honest = [{name: tensor.clone() for name, tensor in sent[device].items()} for device in "bcd"]
+    for tensor in sent["a"].values():
+        tensor.fill_(1e6)
+    fleet.commit(1, sent)
+    for name, tensor in fleet.model.client("b").items():
+        values = torch.stack([client[name] for client in honest])
+        assert bool((tensor >= values.amin(0)).all() and (tensor <= values.amax(0)).all()), name
+
+
+@STRATEGIES
+def test_an_update_is_measured_from_what_the_device_began_the_round_with(strategy: str) -> None:
+    """In the first round the run's first weights, later what was committed for it."""
+    fleet = Fleet(strategy, clip_updates=1.5)
+    first = fleet.train(1)
+    exit_of_a = first["a"]["exit.linear.weight"].clone()
+    fleet.commit(1, first)
+    alike = fleet.model.client("a")["exit.linear.weight"]
+    assert torch.equal(alike, exit_of_a)  # it is not clipped: all updates are as long
+    sent = fleet.train(2)
+    for device, client in sent.items():
+        for name, tensor in client.items():
+            change = tensor - initial(CUTS[device])[name]
+            tensor.copy_(fleet.model.client(device)[name] + change * (1 if device == "a" else 0.01))
+    fleet.commit(2, sent)
+    assert (fleet.model.client("a")["exit.linear.weight"] - exit_of_a).abs().max() < 0.05
+
+
+@STRATEGIES
+def test_a_huge_update_moves_an_average_by_a_few_honest_ones_only(strategy: str) -> None:
+    fleet = Fleet(strategy, clip_updates=1.0, cuts=dict.fromkeys("abcd", 2))
+    sent = fleet.train(1)
+    for tensor in sent["a"].values():
+        tensor.fill_(1e6)
+    fleet.commit(1, sent)
+    for name, tensor in fleet.model.client("b").items():
+        if not name.endswith(COUNTER):
+            assert (tensor - initial(2)[name]).abs().max() < 2
+
+
+@STRATEGIES
+def test_a_device_whose_loss_is_far_above_the_others_neither_trains_nor_counts(strategy: str) -> None:
+    """Left out, it is answered still, and takes over the averages of the others."""
+    cuts = dict.fromkeys("abcd", 2)
+    fleet = Fleet(strategy, cuts=cuts, largest_loss=2.0)
+    features, labels = fleet.features("a", torch.Generator().manual_seed(0)), torch.arange(BATCH) % 10
+
+    def train(number: int, device: str, factor: float = 1.0) -> float:
+        return fleet.model.train(device, factor * features, labels, round_number=number, step=0, steps=1)
+
+    losses = [train(1, "b"), train(1, "c"), train(1, "d"), train(1, "a", 1000)]
+    assert losses[3] > 2 * max(losses[:3])
+    fleet.commit(1, {device: copy.deepcopy(initial(2)) for device in cuts})
+    before = fleet.trunk("a")
+    assert train(2, "a") > 0 and same(before, fleet.trunk("a"))
+    for device in "bcd":
+        train(2, device)
+    sent = {device: copy.deepcopy(initial(2)) for device in cuts}
+    for tensor in sent["a"].values():
+        tensor.fill_(9)
+    fleet.commit(2, sent)
+    for name, tensor in fleet.model.client("a").items():
+        if not name.endswith(COUNTER):
+            torch.testing.assert_close(tensor, initial(2)[name])
+
+
+@STRATEGIES
+def test_who_was_absent_takes_the_average_of_those_who_counted(strategy: str) -> None:
+    """Not the network of its cut's other device, whose batches the trunk was not trained on."""
+    fleet = Fleet(strategy)
+    fleet.commit(1, fleet.train(1))
+    held = copy.deepcopy(dict(fleet.model.client("c")))
+    sent = fleet.train(2, "a", "d")
+    fleet.commit(2, {**sent, "b": {name: torch.full_like(one, 9) for name, one in initial(2).items()}})
+    assert same(fleet.model.client("c"), held)
+
+
+@STRATEGIES
+@pytest.mark.parametrize("average", ["trimmed", "median"])
+def test_a_hostile_network_reaches_neither_its_cuts_other_exit_nor_a_stage_by_it(
+    strategy: str, average: str
+) -> None:
+    fleet = Fleet(strategy, average=average, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
+    sent = fleet.train(1)
+    honest = {device: copy.deepcopy(sent[device]) for device in "bcd"}
+    for tensor in sent["a"].values():
+        tensor.fill_(1e6)
+    fleet.commit(1, sent)
+    for name, tensor in fleet.model.client("b").items():
+        if name.startswith(EXIT):
+            assert torch.equal(tensor, honest["b"][name])
+        else:
+            values = torch.stack([client[name] for client in honest.values()])
+            assert bool((tensor >= values.amin(0)).all() and (tensor <= values.amax(0)).all()), name
+
+
+@STRATEGIES
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_two_exits_of_a_cut_that_contradict_each_other_are_not_averaged(
+    strategy: str, is_reversed: bool
+) -> None:
+    """Of two nobody knows which is wrong, and their mean has learnt nothing."""
+    fleet = Fleet(strategy, clip_updates=10.0, cuts={"a": 2, "b": 2, "c": 3, "d": 3})
+    sent = fleet.train(1)
+    own = copy.deepcopy(sent["b"])
+    for name, tensor in sent["a"].items():
+        if is_reversed and name.startswith(EXIT):
+            tensor.copy_(2 * initial(2)[name] - tensor)
+    for device in "ab":  # each has counted its batches
+        for name, tensor in sent[device].items():
+            if name.endswith(COUNTER):
+                tensor.add_(1000)
+    fleet.commit(1, sent)
+    exits = [name for name in own if name.startswith(EXIT) and not name.endswith(COUNTER)]
+    held = {device: fleet.model.client(device) for device in "ab"}
+    assert all(torch.equal(held["b"][name], own[name]) for name in exits) == is_reversed
+    assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
+    fleet.commit(2, fleet.train(2))  # what is apart stays apart
+    held = {device: fleet.model.client(device) for device in "ab"}
+    assert all(torch.equal(held["a"][name], held["b"][name]) for name in exits) != is_reversed
+
+
+def test_a_batch_whose_statistics_are_out_of_bounds_does_not_count() -> None:
+    fleet, generator = Fleet("sequential", statistics_batches=2), torch.Generator().manual_seed(7)
+    fleet.commit(1, fleet.train(1))
+    honest = Fleet("sequential", statistics_batches=2)
+    honest.commit(1, honest.train(1))
+    huge = torch.full((4, *fleet.model.feature_shape(1)), 6e4) * torch.randn(4, 1, 1, 1, generator=generator)
+    with pytest.raises(Untrainable, match="out of bounds"):
+        fleet.model.observe("a", huge * 1e3, round_number=1, step=9)
+    for one in (fleet, honest):
+        one.model.refresh(observed(one, torch.Generator().manual_seed(8)))
+    assert same(fleet.model.trunk_weights(), honest.model.trunk_weights())
+
+
+def test_statistics_of_a_hostile_device_are_clipped_where_updates_are() -> None:
+    """Its network is right, and its statistics are a thousand times too large."""
+    largest = {}
+    for clip in (0.0, 1.0):
+        fleet = Fleet("sequential", statistics_batches=2, clip_updates=clip)
+        fleet.commit(1, fleet.train(1))
+        found = observed(fleet, torch.Generator().manual_seed(8))
+        for tensor in found["d"].values():
+            tensor.mul_(1000)
+        fleet.model.refresh(found)
+        held = fleet.model.client("a")
+        largest[clip] = max(float(held[name].max()) for name in found["a"] if name.startswith(CLIENT))
+    assert largest[0.0] > 100
+    assert largest[1.0] < 3
+
+
+def test_who_does_not_count_in_the_commit_has_no_part_in_the_median_of_its_statistics() -> None:
+    """Nothing of it was trained on, and it says of its statistics that they are as they were."""
+    trunks = []
+    for takes_part in (False, True):
+        fleet = Fleet("sequential", statistics_batches=2, clip_updates=1.0)
+        sent = fleet.train(1, "b", "c", "d")
+        sent["a"] = {name: tensor.clone() for name, tensor in initial(1).items()}
+        fleet.commit(1, sent)
+        found = observed(fleet, torch.Generator().manual_seed(8))
+        found["a"] = {name: fleet.model.client("a")[name].clone() for name in found["a"]}
+        fleet.model.refresh(found if takes_part else {d: own for d, own in found.items() if d != "a"})
+        trunks.append(fleet.model.trunk_weights())
+    assert same(*trunks)
