@@ -68,7 +68,7 @@ _OPTIONS = (
         "--unsure-above",
         type=number(0, 1),
         metavar="ENTROPY",
-        help="Normalised entropy above which an image counts for the state unsure, unless the trunk predicts it.",
+        help="Normalised entropy above which an image that the trunk has not predicted counts for unsure.",
         show_default="none",
     ),
     setting(
