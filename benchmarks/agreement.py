@@ -5,8 +5,8 @@
 
 A tiny network learns four classes of the built-in images and `none`, an empty scene. Sequences of 300 images
 show one after the other, each shifted, lit and noisy in its own way. Some images are spoilt, alone or two in
-a row: dark, moved, or half covered; so are some that the network learns. What it does not know is left out: no
-rule mends that. One line for each rule and noise; FILE gets the predictions of one sequence.
+a row: dark, moved, or half covered; so are some that the network learns. What it does not know is left out:
+no rule mends that. One line for each rule and noise; FILE gets the predictions of one sequence.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Scenes:
         if label == 0:
             return np.zeros((28, 28), np.float32)
         things = self._things[label - 1]
-        return things[self._random.integers(len(things))]
+        return np.asarray(things[self._random.integers(len(things))])
 
     def look(self, thing: Image) -> Image:
         """An image of it: up to 2 pixels off, on a background of its own light, with noise."""
@@ -93,9 +93,9 @@ class Scenes:
         """Moved, dark, or half covered."""
         kind = self._random.integers(3)
         if kind == 0:
-            return np.mean([np.roll(image, step, 1) for step in range(-6, 7)], 0).astype(np.float32)
+            return np.asarray(np.mean([np.roll(image, step, 1) for step in range(-6, 7)], 0), np.float32)
         if kind == 1:
-            return image * 0.15
+            return np.asarray(image * 0.15)
         covered, edge = image.copy(), self._random.integers(8, 15)
         covered[edge:] = self._random.uniform(0.2, 0.9)
         return covered
@@ -138,9 +138,9 @@ def train() -> nn.Module:
     targets = torch.from_numpy(labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(EPOCHS):
-        for batch in torch.randperm(len(images)).split(BATCH):
+        for batch in torch.split(torch.randperm(len(images)), BATCH):
             optimizer.zero_grad()
-            functional.cross_entropy(model(images[batch]), targets[batch]).backward()
+            torch.autograd.backward(functional.cross_entropy(model(images[batch]), targets[batch]))
             optimizer.step()
     return model.eval()
 
