@@ -77,6 +77,8 @@ def serve(
         region=settings.serving.region,
         threads=settings.threads,
         unsure=settings.serving.unsure_images(),
+        agreeing=settings.agreement.agreeing,
+        latest=settings.agreement.latest_image(settings.serving.watch),
     )
 
     def is_over() -> bool:

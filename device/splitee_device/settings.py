@@ -16,6 +16,7 @@ from splitee_device.data.device_images import DeviceImages
 from splitee_device.data.division import Division, read_division
 from splitee_device.data.images import DeviceData, Shard, open_data
 from splitee_device.data.storage import Storage, most_for_images
+from splitee_device.inference.agreement_options import AgreementOptions
 from splitee_device.inference.options import ServingOptions
 from splitee_device.profiler.choice import Preference
 
@@ -47,6 +48,7 @@ class DeviceSettings:
     stay: bool
     baseline: bool  # to train alone, too, before it joins
     serving: ServingOptions
+    agreement: AgreementOptions
 
     def __post_init__(self) -> None:
         """Raises ConfigError: the cut is below the lowest."""

@@ -178,6 +178,8 @@ def test_its_retained_topics_are_cleared_and_nobody_elses_and_again_after_a_reco
         routes.FIGURES,
         routes.DEVICE_HISTORY,
         routes.SERVING,
+        routes.PREDICTED_STATE,
+        routes.DEVICE_UPDATE,
         routes.ASSIGNMENT,
         routes.PARTICIPATION,
         routes.MODEL_OFFER,

@@ -28,6 +28,7 @@ from splitee.protocol.topics import Topics, check_name
 from splitee_device.agent.presence import offline
 from splitee_device.data.images import Shard
 from splitee_device.data.sources import open_source
+from splitee_device.inference.agreement_options import agreement_options, require_images
 from splitee_device.inference.options import serving_options
 from splitee_device.machine.hardware import usable_threads
 from splitee_device.profiler.auto_cut import CutType
@@ -181,6 +182,7 @@ log = logging.getLogger(__name__)
     ),
 )
 @serving_options
+@agreement_options
 def device(
     device: str,
     link: LinkOptions,
@@ -212,7 +214,8 @@ def device(
     if test is not None and given_as_flag("holdout"):
         raise ConfigError("--holdout is a share of --data, and --test is held out instead: give one of them")
     open_source(data, test)  # what is wrong with the data is said at once, not when a server has come
-    chosen.serving.images()  # and so is a folder that is not there
+    require_images(chosen.serving.images() is not None)  # and so is a folder that is not there
+    chosen.agreement.latest_image(chosen.serving.watch)
 
     import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
 

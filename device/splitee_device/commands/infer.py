@@ -20,6 +20,7 @@ from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol.topics import Topics, check_name
 from splitee.samples.kept import kept_region
+from splitee_device.inference.agreement_options import AgreementOptions, agreement_options
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.options import ServingOptions, serving_options
 from splitee_device.inference.recent import offline, serving_link
@@ -56,6 +57,7 @@ DIRECTORY = click.Path(path_type=Path)
     ),
 )
 @serving_options
+@agreement_options
 @section(
     "Classification",
     setting(
@@ -72,15 +74,20 @@ def infer(
     models: Path,
     model: Path | None,
     serving: ServingOptions,
+    agreement: AgreementOptions,
     threshold: float | None,
     threads: int | None,
     link: LinkOptions,
 ) -> None:
-    """Classify what comes, publish it to devices/ID/predictions, and take the models that are released."""
+    """Classify what comes, publish it to devices/ID/predictions, and take the models that are released.
+
+    What several predictions agree on is the device's state, which the broker retains at devices/ID/state.
+    """
     check_name(device, "--id")
     images = serving.images()
     if images is None:
         raise ConfigError("give one of --watch FOLDER and --camera")
+    latest = agreement.latest_image(serving.watch)
     shelf = ModelStore(models)
     if model is not None:
         shelf.adopt(model)
@@ -100,6 +107,8 @@ def infer(
         region=serving.region or kept_region(shelf.path),
         threads=threads,
         unsure=serving.unsure_images(),
+        agreeing=agreement.agreeing,
+        latest=latest,
     )
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()

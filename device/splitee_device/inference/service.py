@@ -26,7 +26,9 @@ from splitee.samples.fitting import Preparation, Region
 from splitee.samples.images import load_image
 from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.latest_image import LatestImage
 from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.predicted_states import WEIGHTED_VOTES, Agreeing, PredictedStates
 from splitee_device.inference.recent import RecentPredictions
 from splitee_device.inference.tally import Tally
 from splitee_device.inference.unsure_images import UnsureImages
@@ -79,6 +81,8 @@ class InferenceService:
         region: Region | None = None,
         threads: int | None = None,
         unsure: UnsureImages | None = None,
+        agreeing: Agreeing = WEIGHTED_VOTES,
+        latest: LatestImage | None = None,
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
@@ -89,6 +93,8 @@ class InferenceService:
             key: that releases must be signed by; None: by none.
             region: of the images that the model sees; None: all of them.
             unsure: where the images that it is uncertain of are kept; None: nowhere.
+            agreeing: when predictions agree, so that the state changes.
+            latest: where the latest image is kept; None: nowhere.
         """
         self._link = link
         self._options = options
@@ -105,6 +111,8 @@ class InferenceService:
         self._predictor: Predictor | None = None
         self._region = region
         self._unsure = unsure
+        self._latest = latest
+        self._states = PredictedStates(link, topics, device, shelf.path, agreeing)
         self._preparation = Preparation((3, 1, 1))  # the model's, once there is one
         self.tally = Tally()
         self._recent = RecentPredictions(link, topics, device, instance)
@@ -124,9 +132,13 @@ class InferenceService:
             elif isinstance(event, Connected):
                 self._delivery.say_again()
                 self._recent.tell_again()
+                self._states.say_again()
             self._delivery.tick()
             if self._unsure is not None:
                 self._unsure.tick()
+            if self._latest is not None:
+                self._latest.tick()
+            self._states.tick()
             self._recent.tell()
             if self._shelf.release != self._release:
                 self._switch()
@@ -134,6 +146,10 @@ class InferenceService:
                 self._classify(images, self._predictor)
 
     def close(self) -> None:
+        self._states.close()
+        self._close_offload()
+
+    def _close_offload(self) -> None:
         if self._offload is not None:
             self._offload.close()
 
@@ -146,7 +162,7 @@ class InferenceService:
             self._delivery.report(wanted, "rolled back", "it does not load")
         elif wanted is not None:
             self._delivery.report(wanted, "in service")
-        self.close()
+        self._close_offload()
         self._offload = Offload(
             self._options, model.manifest, device=self._device, timeout=self._timeout, meter=self._link.meter
         )
@@ -155,6 +171,7 @@ class InferenceService:
             model, threshold=self._threshold, trunk=self._offload, floors=self._floors
         )
         self._preparation = model.manifest.preparation(self._region)
+        self._states.serve(len(model.manifest.class_names))
         in_force, released = self._predictor.threshold, model.manifest.released
         words = threshold_in_words(released)
         if in_force != released.threshold:
@@ -178,6 +195,9 @@ class InferenceService:
             prediction = predictor(pixels)
             report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
             self._link.publish(self._topic, report.encode())
+            self._states.take(report)
+            if self._latest is not None:
+                self._latest.offer(source)
             self.tally.add(prediction)
             if self._unsure is not None:
                 self._unsure.offer(name, source, pixels, prediction, predictor.threshold)

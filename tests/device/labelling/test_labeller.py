@@ -237,7 +237,7 @@ def test_a_name_that_no_class_can_have(place: Path, name: str, said: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["<script>alert(1)</script>".replace("/", "|"), "Größe 10, 爱", "-rf", "=1+1"]
+    "name", ["none", "<script>alert(1)</script>".replace("/", "|"), "Größe 10, 爱", "-rf", "=1+1"]
 )
 def test_a_new_class_takes_labels(place: Path, name: str) -> None:
     with closing(opened(place)) as labeller:

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well the states that predictions agree on follow the truth, by rule and by noise.
+
+    python -m benchmarks.agreement [--record FILE]
+
+A tiny network learns four classes of the built-in images and `none`, an empty scene. Sequences of 300 images
+show one after the other, each shifted, lit and noisy in its own way. Some images are spoilt, alone or two in
+a row: dark, moved, or half covered; so are some that the network learns. What it does not know is left out:
+no rule mends that. One line for each rule and noise; FILE gets the predictions of one sequence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.tiny import network
+from splitee.inference.uncertainty import normalized_entropy, softmax
+from splitee_device.data.builtin_sets import FOLDER
+from splitee_device.inference.agreement import Agreement, parse_rule
+
+CLASSES = ("none", "trouser", "pullover", "sandal", "bag")
+RULES = ("1", "3", "3/5", "weighted")
+LOOKS, KNOWN = 10, 9  # looks at a thing, of which the network has to get so many right
+SEQUENCES, IMAGES, SHORTEST, LONGEST = 40, 300, 12, 45  # images of a sequence, and of one thing in it
+SPOILT = (0.0, 0.1, 0.2, 0.3, 0.4)  # chance that an image is, after one that is not
+IN_A_ROW = 2  # of spoilt images, at most
+LEARNT, RECORDED = 0.1, 0.3  # likewise, of the images that the network learns, and of the sequence in FILE
+EPOCHS, BATCH = 8, 64
+LATE = 3  # images after which a state has to follow
+
+Image = npt.NDArray[np.float32]  # (28, 28), in 0..1
+
+
+@dataclass(frozen=True)
+class Sequence300:
+    """A sequence: the class of each image, and its logits (N, classes)."""
+
+    truth: list[int]
+    logits: npt.NDArray[np.float32]
+
+    @property
+    def predictions(self) -> list[tuple[str, str, float, float]]:
+        """Of each image: truth, label, probability, normalised entropy."""
+        rows = zip(self.truth, softmax(self.logits), normalized_entropy(self.logits), strict=True)
+        return [
+            (CLASSES[true], CLASSES[int(row.argmax())], round(float(row.max()), 4), round(float(entropy), 4))
+            for true, row, entropy in rows
+        ]
+
+
+class Scenes:
+    """Images of each class, and a camera that shows them."""
+
+    def __init__(self, part: str, seed: int) -> None:
+        with np.load(FOLDER / "fashion-mnist.npz", allow_pickle=False) as arrays:
+            names = list(map(str, arrays["class_names"]))
+            labels, pixels = arrays[f"{part}_labels"], arrays[f"{part}_images"].astype(np.float32) / 255
+        self._things = [pixels[labels == names.index(name)] for name in CLASSES[1:]]
+        self._random = np.random.default_rng(seed)
+
+    def leave_out_unknown(self, model: nn.Module) -> None:
+        """Keep what `model` knows."""
+        for label, things in enumerate(self._things, 1):
+            looks = _as_input([self.look(thing) for thing in things for _ in range(LOOKS)])
+            with torch.no_grad():
+                right = (model(looks).argmax(1) == label).view(-1, LOOKS).sum(1) >= KNOWN
+            self._things[label - 1] = things[right.numpy()]
+
+    def thing(self, label: int) -> Image:
+        """What stands before the camera for a while: nothing, for class 0."""
+        if label == 0:
+            return np.zeros((28, 28), np.float32)
+        things = self._things[label - 1]
+        return np.asarray(things[self._random.integers(len(things))])
+
+    def look(self, thing: Image) -> Image:
+        """An image of it: up to 2 pixels off, on a background of its own light, with noise."""
+        shifted = np.roll(thing, self._random.integers(-2, 3, 2), (0, 1))
+        light = self._random.uniform(0.6, 1.2) * shifted + self._random.uniform(0, 0.2)
+        return np.asarray(light + self._random.normal(0, 0.08, light.shape), np.float32).clip(0, 1)
+
+    def spoil(self, image: Image) -> Image:
+        """Moved, dark, or half covered."""
+        kind = self._random.integers(3)
+        if kind == 0:
+            return np.asarray(np.mean([np.roll(image, step, 1) for step in range(-6, 7)], 0), np.float32)
+        if kind == 1:
+            return np.asarray(image * 0.15)
+        covered, edge = image.copy(), self._random.integers(8, 15)
+        covered[edge:] = self._random.uniform(0.2, 0.9)
+        return covered
+
+    def labels(self, count: int) -> list[int]:
+        """What is to be seen: one class after the other."""
+        truth: list[int] = []
+        while len(truth) < count:
+            others = [label for label in range(len(CLASSES)) if not truth or label != truth[-1]]
+            truth += [int(self._random.choice(others))] * int(self._random.integers(SHORTEST, LONGEST + 1))
+        left = count - SHORTEST  # the last one is to be seen long enough, too
+        return truth[:left] + [truth[left - 1]] * SHORTEST
+
+    def sequence(self, model: nn.Module, spoilt: float) -> Sequence300:
+        truth, images, row = self.labels(IMAGES), [], 0
+        thing = self.thing(truth[0])
+        for index, label in enumerate(truth):
+            if index and label != truth[index - 1]:
+                thing = self.thing(label)
+            row = row + 1 if row < IN_A_ROW and self._random.random() < spoilt else 0
+            images.append(self.spoil(self.look(thing)) if row else self.look(thing))
+        with torch.no_grad():
+            return Sequence300(truth, model(_as_input(images)).numpy())
+
+
+def _as_input(images: Sequence[Image]) -> torch.Tensor:
+    """(N, 3, 32, 32)."""
+    grey = torch.from_numpy(np.stack(images))[:, None]
+    return functional.pad(grey, (2, 2, 2, 2)).repeat(1, 3, 1, 1)
+
+
+def train() -> nn.Module:
+    """The network, on images of which as many are spoilt as a camera brings."""
+    torch.manual_seed(0)
+    scenes, random = Scenes("train", 0), np.random.default_rng(0)
+    model = network(len(CLASSES))
+    labels = random.integers(len(CLASSES), size=4000)
+    looks = [scenes.look(scenes.thing(int(label))) for label in labels]
+    images = _as_input([scenes.spoil(look) if random.random() < LEARNT else look for look in looks])
+    targets = torch.from_numpy(labels)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(EPOCHS):
+        for batch in torch.split(torch.randperm(len(images)), BATCH):
+            optimizer.zero_grad()
+            torch.autograd.backward(functional.cross_entropy(model(images[batch]), targets[batch]))
+            optimizer.step()
+    return model.eval()
+
+
+def follow(rule: str, sequence: Sequence300) -> tuple[int, list[int]]:
+    """Changes of the state beyond those of the truth, and by how many images each of those is late."""
+    agreement = Agreement(parse_rule(rule)(len(CLASSES)))
+    states: list[str] = []
+    for index, (_, label, probability, _) in enumerate(sequence.predictions):
+        agreement.take(label, probability, index)
+        states.append(agreement.state.label if agreement.state is not None else "")
+    truth = [CLASSES[label] for label in sequence.truth]
+    starts = [index for index, label in enumerate(truth) if not index or label != truth[index - 1]]
+    late = []
+    for start, end in zip(starts, [*starts[1:], len(truth)], strict=True):
+        right = [index - start for index in range(start, end) if states[index] == truth[start]]
+        late.append(right[0] if right else end - start)
+    changes = sum(label != before for before, label in zip(["", *states], states, strict=False))
+    return changes - len(starts), late
+
+
+@click.command()
+@click.option("--record", type=click.Path(path_type=Path), help="Predictions of one sequence, as JSON.")
+def main(record: Path | None) -> None:
+    model = train()
+    scenes = Scenes("test", 1)
+    scenes.leave_out_unknown(model)
+    if record is not None:
+        rows = scenes.sequence(model, RECORDED).predictions
+        record.write_text("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+    for spoilt in SPOILT:
+        sequences = [scenes.sequence(model, spoilt) for _ in range(SEQUENCES)]
+        wrong = np.mean([true != label for one in sequences for true, label, _, _ in one.predictions])
+        for rule in RULES:
+            extra, late = zip(*(follow(rule, sequence) for sequence in sequences), strict=True)
+            delays = np.concatenate(late)
+            exact = [not more and max(each) <= LATE for more, each in zip(extra, late, strict=True)]
+            row = {
+                "spoilt": spoilt,
+                "wrong": round(float(wrong), 3),
+                "rule": rule,
+                "changes of the truth": round(len(delays) / SEQUENCES, 1),
+                "more changes": round(float(np.mean(extra)), 2),
+                "images late": round(float(delays.mean()), 2),
+                f"later than {LATE}": round(float((delays > LATE).mean()), 3),
+                "sequences without either": round(float(np.mean(exact)), 2),
+            }
+            click.echo(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The flags of what is made of several predictions in a row, and of the latest image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from splitee.cli.bounds import OutOfBounds, given, number
+from splitee.cli.flags import option_group
+from splitee.cli.pairs import require
+from splitee.cli.settings import setting
+from splitee.errors import ConfigError
+from splitee_device.inference.agreement import WEIGHTED, parse_rule
+from splitee_device.inference.latest_image import LatestImage
+from splitee_device.inference.predicted_states import WEIGHTED_VOTES, Agreeing
+
+
+class RuleType(click.ParamType[str]):
+    """When predictions agree, as `parse_rule` takes it."""
+
+    name = "RULE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parse_rule(str(value))
+        except ConfigError as error:
+            raise OutOfBounds(f"{given(value, param, ctx)}: {error}", ctx, param) from None
+        return str(value)
+
+
+@dataclass(frozen=True)
+class AgreementOptions:
+    """What is made of several predictions, and where the latest image is kept; None: nowhere."""
+
+    agreeing: Agreeing = WEIGHTED_VOTES
+    keep_latest: Path | None = None
+
+    def latest_image(self, watched: Path | None) -> LatestImage | None:
+        """Raises ConfigError: it would lie in the folder that is watched, or there is no folder for it."""
+        if self.keep_latest is None:
+            return None
+        if watched is not None and self.keep_latest.resolve().parent == watched.resolve():
+            raise ConfigError(
+                "--keep-latest lies in the folder of --watch: the image would be classified again and again"
+            )
+        return LatestImage(self.keep_latest)
+
+
+def require_images(are_there: bool) -> None:
+    """Raises ConfigError: a flag of this group was given, and no images are to come."""
+    require("--watch or --camera", are_there, "--agree", "--unsure-above", "--keep-latest")
+
+
+_OPTIONS = (
+    setting(
+        "--agree",
+        type=RuleType(),
+        default=WEIGHTED,
+        metavar=RuleType.name,
+        help="When predictions agree, so that the state changes: 3, three images in a row; 3/5, three of the "
+        "last five; weighted, each image by its probability.",
+    ),
+    setting(
+        "--unsure-above",
+        type=number(0, 1),
+        metavar="ENTROPY",
+        help="Normalised entropy above which an image that the trunk has not predicted counts for unsure.",
+        show_default="none",
+    ),
+    setting(
+        "--keep-latest",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="File on this device that the latest image is kept in.",
+        show_default="none",
+    ),
+)
+
+
+def _options(agree: str, unsure_above: float | None, keep_latest: Path | None) -> AgreementOptions:
+    return AgreementOptions(Agreeing(agree, unsure_above), keep_latest)
+
+
+agreement_options = option_group("agreement", _options, *_OPTIONS, title="State")
+"""Adds the flags; the command gets them as its argument `agreement: AgreementOptions`."""

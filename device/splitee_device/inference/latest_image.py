@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The latest image, at a path on the device, for what its owner shows or looks at there."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from splitee.clock import Clock
+from splitee.durable import UNFINISHED
+from splitee.errors import ConfigError
+from splitee.log_limits import FirstFew
+
+EVERY = 1.0  # seconds between two writes, at least
+
+log = logging.getLogger(__name__)
+
+
+class LatestImage:
+    """Keeps the newest image, as it came: whoever opens the path has one whole image.
+
+    Nothing of it is sent. It is not durable, so that an SD card need not write each one.
+    """
+
+    def __init__(self, path: Path, *, clock: Clock = time.monotonic) -> None:
+        """Raises ConfigError: there is no such folder."""
+        if not path.parent.is_dir() or path.is_dir():
+            raise ConfigError(f"--keep-latest {path}: expected a file in a folder that exists")
+        self._path = path
+        self._clock = clock
+        self._next: Path | bytes | None = None
+        self._written_at = clock() - EVERY
+        self._log_failed = FirstFew()
+
+    def offer(self, source: Path | bytes) -> None:
+        """An image that has come: its file, or encoded bytes."""
+        self._next = source
+        self.tick()
+
+    def tick(self) -> None:
+        """Writes what is due."""
+        if self._next is None or self._clock() - self._written_at < EVERY:
+            return
+        source, self._next, self._written_at = self._next, None, self._clock()
+        temporary = self._path.with_name(f".{self._path.name}{UNFINISHED}")
+        try:
+            temporary.unlink(missing_ok=True)
+            with temporary.open("xb") as file:  # never through a link that somebody else has put there
+                if isinstance(source, bytes):
+                    file.write(source)
+                else:
+                    with source.open("rb") as image:
+                        shutil.copyfileobj(image, file)
+            temporary.replace(self._path)
+        except OSError as error:
+            if self._log_failed.due():
+                log.warning("the latest image was not kept at %s: %s", self._path, error.strerror)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device says of the state that its predictions agree on, retained by the broker."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitee.clock import Clock
+from splitee.durable import write_atomically
+from splitee.errors import MalformedMessage, StateError
+from splitee.log_limits import FirstFew
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.fields import LONGEST_CLASS_NAME
+from splitee.protocol.inference import PredictedState, PredictionReport
+from splitee.protocol.topics import Topics
+from splitee_device.inference.agreement import UNSURE, WEIGHTED, Agreement, State, parse_rule
+
+FILE = "state.json"  # in the folder of models: the state that holds, over restarts
+LARGEST_FILE = 1 << 16  # bytes
+REFRESH = 60.0  # seconds after which a state that holds is said again, with its latest confidence
+SAVE_EVERY = 10.0  # seconds between two writes of FILE, at least: an SD card lasts
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Agreeing:
+    """When predictions agree.
+
+    Attributes:
+        rule: as `parse_rule` takes it.
+        unsure_above: normalised entropy above which an exit's prediction counts for no class; None: none.
+    """
+
+    rule: str = WEIGHTED
+    unsure_above: float | None = None
+
+    def label(self, report: PredictionReport) -> str:
+        """The class that an image counts for, or UNSURE. What the trunk has predicted is not in doubt."""
+        is_own = report.source != "trunk"
+        if self.unsure_above is not None and is_own and report.entropy > self.unsure_above:
+            return UNSURE
+        return report.label[:LONGEST_CLASS_NAME]
+
+
+WEIGHTED_VOTES = Agreeing()
+
+
+class PredictedStates:
+    """Says the state when it changes, after each connection, and while it holds once in REFRESH seconds.
+
+    It is on disk before it is said, so that it goes on to hold in the next process; where it changes twice
+    within SAVE_EVERY, the second time shortly after. What cannot be written is said to the log.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        topics: Topics,
+        device: str,
+        folder: Path,
+        agreeing: Agreeing,
+        *,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """`folder`: exists, and is the device's own."""
+        self._port = port
+        self._topic = routes.PREDICTED_STATE.topic(topics, device)
+        self._file = folder / FILE
+        self._agreeing = agreeing
+        self._make_rule = parse_rule(agreeing.rule)
+        self._clock = clock
+        self._agreement = Agreement(self._make_rule(1), _read(self._file))
+        self._said_at = clock()
+        self._has_news = False  # an image has come since it was said
+        self._saved: State | None = self._agreement.state
+        self._saved_at = clock() - SAVE_EVERY
+        self._log_failed = FirstFew()
+
+    def serve(self, classes: int) -> None:
+        """A model with so many classes is in service: images of the one before agree with none of its own."""
+        self._agreement = Agreement(self._make_rule(classes), self._agreement.state)
+
+    def take(self, report: PredictionReport) -> None:
+        """The prediction for the next image."""
+        label = self._agreeing.label(report)
+        probability = 1.0 if label == UNSURE else report.probability
+        self._has_news = True
+        if not self._agreement.take(label, probability, report.time):
+            return
+        state = self._agreement.state
+        assert state is not None
+        self._save_if_due()
+        self._say()
+        log.info("state: %s", state.label or "unsure")
+
+    def tick(self) -> None:
+        """Says and writes what is due."""
+        if self._has_news and self._clock() - self._said_at >= REFRESH:
+            self._say()
+        self._save_if_due()
+
+    def say_again(self) -> None:
+        """There is a new connection: the broker may have lost what it retained."""
+        self._say()
+
+    def close(self) -> None:
+        self._save()
+
+    def _say(self) -> None:
+        if self._agreement.state is not None:
+            self._port.publish(self._topic, _message(self._agreement.state).encode(), retain=True)
+            self._said_at, self._has_news = self._clock(), False
+
+    def _save_if_due(self) -> None:
+        if self._clock() - self._saved_at >= SAVE_EVERY:
+            self._save()
+
+    def _save(self) -> None:
+        """The state, where it has another label or beginning than what is on disk."""
+        state = self._agreement.state
+        if state is None or (self._saved is not None and _same(state, self._saved)):
+            return
+        self._saved_at = self._clock()
+        try:
+            write_atomically(self._file, _message(state).encode())
+            self._saved = state
+        except StateError as error:
+            if self._log_failed.due():
+                log.warning("the state is not kept over a restart: %s", error)
+
+
+def _same(one: State, other: State) -> bool:
+    return (one.label, one.since) == (other.label, other.since)
+
+
+def _message(state: State) -> PredictedState:
+    return PredictedState(
+        label=state.label or "unsure",
+        confidence=round(state.confidence, 4),
+        since=state.since,
+        time=time.time(),
+        unsure=state.label == UNSURE,
+    )
+
+
+def _read(file: Path) -> State | None:
+    """What holds from before; None: nothing, or with a line in the log, what cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            kept = PredictedState.decode(opened.read(LARGEST_FILE))
+    except FileNotFoundError:
+        return None
+    except (OSError, MalformedMessage) as error:
+        log.warning("%s cannot be read, and the state begins anew: %s", file, error)
+        return None
+    return State(UNSURE if kept.unsure else kept.label, kept.confidence, kept.since)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state that predictions agree on: when it changes, when it does not, and how late."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitee.errors import ConfigError
+from splitee_device.inference.agreement import (
+    PATIENCE,
+    RECENT,
+    UNSURE,
+    WEIGHTED,
+    Agreement,
+    State,
+    parse_rule,
+)
+
+RECORDED = Path(__file__).parents[2] / "data" / "predictions.json"  # by `benchmarks.agreement --record`
+CLASSES = 5
+SURE = st.floats(0.9, 1.0)
+RULES = (WEIGHTED, "3/5", "3")
+
+
+def agreement(rule: str, classes: int = CLASSES, held: str | None = None) -> Agreement:
+    """Which has seen enough of `held`."""
+    made = Agreement(parse_rule(rule)(classes))
+    for index in range(0 if held is None else 20):
+        made.take(str(held), 0.95, index - 20.0)
+    return made
+
+
+def changes(agreed: Agreement, images: Iterable[tuple[str, float]]) -> list[tuple[int, str]]:
+    """(index, label) of the images, from 0 on, with which the state changes."""
+    found = []
+    for index, (label, probability) in enumerate(images):
+        if agreed.take(label, probability, float(index)):
+            assert agreed.state is not None
+            assert agreed.state.since == index
+            found.append((index, agreed.state.label))
+    return found
+
+
+def shown(labels: str, probability: float = 0.95) -> list[tuple[str, float]]:
+    return [(label, probability) for label in labels]
+
+
+def test_a_recorded_sequence_with_noise_changes_the_state_as_often_as_the_truth() -> None:
+    rows = json.loads(RECORDED.read_text())
+    assert len(rows) == 300
+    wrong = sum(true != label for true, label, _, _ in rows)
+    assert 30 <= wrong <= 60, "from a tenth to a fifth of the images"
+    starts = [(index, row[0]) for index, row in enumerate(rows) if not index or row[0] != rows[index - 1][0]]
+    found = changes(agreement(WEIGHTED), [(label, probability) for _, label, probability, _ in rows])
+    assert [label for _, label in found] == [label for _, label in starts]
+    late = [index - start for (index, _), (start, _) in zip(found, starts, strict=True)]
+    assert all(0 <= images <= 3 for images in late), late
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.floats(0, 1)), max_size=60), st.sampled_from(RULES))
+def test_no_image_alone_changes_the_state(images: list[tuple[str, float]], rule: str) -> None:
+    """Two changes of whatever images are at least two images apart, and none is to the state that holds."""
+    made = agreement(rule)
+    found = changes(made, images)
+    assert all(later - earlier >= 2 for (earlier, _), (later, _) in itertools.pairwise(found))
+    assert all(one != other for (_, one), (_, other) in itertools.pairwise(found))
+    assert made.state is None or 0 <= made.state.confidence <= 1
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.tuples(st.sampled_from("bcde"), st.floats(0, 1)), max_size=2), st.integers(3, 9)
+        ),
+        max_size=12,
+    ),
+    st.sampled_from((WEIGHTED, "3/5")),
+)
+def test_two_wrong_images_in_a_row_between_three_right_ones_change_nothing(
+    bursts: list[tuple[list[tuple[str, float]], int]], rule: str
+) -> None:
+    """However sure the model is of the wrong ones."""
+    images = [image for wrong, right in bursts for image in [*wrong, *[("a", 0.9)] * right]]
+    assert changes(agreement(rule, held="a"), images) == []
+
+
+@given(st.lists(SURE, min_size=3, max_size=20), st.sampled_from(RULES))
+def test_three_images_in_a_row_change_it(probabilities: list[float], rule: str) -> None:
+    made = agreement(rule, held="a")
+    assert changes(made, [("b", probability) for probability in probabilities]) == [(2, "b")]
+
+
+@given(st.integers(0, 3), st.sampled_from("acd"), st.lists(SURE, min_size=3, max_size=3))
+def test_one_wrong_image_among_the_first_makes_it_one_image_later_at_most(
+    place: int, label: str, probabilities: list[float]
+) -> None:
+    for rule in (WEIGHTED, "3/5"):
+        images = [("b", probability) for probability in probabilities]
+        images.insert(place, (label, 0.6))
+        [(index, changed)] = changes(agreement(rule, held="a"), images)
+        assert changed == "b" and 2 <= index <= 3
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100, 10_000])
+def test_three_sure_images_decide_and_two_do_not_whatever_the_number_of_classes(classes: int) -> None:
+    assert changes(agreement(WEIGHTED, classes, "a"), shown("bbbb", 1.0)) == [(2, "b")]
+
+
+def test_images_that_the_model_is_less_sure_of_count_less() -> None:
+    assert changes(agreement(WEIGHTED, held="a"), shown("bbbbbb", 0.5)) == [(3, "b")]
+    assert changes(agreement(WEIGHTED, held="a"), shown("bbbaaaa", 0.3)) == []
+    assert changes(agreement("3/5", held="a"), shown("bbbaaaa", 0.3)) == [(2, "b"), (5, "a")]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_images_that_agree_on_nothing_for_long_make_it_unsure_and_agreement_ends_that(rule: str) -> None:
+    made = agreement(rule, held="a")
+    window = parse_rule(rule)(CLASSES).window
+    found = changes(made, shown("bcde" * 10, 0.5))
+    assert [label for _, label in found] == [UNSURE]
+    assert found[0][0] <= (PATIENCE + 1) * window
+    assert made.state is not None and made.state.confidence == 0
+    [(index, label)] = changes(made, shown("aaa"))
+    assert label == "a" and 1 <= index <= 2
+
+
+def test_the_confidence_is_that_of_the_latest_images_which_show_it() -> None:
+    made = agreement("3/5")
+    changes(made, [("a", 0.6), ("a", 0.8), ("b", 0.1), ("a", 0.7)])
+    assert made.state == State("a", pytest.approx(0.7), 3.0)
+    changes(made, shown("cde" * RECENT, 0.2))
+    assert made.state.confidence == pytest.approx(0.7)  # none of them shows it
+
+
+def test_what_holds_from_before_goes_on_until_something_else_is_agreed_on() -> None:
+    made = Agreement(parse_rule("3/5")(CLASSES), State("a", 0.9, 77.0))
+    assert changes(made, shown("abab")) == []
+    assert made.state is not None and (made.state.label, made.state.since) == ("a", 77.0)
+    assert changes(made, shown("bb")) == [(0, "b")]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "2/5", "3/6", "6/5", "3/101", "101", "60%/5", "-3", "3/", "Weighted"]
+)
+def test_a_rule_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected weighted, N"):
+        parse_rule(text)
+
+
+def test_every_image_may_be_its_own_state() -> None:
+    assert changes(agreement("1"), shown("abb")) == [(0, "a"), (1, "b")]

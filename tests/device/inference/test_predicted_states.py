@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device says of the state that its predictions agree on, and what of it is left after a restart."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from commands import call
+from fakes import FakeClock, FakePort
+
+from splitee.errors import ExitCode
+from splitee.protocol import routes
+from splitee.protocol.fields import PredictionSource
+from splitee.protocol.inference import PredictedState, PredictionReport
+from splitee.protocol.topics import Topics
+from splitee_device.inference.latest_image import EVERY, LatestImage
+from splitee_device.inference.predicted_states import FILE, REFRESH, SAVE_EVERY, Agreeing, PredictedStates
+
+TOPICS = Topics("fleet")
+TOPIC = routes.PREDICTED_STATE.topic(TOPICS, "pi-1")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def port(clock: FakeClock) -> FakePort:
+    return FakePort(clock)
+
+
+class Device:
+    """Its predictions come a second apart."""
+
+    def __init__(
+        self,
+        port: FakePort,
+        folder: Path,
+        clock: FakeClock,
+        rule: str = "3",
+        unsure_above: float | None = None,
+    ) -> None:
+        self.clock = clock
+        self.states = PredictedStates(port, TOPICS, "pi-1", folder, Agreeing(rule, unsure_above), clock=clock)
+        self.states.serve(5)
+
+    def sees(
+        self, labels: str, probability: float = 0.9, entropy: float = 0.1, source: PredictionSource = "exit"
+    ) -> None:
+        for label in labels:
+            self.clock.advance(1)
+            self.states.take(
+                PredictionReport(
+                    picture="a.png",
+                    label=label,
+                    probability=probability,
+                    entropy=entropy,
+                    source=source,
+                    milliseconds=1.0,
+                    time=self.clock.now,
+                )
+            )
+            self.states.tick()
+
+
+def said(port: FakePort) -> list[PredictedState]:
+    assert all(sent.retain and sent.payload for sent in port.sent)
+    return [PredictedState.decode(payload) for payload in port.payloads(TOPIC)]
+
+
+def test_it_is_said_when_it_changes_and_not_with_each_image(
+    port: FakePort, clock: FakeClock, tmp_path: Path
+) -> None:
+    device = Device(port, tmp_path, clock)
+    device.sees("aa")
+    assert said(port) == []
+    device.sees("aaababbbb")
+    first, second = said(port)
+    assert (first.label, first.confidence, first.unsure) == ("a", 0.9, False)
+    assert (second.label, second.since - first.since) == ("b", 7.0)
+
+
+def test_while_it_holds_it_is_said_now_and_then_with_the_latest_confidence(
+    port: FakePort, clock: FakeClock, tmp_path: Path
+) -> None:
+    device = Device(port, tmp_path, clock)
+    device.sees("a" * 10)
+    device.sees("a" * round(2.5 * REFRESH), probability=0.7)
+    confidences = [state.confidence for state in said(port)]
+    assert confidences == [0.9, 0.7, 0.7]
+    assert len({state.since for state in said(port)}) == 1
+    clock.advance(10 * REFRESH)
+    device.states.tick()
+    device.states.tick()
+    assert len(said(port)) == 4, "images that have come since, and none after them"
+
+
+def test_it_is_said_again_after_a_reconnection(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+    device = Device(port, tmp_path, clock)
+    device.states.say_again()
+    assert said(port) == [], "there is none yet"
+    device.sees("aaa")
+    device.states.say_again()
+    first, again = said(port)
+    assert (first.label, first.since) == (again.label, again.since)
+
+
+def test_it_holds_over_a_restart(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+    Device(port, tmp_path, clock).sees("aaa")
+    after = Device(port, tmp_path, clock)  # the first one was killed
+    after.states.say_again()
+    after.sees("ba")
+    first, again = said(port)
+    assert (first.label, first.since, first.confidence) == (again.label, again.since, again.confidence)
+    after.sees("bbb")
+    assert said(port)[-1].label == "b"
+
+
+def test_what_changes_often_is_written_seldom_and_the_last_word_is_kept(
+    port: FakePort, clock: FakeClock, tmp_path: Path
+) -> None:
+    device = Device(port, tmp_path, clock, "1")
+    written = set()
+    for _ in range(20):
+        device.sees("ab")
+        written.add((tmp_path / FILE).stat().st_ino)
+    assert len(said(port)) == 40
+    assert len(written) <= 40 / SAVE_EVERY + 1
+    clock.advance(SAVE_EVERY)
+    device.states.tick()
+    assert PredictedState.decode((tmp_path / FILE).read_bytes()).since == said(port)[-1].since
+    device.sees("a")
+    device.sees("c")
+    device.states.close()
+    assert PredictedState.decode((tmp_path / FILE).read_bytes()).label == "c"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"label":"a"}', b"\xff" * (1 << 17)])
+def test_a_file_that_is_damaged_is_a_line_in_the_log(
+    port: FakePort, clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    device = Device(port, tmp_path, clock)
+    assert "the state begins anew" in caplog.text
+    device.sees("aaa")
+    kept, [state] = PredictedState.decode((tmp_path / FILE).read_bytes()), said(port)
+    assert (kept.label, kept.since) == (state.label, state.since)
+
+
+def test_what_cannot_be_written_is_said_all_the_same(
+    port: FakePort, clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device(port, tmp_path / "gone", clock)
+    device.sees("aaa")
+    assert [state.label for state in said(port)] == ["a"]
+    assert "not kept over a restart" in caplog.text
+    (tmp_path / "gone").mkdir()  # the disk has room again
+    clock.advance(SAVE_EVERY)
+    device.states.tick()
+    assert (tmp_path / "gone" / FILE).exists()
+
+
+def test_images_above_the_uncertainty_count_for_unsure_unless_the_trunk_has_seen_them(
+    port: FakePort, clock: FakeClock, tmp_path: Path
+) -> None:
+    device = Device(port, tmp_path, clock, "3/5", unsure_above=0.5)
+    device.sees("aaa")
+    device.sees("aaa", entropy=0.9, source="trunk")
+    assert [state.label for state in said(port)] == ["a"]
+    device.sees("aaa", entropy=0.9, source="local-fallback")
+    state = said(port)[-1]
+    assert (state.label, state.unsure, state.confidence) == ("unsure", True, 0.0)
+    device.states.close()
+    after = Device(port, tmp_path, clock, "3/5", unsure_above=0.5)
+    after.states.say_again()
+    assert said(port)[-1].unsure
+    after.sees("aaa")
+    assert said(port)[-1].label == "a"
+
+
+def test_a_class_may_be_called_unsure(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
+    states = Device(port, tmp_path, clock).states
+    for _ in range(3):
+        states.take(PredictionReport("a.png", "unsure", 0.9, 0.1, "exit", 1.0, clock.now))
+    assert [(state.label, state.unsure) for state in said(port)] == [("unsure", False)]
+
+
+def test_the_log_has_a_line_for_each_change(
+    port: FakePort, clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    Device(port, tmp_path, clock).sees("aaaabbbb")
+    assert [record.getMessage() for record in caplog.records] == ["state: a", "state: b"]
+
+
+def test_the_latest_image_is_kept_whole_and_once_in_a_while(tmp_path: Path, clock: FakeClock) -> None:
+    file, source = tmp_path / "latest.jpg", tmp_path / "incoming.jpg"
+    source.write_bytes(b"third")
+    latest = LatestImage(file, clock=clock)
+    latest.offer(b"first")
+    latest.offer(b"second")
+    assert file.read_bytes() == b"first"
+    latest.offer(source)
+    clock.advance(EVERY)
+    latest.tick()
+    assert file.read_bytes() == b"third"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["incoming.jpg", "latest.jpg"]
+
+
+def test_the_latest_image_is_not_written_through_a_link_and_failures_are_passed_over(
+    tmp_path: Path, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"mine")
+    (tmp_path / ".latest.jpg.new").symlink_to(other)
+    (tmp_path / "latest.jpg").symlink_to(other)
+    latest = LatestImage(tmp_path / "latest.jpg", clock=clock)
+    latest.offer(b"first")
+    assert other.read_bytes() == b"mine"
+    assert (tmp_path / "latest.jpg").read_bytes() == b"first"
+    clock.advance(EVERY)
+    latest.offer(tmp_path / "gone.jpg")
+    assert "was not kept" in caplog.text
+    assert (tmp_path / "latest.jpg").read_bytes() == b"first"
+
+
+def test_flags_that_cannot_be_are_refused_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    device = ("infer", "--id", "pi-1", "--models", tmp_path / "models", "--watch", watched)
+    refused = {
+        ("--agree", "2/5"): "--agree 2/5: expected weighted, N (images in a row) or N/M",
+        ("--unsure-above", "1.5"): "--unsure-above 1.5: between 0 and 1",
+        ("--keep-latest", watched / "latest.jpg"): "would be classified again",
+        ("--keep-latest", tmp_path / "gone" / "latest.jpg"): "a file in a folder that exists",
+    }
+    for flags, line in refused.items():
+        code, told = call(capsys, *map(str, (*device, *flags)))
+        assert code == ExitCode.CONFIG and line in told
+    train = ("device", "--id", "pi-1", "--state", tmp_path / "state", "--data", "builtin:fashion-mnist")
+    code, told = call(capsys, *map(str, (*train, "--agree", "3")))
+    assert code == ExitCode.CONFIG and "--agree does nothing without --watch or --camera" in told
