@@ -212,7 +212,8 @@ def device(
     if test is not None and given_as_flag("holdout"):
         raise ConfigError("--holdout is a share of --data, and --test is held out instead: give one of them")
     open_source(data, test)  # what is wrong with the data is said at once, not when a server has come
-    chosen.serving.images()  # and so is a folder that is not there
+    topics, instance = Topics(link.fleet), time.time_ns()
+    chosen.serving.capture.open(topics, device)  # and so is a folder that is not there
 
     import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
 
@@ -221,7 +222,6 @@ def device(
 
     torch.set_num_threads(threads)
     directory = StateDirectory(state)
-    topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
         link.address,
         f"splitee-{link.fleet}-{device}",

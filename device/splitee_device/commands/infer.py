@@ -78,13 +78,13 @@ def infer(
 ) -> None:
     """Classify what comes, publish it to devices/ID/predictions, and take the models that are released."""
     check_name(device, "--id")
-    images = serving.images()
-    if images is None:
-        raise ConfigError("give one of --watch FOLDER and --camera")
+    topics, instance = Topics(link.fleet), time.time_ns()
+    capture = serving.capture.open(topics, device)
+    if capture is None:
+        raise ConfigError("give one of --watch FOLDER, --camera and --stdin")
     shelf = ModelStore(models)
     if model is not None:
         shelf.adopt(model)
-    topics, instance = Topics(link.fleet), time.time_ns()
     connection = serving_link(link, device, instance)
     service = InferenceService(
         connection,
@@ -105,7 +105,7 @@ def infer(
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     try:
-        service.run(images, stop.is_set)
+        service.run(capture, stop.is_set)
         log.info("stopped after %d images", service.tally.predicted)
     finally:
         service.close()

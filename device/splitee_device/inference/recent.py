@@ -51,7 +51,11 @@ class _Made:
 
 
 class RecentPredictions:
-    """Those of the last WINDOW, and the labels of the last few: never an image, nor its file's name."""
+    """Those of the last WINDOW, and the labels of the last few: never an image, nor its file's name.
+
+    Attributes:
+        dropped: images that came and were not predicted, so far.
+    """
 
     def __init__(
         self, port: Port, topics: Topics, device: str, instance: int, *, clock: Clock = time.monotonic
@@ -66,6 +70,7 @@ class RecentPredictions:
         self._last: deque[LastPrediction] = deque(maxlen=MOST_LAST)
         self._said: Serving | None = None
         self._said_at = 0.0
+        self.dropped = 0
 
     def add(self, prediction: Prediction) -> None:
         """It has just been made."""
@@ -106,6 +111,7 @@ class RecentPredictions:
             offloaded_share=round(1 - of_source.count("exit") / count, 4) if count else None,
             fallback_share=round(of_source.count("local-fallback") / count, 4) if count else None,
             last=tuple(self._last),
+            dropped=self.dropped,
         )
 
     def _seconds(self, now: float) -> float:
