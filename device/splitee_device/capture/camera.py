@@ -49,10 +49,16 @@ log = logging.getLogger(__name__)
 class Camera:
     """Its images, as `pace` has them. A program that ends or hangs is started again, ever more seldom."""
 
-    def __init__(self, pace: Pace, rate: float = FASTEST) -> None:
-        """`rate`: images a second. Raises DataError: there is no program for the camera."""
+    def __init__(self, pace: Pace, rate: float = FASTEST, *, silence: float = SILENCE) -> None:
+        """Args:
+            rate: images a second.
+            silence: seconds without an image after which the program is taken to hang.
+
+        Raises DataError: there is no program for the camera.
+        """
         self._command = _command(rate)
         self._pace = pace
+        self._silence = silence
         self._log_failed = FirstFew()
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
@@ -60,7 +66,7 @@ class Camera:
         pauses = delays(FIRST_PAUSE, LONGEST_PAUSE, lambda _least, most: most)
         while not stop.is_set():
             try:
-                for image in stream(self._command, stop):
+                for image in stream(self._command, stop, self._silence):
                     if self._pace.takes():
                         yield NewImage(NAME, image)
                         pauses = delays(FIRST_PAUSE, LONGEST_PAUSE, lambda _least, most: most)
@@ -82,7 +88,7 @@ def capture_image() -> bytes:
         return next(images)
 
 
-def stream(command: tuple[str, ...], stop: threading.Event) -> Generator[bytes]:
+def stream(command: tuple[str, ...], stop: threading.Event, silence: float = SILENCE) -> Generator[bytes]:
     """The JPEGs that a program writes to its standard output, from SETTLING after the first, until `stop`.
 
     Raises DataError: it cannot be started, has ended, or delivers nothing.
@@ -98,12 +104,14 @@ def stream(command: tuple[str, ...], stop: threading.Event) -> Generator[bytes]:
     except OSError as error:
         raise DataError(f"{command[0]} does not start ({error.strerror}): check the camera") from None
     try:
-        yield from _images(process, command[0], stop)
+        yield from _images(process, command[0], stop, silence)
     finally:
         _end(process)
 
 
-def _images(process: subprocess.Popen[bytes], program: str, stop: threading.Event) -> Iterator[bytes]:
+def _images(
+    process: subprocess.Popen[bytes], program: str, stop: threading.Event, silence: float
+) -> Iterator[bytes]:
     assert process.stdout is not None and process.stderr is not None
     output, errors = process.stdout.fileno(), process.stderr.fileno()
     splitter, words = Splitter(), b""
@@ -120,9 +128,9 @@ def _images(process: subprocess.Popen[bytes], program: str, stop: threading.Even
                 settled = settled or now + SETTLING
                 if now >= settled:
                     yield from images
-        if now - heard > SILENCE:
+        if now - heard > silence:
             what = f"nothing that is an image of up to {LARGEST >> 20} MiB" if splitter.broken else "no image"
-            raise DataError(f"{program} delivers {what} for {SILENCE:.0f} s: check the camera")
+            raise DataError(f"{program} delivers {what} for {silence:.0f} s: check the camera")
     if not stop.is_set():
         raise DataError(f"{program} has ended ({_reason(process, words)}): check the camera")
 

@@ -29,6 +29,11 @@ class Splitter:
         self._is_scan = False
         self.broken = 0
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for what completes them."""
+        return len(self._held)
+
     def feed(self, piece: bytes) -> list[bytes]:
         """The images that `piece` completes."""
         self._held += piece
@@ -73,6 +78,9 @@ class Splitter:
             if held[self._place] != 0xFF:
                 return 0
             marker = held[self._place + 1]
+            if marker == 0xFF:  # a marker may be filled up in front
+                self._place += 1
+                continue
             if marker == END:
                 return self._place + 2
             if len(held) < self._place + 4:

@@ -50,9 +50,4 @@ class Trigger:
             self._second, self._in_second = now, 0
         self._in_second += 1
         if self._in_second == FLOOD and self._log_flood.due():
-            log.warning(
-                "--on-topic %s: %d triggers within a second, %d in all; they count as one",
-                self.topic,
-                FLOOD,
-                self.count,
-            )
+            log.warning("--on-topic %s: %d triggers within a second; they count as one", self.topic, FLOOD)
