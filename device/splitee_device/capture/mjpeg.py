@@ -19,7 +19,7 @@ class Splitter:
     not follow the standard, or is larger than LARGEST, is passed over up to where an image begins next.
 
     Attributes:
-        broken: times that something was passed over.
+        broken: times that something was passed over: an image, or as much as one without any.
     """
 
     def __init__(self, largest: int = LARGEST) -> None:
@@ -27,6 +27,7 @@ class Splitter:
         self._held = bytearray()
         self._place = 0  # up to where the image that is held has been followed; 0: none has begun
         self._is_scan = False
+        self._skipped = 0  # bytes between images since the last one
         self.broken = 0
 
     @property
@@ -43,7 +44,7 @@ class Splitter:
             if end:
                 images.append(bytes(self._held[:end]))
                 del self._held[:end]
-                self._place, self._is_scan = 0, False
+                self._place, self._is_scan, self._skipped = 0, False, 0
             elif end is None and len(self._held) <= self._largest:
                 break
             else:
@@ -55,6 +56,9 @@ class Splitter:
         found = self._held.find(START)
         skipped = found if found >= 0 else max(len(self._held) - len(START) + 1, 0)
         del self._held[:skipped]
+        self._skipped += skipped
+        if self._skipped > self._largest:
+            self.broken, self._skipped = self.broken + 1, 0
         self._place = 2 if found >= 0 else 0
         return found >= 0
 

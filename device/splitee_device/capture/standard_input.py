@@ -8,10 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from splitee.errors import DataError
 from splitee_device.capture.backlog import NewImage
 from splitee_device.capture.mjpeg import LARGEST, Splitter
 from splitee_device.capture.pace import Pace
 from splitee_device.capture.pipe import pieces
+
+EXPECTED = f"expected motion JPEG with images of up to {LARGEST >> 20} MiB, got something else"
 
 log = logging.getLogger(__name__)
 
@@ -23,18 +26,17 @@ class StandardInput:
         self._pace = pace
         self._splitter = Splitter()
         self._number = 0
+        self._is_said = False
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
-        """Until it ends, or `stop` is set."""
-        for _, piece in pieces((sys.stdin.fileno(),), stop):
-            broken = self._splitter.broken
+        """Until it ends, or `stop` is set. Raises DataError: it has ended, and there was no image in it."""
+        for file, piece in pieces((sys.stdin.fileno(),), stop):
             for image in self._splitter.feed(piece):
                 self._number += 1
                 if self._pace.takes():
                     yield NewImage(f"{self._number}.jpg", image)
-            if self._splitter.broken and not broken:
-                log.warning(
-                    "--stdin: expected motion JPEG with images of up to %d MiB, got something else as well, "
-                    "which is passed over",
-                    LARGEST >> 20,
-                )
+            if self._splitter.broken and not self._is_said:
+                log.warning("--stdin: %s; passing it over", EXPECTED)
+                self._is_said = True
+            if file >= 0 and not piece and not self._number:
+                raise DataError(f"--stdin: {EXPECTED}, and then its end")

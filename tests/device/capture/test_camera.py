@@ -122,8 +122,8 @@ def test_a_program_that_hangs_is_ended_and_named(
 
 def test_an_image_without_an_end_is_passed_over(program: Program, opened: Open) -> None:
     program(
-        f"deliver(1.2)\nos.write(1, image[:-2])\nfor _ in range({12 * LARGEST >> 16}): os.write(1, bytes(1 << 16))\n"
-        "image += bytes(1)\ndeliver(60)"
+        "deliver(1.2)\nos.write(1, image[:-2])\n"
+        f"for _ in range({12 * LARGEST >> 16}): os.write(1, bytes(1 << 16))\ndeliver(60)"
     )
     backlog = opened(Camera(Pace(0.0)))
     until(lambda: backlog.take(8))

@@ -64,7 +64,7 @@ def test_an_image_that_is_too_large_is_passed_over_and_not_kept() -> None:
     for start in range(0, len(endless), 5000):
         assert splitter.feed(endless[start : start + 5000]) == []
         assert splitter.held <= 15_000
-    assert splitter.broken == 1
+    assert splitter.broken
     assert splitter.feed(SMALL) == [SMALL]
 
 
