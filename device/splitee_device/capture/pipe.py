@@ -25,7 +25,10 @@ def pieces(files: tuple[int, ...], stop: threading.Event) -> Iterator[tuple[int,
         if not ready:
             yield -1, b""
         for file, _ in ready:
-            piece = os.read(file, PIECE)
+            try:
+                piece = os.read(file, PIECE)
+            except OSError:  # of a terminal that is gone, or a descriptor that nobody has opened
+                piece = b""
             if not piece:
                 poll.unregister(file)
                 left.remove(file)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -14,7 +13,8 @@ from splitee_device.capture.mjpeg import LARGEST, Splitter
 from splitee_device.capture.pace import Pace
 from splitee_device.capture.pipe import pieces
 
-EXPECTED = f"expected motion JPEG with images of up to {LARGEST >> 20} MiB, got something else"
+STANDARD_INPUT = 0  # its descriptor
+EXPECTED = f"--stdin: expected motion JPEG with images of up to {LARGEST >> 20} MiB, got"
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,13 @@ class StandardInput:
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
         """Until it ends, or `stop` is set. Raises DataError: it has ended, and there was no image in it."""
-        for file, piece in pieces((sys.stdin.fileno(),), stop):
+        for file, piece in pieces((STANDARD_INPUT,), stop):
             for image in self._splitter.feed(piece):
                 self._number += 1
                 if self._pace.takes():
                     yield NewImage(f"{self._number}.jpg", image)
             if self._splitter.broken and not self._is_said:
-                log.warning("--stdin: %s; passing it over", EXPECTED)
+                log.warning("%s something else, which is passed over", EXPECTED)
                 self._is_said = True
             if file >= 0 and not piece and not self._number:
-                raise DataError(f"--stdin: {EXPECTED}, and then its end")
+                raise DataError(f"{EXPECTED} none before its end")
