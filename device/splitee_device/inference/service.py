@@ -94,7 +94,6 @@ class InferenceService:
         self.tally = Tally()
         self._recent = RecentPredictions(link, topics, device, instance)
         self._log_due = RateLimiter(LOG_EVERY)
-        self._log_failed = RateLimiter()
         self._log_skips = FirstFew()
         self._log_dropped = RateLimiter()
         self._batch = 1  # images in a pass; more once passes are known to be short
