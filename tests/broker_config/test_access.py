@@ -138,7 +138,7 @@ def test_home_assistant_triggers_a_device_and_no_other_device_does(
     trigger = TOPICS.trigger("pi-1")
     device = connect(fleet.device("pi-1"), trigger)
     for folder in (fleet.device("pi-2"), fleet.device("pi-1"), fleet.directory / "viewer"):
-        link = connect(folder)
+        link = connect(folder, client_id="forges")
         link.publish(trigger, b"forged")
         assert link.flush(DEADLINE)
         assert link.refused == 1

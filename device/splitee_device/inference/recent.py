@@ -24,6 +24,7 @@ TELL_EVERY = 5.0  # seconds, while something changes
 AT_LEAST_EVERY = 60.0  # seconds, else
 MINUTE = 60.0
 WINDOW = 2 * MINUTE  # seconds that the figures are of
+INBOX = 32 << 20  # bytes that may wait: of a model one part does, of triggers there may be a flood
 KEPT = 1000  # predictions; a device that makes more in a WINDOW tells of the last ones
 
 
@@ -40,6 +41,7 @@ def serving_link(options: LinkOptions, device: str, instance: int) -> Link:
         f"splitee-{options.fleet}-{device}-service",
         tls=options.tls,
         will=offline(topics, device, instance),
+        capacity_bytes=INBOX,
     )
 
 
