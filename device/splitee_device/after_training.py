@@ -12,20 +12,16 @@ from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.protocol.topics import Topics
 from splitee.samples.kept import SAMPLES, keep_region
 from splitee_device.agent.session import Session
+from splitee_device.capture.options import Capture
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.recent import offline, serving_link
-from splitee_device.inference.service import ImageSource, InferenceService
+from splitee_device.inference.service import InferenceService
 from splitee_device.inference.trust import Expected
 from splitee_device.settings import DeviceSettings
 
 log = logging.getLogger(__name__)
 
 MODELS = "models"  # the folder of the device's state directory in which released models are kept
-
-
-class _Nothing:
-    def new(self) -> list[tuple[str, Path | bytes]]:
-        return []
 
 
 def release_in_service(state: Path) -> str | None:
@@ -40,7 +36,7 @@ def serve(
     topics: Topics,
     state: Path,
     expected: Expected,
-    pictures: ImageSource | None,
+    capture: Capture | None,
     *,
     outdated: str | None = None,
 ) -> None:
@@ -51,7 +47,7 @@ def serve(
 
     Args:
         expected: what the device knows of its model.
-        pictures: to answer; None: there are none.
+        capture: what there is to classify; None: nothing.
         outdated: a release in service that is not the one to wait for, though it may be of this run.
 
     Raises:
@@ -78,7 +74,7 @@ def serve(
         threads=settings.threads,
         unsure=settings.serving.unsure_images(),
         agreeing=settings.agreement.agreeing,
-        latest=settings.agreement.latest_image(settings.serving.watch),
+        latest=settings.agreement.latest_image(settings.serving.capture.watch),
     )
 
     def is_over() -> bool:
@@ -92,11 +88,11 @@ def serve(
         )
         is_given_up = session.heard.is_finished and not settings.stay
         is_here = models.release != outdated and _is_of(models, session)
-        return pictures is None and (is_given_up or is_here)
+        return capture is None and (is_given_up or is_here)
 
     connection.open(link.connect_timeout)
     try:
-        service.run(pictures or _Nothing(), is_over)
+        service.run(capture, is_over)
         session.presence.publish_status()  # its model has come since the last one
     finally:
         service.close()

@@ -63,16 +63,17 @@ class Part:
 def take_part(session: Session, topics: Topics, directory: StateDirectory, settings: DeviceSettings) -> None:
     """Train and answer in the fleet's run; and in those after it, where the device shall stay."""
     begun = ""  # the run that this process takes part in
-    open_once = cache(settings.serving.images)  # what comes while it trains again is new afterwards
+    # Opened once: what comes while it trains again is new afterwards.
+    open_once = cache(partial(settings.serving.capture.open, topics, session.device))
     while True:
         spec = session.await_run()
         fresh, begun = settings.fresh and spec.run != begun, spec.run
         try:
             part = _train(session, spec, directory, replace_fields(settings, fresh=fresh))
-            pictures = open_once()
-            if part.spec.release or pictures is not None:
+            capture = open_once()
+            if part.spec.release or capture is not None:
                 serve(
-                    session, settings, topics, directory.path, part.expected, pictures, outdated=part.outdated
+                    session, settings, topics, directory.path, part.expected, capture, outdated=part.outdated
                 )
             session.drain_after_training(stay=settings.stay)
             if not settings.stay:

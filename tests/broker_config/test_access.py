@@ -132,6 +132,23 @@ def test_who_only_watches_writes_nothing(fleet: Fleet, connect: Connect, identit
     assert link.refused == len(own) + len(FOREIGN)
 
 
+def test_home_assistant_triggers_a_device_and_no_other_device_does(
+    fleet: Fleet, connect: Connect, messages: Messages
+) -> None:
+    trigger = TOPICS.trigger("pi-1")
+    device = connect(fleet.device("pi-1"), trigger)
+    for folder in (fleet.device("pi-2"), fleet.device("pi-1"), fleet.directory / "viewer"):
+        link = connect(folder, client_id="forges")
+        link.publish(trigger, b"forged")
+        assert link.flush(DEADLINE)
+        assert link.refused == 1
+    assistant = connect(fleet.directory / "homeassistant")
+    assistant.publish(trigger, b"ON")
+    assert assistant.flush(DEADLINE)
+    assert assistant.refused == 0
+    assert [message.payload for message in messages(device, 1)] == [b"ON"]
+
+
 def health_files(broker: Path) -> Path:
     """The healthcheck's identity under the names that the tests' links look for."""
     folder = broker.parent / "health"

@@ -176,6 +176,21 @@ def test_the_command_asks_where_it_doubts(
     assert sorted(set(sources)) == ["exit", "trunk"]
 
 
+def test_the_images_of_a_batch_are_offloaded_in_one_request(
+    trained: Trained, serve: Serve, device: Devices
+) -> None:
+    serve("batch")
+    images = trained.data.held_out.images[:8]
+    with device("batch") as (predictor, offload):
+        single = [predictor(image) for image in images]
+        sent = offload.sent
+        batch = predictor.batch(images)
+    assert [each.source for each in batch] == ["trunk"] * 8
+    assert [each.label for each in batch] == [each.label for each in single]
+    assert offload.asked == 16
+    assert offload.sent - sent < sent, "one envelope instead of eight"
+
+
 def test_requests_that_arrive_together_share_a_forward_pass(
     trained: Trained, serve: Serve, mosquitto_broker: RunningBroker, make_link: Callable[..., Link]
 ) -> None:

@@ -44,7 +44,7 @@ class Offload:
         role: str = "infer",
         meter: Meter | None = None,
     ) -> None:
-        """`timeout`: seconds in which one image must have a prediction. `device`: default the manifest's.
+        """`timeout`: seconds in which an image must have a prediction. `device`: default the manifest's.
 
         `role`: the end of the client id; of two connections with the same id the broker keeps the later one.
 
@@ -64,7 +64,7 @@ class Offload:
         self._log_unanswered = RateLimiter()
         self._silent_until = 0.0
         self.sent = 0  # bytes of requests
-        self.asked = 0
+        self.asked = 0  # images
 
     def open(self) -> None:
         """Connects; without a broker it goes on trying in the background, and the exit predicts meanwhile.
@@ -139,7 +139,7 @@ class Offload:
             ):
                 return False
         self.sent += len(payload)
-        self.asked += 1
+        self.asked += len(features)
         return True
 
     def _answer_in(self, event: Event, correlation: bytes | None) -> Received | None:

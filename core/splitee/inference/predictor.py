@@ -8,6 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+
 from splitee.inference.graphs import ClientModel
 from splitee.inference.uncertainty import Array, softmax
 from splitee.samples.fitting import Pixels
@@ -31,9 +33,9 @@ class Trunk(Protocol):
     """A way to the trunk's predictions."""
 
     def logits(self, features: Array, waited: float = 0.0) -> Array | None:
-        """(1, *feature_shape) -> (1, classes); None when there is no response in time.
+        """(B, *feature_shape) -> (B, classes); None when there is no response in time.
 
-        `waited`: seconds that the image has waited so far.
+        `waited`: seconds that the images have waited so far.
         """
 
 
@@ -83,25 +85,44 @@ class Predictor:
 
     def __call__(self, pixels: Pixels) -> Prediction:
         """`pixels`: uint8 (C, H, W), as `load_image` gives them."""
+        return self.batch(pixels[None])[0]
+
+    def batch(self, pixels: Pixels) -> list[Prediction]:
+        """Of images in their order, uint8 (B, C, H, W): one pass, and at most one request to the trunk.
+
+        Each has the time that all of them took.
+        """
         started = time.perf_counter()
-        features, logits = self._model(pixels[None])
-        uncertainty = float(self._model.uncertainty(logits)[0])
-        source: Source = "exit"
-        asks = False
-        if uncertainty > self.threshold and self._trunk is not None:
-            asks = sum(self._asked) < self._most
-            trunk_logits = self._trunk.logits(features, time.perf_counter() - started) if asks else None
-            if trunk_logits is None:
-                source = "local-fallback"
-            else:
-                logits, source = self._model.manifest.combination(logits, trunk_logits), "trunk"
-        self._asked.append(asks)
-        probabilities = softmax(logits)[0]
-        best = int(probabilities.argmax())
-        return Prediction(
-            label=self._model.manifest.class_names[best],
-            probability=float(probabilities[best]),
-            entropy=uncertainty,
-            source=source,
-            milliseconds=1000 * (time.perf_counter() - started),
+        features, logits = self._model(pixels)
+        uncertainties = self._model.uncertainty(logits)
+        asks = np.array([self._is_offloaded(float(uncertainty)) for uncertainty in uncertainties])
+        trunk_logits = None
+        if self._trunk is not None and asks.any():
+            trunk_logits = self._trunk.logits(features[asks], time.perf_counter() - started)
+        if trunk_logits is not None:
+            logits = logits.copy()
+            logits[asks] = self._model.manifest.combination(logits[asks], trunk_logits)
+        milliseconds = 1000 * (time.perf_counter() - started)
+        return [
+            Prediction(
+                label=self.class_names[row.argmax()],
+                probability=float(row.max()),
+                entropy=float(uncertainty),
+                source=self._source(float(uncertainty), bool(asked) and trunk_logits is not None),
+                milliseconds=milliseconds,
+            )
+            for row, uncertainty, asked in zip(softmax(logits), uncertainties, asks, strict=True)
+        ]
+
+    def _source(self, uncertainty: float, trunk_answered: bool) -> Source:
+        if trunk_answered:
+            return "trunk"
+        return "exit" if self._trunk is None or uncertainty <= self.threshold else "local-fallback"
+
+    def _is_offloaded(self, uncertainty: float) -> bool:
+        """Whether the trunk is to predict for the next image; of a WINDOW of them, no more than a share."""
+        is_offloaded = (
+            self._trunk is not None and uncertainty > self.threshold and sum(self._asked) < self._most
         )
+        self._asked.append(is_offloaded)
+        return is_offloaded

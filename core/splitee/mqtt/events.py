@@ -41,4 +41,9 @@ class Overflow:
     """Messages were lost here, between the one before and the one behind: nobody received them in time."""
 
 
-Event = Message | Connected | Disconnected | Overflow
+@dataclass(frozen=True)
+class Woken:
+    """Another thread has something for whoever reads: see `Link.wake`."""
+
+
+Event = Message | Connected | Disconnected | Overflow | Woken

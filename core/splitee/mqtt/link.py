@@ -22,7 +22,7 @@ from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.backoff import delays, tries
 from splitee.mqtt.connection import CONNECT_LIMIT, Connection, packet_properties, quietly
 from splitee.mqtt.event_queue import EventQueue, Key
-from splitee.mqtt.events import Connected, Disconnected, Event, Message
+from splitee.mqtt.events import Connected, Disconnected, Event, Message, Woken
 from splitee.mqtt.in_flight import IN_FLIGHT, InFlight
 from splitee.mqtt.meter import Meter, headers_of
 from splitee.mqtt.pace import COMPLAINTS, Pace
@@ -244,6 +244,10 @@ class Link:
         if isinstance(event, Message):
             log.debug("received %s, %d bytes", event.topic, len(event.payload))
         return event
+
+    def wake(self) -> None:
+        """Has `receive` return a `Woken`: for who also waits for another thread, which calls this."""
+        self._inbox.put(Woken())
 
     def publish(
         self,

@@ -191,6 +191,7 @@ class Serving(JsonMessage, frozen=True):
         offloaded_share: share of these images that the trunk was asked about.
         fallback_share: share of these images of which the trunk was asked, and did not respond in time.
         last: the last predictions, the newest first.
+        dropped: images since the process began that were not predicted, as newer ones had come.
     """
 
     state: Literal["online", "offline"]
@@ -201,6 +202,7 @@ class Serving(JsonMessage, frozen=True):
     offloaded_share: Fraction | None = None
     fallback_share: Fraction | None = None
     last: Annotated[tuple[LastPrediction, ...], Meta(max_length=MOST_LAST)] = ()
+    dropped: Count = 0
 
 
 class PredictedState(JsonMessage, frozen=True):

@@ -75,6 +75,10 @@ class Topics:
         """`leaf`: status, profile, features, round-done, infer, weights, inbox/plan, inbox/ack, ..."""
         return f"{self.base}/devices/{device}/{leaf}"
 
+    def trigger(self, device: str) -> str:
+        """A message on it, whatever it says, makes a device take images: see `--on-topic own`."""
+        return self.device(device, "inbox/trigger")
+
     def all_devices(self, leaf: str) -> str:
         """The subscription filter for one leaf of every device."""
         return self.device("+", leaf)

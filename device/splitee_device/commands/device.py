@@ -214,8 +214,10 @@ def device(
     if test is not None and given_as_flag("holdout"):
         raise ConfigError("--holdout is a share of --data, and --test is held out instead: give one of them")
     open_source(data, test)  # what is wrong with the data is said at once, not when a server has come
-    require_images(chosen.serving.images() is not None)  # and so is a folder that is not there
-    chosen.agreement.latest_image(chosen.serving.watch)
+    topics, instance = Topics(link.fleet), time.time_ns()
+    require_images(chosen.serving.capture.is_given)
+    chosen.serving.capture.open(topics, device)  # and so is a folder that is not there
+    chosen.agreement.latest_image(chosen.serving.capture.watch)
 
     import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
 
@@ -224,7 +226,6 @@ def device(
 
     torch.set_num_threads(threads)
     directory = StateDirectory(state)
-    topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
         link.address,
         f"splitee-{link.fleet}-{device}",

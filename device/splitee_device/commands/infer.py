@@ -84,14 +84,14 @@ def infer(
     What several predictions agree on is the device's state, which the broker retains at devices/ID/state.
     """
     check_name(device, "--id")
-    images = serving.images()
-    if images is None:
-        raise ConfigError("give one of --watch FOLDER and --camera")
-    latest = agreement.latest_image(serving.watch)
+    topics, instance = Topics(link.fleet), time.time_ns()
+    capture = serving.capture.open(topics, device)
+    if capture is None:
+        raise ConfigError("give one of --watch FOLDER, --camera and --stdin")
+    latest = agreement.latest_image(serving.capture.watch)
     shelf = ModelStore(models)
     if model is not None:
         shelf.adopt(model)
-    topics, instance = Topics(link.fleet), time.time_ns()
     connection = serving_link(link, device, instance)
     service = InferenceService(
         connection,
@@ -114,7 +114,7 @@ def infer(
     stop = stop_on_signals()
     connection.open(link.connect_timeout)
     try:
-        service.run(images, stop.is_set)
+        service.run(capture, stop.is_set)
         log.info("stopped after %d images", service.tally.predicted)
     finally:
         service.close()

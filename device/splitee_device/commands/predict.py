@@ -167,7 +167,7 @@ def _open_offload(link: LinkOptions, model: ClientModel, device: str | None, tim
 
 
 def _capture(preparation: Preparation) -> Pixels:
-    from splitee_device.inference.camera import capture_image
+    from splitee_device.capture.camera import capture_image
 
     return load_image(capture_image(), preparation, name="camera")
 

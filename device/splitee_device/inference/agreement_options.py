@@ -52,7 +52,7 @@ class AgreementOptions:
 
 def require_images(are_there: bool) -> None:
     """Raises ConfigError: a flag of this group was given, and no images are to come."""
-    require("--watch or --camera", are_there, "--agree", "--unsure-above", "--keep-latest")
+    require("--watch, --camera or --stdin", are_there, "--agree", "--unsure-above", "--keep-latest")
 
 
 _OPTIONS = (

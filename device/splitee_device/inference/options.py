@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,8 +18,7 @@ from splitee.errors import ConfigError
 from splitee.inference.predictor import NO_FLOORS, WINDOW, OffloadFloors
 from splitee.inference.signatures import ReleaseKey
 from splitee.samples.fitting import Region
-from splitee_device.inference.folder import Folder
-from splitee_device.inference.service import Camera, ImageSource
+from splitee_device.capture.options import CAPTURE_SETTINGS, CaptureOptions, capture_options
 from splitee_device.inference.unsure_images import Bounds, UnsureImages
 
 KEEP = Bounds()
@@ -28,22 +28,13 @@ KEEP = Bounds()
 class ServingOptions:
     """Where images come from, and how long one waits for the server's prediction."""
 
-    watch: Path | None
-    camera: bool
-    every: float  # seconds between two images of the camera
+    capture: CaptureOptions
     timeout: float  # seconds
     floors: OffloadFloors = NO_FLOORS
     key: ReleaseKey | None = None  # that releases must be signed by
-    existing: bool = False  # images that lie in the watched folder at the start are classified, too
     region: Region | None = None  # of each picture that the network sees; None: as it was trained
     keep_unsure: Path | None = None  # where images that the model is uncertain of are kept; None: nowhere
     keep: Bounds = KEEP
-
-    def images(self) -> ImageSource | None:
-        """None: there are none to classify. Raises DataError: there is no such folder."""
-        if self.watch is not None:
-            return Folder(self.watch, existing=self.existing)
-        return Camera(self.every) if self.camera else None
 
     def unsure_images(self) -> UnsureImages | None:
         """None: none are kept."""
@@ -65,26 +56,7 @@ most_offload = setting(
     help=f"Largest share of any {WINDOW} images in a row that may be offloaded to the server.",
 )
 _OPTIONS = (
-    setting(
-        "--watch",
-        type=click.Path(path_type=Path),
-        metavar="FOLDER",
-        help="Classify the images that come into this folder.",
-        show_default="none",
-    ),
-    setting(
-        "--existing",
-        is_flag=True,
-        help="Classify also the images that lie in the folder of --watch at each start.",
-    ),
-    setting("--camera", is_flag=True, help="Classify the images of this device's camera."),
-    setting(
-        "--every",
-        type=number(0, above=True),
-        default=10.0,
-        metavar="SECONDS",
-        help="Time between two images of --camera, in seconds.",
-    ),
+    *CAPTURE_SETTINGS,
     setting(
         "--timeout",
         type=number(0, above=True),
@@ -145,10 +117,6 @@ _OPTIONS = (
 
 
 def _serving(
-    watch: Path | None,
-    existing: bool,
-    camera: bool,
-    every: float,
     timeout: float,
     lowest_threshold: float,
     most_offload: float,
@@ -159,13 +127,11 @@ def _serving(
     keep_above: float | None,
     release_key: Path | None,
     region: Region | None,
+    **where: Any,
 ) -> ServingOptions:
-    if watch is not None and camera:
-        raise ConfigError("give one of --watch FOLDER and --camera, not both")
-    if existing and watch is None:
-        raise ConfigError("--existing is of --watch FOLDER: give both, or none")
-    require("--camera", camera, "--every")
-    require("--watch or --camera", watch is not None or camera, "--keep-unsure")
+    capture = capture_options(**where)
+    require("--watch, --camera or --stdin", capture.is_given, "--keep-unsure")
+    watch = capture.watch
     if keep_unsure is not None and watch is not None and keep_unsure.resolve() == watch.resolve():
         raise ConfigError(
             "--keep-unsure and --watch are the same folder: what is kept would be classified again"
@@ -175,7 +141,7 @@ def _serving(
     key = ReleaseKey.read(release_key) if release_key is not None else None
     floors = OffloadFloors(lowest_threshold, most_offload)
     keep = Bounds(keep_count, keep_size << 20, keep_every, keep_above)
-    return ServingOptions(watch, camera, every, timeout, floors, key, existing, region, keep_unsure, keep)
+    return ServingOptions(capture, timeout, floors, key, region, keep_unsure, keep)
 
 
 serving_options = option_group("serving", _serving, *_OPTIONS, title="Classification")

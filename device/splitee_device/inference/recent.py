@@ -24,6 +24,7 @@ TELL_EVERY = 5.0  # seconds, while something changes
 AT_LEAST_EVERY = 60.0  # seconds, else
 MINUTE = 60.0
 WINDOW = 2 * MINUTE  # seconds that the figures are of
+INBOX = 32 << 20  # bytes that may wait: of a model one part does, of triggers there may be a flood
 KEPT = 1000  # predictions; a device that makes more in a WINDOW tells of the last ones
 
 
@@ -40,6 +41,7 @@ def serving_link(options: LinkOptions, device: str, instance: int) -> Link:
         f"splitee-{options.fleet}-{device}-service",
         tls=options.tls,
         will=offline(topics, device, instance),
+        capacity_bytes=INBOX,
     )
 
 
@@ -51,7 +53,11 @@ class _Made:
 
 
 class RecentPredictions:
-    """Those of the last WINDOW, and the labels of the last few: never an image, nor its file's name."""
+    """Those of the last WINDOW, and the labels of the last few: never an image, nor its file's name.
+
+    Attributes:
+        dropped: images that came and were not predicted, so far.
+    """
 
     def __init__(
         self, port: Port, topics: Topics, device: str, instance: int, *, clock: Clock = time.monotonic
@@ -66,6 +72,7 @@ class RecentPredictions:
         self._last: deque[LastPrediction] = deque(maxlen=MOST_LAST)
         self._said: Serving | None = None
         self._said_at = 0.0
+        self.dropped = 0
 
     def add(self, prediction: Prediction) -> None:
         """It has just been made."""
@@ -106,6 +113,7 @@ class RecentPredictions:
             offloaded_share=round(1 - of_source.count("exit") / count, 4) if count else None,
             fallback_share=round(of_source.count("local-fallback") / count, 4) if count else None,
             last=tuple(self._last),
+            dropped=self.dropped,
         )
 
     def _seconds(self, now: float) -> float:

@@ -7,8 +7,8 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Protocol
+
+import numpy as np
 
 from splitee.cli.accuracy_words import threshold_in_words
 from splitee.errors import DataError
@@ -16,15 +16,16 @@ from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
 from splitee.log_limits import FirstFew
-from splitee.mqtt.events import Connected, Message
+from splitee.mqtt.events import Connected, Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol.inference import PredictionReport
 from splitee.protocol.topics import Topics
-from splitee.samples.fitting import Preparation, Region
+from splitee.samples.fitting import Pixels, Preparation, Region
 from splitee.samples.images import load_image
-from splitee_device.inference.camera import capture_image
+from splitee_device.capture.backlog import NewImage
+from splitee_device.capture.options import Capture
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.latest_image import LatestImage
 from splitee_device.inference.model_store import ModelStore
@@ -34,28 +35,12 @@ from splitee_device.inference.tally import Tally
 from splitee_device.inference.unsure_images import UnsureImages
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
-TICK = 0.2  # seconds between two looks at the folder, the clock and the model in service
+TICK = 0.2  # seconds between two looks at the clock and the model in service
+EVENTS = 64  # that are handled between two passes: a flood of messages does not stop the predictions
+MOST_TOGETHER = 8  # images in a pass
+LONGEST_PASS = 0.5  # seconds; with half of it, the next one may have twice as many images
 
 log = logging.getLogger(__name__)
-
-
-class ImageSource(Protocol):
-    def new(self) -> list[tuple[str, Path | bytes]]:
-        """What has come since the last call: each image's name, and its file or encoded bytes."""
-
-
-class Camera:
-    """An image every so many seconds."""
-
-    def __init__(self, every: float) -> None:
-        self._every = every
-        self._due = time.monotonic()
-
-    def new(self) -> list[tuple[str, Path | bytes]]:
-        if time.monotonic() < self._due:
-            return []
-        self._due = time.monotonic() + self._every
-        return [("camera", capture_image())]
 
 
 class InferenceService:
@@ -117,33 +102,59 @@ class InferenceService:
         self.tally = Tally()
         self._recent = RecentPredictions(link, topics, device, instance)
         self._log_due = RateLimiter(LOG_EVERY)
-        self._log_failed = RateLimiter()
         self._log_skips = FirstFew()
+        self._log_dropped = RateLimiter()
+        self._batch = 1  # images in a pass; more once passes are known to be short
         self._unlogged = 0
 
-    def run(self, images: ImageSource, stop: Callable[[], bool]) -> None:
-        """Serves until `stop`. Without a model it waits for one to be released."""
+    def run(self, capture: Capture | None, stop: Callable[[], bool]) -> None:
+        """Serves until `stop`, or the images end. Without a model it waits for one to be released.
+
+        `capture`: None: there are no images, and only models are taken.
+        """
         if self._shelf.release is None:
             log.info("no model yet: waiting for one to be released to %s", self._device)
-        while not stop():
-            event = self._link.receive(TICK)
-            if isinstance(event, Message):
+        if capture is not None:
+            capture.images.open(self._link.wake)
+            if capture.trigger is not None:
+                self._link.subscribe(capture.trigger.topic)
+        try:
+            while not stop() and (capture is None or not capture.images.ended):
+                self._serve_once(capture)
+        finally:
+            if capture is not None:
+                capture.images.close()
+
+    def _serve_once(self, capture: Capture | None) -> None:
+        """Handles what has come, and classifies a batch where images wait; else waits for a TICK."""
+        is_busy = capture is not None and self._predictor is not None and capture.images.waiting
+        wait = 0.0 if is_busy else TICK
+        for _ in range(EVENTS):
+            event = self._link.receive(wait)
+            if event is None:
+                break
+            self._handle(event, capture)
+            wait = 0.0
+        self._delivery.tick()
+        if self._unsure is not None:
+            self._unsure.tick()
+        if self._latest is not None:
+            self._latest.tick()
+        self._states.tick()
+        self._recent.tell()
+        if self._shelf.release != self._release:
+            self._switch()
+        if capture is not None and self._predictor is not None:
+            self._classify(capture, self._predictor)
+
+    def _handle(self, event: Event, capture: Capture | None) -> None:
+        if isinstance(event, Message):
+            if capture is None or capture.trigger is None or not capture.trigger.take(event):
                 self._delivery.handle(event)
-            elif isinstance(event, Connected):
-                self._delivery.say_again()
-                self._recent.tell_again()
-                self._states.say_again()
-            self._delivery.tick()
-            if self._unsure is not None:
-                self._unsure.tick()
-            if self._latest is not None:
-                self._latest.tick()
-            self._states.tick()
-            self._recent.tell()
-            if self._shelf.release != self._release:
-                self._switch()
-            if self._predictor is not None and not isinstance(event, Message):
-                self._classify(images, self._predictor)
+        elif isinstance(event, Connected):
+            self._delivery.say_again()
+            self._recent.tell_again()
+            self._states.say_again()
 
     def close(self) -> None:
         self._states.close()
@@ -178,32 +189,52 @@ class InferenceService:
             words = f"threshold {in_force:.3f}, by this device's settings"
         log.info("in service: round %d of run %s; %s", model.manifest.round, model.manifest.run, words)
 
-    def _classify(self, images: ImageSource, predictor: Predictor) -> None:
-        try:
-            new = images.new()
-        except DataError as error:
-            if self._log_failed.due():
-                log.warning("%s", error)
+    def _classify(self, capture: Capture, predictor: Predictor) -> None:
+        """The images that have waited longest, in one pass: as many as keep it short."""
+        taken = capture.images.take(self._batch)
+        self._note_dropped(capture.images.dropped)
+        loaded = [(image, pixels) for image in taken if (pixels := self._load(image)) is not None]
+        if capture.change is not None:
+            loaded = [(image, pixels) for image, pixels in loaded if capture.change.passes(pixels)]
+        if not loaded:
             return
-        for name, source in new:
-            try:
-                pixels = load_image(source, self._preparation, name=name)
-            except DataError as error:
-                if self._log_skips.due():  # a folder may fill with what is no image
-                    log.warning("skipped: %s (%d so far)", error, self._log_skips.count)
-                continue
-            prediction = predictor(pixels)
-            report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
-            self._link.publish(self._topic, report.encode())
-            self._states.take(report)
+        started = time.monotonic()
+        predictions = predictor.batch(np.stack([pixels for _, pixels in loaded]))
+        seconds = time.monotonic() - started
+        for (image, pixels), prediction in zip(loaded, predictions, strict=True):
+            self._publish(image.name, prediction)
             if self._latest is not None:
-                self._latest.offer(source)
-            self.tally.add(prediction)
+                self._latest.offer(image.source)
             if self._unsure is not None:
-                self._unsure.offer(name, source, pixels, prediction, predictor.threshold)
-            self._recent.add(prediction)
-            self._recent.tell()
-            self._log(name, prediction)
+                self._unsure.offer(image.name, image.source, pixels, prediction, predictor.threshold)
+        self._recent.tell()
+        if seconds > LONGEST_PASS:
+            self._batch = max(self._batch // 2, 1)
+        elif seconds < LONGEST_PASS / 2:
+            self._batch = min(2 * self._batch, MOST_TOGETHER)
+
+    def _load(self, image: NewImage) -> Pixels | None:
+        """None: it cannot be read, which is said."""
+        try:
+            return load_image(image.source, self._preparation, name=image.name)
+        except DataError as error:
+            if self._log_skips.due():  # a folder may fill with what is no image
+                log.warning("skipped: %s (%d so far)", error, self._log_skips.count)
+            return None
+
+    def _publish(self, name: str, prediction: Prediction) -> None:
+        """Tells of a prediction everybody who is to know of it."""
+        report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
+        self._link.publish(self._topic, report.encode())
+        self._states.take(report)
+        self.tally.add(prediction)
+        self._recent.add(prediction)
+        self._log(name, prediction)
+
+    def _note_dropped(self, dropped: int) -> None:
+        if dropped > self._recent.dropped and self._log_dropped.due():
+            log.warning("more images come than are classified: %d were dropped so far", dropped)
+        self._recent.dropped = dropped
 
     def _log(self, name: str, prediction: Prediction) -> None:
         """At most a line in LOG_EVERY seconds, with the number of images that had none."""

@@ -139,7 +139,7 @@ SIMULATE = ("simulate", "--out", "o")
             (*SERVER, "--server-momentum", "0.5", "--client-averaging", "none"),
             "--server-momentum does nothing without --client-averaging layerwise: give both, or neither",
         ),
-        ((*DEVICE, "--every", "5"), "--every does nothing without --camera"),
+        ((*DEVICE, "--every", "5"), "--every does nothing without --camera or --stdin"),
         (
             (*DEVICE, "--cut", "3", "--prefer", "deepest"),
             "--prefer does nothing without --cut auto or --adapt",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many images a device asks about: never more than its owner allows, whatever a model says."""
+"""Who predicts: the exit, or the trunk, for no more images than a device's owner allows; in batches, too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CountingTrunk:
         self.images = 0
 
     def logits(self, features: Array, waited: float = 0.0) -> Array | None:
-        self.asked.append(self.images)
+        self.asked.extend(range(self.images, self.images + len(features)))
         return None
 
 
@@ -90,6 +90,50 @@ def _pixels() -> Pixels:
         if logits[0, 0] > logits[0, 1]:
             return pixels
     raise AssertionError("none of 100")
+
+
+class EchoingTrunk:
+    """Answers the first class for the features whose first number is at least `bound`, else the second."""
+
+    def __init__(self, bound: float) -> None:
+        self.requests: list[int] = []
+        self._bound = bound
+
+    def logits(self, features: Array, waited: float = 0.0) -> Array | None:
+        self.requests.append(len(features))
+        first = features.reshape(len(features), -1)[:, 0] >= self._bound
+        return np.stack([first, ~first], axis=1).astype("f4")
+
+
+def test_a_batch_is_predicted_as_its_images_are_one_by_one_with_one_request() -> None:
+    data = graphs.graph().SerializeToString()
+    model = ClientModel.of(graphs.manifest(data), data, threads=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, *graphs.SHAPE), np.uint8)
+    features, logits = model(pixels)
+    threshold = float(np.median(model.uncertainty(logits)))
+    bound = float(np.median(features.reshape(20, -1)[:, 0]))
+    together, single = EchoingTrunk(bound), EchoingTrunk(bound)
+    batch = Predictor(model, threshold=threshold, trunk=together).batch(pixels)
+    predict_one = Predictor(model, threshold=threshold, trunk=single)
+    one_by_one = [predict_one(each) for each in pixels]
+    assert together.requests == [10] and single.requests == [1] * 10
+    assert {(each.source, each.label) for each in batch if each.source == "trunk"} == {
+        ("trunk", "a"),
+        ("trunk", "b"),
+    }
+    for ours, theirs in zip(batch, one_by_one, strict=True):
+        assert (ours.label, ours.source) == (theirs.label, theirs.source)
+        assert ours.probability == pytest.approx(theirs.probability, abs=1e-6)
+        assert ours.entropy == pytest.approx(theirs.entropy, abs=1e-6)
+
+
+def test_no_window_has_more_questions_than_allowed_in_batches_either() -> None:
+    trunk = CountingTrunk()
+    predictor = Predictor(model_that_is_never_sure(), trunk=trunk, floors=OffloadFloors(most_offload=0.25))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, *graphs.SHAPE), np.uint8)
+    for _ in range(2 * WINDOW // 8):
+        predictor.batch(pixels)
+    assert len(trunk.asked) == 2 * 25
 
 
 @pytest.mark.parametrize("weight", [-0.1, 101.0, float("nan")])

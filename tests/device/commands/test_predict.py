@@ -227,11 +227,11 @@ def test_a_model_that_is_not_what_its_manifest_says_is_refused(model: Path, dama
 
 
 def test_the_camera_is_taken_through_the_systems_program(trained: Trained, tmp_path: Path) -> None:
-    picture = save(trained.data.held_out.images[3], tmp_path / "picture.png")
+    picture = save(trained.data.held_out.images[3], tmp_path / "picture.jpg")
     programs = tmp_path / "bin"
     programs.mkdir()
-    camera = programs / "rpicam-still"
-    camera.write_text(f"#!/bin/sh\nexec /bin/cat {picture}\n")
+    camera = programs / "rpicam-vid"
+    camera.write_text(f"#!/bin/sh\nwhile /bin/cat {picture}; do /bin/sleep 0.05; done\n")
     camera.chmod(0o755)
     model = ("--model", trained.model("pi-2"), "--json")
     (told,) = answers(predict(*model, "--camera", PATH=str(programs)))

@@ -56,6 +56,16 @@ def test_figures_are_of_the_predictions_lately(
     assert len(last.last) == 4  # labels stay
 
 
+def test_images_that_were_dropped_are_told_of(
+    port: FakePort, clock: FakeClock, recent: RecentPredictions
+) -> None:
+    recent.tell()
+    clock.advance(TELL_EVERY)
+    recent.dropped = 12
+    recent.tell()
+    assert [serving.dropped for serving in told(port)] == [0, 12]
+
+
 def test_the_newest_labels_come_first_and_a_long_one_is_cut(
     port: FakePort, recent: RecentPredictions
 ) -> None:

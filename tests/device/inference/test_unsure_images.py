@@ -130,7 +130,7 @@ def test_names_stay_within_the_folder(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--keep-unsure", "{}/unsure"], "--keep-unsure does nothing without --watch or --camera"),
+        (["--keep-unsure", "{}/unsure"], "--keep-unsure does nothing without --watch, --camera or --stdin"),
         (["--watch", "{}", "--keep-count", "5"], "--keep-count does nothing without --keep-unsure"),
         (["--watch", "{}", "--keep-unsure", "{}"], "are the same folder"),
     ],

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder that is watched for images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from splitee.clock import Clock
+from splitee.errors import DataError
+from splitee.samples.images import IMAGE_SUFFIXES
+from splitee_device.capture.backlog import NewImage
+
+if TYPE_CHECKING:
+    from watchfiles._rust_notify import RustNotify
+
+SETTLED = 0.2  # seconds for which the size of a file that is whole has stayed the same
+GATHER, STEP = 0.1, 0.05  # seconds: changes are told together, when there was none for a step, or at last
+LOOK = 1.0  # seconds between two looks at whether the folder is still there, and at one without events
+LOOK_AT_ALL = 60.0  # seconds between two looks at all of its files: of a flood, events may be lost
+DELETED = 3  # of watchfiles.Change
+
+log = logging.getLogger(__name__)
+
+
+class Folder:
+    """The images that come into a folder.
+
+    A file is taken when its size has stayed the same for SETTLED: it may still be being written. What
+    bears an image's name and is no regular file is never opened. A folder that disappears, as a drive that is
+    taken out, is waited for; what it held before is not new.
+
+    The system tells what changes (inotify), and nothing is looked at before. Where it does not, as on network
+    drives, all names are looked at every so many seconds.
+
+    Attributes:
+        skipped: those that are there and are no regular files.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        existing: bool = False,
+        poll: float | None = None,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        """Args:
+            existing: images that are there at the start are new, too.
+            poll: seconds between two looks at all names; None: the system tells what changes.
+
+        Raises DataError: there is no such folder.
+        """
+        if not path.is_dir():
+            raise DataError(f"--watch {path}: there is no such folder")
+        self._path = path
+        self._poll = poll
+        self._clock = clock
+        self._events: RustNotify | None = None
+        self._identity: tuple[int, int] | None = None  # of the folder that the events are of
+        self._is_away = False
+        self._touched: set[str] = set()  # names since the last look
+        self._settling: dict[str, tuple[int, float]] = {}  # size, and since when it is that
+        self._all_due = 0.0  # when all names are looked at again
+        self._ready: deque[str] = deque()  # that are to be told of
+        self.skipped: set[Path] = set()
+        self._done = set() if existing else set(self._names() or ())
+
+    def images(self, stop: threading.Event) -> Iterator[NewImage]:
+        """Those whose files are whole, as they come, until `stop` is set."""
+        try:
+            while not stop.is_set():
+                self._ready.extend(self.new())
+                while self._ready and not stop.is_set():
+                    name = self._ready.popleft()
+                    yield NewImage(name, self._path / name)
+                self._wait(stop)
+        finally:
+            self._forget_events()
+
+    def new(self) -> list[str]:
+        """Names of the images whose files are whole since the last call; none while the folder is away."""
+        self._check_identity()
+        if self._clock() >= self._all_due:
+            names = self._names()
+            if names is None:
+                return []
+            self._done &= names  # what is gone may come again under its name
+            self._settling = {name: seen for name, seen in self._settling.items() if name in names}
+            self.skipped = {path for path in self.skipped if path.name in names}
+            self._touched = names
+            self._all_due = self._clock() + (LOOK_AT_ALL if self._events is not None else 0)
+        candidates = (self._touched | self._settling.keys()) - self._done
+        self._touched = set()
+        ready = sorted(self._whole(candidates))
+        self._done.update(ready)
+        return ready
+
+    def _whole(self, names: Iterable[str]) -> Iterator[str]:
+        """Those of `names` whose size has settled."""
+        now = self._clock()
+        for name in names:
+            size = self._size(name)
+            before, since = self._settling.pop(name, (None, now))
+            if not size:
+                continue
+            if size != before:
+                self._settling[name] = size, now
+            elif now - since < SETTLED:
+                self._settling[name] = size, since
+            else:
+                yield name
+
+    def _size(self, name: str) -> int | None:
+        """Bytes of a regular file; None: it is none, or gone."""
+        path = self._path / name
+        try:
+            status = path.stat()
+        except OSError:
+            return None
+        if stat.S_ISREG(status.st_mode):
+            return status.st_size
+        if path not in self.skipped:
+            self.skipped.add(path)
+            log.warning("skipped: %s: expected an image, got no regular file", name)
+        return None
+
+    def _names(self) -> set[str] | None:
+        """Of the images in the folder; None: it cannot be read."""
+        try:
+            with os.scandir(self._path) as entries:
+                names = {entry.name for entry in entries if _is_image(entry.name)}
+        except OSError as error:
+            if not self._is_away:
+                log.warning("--watch %s: %s; waiting for it to come back", self._path, error.strerror)
+            self._is_away = True
+            self._forget_events()
+            return None
+        if self._is_away:
+            log.info("--watch %s is back", self._path)
+        self._is_away = False
+        return names
+
+    def _check_identity(self) -> None:
+        """Events are of a folder, not of a path: another one may be there now, or none."""
+        try:
+            status = self._path.stat()
+            identity = status.st_dev, status.st_ino
+        except OSError:
+            identity = None
+        if identity != self._identity:
+            self._forget_events()
+            self._identity = identity
+            if identity is not None and self._poll is None:
+                self._events = self._listen()
+
+    def _listen(self) -> RustNotify | None:
+        """What tells of changes; None: the system does not."""
+        from watchfiles._rust_notify import RustNotify
+
+        try:
+            return RustNotify([str(self._path)], False, False, 0, False, False)
+        except (OSError, RuntimeError) as error:
+            if self._path.is_dir():
+                log.warning(
+                    "--watch %s: the system tells of no changes (%s); looking every %.0f s",
+                    self._path,
+                    str(error).partition("\n")[0],
+                    LOOK,
+                )
+            return None
+
+    def _forget_events(self) -> None:
+        if self._events is not None:
+            self._events.close()
+        self._events, self._identity, self._all_due = None, None, 0.0
+
+    def _wait(self, stop: threading.Event) -> None:
+        """Until something may be new."""
+        pause = SETTLED if self._settling else (self._poll or LOOK)
+        if self._events is None:
+            stop.wait(pause)
+            return
+        changes = self._events.watch(int(1000 * GATHER), int(1000 * STEP), int(1000 * pause), stop)
+        if isinstance(changes, str):  # there were none
+            return
+        for change, path in changes:
+            name = Path(path).name
+            if _is_image(name):
+                self._touched.add(name)
+                if change == DELETED:
+                    self._done.discard(name)
+        self.skipped = {path for path in self.skipped if path.name not in self._touched}
+
+
+def _is_image(name: str) -> bool:
+    """By its name alone; without a `Path`, of which there may be many thousand at once."""
+    return f".{name.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES and not name.startswith(".")

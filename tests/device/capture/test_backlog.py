@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images that wait: in their order, as many as there is room for, the newest; and how a source ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from waiting import until
+
+from splitee.errors import DataError
+from splitee_device.capture.backlog import Backlog, NewImage
+
+
+class Numbers:
+    """A source of images that are called by their numbers; `error` is what it ends with."""
+
+    def __init__(self, count: int, error: Exception | None = None) -> None:
+        self.next = 0
+        self._count = count
+        self._error = error
+
+    def images(self, stop: threading.Event) -> Iterator[NewImage]:
+        while self.next < self._count and not stop.is_set():
+            self.next += 1
+            yield NewImage(str(self.next - 1), b"x")
+        if self._error is not None:
+            raise self._error
+
+
+def names(backlog: Backlog, most: int = 100) -> list[int]:
+    return [int(image.name) for image in backlog.take(most)]
+
+
+def test_the_oldest_are_dropped_and_counted() -> None:
+    source = Numbers(100)
+    backlog = Backlog(source, 8)
+    backlog.open(lambda: None)
+    until(lambda: source.next == 100 and backlog.dropped == 92)
+    assert names(backlog, 5) == [92, 93, 94, 95, 96]
+    assert not backlog.ended
+    assert names(backlog) == [97, 98, 99]
+    until(lambda: backlog.ended)
+
+
+def test_where_none_may_be_dropped_the_source_waits() -> None:
+    source = Numbers(100)
+    backlog = Backlog(source, 8, drops=False)
+    backlog.open(lambda: None)
+    until(lambda: backlog.waiting == 8)
+    found: list[int] = []
+    until(lambda: found.extend(names(backlog, 3)) or backlog.ended)
+    assert found == list(range(100))
+    assert backlog.dropped == 0
+
+
+def test_what_waits_when_it_is_closed_is_there_when_it_is_opened_again() -> None:
+    source = Numbers(100)
+    backlog = Backlog(source, 8, drops=False)
+    found: list[int] = []
+    for most in (5, 5, 100):
+        backlog.open(lambda: None)
+        until(lambda: backlog.waiting >= 5)
+        found += names(backlog, most)
+        backlog.close()
+    assert found == list(range(len(found))) and len(found) >= 15
+
+
+def test_who_waits_is_woken_once_for_images_and_at_the_end() -> None:
+    woken = threading.Semaphore(0)
+    backlog = Backlog(Numbers(50), 100)
+    backlog.open(woken.release)
+    until(lambda: backlog.waiting == 50)
+    assert names(backlog) == list(range(50))
+    until(lambda: backlog.ended)
+    assert woken.acquire(timeout=10) and woken.acquire(timeout=10)
+    assert not woken.acquire(timeout=0)
+
+
+def test_what_ends_a_source_is_raised_once_the_images_before_are_taken() -> None:
+    backlog = Backlog(Numbers(3, DataError("it is broken")), 8)
+    backlog.open(lambda: None)
+    until(lambda: backlog.waiting == 3)
+    assert names(backlog) == [0, 1, 2]
+    with pytest.raises(DataError, match="it is broken"):
+        until(lambda: backlog.take(1))
+    assert names(backlog) == []
+    until(lambda: backlog.ended)

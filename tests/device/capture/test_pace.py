@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images of a stream are taken: by time, and by triggers, of which a flood counts as one."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeClock
+
+from splitee.mqtt.events import Message
+from splitee_device.capture.pace import Pace
+from splitee_device.capture.trigger import FLOOD, Trigger
+
+RATE = 30.0  # images a second
+
+
+def taken(pace: Pace, clock: FakeClock, seconds: float) -> int:
+    """Of the images of so many seconds."""
+    count = 0
+    for _ in range(round(RATE * seconds)):
+        count += pace.takes()
+        clock.advance(1 / RATE)
+    return count
+
+
+@pytest.mark.parametrize(("every", "count"), [(0, 300), (0.01, 300), (0.1, 100), (0.2, 50), (5, 2), (60, 1)])
+def test_one_is_taken_in_so_many_seconds(every: float, count: int) -> None:
+    clock = FakeClock()
+    assert taken(Pace(every, clock=clock), clock, 10) == pytest.approx(count, abs=1)
+
+
+def test_none_is_taken_before_a_trigger_and_as_many_as_its_window_has() -> None:
+    clock = FakeClock()
+    pace = Pace(1.0, window=5.0, clock=clock)
+    assert taken(pace, clock, 100) == 0
+    pace.trigger()
+    assert taken(pace, clock, 100) == 5
+    pace.trigger()
+    clock.advance(60)  # no image came meanwhile
+    assert taken(pace, clock, 10) == 1, "a trigger has an image"
+
+
+def test_a_trigger_within_the_window_makes_it_last_longer() -> None:
+    clock = FakeClock()
+    pace = Pace(1.0, window=5.0, clock=clock)
+    pace.trigger()
+    assert taken(pace, clock, 4) == 4
+    pace.trigger()
+    assert taken(pace, clock, 100) == 5
+
+
+def message(payload: bytes = b"ON", *, topic: str = "garden/motion", retained: bool = False) -> Message:
+    return Message(topic, payload, retained=retained)
+
+
+def test_a_window_of_nothing_has_one_image_whatever_the_message_says() -> None:
+    clock = FakeClock()
+    pace = Pace(0.0, window=0.0, clock=clock)
+    trigger = Trigger("garden/motion", None, pace, clock=clock)
+    for payload in (b"ON", b"", b"\xff" * 100_000):
+        assert trigger.take(message(payload))
+        assert taken(pace, clock, 3) == 1
+    assert not trigger.take(message(topic="garden/other"))
+    assert trigger.take(message(retained=True)), "it is the trigger's, but says what was once"
+    assert taken(pace, clock, 3) == 0
+    assert trigger.count == 3
+
+
+def test_only_the_payload_that_was_named_counts() -> None:
+    clock = FakeClock()
+    pace = Pace(0.0, window=0.0, clock=clock)
+    trigger = Trigger("garden/motion", "ON", pace, clock=clock)
+    for payload in (b"OFF", b"", b"on", b"ON "):
+        assert trigger.take(message(payload))
+    assert taken(pace, clock, 3) == 0
+    assert trigger.take(message(b"ON"))
+    assert taken(pace, clock, 3) == 1
+
+
+def test_a_flood_of_triggers_counts_as_one_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    pace = Pace(0.0, window=0.0, clock=clock)
+    trigger = Trigger("garden/motion", None, pace, clock=clock)
+    for _ in range(50_000):
+        trigger.take(message())
+    assert taken(pace, clock, 3) == 1
+    assert trigger.count == 50_000
+    assert [record.getMessage() for record in caplog.records] == [
+        f"--on-topic garden/motion: {FLOOD} triggers within a second; they count as one"
+    ]

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device that classifies a stream: to its end, past what is no image, and after triggers alone."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from trained import Trained
+from waiting import LONG, until
+
+from splitee.errors import ExitCode
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol import routes
+from splitee.protocol.inference import PredictionReport, Serving
+from splitee.protocol.topics import Topics
+from splitee_lab.local.brokers import RunningBroker
+
+DEVICE = "pi-2"
+Start = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def infer(trained: Trained, mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Start]:
+    """`infer(fleet, ...)`: a service whose standard input is a pipe, and its log `tmp_path / "log"`."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(fleet: str, *flags: str) -> subprocess.Popen[bytes]:
+        where = ("--broker", str(mosquitto_broker.address), "--fleet", fleet, "--id", DEVICE)
+        models = ("--models", str(tmp_path / "models"), "--model", str(trained.model(DEVICE)))
+        words = [sys.executable, "-m", "splitee", "infer", *where, *models, "--threshold", "1", *flags]
+        with (tmp_path / "log").open("wb") as log:
+            process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log)
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def image(trained: Trained) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(trained.data.held_out.images[0].transpose(1, 2, 0)).save(file, "JPEG")
+    return file.getvalue()
+
+
+class Heard:
+    """What a device publishes: `names` of predicted images, and what it last said of itself."""
+
+    def __init__(self, link: Link, fleet: str) -> None:
+        self.names: list[str] = []
+        self.serving: Serving | None = None
+        self._link = link
+        self._predictions = routes.PREDICTIONS.topic(Topics(fleet), DEVICE)
+        link.subscribe(self._predictions, routes.SERVING.topic(Topics(fleet), DEVICE))
+
+    def read(self) -> Heard:
+        while (event := self._link.receive(0.05)) is not None:
+            if isinstance(event, Message) and event.topic == self._predictions:
+                self.names.append(PredictionReport.decode(event.payload).picture)
+            elif isinstance(event, Message):
+                self.serving = Serving.decode(event.payload)
+        return self
+
+
+def test_a_stream_is_classified_to_its_end_in_its_order(
+    infer: Start,
+    image: bytes,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    tmp_path: Path,
+) -> None:
+    heard = Heard(make_link(mosquitto_broker.address, "hears-stream"), "stream")
+    process = infer("stream", "--stdin", "--every", "0", "--backlog", "0")
+    size = image.index(b"\xff\xc0") + 5
+    hostile = image[:size] + b"\xff\xf0" * 2 + image[size + 4 :]  # 65,520 pixels wide and high
+    process.communicate(image * 30 + hostile + b"no image" + image * 10, timeout=LONG)
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 0, log
+    until(lambda: len(heard.read().names) >= 40, lambda: log)
+    assert heard.names == [f"{number}.jpg" for number in range(1, 42) if number != 31]
+    assert "skipped: 31.jpg" in log
+    assert "stopped after 40 images" in log
+    assert "Traceback" not in log
+
+
+def test_a_trigger_has_an_image_taken_and_a_flood_of_them_few(
+    infer: Start,
+    image: bytes,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    tmp_path: Path,
+) -> None:
+    link = make_link(mosquitto_broker.address, "hears-triggers")
+    heard = Heard(link, "triggers")
+    flags = ("--stdin", "--every", "0", "--on-topic", "own", "--on-payload", "ON", "--on-topic-for", "0")
+    process = infer("triggers", *flags)
+    ended = threading.Event()
+
+    def deliver() -> None:
+        assert process.stdin is not None
+        while not ended.wait(0.02):
+            process.stdin.write(image)
+            process.stdin.flush()
+
+    camera = threading.Thread(target=deliver)
+    camera.start()
+    try:
+        until(lambda: heard.read().serving is not None and "in service" in (tmp_path / "log").read_text())
+        trigger = Topics("triggers").trigger(DEVICE)
+        link.publish(trigger, b"OFF")
+        time.sleep(0.5)
+        assert heard.read().names == []
+        link.publish(trigger, b"ON")
+        until(lambda: heard.read().names)
+        time.sleep(0.5)
+        assert len(heard.read().names) == 1
+        for _ in range(3000):
+            link.publish(trigger, b"ON")
+        assert link.flush(LONG)
+        link.publish(trigger, b"ON" * 100_000)
+        until(lambda: "they count as one" in (tmp_path / "log").read_text())
+        time.sleep(0.5)
+        assert 2 <= len(heard.read().names) < 1000
+        assert process.poll() is None
+    finally:
+        ended.set()
+        camera.join()
+    process.terminate()
+    assert process.wait(LONG) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_stream_of_something_else_is_an_error_in_one_line(infer: Start, tmp_path: Path) -> None:
+    process = infer("words", "--stdin")
+    process.communicate(b"no image" * (2 << 20), timeout=LONG)
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == ExitCode.DATA, log
+    assert "images of up to 8 MiB, got something else, which is passed over" in log
+    last = "splitee: --stdin: expected motion JPEG with images of up to 8 MiB, got none before its end"
+    assert log.splitlines()[-1] == last
+    assert "Traceback" not in log
+
+
+def test_a_topic_with_wildcards_is_refused(infer: Start, tmp_path: Path) -> None:
+    process = infer("wildcards", "--stdin", "--on-topic", "garden/#")
+    assert process.wait(LONG) == ExitCode.CONFIG
+    assert "--on-topic 'garden/#': expected one topic, without + and #" in (tmp_path / "log").read_text()
