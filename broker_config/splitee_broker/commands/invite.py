@@ -106,7 +106,10 @@ def invite(
     stop = stop_on_signals()
     host = Host(invitation, registrar, certificate, echo)
     doorway.serve(host.receive, lambda: invitation.end is None and not stop.is_set())
-    _judge(invitation)
+    host.finish()
+    if stop.is_set() and invitation.end is not End.USED:
+        raise click.Abort
+    _judge(invitation, count)
 
 
 def _where(host: str, port: int) -> str:
@@ -114,12 +117,13 @@ def _where(host: str, port: int) -> str:
     return named if port == PORT else f"{named}:{port}"
 
 
-def _judge(invitation: Invitation) -> None:
-    """Raises PairingEnded unless all have joined for whom it was, or somebody stopped it."""
+def _judge(invitation: Invitation, count: int) -> None:
+    """Raises PairingEnded unless all have joined for whom it was."""
     if invitation.end is End.EXPIRED:
-        raise PairingEnded("the invitation has expired; run `splitee broker invite` again")
+        joined = f"{count - invitation.left} of {count} devices have joined"
+        raise PairingEnded(f"the invitation has expired: {joined}; run `splitee broker invite` again")
     if invitation.end is End.GUESSED:
         raise PairingEnded(
-            f"{TRIES} wrong codes came: the invitation is void, and nobody has joined by them; find out who "
+            f"{TRIES} wrong codes came: the invitation is void, and nobody joined by them; find out who "
             "tries, then run `splitee broker invite` again"
         )

@@ -57,6 +57,11 @@ class Host:
         finally:
             self._one.release()
 
+    def finish(self) -> None:
+        """Waits for the device that is being given its identity, if there is one."""
+        with self._one:
+            pass
+
     def _knows_the_code(self, channel: Channel, address: str) -> bool:
         invitation, nonce = self._invitation, new_nonce()
         channel.send(Greeting(VERSION, nonce))

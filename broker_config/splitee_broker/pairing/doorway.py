@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -21,7 +21,7 @@ AT_ONCE = 32  # connections
 OF_ONE = 4  # connections of one address
 PROVING = 10.0  # seconds for a connection to show that it knows the code
 POLL = 0.2  # seconds
-LEAVING = 15.0  # seconds for those that are being served when the invitation ends
+LEAVING = 1.0  # seconds for last words to those that are there when it is closed
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Doorway:
         """Raises ConfigError: the port is not to be had."""
         self._context = context
         self._tell = tell
-        self._lines = FirstFew()
+        self._lines: defaultdict[str, FirstFew] = defaultdict(FirstFew)
         self._inside: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -71,7 +71,7 @@ class Doorway:
                 self._inside[group] += 1
         if full:
             connection.close()
-            self._say(f"{address}: sent away, too many connections at once")
+            self._say("full", f"{address}: sent away, too many connections at once")
             return
         thread = threading.Thread(target=self._hear, args=(connection, address, receive), daemon=True)
         self._threads.add(thread)
@@ -82,10 +82,8 @@ class Doorway:
             connection.settimeout(PROVING)
             with connection, self._context.wrap_socket(connection, server_side=True) as secured:
                 receive(Channel(secured, PROVING), address)
-                with suppress(OSError):
-                    secured.unwrap()
         except (OSError, ValueError, MalformedMessage) as error:
-            self._say(f"{address}: left, or speaks something else ({_words(error)})")
+            self._say("left", f"{address}: left, or speaks something else ({_words(error)})")
         except Exception:
             log.exception("%s: a defect in splitee; the invitation stays", address)
         finally:
@@ -93,9 +91,9 @@ class Doorway:
                 self._inside[_group(address)] -= 1
                 self._threads.discard(threading.current_thread())
 
-    def _say(self, line: str) -> None:
+    def _say(self, kind: str, line: str) -> None:
         with self._lock:
-            due = self._lines.due()
+            due = self._lines[kind].due()
         if due:
             self._tell(line)
 

@@ -27,6 +27,8 @@ class Invitation:
         code: without the marks between its groups.
         name: what the device is called; empty: what it proposes.
         until: when it ends, by the monotonic clock.
+        left: how many devices may still join.
+        wrong: how many wrong codes have come.
     """
 
     def __init__(self, code: str, name: str, seconds: float, count: int) -> None:
@@ -35,13 +37,13 @@ class Invitation:
         self.name = name
         self.until = time.monotonic() + seconds
         self.wrong = 0
-        self._left = count
+        self.left = count
         self._lock = threading.Lock()
 
     @property
     def end(self) -> End | None:
         """Why it has ended; None: it is open."""
-        if self._left == 0:
+        if self.left == 0:
             return End.USED
         if self.wrong >= TRIES:
             return End.GUESSED
@@ -62,4 +64,4 @@ class Invitation:
     def use(self) -> None:
         """A device has joined."""
         with self._lock:
-            self._left -= 1
+            self.left -= 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from splitee.durable import unwritable, write_atomically
-from splitee.errors import ConfigError
+from splitee.errors import ConfigError, StateError
 from splitee_device.joining.exchange import Joined
 
 SETTINGS, IDENTITY, RELEASE_KEY = "device.toml", "device", "release.pub"
@@ -42,7 +42,9 @@ class IdentityFiles:
             self._take_back()
             self._new().rmdir()  # so it can be written
         except OSError as error:
-            raise unwritable(directory, error) from None
+            raise StateError(
+                f"cannot write {directory}: {error.strerror}; run it by sudo, or take another --directory"
+            ) from None
         self._read()
 
     def check(self, fleet: str, name: str) -> None:
