@@ -61,7 +61,7 @@ def join(
 
     The key is made on this device and never leaves it; the hub signs for it, once both have shown each other
     that they know the code. Then the device's service is started, where install.sh has set it up. Where CODE
-    is left out it is asked for, and is in no list of processes.
+    is left out it is prompted for, and so in no list of processes.
     """
     hub = _hub(host)
     typed = read_code(code if code is not None else _prompted())

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,20 +26,23 @@ def contents(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_full_disk_leaves_the_identity_that_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process can be larger, in bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_cannot_be_written_leaves_the_identity_that_was_there(tmp_path: Path) -> None:
     files = IdentityFiles(tmp_path)
     files.write(identity("old"), {})
     before = contents(tmp_path)
-
-    def full(_descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("os.fsync", full)
-        with pytest.raises(StateError, match="No space left on device"):
-            files.write(identity("new"), {})
+    with room_for(12), pytest.raises(StateError, match=r"cannot write .*File too large"):
+        files.write(identity("new"), {})
     IdentityFiles(tmp_path)
     assert contents(tmp_path) == before
 
