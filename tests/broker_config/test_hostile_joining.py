@@ -107,7 +107,7 @@ def test_guesses_at_once_share_the_tries(directory: Path, tmp_path: Path) -> Non
     with Invitation(directory, tmp_path / "log") as invitation, ExitStack() as stack:
         channels = []
         for number in range(12):
-            address = f"127.0.0.{10 + number // 4}"  # four of one address are let in at a time
+            address = f"127.0.0.{10 + number // 4}"  # of one address few are let in at a time
             channel, _ = stack.enter_context(connection(invitation.hub, address))
             channel.receive(Greeting)
             channels.append(channel)

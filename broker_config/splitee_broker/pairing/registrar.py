@@ -45,7 +45,8 @@ class Registrar:
         self._unconfirmed: set[str] = set()  # names that this process has certified, and nobody has stored
         self._returning: set[str] = set()  # of them, those that had been revoked
         with self._authority() as authority:
-            self.fleet, self.broker, self.host = authority.fleet, authority.url, authority.hosts[0]
+            self.fleet, self._broker = authority.fleet, authority.url
+            self.host = authority.hosts[0]
 
     def valid(self, name: str) -> Issued | None:
         """The certificate by which `name` gets in now."""
@@ -74,7 +75,7 @@ class Registrar:
             granted = Granted(
                 certificate.public_bytes(Encoding.PEM),
                 authority.certificate,
-                authority.url,
+                self._broker,
                 pinned_key(self._directory).get(RELEASE_KEY, b""),
             )
         self._unconfirmed.add(name)

@@ -108,9 +108,9 @@ def test_a_byte_now_and_then_wins_no_time() -> None:
         ended = threading.Event()
 
         def drip() -> None:
-            for byte in framed(msgspec.msgpack.encode(Stored())):
+            for byte in framed(bytes(10_000)):
                 hostile.sendall(bytes([byte]))
-                if ended.wait(0.2):
+                if ended.wait(0.05):
                     return
 
         thread = threading.Thread(target=drip)
@@ -118,7 +118,7 @@ def test_a_byte_now_and_then_wins_no_time() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutError):
             channel.receive(Stored)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 60, "all of it would take eight minutes"
         ended.set()
         thread.join()
         with pytest.raises(TimeoutError):
