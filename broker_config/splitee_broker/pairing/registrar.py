@@ -104,7 +104,7 @@ class Registrar:
 
     def _read_again(self, name: str) -> str:
         if not self._reload:
-            return f"{name}: make the broker read who is let in: systemctl reload {UNIT} (or send it SIGHUP)"
+            return f"{name}: make the broker read who is let in: systemctl reload splitee-broker (or send it SIGHUP)"
         try:
             done = subprocess.run(self._reload, capture_output=True, timeout=30, text=True, check=False)
             failed = done.stderr.strip().splitlines()[-1:] if done.returncode else None

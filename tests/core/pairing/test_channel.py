@@ -82,13 +82,18 @@ def test_what_is_no_message(data: bytes) -> None:
             channel.receive(Stored)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=200))
-def test_random_bytes_are_refused(data: bytes) -> None:
-    with pair() as (hostile, channel):
-        hostile.sendall(framed(data))
-        with pytest.raises(MalformedMessage):
-            channel.receive(Stored)
+def test_random_bytes_are_refused_and_the_next_message_is_read() -> None:
+    with pair(limit=600.0) as (hostile, channel):
+
+        @settings(max_examples=200, deadline=None)
+        @given(st.binary(max_size=200))
+        def refused(data: bytes) -> None:
+            hostile.sendall(framed(data) + framed(msgspec.msgpack.encode(Stored())))
+            with pytest.raises(MalformedMessage):
+                channel.receive(Stored)
+            assert channel.receive(Stored) == Stored()
+
+        refused()
 
 
 def test_a_message_out_of_its_turn() -> None:
