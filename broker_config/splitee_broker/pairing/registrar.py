@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from splitee.errors import ConfigError, StateError
 from splitee.pairing.messages import Granted, Request
 from splitee_broker.authority import Authority, Issued, Role, check_device
-from splitee_broker.files import access_files, write_broker_folder
+from splitee_broker.files import RELOAD, access_files, write_broker_folder
 from splitee_broker.release_key import RELEASE_KEY, pinned_key
 
 PATIENCE = 5.0  # seconds for another command of `splitee broker` to end
@@ -104,7 +104,7 @@ class Registrar:
 
     def _read_again(self, name: str) -> str:
         if not self._reload:
-            return f"{name}: make the broker read who is let in: systemctl reload splitee-broker (or send it SIGHUP)"
+            return f"{name}: {RELOAD}"
         try:
             done = subprocess.run(self._reload, capture_output=True, timeout=30, text=True, check=False)
             failed = done.stderr.strip().splitlines()[-1:] if done.returncode else None
