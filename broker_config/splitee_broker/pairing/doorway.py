@@ -78,7 +78,11 @@ class Doorway:
         thread = threading.Thread(target=self._hear, args=(connection, address, receive), daemon=True)
         with self._lock:
             self._threads.add(thread)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had
+            connection.close()
+            self._forget(thread, address)
 
     def _hear(self, connection: socket.socket, address: str, receive: Callable[[Channel, str], None]) -> None:
         try:
@@ -90,9 +94,12 @@ class Doorway:
         except Exception:
             log.exception("%s: a defect in splitee; the invitation stays", address)
         finally:
-            with self._lock:
-                self._inside[_group(address)] -= 1
-                self._threads.discard(threading.current_thread())
+            self._forget(threading.current_thread(), address)
+
+    def _forget(self, thread: threading.Thread, address: str) -> None:
+        with self._lock:
+            self._inside[_group(address)] -= 1
+            self._threads.discard(thread)
 
     def _say(self, kind: str, line: str) -> None:
         with self._lock:
