@@ -29,6 +29,7 @@ SHIPPED_DISCOVERY = "homeassistant/device/splitee_default/"
 
 CONFIGURATION = "mosquitto.conf"
 PUBLIC = (".crt", ".pem")
+RELOAD = "make the broker read it: systemctl reload splitee-broker (or send it SIGHUP)"
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -164,6 +165,11 @@ def configuration(folder: Path, port: int, state: Path, devices: int) -> bytes:
     for name, value in limits(devices).items():
         text = re.sub(rf"(?m)^{name} .*", f"{name} {value}", text)
     return text.replace(SHIPPED_STATE, f"{state}/").encode()
+
+
+def access_files(authority: Authority) -> dict[str, bytes]:
+    """What changes with who is let in; the broker reads it on SIGHUP."""
+    return {"acl": access_rules(authority), "crl.pem": authority.revocation_list()}
 
 
 def access_rules(authority: Authority) -> bytes:

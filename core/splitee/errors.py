@@ -51,6 +51,7 @@ class ExitCode(IntEnum):
     )
     DISMISSED = 22, "the fleet goes on without this device: it was dismissed (splitee dismiss --undo)", True
     RANK_LOST = 23, "another rank of this server has failed, or is not heard of: torchrun starts all anew"
+    PAIRING = 24, "pairing: the code is wrong, has expired or was guessed at, or the name is taken"
 
 
 class Terminated(SystemExit):
@@ -145,6 +146,10 @@ class ChildFailed(SpliteeError):
 
 class RankLost(SpliteeError):
     exit_code = ExitCode.RANK_LOST
+
+
+class PairingEnded(SpliteeError):
+    exit_code = ExitCode.PAIRING
 
 
 class ModelError(SpliteeError):

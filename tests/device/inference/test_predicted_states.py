@@ -244,4 +244,4 @@ def test_flags_that_cannot_be_are_refused_in_a_line(
         assert code == ExitCode.CONFIG and line in told
     train = ("device", "--id", "pi-1", "--state", tmp_path / "state", "--data", "builtin:fashion-mnist")
     code, told = call(capsys, *map(str, (*train, "--agree", "3")))
-    assert code == ExitCode.CONFIG and "--agree does nothing without --watch or --camera" in told
+    assert code == ExitCode.CONFIG and "--agree does nothing without --watch, --camera or --stdin" in told
