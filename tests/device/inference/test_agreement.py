@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -23,7 +21,6 @@ from splitee_device.inference.agreement import (
     parse_rule,
 )
 
-RECORDED = Path(__file__).parents[2] / "data" / "predictions.json"  # by `benchmarks.agreement --record`
 CLASSES = 5
 SURE = st.floats(0.9, 1.0)
 RULES = (WEIGHTED, "3/5", "3")
@@ -50,18 +47,6 @@ def changes(agreed: Agreement, images: Iterable[tuple[str, float]]) -> list[tupl
 
 def shown(labels: str, probability: float = 0.95) -> list[tuple[str, float]]:
     return [(label, probability) for label in labels]
-
-
-def test_a_recorded_sequence_with_noise_changes_the_state_as_often_as_the_truth() -> None:
-    rows = json.loads(RECORDED.read_text())
-    assert len(rows) == 300
-    wrong = sum(true != label for true, label, _, _ in rows)
-    assert 30 <= wrong <= 60, "from a tenth to a fifth of the images"
-    starts = [(index, row[0]) for index, row in enumerate(rows) if not index or row[0] != rows[index - 1][0]]
-    found = changes(agreement(WEIGHTED), [(label, probability) for _, label, probability, _ in rows])
-    assert [label for _, label in found] == [label for _, label in starts]
-    late = [index - start for (index, _), (start, _) in zip(found, starts, strict=True)]
-    assert all(0 <= images <= 3 for images in late), late
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.floats(0, 1)), max_size=60), st.sampled_from(RULES))

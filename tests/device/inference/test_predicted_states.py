@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,11 @@ from splitee.protocol import routes
 from splitee.protocol.fields import PredictionSource
 from splitee.protocol.inference import PredictedState, PredictionReport
 from splitee.protocol.topics import Topics
+from splitee_device.inference.agreement import WEIGHTED
 from splitee_device.inference.latest_image import EVERY, LatestImage
 from splitee_device.inference.predicted_states import FILE, REFRESH, SAVE_EVERY, Agreeing, PredictedStates
 
+RECORDED = Path(__file__).parents[2] / "data" / "predictions.json"  # by `benchmarks.agreement --record`
 TOPICS = Topics("fleet")
 TOPIC = routes.PREDICTED_STATE.topic(TOPICS, "pi-1")
 
@@ -48,7 +52,11 @@ class Device:
         self.states.serve(5)
 
     def sees(
-        self, labels: str, probability: float = 0.9, entropy: float = 0.1, source: PredictionSource = "exit"
+        self,
+        labels: Iterable[str],
+        probability: float = 0.9,
+        entropy: float = 0.1,
+        source: PredictionSource = "exit",
     ) -> None:
         for label in labels:
             self.clock.advance(1)
@@ -69,6 +77,25 @@ class Device:
 def said(port: FakePort) -> list[PredictedState]:
     assert all(sent.retain and sent.payload for sent in port.sent)
     return [PredictedState.decode(payload) for payload in port.payloads(TOPIC)]
+
+
+def test_a_recorded_sequence_with_noise_changes_the_state_as_often_as_the_truth(
+    port: FakePort, clock: FakeClock, tmp_path: Path
+) -> None:
+    """300 images, of each of which a network has told label, probability and entropy."""
+    rows = json.loads(RECORDED.read_text())
+    assert len(rows) == 300
+    wrong = sum(true != label for true, label, _, _ in rows)
+    assert 30 <= wrong <= 60, "from a tenth to a fifth of the images"
+    device = Device(port, tmp_path, clock, WEIGHTED)
+    begun = clock.now + 1
+    for _, label, probability, entropy in rows:
+        device.sees([label], probability, entropy)
+    truth = [(index, row[0]) for index, row in enumerate(rows) if not index or row[0] != rows[index - 1][0]]
+    states = dict.fromkeys((round(state.since - begun), state.label) for state in said(port))
+    assert [label for _, label in states] == [label for _, label in truth]
+    late = [index - start for (index, _), (start, _) in zip(states, truth, strict=True)]
+    assert all(0 <= images <= 3 for images in late), late
 
 
 def test_it_is_said_when_it_changes_and_not_with_each_image(
