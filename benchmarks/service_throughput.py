@@ -9,8 +9,7 @@ a real Mosquitto. What counts is its CPU time an image, which other work on the 
 clock does: 1 / CPU seconds are the images a second of a core that is its own. In the same run, on the same
 core: reading and preparing an image, and the model's pass of one and of several, without a service.
 
-Then it takes 30 images a second, as a camera delivers them, and must drop none of them; and, without waiting,
-as many as come through the pipe, of which it keeps the newest.
+Then it takes 30 images a second, as a camera delivers them, and must drop none of them.
 
 Prints one JSON line, and exits with 1 when fewer images a second than MIN are classified, or one is dropped.
 """
@@ -198,13 +197,11 @@ def measure(
         watcher.wait_for(lambda: watcher.predictions > 0)
         first, before, began = watcher.predictions, sum(usage.cpu_times()[:2]), time.monotonic()
         watcher.wait_for(lambda: not feeding.is_alive())
-        dropped = 0
         if rate is None:
             watcher.wait_for(lambda: watcher.predictions >= count)
-        else:
-            watcher.wait_for(lambda: settled(watcher))
-            dropped = count - watcher.predictions
-        cpu, seconds = sum(usage.cpu_times()[:2]) - before, time.monotonic() - began
+        seconds = time.monotonic() - began
+        watcher.wait_for(lambda: settled(watcher))
+        cpu = sum(usage.cpu_times()[:2]) - before
         memory = usage.memory_info().rss
         made = watcher.predictions - first
     watcher.close()
@@ -212,7 +209,7 @@ def measure(
         "cpu_ms": 1000 * cpu / made,
         "images_a_second_of_a_core": made / cpu,
         "images_a_second_by_the_clock": made / seconds,
-        "dropped": dropped,
+        "dropped": count - watcher.predictions,
         "rss_mb": memory / 1e6,
     }
 

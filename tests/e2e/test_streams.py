@@ -22,6 +22,7 @@ from splitee.mqtt.link import Link
 from splitee.protocol import routes
 from splitee.protocol.inference import PredictionReport, Serving
 from splitee.protocol.topics import Topics
+from splitee.samples.fitting import Pixels
 from splitee_lab.local.brokers import RunningBroker
 
 DEVICE = "pi-2"
@@ -50,8 +51,12 @@ def infer(trained: Trained, mosquitto_broker: RunningBroker, tmp_path: Path) -> 
 
 @pytest.fixture
 def image(trained: Trained) -> bytes:
+    return jpeg(trained.data.held_out.images[0])
+
+
+def jpeg(pixels: Pixels) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(trained.data.held_out.images[0].transpose(1, 2, 0)).save(file, "JPEG")
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, "JPEG")
     return file.getvalue()
 
 
@@ -93,6 +98,25 @@ def test_a_stream_is_classified_to_its_end_in_its_order(
     assert "skipped: 31.jpg" in log
     assert "stopped after 40 images" in log
     assert "Traceback" not in log
+
+
+def test_only_what_has_changed_is_classified(
+    infer: Start,
+    trained: Trained,
+    image: bytes,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    tmp_path: Path,
+) -> None:
+    heard = Heard(make_link(mosquitto_broker.address, "hears-changes"), "changes")
+    process = infer("changes", "--stdin", "--every", "0", "--backlog", "0", "--on-change", "0.05")
+    other = jpeg(255 - trained.data.held_out.images[0])
+    process.communicate(image * 20 + other * 20 + image * 20, timeout=LONG)
+    log = (tmp_path / "log").read_text()
+    assert process.returncode == 0, log
+    until(lambda: len(heard.read().names) >= 3, lambda: log)
+    assert heard.names == ["1.jpg", "21.jpg", "41.jpg"]
+    assert "stopped after 3 images" in log
 
 
 def test_a_trigger_has_an_image_taken_and_a_flood_of_them_few(

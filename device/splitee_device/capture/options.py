@@ -21,7 +21,7 @@ from splitee_device.capture.pace import Pace
 from splitee_device.capture.standard_input import StandardInput
 from splitee_device.capture.trigger import Trigger
 
-ROOM = 8  # images of a stream that wait, unless --backlog says how many
+ROOM = 16  # images of a stream that wait, unless --backlog says how many: half a second of a fast camera
 OWN = "own"  # of --on-topic: the device's inbox/trigger
 LONGEST_TOPIC, LONGEST_PAYLOAD = 200, 200  # characters
 
