@@ -244,7 +244,7 @@ class Service:
     def _serve(self) -> ClassNamesChanged | DevicesDismissed | None:
         """Serve until the run is finished, or is to begin anew from its last commit."""
         if (seasons := self._checkpoints.seasons()) is not None:
-            self._announce.seasons(seasons)
+            self._announce.overview(routes.SEASONS, seasons)
         try:
             for phase in self._coordinator.phases():
                 while not phase.is_over():
