@@ -56,7 +56,7 @@ from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.fields import Phase
 from splitee.protocol.fleet import DeviceStatus, Profile
-from splitee.protocol.inference import InferRequest, ModelReport, ModelWant, PredictionReport, Serving
+from splitee.protocol.inference import InferRequest, ModelReport, PredictionReport, ReleaseWant, Serving
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
 from splitee.protocol.routes import Route
@@ -151,8 +151,8 @@ class Member:
                 picture="x.jpg", label="a", probability=0.5, entropy=0.5, source="exit", milliseconds=1.0,
                 time=1.0,
             ),
-            routes.MODEL_WANT: ModelWant(release="0" * 64, offset=0),
-            routes.MODEL_REPORT: ModelReport(release="0" * 64, state="refused", reason="x"),
+            routes.MODEL_WANT: ReleaseWant(release="0" * 64, offset=0),
+            routes.MODEL_REPORT: ModelReport(release="0" * 64, state="failed", reason="x"),
             routes.SERVING: Serving(state="online", instance=1, per_minute=1.0),
         }  # fmt: skip
 

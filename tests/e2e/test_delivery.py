@@ -30,10 +30,11 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet_view import DeviceView, FleetView
 from splitee.protocol.gate import Gate
-from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant, PredictionReport
+from splitee.protocol.inference import ModelOffer, ModelReport, PredictionReport, ReleasePart, ReleaseWant
 from splitee.protocol.topics import Topics
 from splitee.samples.kept import Samples
 from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 from splitee_lab.local.brokers import RunningBroker
 from splitee_server.release.offers import ROUTES, Offers
@@ -187,9 +188,9 @@ class Pair:
         self.shelf = shelf
         self.device_link = make_link(broker.address, f"{fleet}-device", max_packet=4096)
         self.server_link = make_link(broker.address, f"{fleet}-server", max_packet=4096)
-        self.delivery = Delivery(self.device_link, self.topics, "pi-2", shelf)
+        self.delivery = Delivery(self.device_link, self.topics, "pi-2", ModelInstaller(shelf, "pi-2"))
         self.gate = Gate(self.topics, ROUTES)
-        self.parts: list[ModelPart] = []
+        self.parts: list[ReleasePart] = []
 
     def offer(self, model: Path) -> Offers:
         releases = Offers(self.server_link, self.topics, [model])
@@ -206,7 +207,7 @@ class Pair:
             event = self.device_link.receive(0.01)
             if isinstance(event, Message):
                 if event.topic.endswith("model-part"):
-                    part = ModelPart.decode(event.payload)
+                    part = ReleasePart.decode(event.payload)
                     self.parts.append(part)
                     if spoil:
                         part = msgspec.structs.replace(part, data=bytes(len(part.data)))
@@ -257,7 +258,9 @@ def test_a_new_process_goes_on_where_the_last_one_ended(models: Path, pair: Pair
     releases = pair.offer(models / "second")
     pair.run(releases, lambda: len(pair.parts) == 2)
     fetched = pair.parts[-1].offset + len(pair.parts[-1].data)
-    pair.delivery = Delivery(pair.device_link, pair.topics, "pi-2", ModelStore(pair.shelf.path))
+    pair.delivery = Delivery(
+        pair.device_link, pair.topics, "pi-2", ModelInstaller(ModelStore(pair.shelf.path), "pi-2")
+    )
     pair.parts.clear()
     pair.run(releases, lambda: not releases.missing)
     assert min(part.offset for part in pair.parts if part.offset) >= fetched
@@ -268,7 +271,7 @@ def test_a_new_process_goes_on_where_the_last_one_ended(models: Path, pair: Pair
 def test_bytes_that_are_spoilt_twice_are_refused(models: Path, pair: Pair) -> None:
     releases = pair.offer(models / "second")
     pair.run(releases, lambda: not releases.missing, spoil=True)
-    assert releases.reports["pi-2"].state == "refused"
+    assert releases.reports["pi-2"].state == "failed"
     assert sum(part.offset == 0 for part in pair.parts) == 2
     assert pair.shelf.release == sha(models / "first")
 
@@ -281,9 +284,9 @@ def test_what_a_hostile_sender_offers_changes_nothing(models: Path, pair: Pair) 
         ("inbox/model", b'{"release":"' + b"a" * 64 + b'","size":99999999999}'),
         ("inbox/model", ModelOffer(release=release, size=10).encode()),
         ("inbox/model-part", b"\xc1"),
-        ("inbox/model-part", ModelPart(release=release, offset=0, data=b"x" * 11).encode()),
-        ("inbox/model-part", ModelPart(release="b" * 64, offset=0, data=b"x").encode()),
-        ("inbox/model-part", ModelPart(release=release, offset=5, data=b"x").encode()),
+        ("inbox/model-part", ReleasePart(release=release, offset=0, data=b"x" * 11).encode()),
+        ("inbox/model-part", ReleasePart(release="b" * 64, offset=0, data=b"x").encode()),
+        ("inbox/model-part", ReleasePart(release=release, offset=5, data=b"x").encode()),
     ]
     for leaf, payload in hostile:
         pair.delivery.handle(Message(pair.topics.device("pi-2", leaf), payload))
@@ -292,8 +295,8 @@ def test_what_a_hostile_sender_offers_changes_nothing(models: Path, pair: Pair) 
     assert not [path for path in pair.shelf.path.glob("*.incoming") if path.stat().st_size]
     releases = pair.offer(models / "second")
     wants = (
-        ModelWant(release=release, offset=0),
-        ModelWant(release=sha(models / "second"), offset=1 << 20),
+        ReleaseWant(release=release, offset=0),
+        ReleaseWant(release=sha(models / "second"), offset=1 << 20),
     )
     for want in wants:
         received = pair.gate.read(Message(pair.topics.device("pi-2", "model-want"), want.encode()))
@@ -391,7 +394,7 @@ def test_a_service_answers_is_released_to_and_rolls_back(
     worse = changed(models / "first", tmp_path / "nan", lambda weights: weights * np.nan)
     assert splitee("release", worse, "--fleet", "service").wait(LONG) == ExitCode.MODEL
     assert ModelStore(shelf).release == sha(models / "second")
-    model = see(lambda device: device.model is not None and device.model.state == "refused").model
+    model = see(lambda device: device.model is not None and device.model.state == "failed").model
     assert model is not None
     assert model.serves is not None
     assert (model.release, model.serves.release) == (sha(worse), sha(models / "second"))

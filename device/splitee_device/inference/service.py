@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,8 @@ from splitee.samples.fitting import Preparation, Region
 from splitee.samples.images import load_image
 from splitee_device.inference.camera import capture_image
 from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.installer import Installer
+from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.recent import RecentPredictions
 from splitee_device.inference.tally import Tally
@@ -79,6 +81,7 @@ class InferenceService:
         region: Region | None = None,
         threads: int | None = None,
         unsure: UnsureImages | None = None,
+        others: Sequence[Installer] = (),
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
@@ -89,6 +92,7 @@ class InferenceService:
             key: that releases must be signed by; None: by none.
             region: of the images that the model sees; None: all of them.
             unsure: where the images that it is uncertain of are kept; None: nowhere.
+            others: that releases of other kinds go to.
         """
         self._link = link
         self._options = options
@@ -99,7 +103,11 @@ class InferenceService:
         self._timeout = timeout
         self._threads = threads
         self._floors = floors
-        self._delivery = Delivery(link, topics, device, shelf, key=key)
+        self._delivery = Delivery(link, topics, device, ModelInstaller(shelf, device), key=key)
+        self._deliveries = (
+            self._delivery,
+            *(Delivery(link, topics, device, other, key=key) for other in others),
+        )
         self._release: str | None = None
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
@@ -119,12 +127,14 @@ class InferenceService:
             log.info("no model yet: waiting for one to be released to %s", self._device)
         while not stop():
             event = self._link.receive(TICK)
-            if isinstance(event, Message):
-                self._delivery.handle(event)
-            elif isinstance(event, Connected):
-                self._delivery.say_again()
+            for delivery in self._deliveries:
+                if isinstance(event, Message):
+                    delivery.handle(event)
+                elif isinstance(event, Connected):
+                    delivery.say_again()
+                delivery.tick()
+            if isinstance(event, Connected):
                 self._recent.tell_again()
-            self._delivery.tick()
             if self._unsure is not None:
                 self._unsure.tick()
             self._recent.tell()

@@ -16,7 +16,7 @@ from splitee.mqtt.port import Port
 from splitee.protocol import routes
 from splitee.protocol.accuracies import ReleasedThreshold
 from splitee.protocol.gate import Received
-from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
+from splitee.protocol.inference import ModelOffer, ModelReport, ReleasePart, ReleaseWant
 from splitee.protocol.topics import Topics
 
 PART = 256 << 10  # bytes; a part that is lost is asked for again
@@ -79,17 +79,19 @@ class Offers:
         offer = self._offers.get(device)
         if offer is None:
             return
-        if isinstance(message, ModelWant):
+        if isinstance(message, ReleaseWant):
             self._send(device, message)
         elif isinstance(message, ModelReport) and message.release == offer.release:
+            if message.state in ("downloading", "trying"):
+                return
             self.reports[device] = message
             why = f": {message.reason}" if message.reason else ""
             log.info("%s: model %s %s%s", device, message.release[:12], message.state, why)
 
-    def _send(self, device: str, want: ModelWant) -> None:
+    def _send(self, device: str, want: ReleaseWant) -> None:
         bundle = self._bundles[device]
         if want.release != self._offers[device].release or want.offset >= len(bundle):
-            raise MalformedMessage(f"ModelWant: {device} asks for what is not on offer")
+            raise MalformedMessage(f"ReleaseWant: {device} asks for what is not on offer")
         data = bundle[want.offset : want.offset + min(PART, self._port.max_packet - 256)]
-        part = ModelPart(release=want.release, offset=want.offset, data=data)
+        part = ReleasePart(release=want.release, offset=want.offset, data=data)
         self._port.publish(routes.MODEL_PART.topic(self._topics, device), part.encode())

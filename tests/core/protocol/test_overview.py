@@ -203,9 +203,9 @@ def test_a_device_whose_training_has_ended_goes_on_serving() -> None:
 
 
 def test_a_refused_release_leaves_the_model_before_it_in_service() -> None:
-    report = ModelReport(release=NEW, state="refused", reason="torn", run="r1", time=NOW - 9, serves=SERVED)
+    report = ModelReport(release=NEW, state="failed", reason="torn", run="r1", time=NOW - 9, serves=SERVED)
     found = device_of(RETAINED, {device("model"): report})
-    assert found.model == ModelInService(NEW, "refused", "torn", "r1", 0, NOW - 9, SERVED)
+    assert found.model == ModelInService(NEW, "failed", "torn", "r1", 0, NOW - 9, SERVED)
 
 
 def test_an_offer_that_a_device_has_not_spoken_of_is_offered() -> None:
@@ -220,11 +220,11 @@ def test_an_offer_that_a_device_has_not_spoken_of_is_offered() -> None:
 
 
 def test_releases_are_counted_by_what_became_of_them() -> None:
-    others = {device("model", name): ModelReport(release=OLD, state="refused", run="r1") for name in "ab"}
+    others = {device("model", name): ModelReport(release=OLD, state="failed", run="r1") for name in "ab"}
     snapshot = snapshot_of(RETAINED, others)
     assert snapshot.releases == (
+        ReleaseView("failed", "r1", 0, devices=2),
         ReleaseView("in service", "r0", 9, devices=1),
-        ReleaseView("refused", "r1", 0, devices=2),
     )
 
 

@@ -19,10 +19,11 @@ from splitee.errors import ConfigError, ExitCode
 from splitee.inference.signatures import ReleaseKey, ReleaseSigner
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
-from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport
+from splitee.protocol.inference import ModelOffer, ModelReport, ReleasePart
 from splitee.protocol.topics import Topics
 from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 
 TOPICS, DEVICE = Topics("barn"), "pi-1"
@@ -44,14 +45,16 @@ class Receiver:
     def __init__(self, models: Path, key: Path) -> None:
         self.port = FakePort(FakeClock())
         self.store = ModelStore(models)
-        self.delivery = Delivery(self.port, TOPICS, DEVICE, self.store, key=ReleaseKey.read(key))
+        self.delivery = Delivery(
+            self.port, TOPICS, DEVICE, ModelInstaller(self.store, DEVICE), key=ReleaseKey.read(key)
+        )
 
     def hear(self, offer: ModelOffer, data: bytes | None = None) -> ModelReport:
         """An offer, then its bytes where they are asked for; what the device says of it."""
         self.delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, DEVICE), offer.encode(), retained=True))
         if data is not None:
             assert self.has_asked
-            part = ModelPart(release=offer.release, offset=0, data=data)
+            part = ReleasePart(release=offer.release, offset=0, data=data)
             self.delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, DEVICE), part.encode()))
         return ModelReport.decode(self.port.payloads(routes.MODEL_REPORT.topic(TOPICS, DEVICE))[-1])
 
@@ -88,7 +91,7 @@ FORGED: dict[str, Forge] = {
 def test_what_is_not_signed_for_this_device_is_not_fetched(keys: Path, receiver: Receiver, kind: str) -> None:
     ours, other = ReleaseSigner(keys / SIGNING_KEY), ReleaseSigner(keys / "other" / SIGNING_KEY)
     report = receiver.hear(FORGED[kind](ours, other, offer_of(graphs.bundle())))
-    assert report.state == "refused"
+    assert report.state == "failed"
     assert ("is not signed" if kind == "not signed" else "signature is not this fleet's") in report.reason
     assert not receiver.has_asked
 
@@ -96,7 +99,7 @@ def test_what_is_not_signed_for_this_device_is_not_fetched(keys: Path, receiver:
 def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, receiver: Receiver) -> None:
     signer = ReleaseSigner(keys / SIGNING_KEY)
     first, second = (graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed))) for seed in (0, 5))
-    assert receiver.hear(offer_of(first)).state == "refused"
+    assert receiver.hear(offer_of(first)).state == "failed"
     signed = signer.sign(offer_of(first), "barn", DEVICE)
     assert receiver.hear(signed, first).state == "in service"
     assert receiver.hear(signed).state == "in service"  # said again, as a retained offer is
@@ -105,23 +108,23 @@ def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, r
         newer = signer.sign(offer_of(second), "barn", DEVICE)
     assert receiver.hear(newer, second).state == "in service"
     replayed = receiver.hear(signed)
-    assert (replayed.state, receiver.store.release) == ("refused", newer.release)
+    assert (replayed.state, receiver.store.release) == ("failed", newer.release)
     assert "signed before the newest that this device took" in replayed.reason
     receiver.store.roll_back()  # its owner may
     assert receiver.store.release == signed.release
-    assert receiver.hear(newer).state == "refused"  # and the retained offer does not undo that
+    assert receiver.hear(newer).state == "rolled back"  # and the retained offer does not undo that
 
 
 def test_a_model_of_another_run_than_was_signed_is_refused(keys: Path, receiver: Receiver) -> None:
     data = graphs.bundle(run="run-b")
     signed = ReleaseSigner(keys / SIGNING_KEY).sign(offer_of(data), "barn", DEVICE)
     report = receiver.hear(signed, data)
-    assert report.state == "refused" and "it is of run run-b, the signature of run run-a" in report.reason
+    assert report.state == "failed" and "it is of run run-b, the signature of run run-a" in report.reason
 
 
 def test_without_a_pinned_key_signatures_do_not_count(keys: Path, tmp_path: Path) -> None:
     receiver = Receiver(tmp_path / "models", keys / RELEASE_KEY)
-    receiver.delivery = Delivery(receiver.port, TOPICS, DEVICE, receiver.store)
+    receiver.delivery = Delivery(receiver.port, TOPICS, DEVICE, ModelInstaller(receiver.store, DEVICE))
     data = graphs.bundle()
     forged = replace(offer_of(data), signature="0" * 128, signed_at=253_402_300_799_999)
     assert receiver.hear(forged, data).state == "in service"
