@@ -153,7 +153,7 @@ def _check_requirements(folder: Path) -> None:
 
 def _try(folder: Path, version: str) -> None:
     """Raises SoftwareError: what was installed does not load here, or is of another version."""
-    done = _run([_python(folder), "-m", "splitee_device.upgrade.self_check"], folder)
+    done = _run([_python(folder), "-P", "-m", "splitee_device.upgrade.self_check"], folder)
     if done.returncode != 0:
         raise SoftwareError(f"splitee {version} does not start on this device: {_reason(done.stderr)}")
     if done.stdout.strip() != version:

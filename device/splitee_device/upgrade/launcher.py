@@ -85,7 +85,7 @@ class Launcher:
             RUNS: name,
         }
         environment.pop("WATCHDOG_PID", None)  # it is the child that feeds the watchdog
-        command = [python, "-m", "splitee", *self._arguments]
+        command = [python, "-P", "-m", "splitee", *self._arguments]
         self._child = os.posix_spawn(python, command, environment, setsigmask=())
 
     def _watch(self, name: str) -> int | None:

@@ -25,12 +25,13 @@ from contextlib import suppress
 from pathlib import Path
 
 BASE, CURRENT, PREVIOUS, TRIAL, TRIED = "base", "current", "previous", "trial", "tried"
-FAILED, BROKER = "failed.json", "broker"
+FAILED, BROKER, RELEASE = "failed.json", "broker", "release"
 VARIABLE = "SPLITEE_SOFTWARE"  # the folder
 LAUNCHER = "SPLITEE_LAUNCHER"  # number of the launcher's process, in the environment of what it started
 RUNS = "SPLITEE_RUNS"  # name of the environment, likewise
 
 _NAME = re.compile(r"[0-9][0-9A-Za-z.]{0,60}-[0-9a-f]{12}")
+_DIGEST = re.compile("[0-9a-f]{64}")
 _LONGEST_FILE = 4096  # bytes
 LONGEST_REASON = 500  # characters
 
@@ -119,6 +120,17 @@ class Software:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
+    def note_release(self, name: str, release: str) -> None:
+        """`release`: SHA-256 of what the environment `name` was made of; "": the owner's. Raises OSError."""
+        self._write(f"{name}/{RELEASE}", release)
+
+    def release(self) -> str | None:
+        """SHA-256 of the release that is in service; None: it came by no release."""
+        with suppress(OSError):
+            digest = self._read(f"{self.in_service}/{RELEASE}")
+            return digest if _DIGEST.fullmatch(digest) else None
+        return None
+
     def note_broker(self, host: str, port: int) -> None:
         """Where this healthy process has its broker. Raises OSError."""
         if self.broker() != (host, port):
@@ -145,12 +157,13 @@ class Software:
             return file.read(_LONGEST_FILE)
 
     def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.new"
+        path = self.path / name
+        temporary = path.with_name(f".{path.name}.new")
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        temporary.replace(path)
         self._sync()
 
     def _sync(self) -> None:
