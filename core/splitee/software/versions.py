@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-_FORM = re.compile(r"(\d{1,6}(?:\.\d{1,6}){0,4})(?:(\.dev|a|b|rc)(\d{1,6}))?")
+_FORM = re.compile(r"(\d{1,6}(?:\.\d{1,6}){0,4})(?:(\.dev|a|b|rc)(\d{1,6}))?", re.ASCII)
 _STAGES = {".dev": 0, "a": 1, "b": 2, "rc": 3, None: 4}
 
 VersionKey = tuple[tuple[int, ...], int, int]
