@@ -51,6 +51,10 @@ class ExitCode(IntEnum):
     )
     DISMISSED = 22, "the fleet goes on without this device: it was dismissed (splitee dismiss --undo)", True
     RANK_LOST = 23, "another rank of this server has failed, or is not heard of: torchrun starts all anew"
+    SOFTWARE = (
+        24,
+        "software for a device: damaged, not signed, for another machine, not newer, or it does not start",
+    )
 
 
 class Terminated(SystemExit):
@@ -149,6 +153,10 @@ class RankLost(SpliteeError):
 
 class ModelError(SpliteeError):
     exit_code = ExitCode.MODEL
+
+
+class SoftwareError(SpliteeError):
+    exit_code = ExitCode.SOFTWARE
 
 
 class Diverged(SpliteeError):

@@ -17,6 +17,7 @@ from splitee_device.inference.recent import offline, serving_link
 from splitee_device.inference.service import ImageSource, InferenceService
 from splitee_device.inference.trust import Expected
 from splitee_device.settings import DeviceSettings
+from splitee_device.upgrade.released import ReleasedSoftware
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ def serve(
         region=settings.serving.region,
         threads=settings.threads,
         unsure=settings.serving.unsure_images(),
+        others=(ReleasedSoftware.of_this_process(settings.serving.key),),
     )
 
     def is_over() -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from splitee.errors import ConfigError, ModelError
+from splitee.errors import ConfigError, ModelError, SoftwareError
 from splitee.protocol.fields import ReleaseAction
 from splitee.protocol.inference import ModelOffer, ReleaseOffer, SoftwareOffer
 
@@ -32,6 +32,7 @@ CONTEXTS: Mapping[tuple[type[ReleaseOffer], ReleaseAction], str] = {  # no other
     (SoftwareOffer, "install"): "splitee software 1",
     (SoftwareOffer, "roll back"): "splitee software roll back 1",
 }
+SOFTWARE_CONTEXT = b"splitee wheels 1\n"  # nor with this
 Offer = TypeVar("Offer", bound=ReleaseOffer)
 BEGIN, END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 PREFIX = bytes.fromhex("302a300506032b6570032100")  # before the 32 bytes of every Ed25519 key (RFC 8410)
@@ -63,6 +64,10 @@ class ReleaseSigner:
         """The offer, signed for a device. `at`: milliseconds since the epoch; None: now."""
         dated = replace(offer, signed_at=time.time_ns() // 1_000_000 if at is None else at)
         return replace(dated, signature=self._key.sign(_statement(dated, fleet, device)).hex())
+
+    def sign_software(self, manifest: bytes) -> str:
+        """The signature of the manifest of a file of software, hexadecimal."""
+        return self._key.sign(SOFTWARE_CONTEXT + manifest).hex()
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,24 @@ class ReleaseKey:
             raise ModelError(
                 f"the release's signature is not this fleet's for {device} and {_content(offer)!r}: "
                 "sign it with the key whose release.pub is in the device's bundle"
+            ) from None
+
+    def check_software(self, manifest: bytes, signature: str) -> None:
+        """Raises SoftwareError: the manifest of a file of software is not signed by this key.
+
+        Args:
+            signature: 64 bytes, hexadecimal.
+        """
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        try:
+            key = Ed25519PublicKey.from_public_bytes(self.raw)
+            key.verify(bytes.fromhex(signature), SOFTWARE_CONTEXT + manifest)
+        except InvalidSignature:
+            raise SoftwareError(
+                "the software's signature is not this fleet's, or the file is damaged: pack it with the key "
+                "whose release.pub is in the device's bundle (`splitee pack --signing-key FILE`)"
             ) from None
 
 

@@ -24,6 +24,8 @@ from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.options import ServingOptions, serving_options
 from splitee_device.inference.recent import offline, serving_link
 from splitee_device.inference.service import InferenceService
+from splitee_device.upgrade.health import Health
+from splitee_device.upgrade.released import ReleasedSoftware
 
 log = logging.getLogger(__name__)
 
@@ -100,12 +102,19 @@ def infer(
         region=serving.region or kept_region(shelf.path),
         threads=threads,
         unsure=serving.unsure_images(),
+        others=(ReleasedSoftware.of_this_process(serving.key),),
     )
+    health = Health.of_this_process(link.address)
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
+
+    def is_over() -> bool:
+        health.tick(connection.connected)
+        return stop.is_set()
+
     connection.open(link.connect_timeout)
     try:
-        service.run(images, stop.is_set)
+        service.run(images, is_over)
         log.info("stopped after %d images", service.tally.predicted)
     finally:
         service.close()
