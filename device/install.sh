@@ -10,7 +10,8 @@ sudo device/install.sh [--bundle splitee-ID.tar] [--data SPEC] [--infer-only] [-
                        [--no-hashes]
 sudo device/install.sh --uninstall [--purge]
 
-  --bundle FILE  this device's identity, made by `splitee broker add-device ID`
+  --bundle FILE  this device's identity, made by `splitee broker add-device ID`; without it, once all is
+                 installed: splitee join HOST CODE, as `splitee broker invite` shows it
   --data SPEC    what to train on, as for `splitee device --data`
   --infer-only   without torch: the device classifies and asks, it does not train
   --wheels DIR   install from the wheels in DIR, and reach for no index
@@ -228,11 +229,15 @@ install_service() {
 
 start_service() {
     has_service || return 0
+    if [ ! -e "$identity/client.key" ]; then
+        echo "installed, not started: now type what \`splitee broker invite\` shows on the hub:" \
+            "sudo $program/bin/splitee join HOST CODE"
+        return 0
+    fi
     missing=''
     for key in id broker data; do
         [ -n "$(value_of $key "$settings")" ] || missing="$missing $key"
     done
-    [ -e "$identity/client.key" ] || missing="$missing --bundle"
     if [ -n "$missing" ]; then
         echo "installed, not started: give$missing (in $settings, or to install.sh), then: systemctl start $service"
     else

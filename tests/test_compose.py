@@ -15,6 +15,8 @@ import jsonschema
 import pytest
 import yaml
 
+from splitee.pairing.messages import PORT
+from splitee_broker.commands.invite import invite as invite_command
 from splitee_device.commands.device import device as device_command
 from splitee_server.commands.server import server as server_command
 from splitee_web.commands.page import page as page_command
@@ -24,6 +26,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 SERVICES: dict[str, Any] = COMPOSE["services"]
 SCHEMA = json.loads((ROOT / "tests" / "data" / "compose-spec.json").read_text())
 
+SETUP = ("certificates", "invite")  # run by hand, to their end
 OWN_IMAGE = r"hetero-splitee:\d+\.\d+\.\d+"
 PINNED_IMAGE = (
     r"[\w./-]+:\d+\.\d+\.\d+[\w.-]*@sha256:[0-9a-f]{64}"  # a tag for people, a digest for the registry
@@ -48,8 +51,10 @@ def test_a_container_may_do_what_it_must_and_no_more(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "pid", "ipc", "devices"} & set(service)
     assert re.fullmatch(OWN_IMAGE if "hetero-splitee" in service["image"] else PINNED_IMAGE, service["image"])
-    if name == "certificates":  # it hands files to the other containers' account, and reaches no network
-        assert service["network_mode"] == "none"
+    if name in SETUP:  # they hand files to the other containers' account; only one must reach the network
+        assert (service.get("network_mode") == "none") == (name == "certificates")
+        assert service["cap_add"] == ["CHOWN", "DAC_OVERRIDE", "FOWNER"]
+        assert service["profiles"] == ["setup"]
         return
     assert service["user"] == "1883:1883"
     assert "cap_add" not in service
@@ -60,7 +65,7 @@ def test_each_waits_for_the_broker_to_be_healthy() -> None:
     for name, service in SERVICES.items():
         if name.startswith("broker"):
             assert "healthcheck" in service
-        elif name != "certificates":
+        elif name not in SETUP:
             brokers = ["broker", "broker-2"] if name == "server-ranks" else ["broker"]
             assert service["depends_on"] == {one: {"condition": "service_healthy"} for one in brokers}
 
@@ -106,6 +111,16 @@ def test_the_settings_are_ones_that_the_commands_know(name: str) -> None:
     assert set(SERVICES[name]["environment"]) <= known
     flags = [word for word in SERVICES[name].get("command", []) if word.startswith("--")]
     assert set(flags) <= {flag for parameter in command.params for flag in parameter.opts}
+
+
+def test_an_invitation_waits_at_the_port_that_is_published() -> None:
+    invite = SERVICES["invite"]
+    command, flag, port = invite["entrypoint"][:3], *invite["entrypoint"][3:]
+    assert command == ["splitee", "broker", "invite"]
+    assert flag in {flag for parameter in invite_command.params for flag in parameter.opts}
+    assert port == f"${{INVITE_PORT:-{PORT}}}"
+    assert invite["ports"] == [f"{port}:{port}"]
+    assert invite["volumes"] == SERVICES["certificates"]["volumes"]
 
 
 def test_the_page_is_for_this_machine_and_takes_a_token() -> None:

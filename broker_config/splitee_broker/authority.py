@@ -171,6 +171,13 @@ class Authority:
     def issue(self, name: str, role: Role, days: int, hosts: tuple[str, ...] = ()) -> Identity:
         """A new key and its certificate, valid from yesterday on for `days`; `hosts`: a broker's names."""
         key = ec.generate_private_key(ec.SECP256R1())
+        certificate = self.certify(name, role, days, key.public_key(), hosts)
+        return Identity(certificate.public_bytes(Encoding.PEM), _private(key), self.certificate)
+
+    def certify(
+        self, name: str, role: Role, days: int, key: ec.EllipticCurvePublicKey, hosts: tuple[str, ...] = ()
+    ) -> x509.Certificate:
+        """As `issue`, for a key that somebody else has made; the ledger has it when this returns."""
         usage = ExtendedKeyUsageOID.SERVER_AUTH if role is Role.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
             self._builder(name, key, days, self._certificate.subject)
@@ -185,12 +192,16 @@ class Authority:
         certificate = builder.sign(self._key, hashes.SHA256())
         line = Issued(name, role, f"{certificate.serial_number:x}", certificate.not_valid_after_utc)
         self._remember(msgspec.structs.replace(self._ledger, issued=(*self.issued, line)))
-        return Identity(certificate.public_bytes(Encoding.PEM), _private(key), self.certificate)
+        return certificate
 
-    def revoke(self, name: str) -> int:
-        """Revokes all valid certificates of `name`; how many there were."""
+    def revoke(self, name: str, but: str = "") -> int:
+        """Revokes all valid certificates of `name`, except for the one of serial `but`; how many."""
         now = datetime.now(UTC)
-        hit = {line.serial for line in self.issued if line.name == name and line.valid(now)}
+        hit = {
+            line.serial
+            for line in self.issued
+            if line.name == name and line.serial != but and line.valid(now)
+        }
         issued = tuple(
             msgspec.structs.replace(line, revoked=now) if line.serial in hit else line for line in self.issued
         )
@@ -224,7 +235,7 @@ class Authority:
             ]
         )
         certificate = (
-            self._builder("", key, AUTHORITY_DAYS, name)
+            self._builder("", key.public_key(), AUTHORITY_DAYS, name)
             .subject_name(name)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_SIGNS, critical=True)
@@ -248,15 +259,15 @@ class Authority:
 
     @staticmethod
     def _builder(
-        name: str, key: ec.EllipticCurvePrivateKey, days: int, issuer: x509.Name
+        name: str, key: ec.EllipticCurvePublicKey, days: int, issuer: x509.Name
     ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         builder = (
-            x509.CertificateBuilder(issuer_name=issuer, public_key=key.public_key())
+            x509.CertificateBuilder(issuer_name=issuer, public_key=key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - BACKDATED)
             .not_valid_after(now + timedelta(days))
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         )
         return (
             builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
@@ -308,6 +319,18 @@ def general_name(host: str) -> x509.GeneralName:
         if not HOST.fullmatch(host):
             raise ConfigError(f"--name {host!r}: expected a host's name or an IP address") from None
         return x509.DNSName(host)
+
+
+def check_device(name: str, what: str) -> str:
+    """A name that a device may have.
+
+    Raises:
+        ConfigError: topics or certificates forbid it, or it is a role's.
+    """
+    check_name(name, what)
+    if name in set(Role) - {Role.DEVICE}:
+        raise ConfigError(f"{what} {name!r}: expected a device's own name; this one is the {name}'s")
+    return name
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -166,6 +166,11 @@ def configuration(folder: Path, port: int, state: Path, devices: int) -> bytes:
     return text.replace(SHIPPED_STATE, f"{state}/").encode()
 
 
+def access_files(authority: Authority) -> dict[str, bytes]:
+    """What changes with who is let in; the broker reads it on SIGHUP."""
+    return {"acl": access_rules(authority), "crl.pem": authority.revocation_list()}
+
+
 def access_rules(authority: Authority) -> bytes:
     """The shipped acl for the authority's fleet; it denies everything to whom was revoked."""
     discovery = f"homeassistant/device/splitee_{discovery_name(authority.fleet)}/"

@@ -55,6 +55,7 @@ class ExitCode(IntEnum):
         24,
         "software for a device: damaged, not signed, for another machine, not newer, or it does not start",
     )
+    PAIRING = 25, "pairing: the code is wrong, has expired or was guessed at, or the name is taken"
 
 
 class Terminated(SystemExit):
@@ -149,6 +150,10 @@ class ChildFailed(SpliteeError):
 
 class RankLost(SpliteeError):
     exit_code = ExitCode.RANK_LOST
+
+
+class PairingEnded(SpliteeError):
+    exit_code = ExitCode.PAIRING
 
 
 class ModelError(SpliteeError):

@@ -21,6 +21,8 @@ class Proxy:
         self.blocked = threading.Event()
         self.refused = 0  # connections, while it was blocked
         self.swallows = threading.Event()  # what is sent vanishes, and nobody hangs up
+        self.sent: bytearray | None = None  # by clients, where somebody listens
+        self.received: bytearray | None = None  # by them
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -35,12 +37,14 @@ class Proxy:
                 continue
             far = socket.create_connection(self._target)
             self._open += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+            for source, sink, heard in ((near, far, self.sent), (far, near, self.received)):
+                threading.Thread(target=self._relay, args=(source, sink, heard), daemon=True).start()
 
-    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+    def _relay(self, source: socket.socket, sink: socket.socket, heard: bytearray | None) -> None:
         try:
             while data := source.recv(65536):
+                if heard is not None:
+                    heard += data
                 if not self.swallows.is_set():
                     sink.sendall(data)
         except OSError:

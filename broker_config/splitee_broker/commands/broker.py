@@ -16,9 +16,9 @@ from splitee.cli.command import Group, section
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import setting, switch
 from splitee.errors import ConfigError, SpliteeError
-from splitee.protocol.topics import check_name
-from splitee_broker.authority import Authority, Issued, Role
+from splitee_broker.authority import Authority, Issued, Role, check_device
 from splitee_broker.commands.check import check_broker
+from splitee_broker.commands.invite import invite
 from splitee_broker.commands.options import (
     DIRECTORY,
     RELOAD,
@@ -30,7 +30,7 @@ from splitee_broker.commands.options import (
 from splitee_broker.commands.renew import renew_identities
 from splitee_broker.files import (
     CONFIGURATION,
-    access_rules,
+    access_files,
     client_files,
     configuration,
     let_pass,
@@ -128,7 +128,7 @@ def init(
             "health.crt": health.certificate,
             "health.key": health.key,
         }
-        write_broker_folder(folder, contents | _rules(authority), account)
+        write_broker_folder(folder, contents | access_files(authority), account)
         for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
             key = _signing_key(directory) if role is Role.SERVER else None
@@ -155,9 +155,7 @@ def init(
 def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, days: int) -> None:
     """Give a device its identity: one file, bundles/splitee-ID.tar, to carry to it and to no one else."""
     for device in ids:
-        check_name(device, "ID")
-        if device in set(Role) - {Role.DEVICE}:
-            raise ConfigError(f"ID {device!r}: expected a device's own name; this one is the {device}'s")
+        check_device(device, "ID")
     with closing(_open(directory)) as authority:
         for device in ids:
             there = authority.valid(device)
@@ -177,7 +175,7 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
             echo(f"{written}: carry it to {device}{hint}")
             if returns:
-                write_broker_folder(directory / "broker", _rules(authority))
+                write_broker_folder(directory / "broker", access_files(authority))
                 echo(f"{device} had been revoked; {RELOAD}")
 
 
@@ -195,7 +193,7 @@ def revoke_device(device: str, directory: Path) -> None:
         if not authority.revoke(device) and device not in authority.shut_out():
             known = ", ".join(sorted({line.name for line in authority.issued if line.role is Role.DEVICE}))
             raise ConfigError(f"{device!r} has no valid certificate; devices: {known or 'none'}")
-        write_broker_folder(directory / "broker", _rules(authority))
+        write_broker_folder(directory / "broker", access_files(authority))
     echo(f"{device} is revoked; {RELOAD}")
     again = f"splitee broker revoke-device {device}"
     try:
@@ -208,6 +206,7 @@ def revoke_device(device: str, directory: Path) -> None:
 
 broker.add_command(check_broker)
 broker.add_command(renew_identities)
+broker.add_command(invite)
 
 
 @broker.command("list")
@@ -248,11 +247,6 @@ def _signing_key(directory: Path) -> dict[str, bytes]:
 
 def _open(directory: Path, fleet: str | None = None) -> Authority:
     return Authority(directory / "authority", fleet)
-
-
-def _rules(authority: Authority) -> dict[str, bytes]:
-    """What changes with who is let in; the broker reads it on SIGHUP."""
-    return {"acl": access_rules(authority), "crl.pem": authority.revocation_list()}
 
 
 def _hand_out(bundles: Path, as_folder: bool, device: str, contents: dict[str, bytes]) -> Path:

@@ -79,6 +79,7 @@ SUMMARIES = {
     "device": "train on this device's own pictures, up to its cut",
     "export": "write what was trained as ONNX graphs, checked against torch",
     "infer": "classify what comes into a folder or from the camera, and publish it",
+    "join": "join a fleet by the code of an invitation",
     "label": "label this device's own images in the browser, and say whether they are enough",
     "page": "show the fleet in a browser, read-only and live",
     "pack": "make a signed file of the software itself, for devices",

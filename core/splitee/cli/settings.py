@@ -96,6 +96,11 @@ def read_settings(command: click.Command, path: Path) -> dict[str, str]:
         parameter = parameters.get(name)
         if parameter is None and name in BROUGHT:
             continue
+        if parameter is None and name == "id":
+            raise ConfigError(
+                f"settings file {path} is of device {value!r}, and this command has no --id: the server's is "
+                "server/server.toml, a viewer's viewer/viewer.toml"
+            )
         if parameter is None:
             known = did_you_mean(name, parameters) or "; known: " + ", ".join(sorted(parameters))
             raise ConfigError(f"settings file {path}: unknown key {key!r}{known}")

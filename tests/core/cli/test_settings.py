@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 
 from splitee.cli.bounds import whole
-from splitee.cli.settings import renamed, setting, settings_file
+from splitee.cli.settings import read_settings, renamed, setting, settings_file
+from splitee.commands.status import status
 from splitee.errors import ConfigError
 
 
@@ -87,6 +88,12 @@ def test_an_unknown_key_is_named(key: str) -> None:
     ) as refused:
         run(file=f"{key} = 1")
     assert "\n" not in str(refused.value)
+
+
+def test_a_devices_settings_are_none_of_a_command_for_others(tmp_path: Path) -> None:
+    (tmp_path / "device.toml").write_text('id = "pi-1"\nfleet = "barn"\n')
+    with pytest.raises(ConfigError, match=r"device.toml is of device 'pi-1', and this command has no --id"):
+        read_settings(status, tmp_path / "device.toml")
 
 
 @pytest.mark.parametrize("file", ["batch-size 4", "a = 1\na = 2", "[", b"\xff\xfe", b"\x00"], ids=repr)

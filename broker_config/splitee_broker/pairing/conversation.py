@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the hub says to one device that wants to join."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from splitee.errors import ConfigError, SpliteeError
+from splitee.pairing.channel import Channel
+from splitee.pairing.messages import (
+    VERSION,
+    Confirmed,
+    Greeting,
+    Proof,
+    Reason,
+    Refused,
+    Request,
+    Stored,
+    Welcome,
+)
+from splitee.pairing.proofs import new_nonce, proof
+from splitee_broker.pairing.invitation import TRIES, Invitation
+from splitee_broker.pairing.registrar import NameTaken, Registrar
+
+WRITING = 60.0  # seconds for a device that knows the code to make its key and write what it gets
+
+Tell = Callable[[str], None]
+
+
+class Host:
+    """Serves the devices of one invitation: one at a time, once it has shown that it knows the code."""
+
+    def __init__(self, invitation: Invitation, registrar: Registrar, certificate: bytes, tell: Tell) -> None:
+        """`certificate`: by which this hub's connections are known, DER; `tell`: takes a line for people."""
+        self._invitation = invitation
+        self._registrar = registrar
+        self._certificate = certificate
+        self._tell = tell
+        self._one = threading.Lock()
+
+    def receive(self, channel: Channel, address: str) -> None:
+        """All that is said on one connection.
+
+        Raises:
+            OSError: the device is gone, or too slow.
+            MalformedMessage: it says what is not in its turn.
+        """
+        if not self._knows_the_code(channel, address):
+            return
+        if not self._one.acquire(timeout=WRITING):
+            channel.send(Refused("busy"))
+            return
+        try:
+            channel.extend(WRITING)
+            self._admit(channel, address)
+        finally:
+            self._one.release()
+
+    def finish(self) -> None:
+        """Waits for the device that is being given its identity, if there is one."""
+        with self._one:
+            pass
+
+    def _knows_the_code(self, channel: Channel, address: str) -> bool:
+        invitation, nonce = self._invitation, new_nonce()
+        channel.send(Greeting(VERSION, nonce))
+        came = channel.receive(Proof)
+        if invitation.end is not None:
+            channel.send(Refused("over"))
+            return False
+        expected = proof(invitation.code, "device", self._certificate, nonce, came.nonce)
+        if invitation.accept(came.proof, expected):
+            own = proof(invitation.code, "hub", self._certificate, nonce, came.nonce)
+            channel.send(Welcome(own, self._registrar.fleet, invitation.name))
+            return True
+        self._tell(f"{address}: a wrong code, or somebody in between ({invitation.wrong} of {TRIES} tries)")
+        channel.send(Refused("code"))
+        return False
+
+    def _admit(self, channel: Channel, address: str) -> None:
+        request = channel.receive(Request)
+        if self._invitation.end is not None:
+            channel.send(Refused("over"))
+            return
+        name = self._invitation.name or request.name
+        try:
+            serial, granted = self._registrar.certify(request, self._invitation.name)
+        except SpliteeError as error:
+            self._tell(f"{address}: {name} is refused: {error}")
+            channel.send(Refused(_reason(error)))
+            return
+        channel.send(granted)
+        try:
+            channel.receive(Stored)
+        except (OSError, SpliteeError):
+            self._tell(f"{address}: {name} did not say that it has stored its identity; it may try again")
+            raise
+        self._finish(channel, address, name, serial)
+
+    def _finish(self, channel: Channel, address: str, name: str, serial: str) -> None:
+        try:
+            said = self._registrar.confirm(name, serial)
+        except SpliteeError as error:
+            self._tell(f"{address}: {name} has an identity; its one from before is still valid: {error}")
+            channel.send(Refused("failed"))
+            return
+        self._invitation.use()
+        self._tell(f"{address}: {name} has joined")
+        for line in said:
+            self._tell(line)
+        channel.send(Confirmed())
+
+
+def _reason(error: SpliteeError) -> Reason:
+    if isinstance(error, NameTaken):
+        return "name"
+    return "request" if isinstance(error, ConfigError) else "failed"

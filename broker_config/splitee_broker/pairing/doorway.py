@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port at which a hub waits for devices: few connections at once, none for long, and no end by any."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from contextlib import suppress
+
+from splitee.errors import ConfigError, MalformedMessage
+from splitee.log_limits import FirstFew
+from splitee.pairing.channel import Channel
+
+AT_ONCE = 32  # connections
+OF_ONE = 4  # connections of one address
+PROVING = 10.0  # seconds for a connection to show that it knows the code
+POLL = 0.2  # seconds
+LEAVING = 1.0  # seconds for last words to those that are there when it is closed
+
+log = logging.getLogger(__name__)
+
+
+class Doorway:
+    """Listens while it is open; each connection gets a thread."""
+
+    def __init__(self, port: int, context: ssl.SSLContext, tell: Callable[[str], None]) -> None:
+        """Raises ConfigError: the port is not to be had."""
+        self._context = context
+        self._tell = tell
+        self._lines: defaultdict[str, FirstFew] = defaultdict(FirstFew)
+        self._inside: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        try:
+            self._listener = _listen(port)
+        except OSError as error:
+            raise ConfigError(f"--port {port}: {error.strerror}; take another, or end what uses it") from None
+        self.port = self._listener.getsockname()[1]
+
+    def serve(self, receive: Callable[[Channel, str], None], is_open: Callable[[], bool]) -> None:
+        """Lets each connection be received, by its own thread, while `is_open`."""
+        self._listener.settimeout(POLL)
+        with self._listener:
+            while is_open():
+                try:
+                    connection, peer = self._listener.accept()
+                except TimeoutError:
+                    continue
+                except OSError as error:  # no descriptors, or it is gone again
+                    log.debug("accept: %s", error)
+                    time.sleep(POLL)
+                    continue
+                self._let_in(connection, _address(peer[0]), receive)
+        until = time.monotonic() + LEAVING
+        for thread in list(self._threads):
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _let_in(
+        self, connection: socket.socket, address: str, receive: Callable[[Channel, str], None]
+    ) -> None:
+        group = _group(address)
+        with self._lock:
+            full = self._inside[group] >= OF_ONE or self._inside.total() >= AT_ONCE
+            if not full:
+                self._inside[group] += 1
+        if full:
+            connection.close()
+            self._say("full", f"{address}: sent away, too many connections at once")
+            return
+        thread = threading.Thread(target=self._hear, args=(connection, address, receive), daemon=True)
+        self._threads.add(thread)
+        thread.start()
+
+    def _hear(self, connection: socket.socket, address: str, receive: Callable[[Channel, str], None]) -> None:
+        try:
+            connection.settimeout(PROVING)
+            with connection, self._context.wrap_socket(connection, server_side=True) as secured:
+                receive(Channel(secured, PROVING), address)
+        except (OSError, ValueError, MalformedMessage) as error:
+            self._say("left", f"{address}: left, or speaks something else ({_words(error)})")
+        except Exception:
+            log.exception("%s: a defect in splitee; the invitation stays", address)
+        finally:
+            with self._lock:
+                self._inside[_group(address)] -= 1
+                self._threads.discard(threading.current_thread())
+
+    def _say(self, kind: str, line: str) -> None:
+        with self._lock:
+            due = self._lines[kind].due()
+        if due:
+            self._tell(line)
+
+
+def _listen(port: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", port))
+
+
+def _address(text: str) -> str:
+    """As people write it: an IPv4 address that came through an IPv6 socket as IPv4."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
+def _group(address: str) -> str:
+    """Whose connections are counted together: an IPv6 host has a whole /64 of addresses."""
+    if ":" not in address:
+        return address
+    return str(ipaddress.ip_network(f"{address}/64", strict=False))
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "TLS").lower().replace("_", " ")
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An invitation: for how many devices, until when, and how often its code may be guessed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from enum import StrEnum
+
+from splitee.pairing.proofs import is_same
+
+TRIES = 5  # wrong codes, by whomever, that end an invitation
+
+
+class End(StrEnum):
+    """Why an invitation has ended."""
+
+    USED = "used"
+    EXPIRED = "expired"
+    GUESSED = "guessed at"
+
+
+class Invitation:
+    """One code; threads may share it.
+
+    Attributes:
+        code: without the marks between its groups.
+        name: what the device is called; empty: what it proposes.
+        until: when it ends, by the monotonic clock.
+        left: how many devices may still join.
+        wrong: how many wrong codes have come.
+    """
+
+    def __init__(self, code: str, name: str, seconds: float, count: int) -> None:
+        """`count`: of devices that may join by it."""
+        self.code = code
+        self.name = name
+        self.until = time.monotonic() + seconds
+        self.wrong = 0
+        self.left = count
+        self._lock = threading.Lock()
+
+    @property
+    def end(self) -> End | None:
+        """Why it has ended; None: it is open."""
+        if self.left == 0:
+            return End.USED
+        if self.wrong >= TRIES:
+            return End.GUESSED
+        return End.EXPIRED if time.monotonic() >= self.until else None
+
+    def accept(self, given: bytes, expected: bytes) -> bool:
+        """Whether a proof is right. Those who guess at once share the tries.
+
+        It is never right once the invitation has ended, and counts then no more.
+        """
+        with self._lock:
+            if self.end is not None:
+                return False
+            right = is_same(given, expected)
+            self.wrong += not right
+            return right
+
+    def use(self) -> None:
+        """A device has joined."""
+        with self._lock:
+            self.left -= 1

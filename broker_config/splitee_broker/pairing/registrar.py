@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signs what a device requests, and shuts out the key that it had before."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from splitee.errors import ConfigError, StateError
+from splitee.pairing.messages import Granted, Request
+from splitee_broker.authority import Authority, Issued, Role, check_device
+from splitee_broker.files import access_files, write_broker_folder
+from splitee_broker.release_key import RELEASE_KEY, pinned_key
+
+PATIENCE = 5.0  # seconds for another command of `splitee broker` to end
+UNIT = "splitee-broker.service"
+
+
+class NameTaken(ConfigError):
+    """The authority knows the name, and its operator has not invited it."""
+
+
+class Registrar:
+    """Opens the authority for as long as it takes to sign, so that other commands may work meanwhile."""
+
+    def __init__(self, directory: Path, days: int, reload: str | None) -> None:
+        """`reload`: the command that has the broker read its files; None: systemd, where it runs the broker.
+
+        Raises:
+            ConfigError: there is no authority, or its broker has no name.
+            StateError: it cannot be read.
+        """
+        self._directory = directory
+        self._days = days
+        self._reload = shlex.split(reload) if reload else _by_systemd()
+        self._unconfirmed: set[str] = set()  # names that this process has certified, and nobody has stored
+        self._returning: set[str] = set()  # of them, those that had been revoked
+        with self._authority() as authority:
+            self.fleet, self.broker, self.host = authority.fleet, authority.url, authority.hosts[0]
+
+    def valid(self, name: str) -> Issued | None:
+        """The certificate by which `name` gets in now."""
+        with self._authority() as authority:
+            return authority.valid(name)
+
+    def certify(self, request: Request, invited: str) -> tuple[str, Granted]:
+        """The serial number of a new certificate for the key of `request`, and what the device gets.
+
+        Args:
+            invited: the name that the operator gave; empty: the device's own goes.
+
+        Raises:
+            NameTaken: it was given before.
+            ConfigError: name or request are none.
+            StateError: the authority cannot be opened or written.
+        """
+        name, key = invited or check_device(request.name, "name"), _key_of(request.request)
+        with self._authority() as authority:
+            known = {line.name for line in authority.issued} - self._unconfirmed
+            if not invited and name in known:
+                raise NameTaken(f"{name} is taken")
+            if name in authority.shut_out():
+                self._returning.add(name)
+            certificate = authority.certify(name, Role.DEVICE, self._days, key)
+            granted = Granted(
+                certificate.public_bytes(Encoding.PEM),
+                authority.certificate,
+                authority.url,
+                pinned_key(self._directory).get(RELEASE_KEY, b""),
+            )
+        self._unconfirmed.add(name)
+        return f"{certificate.serial_number:x}", granted
+
+    def confirm(self, name: str, serial: str) -> list[str]:
+        """`name` has stored the certificate: it is let in by no other one. What to say of it.
+
+        Raises:
+            StateError: the authority or the broker's folder cannot be written.
+        """
+        with self._authority() as authority:
+            count = authority.revoke(name, but=serial)
+            changed = count > 0 or name in self._returning
+            if changed:
+                write_broker_folder(self._directory / "broker", access_files(authority))
+        self._unconfirmed.discard(name)
+        self._returning.discard(name)
+        said = [self._read_again(name)] if changed else []
+        if count:
+            said.append(
+                f"{name}: its certificate from before is revoked; a connection that is still open by it ends "
+                "when the broker is restarted"
+            )
+        return said
+
+    def _read_again(self, name: str) -> str:
+        if not self._reload:
+            return f"{name}: make the broker read who is let in: systemctl reload {UNIT} (or send it SIGHUP)"
+        try:
+            done = subprocess.run(self._reload, capture_output=True, timeout=30, text=True, check=False)
+            failed = done.stderr.strip().splitlines()[-1:] if done.returncode else None
+        except (OSError, subprocess.TimeoutExpired) as error:
+            failed = [str(error)]
+        command = shlex.join(self._reload)
+        if failed is not None:
+            return f"{name}: the broker did not read who is let in ({command}: {' '.join(failed)})"
+        return f"{name}: the broker has read who is let in ({command})"
+
+    @contextmanager
+    def _authority(self) -> Iterator[Authority]:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                opened = Authority(self._directory / "authority")
+                break
+            except StateError:  # in use by another command
+                if time.monotonic() >= until:
+                    raise
+                time.sleep(0.1)
+        with closing(opened):
+            yield opened
+
+
+def _by_systemd() -> list[str]:
+    """The command where systemd runs the broker; else none."""
+    if not Path("/run/systemd/system").is_dir():
+        return []
+    active = subprocess.run(["systemctl", "is-active", "--quiet", UNIT], check=False).returncode == 0
+    return ["systemctl", "reload", UNIT] if active else []
+
+
+def _key_of(request: bytes) -> ec.EllipticCurvePublicKey:
+    """The key for which a certificate is requested: of the one kind that devices make, in its owner's hands.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        parsed = x509.load_pem_x509_csr(request)
+        key = parsed.public_key()
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+            raise ValueError
+        if parsed.is_signature_valid:
+            return key
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        pass
+    raise ConfigError("expected a signing request for a key on P-256, signed by it")

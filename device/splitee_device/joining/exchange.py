@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device says to a hub that has invited it, and what it believes of what comes back."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+from splitee.errors import (
+    BrokerUnreachable,
+    MalformedMessage,
+    PairingEnded,
+    VersionMismatch,
+)
+from splitee.mqtt.address import BrokerAddress
+from splitee.pairing.channel import Channel
+from splitee.pairing.messages import (
+    VERSION,
+    Confirmed,
+    Granted,
+    Greeting,
+    Proof,
+    Reason,
+    Refused,
+    Request,
+    Stored,
+    Welcome,
+)
+from splitee.pairing.proofs import is_same, new_nonce, proof
+from splitee.protocol.topics import check_name
+from splitee_device.joining.own_key import OwnKey
+
+CONNECTING = 10.0  # seconds
+PROVING = 20.0  # seconds; the hub may be slow, and its clock is not this one's
+SIGNING = 90.0  # seconds; other devices may be served before
+
+REFUSALS: dict[Reason, str] = {
+    "code": "it does not accept this code: look at what `splitee broker invite` shows there; if that shows "
+    "no try from here, {hub} is another machine",
+    "over": "the invitation has ended meanwhile: run `splitee broker invite` there again",
+    "name": "the fleet knows a device {name} already: choose another --id, or, if this one takes its place, "
+    "run `splitee broker invite {name}` there",
+    "request": "it does not take the name {name}, or this device's request: see what it says there",
+    "busy": "it serves other devices: try again",
+    "failed": "it could not write or sign: see what it says there",
+}
+
+
+T = TypeVar("T", Greeting, Welcome, Granted, Confirmed)
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where a hub waits for devices."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a device has got; checked. All but names and address is PEM."""
+
+    name: str
+    fleet: str
+    broker: str
+    key: bytes
+    certificate: bytes
+    authority: bytes
+    release_key: bytes  # empty: the fleet has none
+
+
+class Exchange:
+    """One conversation with a hub, in a `with` of `connected`."""
+
+    def __init__(self, hub: Hub, channel: Channel, certificate: bytes) -> None:
+        self._hub = hub
+        self._channel = channel
+        self._certificate = certificate
+
+    def prove(self, code: str) -> tuple[str, str]:
+        """Shows that this device knows the code, and checks that the hub does; returns fleet and name.
+
+        The name is empty where the device is to propose one. Until the hub has proved itself, nothing is sent
+        but a proof that is good for this connection alone.
+
+        Raises:
+            PairingEnded: the hub sends this device away, or does not know the code.
+            VersionMismatch: it is of another release.
+        """
+        greeting = self._receive(Greeting)
+        if greeting.version != VERSION:
+            raise VersionMismatch(
+                f"{self._hub}: it pairs by version {greeting.version}, this device by {VERSION}: upgrade the "
+                "older of both"
+            )
+        nonce = new_nonce()
+        both = (self._certificate, greeting.nonce, nonce)
+        self._channel.send(Proof(nonce, proof(code, "device", *both)))
+        welcome = self._receive(Welcome)
+        if not is_same(welcome.proof, proof(code, "hub", *both)):
+            raise PairingEnded(
+                f"{self._hub}: it does not know the code, so it is not the hub that showed it; nothing "
+                "was told to it"
+            )
+        if welcome.name:
+            check_name(welcome.name, f"{self._hub}: name")
+        return check_name(welcome.fleet, f"{self._hub}: fleet"), welcome.name
+
+    def request(self, fleet: str, name: str) -> Joined:
+        """Makes a key, and has the hub sign for it.
+
+        Raises:
+            PairingEnded: the hub refuses, or what it gives is no identity of `name`.
+        """
+        key = OwnKey()
+        self._channel.extend(SIGNING)
+        self._channel.send(Request(name, key.request(name)))
+        granted = self._receive(Granted, name)
+        if not BrokerAddress.parse(granted.broker).tls:
+            raise PairingEnded(f"{self._hub}: its broker {granted.broker} has no TLS; nothing was changed")
+        key.check(granted, name)
+        return Joined(
+            name,
+            fleet,
+            granted.broker,
+            key.pem,
+            granted.certificate,
+            granted.authority,
+            granted.release_key,
+        )
+
+    def confirm(self) -> None:
+        """Tells the hub that all is stored, and waits until it has shut out what this device had before.
+
+        Raises:
+            PairingEnded: it says that it could not.
+        """
+        self._channel.send(Stored())
+        self._receive(Confirmed)
+
+    def _receive(self, kind: type[T], name: str = "") -> T:
+        came = self._channel.receive_or_refusal(kind)
+        if isinstance(came, Refused):
+            raise PairingEnded(f"{self._hub}: {REFUSALS[came.reason].format(hub=self._hub, name=name)}")
+        return came
+
+
+@contextmanager
+def connected(hub: Hub) -> Iterator[Exchange]:
+    """A conversation with `hub` by TLS 1.3.
+
+    Its certificate is of no authority: `Exchange.prove` is what shows whose it is.
+
+    Raises:
+        BrokerUnreachable: nobody waits there, or is silent, or does not speak of pairing.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        bare = socket.create_connection((hub.host, hub.port), timeout=CONNECTING)
+    except (OSError, UnicodeError) as error:
+        raise BrokerUnreachable(_nobody(hub, error)) from None
+    try:
+        with bare, context.wrap_socket(bare) as secured:
+            certificate = secured.getpeercert(binary_form=True) or b""
+            yield Exchange(hub, Channel(secured, PROVING), certificate)
+    except MalformedMessage as error:
+        raise BrokerUnreachable(f"{hub}: it is no hub that invites ({error}); is that its --port?") from None
+    except ssl.SSLError as error:
+        reason = (error.reason or "closed").lower().replace("_", " ")
+        raise BrokerUnreachable(
+            f"{hub}: it is no hub that invites (TLS: {reason}); is that its --port?"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BrokerUnreachable(f"{hub}: the connection was lost ({reason}); run it again") from None
+
+
+def _nobody(hub: Hub, error: Exception) -> str:
+    if isinstance(error, ConnectionRefusedError):
+        return (
+            f"{hub}: nobody waits there; an invitation ends when it is used, after its time, or with the "
+            "fifth wrong code: run `splitee broker invite` there again"
+        )
+    reason = getattr(error, "strerror", None) or str(error) or "no answer"
+    return f"{hub}: {reason}; is the name right, and the port open in the hub's firewall?"

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key that a device makes for itself, and the check that a certificate is for it."""
+
+from __future__ import annotations
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_public_key,
+)
+from cryptography.x509.oid import NameOID
+
+from splitee.errors import PairingEnded
+from splitee.pairing.messages import Granted
+
+
+class OwnKey:
+    """A new one, on P-256; it leaves this device never."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+
+    def __repr__(self) -> str:
+        return "OwnKey(...)"  # for no log
+
+    @property
+    def pem(self) -> bytes:
+        return self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    def request(self, name: str) -> bytes:
+        """A certificate signing request, PEM."""
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = x509.CertificateSigningRequestBuilder().subject_name(subject)
+        return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    def check(self, granted: Granted, name: str) -> None:
+        """Raises PairingEnded: what was granted is no identity of `name` with this key."""
+        try:
+            certificate = x509.load_pem_x509_certificate(granted.certificate)
+            authority = x509.load_pem_x509_certificate(granted.authority)
+            certificate.verify_directly_issued_by(authority)
+            names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+            if [each.value for each in names] != [name]:
+                raise ValueError("the certificate is another's")
+            if certificate.public_key() != self._key.public_key():
+                raise ValueError("the certificate is for another key")
+            release_key = granted.release_key
+            if release_key and not isinstance(load_pem_public_key(release_key), Ed25519PublicKey):
+                raise ValueError("the release key is none")
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
+            reason = str(error) or "a signature is wrong"
+            raise PairingEnded(
+                f"what the hub gave is no identity of {name} ({reason}); nothing was changed here"
+            ) from None

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device joins by a code: `splitee broker invite` and `splitee join`, up to a real broker."""
+
+from __future__ import annotations
+
+import stat
+import threading
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import warm
+from invitations import Invitation, joined
+
+from splitee.errors import (
+    BrokerUnreachable,
+    CertificateRevoked,
+    ConfigError,
+    ExitCode,
+    PairingEnded,
+    SpliteeError,
+    StateError,
+)
+from splitee.mqtt.link import Link
+from splitee.pairing.code import new_code
+from splitee.protocol.topics import Topics
+from splitee_device.joining.exchange import Hub, connected
+from splitee_lab.local.brokers import free_port
+from splitee_lab.local.forked import without_settings
+
+from .conftest import DEADLINE, FLEET, HOST, Fleet, files, run_broker, splitee_device
+
+pytestmark = pytest.mark.slow
+
+Connect = Callable[..., Link]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A fleet's authority, whose broker does not run."""
+    made = run_broker("init", "--fleet", FLEET, "--name", HOST, directory=tmp_path / "own")
+    assert made.exception is None
+    return tmp_path / "own"
+
+
+def refused(kind: type[SpliteeError], where: Hub | str, code: str, device: Path, *flags: str) -> str:
+    """The line of a refusal, which has changed nothing."""
+    before = contents(device)
+    error = joined(where, code, device, *flags).exception
+    assert isinstance(error, kind), error
+    assert "\n" not in str(error)
+    assert contents(device) == before
+    return str(error)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names(directory: Path) -> list[str]:
+    """Of the devices that the authority knows."""
+    lines = run_broker("list", directory=directory).output.splitlines()
+    return [line.split()[0] for line in lines if line.split()[1] == "device"]
+
+
+def may_publish(link: Link, device: str) -> bool:
+    """Whether what it says is taken, as soon as the broker has read who is let in."""
+    until = time.monotonic() + DEADLINE
+    while time.monotonic() < until:
+        before = link.refused
+        link.publish(Topics(FLEET).device(device, "status"), b"x")
+        assert link.flush(DEADLINE)
+        if link.refused == before:
+            return True
+    return False
+
+
+@pytest.mark.mosquitto
+def test_two_lines_and_the_device_is_in(fleet: Fleet, tmp_path: Path) -> None:
+    """All by the commands as people run them; the broker need not read anything again."""
+    device = tmp_path / "device"
+    with Invitation(fleet.directory, tmp_path / "log") as invitation:
+        own = ("--id", "pi-9", "--directory", str(device), "--data", 'my "photos"')
+        done = warm.run("join", invitation.hub, invitation.code, *own, environment=without_settings())
+        assert (done.returncode, done.stderr) == (0, "")
+        assert invitation.ended() == 0
+        assert f"{HOST}: pi-9 has joined" in invitation.shown().splitlines()
+    settings = tomllib.loads((device / "device.toml").read_text())
+    assert settings == {
+        "id": "pi-9",
+        "fleet": FLEET,
+        "broker": f"mqtts://{HOST}:{fleet.address.port}",
+        "ca": "device/ca.crt",
+        "cert": "device/client.crt",
+        "key": "device/client.key",
+        "release-key": "release.pub",
+        "data": 'my "photos"',
+    }
+    assert f"next: splitee device --config {device}/device.toml" in done.stdout
+    flags = ("--config", str(device / "device.toml"), "--patience", "0.5")
+    came = splitee_device("pi-9", *flags, state=tmp_path / "state")
+    assert came.returncode == ExitCode.STALLED, came.stderr
+
+
+@pytest.mark.mosquitto
+def test_a_device_that_is_paired_anew_gets_in_and_its_old_key_does_not(
+    fleet: Fleet, connect: Connect, tmp_path: Path
+) -> None:
+    old, device = fleet.device("again"), tmp_path / "device"
+    connect(old, client_id="old").close()
+    reload = ("--reload", f"kill -HUP {fleet.pid}")
+    with Invitation(fleet.directory, tmp_path / "log", "again", *reload) as invitation:
+        assert "it is revoked once the new one is stored" in invitation.shown()
+        assert joined(invitation.hub, invitation.code, device, "--id", "else").exception is None
+        assert invitation.ended() == 0
+        assert f"again: the broker has read who is let in (kill -HUP {fleet.pid})" in invitation.shown()
+        assert "a connection that is still open by it ends when the broker is restarted" in invitation.shown()
+    until = time.monotonic() + DEADLINE
+    while True:
+        link = Link(fleet.address, "old-2", tls=files(old))
+        try:
+            link.open(DEADLINE)
+        except CertificateRevoked:
+            break
+        finally:
+            link.close()
+        assert time.monotonic() < until, "the old key gets in"
+    assert may_publish(connect(device / "device", client_id="new"), "again")
+
+
+@pytest.mark.mosquitto
+def test_a_revoked_device_comes_back_when_its_operator_names_it(
+    fleet: Fleet, connect: Connect, tmp_path: Path
+) -> None:
+    fleet.device("returns")
+    assert run_broker("revoke-device", "returns", directory=fleet.directory).exception is None
+    fleet.reload()
+    with Invitation(fleet.directory, tmp_path / "log") as invitation:
+        line = refused(PairingEnded, invitation.hub, invitation.code, tmp_path / "d", "--id", "returns")
+        assert "run `splitee broker invite returns` there" in line
+    reload = ("--reload", f"kill -HUP {fleet.pid}")
+    with Invitation(fleet.directory, tmp_path / "log-2", "returns", *reload) as invitation:
+        assert joined(invitation.hub, invitation.code, tmp_path / "device").exception is None
+        assert invitation.ended() == 0
+    assert may_publish(connect(tmp_path / "device" / "device", client_id="r"), "returns")
+
+
+def test_the_key_is_its_owners_alone_and_the_settings_are_for_all(directory: Path, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    with Invitation(directory, tmp_path / "log", "pi-1") as invitation:
+        done = joined(invitation.hub, invitation.code, device)
+        assert done.exception is None
+        assert invitation.ended() == 0
+        shown = invitation.shown()
+    modes = {str(path.relative_to(device)): stat.S_IMODE(path.stat().st_mode) for path in device.rglob("*")}
+    assert modes == {
+        "device": 0o700,
+        "device/ca.crt": 0o600,
+        "device/client.crt": 0o600,
+        "device/client.key": 0o600,
+        "device.toml": 0o644,
+        "release.pub": 0o644,
+    }
+    secret = (device / "device" / "client.key").read_text().splitlines()[1]
+    assert secret not in shown + done.output
+    assert all(secret.encode() not in data for data in contents(directory).values())
+
+
+def test_several_devices_by_one_code(directory: Path, tmp_path: Path) -> None:
+    with Invitation(directory, tmp_path / "log", "--count", "3") as invitation:
+        done: dict[str, BaseException | None] = {}
+
+        def join_as(name: str) -> None:
+            code = joined_by_process(invitation, tmp_path / name, name)
+            done[name] = None if code == 0 else AssertionError(code)
+
+        threads = [threading.Thread(target=join_as, args=(f"pi-{number}",)) for number in (1, 2, 3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert done == {"pi-1": None, "pi-2": None, "pi-3": None}
+        assert invitation.ended() == 0
+    assert names(directory) == ["pi-1", "pi-2", "pi-3"]
+
+
+def joined_by_process(invitation: Invitation, device: Path, name: str) -> int:
+    own = ("--id", name, "--directory", str(device))
+    return warm.run("join", invitation.hub, invitation.code, *own, environment=without_settings()).returncode
+
+
+def test_a_name_that_is_taken_or_none_is_no_try_and_another_one_goes(directory: Path, tmp_path: Path) -> None:
+    assert run_broker("add-device", "pi-1", directory=directory).exception is None
+    with Invitation(directory, tmp_path / "log") as invitation:
+        line = refused(PairingEnded, invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-1")
+        assert "the fleet knows a device pi-1 already: choose another --id" in line
+        line = refused(PairingEnded, invitation.hub, invitation.code, tmp_path / "d", "--id", "server")
+        assert "it does not take the name server" in line
+        assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2").exception is None
+        assert invitation.ended() == 0
+        assert "tries" not in invitation.shown()
+
+
+def test_a_code_that_was_used_is_good_for_nobody_else(directory: Path, tmp_path: Path) -> None:
+    with Invitation(directory, tmp_path / "log") as invitation:
+        with connected(invitation.hub) as first, connected(invitation.hub) as second:
+            first.prove(code := invitation.code.replace("-", ""))
+            second.prove(code)
+            first.request(FLEET, "pi-1")
+            first.confirm()
+            with pytest.raises(PairingEnded, match="the invitation has ended meanwhile"):
+                second.request(FLEET, "pi-2")
+        assert invitation.ended() == 0
+        line = refused(BrokerUnreachable, invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2")
+        assert "nobody waits there; an invitation ends when it is used" in line
+    assert names(directory) == ["pi-1"]
+
+
+def test_an_invitation_expires(directory: Path, tmp_path: Path) -> None:
+    with Invitation(directory, tmp_path / "log", "--valid", "1s") as invitation:
+        assert invitation.ended() == ExitCode.PAIRING
+        assert "the invitation has expired: 0 of 1 devices have joined;" in invitation.shown()
+        line = refused(BrokerUnreachable, invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2")
+        assert "nobody waits there; an invitation ends when it is used, after its time" in line
+
+
+def test_a_device_that_vanished_in_between_tries_again(directory: Path, tmp_path: Path) -> None:
+    """What nobody has stored is not counted; its certificate is revoked when the device is in."""
+    with Invitation(directory, tmp_path / "log") as invitation:
+        with connected(invitation.hub) as exchange:
+            exchange.prove(invitation.code.replace("-", ""))
+            exchange.request(FLEET, "pi-1")
+        invitation.wait_for("pi-1 did not say that it has stored its identity; it may try again")
+        assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-1").exception is None
+        assert invitation.ended() == 0
+        assert "pi-1: make the broker read who is let in" in invitation.shown()
+    assert names(directory) == ["pi-1"]
+
+
+def test_somebody_else_works_with_the_authority_meanwhile(directory: Path, tmp_path: Path) -> None:
+    with Invitation(directory, tmp_path / "log") as invitation:
+        assert run_broker("add-device", "pi-1", directory=directory).exception is None
+        assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2").exception is None
+        assert invitation.ended() == 0
+
+
+def test_what_the_settings_say_besides_stays(directory: Path, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    device.mkdir()
+    (device / "device.toml").write_text('# ours\ndata = "/srv/images"\ncut = 5\nrelease-key = "old.pub"\n')
+    with Invitation(directory, tmp_path / "log", "pi-1") as invitation:
+        assert joined(invitation.hub, invitation.code, device).exception is None
+    lines = (device / "device.toml").read_text().splitlines()
+    assert lines[6:] == ['release-key = "release.pub"', "# ours", 'data = "/srv/images"', "cut = 5"]
+
+
+@pytest.mark.parametrize(("key", "value"), [("id", "pi-7"), ("fleet", "bay")])
+def test_another_identity_is_replaced_by_force_alone(
+    directory: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    device = tmp_path / "device"
+    (device / "device").mkdir(parents=True)
+    (device / "device.toml").write_text(f'{key} = "{value}"\n')
+    (device / "device" / "client.key").write_text("old")
+    with Invitation(directory, tmp_path / "log", "pi-1") as invitation:
+        line = refused(ConfigError, invitation.hub, invitation.code, device)
+        assert f"device.toml is of {key} {value!r}, and the invitation for" in line
+        assert "--force, if the old identity is to be lost" in line
+        assert names(directory) == []
+        assert joined(invitation.hub, invitation.code, device, "--force").exception is None
+    assert tomllib.loads((device / "device.toml").read_text())["id"] == "pi-1"
+    assert b"PRIVATE KEY" in (device / "device" / "client.key").read_bytes()
+
+
+def test_the_same_identity_is_replaced_as_a_whole(directory: Path, tmp_path: Path) -> None:
+    device = tmp_path / "device"
+    for log in ("first", "second"):
+        with Invitation(directory, tmp_path / log, "pi-1") as invitation:
+            assert joined(invitation.hub, invitation.code, device).exception is None
+    files(device / "device").context()  # a certificate and its own key
+    assert not [path for path in device.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    ("where", "line"),
+    [
+        ("nowhere.invalid", "is the name right, and the port open in the hub's firewall?"),
+        ("a" * 300, "is the name right"),
+    ],
+)
+def test_a_host_that_is_none(tmp_path: Path, where: str, line: str) -> None:
+    assert line in refused(BrokerUnreachable, where, new_code(), tmp_path)
+
+
+def test_a_port_at_which_nobody_waits(tmp_path: Path) -> None:
+    line = refused(BrokerUnreachable, f"{HOST}:{free_port()}", new_code(), tmp_path)
+    assert "nobody waits there" in line
+
+
+@pytest.mark.mosquitto
+def test_the_brokers_own_port_is_no_hubs(fleet: Fleet, tmp_path: Path) -> None:
+    line = refused(BrokerUnreachable, f"{HOST}:{fleet.address.port}", new_code(), tmp_path)
+    assert "it is no hub that invites" in line
+
+
+@pytest.mark.parametrize(
+    "where", ["", "a b@c", "hub:0", "hub:99999", "hub:x", "mqtts://hub", "[::1", "hub/x"]
+)
+def test_an_address_that_is_none(tmp_path: Path, where: str) -> None:
+    assert "expected a name or an address, or HOST:PORT" in refused(ConfigError, where, new_code(), tmp_path)
+
+
+def test_a_directory_that_cannot_be_written_costs_no_try(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(StateError, f"{HOST}:{free_port()}", new_code(), tmp_path / "file" / "below")
+    assert "run it by sudo, or take another --directory" in line
+
+
+def test_settings_that_are_none_cost_no_try(tmp_path: Path) -> None:
+    (tmp_path / "device.toml").write_text("id = ")
+    assert "expected a device's settings" in refused(
+        ConfigError, f"{HOST}:{free_port()}", new_code(), tmp_path
+    )
+
+
+def test_a_code_is_asked_for_at_a_terminal_only(tmp_path: Path) -> None:
+    done = warm.run("join", HOST, "--directory", tmp_path, environment=without_settings())
+    assert done.returncode == ExitCode.CONFIG
+    assert "CODE: expected what `splitee broker invite` shows" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("pi 1",), "NAME 'pi 1': expected 1 to 64 letters"),
+        (("server",), "expected a device's own name"),
+        (("pi-1", "--count", "2"), "a NAME is for one device"),
+        (("--valid", "0s"), "--valid 0s: such as 90s, 15m or 2h, at most 24h"),
+        (("--valid", "25h"), "--valid 25h: such as"),
+        (("--valid", "15"), "--valid 15: such as"),
+        (("--count", "0"), "--count 0: from 1 to 1000"),
+    ],
+)
+def test_an_invitation_that_is_none(directory: Path, arguments: tuple[str, ...], line: str) -> None:
+    error = run_broker("invite", *arguments, directory=directory).exception
+    assert line in (error.format_message() if hasattr(error, "format_message") else str(error))
+
+
+def test_there_must_be_an_authority_and_a_free_port(directory: Path, tmp_path: Path) -> None:
+    error = run_broker("invite", directory=tmp_path / "none").exception
+    assert "make it with `splitee broker init`" in str(error)
+    with Invitation(directory, tmp_path / "log") as invitation:
+        error = run_broker("invite", "--port", str(invitation.hub.port), directory=directory).exception
+        assert f"--port {invitation.hub.port}: " in str(error)
+        assert "take another, or end what uses it" in str(error)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes over a pairing's connection: bounded before memory is taken, and in time."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitee.errors import MalformedMessage
+from splitee.pairing.channel import LARGEST, Channel
+from splitee.pairing.messages import Granted, Greeting, Proof, Refused, Stored
+from splitee_broker.pairing.hub_certificate import hub_context
+
+
+@contextmanager
+def pair(limit: float = 10.0) -> Iterator[tuple[ssl.SSLSocket, Channel]]:
+    """Both ends of a TLS connection: one that says what it likes, and a channel."""
+    near, far = socket.socketpair()
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname, client.verify_mode = False, ssl.CERT_NONE
+    found: list[ssl.SSLSocket] = []
+    server, _ = hub_context()
+    thread = threading.Thread(target=lambda: found.append(server.wrap_socket(far, server_side=True)))
+    thread.start()
+    hostile = client.wrap_socket(near)
+    thread.join()
+    with hostile, found[0]:
+        yield hostile, Channel(found[0], limit)
+
+
+def framed(data: bytes) -> bytes:
+    return len(data).to_bytes(4, "big") + data
+
+
+def test_messages_arrive_as_they_were_sent() -> None:
+    message = Granted(b"c" * 8192, b"a" * 8192, "mqtts://" + "h" * 500, b"r" * 8192)
+    with pair() as (client, server), pair() as (other, channel):
+        server.send(message)
+        size = int.from_bytes(client.recv(4), "big")
+        data = b""
+        while len(data) < size:
+            data += client.recv(size)
+        other.sendall(framed(data))
+        assert channel.receive(Granted) == message
+
+
+@pytest.mark.parametrize("size", [LARGEST + 1, 2**32 - 1])
+def test_a_length_beyond_bounds_takes_no_memory(size: int) -> None:
+    with pair() as (hostile, channel):
+        hostile.sendall(size.to_bytes(4, "big"))
+        with pytest.raises(MalformedMessage, match="expected at most 32768"):
+            channel.receive(Stored)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        b"\x91" * LARGEST,
+        msgspec.msgpack.encode({"type": "Stored", "more": 1}),
+        msgspec.msgpack.encode({"type": "Else"}),
+        msgspec.msgpack.encode({"type": "Proof", "nonce": b"short", "proof": bytes(32)}),
+        msgspec.msgpack.encode({"type": "Granted", "certificate": bytes(8193), "authority": b""}),
+        msgspec.msgpack.encode({"type": "Refused", "reason": "no such reason"}),
+        msgspec.msgpack.encode(Stored()) + b"\0",
+    ],
+)
+def test_what_is_no_message(data: bytes) -> None:
+    with pair() as (hostile, channel):
+        hostile.sendall(framed(data))
+        with pytest.raises(MalformedMessage, match="no message of the pairing"):
+            channel.receive(Stored)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused(data: bytes) -> None:
+    with pair() as (hostile, channel):
+        hostile.sendall(framed(data))
+        with pytest.raises(MalformedMessage):
+            channel.receive(Stored)
+
+
+def test_a_message_out_of_its_turn() -> None:
+    with pair() as (hostile, channel):
+        hostile.sendall(framed(msgspec.msgpack.encode(Greeting(1, bytes(32)))))
+        with pytest.raises(MalformedMessage, match="expected Proof, got Greeting"):
+            channel.receive(Proof)
+        hostile.sendall(framed(msgspec.msgpack.encode(Refused("code"))) * 2)
+        assert channel.receive_or_refusal(Proof) == Refused("code")
+        with pytest.raises(MalformedMessage, match="expected Proof, got Refused"):
+            channel.receive(Proof)
+
+
+def test_a_byte_now_and_then_wins_no_time() -> None:
+    """The deadline is that of the whole message, and of the whole conversation until it is extended."""
+    with pair(limit=0.5) as (hostile, channel):
+        ended = threading.Event()
+
+        def drip() -> None:
+            for byte in framed(msgspec.msgpack.encode(Stored())):
+                hostile.sendall(bytes([byte]))
+                if ended.wait(0.2):
+                    return
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            channel.receive(Stored)
+        assert time.monotonic() - began < 1.5
+        ended.set()
+        thread.join()
+        with pytest.raises(TimeoutError):
+            channel.receive(Stored)
