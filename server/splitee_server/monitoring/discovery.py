@@ -16,9 +16,10 @@ from splitee import __version__
 from splitee.protocol import routes
 from splitee.protocol.fields import Doing, ReleaseKind
 from splitee.protocol.fleet import Profile
-from splitee.protocol.rollouts import Install
+from splitee.protocol.rollouts import Install, UpdateState
 from splitee.protocol.topics import Topics
 
+TO_COME: list[UpdateState] = ["queued", "offered", "downloading", "trying"]
 STATES = (*get_args(Doing), "offline")
 MOST_CLASSES = 50  # that have a binary sensor; a device of more classes has none
 LONGEST_NAME = 80  # characters of a class's name in an entity's; Home Assistant's ids have at most 255
@@ -163,7 +164,8 @@ def class_sensor(topics: Topics, device: str, name: str) -> Component:
 def update(topics: Topics, device: str, kind: ReleaseKind, title: str) -> Component:
     """Of one kind of release, as the server sees it; an installation may be ordered for a device asleep.
 
-    The update_percentage is of the bytes that have come; while the device tries what it has, there is none.
+    What has failed or was taken back cannot be ordered: the latest is then that installed, and the summary says
+    why. The update_percentage is of the bytes that have come; while the device tries them, there is none.
     """
     return {
         "platform": "update",
@@ -177,7 +179,7 @@ def update(topics: Topics, device: str, kind: ReleaseKind, title: str) -> Compon
             "{% set size = found.get('size', 0) %}"
             "{% set reason = found.get('reason', '') %}"
             "{{ {'installed_version': installed,"
-            " 'latest_version': found.get('latest') or installed,"
+            f" 'latest_version': found.get('latest') or installed if state in {TO_COME} else installed,"
             " 'in_progress': state in ['downloading', 'trying'],"
             " 'update_percentage': [100, 100 * found.get('have', 0) // size] | min"
             " if state == 'downloading' and size else none,"
@@ -186,6 +188,7 @@ def update(topics: Topics, device: str, kind: ReleaseKind, title: str) -> Compon
         ),
         "command_topic": topics.device(device, routes.INSTALL.leaf),
         "payload_install": Install(kind=kind).encode().decode(),
+        **available(routes.SERVER_STATUS.topic(topics)),
     } | ({"device_class": "firmware"} if kind == "software" else {})
 
 

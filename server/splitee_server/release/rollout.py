@@ -313,10 +313,11 @@ class Rollout:
     def update(self, device: str, installed: str) -> Update:
         """Where the device stands, with the version that it has `installed`."""
         standing, release = self.record.devices[device], self.releases[device]
+        never_comes = standing.state == "queued" and not self.is_open
         return Update(
             installed=installed,
             latest=release.version[:200],
-            state=standing.state,
+            state="expired" if never_comes else standing.state,
             have=standing.have,
             size=standing.size or (self.size(release) if standing.state in UNDECIDED else 0),
             reason=standing.reason[:1000],

@@ -223,7 +223,11 @@ class TestByHomeAssistantItself:
         cases: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
             ({}, "off", {"installed_version": "none", "latest_version": "none"}),
             ({"installed": "1.0"}, "off", {"installed_version": "1.0", "latest_version": "1.0"}),
-            ({"latest": "run-b 12"}, "on", {"installed_version": "none", "latest_version": "run-b 12"}),
+            (
+                {"latest": "run-b 12", "state": "offered"},
+                "on",
+                {"installed_version": "none", "latest_version": "run-b 12"},
+            ),
             (known | {"state": "queued"}, "on", {"release_summary": "queued"}),
             (known | {"state": "downloading"}, "on", {"in_progress": True}),
             (
@@ -238,12 +242,13 @@ class TestByHomeAssistantItself:
             ),
             (known | {"state": "trying", "have": 3, "size": 3}, "on", {"in_progress": True}),
             (known | {"installed": "1.1", "state": "in service"}, "off", {}),
-            (known | {"state": "failed", "reason": "no room"}, "on", {"release_summary": "failed: no room"}),
             (
                 known | {"state": "failed", "reason": hostile},
-                "on",
-                {"release_summary": f"failed: {hostile}"[:255]},
+                "off",
+                {"latest_version": "1.0", "release_summary": f"failed: {hostile}"[:255]},
             ),
+            (known | {"state": "expired"}, "off", {"latest_version": "1.0"}),
+            (known | {"state": "rolled back"}, "off", {"latest_version": "1.0"}),
         ]
         asked = [(kind, case) for kind in ("model", "software") for case in cases]
         messages = [
