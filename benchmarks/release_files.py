@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from wheels import own_wheel  # type: ignore[import-not-found]
 
 TRAINED = "pi-1"
+NETWORK = ("--network", "benchmarks.release_files:network")
 WIDE = 4096  # features at the cut: a model of 4 MB, which takes many parts
 
 
@@ -47,15 +48,15 @@ def splitee(*arguments: object) -> str:
 
 def train(directory: Path) -> tuple[Path, Path]:
     """The exported models of a device and of the server, after two rounds."""
-    server = ["--network", "benchmarks.release_files:network", "--input", "3x32x32", "--rounds", "2"]
-    device = ["--data", "builtin:fashion-mnist", "--limit", "1000", "--cut", "1"]
+    server = [*NETWORK, "--input", "3x32x32", "--rounds", "2"]
+    device = ["--data", "builtin:fashion-mnist", "--limit", "1000", "--cut", "1", *NETWORK]
     with Fleet(
         directory / "run", [*server, "--devices", "1", "--seed", "1"], {TRAINED: device}, isolated=()
     ) as fleet:
         until(lambda: fleet.finished, lambda: time.sleep(TICK))
     models = directory / "models"
     for name in (TRAINED, "server"):
-        splitee("export", "--state", directory / "run" / name, "--out", models / name)
+        splitee("export", *NETWORK, "--state", directory / "run" / name, "--out", models / name)
     return models / TRAINED, models / "server"
 
 
