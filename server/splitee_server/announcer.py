@@ -32,7 +32,6 @@ from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import Ack, Assignment, Commit, Participant, Participation, RoundOpen
 from splitee.protocol.routes import LARGEST_WHOLE, Route
 from splitee.protocol.run_spec import RunSpec
-from splitee.protocol.seasons import Seasons
 from splitee.protocol.topics import Topics
 
 if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
@@ -158,14 +157,11 @@ class Announcer:
 
     def overview(self, route: Route, message: JsonMessage, device: str = "") -> None:
         """What viewers are told, where it has changed, and fits what every broker takes."""
-        if len(message.encode()) <= min(LARGEST_WHOLE, self.max_packet):
-            self._retain(route, message, device, known_for=inf)
+        payload = message.encode()
+        if len(payload) <= min(LARGEST_WHOLE, self.max_packet):
+            self._retain_payload(route.topic(self._topics, device), payload, known_for=inf)
         else:
             log.debug("%s is too large to be told", route.topic(self._topics, device))
-
-    def seasons(self, seasons: Seasons) -> None:
-        """The earlier runs that the run's weights come from."""
-        self._retain(routes.SEASONS, seasons)
 
     def assignment(
         self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0
@@ -262,7 +258,9 @@ class Announcer:
         self, route: Route, message: JsonMessage, device: str = "", *, known_for: float = 0.0
     ) -> None:
         """Publish a message, to be retained; not the same again within `known_for` seconds."""
-        topic, payload = route.topic(self._topics, device), message.encode()
+        self._retain_payload(route.topic(self._topics, device), message.encode(), known_for=known_for)
+
+    def _retain_payload(self, topic: str, payload: bytes, *, known_for: float) -> None:
         if self._retained.get(topic) == payload and self._clock() - self._said[topic] < known_for:
             return
         self._retained[topic] = payload

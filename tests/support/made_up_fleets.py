@@ -20,8 +20,9 @@ import splitee_web
 from splitee.protocol.accuracies import ClassRecall, ConfusionMatrix, ReleasedThreshold
 from splitee.protocol.fleet import Capability, CutCost, FleetMetrics, Metrics, RoundSeconds, ServerStatus
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, ModelInService, ReleaseView
-from splitee.protocol.inference import LastPrediction, ServedModel, Serving
+from splitee.protocol.inference import LastPrediction, PredictedState, ServedModel, Serving
 from splitee.protocol.overview import Baselines, DevicePoint, HistoryPoint, NetworkStage, WaitedFor
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update, Wave
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import ByPurpose, Traffic
@@ -236,6 +237,44 @@ def finished(now: float) -> FleetSnapshot:
         server_seen=now - 180,
         releases=(ReleaseView("in service", RUN, ROUNDS, 2), ReleaseView("rolled back", RUN, ROUNDS, 1)),
     )
+
+
+def releasing(now: float) -> FleetSnapshot:
+    """A model goes out in waves: one device fetches it, one has it, one has failed; software was stopped."""
+    calm = finished(now)
+    state = PredictedState(label="ankle boot", confidence=0.93, since=now - 200, time=now)
+    models = (
+        Update("barn-6", "barn-7", "downloading", 1_200_000, 4_000_000, "", "spring", 2),
+        Update("barn-7", "barn-7", "in service", 0, 4_000_000, "", "spring", 1),
+        Update("barn-6", "barn-7", "failed", 0, 4_000_000, "41 lost, 9 gained of 256 images", "spring", 2),
+    )
+    software = Update("0.1.0", "0.2.0", "trying", 0, 90_000_000, "", "0.2.0", 1)
+    ones = [
+        replace(one, update=DeviceUpdate(model=model), predicted_state=state)
+        for one, model in zip(calm.devices, models, strict=True)
+    ]
+    ones[1] = replace(ones[1], update=DeviceUpdate(model=models[1], software=software))
+    waves = (Wave(1, in_service=1), Wave(10, in_service=4, failed=1, asleep=2), Wave(20))
+    later = now + 86_400
+    rollouts = (
+        Rollout("spring", "model", "barn-7", "running", now - 900, later, 2, 2, waves),
+        Rollout(
+            "0.2.0",
+            "software",
+            "0.2.0",
+            "stopped",
+            now - 4000,
+            later,
+            0,
+            1,
+            (Wave(3, failed=1), Wave(28)),
+            "1 device failed, none may",
+        ),
+        Rollout(
+            "winter", "model", "barn-6", "finished", now - 800_000, now, 2, 1, (Wave(31, in_service=31),)
+        ),
+    )
+    return replace(calm, devices=tuple(ones), rollouts=rollouts)
 
 
 def dead(now: float) -> FleetSnapshot:

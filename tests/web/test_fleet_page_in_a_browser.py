@@ -110,6 +110,44 @@ def test_a_server_that_dies_is_told_first(browser: Browser, page_of: Serve) -> N
         expect(page.locator("p[role=status]")).to_have_text("the server is offline")
 
 
+def test_rollouts_stand_wave_by_wave_in_words_and_devices_are_found_by_their_updates(
+    browser: Browser, page_of: Serve
+) -> None:
+    now = time.time()
+    served = page_of(fleets.releasing(now))
+    with tab(browser, served.url) as page:
+        spring = page.get_by_role("article", name="Rollout spring")
+        expect(spring).to_contain_text("model barn-7, wave 2 of 3, began 15 min ago, expires in 24 h")
+        waves = spring.get_by_role("listitem")
+        expect(waves.nth(1)).to_contain_text("10 devices: 4 in service, 1 failed, 2 asleep, 3 waiting")
+        expect(waves.nth(2)).to_contain_text("20 devices: not begun")
+        widths = [one.bounding_box()["width"] for one in waves.nth(1).locator(".in-service, .failed").all()]
+        assert widths[0] == pytest.approx(4 * widths[1], rel=0.05)
+        stopped = page.get_by_role("article", name="Rollout 0.2.0")
+        expect(stopped).to_contain_text("stopped")
+        expect(stopped).to_contain_text("1 device failed, none may")
+        page.get_by_text("1 earlier rollout").click()
+        expect(page.get_by_role("article", name="Rollout winter")).to_contain_text("31 in service")
+        expect(page.locator(".updates").first).to_contain_text("model barn-7: ○downloading 1.2 of 4.0 MB")
+        expect(page.locator(".updates").last).to_contain_text("■failed: 41 lost, 9 gained of 256 images")
+        expect(row(page, "pi-1")).to_contain_text("30 % of model")
+        expect(row(page, "pi-1")).to_contain_text("ankle boot for 3 min")
+        expect(row(page, "pi-3")).to_contain_text("model failed")
+        page.get_by_role("button", name="Update failed 1").click()
+        expect(page.locator("[data-id]")).to_have_count(1)
+        page.get_by_role("button", name="Updating 2").click()
+        expect(page.locator("[data-id]")).to_have_count(2)
+        row(page, "pi-2").locator("button").click()
+        details = page.get_by_role("dialog")
+        for said in ("ankle boot for 3 min, 93.0 % on average", "0.2.0: trying, wave 1 of rollout 0.2.0"):
+            expect(details).to_contain_text(said)
+        page.keyboard.press("Escape")
+        settled = replace(served.snapshot.devices[0], update=None)
+        served.show(replace(served.snapshot, devices=(settled, *served.snapshot.devices[1:]), rollouts=()))
+        expect(page.get_by_role("article")).to_have_count(0)
+        expect(page.get_by_role("button", name="Updating 1")).to_be_visible()
+
+
 def test_seasons_stand_side_by_side(browser: Browser, page_of: Serve) -> None:
     served = page_of(fleets.finished(time.time()), seasons=fleets.earlier_seasons())
     with tab(browser, served.url) as page:
@@ -205,6 +243,10 @@ def test_nothing_is_in_the_way_of_a_screen_reader(
         assert violations(page) == []
         served.show(fleets.finished(now))
         expect(page.locator(".glance")).to_contain_text("over")
+        served.show(fleets.releasing(now))
+        expect(page.get_by_role("article", name="Rollout spring")).to_be_visible()
+        page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+        assert violations(page) == []
         row(page, "pi-3").locator("button").click()
         page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
         assert violations(page) == []

@@ -14,8 +14,10 @@ import pytest
 from browser import chromium, overflow, tab
 from fleets import Fleet
 from playwright.sync_api import Browser, expect
+from told_fleets import rollout
 
 from splitee.mqtt.link import Link
+from splitee.protocol import routes
 from splitee.protocol.accuracies import ClassRecall, ConfusionMatrix
 from splitee.protocol.fleet import (
     DeviceFigures,
@@ -25,7 +27,8 @@ from splitee.protocol.fleet import (
     Profile,
     ServerStatus,
 )
-from splitee.protocol.inference import LastPrediction, ModelReport, Serving
+from splitee.protocol.inference import LastPrediction, ModelReport, PredictedState, Serving
+from splitee.protocol.rollouts import DeviceUpdate, Rollouts, Update
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
@@ -127,7 +130,7 @@ def test_what_hostile_members_say_is_text(
     )
     matrix = ConfusionMatrix((0, 1), ((4, 5), (0, 0)))
     last = LastPrediction(EVIL, 0.9, "exit", 1.0)
-    report = ModelReport("ab" * 32, "refused", EVIL, run=EVIL)
+    report = ModelReport("ab" * 32, "failed", EVIL, run=EVIL)
     said = {
         topics.run: run,
         topics.server_status: ServerStatus("online", 1, "r1", EVIL),
@@ -137,6 +140,9 @@ def test_what_hostile_members_say_is_text(
         of_device("metrics"): DeviceFigures("r1", 1, figures, matrix),
         of_device("serving"): Serving("online", 1, last=(last,)),
         of_device("model"): report,
+        of_device("update"): DeviceUpdate(software=Update(EVIL, EVIL, "failed", 1, 2, EVIL)),
+        of_device("state"): PredictedState(EVIL, 0.9, 1.0, 1.0),
+        routes.ROLLOUTS.topic(topics): Rollouts((rollout(version=EVIL, reason=EVIL),)),
     }
     for topic, message in said.items():
         link.publish(topic, message.encode(), retain=True)
@@ -147,10 +153,12 @@ def test_what_hostile_members_say_is_text(
         page.on("dialog", lambda dialog: pytest.fail("a script of the wire has run"))
         page.get_by_role("button", name="pi-1").first.click()
         details = page.get_by_role("dialog")
-        for part in ("Weakest class", "Version", "Because"):
+        for part in ("Weakest class", "Version", "Because", "Latest software", "Software: because", "State"):
             expect(details.locator(".known > div", has_text=part).last).to_contain_text(EVIL)
         expect(details.get_by_role("table", name="Last predictions")).to_contain_text(EVIL)
         expect(details.get_by_role("columnheader", name=EVIL)).to_have_count(1)
         expect(page.locator("header .facts")).to_contain_text(EVIL)
-        assert page.locator("bdi", has_text=EVIL).count() >= 8
+        expect(page.locator("article.rollout")).to_contain_text(EVIL)
+        expect(page.locator(".updates").last).to_contain_text(EVIL)
+        assert page.locator("bdi", has_text=EVIL).count() >= 14
         assert overflow(page) == 0

@@ -53,6 +53,13 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if count < 1e3 else _scaled(count, _BYTES)
 
 
+def part_of(count: float, whole: float) -> str:
+    """Bytes of more bytes, in the unit of those: "1.2 of 4.0 MB"."""
+    name, length = next((unit for unit in _BYTES if whole >= unit[1]), _BYTES[-1])
+    digits = 1 if length > 1 else 0
+    return f"{count / length:.{digits}f} of {whole / length:.{digits}f} {name}"
+
+
 def megabytes(count: float) -> str:
     """Bytes as a number of MB, for columns of them: "2.5"."""
     return f"{count / 1e6:.1f}"

@@ -21,8 +21,10 @@ from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo_json, plain, plain_cell
 from splitee.cli.settings import settings_file, switch
+from splitee.cli.update_words import predicted_state_in_words, updates_in_words
 from splitee.cli.verbosity import log_options
 from splitee.cli.words import ago, bit_rate, megabytes, milliseconds, percent
+from splitee.commands.rollouts_table import rollout_reasons, rollouts_table
 from splitee.commands.seasons_table import seasons_table
 from splitee.errors import ConfigError
 from splitee.mqtt.events import Message
@@ -122,8 +124,10 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
         )
     profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
     profiles += [words for device in snapshot.devices if (words := _slow_link(device))]
-    profiles += [words for device in snapshot.devices if (words := _served(device))]
+    profiles += [words for device in snapshot.devices if (words := _served(device, now))]
     parts: list[list[RenderableType]] = [[table], [*_judged(snapshot)], [*profiles]]
+    if (rollouts := rollouts_table(snapshot)) is not None:
+        parts.append([rollouts, *rollout_reasons(snapshot)])
     if (seasons := seasons_table(snapshot)) is not None:
         parts.append([seasons])
     return Group(*lines, *(one for part in parts if part for one in (Text(), *part)))
@@ -247,10 +251,11 @@ def _moved(device: DeviceView) -> str:
     return "/".join(megabytes(count) if count < 1e8 else f"{count / 1e6:.0f}" for count in counts)
 
 
-def _served(device: DeviceView) -> Text | None:
-    """What it predicts with, and how that goes; None for a device that has no model and gets none."""
-    serving, model = device.serving, device.model
-    words = [] if model is None else [_model_in_words(model)]
+def _served(device: DeviceView, now: float) -> Text | None:
+    """What it predicts, with what, how that goes, and what is on its way; None where there is none of it."""
+    serving, model, state = device.serving, device.model, device.predicted_state
+    words = [] if state is None else [predicted_state_in_words(state, now)]
+    words += [] if model is None else [_model_in_words(model)]
     if serving is not None:
         words.append(f"{serving.per_minute:g} images a minute")
         if serving.latency is not None:
@@ -259,6 +264,7 @@ def _served(device: DeviceView) -> Text | None:
             words.append(f"{percent(serving.offloaded_share)} offloaded")
         if serving.fallback_share:
             words.append(f"{percent(serving.fallback_share)} without a response in time")
+    words += updates_in_words(device.update)
     return _facts(device.id, *words) if words else None
 
 

@@ -24,6 +24,7 @@ from splitee.protocol.fields import (
     Doing,
     EpochSeconds,
     Fraction,
+    Loss,
     Name,
     NonNegative,
     Positive,
@@ -64,7 +65,7 @@ class DeviceStatus(JsonMessage, frozen=True):
     round: Count = 0
     step: Count = 0
     steps: Count = 0
-    loss: float | None = None
+    loss: Loss | None = None
     batches: Count = 0
     bytes: Count = 0
     rejected: Count = 0

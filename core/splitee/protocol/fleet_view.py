@@ -18,14 +18,13 @@ from splitee.protocol.fleet import (
     Capability,
     DeviceFigures,
     DeviceMetrics,
-    DeviceStatus,
     Metrics,
-    Profile,
     RoundSeconds,
     ServerStatus,
 )
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.inference import ModelOffer, ModelReport, Serving
+from splitee.protocol.heard import Heard, sent_at
+from splitee.protocol.inference import PredictedState, Serving
 from splitee.protocol.model_views import ModelInService, ReleaseView, releases_of
 from splitee.protocol.overview import (
     MOST_CURVES,
@@ -40,6 +39,7 @@ from splitee.protocol.overview import (
     Timing,
     WaitedFor,
 )
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
 from splitee.protocol.rounds import Commit, Participation, RoundOpen
 from splitee.protocol.routes import Route
 from splitee.protocol.run_spec import RunSpec
@@ -98,6 +98,8 @@ class DeviceView:
     serving: Serving | None = None  # while it predicts
     confusion: ConfusionMatrix | None = None  # in the last evaluated round
     history: tuple[DevicePoint, ...] = ()  # of a small fleet's devices
+    predicted_state: PredictedState | None = None  # while it predicts; its times are by this machine's clock
+    update: DeviceUpdate | None = None  # what is in service, and on its way, as the server sees it
 
     @property
     def done(self) -> float:
@@ -112,7 +114,7 @@ class FleetSnapshot:
     """The fleet at one moment, without those that were dismissed.
 
     `run`, `phase` and `metrics` are of the present run, or None; so is all that follows `malformed`, but for
-    `traffic` and `releases`, which devices tell. Times are seconds since the epoch.
+    `traffic` and `releases`, which devices tell, and `rollouts`. Times are seconds since the epoch.
     """
 
     fleet: str
@@ -135,6 +137,7 @@ class FleetSnapshot:
     releases: tuple[ReleaseView, ...] = ()
     seasons: tuple[Season, ...] = ()  # earlier runs that the present one's weights come from, in their order
     server_seen: float | None = None  # when the server's status was published
+    rollouts: tuple[Rollout, ...] = ()  # the newest first
 
     @property
     def empty(self) -> bool:
@@ -144,76 +147,6 @@ class FleetSnapshot:
     @property
     def finished(self) -> bool:
         return self.phase is not None and self.phase.phase == "finished"
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """What one device has said, and what it was offered."""
-
-    status: DeviceStatus | None = None
-    profile: Profile | None = None
-    serving: Serving | None = None
-    report: ModelReport | None = None
-    offer: ModelOffer | None = None
-    seen: float = 0.0
-
-    def with_status(self, status: DeviceStatus | None, envelope: Message, now: float) -> _Heard:
-        if status is None:
-            return replace(self, status=None, seen=0.0)
-        seen = _seen(status.time, envelope, now)
-        if status.state == "offline" and self.status is not None:
-            # A last will knows nothing but that; what the device said before still holds.
-            status = msgspec.structs.replace(self.status, state="offline")
-        return replace(self, status=status, seen=seen)
-
-    def with_serving(self, serving: Serving | None, envelope: Message, now: float) -> _Heard:
-        if serving is None:
-            return replace(self, serving=None)
-        return replace(self, serving=serving, seen=max(self.seen, _seen(serving.time, envelope, now)))
-
-    @property
-    def has_spoken(self) -> bool:
-        """Whether the device itself has said anything: an offer alone makes none."""
-        return any((self.status, self.profile, self.serving, self.report))
-
-    @property
-    def is_online(self) -> bool:
-        return self.is_serving or (self.status is not None and self.status.state == "online")
-
-    @property
-    def is_serving(self) -> bool:
-        return self.serving is not None and self.serving.state == "online"
-
-    @property
-    def doing(self) -> str:
-        """What it does; where it only serves, it has no status, or one of a process that is gone."""
-        status = self.status
-        if self.is_serving and (status is None or status.state == "offline"):
-            return "serving"
-        return status.doing if status is not None else ""
-
-    @property
-    def model(self) -> ModelInService | None:
-        offer, report = self.offer, self.report
-        if offer is not None and (report is None or report.release != offer.release):
-            serves = report.serves if report is not None else None
-            return ModelInService(offer.release, "offered", run=offer.run, serves=serves)
-        if report is None:
-            return None
-        serves = report.serves
-        found = ModelInService(
-            report.release, report.state, report.reason, report.run, 0, report.time or None, serves
-        )
-        if serves is None or serves.release != report.release:
-            return found
-        return replace(found, run=serves.run, round=serves.round, since=serves.since)
-
-
-def _seen(said: float, envelope: Message, now: float) -> float:
-    """When a message was sent, by this machine's clock; its sender's own may be wrong by years."""
-    if not envelope.retained:
-        return now
-    return min(said, now) if envelope.age is None else now - envelope.age
 
 
 class FleetView:
@@ -226,7 +159,8 @@ class FleetView:
         self._figures: dict[str, DeviceFigures] = {}
         self._parts: dict[str, Participation] = {}
         self._curves: dict[str, DeviceHistory] = {}
-        self._devices: dict[str, _Heard] = {}
+        self._updates: dict[str, DeviceUpdate] = {}
+        self._devices: dict[str, Heard] = {}
         self._server_seen = 0.0
         self._views: dict[str, DeviceView] = {}  # as they were shown last, where nothing has changed them
         self._touched: set[str] | None = None  # by messages since the last `changes`; before the first: all
@@ -270,6 +204,7 @@ class FleetView:
         run, server = self._last(routes.RUN, RunSpec), self._last(routes.SERVER_STATUS, ServerStatus)
         commit, metrics = self._present(routes.COMMIT, Commit), self._present_metrics()
         timing, history = self._present_timing(), self._present(routes.HISTORY, History)
+        rollouts = self._last(routes.ROLLOUTS, Rollouts)
         network, seasons = (
             self._present(routes.NETWORK, NetworkStages),
             self._present(routes.SEASONS, Seasons),
@@ -295,6 +230,7 @@ class FleetView:
             releases=releases_of(device.model for device in devices),
             server_seen=self._server_seen or None,
             seasons=seasons.seasons if seasons else (),
+            rollouts=rollouts.rollouts if rollouts else (),
         )
 
     def _members(self, ids: Iterable[str]) -> dict[str, DeviceView | None]:
@@ -316,7 +252,7 @@ class FleetView:
         if not route.of_device:
             self._of_fleet[route] = message
             if route is routes.SERVER_STATUS:
-                self._server_seen = _seen(message.time, received.envelope, now) if message else 0.0
+                self._server_seen = sent_at(message.time, received.envelope, now) if message else 0.0
             if route in OF_ALL_DEVICES:
                 self._views.clear()
             return
@@ -327,12 +263,14 @@ class FleetView:
             _keep(self._parts, device, message)
         elif route is routes.DEVICE_HISTORY:
             _keep(self._curves, device, message, most=2 * MOST_CURVES)
+        elif route is routes.DEVICE_UPDATE:
+            _keep(self._updates, device, message)
         else:
             self._take_device(received, now)
 
     def _take_device(self, received: Received, now: float) -> None:
         device, message, envelope = received.device, received.message, received.envelope
-        heard = self._devices.get(device, _Heard())
+        heard = self._devices.get(device, Heard())
         if received.route is routes.STATUS:
             heard = heard.with_status(message, envelope, now)
         elif received.route is routes.SERVING:
@@ -341,8 +279,11 @@ class FleetView:
             heard = replace(heard, report=message)
         elif received.route is routes.MODEL_OFFER:
             heard = replace(heard, offer=message)
+        elif received.route is routes.PREDICTED_STATE:
+            heard = heard.with_predicted_state(message, envelope, now)
         else:
-            heard = replace(heard, profile=message)
+            assert received.route is routes.PROFILE, f"{received.route.path} has no place in the view"
+            heard = heard.with_profile(message)
         if not heard.has_spoken and heard.offer is None:
             self._devices.pop(device, None)
         elif device in self._devices or len(self._devices) < MAX_DEVICES:
@@ -402,7 +343,7 @@ class FleetView:
         return curve.points if curve is not None and metrics is not None and curve.run == metrics.run else ()
 
     def _view(
-        self, device: str, heard: _Heard, metrics: Metrics | None, waiting_since: float | None
+        self, device: str, heard: Heard, metrics: Metrics | None, waiting_since: float | None
     ) -> DeviceView:
         view = self._views.get(device)
         if view is None or view.waiting_since != waiting_since:
@@ -410,7 +351,7 @@ class FleetView:
         return view
 
     def _device(
-        self, device: str, heard: _Heard, metrics: Metrics | None, waiting_since: float | None
+        self, device: str, heard: Heard, metrics: Metrics | None, waiting_since: float | None
     ) -> DeviceView:
         status, profile = heard.status, heard.profile
         measured: DeviceMetrics | None = metrics.devices.get(device) if metrics else None
@@ -452,6 +393,8 @@ class FleetView:
             serving=heard.serving if heard.is_serving else None,
             confusion=self._figures[device].confusion if measured else None,
             history=self._curve(device, metrics),
+            predicted_state=heard.predicted_state if heard.is_serving else None,
+            update=self._updates.get(device),
         )
 
 

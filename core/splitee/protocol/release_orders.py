@@ -13,7 +13,6 @@ from splitee.protocol.fields import (
     LARGEST_RELEASE,
     Count,
     Digest,
-    EpochSeconds,
     Milliseconds,
     Name,
     NonNegative,
@@ -28,9 +27,8 @@ MOST_DEVICES = 10_000  # of a rollout
 LARGEST_PLAN = 64 << 20  # bytes
 LONGEST_HEAD = 1 << 20  # bytes of a bundle before its file
 
-OrderAction = Literal["list", "release", "pause", "resume", "stop", "roll back"]
-WAVE = r"^([1-9][0-9]{0,6}|(100|[1-9]?[0-9](\.[0-9]{1,3})?)%)\Z"
-Share = Annotated[str, Meta(pattern=r"^([0-9]{1,7}|(100|[1-9]?[0-9](\.[0-9]{1,3})?)%)\Z")]
+OrderAction = Literal["release", "pause", "resume", "stop", "roll back"]
+SHARE = r"^([0-9]{1,7}|(100|[1-9]?[0-9](\.[0-9]{1,3})?)%)\Z"  # a count of devices, or a share of them
 
 
 class PlannedFile(msgspec.Struct, frozen=True):
@@ -78,8 +76,7 @@ class RolloutPlan(PackedMessage, frozen=True):
         rollout: its name.
         kind: what is released.
         version: what is released, for people.
-        created: seconds since the epoch, by the operator's clock.
-        expires: seconds after `created`.
+        expires: seconds after which no device is offered it any more.
         waves: devices up to each wave, as a count or a share of all.
         max_failures: failures above which it stops, as a count or a share of all.
         soak: seconds without a failure between two waves.
@@ -89,15 +86,14 @@ class RolloutPlan(PackedMessage, frozen=True):
 
     rollout: Name
     kind: ReleaseKind
-    created: EpochSeconds
     expires: Annotated[float, Meta(gt=0, le=315_360_000)]
     files: Annotated[tuple[PlannedFile, ...], Meta(min_length=1, max_length=MOST_DEVICES)]
     releases: Annotated[tuple[PlannedRelease, ...], Meta(min_length=1, max_length=MOST_DEVICES)]
     version: Version = ""
     waves: Annotated[
-        tuple[Annotated[str, Meta(pattern=WAVE)], ...], Meta(min_length=1, max_length=MOST_WAVES)
+        tuple[Annotated[str, Meta(pattern=SHARE)], ...], Meta(min_length=1, max_length=MOST_WAVES)
     ] = ("100%",)
-    max_failures: Share = "0"
+    max_failures: Annotated[str, Meta(pattern=SHARE)] = "0"
     soak: NonNegative = 60.0
 
 

@@ -160,7 +160,7 @@ MODEL_WANT = Route("devices/+/model-want", ReleaseWant, "device", ("server",))
 MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server", "viewer"), retained=True)
 SOFTWARE_WANT = Route("devices/+/software-want", ReleaseWant, "device", ("server",))
 SOFTWARE_REPORT = Route("devices/+/software", SoftwareReport, "device", ("server",), retained=True)
-SERVING = Route("devices/+/serving", Serving, "device", ("viewer", "homeassistant"), retained=True)
+SERVING = Route("devices/+/serving", Serving, "device", ("server", "viewer", "homeassistant"), retained=True)
 PREDICTED_STATE = Route(
     "devices/+/state", PredictedState, "device", ("viewer", "homeassistant"), retained=True
 )

@@ -73,10 +73,10 @@ def season_of(metrics: Metrics, ended: float = 0.0) -> Season:
 def bounded(run: str, seasons: tuple[Season, ...]) -> Seasons:
     """The message for `run`: of `seasons` the latest ones, and of their classes what it has room for."""
     kept = list(seasons[-MOST_SEASONS:])
-    message = Seasons(run=run, seasons=tuple(kept))
+    length = len(Seasons(run=run, seasons=tuple(kept)).encode())
     for place, season in enumerate(kept):
-        if len(message.encode()) <= LARGEST:
+        if length <= LARGEST:
             break
         kept[place] = msgspec.structs.replace(season, class_recalls=())
-        message = Seasons(run=run, seasons=tuple(kept))
-    return message
+        length -= len(msgspec.json.encode(season)) - len(msgspec.json.encode(kept[place]))
+    return Seasons(run=run, seasons=tuple(kept))

@@ -264,9 +264,6 @@ class Delivery:
         self._offer = None
         if (serves := self._installer.release) is not None:
             self.report(serves, "in service")
-        else:
-            self._reported = None
-            self._port.publish(self._reports, b"", retain=True)
 
     def _ask(self) -> None:
         assert self._offer is not None

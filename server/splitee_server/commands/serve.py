@@ -29,6 +29,9 @@ from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer, claim_fleet, offline
 from splitee_server.offload.predictions import Predictions
+from splitee_server.release import releases as release
+from splitee_server.release.releases import Releases
+from splitee_server.release.rollout_store import RolloutStore, open_store
 
 log = logging.getLogger(__name__)
 
@@ -52,11 +55,23 @@ log = logging.getLogger(__name__)
         help="Number of CPU threads.",
         show_default="all cores but one",
     ),
+    setting(
+        "--releases",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Folder in which releases are kept until all devices have them.",
+        show_default="releases, beside --model",
+    ),
 )
 @link_options
-def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
-    """Answer devices that are not sure, from the exported trunks of a finished run."""
+def serve(link: LinkOptions, model: Path, threads: int | None, releases: Path | None) -> None:
+    """Answer devices that are not sure, from a finished run's exported trunks; keep and send out releases."""
     trunks = TrunkModels(model, threads=threads)
+    with open_store(releases or model.parent / "releases") as store:
+        _serve(link, trunks, store)
+
+
+def _serve(link: LinkOptions, trunks: TrunkModels, store: RolloutStore) -> None:
     topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
         link.address,
@@ -72,24 +87,30 @@ def serve(link: LinkOptions, model: Path, threads: int | None) -> None:
     try:
         claim_fleet(connection, topics, instance)
         farewell = offline(topics, instance)
-        log.info("serving run %s, round %d, from %s", trunks.run, trunks.round, model)
-        answer_requests(connection, topics, trunks, instance, stop.is_set)
+        log.info("serving run %s, round %d", trunks.run, trunks.round)
+        answer_requests(connection, topics, trunks, store, instance, stop.is_set)
         log.info("stopped")
     finally:
         connection.close(farewell)
 
 
 def answer_requests(
-    port: Port, topics: Topics, trunks: TrunkModels, instance: int, stop: Callable[[], bool]
+    port: Port,
+    topics: Topics,
+    trunks: TrunkModels,
+    store: RolloutStore,
+    instance: int,
+    stop: Callable[[], bool],
 ) -> None:
-    """Serves until `stop`; the counts go to `server/status`."""
+    """Serves until `stop`; the counts go to `server/status`. `store`: of releases."""
     predictions = Predictions(
         port, topics, trunks, lambda device, action: gate.guard(routes.INFER, device, action)
     )
+    releases = Releases(port, topics, store)
     gate = Gate(
         topics,
-        (routes.INFER, routes.SERVER_CLAIM),
-        on_rejected=predictions.refuse,
+        (routes.INFER, routes.SERVER_CLAIM, *release.ROUTES),
+        on_rejected=lambda one: predictions.refuse(one) if one.route is routes.INFER else None,
         passes=(BrokerRefused, Unwinding),
     )
     announce = Announcer(port, topics, instance, trunks.run)
@@ -108,11 +129,14 @@ def answer_requests(
             if received.route is routes.SERVER_CLAIM:
                 beat(now=True)
             else:
-                gate.apply(received, predictions.add)
+                gate.apply(received, predictions.add if received.route is routes.INFER else releases.handle)
         elif isinstance(event, Connected):
             beat(now=True)
+            releases.rollouts.again()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
         beat()
+        releases.rollouts.tick()
     predictions.answer()
+    releases.rollouts.tick(at_once=True)
     beat(now=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from splitee.protocol.fleet import Metrics, Profile
+from splitee.protocol.rollouts import Rollouts
 from splitee_server.rounds.progress import Progress
 
 
@@ -31,6 +32,9 @@ class Observer:
 
     def on_evaluated(self, metrics: Metrics) -> None:
         """A round has been committed and evaluated; also told of the last one of a run that is resumed."""
+
+    def on_rollouts(self, rollouts: Rollouts) -> None:
+        """The releases that the server keeps, or how far they have come, have changed; also at the start."""
 
     def tick(self, progress: Callable[[], Progress]) -> None:
         """Called between batches and while nothing comes; `progress` costs something, so ask seldom."""

@@ -21,8 +21,10 @@ from splitee.errors import ConfigError, Reason
 from splitee.protocol.accuracies import Accuracies, ClassRecall
 from splitee.protocol.fields import Doing, RunPhase
 from splitee.protocol.fleet import DeviceMetrics, DeviceStatus
+from splitee.protocol.rollouts import Rollouts
 from splitee.protocol.traffic import DIRECTIONS
 from splitee_server.monitoring.observer import Observer
+from splitee_server.monitoring.rollout_metrics import rollout_families
 from splitee_server.rounds.progress import Progress, Standing
 
 EVERY = 1.0  # seconds between two looks at the run
@@ -286,6 +288,7 @@ class Figures(Observer, Collector):
         """`certificate_end`: when the certificate ends by which the server is let in."""
         self._certificate_end = certificate_end
         self._latest: Progress | None = None
+        self._rollouts: Rollouts | None = None
         self._due = 0.0
 
     def tick(self, progress: Callable[[], Progress]) -> None:
@@ -293,6 +296,9 @@ class Figures(Observer, Collector):
         if now >= self._due:
             self._latest = progress()
             self._due = now + EVERY
+
+    def on_rollouts(self, rollouts: Rollouts) -> None:
+        self._rollouts = rollouts
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         if self._certificate_end is not None:
@@ -302,6 +308,9 @@ class Figures(Observer, Collector):
         if progress is not None:
             for figure in FIGURES:
                 yield figure.family(progress)
+        rollouts = self._rollouts
+        if rollouts is not None:
+            yield from rollout_families(rollouts)
 
 
 @contextmanager

@@ -16,10 +16,12 @@ import pytest
 from commands import call
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from told_fleets import rollout
 
 from splitee.errors import ConfigError, ExitCode
 from splitee.protocol.accuracies import ClassRecall
 from splitee.protocol.fleet import DeviceMetrics, DeviceStatus, FleetMetrics, Metrics, RoundSeconds
+from splitee.protocol.rollouts import MOST_ROLLOUTS, MOST_WAVES, Rollouts, Wave
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import free_port
@@ -128,6 +130,7 @@ def samples(families: dict[str, Metric]) -> dict[tuple[str, tuple[str, ...]], fl
 def told(progress: Progress) -> Figures:
     figures = Figures(CERTIFICATE_END)
     figures.tick(lambda: progress)
+    figures.on_rollouts(Rollouts(rollouts=(rollout(),)))
     return figures
 
 
@@ -238,6 +241,32 @@ def test_thousands_of_devices_have_a_bounded_number_of_series() -> None:
             assert len(family.samples) <= each * DEVICES, name
             if name == "splitee_device_cut":
                 assert len(family.samples) == DEVICES
+
+
+def test_rollouts_are_told_by_devices_state_and_wave() -> None:
+    figures = Figures()
+    figures.on_rollouts(Rollouts(rollouts=(rollout("spring", "paused", kind="software"),)))
+    of_one = ("software", "spring")  # kind, rollout
+    with scraped(figures) as families:
+        found = samples(families)
+    counts = {"in service": 5, "failed": 1, "asleep": 2, "waiting": 3, "later": 20}
+    assert {state: found["splitee_rollout_devices", (*of_one, state)] for state in counts} == counts
+    states = {labels[-1]: value for (name, labels), value in found.items() if name == "splitee_rollout_state"}
+    assert [state for state, value in states.items() if value] == ["paused"] and len(states) == 6
+    assert (found["splitee_rollout_wave", of_one], found["splitee_rollout_waves", of_one]) == (2, 3)
+
+
+def test_a_server_that_keeps_many_rollouts_has_a_bounded_number_of_series_each_once() -> None:
+    figures, waves = Figures(), (Wave(1),) * MOST_WAVES
+    most = tuple(rollout(f"r{number % 19}", waves=waves) for number in range(MOST_ROLLOUTS))
+    figures.on_rollouts(Rollouts(rollouts=most))
+    with scraped(figures) as families:
+        names = [(name, *sample.labels.values()) for name, one in families.items() for sample in one.samples]
+    assert len(names) == len(set(names))
+    assert sum(name[0].startswith("splitee_rollout") for name in names) == 19 * (5 + 6 + 1 + 1)
+    figures.on_rollouts(Rollouts())
+    with scraped(figures) as families:
+        assert not any(one.samples for name, one in families.items() if name.startswith("splitee_rollout"))
 
 
 def test_the_run_is_looked_at_once_a_second_however_often_it_is_ticked() -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace as struct_with
+from told_fleets import rollout
 
 from splitee.protocol.fleet import FleetMetrics, Metrics, ServerStatus
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+from splitee.protocol.inference import PredictedState
 from splitee.protocol.model_views import ModelInService
 from splitee.protocol.overview import HistoryPoint
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_web.fleet.event_log import (
@@ -104,7 +107,7 @@ def test_no_event_is_of_the_future() -> None:
     [
         ("offered", "model-offered"),
         ("in service", "model-in-service"),
-        ("refused", "model-refused"),
+        ("failed", "model-failed"),
         ("rolled back", "model-rolled-back"),
     ],
 )
@@ -114,6 +117,64 @@ def test_what_became_of_a_model(state: Any, kind: str) -> None:
     assert kinds_and_texts(found) == [(kind, f"model abababab of round 4 {state}: it is")]
     after = replace(DEVICE, model=replace(model, reason="other words"))
     assert list(events_of_device(replace(DEVICE, model=model), after, NOW)) == []
+
+
+@pytest.mark.parametrize("state", ["downloading", "trying"])
+def test_what_a_row_shows_for_seconds_is_no_event(state: Any) -> None:
+    after = replace(DEVICE, model=ModelInService("ab" * 32, state))
+    assert list(events_of_device(DEVICE, after, NOW)) == []
+
+
+def test_what_became_of_software() -> None:
+    def device(state: Any, latest: str = "0.3.0", reason: str = "") -> DeviceView:
+        software = Update(installed="0.2.0", latest=latest, state=state, reason=reason, have=1, size=2)
+        return replace(DEVICE, update=DeviceUpdate(software=software))
+
+    looks = [
+        DEVICE, device("in service", "0.2.0"), device("offered"), device("downloading"), device("trying"),
+        device("failed", reason="no space"), device("failed", reason="none"), device("rolled back", "0.4.0"),
+        device("in service", "0.5.0"),
+    ]  # fmt: skip
+    found = [event for before, after in pairwise(looks) for event in events_of_device(before, after, NOW)]
+    assert kinds_and_texts(found) == [
+        ("software-failed", "software 0.3.0: failed: no space"),
+        ("software-rolled-back", "software 0.4.0: rolled back"),
+        ("software-in-service", "software 0.5.0: in service"),
+    ]
+
+
+def test_a_state_that_changes_is_told_with_when_it_began() -> None:
+    def device(label: str, since: float = NOW - 5) -> DeviceView:
+        state = PredictedState(label=label, confidence=0.934, since=since, time=NOW)
+        return replace(DEVICE, predicted_state=state)
+
+    looks = [DEVICE, device("dog"), device("dog", NOW - 4), device("cat"), DEVICE]
+    found = [event for before, after in pairwise(looks) for event in events_of_device(before, after, NOW)]
+    assert kinds_and_texts(found) == [("predicted-state", "state cat (0.93), was dog")]
+    assert [event.time for event in found] == [NOW - 5]
+
+
+def test_how_a_rollout_goes() -> None:
+    def at(*rollouts: Rollout) -> FleetSnapshot:
+        return replace(FLEET, rollouts=rollouts)
+
+    first = rollout(wave=1)
+    looks = [
+        at(rollout("old", "finished")), at(rollout("old", "finished"), first), at(rollout()),
+        at(rollout(state="paused")), at(rollout()), at(rollout(state="stopped", reason="3 devices failed")),
+        at(rollout(state="rolled back")), at(),
+    ]  # fmt: skip
+    found = [event for before, after in pairwise(looks) for event in events_of_fleet(before, after, NOW)]
+    assert kinds_and_texts(found) == [
+        ("rollout-began", "rollout spring began: model barn-7, 31 devices in 3 waves"),
+        ("rollout-wave", "rollout spring: wave 2 of 3, 10 devices"),
+        ("rollout-paused", "rollout spring paused"),
+        ("rollout-resumed", "rollout spring resumed"),
+        ("rollout-stopped", "rollout spring stopped: 3 devices failed"),
+        ("rollout-rolled-back", "rollout spring rolled back"),
+    ]
+    assert [event.time for event in found] == [first.created, *[NOW] * 5]
+    assert list(events_of_fleet(at(), at(rollout("old", "finished")), NOW)) == [], "it is none of now"
 
 
 def phase(name: Any, number: int, **others: Any) -> RoundOpen:
@@ -183,7 +244,7 @@ def test_rounds_from_before_have_their_own_times() -> None:
 
 
 def test_a_text_from_the_wire_is_one_bounded_line_that_turns_nothing_around() -> None:
-    model = ModelInService("1" * 64, "refused", reason="<script>\u202e\n" + "x" * 1000)
+    model = ModelInService("1" * 64, "failed", reason="<script>\u202e\n" + "x" * 1000)
     (event,) = events_of_device(DEVICE, replace(DEVICE, model=model), NOW)
     assert len(event.text) == LONGEST
     assert event.text.isprintable()

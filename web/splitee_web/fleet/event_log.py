@@ -10,10 +10,13 @@ import msgspec
 
 from splitee.cli.accuracy_words import accuracies_in_words
 from splitee.cli.plain_text import plain
+from splitee.cli.update_words import rollout_in_words, update_in_words
 from splitee.cli.words import devices, images
 from splitee.protocol.accuracies import Accuracies
 from splitee.protocol.fleet import ServerStatus
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot
+from splitee.protocol.inference import PredictedState
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, RolloutState
 
 LONGEST = 300  # characters of an event's text
 Kind = Literal[
@@ -35,16 +38,41 @@ Kind = Literal[
     "server-online",
     "model-offered",
     "model-in-service",
-    "model-refused",
+    "model-failed",
     "model-rolled-back",
+    "software-in-service",
+    "software-failed",
+    "software-rolled-back",
+    "predicted-state",
+    "rollout-began",
+    "rollout-wave",
+    "rollout-resumed",
+    "rollout-paused",
+    "rollout-stopped",
+    "rollout-finished",
+    "rollout-rolled-back",
+    "rollout-expired",
     "broker-offline",
     "broker-online",
 ]
 MODELS: Mapping[str, Kind] = {
     "offered": "model-offered",
     "in service": "model-in-service",
-    "refused": "model-refused",
+    "failed": "model-failed",
     "rolled back": "model-rolled-back",
+}
+SOFTWARE: Mapping[str, Kind] = {
+    "in service": "software-in-service",
+    "failed": "software-failed",
+    "rolled back": "software-rolled-back",
+}
+ROLLOUTS: Mapping[RolloutState, Kind] = {
+    "running": "rollout-resumed",
+    "paused": "rollout-paused",
+    "stopped": "rollout-stopped",
+    "finished": "rollout-finished",
+    "rolled back": "rollout-rolled-back",
+    "expired": "rollout-expired",
 }
 PHASES = {
     "gather": "devices are gathered",
@@ -85,6 +113,9 @@ def events_of_device(before: DeviceView | None, after: DeviceView, now: float) -
         yield _event(time, "online", after.id, "online again")
     yield from _of_cut(before, after, time)
     yield from _of_model(before, after, now)
+    if before is not None:
+        yield from _of_software(before.update, after, now)
+        yield from _of_predicted_state(before.predicted_state, after, now)
 
 
 def _of_cut(before: DeviceView | None, after: DeviceView, time: float) -> Iterator[Event]:
@@ -105,10 +136,28 @@ def _of_model(before: DeviceView | None, after: DeviceView, now: float) -> Itera
     model, was = after.model, None if before is None else before.model
     if model is None or (was is not None and (was.release, was.state) == (model.release, model.state)):
         return
+    if model.state not in MODELS:
+        return  # it is fetched or tried: a row shows that, and what comes of it is an event
     of = f" of round {model.round}" if model.round else ""
     why = f": {model.reason}" if model.reason else ""
     time = min(model.since or now, now)
     yield _event(time, MODELS[model.state], after.id, f"model {model.release[:8]}{of} {model.state}{why}")
+
+
+def _of_software(before: DeviceUpdate | None, after: DeviceView, now: float) -> Iterator[Event]:
+    if before is None or after.update is None:
+        return  # what it has in service at first is no event
+    was, update = before.software, after.update.software
+    kind = SOFTWARE.get(update.state or "")
+    if kind is not None and (was.latest, was.state) != (update.latest, update.state):
+        yield _event(now, kind, after.id, update_in_words("software", update))
+
+
+def _of_predicted_state(was: PredictedState | None, after: DeviceView, now: float) -> Iterator[Event]:
+    state = after.predicted_state
+    if was is not None and state is not None and was.label != state.label:
+        text = f"state {state.label} ({state.confidence:.2f}), was {was.label}"
+        yield _event(min(state.since, now), "predicted-state", after.id, text)
 
 
 def events_of_past(fleet: FleetSnapshot) -> Iterator[Event]:
@@ -129,6 +178,24 @@ def events_of_fleet(before: FleetSnapshot, after: FleetSnapshot, now: float) -> 
         text = f"run {run.run} began: {run.network}, {run.strategy}, {run.rounds} rounds"
         yield _event(now, "run-began", None, text)
     yield from _of_rounds(before, after, now)
+    yield from _of_rollouts(before.rollouts, after.rollouts, now)
+
+
+def _of_rollouts(before: Iterable[Rollout], after: Iterable[Rollout], now: float) -> Iterator[Event]:
+    known = {(one.rollout, one.kind): one for one in before}
+    for one in after:
+        was, name = known.get((one.rollout, one.kind)), f"rollout {one.rollout}"
+        if was is None:
+            if one.state == "running":
+                text = f"{name} began: {rollout_in_words(one)}"
+                yield _event(min(one.created, now), "rollout-began", None, text)
+        elif was.state != one.state:
+            why = f": {one.reason}" if one.reason else ""
+            what = "resumed" if one.state == "running" else one.state
+            yield _event(now, ROLLOUTS[one.state], None, f"{name} {what}{why}")
+        elif one.wave > was.wave and one.wave <= len(one.waves):
+            count = devices(one.waves[one.wave - 1].devices)
+            yield _event(now, "rollout-wave", None, f"{name}: wave {one.wave} of {len(one.waves)}, {count}")
 
 
 def _of_server(before: ServerStatus | None, after: ServerStatus | None, time: float) -> Iterator[Event]:

@@ -20,7 +20,3 @@ function filled(made, attributes, children) {
   made.append(...children);
   return made;
 }
-
-export const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)}\u00a0%`;
-
-export const count = (number, one, many = `${one}s`) => `${number.toLocaleString("en")} ${number === 1 ? one : many}`;

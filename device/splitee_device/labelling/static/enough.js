@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Whether the labels are enough: the learning curve as a drawing, and the classes as a table.
 
-import { drawing, element, percent } from "./elements.js";
+import { drawing, element } from "./elements.js";
+import { wholePercent } from "/shared/words.js";
 
 const WIDTH = 640, HEIGHT = 280, LEFT = 48, RIGHT = 110, TOP = 12, BOTTOM = 48; // pixels
 const tenths = (share) => (Math.round(1000 * share) / 10 || 0).toFixed(1); // || 0: no -0
@@ -40,11 +41,11 @@ function plot({ curve, classes }, which) {
   const line = (value) => curve.map((point) => `${x(point.images)},${y(value(point))}`).join(" ");
   const band = `${line((point) => point.accuracy.high)} ${[...curve].reverse().map((point) => `${x(point.images)},${y(point.accuracy.low)}`).join(" ")}`;
   const last = curve.at(-1);
-  const name = `Accuracy ${percent(curve[0].accuracy.mean)} with ${counts[0]} labels, ${percent(last.accuracy.mean)} with ${last.images}`;
+  const name = `Accuracy ${wholePercent(curve[0].accuracy.mean)} with ${counts[0]} labels, ${wholePercent(last.accuracy.mean)} with ${last.images}`;
   const drawn = drawing("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, class: "plot", role: "img", "aria-label": name });
   for (const share of [0, 0.25, 0.5, 0.75, 1]) {
     drawn.append(drawing("line", { class: "axis", x1: LEFT, x2: width - RIGHT, y1: y(share), y2: y(share) }),
-      drawing("text", { x: LEFT - 8, y: y(share) + 4, "text-anchor": "end" }, percent(share)));
+      drawing("text", { x: LEFT - 8, y: y(share) + 4, "text-anchor": "end" }, wholePercent(share)));
   }
   for (const images of [counts[0], counts[counts.length >> 1], last.images]) {
     drawn.append(drawing("text", { x: x(images), y: HEIGHT - BOTTOM + 20, "text-anchor": "middle" }, String(images)));
@@ -70,8 +71,8 @@ function table(found) {
   const headings = ["Class", "Labelled images", "Recall", `${found.next} more would add to the mean recall`];
   const head = element("tr", {}, ...headings.map((words, at) => element("th", { scope: "col", class: at ? null : "name" }, words)));
   const rows = found.classes.map((one) => {
-    const cells = [String(one.images), one.recall ? percent(one.recall.mean) : "too few to tell", one.gain ? `${tenths(one.gain.mean)} points` : "not estimated"];
-    const notes = [null, one.recall && range(one.recall, percent), one.gain && range(one.gain, tenths)];
+    const cells = [String(one.images), one.recall ? wholePercent(one.recall.mean) : "too few to tell", one.gain ? `${tenths(one.gain.mean)} points` : "not estimated"];
+    const notes = [null, one.recall && range(one.recall, wholePercent), one.gain && range(one.gain, tenths)];
     const made = cells.map((words, at) => element("td", { "data-label": short[at] }, words, ...(notes[at] ? [element("small", {}, notes[at])] : [])));
     return element("tr", {}, element("th", { scope: "row", class: "name" }, one.name), ...made);
   });

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The page of `splitee label`: what it shows, and what keys, clicks and other browsers change.
 
-import { count, element, find } from "./elements.js";
+import { element, find } from "./elements.js";
 import { showEnough } from "./enough.js";
 import { Sending } from "./sending.js";
 import { Tiles } from "./tiles.js";
+import { count, several } from "/shared/words.js";
 
 const KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"];
 const AT_ONCE = 60; // images that are shown, and added
@@ -19,7 +20,7 @@ const leaving = new Set(); // identifiers of images whose label is on its way
 const left = new Set(); // of those that were taken out: a list that was made before may still have them
 
 const tiles = new Tiles(find("tiles"), find("to-label"), { changed: showCounts, open: showLarge, broken: showBroken });
-const sending = new Sending((waiting) => trouble("connection", waiting && `The device does not reply: ${count(waiting, "action")} will be sent again.`));
+const sending = new Sending((waiting) => trouble("connection", waiting && `The device does not reply: ${several(waiting, "action")} will be sent again.`));
 
 // ---- words ----
 
@@ -36,8 +37,8 @@ const say = (words) => { find("said").textContent = words; };
 function showCounts() {
   const selected = tiles.selected.length;
   const labelled = state.classes.reduce((sum, one) => sum + one.images, 0);
-  const facts = [count(state.unlabelled, "image to label", "images to label"), `${labelled.toLocaleString("en")} labelled in ${state.data}`, state.model ? `guesses of ${state.model}` : "no model: no guesses"];
-  if (state.unscored) facts.push(`${state.unscored.toLocaleString("en")} not yet looked at by the model`);
+  const facts = [several(state.unlabelled, "image to label", "images to label"), `${count(labelled)} labelled in ${state.data}`, state.model ? `guesses of ${state.model}` : "no model: no guesses"];
+  if (state.unscored) facts.push(`${count(state.unscored)} not yet looked at by the model`);
   find("facts").replaceChildren(...facts.map((words) => element("li", {}, words)));
   find("to-label").textContent = selected ? `To label, ${selected} selected` : "To label";
   find("undo").disabled = !state.undoable && !sending.queue.length;
@@ -57,7 +58,7 @@ function showState(fresh) {
   }
   [...bar.children].forEach((button, at) => {
     const images = at < state.classes.length ? state.classes[at].images : at === state.classes.length ? state.none : null;
-    button.lastChild.textContent = images === null ? "" : images.toLocaleString("en");
+    button.lastChild.textContent = images === null ? "" : count(images);
   });
   showCounts();
 }
@@ -138,7 +139,7 @@ async function labelSome(name, meant) {
   images.forEach((image) => leaving.add(image.id));
   remove(meant);
   nextLarge();
-  say(`${count(images.length, "image")}: ${words}.`);
+  say(`${several(images.length, "image")}: ${words}.`);
   refill();
   const reply = await sending.send("/label", { images: images.map((image) => image.id), label: name, browser });
   images.forEach((image) => leaving.delete(image.id));
@@ -150,9 +151,9 @@ function report(reply, name, words, images, before) {
   const done = new Set([...reply.images ?? [], ...reply.gone ?? [], ...Object.keys(reply.already ?? {})]);
   const back = images.filter((image) => !done.has(image.id));
   if (back.length) restore(back, before?.isConnected ? before : null);
-  trouble("label", reply.failed && `${count(back.length, "image stays", "images stay")} where ${back.length === 1 ? "it was" : "they were"}: ${reply.failed}`);
-  if (already.length) say(`${count(already.length, "image was", "images were")} labelled ${[...new Set(already.map((one) => one ?? "none of these"))].join(", ")} already, in another browser or before.`);
-  else if (reply.gone?.length) say(`${count(reply.gone.length, "image is", "images are")} no longer there: taken out.`);
+  trouble("label", reply.failed && `${several(back.length, "image stays", "images stay")} where ${back.length === 1 ? "it was" : "they were"}: ${reply.failed}`);
+  if (already.length) say(`${several(already.length, "image was", "images were")} labelled ${[...new Set(already.map((one) => one ?? "none of these"))].join(", ")} already, in another browser or before.`);
+  else if (reply.gone?.length) say(`${several(reply.gone.length, "image is", "images are")} no longer there: taken out.`);
   if (reply.state) showState(reply.state);
   refill();
 }
@@ -178,7 +179,7 @@ async function undo() {
 function undone(reply, where) {
   const [first] = restore(reply.restored ?? [], tiles.box.firstChild);
   const words = reply.label === null ? "none of these" : reply.shown;
-  say(`Undone${where}: ${count(reply.images?.length ?? 0, "image")} of ${words}${reply.gone?.length ? `; ${count(reply.gone.length, "image is", "images are")} no longer there` : ""}.`);
+  say(`Undone${where}: ${several(reply.images?.length ?? 0, "image")} of ${words}${reply.gone?.length ? `; ${several(reply.gone.length, "image is", "images are")} no longer there` : ""}.`);
   if (first && !where) { tiles.setCurrent(first); if (!find("large").open) first.focus(); }
 }
 
@@ -315,7 +316,7 @@ function takeOut(ids, why) {
   if (!gone.length) return;
   remove(gone);
   nextLarge();
-  say(`${count(gone.length, "image was", "images were")} ${why}: taken out.`);
+  say(`${several(gone.length, "image was", "images were")} ${why}: taken out.`);
 }
 
 find("undo").addEventListener("click", undo);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The grid of images: a list box with one current image and any number of selected ones.
 
-import { element, percent } from "./elements.js";
+import { element } from "./elements.js";
+import { wholePercent } from "/shared/words.js";
 
 export class Tiles {
   // `box`: the list box; `instead`: what gets the focus when it is empty; `broken(id)`: an image did not load.
@@ -141,7 +142,7 @@ function describe(tile, broken) {
     tile.replaceChildren(element("div", { class: "unreadable" }, words));
     return;
   }
-  const [first, ...others] = guesses.map(({ shown, probability }) => `${shown} ${percent(probability)}`);
+  const [first, ...others] = guesses.map(({ shown, probability }) => `${shown} ${wholePercent(probability)}`);
   const second = [entropy === null ? "" : `uncertainty ${entropy.toFixed(2)} of 1`, others.join(", ")];
   if (kept) second.push(`when kept: ${kept}`);
   const details = second.filter(Boolean).join("; ");

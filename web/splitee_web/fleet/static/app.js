@@ -14,6 +14,7 @@ import { useOpened } from "./opened.js";
 import { Releases } from "./releases.js";
 import { Seasons } from "./seasons.js";
 import { TimeAndTraffic } from "./time_and_traffic.js";
+import { updatesOf } from "./updates.js";
 import { clock, span } from "./words.js";
 
 export function App({ store, now }) {
@@ -25,6 +26,7 @@ export function App({ store, now }) {
   const all = judged(devices, fleet, now);
   const withCurves = devices.filter((device) => device.history?.length);
   const hasClasses = fleet.confusion || devices.some((device) => device.confusion);
+  const hasReleases = fleet.releases?.length || fleet.rollouts?.length || devices.some((device) => updatesOf(device).length);
   const parts = [
     ["devices", "Devices", html`<${DeviceList} all=${all} fleet=${fleet} now=${now} open=${open} />`],
     fleet.history?.length && ["accuracy", "Accuracy", html`<${FleetCurves} history=${fleet.history}
@@ -32,8 +34,7 @@ export function App({ store, now }) {
     hasClasses && ["classes", "Classes", html`<${FleetClasses} fleet=${fleet} devices=${store.devices} />`],
     (fleet.seconds || fleet.traffic) && ["time", "Time and bytes", html`<${TimeAndTraffic} seconds=${fleet.seconds}
       round=${fleet.metrics?.round} traffic=${fleet.traffic} />`],
-    fleet.releases?.length && ["models", "Models", html`<${Releases} releases=${fleet.releases} run=${fleet.run} all=${all}
-      now=${now} open=${open} />`],
+    hasReleases && ["releases", "Releases", html`<${Releases} fleet=${fleet} all=${all} now=${now} open=${open} />`],
     fleet.seasons?.length && ["seasons", "Seasons", html`<${Seasons} fleet=${fleet} devices=${devices} now=${now} />`],
     ["events", "Events", html`<${EventLog} log=${store.log} now=${now} devices=${store.devices} open=${open} />`],
   ].filter(Boolean);

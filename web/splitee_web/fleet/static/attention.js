@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a device is doing, what somebody should look after, and in which order devices are shown.
 
+import { failuresOf, isUpdating, updatesOf } from "./updates.js";
 import { degrees, percent, span } from "./words.js";
 
 const HOT = 80; // degrees Celsius: small computers slow down from here on
@@ -17,9 +18,7 @@ export function concerns(device, fleet, now) {
   if (device.temperature >= HOT) found.push({ kind: "hot", text: `hot, ${degrees(device.temperature)}` });
   const share = memoryShare(device);
   if (share >= NEAR) found.push({ kind: "memory", text: `memory ${percent(share, 0)} full` });
-  if (device.model && ["refused", "rolled back"].includes(device.model.state)) {
-    found.push({ kind: "model", text: `model ${device.model.state}` });
-  }
+  for (const { kind, state } of failuresOf(device)) found.push({ kind: "update", text: `${kind} ${state}` });
   return found;
 }
 
@@ -46,6 +45,8 @@ export const FILTERS = [
   { key: "evaluating", title: "Evaluating", holds: (one) => one.activity === "evaluating" },
   { key: "waiting", title: "Waiting", holds: (one) => ["waiting", "not picked", "starting"].includes(one.activity) },
   { key: "serving", title: "Serving", holds: (one) => Boolean(one.device.serving) || one.activity === "serving" },
+  { key: "updating", title: "Updating", holds: (one) => isUpdating(one.device) },
+  { key: "failed", title: "Update failed", holds: (one) => failuresOf(one.device).length > 0 },
   { key: "finished", title: "Finished", holds: (one) => one.device.doing === "finished" },
 ];
 
@@ -92,8 +93,11 @@ export function arranged(all, { filter, text, order, direction }) {
 
 /** What a text may be found in. */
 function words({ device, activity, concerns }) {
-  const said = [device.id, activity, device.stage, device.version, device.weakest_class?.name, device.model?.state];
-  return [...said, ...concerns.map((one) => one.text)].join("\n").toLowerCase();
+  const said = [
+    device.id, activity, device.stage, device.version, device.weakest_class?.name, device.model?.state, device.predicted_state?.label,
+  ];
+  const updates = updatesOf(device).flatMap((one) => [one.latest, one.state]);
+  return [...said, ...updates, ...concerns.map((one) => one.text)].join("\n").toLowerCase();
 }
 
 /** Unknown values come last, whatever the direction. */

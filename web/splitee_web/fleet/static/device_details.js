@@ -6,10 +6,14 @@ import { ConfusionMatrix } from "./confusion.js";
 import { CutStrip } from "./cut_strip.js";
 import { DeviceCurves } from "./curves.js";
 import { State, payload } from "./device_row.js";
+import { Bar } from "./glance.js";
 import { html, useEffect, useRef } from "./html.js";
 import { Table } from "./tables.js";
 import { PurposeBars } from "./time_and_traffic.js";
-import { ago, bitRate, clock, count, degrees, duration, fixed, images, memory, milliseconds, percent, size } from "./words.js";
+import { shareOf, stateInWords, updatesOf } from "./updates.js";
+import {
+  ago, bitRate, clock, count, degrees, duration, fixed, images, memory, milliseconds, percent, size, span,
+} from "./words.js";
 
 export function DeviceDetails({ id, device, fleet, now, close }) {
   const dialog = useRef(null);
@@ -41,7 +45,9 @@ function Known({ device, fleet, now }) {
     <${Facts} facts=${training(one, fleet)} />
     ${device.history?.length > 0 && html`<h3>Accuracy over the rounds</h3>
       <${DeviceCurves} history=${device.history} alone=${device.alone_accuracy} />`}
-    ${device.serving && html`<h3>Predictions</h3><${Serving} serving=${device.serving} now=${now} />`}
+    ${device.serving && html`<h3>Predictions</h3>
+      <${Serving} serving=${device.serving} state=${device.predicted_state} now=${now} />`}
+    ${updatesOf(device).length > 0 && html`<h3>Updates</h3><${Facts} facts=${updateFacts(device)} />`}
     ${device.model && html`<h3>Model</h3><${Facts} facts=${modelFacts(device, now)} />`}
     ${device.confusion && html`<h3>Which classes it takes for which</h3>
       <${ConfusionMatrix} confusion=${device.confusion} run=${fleet.run} of="the device" />`}
@@ -103,10 +109,26 @@ function modelFacts({ model, released }, now) {
   ];
 }
 
+const KINDS = { model: "Model", software: "Software" };
+
+/** Of each kind of release: what is there, and what has become of the latest one. */
+function updateFacts(device) {
+  return updatesOf(device).flatMap((one) => {
+    const share = shareOf(one);
+    const wave = one.rollout && html`, wave ${one.wave} of rollout <bdi>${one.rollout}</bdi>`;
+    return [
+      [`Latest ${one.kind}`, html`<bdi>${one.latest}</bdi>: ${stateInWords(one)}${wave}${share !== null && html`<${Bar} share=${share} />`}`],
+      [`${KINDS[one.kind]} in service`, one.installed ? html`<bdi>${one.installed}</bdi>` : "not known"],
+      [`${KINDS[one.kind]}: because`, one.reason ? html`<bdi>${one.reason}</bdi>` : null],
+    ];
+  });
+}
+
 const SOURCES = { exit: "exit", trunk: "trunk", "local-fallback": "exit, for the trunk did not respond" };
 
-function Serving({ serving, now }) {
+function Serving({ serving, state, now }) {
   const facts = [
+    ["State", state ? html`<bdi>${state.label}</bdi> for ${span(now - state.since)}, ${percent(state.confidence)} on average` : null],
     ["Predictions", `${fixed(serving.per_minute ?? 0, 1)} a minute`],
     ["Latency, median", serving.latency ? milliseconds(serving.latency) : null],
     ["Offloaded to the trunk", percent(serving.offloaded_share)],

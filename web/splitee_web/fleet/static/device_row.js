@@ -5,7 +5,8 @@ import { memoryShare } from "./attention.js";
 import { CutStrip } from "./cut_strip.js";
 import { Bar, Mark } from "./glance.js";
 import { html, memo } from "./html.js";
-import { ago, bitRate, degrees, fixed, memory, percent, size, UNKNOWN } from "./words.js";
+import { shareOf, stateInWords, underWay } from "./updates.js";
+import { ago, bitRate, degrees, fixed, memory, percent, size, span, UNKNOWN, wholePercent } from "./words.js";
 
 export const COLUMNS = [
   { key: "name", title: "Device", orders: ["id", "seen"], Cell: Name },
@@ -59,11 +60,13 @@ function Place({ device, stages }) {
   return html`<${CutStrip} cut=${device.cut} next=${device.next_cut} stages=${stages} stage=${device.stage} />`;
 }
 
-function Doing({ one, device }) {
+function Doing({ one, device, now }) {
+  const state = device.predicted_state;
   const isUnderWay = device.online && device.steps > 0 && ["training", "evaluating"].includes(device.doing);
   const round = device.round ? `, round ${device.round}` : "";
   return html`<span class="cut">${one.activity}${round}${isUnderWay && html`<${Bar} share=${device.step / device.steps} />`}</span>
-    ${isUnderWay && html`<small class="cut">${device.step} of ${device.steps} batches</small>`}`;
+    ${isUnderWay && html`<small class="cut">${device.step} of ${device.steps} batches</small>`}
+    ${state && html`<small class="cut" title=${state.label}><bdi>${state.label}</bdi> for ${span(now - state.since)}</small>`}`;
 }
 
 function Weakest({ device }) {
@@ -94,6 +97,12 @@ function Model({ device }) {
   const { model } = device;
   const now = model?.serves;
   const text = !model ? "no model" : now ? html`round ${now.round || "?"}<span class="unseen"> in service</span>` : model.state;
+  const [update] = underWay(device);
   return html`<span class=${model ? "cut" : "cut quiet"}>${text}</span>
-    ${device.version && html`<small class="cut">version <bdi>${device.version}</bdi></small>`}`;
+    ${update ? html`<small class="cut" title="${update.kind} ${stateInWords(update)}">${shortly(update)}</small>` : device.version && html`<small class="cut">version <bdi>${device.version}</bdi></small>`}`;
+}
+
+function shortly(update) {
+  const share = shareOf(update);
+  return share === null ? `${update.kind} ${update.state}` : `${wholePercent(share)} of ${update.kind}`;
 }

@@ -1,24 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
-// Models that were released: which are offered, in service, refused or rolled back, and on how many devices.
+// Releases: rollouts with their waves, what is on its way, what failed and why, and models by what became of them.
 
-import { Mark } from "./glance.js";
+import { Bar, Mark } from "./glance.js";
 import { html } from "./html.js";
+import { Rollouts } from "./rollouts.js";
 import { Named, Table } from "./tables.js";
+import { failuresOf, shareOf, stateInWords, underWay } from "./updates.js";
 import { clock, several } from "./words.js";
 
-const LEVELS = { offered: "quiet", "in service": "good", refused: "bad", "rolled back": "warn" };
+const LEVELS = {
+  offered: "quiet", downloading: "quiet", trying: "quiet", "in service": "good", failed: "bad", "rolled back": "warn",
+};
 const MOST = 20; // devices that are listed
 
-export function Releases({ releases, run, all, now, open }) {
-  const troubled = all.filter(({ device }) => ["refused", "rolled back"].includes(device.model?.state)).slice(0, MOST);
-  const rows = releases.map((one) => cells(one, run));
-  return html`<div class="card">
-    <${Table} name="Released models" head=${["State", "Devices", "Round", "Run"]} rows=${rows} text=${[3]} />
-    ${troubled.length > 0 && html`<ul class="reasons">
-      ${troubled.map(({ device }) => html`<${Reason} key=${device.id} device=${device} now=${now} open=${open} />`)}
-    </ul>`}
-  </div>`;
+export function Releases({ fleet, all, now, open }) {
+  const { rollouts, releases, run } = fleet;
+  const updating = each(all, underWay);
+  const failed = each(all, failuresOf);
+  return html`
+    ${rollouts?.length > 0 && html`<${Rollouts} rollouts=${rollouts} now=${now} />`}
+    ${updating.length > 0 && html`<${Listed} title="On their way" some=${updating} now=${now} open=${open} />`}
+    ${failed.length > 0 && html`<${Listed} title="Not in service" some=${failed} now=${now} open=${open} />`}
+    ${releases?.length > 0 && html`<div class="card">
+      <${Table} name="Released models" head=${["State", "Devices", "Round", "Run"]} rows=${releases.map((one) => cells(one, run))} text=${[3]} />
+    </div>`}`;
 }
+
+const each = (all, of) => all.flatMap(({ device }) => of(device).map((update) => ({ device, update })));
 
 function cells(release, run) {
   const level = LEVELS[release.state];
@@ -30,10 +38,24 @@ function cells(release, run) {
   ];
 }
 
-function Reason({ device, now, open }) {
-  const { state, since, reason } = device.model;
+/** Updates of devices, a line each. */
+function Listed({ title, some, now, open }) {
+  const rest = some.length - MOST;
+  return html`<div class="card">
+    <h3>${title}: ${several(some.length, "update")}</h3>
+    <ul class="updates">${some.slice(0, MOST).map(({ device, update }) => html`
+      <${Line} key=${`${device.id} ${update.kind}`} device=${device} update=${update} now=${now} open=${open} />`)}</ul>
+    ${rest > 0 && html`<p class="quiet">and ${several(rest, "more", "more")}: see the devices' filters</p>`}
+  </div>`;
+}
+
+function Line({ device, update, now, open }) {
+  const { kind, latest, state, reason, since } = update;
+  const level = LEVELS[state];
+  const share = shareOf(update);
   return html`<li>
     <button type="button" class="link" onClick=${() => open(device.id)}><${Named} name=${device.id} /></button>
-    ${" "}${state}${since ? ` at ${clock(since, now)}` : ""}: <bdi>${reason || "no reason given"}</bdi>
+    <span>${kind} <bdi>${latest}</bdi>: <span class="state ${level}"><${Mark} level=${level} />${stateInWords(update)}</span>
+      ${since ? ` at ${clock(since, now)}` : ""}${reason && html`: <bdi>${reason}</bdi>`}${share !== null && html`<${Bar} share=${share} />`}</span>
   </li>`;
 }

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Releases on their way to devices, as tables and logs say them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from splitee.cli.words import ago, devices, part_of
+from splitee.protocol.fields import ReleaseKind
+from splitee.protocol.inference import PredictedState
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update
+
+
+def updates_in_words(update: DeviceUpdate | None) -> Iterator[str]:
+    """What is on its way to a device, or has not come into service; nothing of what has."""
+    if update is None:
+        return
+    kinds: tuple[tuple[ReleaseKind, Update], ...] = (("model", update.model), ("software", update.software))
+    for kind, one in kinds:
+        if one.state not in (None, "in service"):
+            yield update_in_words(kind, one)
+
+
+def update_in_words(kind: ReleaseKind, update: Update) -> str:
+    """ "model barn-7: downloading 1.2 of 4.0 MB", "software 0.3.0: failed: no space left"."""
+    bytes_of = (
+        f" {part_of(update.have, update.size)}" if update.state == "downloading" and update.size else ""
+    )
+    why = f": {update.reason}" if update.reason else ""
+    return f"{kind} {update.latest}: {update.state}{bytes_of}{why}"
+
+
+def rollout_in_words(rollout: Rollout) -> str:
+    """What is released, to how many: "model barn-7, 40 devices in 3 waves"."""
+    count, waves = sum(wave.devices for wave in rollout.waves), len(rollout.waves)
+    return f"{rollout.kind} {rollout.version}, {devices(count)} in {waves} wave{'' if waves == 1 else 's'}"
+
+
+def predicted_state_in_words(state: PredictedState, now: float) -> str:
+    """ "cat for 3 min, 0.93". `now`: seconds since the epoch."""
+    return f"{state.label} for {ago(now - state.since)}, {state.confidence:.2f}"

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one device has said last on each of its topics, and what it was offered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from splitee.mqtt.events import Message
+from splitee.protocol.fleet import DeviceStatus, Profile
+from splitee.protocol.inference import ModelOffer, ModelReport, PredictedState, Serving
+from splitee.protocol.model_views import ModelInService
+
+MOST_CUTS = 200  # of a profile whose costs are kept: what a device says of itself is kept for each of many
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The last word of one device on each topic; None: it has said nothing there, or has taken it back."""
+
+    status: DeviceStatus | None = None
+    profile: Profile | None = None
+    serving: Serving | None = None
+    report: ModelReport | None = None
+    offer: ModelOffer | None = None
+    predicted_state: PredictedState | None = None
+    seen: float = 0.0
+
+    def with_status(self, status: DeviceStatus | None, envelope: Message, now: float) -> Heard:
+        if status is None:
+            return replace(self, status=None, seen=0.0)
+        seen = sent_at(status.time, envelope, now)
+        if status.state == "offline" and self.status is not None:
+            # A last will knows nothing but that; what the device said before still holds.
+            status = msgspec.structs.replace(self.status, state="offline")
+        return replace(self, status=status, seen=seen)
+
+    def with_serving(self, serving: Serving | None, envelope: Message, now: float) -> Heard:
+        if serving is None:
+            return replace(self, serving=None)
+        return replace(self, serving=serving, seen=max(self.seen, sent_at(serving.time, envelope, now)))
+
+    def with_predicted_state(self, state: PredictedState | None, envelope: Message, now: float) -> Heard:
+        """With its times by this machine's clock; how long it has lasted, the device's own clock measures."""
+        if state is None:
+            return replace(self, predicted_state=None)
+        said = sent_at(state.time, envelope, now)
+        since = max(said - max(state.time - state.since, 0.0), 0.0)
+        return replace(self, predicted_state=msgspec.structs.replace(state, time=said, since=since))
+
+    def with_profile(self, profile: Profile | None) -> Heard:
+        """Without names of classes, which nobody looks up here: they may be a megabyte of one device."""
+        if profile is None:
+            return replace(self, profile=None)
+        can = profile.capability
+        if can is not None:
+            can = msgspec.structs.replace(can, cuts=can.cuts[:MOST_CUTS])
+        shown = msgspec.structs.replace(profile, class_names=(), empty_classes=(), capability=can)
+        return replace(self, profile=shown)
+
+    @property
+    def has_spoken(self) -> bool:
+        """Whether the device itself has said anything: an offer alone makes none."""
+        return any((self.status, self.profile, self.serving, self.report, self.predicted_state))
+
+    @property
+    def is_online(self) -> bool:
+        return self.is_serving or (self.status is not None and self.status.state == "online")
+
+    @property
+    def is_serving(self) -> bool:
+        return self.serving is not None and self.serving.state == "online"
+
+    @property
+    def doing(self) -> str:
+        """What it does; where it only serves, it has no status, or one of a process that is gone."""
+        status = self.status
+        if self.is_serving and (status is None or status.state == "offline"):
+            return "serving"
+        return status.doing if status is not None else ""
+
+    @property
+    def model(self) -> ModelInService | None:
+        offer, report = self.offer, self.report
+        if offer is not None and (report is None or report.release != offer.release):
+            serves = report.serves if report is not None else None
+            return ModelInService(offer.release, "offered", run=offer.run, serves=serves)
+        if report is None:
+            return None
+        serves = report.serves
+        found = ModelInService(
+            report.release, report.state, report.reason, report.run, 0, report.time or None, serves
+        )
+        if serves is None or serves.release != report.release:
+            return found
+        return replace(found, run=serves.run, round=serves.round, since=serves.since)
+
+
+def sent_at(said: float, envelope: Message, now: float) -> float:
+    """When a message was sent, by this machine's clock; its sender's own may be wrong by years."""
+    if not envelope.retained:
+        return now
+    return min(said, now) if envelope.age is None else now - envelope.age

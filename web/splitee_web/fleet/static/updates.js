@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// What is on its way to a device, or did not come into service there, in data and in words.
+
+import { partOf } from "./words.js";
+
+const UNDER_WAY = ["offered", "downloading", "trying"];
+const FAILED = ["failed", "rolled back"];
+
+/** Of each kind of release that the server has for a device: {kind, state, latest, installed, have, size, reason}. */
+export function updatesOf({ update }) {
+  return ["model", "software"].map((kind) => ({ kind, ...update?.[kind] })).filter((one) => one.state);
+}
+
+export const underWay = (device) => updatesOf(device).filter((one) => UNDER_WAY.includes(one.state));
+
+/** What failed: {kind, state, latest, reason}; of a model the device's own word, where the server has none. */
+export function failuresOf(device) {
+  const { model } = device;
+  const told = updatesOf(device);
+  const own = model && !told.some((one) => one.kind === "model") ? [{ kind: "model", latest: model.release.slice(0, 8), ...model }] : [];
+  return [...own, ...told].filter((one) => FAILED.includes(one.state));
+}
+
+export const isUpdating = (device) => underWay(device).length > 0 || ["downloading", "trying"].includes(device.model?.state);
+
+/** "downloading 1.2 of 4.0 MB", "trying", "failed". */
+export const stateInWords = ({ state, have, size }) => (state === "downloading" && size ? `downloading ${partOf(have, size)}` : state);
+
+/** How much of it is on the device, from 0 to 1; null where that is not the question. */
+export const shareOf = ({ state, have, size }) => (state === "downloading" && size ? Math.min(have / size, 1) : null);
