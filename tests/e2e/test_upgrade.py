@@ -21,6 +21,7 @@ from splitee.errors import ExitCode
 from splitee.inference.signatures import ReleaseSigner
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
+from splitee.protocol.fields import ReleaseAction
 from splitee.protocol.inference import ReleasePart, ReleaseWant, SoftwareOffer, SoftwareReport
 from splitee.protocol.routes import RELEASES
 from splitee.protocol.topics import Topics
@@ -68,11 +69,10 @@ class Server:
         self.reports: list[SoftwareReport] = []
         self.data = b""
 
-    def offer(self, version: str, **changes: object) -> str:
+    def offer(self, version: str, action: ReleaseAction = "install") -> str:
         self.data = (self.files / version).read_bytes()
-        offer = SoftwareOffer(
-            release=hashlib.sha256(self.data).hexdigest(), size=len(self.data), version=version, **changes
-        )  # type: ignore[arg-type]
+        release = hashlib.sha256(self.data).hexdigest()
+        offer = SoftwareOffer(release=release, size=len(self.data), version=version, action=action)
         signed = self.signer.sign(offer, self.topics.fleet, self.device)
         self.link.publish(ROUTES.offer.topic(self.topics, self.device), signed.encode(), retain=True)
         return offer.release

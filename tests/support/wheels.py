@@ -46,14 +46,20 @@ def own_wheel(folder: Path, version: str, *, replaced: dict[str, str] | None = N
 
 
 def small_wheel(
-    folder: Path, name: str, version: str, tag: str = "py3-none-any", *, content: bytes = b""
+    folder: Path,
+    name: str,
+    version: str,
+    tag: str = "py3-none-any",
+    *,
+    content: bytes = b"",
+    needs: str = "",
 ) -> Path:
-    """A package that is one module, which has its version, and a file with `content`."""
+    """A package that is one module, which has its version, and a file with `content`; it requires `needs`."""
     path, about = folder / f"{name}-{version}-{tag}.whl", f"{name}-{version}.dist-info"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
         wheel.writestr(f"{name}.py", f'__version__ = "{version}"\n')
         wheel.writestr(f"{name}.data.txt", content)
-        wheel.writestr(f"{about}/METADATA", _metadata(name, version, []))
+        wheel.writestr(f"{about}/METADATA", _metadata(name, version, [needs] if needs else []))
         wheel.writestr(f"{about}/WHEEL", WHEEL)
         wheel.writestr(f"{about}/RECORD", "")
     return path

@@ -70,6 +70,7 @@ class Delivery:
         self._offer: Offer | None = None  # that is being fetched
         self._failed: tuple[Offer, str] | None = None  # the last one, and why
         self._known: Offer | None = None  # the last one that was heard of
+        self._postponed: Offer | None = None  # until what is on trial has come up, or has not
         self._torn: set[str] = set()
         self._log_distrust = RateLimiter(LOG_EVERY)
         self._tell = RateLimiter(TELL_EVERY, clock)
@@ -101,8 +102,10 @@ class Delivery:
         """Asks again when nothing has come for a while; reports what the installer has to tell."""
         if self._offer is not None and self._clock() >= self._due:
             self._ask()
-        if (outcome := self._installer.outcome()) is not None:
-            self._say(outcome)
+        self._tell_outcome()
+        if self._postponed is not None and self._installer.trying is None:
+            offer, self._postponed = self._postponed, None
+            self._on_offer(offer)
 
     def report(self, release: str, state: ReleaseState, reason: str = "") -> None:
         """Tells the fleet what became of a release, and which one is in service."""
@@ -111,6 +114,11 @@ class Delivery:
         known = self._known if self._known is not None and self._known.release == release else None
         self._reported = self._installer.report(said, known)
         self.say_again()
+
+    def _tell_outcome(self) -> None:
+        """Of what this process was started for: before anything else is said."""
+        if (outcome := self._installer.outcome()) is not None:
+            self._say(outcome)
 
     def _say(self, outcome: Outcome) -> None:
         self.report(outcome.release, outcome.state, outcome.reason)
@@ -123,8 +131,13 @@ class Delivery:
     def _on_offer(self, offer: Offer) -> None:
         if offer == self._offer:
             return
+        self._tell_outcome()
         self._known = offer
-        if offer.action == "roll back":
+        if (trying := self._installer.trying) is not None:
+            self._postponed = offer
+            if offer.release == trying:
+                self.report(offer.release, "trying")
+        elif offer.action == "roll back":
             self._roll_back(offer)
         elif offer.release == self._installer.release:
             self._offer = None
@@ -161,7 +174,7 @@ class Delivery:
         try:
             self._verify(offer)
             if self._key is not None and offer.signed_at == self._installer.newest_signature:
-                self.report(offer.release, "rolled back", "this device has had it in service, and went back")
+                self._say_rolled_back(offer)
                 return False
             self._installer.check(offer)
         except ModelError as error:
@@ -171,6 +184,14 @@ class Delivery:
             self.report(offer.release, "failed", str(error))
             return False
         return True
+
+    def _say_rolled_back(self, offer: Offer) -> None:
+        """With the reason, where it has just been told."""
+        told = self._reported
+        if told is not None and (told.release, told.state) == (offer.release, "rolled back"):
+            self.say_again()
+        else:
+            self.report(offer.release, "rolled back", "this device has had it in service, and went back")
 
     def _verify(self, offer: Offer) -> None:
         """Raises ModelError: the offer is not signed as it must be, or older than one that was taken."""
@@ -258,6 +279,7 @@ class Delivery:
 
     def _withdraw(self) -> None:
         """The offer is taken back. What has come of it stays, should it be offered again."""
+        self._postponed = None
         if self._offer is None:
             return
         log.info("%s %s is not offered any more", self._kind, self._offer.release[:12])

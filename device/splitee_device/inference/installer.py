@@ -39,6 +39,13 @@ class Installer(Protocol):
         """SHA-256 of the bundle that is in service; None: there is none, or it came from elsewhere."""
 
     @property
+    def trying(self) -> str | None:
+        """SHA-256 of the bundle that is on trial beyond a call, or from which one goes back; None: none is.
+
+        No other offer is followed meanwhile.
+        """
+
+    @property
     def newest_signature(self) -> int:
         """Milliseconds since the epoch: of the newest signed offer that was taken; 0: there was none.
 

@@ -31,6 +31,11 @@ class ModelInstaller:
         return self._store.release
 
     @property
+    def trying(self) -> None:
+        """A model's trial ends within the call."""
+        return None
+
+    @property
     def newest_signature(self) -> int:
         return self._store.trust.read().signed_at
 

@@ -21,6 +21,7 @@ from splitee_device.upgrade.installer import SoftwareInstaller
 from splitee_device.upgrade.software import TRIAL, TRIED, Software
 
 STATE = "release.json"
+BY_HAND = "0" * 64  # stands for what the owner has installed, and is no release's digest
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -48,6 +49,7 @@ class ReleasedSoftware:
         self._software = software
         self._key = key
         self._has_told = False
+        self._told: _Asked | None = None
 
     @classmethod
     def of_this_process(cls, key: ReleaseKey | None) -> ReleasedSoftware:
@@ -60,6 +62,13 @@ class ReleasedSoftware:
     @property
     def release(self) -> str | None:
         return None if self._software is None else self._software.release()
+
+    @property
+    def trying(self) -> str | None:
+        if self._software is None or not self._is_under_way(self._software):
+            return None
+        asked = self._asked()
+        return BY_HAND if asked is None else asked.release
 
     @property
     def newest_signature(self) -> int:
@@ -94,16 +103,20 @@ class ReleasedSoftware:
         if self._software is None or self._has_told or self._is_under_way(self._software):
             return None
         self._has_told = True
-        kept = self._kept()
-        if kept.asked is None:
+        self._told = asked = self._asked()
+        if asked is None:
             return Outcome(self.release or "", "in service")
-        self._keep(_Kept(kept.signed_at))
-        return _outcome(self._software, kept.asked)
+        self._keep(_Kept(self.newest_signature))
+        return _outcome(self._software, asked)
 
     def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> SoftwareReport:
-        version = offer.version if isinstance(offer, SoftwareOffer) else ""
-        if said.release and said.release == self.release:
+        version = ""
+        if isinstance(offer, SoftwareOffer):
+            version = offer.version
+        elif said.release and said.release == self.release:
             version = __version__
+        elif self._told is not None and said.release == self._told.release and self._told.action == "install":
+            version = self._told.name.rpartition("-")[0]
         return SoftwareReport(**msgspec.structs.asdict(said), version=version, runs=__version__)
 
     @property
@@ -126,6 +139,13 @@ class ReleasedSoftware:
             SoftwareInstaller(self._launched).try_next(name)
         self._has_told = False
         return Outcome(offer.release, "trying")
+
+    def _asked(self) -> _Asked | None:
+        """What cannot be read is nothing; nothing new is taken then."""
+        try:
+            return self._kept().asked
+        except ModelError:
+            return None
 
     def _kept(self) -> _Kept:
         """Raises ModelError: it cannot be read."""
