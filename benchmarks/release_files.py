@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import msgspec
 import numpy as np
 import onnx
@@ -41,9 +42,12 @@ def network(num_classes: int) -> nn.Module:
 
 
 def splitee(*arguments: object) -> str:
-    """What a command prints. Raises CalledProcessError."""
+    """What a command prints. Raises ClickException with its last words: it has failed."""
     command = [sys.executable, "-m", "splitee", *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise click.ClickException(f"splitee {arguments[0]}: {done.stderr.strip()[-500:]}")
+    return done.stdout
 
 
 def train(directory: Path) -> tuple[Path, Path]:

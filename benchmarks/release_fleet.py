@@ -109,13 +109,15 @@ class Hub:
             [sys.executable, "-m", "splitee", *map(str, command)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        line = next(line for line in process.stdout if line.startswith("splitee join "))
-        rest = threading.Thread(target=process.stdout.read, daemon=True)
-        rest.start()
-        _, _, address, code = line.split()
-        yield address, code
-        if process.wait(60) != 0:
-            raise click.ClickException(f"the invitation ended with {process.returncode}")
+        try:
+            line = next(line for line in process.stdout if line.startswith("splitee join "))
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            _, _, address, code = line.split()
+            yield address, code
+            if process.wait(60) != 0:
+                raise click.ClickException(f"the invitation ended with {process.returncode}")
+        finally:
+            process.kill()
 
     def release(self, *arguments: object) -> str:
         """`splitee release`, by the server's identity; what it prints."""
