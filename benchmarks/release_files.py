@@ -31,7 +31,7 @@ WIDE = 4096  # features at the cut: a model of 4 MB, which takes many parts
 
 
 def network(num_classes: int) -> nn.Module:
-    """Two cuts; 3x32x32 images to logits (B, num_classes)."""
+    """Three cuts, the second of them wide; 3x32x32 images to logits (B, num_classes)."""
     return nn.Sequential(
         nn.Sequential(
             nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 8 * 8, WIDE), nn.ReLU()
@@ -53,7 +53,7 @@ def splitee(*arguments: object) -> str:
 def train(directory: Path) -> tuple[Path, Path]:
     """The exported models of a device and of the server, after two rounds."""
     server = [*NETWORK, "--input", "3x32x32", "--rounds", "2"]
-    device = ["--data", "builtin:fashion-mnist", "--limit", "1000", "--cut", "1", *NETWORK]
+    device = ["--data", "builtin:fashion-mnist", "--limit", "1000", "--cut", "2", *NETWORK]
     with Fleet(
         directory / "run", [*server, "--devices", "1", "--seed", "1"], {TRAINED: device}, isolated=()
     ) as fleet:

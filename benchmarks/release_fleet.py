@@ -95,10 +95,13 @@ class Hub:
             return True
         return False
 
-    def identity(self, device: str) -> Path:
-        """The folder of a device's settings and keys, made here to be carried to it."""
-        splitee("broker", "add-device", device, "--folder", "--directory", self.authority)
-        return self.authority / "bundles" / device
+    def add(self, devices: Sequence[str]) -> None:
+        """Identities of devices, made here to be carried to them."""
+        splitee("broker", "add-device", *devices, "--folder", "--directory", self.authority)
+
+    def settings(self, device: str) -> Path:
+        """device.toml, beside the keys, of a device that was added."""
+        return self.authority / "bundles" / device / "device.toml"
 
     @contextmanager
     def invitation(self, *flags: object) -> Iterator[tuple[str, str]]:

@@ -96,9 +96,10 @@ class Story:
             self.rows.append(Row(what, found, passed, time.monotonic() - began))
 
     def _pair(self) -> tuple[str, str, bool]:
-        for name in DEVICES:
-            if name not in PAIRED:
-                self._add(name, self._hub.identity(name) / "device.toml")
+        added = [name for name in DEVICES if name not in PAIRED]
+        self._hub.add(added)
+        for name in added:
+            self._add(name, self._hub.settings(name))
         with self._hub.invitation("--count", len(PAIRED)) as (address, code):
             for name in PAIRED:
                 self._add(name, join(address, code, name, self._directory / "joined" / name))
@@ -209,7 +210,7 @@ class Story:
         self._hub.release(path, "--devices", device, "--name", f"software-{version}", "--detach")
 
     def _pair_anew(self) -> tuple[str, str, bool]:
-        device, old = self._devices[REPAIRED], self._hub.authority / "bundles" / REPAIRED
+        device, old = self._devices[REPAIRED], self._hub.settings(REPAIRED).parent
         with self._hub.invitation(REPAIRED) as (address, code):
             settings = join(address, code, REPAIRED, self._directory / "joined" / REPAIRED)
         device.stop()
