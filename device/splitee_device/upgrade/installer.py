@@ -117,7 +117,7 @@ class SoftwareInstaller:
             return name.rpartition("-")[0]
         if not self.software.is_there(BASE):
             return __version__  # the launcher has never run
-        command = [self.software.python(BASE), "-c", "import splitee; print(splitee.__version__)"]
+        command = [str(self.software.python(BASE)), "-c", "import splitee; print(splitee.__version__)"]
         with suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST, check=True)
             return done.stdout.strip()
