@@ -25,6 +25,7 @@ from splitee.protocol import routes
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
 from splitee.protocol.retained import clear
+from splitee.protocol.rollouts import Rollouts
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
@@ -129,7 +130,13 @@ class Service:
             port, topics, CommittedTrunks(spec, checkpoints), self._guard(routes.INFER)
         )
         models = checkpoints.path / MODELS
-        self._releases = Releases(port, topics, RolloutStore(models / RELEASES), is_gone=members.is_dismissed)
+        self._releases = Releases(
+            port,
+            topics,
+            RolloutStore(models / RELEASES),
+            is_gone=members.is_dismissed,
+            told=self._on_rollouts,
+        )
         self._release = EndOfRun(self._releases, topics.fleet, models, signer, pace)
         self._begin(network)
         self.gate = Gate(
@@ -390,6 +397,10 @@ class Service:
     def _on_evaluated(self, metrics: Metrics) -> None:
         for observer in self._observers:
             observer.on_evaluated(metrics)
+
+    def _on_rollouts(self, rollouts: Rollouts) -> None:
+        for observer in self._observers:
+            observer.on_rollouts(rollouts)
 
     def _rejected(self) -> int:
         return self.gate.rejected.total()

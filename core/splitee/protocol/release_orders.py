@@ -28,7 +28,7 @@ LARGEST_PLAN = 64 << 20  # bytes
 LONGEST_HEAD = 1 << 20  # bytes of a bundle before its file
 
 OrderAction = Literal["release", "pause", "resume", "stop", "roll back"]
-SHARE = r"^([0-9]{1,7}|(100|[1-9]?[0-9](\.[0-9]{1,3})?)%)\Z"  # a count of devices, or a share of them
+SHARE = r"^([0-9]{1,7}|(100|[0-9]{1,2}(\.[0-9]{1,3})?)%)\Z"  # a count of devices, or a share of them
 
 
 class PlannedFile(msgspec.Struct, frozen=True):

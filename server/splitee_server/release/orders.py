@@ -39,6 +39,11 @@ class _Order:
     data: bytes = b""
     want: PlannedFile | None = None
 
+    @property
+    def files(self) -> set[str]:
+        """Digests of what it is made of, as far as that is known."""
+        return {self.order.plan, *(one.sha256 for one in (self.plan.files if self.plan else ()))}
+
 
 class Orders:
     """Of the server's operators."""
@@ -66,6 +71,7 @@ class Orders:
         except SpliteeError as error:
             self._open.pop(request, None)
             self._say(request, str(error), error.exit_code)
+        self._store.reserved = {digest for one in self._open.values() for digest in one.files}
 
     def _begin(self, order: ReleaseOrder) -> None:
         if not order.plan or not 0 < order.plan_size <= LARGEST_PLAN:

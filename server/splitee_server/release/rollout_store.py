@@ -32,12 +32,17 @@ log = logging.getLogger(__name__)
 
 
 class RolloutStore:
-    """A folder of rollouts. One process at a time works on it: see `open_store`."""
+    """A folder of rollouts. One process at a time works on it: see `open_store`.
+
+    Attributes:
+        reserved: digests of files that are kept, though no rollout has them yet.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises StateError: it cannot be written."""
         self.path = path
         self._files = path / "files"
+        self.reserved: set[str] = set()
         try:
             self._files.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -138,7 +143,7 @@ class RolloutStore:
         """Drops all files but these. Those on their way go when nothing of them has come for a day."""
         for path in self._files.iterdir():
             is_coming = path.suffix == INCOMING and time.time() - path.stat().st_mtime < KEEP_INCOMING
-            if path.name not in digests and not is_coming:
+            if path.name not in digests and path.name not in self.reserved and not is_coming:
                 path.unlink(missing_ok=True)
 
     def _incoming(self, digest: str) -> Path:

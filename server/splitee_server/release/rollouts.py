@@ -136,7 +136,12 @@ class Rollouts:
         return rollout
 
     def carry_out(self, action: OrderAction, name: str) -> str:
-        """Pause, resume, stop or roll back a rollout; what was done, for people. Raises ConfigError."""
+        """Pause, resume, stop or roll back a rollout; what was done, for people. It is durable then.
+
+        Raises:
+            ConfigError: there is no such rollout, or it is in no state for it.
+            StateError: it cannot be written.
+        """
         rollout = self._rollouts.get(name)
         if rollout is None:
             there = ", ".join(reversed(self._rollouts)) or "none"
@@ -145,6 +150,7 @@ class Rollouts:
         if not self._turn(rollout, action) and rollout.record.state != AFTER[action]:
             raise ConfigError(f"rollout {name} is {before}: there is nothing to {action}")
         self._changed(rollout)
+        self._store.save(rollout.record)
         return f"rollout {name}: {rollout.record.state}"
 
     def _turn(self, rollout: Rollout, action: OrderAction) -> bool:

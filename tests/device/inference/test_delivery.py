@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,32 @@ def test_an_offer_that_is_withdrawn_or_malformed_changes_nothing(port: FakePort,
     delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, "pi-2"), b"{"))
     assert delivery.rejected == 3
     assert offsets_asked_for(port) == [0]
+
+
+def test_a_download_is_told_of_once_a_second_and_ends_when_the_offer_is_taken_back(
+    port: FakePort, clock: FakeClock, delivery: Delivery, tmp_path: Path
+) -> None:
+    offer(delivery)
+    for offset in range(0, 100, 20):
+        part(delivery, offset, BUNDLE[offset : offset + 20])
+        clock.advance(0.3)
+    said = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
+    assert [(one.state, one.have) for one in said] == [("downloading", 0), ("downloading", 100)]
+    offer(delivery, b"")
+    part(delivery, 100, BUNDLE[100:])
+    clock.advance(ASK_AGAIN)
+    delivery.tick()
+    assert offsets_asked_for(port) == [0, 20, 40, 60, 80, 100]
+    assert (tmp_path / f"{RELEASE}.incoming").stat().st_size == 100, "it may be offered again"
+
+
+def test_a_disk_without_room_fails_the_release_and_nothing_else(
+    port: FakePort, delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = ModelOffer(release=RELEASE, size=1 << 28, run="r1")
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
+    offer(delivery, huge.encode())
+    said = ModelReport.decode(port.payloads(REPORTS)[-1])
+    assert (said.state, said.reason) == ("failed", "it takes 268.4 MB, and the disk has only 1.0 KB left")
+    assert offsets_asked_for(port) == []
