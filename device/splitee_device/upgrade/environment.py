@@ -81,6 +81,7 @@ def _install(folder: Path, wheelhouse: Wheelhouse) -> None:
     wheels = folder / "wheels"
     wheels.mkdir()
     flags = ["--isolated", "--no-deps", "--ignore-installed", "--no-cache-dir", "--only-binary", ":all:"]
+    flags.append("--no-compile")  # what a device needs is compiled as it is tried
     if index := wheelhouse.manifest.index:
         pins = wheels / "requirements.txt"
         pins.write_text(
@@ -167,7 +168,7 @@ def _python(folder: Path) -> str:
 def _run(command: Sequence[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Raises SoftwareError: it does not end."""
     environment = {**os.environ, "PYTHONNOUSERSITE": "1", **variables}
-    for name in ("NOTIFY_SOCKET", "PYTHONPATH", "PYTHONHOME"):
+    for name in ("NOTIFY_SOCKET", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
         environment.pop(name, None)
     with suppress(subprocess.TimeoutExpired):
         return subprocess.run(

@@ -10,7 +10,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +19,7 @@ from splitee.errors import SoftwareError, StateError
 from splitee.inference.signatures import ReleaseKey
 from splitee.software.versions import is_newer
 from splitee.software.wheelhouse import Wheelhouse
-from splitee_device.upgrade.environment import make_environment
+from splitee_device.upgrade.environment import SLOWEST, make_environment
 from splitee_device.upgrade.software import BASE, TRIAL, TRIED, Software
 
 SHOWN_DIGEST = 12  # characters of the manifest's digest in an environment's name
@@ -63,7 +63,10 @@ class SoftwareInstaller:
                 what is in service, or does not start.
             StateError: it cannot be written, or another process installs something.
         """
-        wheelhouse = Wheelhouse.read(file, key)
+        try:
+            wheelhouse = Wheelhouse.read(file, key)
+        except OSError as error:
+            raise SoftwareError(f"the software cannot be read: {error.strerror}") from None
         manifest = wheelhouse.manifest
         manifest.check_machine(platform.machine(), f"cp3{sys.version_info.minor}")
         if version not in (None, manifest.version):
@@ -109,19 +112,16 @@ class SoftwareInstaller:
         return self.version_of(self.software.in_service)
 
     def version_of(self, name: str) -> str:
-        """The version of an environment."""
+        """The version of an environment. Raises SoftwareError: it does not start."""
         if name != BASE:
             return name.rpartition("-")[0]
         if not self.software.is_there(BASE):
             return __version__  # the launcher has never run
-        done = subprocess.run(
-            [self.software.python(BASE), "-c", "import splitee; print(splitee.__version__)"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        return done.stdout.strip()
+        command = [str(self.software.python(BASE)), "-c", "import splitee; print(splitee.__version__)"]
+        with suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST, check=True)
+            return done.stdout.strip()
+        raise SoftwareError(f"what this device was installed with does not start: {command[0]}")
 
     def _write(self, write: Callable[[], None]) -> None:
         try:
