@@ -29,6 +29,7 @@ SHIPPED_DISCOVERY = "homeassistant/device/splitee_default/"
 
 CONFIGURATION = "mosquitto.conf"
 PUBLIC = (".crt", ".pem")
+RELOAD = "make the broker read it: systemctl reload splitee-broker (or send it SIGHUP)"
 
 
 def write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -26,6 +26,7 @@ from splitee.pairing.channel import Channel
 from splitee.pairing.code import new_code
 from splitee.pairing.messages import VERSION, Granted, Greeting, Proof, Refused, Request, Welcome
 from splitee.pairing.proofs import new_nonce
+from splitee_broker.pairing.doorway import OF_ONE
 from splitee_broker.pairing.hub_certificate import hub_context
 from splitee_broker.pairing.invitation import TRIES
 from splitee_device.joining.exchange import Hub
@@ -107,7 +108,7 @@ def test_guesses_at_once_share_the_tries(directory: Path, tmp_path: Path) -> Non
     with Invitation(directory, tmp_path / "log") as invitation, ExitStack() as stack:
         channels = []
         for number in range(12):
-            address = f"127.0.0.{10 + number // 4}"  # four of one address are let in at a time
+            address = f"127.0.0.{10 + number // 4}"  # of one address few are let in at a time
             channel, _ = stack.enter_context(connection(invitation.hub, address))
             channel.receive(Greeting)
             channels.append(channel)
@@ -198,6 +199,29 @@ def test_garbage_and_silence_end_nothing_and_are_no_tries(directory: Path, tmp_p
         assert invitation.ended() == 0
         assert "tries" not in invitation.shown()
         assert "Traceback" not in invitation.shown()
+
+
+def test_who_is_silent_is_sent_away_and_leaves_a_place(directory: Path, tmp_path: Path) -> None:
+    with Invitation(directory, tmp_path / "log") as invitation, ExitStack() as stack:
+        where = (invitation.hub.host, invitation.hub.port)
+        greeted, _ = stack.enter_context(connection(invitation.hub))
+        greeted.receive(Greeting)
+        silent = [stack.enter_context(socket.create_connection(where)) for _ in range(OF_ONE - 1)]
+        with socket.create_connection(where) as one_more:
+            assert closed(one_more)
+        assert all(closed(each) for each in silent)
+        with pytest.raises(ConnectionError):
+            greeted.receive(Welcome)
+        assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "patient").exception is None
+
+
+def closed(connection: socket.socket) -> bool:
+    """Whether the other side hangs up, within a minute."""
+    connection.settimeout(60)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def test_a_device_that_vanished_in_between_tries_again(directory: Path, tmp_path
         invitation.wait_for("pi-1 did not say that it has stored its identity; it may try again")
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-1").exception is None
         assert invitation.ended() == 0
-        assert "pi-1: make the broker read who is let in" in invitation.shown()
+        assert "pi-1: make the broker read it" in invitation.shown()
     assert names(directory) == ["pi-1"]
 
 

@@ -21,7 +21,6 @@ from splitee_broker.commands.check import check_broker
 from splitee_broker.commands.invite import invite
 from splitee_broker.commands.options import (
     DIRECTORY,
-    RELOAD,
     as_folders,
     in_directory,
     private,
@@ -30,6 +29,7 @@ from splitee_broker.commands.options import (
 from splitee_broker.commands.renew import renew_identities
 from splitee_broker.files import (
     CONFIGURATION,
+    RELOAD,
     access_files,
     client_files,
     configuration,

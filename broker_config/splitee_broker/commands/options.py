@@ -16,7 +16,6 @@ from splitee.cli.settings import switch
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 DAYS = 5 * 365
-RELOAD = "make the broker read it: systemctl reload mosquitto (or send it SIGHUP)"
 
 in_directory = switch(
     "--directory",

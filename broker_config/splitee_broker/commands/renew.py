@@ -13,7 +13,8 @@ from splitee.cli.command import Command, section
 from splitee.cli.plain_text import echo
 from splitee.cli.settings import switch
 from splitee_broker.authority import Authority, Issued, Role
-from splitee_broker.commands.options import RELOAD, as_folders, in_directory, private, valid_for
+from splitee_broker.commands.options import as_folders, in_directory, private, valid_for
+from splitee_broker.files import RELOAD
 from splitee_broker.renewal import renew, to_renew
 
 WITHIN = 60  # days: twice the time for which those that end are warned

@@ -95,7 +95,7 @@ class Host:
             channel.receive(Stored)
         except (OSError, SpliteeError):
             self._tell(f"{address}: {name} did not say that it has stored its identity; it may try again")
-            raise
+            return
         self._finish(channel, address, name, serial)
 
     def _finish(self, channel: Channel, address: str, name: str, serial: str) -> None:

@@ -18,7 +18,7 @@ from splitee.log_limits import FirstFew
 from splitee.pairing.channel import Channel
 
 AT_ONCE = 32  # connections
-OF_ONE = 4  # connections of one address
+OF_ONE = 8  # connections of one address: several devices may be behind it
 PROVING = 10.0  # seconds for a connection to show that it knows the code
 POLL = 0.2  # seconds
 LEAVING = 1.0  # seconds for last words to those that are there when it is closed
@@ -58,7 +58,9 @@ class Doorway:
                     continue
                 self._let_in(connection, _address(peer[0]), receive)
         until = time.monotonic() + LEAVING
-        for thread in list(self._threads):
+        with self._lock:
+            there = list(self._threads)
+        for thread in there:
             thread.join(max(0.0, until - time.monotonic()))
 
     def _let_in(
@@ -74,8 +76,13 @@ class Doorway:
             self._say("full", f"{address}: sent away, too many connections at once")
             return
         thread = threading.Thread(target=self._hear, args=(connection, address, receive), daemon=True)
-        self._threads.add(thread)
-        thread.start()
+        with self._lock:
+            self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads are to be had
+            connection.close()
+            self._forget(thread, address)
 
     def _hear(self, connection: socket.socket, address: str, receive: Callable[[Channel, str], None]) -> None:
         try:
@@ -87,9 +94,12 @@ class Doorway:
         except Exception:
             log.exception("%s: a defect in splitee; the invitation stays", address)
         finally:
-            with self._lock:
-                self._inside[_group(address)] -= 1
-                self._threads.discard(threading.current_thread())
+            self._forget(threading.current_thread(), address)
+
+    def _forget(self, thread: threading.Thread, address: str) -> None:
+        with self._lock:
+            self._inside[_group(address)] -= 1
+            self._threads.discard(thread)
 
     def _say(self, kind: str, line: str) -> None:
         with self._lock:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from splitee.errors import ConfigError, StateError
 from splitee.pairing.messages import Granted, Request
 from splitee_broker.authority import Authority, Issued, Role, check_device
-from splitee_broker.files import access_files, write_broker_folder
+from splitee_broker.files import RELOAD, access_files, write_broker_folder
 from splitee_broker.release_key import RELEASE_KEY, pinned_key
 
 PATIENCE = 5.0  # seconds for another command of `splitee broker` to end
@@ -45,7 +45,8 @@ class Registrar:
         self._unconfirmed: set[str] = set()  # names that this process has certified, and nobody has stored
         self._returning: set[str] = set()  # of them, those that had been revoked
         with self._authority() as authority:
-            self.fleet, self.broker, self.host = authority.fleet, authority.url, authority.hosts[0]
+            self.fleet, self._broker = authority.fleet, authority.url
+            self.host = authority.hosts[0]
 
     def valid(self, name: str) -> Issued | None:
         """The certificate by which `name` gets in now."""
@@ -74,7 +75,7 @@ class Registrar:
             granted = Granted(
                 certificate.public_bytes(Encoding.PEM),
                 authority.certificate,
-                authority.url,
+                self._broker,
                 pinned_key(self._directory).get(RELEASE_KEY, b""),
             )
         self._unconfirmed.add(name)
@@ -103,7 +104,7 @@ class Registrar:
 
     def _read_again(self, name: str) -> str:
         if not self._reload:
-            return f"{name}: make the broker read who is let in: systemctl reload {UNIT} (or send it SIGHUP)"
+            return f"{name}: {RELOAD}"
         try:
             done = subprocess.run(self._reload, capture_output=True, timeout=30, text=True, check=False)
             failed = done.stderr.strip().splitlines()[-1:] if done.returncode else None

@@ -82,13 +82,18 @@ def test_what_is_no_message(data: bytes) -> None:
             channel.receive(Stored)
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=200))
-def test_random_bytes_are_refused(data: bytes) -> None:
-    with pair() as (hostile, channel):
-        hostile.sendall(framed(data))
-        with pytest.raises(MalformedMessage):
-            channel.receive(Stored)
+def test_random_bytes_are_refused_and_the_next_message_is_read() -> None:
+    with pair(limit=600.0) as (hostile, channel):
+
+        @settings(max_examples=200, deadline=None)
+        @given(st.binary(max_size=200))
+        def refused(data: bytes) -> None:
+            hostile.sendall(framed(data) + framed(msgspec.msgpack.encode(Stored())))
+            with pytest.raises(MalformedMessage):
+                channel.receive(Stored)
+            assert channel.receive(Stored) == Stored()
+
+        refused()
 
 
 def test_a_message_out_of_its_turn() -> None:
@@ -108,9 +113,9 @@ def test_a_byte_now_and_then_wins_no_time() -> None:
         ended = threading.Event()
 
         def drip() -> None:
-            for byte in framed(msgspec.msgpack.encode(Stored())):
+            for byte in framed(bytes(10_000)):
                 hostile.sendall(bytes([byte]))
-                if ended.wait(0.2):
+                if ended.wait(0.05):
                     return
 
         thread = threading.Thread(target=drip)
@@ -118,7 +123,7 @@ def test_a_byte_now_and_then_wins_no_time() -> None:
         began = time.monotonic()
         with pytest.raises(TimeoutError):
             channel.receive(Stored)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < 60, "all of it would take eight minutes"
         ended.set()
         thread.join()
         with pytest.raises(TimeoutError):
