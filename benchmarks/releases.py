@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.real_fleet import out_option, working_directory
 from benchmarks.release_files import Models, software, train
-from benchmarks.release_fleet import FLEET, Device, Hub, Watcher, join, wait_until
+from benchmarks.release_hub import FLEET, Device, Hub, Watcher, join, wait_until
 from splitee import __version__
 from splitee.errors import SpliteeError
 from splitee_server.release.rollouts import PART
