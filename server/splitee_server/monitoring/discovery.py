@@ -164,8 +164,8 @@ def class_sensor(topics: Topics, device: str, name: str) -> Component:
 def update(topics: Topics, device: str, kind: ReleaseKind, title: str) -> Component:
     """Of one kind of release, as the server sees it; an installation may be ordered for a device asleep.
 
-    What has failed or was taken back cannot be ordered: the latest is then that installed, and the summary says
-    why. The update_percentage is of the bytes that have come; while the device tries them, there is none.
+    What has failed or was taken back cannot be ordered: the latest is then that installed, and the summary
+    says why. The update_percentage is of the bytes that have come; while the device tries them, there is none.
     """
     return {
         "platform": "update",
