@@ -165,7 +165,7 @@ def update(topics: Topics, device: str, kind: ReleaseKind, title: str) -> Compon
     """Of one kind of release, as the server sees it; an installation may be ordered for a device asleep.
 
     What has failed or was taken back cannot be ordered: the latest is then that installed, and the summary
-    says why. The update_percentage is of the bytes that have come; while the device tries them, there is none.
+    says why. The update_percentage is of the bytes that have come; while they are tried, there is none.
     """
     return {
         "platform": "update",
