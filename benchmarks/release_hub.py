@@ -26,6 +26,7 @@ from splitee.protocol.gate import Gate, Received
 from splitee.protocol.inference import PredictionReport, ReleaseReport, ReleaseWant, Serving
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
 from splitee.protocol.topics import Topics
+from splitee_broker.release_key import SIGNING_KEY
 from splitee_lab.local.brokers import find_mosquitto, free_port
 
 FLEET = "benchmark"
@@ -69,7 +70,7 @@ class Hub:
 
     @property
     def signing_key(self) -> Path:
-        return self.authority / "server" / "signing.key"
+        return self.authority / "server" / SIGNING_KEY
 
     @property
     def broker_pid(self) -> int:
