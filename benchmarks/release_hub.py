@@ -244,11 +244,11 @@ class Watcher:
     def is_awake(self, device: str) -> bool:
         return device in self._awake
 
-    def when_asked(self, device: str, action: Callable[[], None]) -> None:
-        """Does so at once when the device has some of a release's bytes, and asks for more."""
+    def when_asked(self, device: str, have: int, action: Callable[[], None]) -> None:
+        """Does so at once when the device has so many bytes of a release or more, and asks for others."""
 
         def act(asking: str, offset: int) -> None:
-            if asking == device and offset > 0:
+            if asking == device and offset >= have:
                 self._on_want = None
                 action()
 

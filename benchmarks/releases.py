@@ -44,6 +44,7 @@ OTHERS = [device for device in ORDER if device not in (CREDULOUS, STRICT, REPAIR
 ASLEEP, KILLED = OTHERS[-5:], OTHERS[-6]
 UPGRADED, STUCK = [device for device in OTHERS[2:] if device not in (*ASLEEP, KILLED, *PAIRED)][:2]
 NEXT, SILENT = "90.1.0", "90.2.0"  # versions of software
+MIDDLE = 2 << 20  # bytes of a model that a device has when it is killed
 TRIAL = 75.0  # seconds: a minute to come up, and the start of what was there before
 
 
@@ -153,7 +154,7 @@ class Story:
             lambda: not any(self._watcher.is_awake(name) for name in ASLEEP), "five devices are asleep"
         )
         self._watcher.wants.clear()
-        self._watcher.when_asked(KILLED, self._devices[KILLED].kill)
+        self._watcher.when_asked(KILLED, MIDDLE, self._devices[KILLED].kill)
         folders = self._models.variants(DEVICES, GOOD, 4, 1.0001)
         pace = ("--waves", "1,10%,100%", "--max-failures", 0, "--soak", 1)
         self._hub.release(*folders, "--name", GOOD, *pace, "--detach")
@@ -169,7 +170,7 @@ class Story:
         in_waves = list(self._watcher.wants)[:2] == ORDER[:2]
         found = (
             f"{len(awake)} devices; killed at {have >> 10} of {size >> 10} KiB, went on from "
-            f"{wants[asked] >> 10}, {twice >> 10} KiB sent twice"
+            f"{wants[asked] >> 10}, {twice >> 10} KiB on their way were sent again"
         )
         passed = in_waves and 0 < have < size and wants[asked] == have and twice <= PART
         return "a good model: 1, then 2, then all", found, passed
