@@ -29,6 +29,7 @@ test: $(VENV)/.dev
 	scripts/ensure_mosquitto.sh
 	scripts/ensure_ejabberd.sh
 	scripts/ensure_chromium.sh
+	scripts/ensure_homeassistant.sh
 	$(PYTEST) $(TESTS)
 
 # Under a minute, for what one works on: make test-quick TESTS=tests/server

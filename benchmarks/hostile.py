@@ -39,7 +39,7 @@ from splitee.protocol import routes
 from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.fleet import DeviceStatus, ErrorReport, ServerClaim, ServerStatus
-from splitee.protocol.inference import InferRequest, ModelReport, ModelWant
+from splitee.protocol.inference import InferRequest, ModelReport, ReleaseWant
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Commit, Features, RoundDone, RoundOpen, SoftLabelRows, Sync, Weights
 from splitee.protocol.routes import ROUTES, Route
@@ -157,7 +157,7 @@ def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[by
         TOPICS.device(VICTIM, "inbox/soft-labels"): SoftLabelRows(
             run=run, round=1, attempt=1, first=0, rows=tensor
         ),
-        TOPICS.device(VICTIM, "model-want"): ModelWant(release="0" * 64, offset=1),
+        TOPICS.device(VICTIM, "model-want"): ReleaseWant(release="0" * 64, offset=1),
         TOPICS.device(VICTIM, "model"): ModelReport(release="0" * 64, state="failed", reason="parity"),
         TOPICS.device(VICTIM, "inbox/error"): ErrorReport(code=ExitCode.REJECTED, message="features: ..."),
         TOPICS.server_claim: ServerClaim(instance=1),

@@ -59,9 +59,9 @@ from splitee.protocol.fleet import DeviceStatus, Profile
 from splitee.protocol.inference import (
     InferRequest,
     ModelReport,
-    ModelWant,
     PredictedState,
     PredictionReport,
+    ReleaseWant,
     Serving,
 )
 from splitee.protocol.parts import Assembler
@@ -158,7 +158,7 @@ class Member:
                 picture="x.jpg", label="a", probability=0.5, entropy=0.5, source="exit", milliseconds=1.0,
                 time=1.0,
             ),
-            routes.MODEL_WANT: ModelWant(release="0" * 64, offset=0),
+            routes.MODEL_WANT: ReleaseWant(release="0" * 64, offset=0),
             routes.MODEL_REPORT: ModelReport(release="0" * 64, state="failed", reason="x"),
             routes.SERVING: Serving(state="online", instance=1, per_minute=1.0),
             routes.PREDICTED_STATE: PredictedState(label="a", confidence=0.9, since=1.0, time=1.0),

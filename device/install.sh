@@ -50,6 +50,7 @@ done
 
 program=$root/opt/splitee
 state=$root/var/lib/splitee
+software=$state/software
 settings=$root/etc/splitee/device.toml
 identity=$root/etc/splitee/device
 pinned=$root/etc/splitee/release.pub
@@ -212,6 +213,8 @@ install_program() {
         pip_install "$program/bin/python" --no-deps --force-reinstall "$built"
     fi
     "$program/bin/splitee" --version >/dev/null || fail "the installed program does not start; see above"
+    # What is installed by hand runs next, whatever upgrades there were.
+    rm -f "$software/current" "$software/previous" "$software/trial" "$software/tried"
 }
 
 install_service() {

@@ -32,6 +32,7 @@ from msgspec.inspect import (
 
 from splitee.protocol.encoding import JsonMessage
 from splitee.protocol.parts import Part
+from splitee.protocol.release_orders import RolloutPlan
 from splitee.protocol.routes import ROUTES, Route
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "protocol.md"
@@ -42,6 +43,7 @@ def page() -> str:
     """The page's text, with the tables as the code has them now."""
     by_hand = PAGE.read_text().partition(MARK)[0]
     messages = dict.fromkeys(route.message for route in ROUTES)
+    messages[RolloutPlan] = None  # it travels as bytes that an order names
     inside = (struct for kind in messages for struct in structs_in(type_info(kind)))
     structs = dict.fromkeys([*messages, *inside, Part])
     return f"{by_hand}{MARK}\n{topics()}" + "".join(section(struct) for struct in structs)

@@ -51,7 +51,11 @@ class ExitCode(IntEnum):
     )
     DISMISSED = 22, "the fleet goes on without this device: it was dismissed (splitee dismiss --undo)", True
     RANK_LOST = 23, "another rank of this server has failed, or is not heard of: torchrun starts all anew"
-    PAIRING = 24, "pairing: the code is wrong, has expired or was guessed at, or the name is taken"
+    SOFTWARE = (
+        24,
+        "software for a device: damaged, not signed, for another machine, not newer, or it does not start",
+    )
+    PAIRING = 25, "pairing: the code is wrong, has expired or was guessed at, or the name is taken"
 
 
 class Terminated(SystemExit):
@@ -154,6 +158,10 @@ class PairingEnded(SpliteeError):
 
 class ModelError(SpliteeError):
     exit_code = ExitCode.MODEL
+
+
+class SoftwareError(SpliteeError):
+    exit_code = ExitCode.SOFTWARE
 
 
 class Diverged(SpliteeError):

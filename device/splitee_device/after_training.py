@@ -18,6 +18,7 @@ from splitee_device.inference.recent import offline, serving_link
 from splitee_device.inference.service import InferenceService
 from splitee_device.inference.trust import Expected
 from splitee_device.settings import DeviceSettings
+from splitee_device.upgrade.released import ReleasedSoftware
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ def serve(
         unsure=settings.serving.unsure_images(),
         agreeing=settings.agreement.agreeing,
         latest=settings.agreement.latest_image(settings.serving.capture.watch),
+        others=(ReleasedSoftware.of_this_process(settings.serving.key),),
     )
 
     def is_over() -> bool:

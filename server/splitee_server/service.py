@@ -25,6 +25,7 @@ from splitee.protocol import routes
 from splitee.protocol.fleet import Metrics
 from splitee.protocol.gate import EVENTS_AT_ONCE, Gate, Received, Rejection
 from splitee.protocol.retained import clear
+from splitee.protocol.rollouts import Rollouts
 from splitee.protocol.run_spec import RunSpec
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
@@ -40,8 +41,11 @@ from splitee_server.monitoring.observer import Observer
 from splitee_server.offload.predictions import Predictions
 from splitee_server.offload.trunks import CommittedTrunks
 from splitee_server.ranks.ranks import ALONE, Ranks
-from splitee_server.release import offers
+from splitee_server.release import releases
 from splitee_server.release.end_of_run import EndOfRun
+from splitee_server.release.plans import AT_ONCE, Pace
+from splitee_server.release.releases import Releases
+from splitee_server.release.rollout_store import RolloutStore
 from splitee_server.rounds.best_round import BestRound
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.commits import Commits
@@ -55,6 +59,7 @@ from splitee_server.rounds.replies import Replies
 
 log = logging.getLogger(__name__)
 
+MODELS, RELEASES = "models", "releases"  # folders of what is exported, and in it of what is released
 IDLE = 0.5  # seconds to wait for an event when there is no batch to work on
 IN_QUARANTINE = "too many messages of this device were refused: nothing of it is read any more in this run"
 
@@ -84,13 +89,14 @@ class Service:
         observers: Sequence[Observer] = (),
         limits: SenderLimits | None = None,
         signer: ReleaseSigner | None = None,
+        pace: Pace = AT_ONCE,
         initial: InitialWeights | None = None,
         ranks: Ranks = ALONE,
         clock: Clock = time.monotonic,
     ) -> None:
         """`limits`: what the port's messages are held to. `ranks`: the server's others.
 
-        `signer`: of the models that the run's end releases; None: they are not signed.
+        `signer`: of the models that the run's end releases; None: they are not signed. `pace`: of it.
         `initial`: the weights that `network` begins from, for devices; None: they are the seed's.
         """
         self._port = port
@@ -123,7 +129,15 @@ class Service:
         self._predictions = Predictions(
             port, topics, CommittedTrunks(spec, checkpoints), self._guard(routes.INFER)
         )
-        self._release = EndOfRun(port, topics, checkpoints.path / "models", signer, members.is_dismissed)
+        models = checkpoints.path / MODELS
+        self._releases = Releases(
+            port,
+            topics,
+            RolloutStore(models / RELEASES),
+            is_gone=members.is_dismissed,
+            told=self._on_rollouts,
+        )
+        self._release = EndOfRun(self._releases, topics.fleet, models, signer, pace)
         self._begin(network)
         self.gate = Gate(
             topics,
@@ -196,7 +210,7 @@ class Service:
             self._coordinator,
             announcer,
             self._checkpoints,
-            self._release,
+            self._releases.rollouts,
             clear=self._clear,
             forget=self._on_dismissed,
             take=self._reception.take,
@@ -206,7 +220,7 @@ class Service:
             routes.SERVER_CLAIM: lambda _claim: self._coordinator.beat(now=True),
             routes.DISMISS: self._dismissals.on_dismissal,
             routes.INFER: self._predictions.add,
-            **dict.fromkeys(offers.ROUTES, self._release.handle),
+            **dict.fromkeys(releases.ROUTES, self._releases.handle),
         }
 
     def run(self) -> dict[str, Any]:
@@ -231,6 +245,7 @@ class Service:
                 self.gate.guard(routes.PROFILE, changed.device, partial(self._reception.take, changed.found))
             else:
                 self._reception.take(self._admission.admit_again())
+        self._releases.rollouts.tick(at_once=True)
         return self._coordinator.report()
 
     def _serve(self) -> ClassNamesChanged | DevicesDismissed | None:
@@ -280,6 +295,7 @@ class Service:
             raise Stopped
         for observer in self._observers:
             observer.tick(self._progress)
+        self._releases.rollouts.tick()
         for device, count in self._limits.take_refused().items():
             self._on_flood(device, count)
         for (device, reason), count in self._ranks.take_refused().items():
@@ -299,7 +315,7 @@ class Service:
     def _take_in(self, event: Event) -> None:
         if isinstance(event, Connected):
             self._coordinator.say_all_again()
-            self._release.again()
+            self._releases.rollouts.again()
             self._dismissals.say_again()
             for observer in self._observers:
                 observer.on_reconnected()
@@ -381,6 +397,10 @@ class Service:
     def _on_evaluated(self, metrics: Metrics) -> None:
         for observer in self._observers:
             observer.on_evaluated(metrics)
+
+    def _on_rollouts(self, rollouts: Rollouts) -> None:
+        for observer in self._observers:
+            observer.on_rollouts(rollouts)
 
     def _rejected(self) -> int:
         return self.gate.rejected.total()

@@ -11,6 +11,7 @@ import pytest
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol import routes
+from splitee.protocol.rollouts import Install
 from splitee.protocol.topics import Topics
 
 from .conftest import Fleet
@@ -185,6 +186,33 @@ def test_the_server_announces_its_devices_to_home_assistant_and_to_no_one_else(
     server.publish(TOPICS.run, b"fence")
     for other in others:
         assert not [topic for topic in received(other, TOPICS.run) if topic.startswith("homeassistant")]
+
+
+def test_home_assistant_alone_may_order_an_installation_and_of_no_other_topic(
+    fleet: Fleet, connect: Connect, messages: Messages
+) -> None:
+    click = Install(kind="model").encode()
+    server = connect(fleet.directory / "server", routes.INSTALL.topic(TOPICS), TOPICS.run)
+    others = {
+        "pi-1": fleet.device("pi-1"),
+        "viewer": fleet.directory / "viewer",
+        "health": health_files(fleet.directory / "broker"),
+    }
+    for name, folder in others.items():
+        link = connect(folder, client_id=f"install-{name}")
+        for device in ("pi-1", "pi-2"):
+            link.publish(routes.INSTALL.topic(TOPICS, device), click)
+        assert link.flush(DEADLINE)
+        assert link.refused == 2, name
+    assistant = connect(fleet.directory / "homeassistant")
+    assistant.publish(routes.INSTALL.topic(TOPICS, "homeassistant"), click)
+    for leaf in (routes.DEVICE_UPDATE.leaf, routes.MODEL_OFFER.leaf, routes.PREDICTED_STATE.leaf):
+        assistant.publish(TOPICS.device("pi-1", leaf), click, retain=True)
+    assert assistant.flush(DEADLINE)
+    assert assistant.refused == 4
+    assistant.publish(routes.INSTALL.topic(TOPICS, "pi-1"), click)
+    (heard,) = messages(server, 1)
+    assert (heard.topic, heard.payload) == (routes.INSTALL.topic(TOPICS, "pi-1"), click)
 
 
 def test_the_server_reads_the_brokers_own_figures(fleet: Fleet, connect: Connect) -> None:

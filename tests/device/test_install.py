@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from splitee.errors import ExitCode
+from splitee_device.upgrade.launcher import TO_STOP
+from splitee_device.upgrade.software import VARIABLE
 
 ROOT = Path(__file__).parents[2]
 INSTALL = ROOT / "device" / "install.sh"
@@ -225,6 +227,7 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     more = (tarfile.TarInfo("of-a-later-release"),)
     first = install(root, *flags, "--bundle", bundle(tmp_path / "b.tar", besides=more), "--data", 'dir "a"')
     assert first.returncode == 0, first.stderr
+    assert (root / "opt/splitee/bin/splitee-start").exists()
     program, settings = root / "opt/splitee/bin/splitee", root / "etc/splitee/device.toml"
     shown = subprocess.run([program, "config", "status"], capture_output=True, text=True, check=True)
     assert "--broker" in shown.stdout
@@ -243,9 +246,13 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     assert "splitee itself does not build" in refused(root, "--wheels", str(tmp_path / "wheels"))
 
     settings.write_text(settings.read_text() + "cut = 5\n")
+    upgraded = root / "var/lib/splitee/software/current"
+    upgraded.parent.mkdir(parents=True)
+    upgraded.symlink_to("0.2.0-aaaaaaaaaaaa")
     newer = bundle(tmp_path / "b.tar", release_key="public half")
     again = install(root, *flags, "--no-hashes", "--bundle", newer, "--data", "/srv/pictures")
     assert again.returncode == 0, again.stderr
+    assert not upgraded.is_symlink(), "what was installed by hand is in service"
     pinned = root / "etc/splitee/release.pub"
     assert (pinned.read_text(), pinned.stat().st_mode & 0o777) == ("public half", 0o644)
     assert settings.read_text().splitlines()[3:] == [
@@ -267,6 +274,15 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
 def test_a_service_is_not_started_again_after_what_no_second_try_heals() -> None:
     [codes] = re.findall("^RestartPreventExitStatus=(.*)$", UNIT.read_text(), re.MULTILINE)
     assert [int(code) for code in codes.split()] == [code for code in ExitCode if code.is_final]
+
+
+def test_the_unit_leaves_the_choice_of_software_to_the_launcher() -> None:
+    text = UNIT.read_text()
+    assert re.search(r"^ExecStart=/opt/splitee/bin/splitee-start device ", text, re.MULTILINE)
+    assert re.search(rf"^Environment={VARIABLE}=%S/splitee/", text, re.MULTILINE)
+    assert "NotifyAccess=all" in text.splitlines(), "READY=1 comes from the process that the launcher started"
+    [minutes] = re.findall(r"^TimeoutStopSec=(\d+)min$", text, re.MULTILINE)
+    assert int(minutes) * 60 > TO_STOP, "the launcher ends a process that does not stop, not systemd"
 
 
 def test_neither_broker_nor_device_starts_before_the_clock_is_set() -> None:

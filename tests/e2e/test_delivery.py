@@ -30,13 +30,19 @@ from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet_view import DeviceView, FleetView
 from splitee.protocol.gate import Gate
-from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant, PredictionReport
+from splitee.protocol.inference import ModelOffer, ModelReport, PredictionReport, ReleasePart, ReleaseWant
 from splitee.protocol.topics import Topics
 from splitee.samples.kept import Samples
 from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 from splitee_lab.local.brokers import RunningBroker
-from splitee_server.release.offers import ROUTES, Offers
+from splitee_server.release import plans
+from splitee_server.release.here import Here
+from splitee_server.release.plans import AT_ONCE
+from splitee_server.release.releases import ROUTES
+from splitee_server.release.rollout import Standing
+from splitee_server.release.rollout_store import RolloutStore
 
 LONG = 60.0  # seconds
 
@@ -187,26 +193,32 @@ class Pair:
         self.shelf = shelf
         self.device_link = make_link(broker.address, f"{fleet}-device", max_packet=4096)
         self.server_link = make_link(broker.address, f"{fleet}-server", max_packet=4096)
-        self.delivery = Delivery(self.device_link, self.topics, "pi-2", shelf)
-        self.gate = Gate(self.topics, ROUTES)
-        self.parts: list[ModelPart] = []
+        self.delivery = Delivery(self.device_link, self.topics, "pi-2", ModelInstaller(shelf, "pi-2"))
+        self.server = Here(self.server_link, self.topics, RolloutStore(shelf.path.parent / "releases"))
+        self.parts: list[ReleasePart] = []
 
-    def offer(self, model: Path) -> Offers:
-        releases = Offers(self.server_link, self.topics, [model])
-        releases.offer()
-        return releases
+    def offer(self, model: Path) -> None:
+        self.server.releases.begin(plans.models([model], self.topics.fleet, None), "a", AT_ONCE)
 
-    def run(self, releases: Offers, until: Callable[[], bool], spoil: bool = False) -> None:
+    @property
+    def outcome(self) -> Standing:
+        rollout = self.server.releases.rollouts.find("a")
+        assert rollout is not None
+        return rollout.record.devices["pi-2"]
+
+    @property
+    def is_over(self) -> bool:
+        return not self.server.releases.rollouts.undecided("a")
+
+    def run(self, until: Callable[[], bool], spoil: bool = False) -> None:
         deadline = time.monotonic() + LONG
         while not until():
             assert time.monotonic() < deadline
-            event = self.server_link.receive(0.01)
-            if isinstance(event, Message) and (received := self.gate.read(event)) is not None:
-                self.gate.apply(received, releases.handle)
+            self.server.receive(0.01)
             event = self.device_link.receive(0.01)
             if isinstance(event, Message):
                 if event.topic.endswith("model-part"):
-                    part = ModelPart.decode(event.payload)
+                    part = ReleasePart.decode(event.payload)
                     self.parts.append(part)
                     if spoil:
                         part = msgspec.structs.replace(part, data=bytes(len(part.data)))
@@ -225,50 +237,33 @@ def pair(
     return Pair(mosquitto_broker, fleet, make_link, shelf)
 
 
-def test_a_device_that_was_dismissed_is_neither_offered_its_model_nor_waited_for(
-    models: Path, pair: Pair
-) -> None:
-    dismissed = {"pi-2"}
-    releases = Offers(
-        pair.server_link, pair.topics, [models / "second"], is_gone=lambda device: device in dismissed
-    )
-    releases.offer()
-    releases.offer("pi-2")
-    assert releases.missing == []
-    dismissed.clear()  # it is let in again
-    assert releases.missing == ["pi-2"]
-    releases.offer("pi-2", "pi-9")
-    pair.run(releases, lambda: not releases.missing)
-    assert releases.reports["pi-2"].state == "in service"
-    offers = [part.release for part in pair.parts]
-    assert set(offers) == {sha(models / "second")}
-
-
 def test_a_release_is_fetched_in_parts_and_reported(models: Path, pair: Pair) -> None:
-    releases = pair.offer(models / "second")
-    pair.run(releases, lambda: not releases.missing)
-    assert releases.reports["pi-2"].state == "in service"
+    pair.offer(models / "second")
+    pair.run(lambda: pair.is_over)
+    assert pair.outcome.state == "in service"
     assert pair.shelf.release == sha(models / "second")
     assert len(pair.parts) == -(-len(pack_bundle(models / "second")) // (pair.server_link.max_packet - 256))
     assert not list(pair.shelf.path.glob("*.incoming"))
 
 
 def test_a_new_process_goes_on_where_the_last_one_ended(models: Path, pair: Pair) -> None:
-    releases = pair.offer(models / "second")
-    pair.run(releases, lambda: len(pair.parts) == 2)
+    pair.offer(models / "second")
+    pair.run(lambda: len(pair.parts) == 2)
     fetched = pair.parts[-1].offset + len(pair.parts[-1].data)
-    pair.delivery = Delivery(pair.device_link, pair.topics, "pi-2", ModelStore(pair.shelf.path))
+    pair.delivery = Delivery(
+        pair.device_link, pair.topics, "pi-2", ModelInstaller(ModelStore(pair.shelf.path), "pi-2")
+    )
     pair.parts.clear()
-    pair.run(releases, lambda: not releases.missing)
+    pair.run(lambda: pair.is_over)
     assert min(part.offset for part in pair.parts if part.offset) >= fetched
     assert sum(part.offset == 0 for part in pair.parts) == 0
     assert pair.shelf.release == sha(models / "second")
 
 
 def test_bytes_that_are_spoilt_twice_are_refused(models: Path, pair: Pair) -> None:
-    releases = pair.offer(models / "second")
-    pair.run(releases, lambda: not releases.missing, spoil=True)
-    assert releases.reports["pi-2"].state == "failed"
+    pair.offer(models / "second")
+    pair.run(lambda: pair.is_over, spoil=True)
+    assert pair.outcome.state == "failed"
     assert sum(part.offset == 0 for part in pair.parts) == 2
     assert pair.shelf.release == sha(models / "first")
 
@@ -281,25 +276,26 @@ def test_what_a_hostile_sender_offers_changes_nothing(models: Path, pair: Pair) 
         ("inbox/model", b'{"release":"' + b"a" * 64 + b'","size":99999999999}'),
         ("inbox/model", ModelOffer(release=release, size=10).encode()),
         ("inbox/model-part", b"\xc1"),
-        ("inbox/model-part", ModelPart(release=release, offset=0, data=b"x" * 11).encode()),
-        ("inbox/model-part", ModelPart(release="b" * 64, offset=0, data=b"x").encode()),
-        ("inbox/model-part", ModelPart(release=release, offset=5, data=b"x").encode()),
+        ("inbox/model-part", ReleasePart(release=release, offset=0, data=b"x" * 11).encode()),
+        ("inbox/model-part", ReleasePart(release="b" * 64, offset=0, data=b"x").encode()),
+        ("inbox/model-part", ReleasePart(release=release, offset=5, data=b"x").encode()),
     ]
     for leaf, payload in hostile:
         pair.delivery.handle(Message(pair.topics.device("pi-2", leaf), payload))
     assert pair.delivery.rejected == 5
     assert pair.shelf.release == sha(models / "first")
     assert not [path for path in pair.shelf.path.glob("*.incoming") if path.stat().st_size]
-    releases = pair.offer(models / "second")
-    wants = (
-        ModelWant(release=release, offset=0),
-        ModelWant(release=sha(models / "second"), offset=1 << 20),
-    )
-    for want in wants:
-        received = pair.gate.read(Message(pair.topics.device("pi-2", "model-want"), want.encode()))
+    pair.offer(models / "second")
+    pair.run(lambda: pair.outcome.state == "offered")
+    for want in (
+        ReleaseWant(release=release, offset=0),
+        ReleaseWant(release=sha(models / "second"), offset=1 << 20),
+    ):
+        topic = pair.topics.device("pi-2", "model-want")
+        received = Gate(pair.topics, ROUTES).read(Message(topic, want.encode()))
         assert received is not None
         with pytest.raises(MalformedMessage, match="not on offer"):
-            releases.handle(received)
+            pair.server.releases.handle(received)
 
 
 Run = Callable[..., WarmProcess]

@@ -184,6 +184,10 @@ def test_its_retained_topics_are_cleared_and_nobody_elses_and_again_after_a_reco
         routes.PARTICIPATION,
         routes.MODEL_OFFER,
         routes.MODEL_REPORT,
+        routes.SOFTWARE_OFFER,
+        routes.SOFTWARE_REPORT,
+        routes.PREDICTED_STATE,
+        routes.DEVICE_UPDATE,
     }
     assert all(cleared.count(topic) == 2 for topic in own)
     told = [sent for sent in fleet.port.sent if sent.topic in own]

@@ -82,6 +82,7 @@ SUMMARIES = {
     "join": "join a fleet by the code of an invitation",
     "label": "label this device's own images in the browser, and say whether they are enough",
     "page": "show the fleet in a browser, read-only and live",
+    "pack": "make a signed file of the software itself, for devices",
     "predict": "classify pictures without torch; ask the server when unsure",
     "plan": "show the cuts by which all devices' rounds end together",
     "profile": "measure which cut suits this device",
@@ -92,6 +93,7 @@ SUMMARIES = {
     "simulate": "compare strategies and baselines in one process, without a broker",
     "trust": "show what released models are held to on this device, or forget it",
     "status": "show the fleet live, as the broker knows it",
+    "upgrade": "install new software on this device, and have it tried",
 }
 
 

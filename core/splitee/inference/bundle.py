@@ -19,6 +19,16 @@ class Bundle(msgspec.Struct, frozen=True):
     graph: Annotated[bytes, msgspec.Meta(max_length=MAX_PACKED)]
 
 
+def bundle_head(directory: Path, manifest: ClientManifest) -> tuple[bytes, bytes]:
+    """A bundle's bytes before the graph, and the graph: many devices may have the same one.
+
+    Raises ModelError: the exported model is damaged.
+    """
+    graph = read_graph(directory, manifest.file, manifest.sha256)
+    bundle = msgspec.msgpack.encode(Bundle((directory / MANIFEST).read_bytes(), graph))
+    return bundle[: len(bundle) - len(graph)], graph
+
+
 def pack_bundle(directory: Path) -> bytes:
     """An exported model as a bundle. Raises ModelError: it is missing or damaged."""
     manifest = read_manifest(directory, ClientManifest)

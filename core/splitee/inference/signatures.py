@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Releases are signed with Ed25519: by the fleet's server or its operator, for the devices that pin the key.
 
-What is signed is the fleet, the device, the run, the digest of the model's bundle, and when it was signed.
+What is signed is the fleet, the device, the model's run or the software's version, the digest of the bundle,
+and when it was signed. Each kind of release, and each way back from one, has a context of its own.
 cryptography is imported where something is signed or verified, and nowhere before.
 """
 
@@ -10,20 +11,29 @@ from __future__ import annotations
 import base64
 import binascii
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from msgspec.structs import replace
 
-from splitee.errors import ConfigError, ModelError
-from splitee.protocol.inference import ModelOffer
+from splitee.errors import ConfigError, ModelError, SoftwareError
+from splitee.protocol.fields import ReleaseAction
+from splitee.protocol.inference import ModelOffer, ReleaseOffer, SoftwareOffer
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-CONTEXT = "splitee release 1"  # no other message of ours begins with it
+CONTEXTS: Mapping[tuple[type[ReleaseOffer], ReleaseAction], str] = {  # no other message of ours begins so
+    (ModelOffer, "install"): "splitee release 1",
+    (ModelOffer, "roll back"): "splitee release roll back 1",
+    (SoftwareOffer, "install"): "splitee software 1",
+    (SoftwareOffer, "roll back"): "splitee software roll back 1",
+}
+SOFTWARE_CONTEXT = b"splitee wheels 1\n"  # nor with this
+Offer = TypeVar("Offer", bound=ReleaseOffer)
 BEGIN, END = "-----BEGIN PUBLIC KEY-----", "-----END PUBLIC KEY-----"
 PREFIX = bytes.fromhex("302a300506032b6570032100")  # before the 32 bytes of every Ed25519 key (RFC 8410)
 
@@ -50,10 +60,14 @@ class ReleaseSigner:
             )
         self._key: Ed25519PrivateKey = key
 
-    def sign(self, offer: ModelOffer, fleet: str, device: str) -> ModelOffer:
-        """The offer as of now, signed for a device."""
-        dated = replace(offer, signed_at=time.time_ns() // 1_000_000)
+    def sign(self, offer: Offer, fleet: str, device: str, *, at: int | None = None) -> Offer:
+        """The offer, signed for a device. `at`: milliseconds since the epoch; None: now."""
+        dated = replace(offer, signed_at=time.time_ns() // 1_000_000 if at is None else at)
         return replace(dated, signature=self._key.sign(_statement(dated, fleet, device)).hex())
+
+    def sign_software(self, manifest: bytes) -> str:
+        """The signature of the manifest of a file of software, hexadecimal."""
+        return self._key.sign(SOFTWARE_CONTEXT + manifest).hex()
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class ReleaseKey:
             ) from None
         return cls(der[len(PREFIX) :])
 
-    def check(self, offer: ModelOffer, fleet: str, device: str) -> None:
+    def check(self, offer: ReleaseOffer, fleet: str, device: str) -> None:
         """Raises ModelError: the offer is not signed, or not by this key for this device."""
         if not offer.signature:
             raise ModelError(
@@ -95,13 +109,43 @@ class ReleaseKey:
             )
         except InvalidSignature:
             raise ModelError(
-                f"the release's signature is not this fleet's for {device} and run {offer.run!r}: "
+                f"the release's signature is not this fleet's for {device} and {_content(offer)!r}: "
                 "sign it with the key whose release.pub is in the device's bundle"
             ) from None
 
+    def check_software(self, manifest: bytes, signature: str) -> None:
+        """Raises SoftwareError: the manifest of a file of software is not signed by this key.
 
-def _statement(offer: ModelOffer, fleet: str, device: str) -> bytes:
-    return msgspec.json.encode([CONTEXT, fleet, device, offer.run, offer.release, offer.signed_at])
+        Args:
+            signature: 64 bytes, hexadecimal.
+        """
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        try:
+            key = Ed25519PublicKey.from_public_bytes(self.raw)
+            key.verify(bytes.fromhex(signature), SOFTWARE_CONTEXT + manifest)
+        except InvalidSignature:
+            raise SoftwareError(
+                "the software's signature is not this fleet's, or the file is damaged: pack it with the key "
+                "whose release.pub is in the device's bundle (`splitee pack --signing-key FILE`)"
+            ) from None
+
+
+def _statement(offer: ReleaseOffer, fleet: str, device: str) -> bytes:
+    context = CONTEXTS[type(offer), offer.action]
+    return msgspec.json.encode([context, fleet, device, _content(offer), offer.release, offer.signed_at])
+
+
+def _content(offer: ReleaseOffer) -> str:
+    """What the bundle must turn out to be: of a model its run, of software its version."""
+    return (
+        offer.version
+        if isinstance(offer, SoftwareOffer)
+        else offer.run
+        if isinstance(offer, ModelOffer)
+        else ""
+    )
 
 
 def _read(path: Path, flag: str) -> bytes:

@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import time
 
+from splitee.clock import Clock
+
 
 class RateLimiter:
     """Says yes at most once in `seconds`: for log lines that could come with every message."""
 
-    def __init__(self, seconds: float = 60.0) -> None:
+    def __init__(self, seconds: float = 60.0, clock: Clock = time.monotonic) -> None:
         self._seconds = seconds
+        self._clock = clock
         self._next = 0.0
 
     def due(self) -> bool:
-        now = time.monotonic()
+        now = self._clock()
         if now < self._next:
             return False
         self._next = now + self._seconds

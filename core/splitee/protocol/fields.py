@@ -9,6 +9,7 @@ from msgspec import Meta
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 Text = Annotated[str, Meta(max_length=1000)]
+Version = Annotated[str, Meta(max_length=200)]
 LARGEST_COUNT = 1 << 62
 Count = Annotated[int, Meta(ge=0, le=LARGEST_COUNT)]
 Positive = Annotated[int, Meta(ge=1, le=LARGEST_COUNT)]
@@ -19,6 +20,7 @@ Loss = Annotated[float, Meta(ge=0, le=1e30)]  # neither infinite nor NaN
 NonNegative = Annotated[float, Meta(ge=0, le=1e15)]
 TensorName = Annotated[str, Meta(max_length=300)]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+LARGEST_RELEASE = 1 << 30  # bytes of a bundle; a model's are fewer
 Signature = Annotated[str, Meta(pattern=r"^([0-9a-f]{128})?\Z")]
 LONGEST_CLASS_NAME, MOST_CLASS_NAMES = 200, 10_000
 ClassNames = Annotated[
@@ -46,6 +48,7 @@ Purpose = Literal[
 Doing = Literal["starting", "waiting", "training", "evaluating", "finished", "serving"]
 PredictionSource = Literal["exit", "trunk", "local-fallback"]
 ReleaseKind = Literal["model", "software"]
+ReleaseAction = Literal["install", "roll back"]
 ReleaseState = Literal["downloading", "trying", "in service", "failed", "rolled back"]
 Order = Literal["step", "device"]
 ClientAveraging = Literal["none", "same-cut", "layerwise"]

@@ -11,6 +11,7 @@ from msgspec import Meta
 from splitee.protocol.codecs import EncodedTensor
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
 from splitee.protocol.fields import (
+    LARGEST_RELEASE,
     LONGEST_CLASS_NAME,
     Count,
     Digest,
@@ -20,9 +21,11 @@ from splitee.protocol.fields import (
     NonNegative,
     Positive,
     PredictionSource,
+    ReleaseAction,
     ReleaseState,
     Signature,
     Text,
+    Version,
 )
 
 MOST_LAST = 5  # predictions that a device tells of in its `Serving`
@@ -60,26 +63,53 @@ class InferAnswer(PackedMessage, frozen=True):
     together: Count = 0
 
 
-class ModelOffer(JsonMessage, frozen=True):
-    """A model that the device shall fetch and put into service.
+class ReleaseOffer(JsonMessage, frozen=True):
+    """A release that the device shall fetch and put into service, or go back from.
 
     Attributes:
         release: SHA-256 of the bundle.
-        size: bytes of the bundle.
-        run: run that the model comes from.
+        action: roll back: a device that has the release in service shall return to the one before.
         signed_at: milliseconds since the epoch, by the signer's clock.
-        signature: Ed25519, in hexadecimal, over the JSON array of "splitee release 1", the fleet, the device,
-            `run`, `release` and `signed_at`, without spaces; "": it is not signed.
+        signature: Ed25519, in hexadecimal; "": it is not signed.
     """
 
     release: Digest
-    size: Annotated[int, Meta(ge=1, le=MAX_PACKED)]
-    run: Text = ""
+    action: ReleaseAction = "install"
     signed_at: Milliseconds = 0
     signature: Signature = ""
 
 
-class ModelWant(JsonMessage, frozen=True):
+class ModelOffer(ReleaseOffer, frozen=True, kw_only=True):
+    """A model for a device.
+
+    What is signed is the JSON array of "splitee release 1" ("splitee release roll back 1"), the fleet, the
+    device, `run`, `release` and `signed_at`, without spaces.
+
+    Attributes:
+        size: bytes of the bundle.
+        run: run that the model comes from.
+    """
+
+    size: Annotated[int, Meta(ge=1, le=MAX_PACKED)]
+    run: Text = ""
+
+
+class SoftwareOffer(ReleaseOffer, frozen=True, kw_only=True):
+    """Software for a device; it is taken only signed.
+
+    What is signed is the JSON array of "splitee software 1" ("splitee software roll back 1"), the fleet, the
+    device, `version`, `release` and `signed_at`, without spaces.
+
+    Attributes:
+        size: bytes of the bundle.
+        version: version of the software.
+    """
+
+    size: Annotated[int, Meta(ge=1, le=LARGEST_RELEASE)]
+    version: Version
+
+
+class ReleaseWant(JsonMessage, frozen=True):
     """The device asks for the next bytes of a release.
 
     Attributes:
@@ -88,10 +118,10 @@ class ModelWant(JsonMessage, frozen=True):
     """
 
     release: Digest
-    offset: Annotated[int, Meta(ge=0, le=MAX_PACKED)]
+    offset: Annotated[int, Meta(ge=0, le=LARGEST_RELEASE)]
 
 
-class ModelPart(PackedMessage, frozen=True):
+class ReleasePart(PackedMessage, frozen=True):
     """Bytes of a release.
 
     Attributes:
@@ -101,7 +131,7 @@ class ModelPart(PackedMessage, frozen=True):
     """
 
     release: Digest
-    offset: Annotated[int, Meta(ge=0, le=MAX_PACKED)]
+    offset: Annotated[int, Meta(ge=0, le=LARGEST_RELEASE)]
     data: Annotated[bytes, Meta(min_length=1)]
 
 
@@ -121,24 +151,50 @@ class ServedModel(msgspec.Struct, frozen=True):
     since: EpochSeconds
 
 
-class ModelReport(JsonMessage, frozen=True):
-    """What became of a release on its device.
+class ReleaseReport(JsonMessage, frozen=True):
+    """What has become of a release on its device, so far.
 
     Attributes:
         release: SHA-256 of the bundle.
-        state: outcome.
+        state: of the release on the device.
         reason: one line for people.
-        run: run that the release comes from, as far as it is known.
         time: seconds since the epoch, by the device's clock; 0: an earlier release of the software.
-        serves: model in service now, whatever became of this release.
+        have: bytes of it that the device has, while it downloads them.
+        size: bytes of it, while the device downloads them.
     """
 
     release: Digest
     state: ReleaseState
     reason: Text = ""
-    run: Text = ""
     time: EpochSeconds = 0.0
+    have: Count = 0
+    size: Count = 0
+
+
+class ModelReport(ReleaseReport, frozen=True):
+    """What has become of a model on its device, so far.
+
+    Attributes:
+        run: run that the release comes from, as far as it is known.
+        serves: model in service now, whatever became of this release.
+    """
+
+    run: Text = ""
     serves: ServedModel | None = None
+
+
+class SoftwareReport(ReleaseReport, frozen=True):
+    """What has become of a release of the software on its device, so far.
+
+    Attributes:
+        release: SHA-256 of the bundle; "": what the device runs came by no release.
+        version: version of the release, as far as it is known.
+        runs: version that the device runs now, whatever became of this release.
+    """
+
+    release: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
+    version: Version = ""
+    runs: Version = ""
 
 
 class PredictionReport(JsonMessage, frozen=True):

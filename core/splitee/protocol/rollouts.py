@@ -16,11 +16,11 @@ from splitee.protocol.fields import (
     Positive,
     ReleaseKind,
     Text,
+    Version,
 )
 
 MOST_ROLLOUTS = 20  # that the server tells of: all that are open, then the newest
 MOST_WAVES = 20
-Version = Annotated[str, Meta(max_length=200)]
 
 RolloutState = Literal["running", "paused", "stopped", "finished", "rolled back", "expired"]
 UpdateState = Literal[

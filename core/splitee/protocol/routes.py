@@ -13,7 +13,7 @@ from typing import Literal
 
 from splitee.mqtt.events import Message
 from splitee.protocol.encoding import MAX_PACKED, JsonMessage, PackedMessage
-from splitee.protocol.fields import Phase, Purpose
+from splitee.protocol.fields import Phase, Purpose, ReleaseKind
 from splitee.protocol.fleet import (
     DeviceFigures,
     DeviceStatus,
@@ -29,14 +29,17 @@ from splitee.protocol.inference import (
     InferAnswer,
     InferRequest,
     ModelOffer,
-    ModelPart,
     ModelReport,
-    ModelWant,
     PredictedState,
     PredictionReport,
+    ReleasePart,
+    ReleaseWant,
     Serving,
+    SoftwareOffer,
+    SoftwareReport,
 )
 from splitee.protocol.overview import DeviceHistory, FleetConfusion, History, NetworkStages, Timing
+from splitee.protocol.release_orders import ReleaseAnswer, ReleaseOrder, ReleaseUpload
 from splitee.protocol.rollouts import DeviceUpdate, Install, Rollouts
 from splitee.protocol.rounds import (
     Ack,
@@ -120,6 +123,9 @@ SERVER_STATUS = Route("server/status", ServerStatus, "server", ("server", *ALL),
 SERVER_CLAIM = Route("server/claim", ServerClaim, "server", ("server",))
 DISMISS = Route("server/dismiss", Dismissal, "server", ("server",))  # an operator, by the server's identity
 DISMISSED = Route("server/dismissed", DismissalAnswer, "server", ("server",))
+RELEASE = Route("server/release", ReleaseOrder, "server", ("server",))  # likewise
+RELEASE_UPLOAD = Route("server/release-upload", ReleaseUpload, "server", ("server",), purpose="models")
+RELEASED = Route("server/released", ReleaseAnswer, "server", ("server",))
 
 TIMING = Route("server/timing", Timing, "server", WATCHERS, retained=True)
 NETWORK = Route("server/network", NetworkStages, "server", WATCHERS, retained=True)
@@ -150,9 +156,11 @@ INFER = Route(
     purpose="offload",
 )
 PREDICTIONS = Route("devices/+/predictions", PredictionReport, "device", ("server", "homeassistant"))
-MODEL_WANT = Route("devices/+/model-want", ModelWant, "device", ("server",))
+MODEL_WANT = Route("devices/+/model-want", ReleaseWant, "device", ("server",))
 MODEL_REPORT = Route("devices/+/model", ModelReport, "device", ("server", "viewer"), retained=True)
-SERVING = Route("devices/+/serving", Serving, "device", ("viewer", "homeassistant"), retained=True)
+SOFTWARE_WANT = Route("devices/+/software-want", ReleaseWant, "device", ("server",))
+SOFTWARE_REPORT = Route("devices/+/software", SoftwareReport, "device", ("server",), retained=True)
+SERVING = Route("devices/+/serving", Serving, "device", ("server", "viewer", "homeassistant"), retained=True)
 PREDICTED_STATE = Route(
     "devices/+/state", PredictedState, "device", ("viewer", "homeassistant"), retained=True
 )
@@ -173,9 +181,26 @@ SOFT_LABELS = Route(
     "devices/+/inbox/soft-labels", SoftLabelRows, "server", ("device",), parts=True, purpose="soft_labels"
 )
 MODEL_OFFER = Route("devices/+/inbox/model", ModelOffer, "server", ALL, retained=True)
-MODEL_PART = Route("devices/+/inbox/model-part", ModelPart, "server", ("device",), purpose="models")
+MODEL_PART = Route("devices/+/inbox/model-part", ReleasePart, "server", ("device",), purpose="models")
+SOFTWARE_OFFER = Route("devices/+/inbox/software", SoftwareOffer, "server", ("device",), retained=True)
+SOFTWARE_PART = Route("devices/+/inbox/software-part", ReleasePart, "server", ("device",), purpose="models")
 ANSWER = Route("devices/+/inbox/answer", InferAnswer, "server", ("device",), parts=True, purpose="offload")
 
+
+@dataclass(frozen=True)
+class ReleaseRoutes:
+    """How one kind of release comes to a device."""
+
+    offer: Route
+    want: Route
+    part: Route
+    report: Route
+
+
+RELEASES: Mapping[ReleaseKind, ReleaseRoutes] = {
+    "model": ReleaseRoutes(MODEL_OFFER, MODEL_WANT, MODEL_PART, MODEL_REPORT),
+    "software": ReleaseRoutes(SOFTWARE_OFFER, SOFTWARE_WANT, SOFTWARE_PART, SOFTWARE_REPORT),
+}
 ROUTES: tuple[Route, ...] = tuple(value for value in globals().values() if isinstance(value, Route))
 _BY_LEAF = {route.leaf: route for route in ROUTES if route.of_device}
 _BY_PATH = {route.path: route for route in ROUTES if not route.of_device}

@@ -35,6 +35,8 @@ from splitee_device.profiler.auto_cut import CutType
 from splitee_device.profiler.choice import PREFERENCES
 from splitee_device.profiler.drift import ROUNDS
 from splitee_device.settings import DeviceSettings
+from splitee_device.upgrade.health import Health
+from splitee_device.upgrade.software import Software
 
 log = logging.getLogger(__name__)
 
@@ -235,7 +237,13 @@ def device(
     )
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
-    session = Session(connection, topics, device, instance, patience=patience or None, stop=stop.is_set)
+    health = Health.of_this_process(link.address)
+
+    def is_stopped() -> bool:
+        health.tick(connection.connected)
+        return stop.is_set()
+
+    session = Session(connection, topics, device, instance, patience=patience or None, stop=is_stopped)
     notify(f"STATUS=connecting to {link.address}")
     connection.open(link.connect_timeout)
     notify("READY=1", "STATUS=waiting for a server to open a run")
@@ -245,6 +253,7 @@ def device(
     except Stopped:
         log.info("stopped; the state is in %s", state)
     finally:
-        notify("STOPPING=1")
+        if Software.of_this_process() is None:  # else it is the launcher that stops, or starts another one
+            notify("STOPPING=1")
         connection.close(offline(topics, device, instance))
         directory.close()

@@ -25,6 +25,8 @@ from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.options import ServingOptions, serving_options
 from splitee_device.inference.recent import offline, serving_link
 from splitee_device.inference.service import InferenceService
+from splitee_device.upgrade.health import Health
+from splitee_device.upgrade.released import ReleasedSoftware
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +111,19 @@ def infer(
         unsure=serving.unsure_images(),
         agreeing=agreement.agreeing,
         latest=latest,
+        others=(ReleasedSoftware.of_this_process(serving.key),),
     )
+    health = Health.of_this_process(link.address)
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
+
+    def is_over() -> bool:
+        health.tick(connection.connected)
+        return stop.is_set()
+
     connection.open(link.connect_timeout)
     try:
-        service.run(capture, stop.is_set)
+        service.run(capture, is_over)
         log.info("stopped after %d images", service.tally.predicted)
     finally:
         service.close()

@@ -1,63 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetches the model that a server offers: goes on where it left off, and checks it before it serves."""
+"""Fetches what a server releases to a device: goes on where it left off, and checks it before it serves."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 import time
 from pathlib import Path
 
 from splitee.cli.words import size
 from splitee.clock import Clock
 from splitee.durable import unwritable
-from splitee.errors import MalformedMessage, ModelError
+from splitee.errors import MalformedMessage, ModelError, StateError
 from splitee.inference.signatures import ReleaseKey
 from splitee.mqtt.events import Message
 from splitee.mqtt.port import Port
 from splitee.mqtt.rate_limiter import RateLimiter
-from splitee.protocol import routes
 from splitee.protocol.fields import ReleaseState
 from splitee.protocol.gate import Gate, Received
-from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
+from splitee.protocol.inference import (
+    ModelOffer,
+    ReleasePart,
+    ReleaseReport,
+    ReleaseWant,
+    SoftwareOffer,
+)
+from splitee.protocol.routes import RELEASES
 from splitee.protocol.topics import Topics
-from splitee_device.inference.model_store import ModelStore
+from splitee_device.inference.installer import Installer, Outcome
 
 ASK_AGAIN = 5.0  # seconds without a part before the device asks again
 LOG_EVERY = 5.0  # seconds between lines on offers that are not trusted; each is reported
+TELL_EVERY = 1.0  # seconds between reports on what has come
+
+Offer = ModelOffer | SoftwareOffer
 
 log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """One device's side. What has come is on disk, so that a new process goes on where the last one ended."""
+    """One device's side, of one kind of release.
+
+    What has come is on disk, so that a new process goes on where the last one ended.
+    """
 
     def __init__(
         self,
         port: Port,
         topics: Topics,
         device: str,
-        shelf: ModelStore,
+        installer: Installer,
         *,
         key: ReleaseKey | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`key`: only what it has signed is fetched; None: signatures do not count."""
+        """`key`: only what it has signed is fetched; None: signatures do not count. Software takes one."""
         self._port = port
         self._fleet = topics.fleet
         self._key = key
         self._device = device
-        self._shelf = shelf
+        self._installer = installer
         self._clock = clock
-        self._gate = Gate(topics, (routes.MODEL_OFFER, routes.MODEL_PART), device=device, takes_cleared=True)
-        self._wants = routes.MODEL_WANT.topic(topics, device)
-        self._reports = routes.MODEL_REPORT.topic(topics, device)
-        self._reported: ModelReport | None = None
-        self._offer: ModelOffer | None = None
-        self._refused: set[str] = set()
-        self._distrusted: ModelOffer | None = None
+        routes = RELEASES[installer.kind]
+        self._gate = Gate(topics, (routes.offer, routes.part), device=device, takes_cleared=True)
+        self._wants = routes.want.topic(topics, device)
+        self._reports = routes.report.topic(topics, device)
+        self._reported: ReleaseReport | None = None
+        self._offer: Offer | None = None  # that is being fetched
+        self._failed: tuple[Offer, str] | None = None  # the last one, and why
+        self._known: Offer | None = None  # the last one that was heard of
+        self._postponed: Offer | None = None  # until what is on trial has come up, or has not
         self._torn: set[str] = set()
         self._log_distrust = RateLimiter(LOG_EVERY)
+        self._tell = RateLimiter(TELL_EVERY, clock)
         self._have = 0
         self._due = 0.0
         port.subscribe(*self._gate.filters)
@@ -74,45 +90,65 @@ class Delivery:
             self._gate.apply(received, self._take)
 
     def _take(self, received: Received) -> None:
-        if isinstance(received.message, ModelOffer):
-            self._on_offer(received.message)
-        elif isinstance(received.message, ModelPart):
-            self._on_part(received.message)
+        message = received.message
+        if message is None:
+            self._withdraw()
+        elif isinstance(message, ReleasePart):
+            self._on_part(message)
+        else:
+            self._on_offer(message)
 
     def tick(self) -> None:
-        """Asks again when nothing has come for a while."""
+        """Asks again when nothing has come for a while; reports what the installer has to tell."""
         if self._offer is not None and self._clock() >= self._due:
             self._ask()
+        self._tell_outcome()
+        if self._postponed is not None and self._installer.trying is None:
+            offer, self._postponed = self._postponed, None
+            self._on_offer(offer)
 
-    def report(self, release: str, state: ReleaseState, reason: str = "", run: str = "") -> None:
-        """Tells the fleet what became of a release, and which one serves. `run`: that it comes from."""
-        serves = self._shelf.served()
-        if serves is not None and serves.release == release:
-            run = serves.run
-        self._reported = ModelReport(
-            release=release,
-            state=state,
-            reason=reason[:1000],
-            run=run[:1000],
-            time=time.time(),
-            serves=serves,
-        )
+    def report(self, release: str, state: ReleaseState, reason: str = "") -> None:
+        """Tells the fleet what became of a release, and which one is in service."""
+        have, whole = (self._have, self._offer.size) if state == "downloading" and self._offer else (0, 0)
+        said = ReleaseReport(release, state, reason[:1000], time.time(), have, whole)
+        known = self._known if self._known is not None and self._known.release == release else None
+        self._reported = self._installer.report(said, known)
         self.say_again()
+
+    def _tell_outcome(self) -> None:
+        """Of what this process was started for: before anything else is said."""
+        if (outcome := self._installer.outcome()) is not None:
+            self._say(outcome)
+
+    def _say(self, outcome: Outcome) -> None:
+        self.report(outcome.release, outcome.state, outcome.reason)
 
     def say_again(self) -> None:
         """The broker may have lost the last report."""
         if self._reported is not None:
             self._port.publish(self._reports, self._reported.encode(), retain=True)
 
-    def _on_offer(self, offer: ModelOffer) -> None:
-        if offer.release == self._shelf.release:
+    def _on_offer(self, offer: Offer) -> None:
+        if offer == self._offer:
+            return
+        self._tell_outcome()
+        self._known = offer
+        if (trying := self._installer.trying) is not None:
+            self._postponed = offer
+            if offer.release == trying:
+                self.report(offer.release, "trying")
+        elif offer.action == "roll back":
+            self._roll_back(offer)
+        elif offer.release == self._installer.release:
+            self._offer = None
             self.report(offer.release, "in service")
-            return
-        if offer.release in self._refused or offer in (self._offer, self._distrusted):
-            return
-        if not self._is_trusted(offer):
-            return
-        for stale in self._shelf.path.glob("*.incoming"):
+        elif self._failed is not None and offer == self._failed[0]:
+            self.report(offer.release, "failed", self._failed[1])
+        elif self._may_fetch(offer):
+            self._fetch(offer)
+
+    def _fetch(self, offer: Offer) -> None:
+        for stale in self._installer.folder.glob("*.incoming"):
             if stale != self._file(offer.release):
                 stale.unlink(missing_ok=True)
         path = self._file(offer.release)
@@ -120,80 +156,150 @@ class Delivery:
         if self._have > offer.size:
             path.unlink()
             self._have = 0
+        free = shutil.disk_usage(self._installer.folder).free
+        if free < offer.size - self._have:
+            self._fail(offer, f"it takes {size(offer.size)}, and the disk has only {size(free)} left")
+            return
         self._offer = offer
         here = f", {size(self._have)} are here" if self._have else ""
-        log.info("model %s is offered: %s%s", offer.release[:12], size(offer.size), here)
+        log.info("%s %s is offered: %s%s", self._kind, offer.release[:12], size(offer.size), here)
         if self._have == offer.size:
             self._finish(offer)
         else:
             self._ask()
+            self._tell_have(offer)
 
-    def _is_trusted(self, offer: ModelOffer) -> bool:
-        """Whether the offer is signed as it must be; what is not is reported, and none of it is fetched."""
-        if self._key is None:
-            return True
+    def _may_fetch(self, offer: Offer) -> bool:
+        """Whether the offer is signed as it must be, and can be taken; what is not is reported."""
         try:
-            self._key.check(offer, self._fleet, self._device)
-            if offer.signed_at <= self._shelf.trust.read().signed_at:
-                raise ModelError(
-                    "the release was signed before the newest that this device took, or is that one again: "
-                    "sign it anew (`splitee release --signing-key FILE`)"
-                )
+            self._verify(offer)
+            if self._key is not None and offer.signed_at == self._installer.newest_signature:
+                self._say_rolled_back(offer)
+                return False
+            self._installer.check(offer)
         except ModelError as error:
-            self._distrusted = offer
             if self._log_distrust.due():
-                log.warning("model %s is not fetched: %s", offer.release[:12], error)
-            self.report(offer.release, "failed", str(error), offer.run)
+                log.warning("%s %s is not fetched: %s", self._kind, offer.release[:12], error)
+            self._failed = (offer, str(error))
+            self.report(offer.release, "failed", str(error))
             return False
         return True
 
-    def _on_part(self, part: ModelPart) -> None:
+    def _say_rolled_back(self, offer: Offer) -> None:
+        """With the reason, where it has just been told."""
+        told = self._reported
+        if told is not None and (told.release, told.state) == (offer.release, "rolled back"):
+            self.say_again()
+        else:
+            self.report(offer.release, "rolled back", "this device has had it in service, and went back")
+
+    def _verify(self, offer: Offer) -> None:
+        """Raises ModelError: the offer is not signed as it must be, or older than one that was taken."""
+        if self._key is None:
+            if self._installer.kind == "software":
+                raise ModelError("software is only taken signed: name the fleet's key by --release-key")
+            return
+        self._key.check(offer, self._fleet, self._device)
+        if offer.signed_at < self._installer.newest_signature:
+            raise ModelError(
+                "the release was signed before the newest that this device took: sign it anew "
+                "(`splitee release --signing-key FILE`)"
+            )
+
+    def _on_part(self, part: ReleasePart) -> None:
         offer = self._offer
         if offer is None or part.release != offer.release or part.offset != self._have:
             return  # of another release, or one that came twice
         if self._have + len(part.data) > offer.size:
-            raise MalformedMessage(f"ModelPart: more than the {offer.size} bytes of the release")
+            raise MalformedMessage(f"ReleasePart: more than the {offer.size} bytes of the release")
+        path = self._file(offer.release)
         try:
-            with self._file(offer.release).open("ab") as file:
+            with path.open("ab") as file:
                 file.write(part.data)
         except OSError as error:
-            raise unwritable(self._file(offer.release), error) from None
+            path.unlink(missing_ok=True)
+            self._fail(offer, str(unwritable(path, error)))
+            return
         self._have += len(part.data)
         if self._have == offer.size:
             self._finish(offer)
         else:
             self._ask()
+            self._tell_have(offer)
 
-    def _finish(self, offer: ModelOffer) -> None:
+    def _finish(self, offer: Offer) -> None:
         self._offer = None
         path = self._file(offer.release)
-        bundle = path.read_bytes()
-        path.unlink()
         try:
-            if hashlib.sha256(bundle).hexdigest() != offer.release:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != offer.release:
+                path.unlink()
                 self._again(offer)
                 return
-            self._shelf.install(bundle, self._device, signed=None if self._key is None else offer)
-        except ModelError as error:
-            log.warning("%s", error)
-            self._refused.add(offer.release)
-            self.report(offer.release, "failed", str(error), offer.run)
+            self.report(offer.release, "trying")
+            outcome = self._installer.install(path, offer, verified=self._key is not None)
+        except (ModelError, StateError) as error:
+            path.unlink(missing_ok=True)
+            self._fail(offer, str(error))
         else:
-            self.report(offer.release, "in service")
+            path.unlink(missing_ok=True)
+            self._say(outcome)
 
-    def _again(self, offer: ModelOffer) -> None:
+    def _fail(self, offer: Offer, reason: str) -> None:
+        """What was in service still is."""
+        log.warning("%s %s: %s", self._kind, offer.release[:12], reason)
+        self._offer, self._failed = None, (offer, reason)
+        self.report(offer.release, "failed", reason)
+
+    def _again(self, offer: Offer) -> None:
         """What a power cut has torn is fetched anew, once."""
         if offer.release in self._torn:
-            raise ModelError("the delivered model is refused: its bytes are not those of the offer")
-        log.warning("model %s: what has come is damaged; fetching it anew", offer.release[:12])
-        self._torn.add(offer.release)
-        self._on_offer(offer)
+            raise ModelError("what was delivered is refused: its bytes are not those of the offer")
+        log.warning("%s %s: what has come is damaged; fetching it anew", self._kind, offer.release[:12])
+        self._torn = {offer.release}
+        self._fetch(offer)
+
+    def _roll_back(self, offer: Offer) -> None:
+        """The server takes a release back."""
+        if self._offer is not None and self._offer.release == offer.release:
+            self._offer = None
+            self._file(offer.release).unlink(missing_ok=True)
+        if self._installer.release != offer.release:
+            self.report(offer.release, "rolled back", "it was not in service any more")
+            return
+        try:
+            self._verify(offer)
+            outcome = self._installer.roll_back(offer, verified=self._key is not None)
+        except (ModelError, StateError) as error:
+            log.warning("%s %s is not rolled back: %s", self._kind, offer.release[:12], error)
+            self.report(offer.release, "in service", f"not rolled back: {error}")
+        else:
+            self._say(outcome)
+
+    def _withdraw(self) -> None:
+        """The offer is taken back. What has come of it stays, should it be offered again."""
+        self._postponed = None
+        if self._offer is None:
+            return
+        log.info("%s %s is not offered any more", self._kind, self._offer.release[:12])
+        self._offer = None
+        if (serves := self._installer.release) is not None:
+            self.report(serves, "in service")
 
     def _ask(self) -> None:
         assert self._offer is not None
-        want = ModelWant(release=self._offer.release, offset=self._have)
+        want = ReleaseWant(release=self._offer.release, offset=self._have)
         self._port.publish(self._wants, want.encode())
         self._due = self._clock() + ASK_AGAIN
 
+    def _tell_have(self, offer: Offer) -> None:
+        if self._tell.due():
+            self.report(offer.release, "downloading")
+
+    @property
+    def _kind(self) -> str:
+        return self._installer.kind
+
     def _file(self, release: str) -> Path:
-        return self._shelf.path / f"{release}.incoming"
+        return self._installer.folder / f"{release}.incoming"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -27,7 +27,9 @@ from splitee.samples.images import load_image
 from splitee_device.capture.backlog import NewImage
 from splitee_device.capture.options import Capture
 from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.installer import Installer
 from splitee_device.inference.latest_image import LatestImage
+from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 from splitee_device.inference.predicted_states import WEIGHTED_VOTES, Agreeing, PredictedStates
 from splitee_device.inference.recent import RecentPredictions
@@ -68,6 +70,7 @@ class InferenceService:
         unsure: UnsureImages | None = None,
         agreeing: Agreeing = WEIGHTED_VOTES,
         latest: LatestImage | None = None,
+        others: Sequence[Installer] = (),
     ) -> None:
         """`link`: for predictions and deliveries; what is offloaded has a link of its own, by `options`.
 
@@ -80,6 +83,7 @@ class InferenceService:
             unsure: where the images that it is uncertain of are kept; None: nowhere.
             agreeing: when predictions agree, so that the state changes.
             latest: where the latest image is kept; None: nowhere.
+            others: that releases of other kinds go to.
         """
         self._link = link
         self._options = options
@@ -90,7 +94,11 @@ class InferenceService:
         self._timeout = timeout
         self._threads = threads
         self._floors = floors
-        self._delivery = Delivery(link, topics, device, shelf, key=key)
+        self._delivery = Delivery(link, topics, device, ModelInstaller(shelf, device), key=key)
+        self._deliveries = (
+            self._delivery,
+            *(Delivery(link, topics, device, other, key=key) for other in others),
+        )
         self._release: str | None = None
         self._offload: Offload | None = None
         self._predictor: Predictor | None = None
@@ -135,7 +143,8 @@ class InferenceService:
                 break
             self._handle(event, capture)
             wait = 0.0
-        self._delivery.tick()
+        for delivery in self._deliveries:
+            delivery.tick()
         if self._unsure is not None:
             self._unsure.tick()
         if self._latest is not None:
@@ -150,9 +159,11 @@ class InferenceService:
     def _handle(self, event: Event, capture: Capture | None) -> None:
         if isinstance(event, Message):
             if capture is None or capture.trigger is None or not capture.trigger.take(event):
-                self._delivery.handle(event)
+                for delivery in self._deliveries:
+                    delivery.handle(event)
         elif isinstance(event, Connected):
-            self._delivery.say_again()
+            for delivery in self._deliveries:
+                delivery.say_again()
             self._recent.tell_again()
             self._states.say_again()
 

@@ -1,80 +1,299 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee release`: send devices their exported models, and wait for their word."""
+"""`splitee release`: have the server release models or software to the fleet, and see how it goes."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import tempfile
 import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
 
+from splitee.cli import words
 from splitee.cli.bounds import number
 from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
-from splitee.cli.plain_text import echo
-from splitee.cli.settings import setting, settings_file
+from splitee.cli.plain_text import echo, plain
+from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.signals import stop_on_signals
 from splitee.cli.verbosity import log_options
-from splitee.errors import ConfigError, ModelError, Stalled
+from splitee.errors import ConfigError, Stalled
 from splitee.inference.signatures import ReleaseSigner
-from splitee.mqtt.events import Connected, Message
+from splitee.mqtt.events import Event, Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol import routes
 from splitee.protocol.gate import Gate
-from splitee.protocol.topics import Topics
+from splitee.protocol.release_orders import OrderAction, ReleaseOrder
+from splitee.protocol.rollouts import Rollout
+from splitee.protocol.topics import Topics, check_name
+from splitee_server.commands.rollout_flags import LONGEST, Span, pace, waves_setting
 from splitee_server.commands.signing_flag import signing_key
-from splitee_server.release.offers import ROUTES, Offers
+from splitee_server.release import plans
+from splitee_server.release.here import Here
+from splitee_server.release.operator import NoServer, Operator, Source
+from splitee_server.release.plans import Content, Pace
+from splitee_server.release.rollout_store import RolloutStore
+from splitee_server.release.watching import Watch, wait_for
+
+LISTEN = 2.0  # seconds in which a broker tells what it retains
+ALL = "all"
+GOES_ON = "the server goes on with it, as `splitee release --list` shows"
+OFFER_STAYS = (
+    "is `splitee infer` running there? The offer stays, but bytes are sent only while this command runs"
+)
 
 log = logging.getLogger(__name__)
 
 
 @click.command(cls=Command)
 @settings_file
-@log_options()
+@log_options(logging.WARNING)
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path))
 @section(
     "Release",
+    waves_setting(),
+    setting(
+        "--max-failures",
+        metavar="COUNT",
+        help="Devices on which it may fail, as a count or a share of all; with more, the release stops by "
+        "itself.",
+        show_default="0 with --waves, else 100%",
+    ),
+    setting(
+        "--soak",
+        type=number(0),
+        default=60.0,
+        metavar="SECONDS",
+        help="Time without a failure between two waves, in seconds.",
+    ),
+    setting(
+        "--expires",
+        type=Span(),
+        default="30d",
+        metavar="SPAN",
+        help=f"How long devices that sleep are offered it: 12h, 30d; up to {LONGEST // 86_400}d.",
+    ),
+    setting("--name", metavar="NAME", help="Name of the release.", show_default="release- and the time"),
+    setting(
+        "--devices",
+        default=ALL,
+        metavar="IDS",
+        help="Devices that software is for, with commas between; each model names its own.",
+        show_default="all that the broker knows",
+    ),
+    signing_key,
+    switch("--detach", is_flag=True, help="End once the server has it all."),
     setting(
         "--wait",
         type=number(0),
         default=600.0,
         metavar="SECONDS",
-        help="How long to wait, in seconds, until the devices have fetched and tried their models.",
+        help="How long to wait, in seconds, until the devices have fetched and tried it.",
     ),
-    signing_key,
+)
+@section(
+    "Releases under way",
+    switch("--list", "lists", is_flag=True, help="Show the releases that the server keeps."),
+    setting("--pause", metavar="NAME", help="Offer it to no further device; downloads under way go on."),
+    setting("--resume", metavar="NAME", help="Go on with one that was paused."),
+    setting("--stop", metavar="NAME", help="Take it back from all that have not got it."),
+    setting("--roll-back", metavar="NAME", help="Have every device that has it return to the one before."),
 )
 @link_options
-def release(models: tuple[Path, ...], link: LinkOptions, wait: float, signing_key: Path | None) -> None:
-    """Send MODELS, which `splitee export` wrote for devices, each to its device.
+def release(
+    models: tuple[Path, ...],
+    link: LinkOptions,
+    waves: tuple[str, ...] | None,
+    max_failures: str | None,
+    soak: float,
+    expires: float,
+    name: str | None,
+    devices: str,
+    signing_key: Path | None,
+    detach: bool,
+    wait: float,
+    lists: bool,
+    pause: str | None,
+    resume: str | None,
+    stop: str | None,
+    roll_back: str | None,
+) -> None:
+    """Release MODELS, which `splitee export` wrote for devices, each to its device; or a file of software.
 
-    The device checks what it got, tries it on its own pictures, and switches over only then.
+    The server keeps them, and offers them to the devices wave by wave, also to those that sleep now. A device
+    checks what it gets, tries it, and switches over only then. Where no server runs, this command does the
+    server's part for as long as it runs.
     """
-    if not models:
-        raise ConfigError("nothing to release: name the model directories that `splitee export` wrote")
-    topics = Topics(link.fleet)
-    connection = Link(link.address, f"splitee-{link.fleet}-release-{time.time_ns()}", tls=link.tls)
+    orders: dict[OrderAction, str | None] = {
+        "pause": pause,
+        "resume": resume,
+        "stop": stop,
+        "roll back": roll_back,
+    }
+    action, rollout = _order(bool(models), lists, orders)
+    how = pace(waves, max_failures, soak, expires)
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
-    offers, gate = Offers(connection, topics, list(models), signer), Gate(topics, ROUTES)
-    stop = stop_on_signals()
-    connection.open(link.connect_timeout)
-    deadline = time.monotonic() + wait
-    try:
-        while offers.missing and not stop.is_set():
-            if time.monotonic() > deadline:
+    topics = Topics(link.fleet)
+    stopped = stop_on_signals()
+    client = f"splitee-{link.fleet}-release-{time.time_ns()}"
+    with closing(Link(link.address, client, tls=link.tls)) as connection:
+        if lists:
+            connection.open(link.connect_timeout)
+            _list(connection, topics)
+        elif action != "release":
+            connection.open(link.connect_timeout)
+            order = ReleaseOrder(request=time.time_ns(), action=action, rollout=rollout)
+            try:
+                echo(Operator(connection, topics, wait=wait, stop=stopped.is_set).give(order, {}))
+            except NoServer:
                 raise Stalled(
-                    f"no word from {', '.join(offers.missing)} within {wait:.0f} s: is `splitee infer` "
-                    "running there? The offer stays, but bytes are sent only while this command runs"
-                )
-            event = connection.receive(0.5)
-            if isinstance(event, Connected):
-                offers.offer()
-            elif isinstance(event, Message) and (received := gate.read(event)) is not None:
-                gate.apply(received, offers.handle)
-    finally:
-        connection.close()
-    refused = {device: report for device, report in offers.reports.items() if report.state != "in service"}
-    for device, report in sorted(offers.reports.items()):
-        echo(f"{device}: {report.state}{': ' if report.reason else ''}{report.reason}")
-    if refused:
-        raise ModelError(f"not in service on {', '.join(sorted(refused))}; what was there before still is")
+                    f"no server runs for fleet {link.fleet!r} at {link.address}: start `splitee serve` first"
+                ) from None
+        else:
+            rollout = check_name(name or f"release-{datetime.now(UTC):%Y%m%d-%H%M%S}", "--name")
+            content = None if _is_software(models) else plans.models(models, link.fleet, signer)
+            connection.open(link.connect_timeout)
+            if content is None:
+                content = plans.software(models[0], _devices(connection, topics, devices), link.fleet, signer)
+            _release(connection, topics, content, rollout, how, wait, stopped.is_set, detach=detach)
+
+
+def _order(has_models: bool, lists: bool, orders: dict[OrderAction, str | None]) -> tuple[OrderAction, str]:
+    """What is to be done, and with which rollout. Raises ConfigError: nothing, or more than one thing."""
+    named = [(action, name) for action, name in orders.items() if name is not None]
+    if has_models + lists + len(named) > 1:
+        raise ConfigError("give MODELS, --list, --pause, --resume, --stop or --roll-back: one of them")
+    if not has_models and not lists and not named:
+        raise ConfigError("nothing to release: name the model directories that `splitee export` wrote")
+    return named[0] if named else ("release", "")
+
+
+def _is_software(models: tuple[Path, ...]) -> bool:
+    """Raises ConfigError: a file of software comes with something else."""
+    is_file = [path.is_file() for path in models]
+    if any(is_file) and len(models) > 1:
+        raise ConfigError("release one file of software, or directories of models")
+    return any(is_file)
+
+
+def _devices(connection: Link, topics: Topics, wanted: str) -> list[str]:
+    """Those that are named, or all of which the broker retains something."""
+    if wanted != ALL:
+        return [check_name(one.strip(), "--devices") for one in wanted.split(",")]
+    gate = Gate(topics, (routes.STATUS, routes.SERVING), takes_cleared=True, log_first=0)
+    connection.subscribe(*gate.filters)
+    found: set[str] = set()
+    until = time.monotonic() + LISTEN
+    while (left := until - time.monotonic()) > 0:
+        event = connection.receive(left)
+        received = gate.read(event) if isinstance(event, Message) else None
+        if received is not None and received.message is not None:
+            found.add(received.device)
+    return sorted(found)
+
+
+def _release(
+    connection: Link,
+    topics: Topics,
+    content: Content,
+    rollout: str,
+    how: Pace,
+    wait: float,
+    stopped: Callable[[], bool],
+    *,
+    detach: bool,
+) -> None:
+    """Raises ModelError: it is not in service on all devices."""
+    plan = content.plan(rollout, how)
+    if plan.waves[-1] != "100%" and plan.waves[-1] != str(len(plan.releases)):
+        log.warning("the last of --waves is %s: the other devices never get it", plan.waves[-1])
+    data = plan.encode()
+    digest = hashlib.sha256(data).hexdigest()
+    order = ReleaseOrder(
+        request=time.time_ns(), action="release", rollout=rollout, plan=digest, plan_size=len(data)
+    )
+    with ExitStack() as stack:
+        progress = stack.enter_context(_progress())
+        task = progress.add_task("sent to the server", total=len(data) + sum(content.sizes.values()))
+        files: dict[str, Source] = {digest: data, **content.paths}
+        receive: Callable[[float], Event | None] = connection.receive
+        hint = GOES_ON
+        try:
+            operator = Operator(connection, topics, wait=wait, stop=stopped)
+            echo(operator.give(order, files, lambda count: progress.advance(task, count)))
+        except NoServer:
+            if detach:
+                raise Stalled("no server runs that could keep the release: leave out --detach") from None
+            log.warning("no server runs: devices get their bytes only while this command does")
+            store = RolloutStore(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            here = Here(connection, topics, store)
+            stack.callback(here.close)
+            here.releases.begin(content, rollout, how)
+            receive = here.receive
+            hint = OFFER_STAYS
+        if detach:
+            return
+        watch = Watch(connection, topics, rollout)
+        progress.update(task, description="have decided", total=len(plan.releases), completed=0)
+        wait_for(
+            watch,
+            receive,
+            lambda seen: progress.update(task, completed=seen.decided),
+            wait=wait,
+            stop=stopped,
+            hint=hint,
+        )
+    for line in watch.lines():
+        echo(line)
+    watch.check()
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _list(connection: Link, topics: Topics) -> None:
+    """The releases that the server keeps. Raises Stalled: there is no word of a server."""
+    watch = Watch(connection, topics, "")
+    until = time.monotonic() + LISTEN
+    while watch.all is None and (left := until - time.monotonic()) > 0:
+        event = connection.receive(left)
+        if isinstance(event, Message):
+            watch.take(event)
+    if watch.all is None:
+        raise Stalled(
+            f"no server has told of releases of fleet {topics.fleet!r}: start `splitee serve` first"
+        )
+    for one in watch.all:
+        for line in _lines(one):
+            echo(line)
+    if not watch.all:
+        echo("the server keeps no release")
+
+
+def _lines(rollout: Rollout) -> list[str]:
+    why = f": {plain(rollout.reason)}" if rollout.reason else ""
+    named = f"{rollout.rollout} ({rollout.kind}, {plain(rollout.version)})"
+    lines = [f"{named}: {rollout.state}, wave {rollout.wave} of {len(rollout.waves)}{why}"]
+    for place, wave in enumerate(rollout.waves, 1):
+        lines.append(
+            f"  wave {place}: {words.devices(wave.devices)}, {wave.in_service} in service, "
+            f"{wave.failed} failed, {wave.asleep} asleep"
+        )
+    return lines

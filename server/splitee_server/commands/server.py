@@ -44,11 +44,14 @@ from splitee_server.commands.learning_flags import (
     weights_setting,
 )
 from splitee_server.commands.resident_flag import check_resident, resident_setting
+from splitee_server.commands.rollout_flags import pace, waves_setting
 from splitee_server.commands.signing_flag import signing_key
 from splitee_server.learning.strategies.registry import STRATEGIES
 from splitee_server.members.class_names import read_class_names
 from splitee_server.monitoring.options import Monitoring, monitoring_options
 from splitee_server.ranks.place import brokers_of_ranks, place_in
+from splitee_server.release.plans import AT_ONCE
+from splitee_server.release.rollout_store import open_store
 from splitee_server.rounds.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -85,6 +88,7 @@ DIRECTORY = click.Path(path_type=Path)
     ),
     run_setting("seed", default=1),
     run_setting("release", default=True),
+    waves_setting("--release-waves"),
     signing_key,
 )
 @link_options
@@ -213,6 +217,7 @@ def server(
     resident: int,
     threads: int | None,
     signing_key: Path | None,
+    release_waves: tuple[str, ...] | None,
     monitoring: Monitoring,
     **run: Any,
 ) -> None:
@@ -243,7 +248,7 @@ def server(
     from splitee_server.learning.initial.begin import open_run
     from splitee_server.ranks.begin import lead, leading_port, links_of, side_by_side, train
     from splitee_server.rounds.checkpoints import Checkpoints
-    from splitee_server.service import Service
+    from splitee_server.service import MODELS, RELEASES, Service
 
     if threads:
         torch.set_num_threads(threads)
@@ -264,7 +269,7 @@ def server(
         if group is not None and group.rank:
             train(group, replace(link, address=addresses[group.rank]), policy, stop)
             return
-        with closing(StateDirectory(state)) as directory:
+        with closing(StateDirectory(state)) as directory, open_store(state / MODELS / RELEASES):
             store = Checkpoints(directory)
             spec, network, initial = open_run(spec, weights, store, names, fresh=fresh)
             topics, instance = Topics(link.fleet), time.time_ns()
@@ -305,6 +310,7 @@ def server(
                         observers=observers,
                         limits=limits,
                         signer=signer,
+                        pace=AT_ONCE if release_waves is None else pace(release_waves),
                         initial=initial,
                         ranks=ranks,
                     ).run()

@@ -18,6 +18,7 @@ from splitee.cli.settings import setting
 from splitee.mqtt.certificate import OwnCertificate
 from splitee.mqtt.port import Port
 from splitee.protocol.topics import Topics
+from splitee_server.monitoring.discovery import MOST_CLASSES
 from splitee_server.monitoring.home_assistant import RECORD, HomeAssistant
 from splitee_server.monitoring.observer import Observer
 
@@ -33,6 +34,7 @@ class Monitoring:
     metrics_bind: str
     home_assistant: bool
     home_assistant_prefix: str
+    home_assistant_classes: bool
     tensorboard: Path | None
 
     @contextmanager
@@ -51,8 +53,16 @@ class Monitoring:
         with ExitStack() as stack:
             found: list[Observer] = []
             if self.home_assistant or (store.path / RECORD).exists():
-                wanted, prefix = self.home_assistant, self.home_assistant_prefix
-                found.append(HomeAssistant(link, topics, store.path, wanted=wanted, prefix=prefix))
+                found.append(
+                    HomeAssistant(
+                        link,
+                        topics,
+                        store.path,
+                        wanted=self.home_assistant,
+                        prefix=self.home_assistant_prefix,
+                        classes=self.home_assistant_classes,
+                    )
+                )
             if self.tensorboard is not None:
                 from splitee_server.monitoring.tensorboard import TensorBoard
 
@@ -88,6 +98,11 @@ _OPTIONS = (
         help="Discovery prefix of Home Assistant.",
     ),
     setting(
+        "--home-assistant-classes",
+        is_flag=True,
+        help=f"A binary sensor in Home Assistant for each class, of devices with at most {MOST_CLASSES}.",
+    ),
+    setting(
         "--tensorboard",
         type=click.Path(path_type=Path),
         metavar="DIR",
@@ -99,6 +114,7 @@ _OPTIONS = (
 
 def _monitoring(**wanted: Any) -> Monitoring:
     require("--metrics-port", wanted["metrics_port"] is not None, "--metrics-bind")
+    require("--home-assistant", wanted["home_assistant"], "--home-assistant-classes")
     return Monitoring(**wanted)
 
 

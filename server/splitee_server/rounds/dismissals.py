@@ -20,7 +20,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer
 from splitee_server.members.admission import Admission, Admitted, Refusal
 from splitee_server.members.members import Members
-from splitee_server.release.end_of_run import EndOfRun
+from splitee_server.release.rollouts import Rollouts
 from splitee_server.rounds.checkpoints import Checkpoints
 from splitee_server.rounds.coordinator import Coordinator
 
@@ -49,7 +49,7 @@ class Dismissals:
         coordinator: Coordinator,
         announcer: Announcer,
         checkpoints: Checkpoints,
-        release: EndOfRun,
+        rollouts: Rollouts,
         *,
         clear: Callable[[Iterable[str]], None],
         forget: Callable[[str], None],
@@ -68,7 +68,7 @@ class Dismissals:
         self._coordinator = coordinator
         self._announce = announcer
         self._checkpoints = checkpoints
-        self._release = release
+        self._rollouts = rollouts
         self._clear = clear
         self._forget = forget
         self._take = take
@@ -148,7 +148,7 @@ class Dismissals:
     def _take_back(self, request: Dismissal, devices: list[str]) -> None:
         self._members.take_back(devices)
         self._admission.wait_for_remaining()
-        self._release.offer_again(devices)
+        self._rollouts.again()
         said = f"let in again: {_listed(devices) or 'nobody'}; {self._coordinator.outlook()}"
         log.warning("%s", said)
         self._announce.answer(request.request, ExitCode.OK, said)

@@ -202,7 +202,7 @@ def test_a_device_whose_training_has_ended_goes_on_serving() -> None:
     assert (found.online, found.doing, found.memory) == (True, "serving", 300 << 20)
 
 
-def test_a_failed_release_leaves_the_model_before_it_in_service() -> None:
+def test_a_refused_release_leaves_the_model_before_it_in_service() -> None:
     report = ModelReport(release=NEW, state="failed", reason="torn", run="r1", time=NOW - 9, serves=SERVED)
     found = device_of(RETAINED, {device("model"): report})
     assert found.model == ModelInService(NEW, "failed", "torn", "r1", 0, NOW - 9, SERVED)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ from fakes import FakeClock, FakePort
 
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
-from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport, ModelWant
+from splitee.protocol.inference import ModelOffer, ModelReport, ReleasePart, ReleaseWant
 from splitee.protocol.topics import Topics
 from splitee_device.inference.delivery import ASK_AGAIN, Delivery
+from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 
 TOPICS = Topics("fleet")
 BUNDLE = b"no model, ten times" * 10
 RELEASE = hashlib.sha256(BUNDLE).hexdigest()
+REPORTS = routes.MODEL_REPORT.topic(TOPICS, "pi-1")
 OFFER = ModelOffer(release=RELEASE, size=len(BUNDLE), run="r1").encode()
 
 
@@ -34,7 +37,7 @@ def port(clock: FakeClock) -> FakePort:
 
 @pytest.fixture
 def delivery(port: FakePort, clock: FakeClock, tmp_path: Path) -> Delivery:
-    return Delivery(port, TOPICS, "pi-1", ModelStore(tmp_path), clock=clock)
+    return Delivery(port, TOPICS, "pi-1", ModelInstaller(ModelStore(tmp_path), "pi-1"), clock=clock)
 
 
 def offer(delivery: Delivery, payload: bytes = OFFER) -> None:
@@ -42,13 +45,13 @@ def offer(delivery: Delivery, payload: bytes = OFFER) -> None:
 
 
 def part(delivery: Delivery, offset: int, data: bytes) -> None:
-    message = ModelPart(release=RELEASE, offset=offset, data=data)
+    message = ReleasePart(release=RELEASE, offset=offset, data=data)
     delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, "pi-1"), message.encode()))
 
 
 def offsets_asked_for(port: FakePort) -> list[int]:
     topic = routes.MODEL_WANT.topic(TOPICS, "pi-1")
-    return [ModelWant.decode(payload).offset for payload in port.payloads(topic)]
+    return [ReleaseWant.decode(payload).offset for payload in port.payloads(topic)]
 
 
 def test_a_part_that_does_not_come_is_asked_for_again(
@@ -68,8 +71,12 @@ def test_a_part_that_does_not_come_is_asked_for_again(
 def test_what_is_delivered_and_is_no_model_is_refused(port: FakePort, delivery: Delivery) -> None:
     offer(delivery)
     part(delivery, 0, BUNDLE)
-    [payload] = port.payloads(routes.MODEL_REPORT.topic(TOPICS, "pi-1"))
-    assert ModelReport.decode(payload).state == "failed"
+    said = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
+    assert [(one.state, one.have, one.size) for one in said] == [
+        ("downloading", 0, len(BUNDLE)),
+        ("trying", 0, 0),
+        ("failed", 0, 0),
+    ]
     offer(delivery)
     assert offsets_asked_for(port) == [0]  # it is not fetched again
 
@@ -80,7 +87,7 @@ def test_the_last_report_is_said_again(port: FakePort, delivery: Delivery) -> No
     offer(delivery)
     part(delivery, 0, BUNDLE)
     delivery.say_again()
-    first, second = port.payloads(routes.MODEL_REPORT.topic(TOPICS, "pi-1"))
+    first, second = port.payloads(REPORTS)[-2:]
     assert first == second
     report = ModelReport.decode(second)
     assert (report.run, report.serves) == ("r1", None)
@@ -97,3 +104,32 @@ def test_an_offer_that_is_withdrawn_or_malformed_changes_nothing(port: FakePort,
     delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, "pi-2"), b"{"))
     assert delivery.rejected == 3
     assert offsets_asked_for(port) == [0]
+
+
+def test_a_download_is_told_of_once_a_second_and_ends_when_the_offer_is_taken_back(
+    port: FakePort, clock: FakeClock, delivery: Delivery, tmp_path: Path
+) -> None:
+    offer(delivery)
+    for offset in range(0, 100, 20):
+        part(delivery, offset, BUNDLE[offset : offset + 20])
+        clock.advance(0.3)
+    said = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
+    assert [(one.state, one.have) for one in said] == [("downloading", 0), ("downloading", 100)]
+    offer(delivery, b"")
+    part(delivery, 100, BUNDLE[100:])
+    clock.advance(ASK_AGAIN)
+    delivery.tick()
+    assert offsets_asked_for(port) == [0, 20, 40, 60, 80, 100]
+    assert (tmp_path / f"{RELEASE}.incoming").stat().st_size == 100, "it may be offered again"
+
+
+def test_a_disk_without_room_fails_the_release_and_nothing_else(
+    port: FakePort, delivery: Delivery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    huge = ModelOffer(release=RELEASE, size=1 << 28, run="r1")
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: free)
+    offer(delivery, huge.encode())
+    said = ModelReport.decode(port.payloads(REPORTS)[-1])
+    assert (said.state, said.reason) == ("failed", "it takes 268.4 MB, and the disk has only 1.0 KB left")
+    assert offsets_asked_for(port) == []

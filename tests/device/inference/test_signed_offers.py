@@ -15,14 +15,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from fakes import FakeClock, FakePort
 from msgspec.structs import replace
 
-from splitee.errors import ConfigError, ExitCode
+from splitee.errors import ConfigError, ExitCode, ModelError
 from splitee.inference.signatures import ReleaseKey, ReleaseSigner
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
-from splitee.protocol.inference import ModelOffer, ModelPart, ModelReport
+from splitee.protocol.inference import ModelOffer, ModelReport, ReleasePart, SoftwareOffer
 from splitee.protocol.topics import Topics
 from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
 from splitee_device.inference.delivery import Delivery
+from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
 
 TOPICS, DEVICE = Topics("barn"), "pi-1"
@@ -44,14 +45,16 @@ class Receiver:
     def __init__(self, models: Path, key: Path) -> None:
         self.port = FakePort(FakeClock())
         self.store = ModelStore(models)
-        self.delivery = Delivery(self.port, TOPICS, DEVICE, self.store, key=ReleaseKey.read(key))
+        self.delivery = Delivery(
+            self.port, TOPICS, DEVICE, ModelInstaller(self.store, DEVICE), key=ReleaseKey.read(key)
+        )
 
     def hear(self, offer: ModelOffer, data: bytes | None = None) -> ModelReport:
         """An offer, then its bytes where they are asked for; what the device says of it."""
         self.delivery.handle(Message(routes.MODEL_OFFER.topic(TOPICS, DEVICE), offer.encode(), retained=True))
         if data is not None:
             assert self.has_asked
-            part = ModelPart(release=offer.release, offset=0, data=data)
+            part = ReleasePart(release=offer.release, offset=0, data=data)
             self.delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, DEVICE), part.encode()))
         return ModelReport.decode(self.port.payloads(routes.MODEL_REPORT.topic(TOPICS, DEVICE))[-1])
 
@@ -109,7 +112,7 @@ def test_a_release_waits_for_its_signature_and_is_not_played_again(keys: Path, r
     assert "signed before the newest that this device took" in replayed.reason
     receiver.store.roll_back()  # its owner may
     assert receiver.store.release == signed.release
-    assert receiver.hear(newer).state == "failed"  # and the retained offer does not undo that
+    assert receiver.hear(newer).state == "rolled back"  # and the retained offer does not undo that
 
 
 def test_a_model_of_another_run_than_was_signed_is_refused(keys: Path, receiver: Receiver) -> None:
@@ -121,11 +124,87 @@ def test_a_model_of_another_run_than_was_signed_is_refused(keys: Path, receiver:
 
 def test_without_a_pinned_key_signatures_do_not_count(keys: Path, tmp_path: Path) -> None:
     receiver = Receiver(tmp_path / "models", keys / RELEASE_KEY)
-    receiver.delivery = Delivery(receiver.port, TOPICS, DEVICE, receiver.store)
+    receiver.delivery = Delivery(receiver.port, TOPICS, DEVICE, ModelInstaller(receiver.store, DEVICE))
     data = graphs.bundle()
     forged = replace(offer_of(data), signature="0" * 128, signed_at=253_402_300_799_999)
     assert receiver.hear(forged, data).state == "in service"
     assert receiver.store.trust.read().signed_at == 0
+
+
+def taken(signer: ReleaseSigner, receiver: Receiver, *seeds: int) -> list[ModelOffer]:
+    """Releases that were put into service one after the other."""
+    offers: list[ModelOffer] = []
+    for seed in seeds:
+        data = graphs.bundle(graphs.graph(tensors=graphs.sound_tensors(seed)))
+        at = offers[-1].signed_at + 10 if offers else None
+        offers.append(signer.sign(offer_of(data), "barn", DEVICE, at=at))
+        assert receiver.hear(offers[-1], data).state == "in service"
+    return offers
+
+
+def back_from(signer: ReleaseSigner, offer: ModelOffer) -> ModelOffer:
+    return signer.sign(replace(offer, action="roll back"), "barn", DEVICE, at=offer.signed_at + 1)
+
+
+def test_a_signed_roll_back_returns_to_the_model_before_and_is_final(keys: Path, receiver: Receiver) -> None:
+    signer = ReleaseSigner(keys / SIGNING_KEY)
+    first, second = taken(signer, receiver, 0, 5)
+    assert receiver.hear(back_from(signer, second)).state == "rolled back"
+    assert receiver.store.release == first.release
+    assert (
+        receiver.hear(back_from(signer, second)).state == "rolled back"
+    )  # as a retained offer is said again
+    assert receiver.store.release == first.release
+    again = receiver.hear(second)  # an older offer, played again
+    assert (again.state, "signed before the newest" in again.reason) == ("failed", True)
+
+
+@pytest.mark.parametrize("kind", ["not signed", "another key", "the offer itself", "of an older release"])
+def test_a_roll_back_cannot_be_forged(keys: Path, receiver: Receiver, kind: str) -> None:
+    signer, other = ReleaseSigner(keys / SIGNING_KEY), ReleaseSigner(keys / "other" / SIGNING_KEY)
+    first, second = taken(signer, receiver, 0, 5)
+    forged = {
+        "not signed": replace(second, action="roll back", signature=""),
+        "another key": back_from(other, second),
+        "the offer itself": replace(second, action="roll back"),  # its signature is of another action
+        "of an older release": replace(back_from(signer, first), release=second.release),
+    }[kind]
+    said = receiver.hear(forged)
+    assert (said.state, receiver.store.release) == ("in service", second.release)
+    assert "not rolled back" in said.reason
+
+
+def test_without_a_model_before_a_roll_back_leaves_what_serves(keys: Path, receiver: Receiver) -> None:
+    signer = ReleaseSigner(keys / SIGNING_KEY)
+    [only] = taken(signer, receiver, 0)
+    said = receiver.hear(back_from(signer, only))
+    assert (said.state, "keeps no model from before" in said.reason) == ("in service", True)
+    assert receiver.store.release == only.release
+
+
+def test_what_is_taken_back_while_it_is_fetched_is_not_put_into_service(
+    keys: Path, receiver: Receiver
+) -> None:
+    signer = ReleaseSigner(keys / SIGNING_KEY)
+    offer = signer.sign(offer_of(graphs.bundle()), "barn", DEVICE)
+    receiver.hear(offer)
+    assert receiver.has_asked
+    assert receiver.hear(back_from(signer, offer)).state == "rolled back"
+    part = ReleasePart(release=offer.release, offset=0, data=graphs.bundle())
+    receiver.delivery.handle(Message(routes.MODEL_PART.topic(TOPICS, DEVICE), part.encode()))
+    assert receiver.store.release is None
+    assert not list(receiver.store.path.glob("*.incoming"))
+
+
+def test_software_and_models_are_signed_apart(keys: Path) -> None:
+    signer, key = ReleaseSigner(keys / SIGNING_KEY), ReleaseKey.read(keys / RELEASE_KEY)
+    software = signer.sign(SoftwareOffer(release="a" * 64, size=1, version="run-a"), "barn", DEVICE)
+    key.check(software, "barn", DEVICE)
+    model = ModelOffer(
+        release="a" * 64, size=1, run="run-a", signed_at=software.signed_at, signature=software.signature
+    )
+    with pytest.raises(ModelError, match="signature is not this fleet's"):
+        key.check(model, "barn", DEVICE)
 
 
 def pem(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> tuple[bytes, bytes]:

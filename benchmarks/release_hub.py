@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fleet that releases go to: a hub with the shipped access rules, devices that predict, and a watcher."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import click
+
+from benchmarks.release_files import splitee
+from splitee.mqtt.address import BrokerAddress, TlsFiles
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol import routes
+from splitee.protocol.gate import Gate, Received
+from splitee.protocol.inference import PredictionReport, ReleaseReport, ReleaseWant, Serving
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
+from splitee.protocol.topics import Topics
+from splitee_broker.release_key import SIGNING_KEY
+from splitee_lab.local.brokers import find_mosquitto, free_port
+
+FLEET = "benchmark"
+HOST = "127.0.0.1"
+LONG = 300.0  # seconds that one step may take
+POLL = 0.05  # seconds
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit: float = LONG) -> float:
+    """The seconds that it took. Raises ClickException: it took longer than `limit`."""
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > limit:
+            raise click.ClickException(f"not within {limit:.0f} s: {what}; see the logs with --out")
+        time.sleep(POLL)
+    return time.monotonic() - began
+
+
+class Hub:
+    """Authority, broker and `splitee serve`.
+
+    Attributes:
+        authority: folder of `splitee broker`.
+        topics: of the fleet.
+    """
+
+    def __init__(self, directory: Path, devices: int) -> None:
+        self._directory = directory
+        self.authority, self.topics, self._port = directory / "authority", Topics(FLEET), free_port()
+        (state := directory / "broker-state").mkdir(parents=True)
+        directory.chmod(0o755)  # the broker may run as another account
+        state.chmod(0o777)
+        where = ("--directory", self.authority)
+        names = ("--fleet", FLEET, "--name", HOST, "--port", self._port, "--devices", devices)
+        splitee("broker", "init", *where, *names, "--broker-state", state)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    @property
+    def server_settings(self) -> Path:
+        return self.authority / "server" / "server.toml"
+
+    @property
+    def signing_key(self) -> Path:
+        return self.authority / "server" / SIGNING_KEY
+
+    @property
+    def broker_pid(self) -> int:
+        return self._processes[0].pid
+
+    def start(self, model: Path) -> None:
+        """`model`: the server's."""
+        program = find_mosquitto()
+        if program is None:
+            raise click.ClickException("no mosquitto on PATH: install it (apt install mosquitto)")
+        self._start("broker", [program, "-c", str(self.authority / "broker" / "mosquitto.conf")])
+        wait_until(self._accepts, "the broker accepts connections")
+        serve = ("serve", "--config", self.server_settings, "--model", model, "--threads", "1")
+        releases = ("--releases", self._directory / "releases")
+        self._start("serve", [sys.executable, "-m", "splitee", *map(str, (*serve, *releases))])
+
+    def _start(self, name: str, command: Sequence[str]) -> None:
+        with (self._directory / f"{name}.log").open("wb") as log:
+            self._processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+
+    def _accepts(self) -> bool:
+        with suppress(OSError), socket.create_connection((HOST, self._port), 1):
+            return True
+        return False
+
+    def add(self, devices: Sequence[str]) -> None:
+        """Identities of devices, made here to be carried to them."""
+        splitee("broker", "add-device", *devices, "--folder", "--directory", self.authority)
+
+    def settings(self, device: str) -> Path:
+        """device.toml, beside the keys, of a device that was added."""
+        return self.authority / "bundles" / device / "device.toml"
+
+    @contextmanager
+    def invitation(self, *flags: object) -> Iterator[tuple[str, str]]:
+        """Address and code of an invitation; it must have been used when the context is left."""
+        where = ("--directory", self.authority, "--port", "0", "--reload", f"kill -HUP {self.broker_pid}")
+        command = ["broker", "invite", *flags, *where]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "splitee", *map(str, command)], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        try:
+            line = next(line for line in process.stdout if line.startswith("splitee join "))
+            threading.Thread(target=process.stdout.read, daemon=True).start()
+            _, _, address, code = line.split()
+            yield address, code
+            if process.wait(60) != 0:
+                raise click.ClickException(f"the invitation ended with {process.returncode}")
+        finally:
+            process.kill()
+
+    def release(self, *arguments: object) -> str:
+        """`splitee release`, by the server's identity; what it prints."""
+        return splitee("release", *arguments, "--config", self.server_settings)
+
+    def link(self, name: str, folder: Path) -> Link:
+        tls = TlsFiles(folder / "ca.crt", folder / "client.crt", folder / "client.key")
+        return Link(BrokerAddress(HOST, self._port, tls=True), name, tls=tls)
+
+    def is_well(self) -> bool:
+        """Whether neither broker nor server has ended."""
+        return all(process.poll() is None for process in self._processes)
+
+    def close(self) -> None:
+        for process in reversed(self._processes):
+            process.terminate()
+            process.wait(30)
+
+
+class Device:
+    """`splitee infer` on a device's files; by `splitee-start`, where it is to take software.
+
+    Attributes:
+        images: how many it was given.
+        ends: exit codes of processes that nobody has ended.
+    """
+
+    def __init__(self, name: str, settings: Path, directory: Path, *, takes_software: bool = False) -> None:
+        """`settings`: device.toml, as `splitee broker` or `splitee join` wrote it."""
+        self.name, self.settings, self.images = name, settings, 0
+        self.ends: list[int] = []
+        self.models, self._watched, self._log = directory / "models", directory / "watched", directory / "log"
+        self._watched.mkdir(parents=True)
+        self._software = directory / "software" if takes_software else None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, model: Path | None = None) -> None:
+        """`model`: that is put into service first."""
+        launcher = ("-m", "splitee_device.upgrade.launcher", "--software", self._software)
+        program = launcher if self._software is not None else ("-m", "splitee")
+        flags = ("--config", self.settings, "--models", self.models, "--watch", self._watched, "--threads", 1)
+        first = ("--model", model) if model is not None else ()
+        command = [sys.executable, *map(str, (*program, "infer", *flags, *first))]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def give(self, image: Path) -> None:
+        """Another image to classify."""
+        self.images += 1
+        partial = self._watched / f".{self.images}.part"
+        shutil.copyfile(image, partial)
+        partial.rename(self._watched / f"{self.images}{image.suffix}")
+
+    def stop(self) -> None:
+        """As `systemctl stop` does: it says that it is offline."""
+        self._end(signal.SIGTERM, (0,))
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL, (-signal.SIGKILL,))
+
+    def _end(self, how: signal.Signals, expected: tuple[int, ...]) -> None:
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            self._process.send_signal(how)
+        code = self._process.wait(60)
+        if code not in expected:
+            self.ends.append(code)
+        self._process = None
+
+    def is_off(self) -> bool:
+        return self._process is None
+
+    def has_fallen(self) -> bool:
+        return self._process is not None and self._process.poll() is not None
+
+
+class Watcher:
+    """What the fleet says, read by the server's identity on a thread of its own.
+
+    Attributes:
+        wants: offsets of the bytes that a device has asked for, by device.
+        sizes: bytes of the releases that a device was to fetch.
+        updates: the newest of the server's words.
+        predictions: by device.
+    """
+
+    def __init__(self, hub: Hub) -> None:
+        heard = (
+            *(routes.RELEASES[kind].report for kind in ("model", "software")),
+            *(routes.RELEASES[kind].want for kind in ("model", "software")),
+            *(routes.SERVING, routes.DEVICE_UPDATE, routes.ROLLOUTS, routes.PREDICTIONS),
+        )
+        self._gate = Gate(hub.topics, heard, takes_cleared=True)
+        self.wants: dict[str, list[int]] = defaultdict(list)
+        self.sizes: dict[str, set[int]] = defaultdict(set)
+        self.updates: dict[str, DeviceUpdate] = {}
+        self.predictions: Counter[str] = Counter()
+        self._rollouts: dict[str, Rollout] = {}
+        self._awake: set[str] = set()
+        self._on_want: Callable[[str, int], None] | None = None
+        self._link = hub.link("benchmark-watcher", hub.authority / "server")
+        self._link.subscribe(*self._gate.filters)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def start(self) -> None:
+        self._link.open(30)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._is_over.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._link.close()
+
+    def rollout(self, name: str) -> Rollout | None:
+        return self._rollouts.get(name)
+
+    def is_awake(self, device: str) -> bool:
+        return device in self._awake
+
+    def when_asked(self, device: str, have: int, action: Callable[[], None]) -> None:
+        """Does so at once when the device has so many bytes of a release or more, and asks for others."""
+
+        def act(asking: str, offset: int) -> None:
+            if asking == device and offset >= have:
+                self._on_want = None
+                action()
+
+        self._on_want = act
+
+    def _run(self) -> None:
+        while not self._is_over.is_set():
+            event = self._link.receive(0.2)
+            received = self._gate.read(event) if isinstance(event, Message) else None
+            if received is not None and received.message is not None:
+                self._take(received)
+
+    def _take(self, received: Received) -> None:
+        device, message = received.device, received.message
+        if isinstance(message, ReleaseWant):
+            self.wants[device].append(message.offset)
+            if self._on_want is not None:
+                self._on_want(device, message.offset)
+        elif isinstance(message, ReleaseReport):
+            self.sizes[device].add(message.size)
+        elif isinstance(message, Serving):
+            (self._awake.add if message.state == "online" else self._awake.discard)(device)
+        elif isinstance(message, DeviceUpdate):
+            self.updates[device] = message
+        elif isinstance(message, Rollouts):
+            self._rollouts = {one.rollout: one for one in message.rollouts}
+        elif isinstance(message, PredictionReport):
+            self.predictions[device] += 1
+
+
+def join(address: str, code: str, name: str, directory: Path) -> Path:
+    """The settings that `splitee join` writes on a device."""
+    splitee("join", address, code, "--id", name, "--directory", directory)
+    return directory / "device.toml"

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an operator tells the server to do with releases, by the server's identity: `splitee release`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from splitee.protocol.encoding import JsonMessage, PackedMessage
+from splitee.protocol.fields import (
+    LARGEST_RELEASE,
+    Count,
+    Digest,
+    Milliseconds,
+    Name,
+    NonNegative,
+    ReleaseKind,
+    Signature,
+    Text,
+    Version,
+)
+from splitee.protocol.rollouts import MOST_WAVES
+
+MOST_DEVICES = 10_000  # of a rollout
+LARGEST_PLAN = 64 << 20  # bytes
+LONGEST_HEAD = 1 << 20  # bytes of a bundle before its file
+
+OrderAction = Literal["release", "pause", "resume", "stop", "roll back"]
+SHARE = r"^([0-9]{1,7}|(100|[0-9]{1,2}(\.[0-9]{1,3})?)%)\Z"  # a count of devices, or a share of them
+
+
+class PlannedFile(msgspec.Struct, frozen=True):
+    """A file of a plan: several devices' releases may have it in common.
+
+    Attributes:
+        sha256: of its bytes.
+        size: bytes.
+    """
+
+    sha256: Digest
+    size: Annotated[int, Meta(ge=1, le=LARGEST_RELEASE)]
+
+
+class PlannedRelease(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one device shall get: a bundle, which is `head` and then a file.
+
+    Attributes:
+        device: whose it is.
+        release: SHA-256 of the bundle.
+        file: SHA-256 of the file.
+        head: bytes of the bundle before the file.
+        run: run that the model comes from.
+        version: of the release, for people; of software it is signed.
+        signed_at: milliseconds since the epoch, by the signer's clock: of the offer.
+        signature: of the offer; "": it is not signed.
+        back_signature: of the offer to roll back, signed a millisecond later.
+    """
+
+    device: Name
+    release: Digest
+    file: Digest
+    head: Annotated[bytes, Meta(max_length=LONGEST_HEAD)] = b""
+    run: Text = ""
+    version: Version = ""
+    signed_at: Milliseconds = 0
+    signature: Signature = ""
+    back_signature: Signature = ""
+
+
+class RolloutPlan(PackedMessage, frozen=True):
+    """A rollout as it is ordered.
+
+    Attributes:
+        rollout: its name.
+        kind: what is released.
+        version: what is released, for people.
+        expires: seconds after which no device is offered it any more.
+        waves: devices up to each wave, as a count or a share of all.
+        max_failures: failures above which it stops, as a count or a share of all.
+        soak: seconds without a failure between two waves.
+        files: each once.
+        releases: one a device.
+    """
+
+    rollout: Name
+    kind: ReleaseKind
+    expires: Annotated[float, Meta(gt=0, le=315_360_000)]
+    files: Annotated[tuple[PlannedFile, ...], Meta(min_length=1, max_length=MOST_DEVICES)]
+    releases: Annotated[tuple[PlannedRelease, ...], Meta(min_length=1, max_length=MOST_DEVICES)]
+    version: Version = ""
+    waves: Annotated[
+        tuple[Annotated[str, Meta(pattern=SHARE)], ...], Meta(min_length=1, max_length=MOST_WAVES)
+    ] = ("100%",)
+    max_failures: Annotated[str, Meta(pattern=SHARE)] = "0"
+    soak: NonNegative = 60.0
+
+
+class ReleaseOrder(JsonMessage, frozen=True):
+    """An operator's order. It may come several times: what is done already is not done again.
+
+    Attributes:
+        request: number of the order; its answers carry it.
+        action: what is to be done.
+        rollout: with which rollout.
+        plan: SHA-256 of the `RolloutPlan`, of a release; "": there is none.
+        plan_size: bytes of it.
+    """
+
+    request: Count
+    action: OrderAction
+    rollout: Annotated[str, Meta(max_length=64)] = ""
+    plan: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    plan_size: Annotated[int, Meta(ge=0, le=LARGEST_PLAN)] = 0
+
+
+class ReleaseUpload(PackedMessage, frozen=True):
+    """Bytes of a plan or of one of its files.
+
+    Attributes:
+        request: number of the order.
+        sha256: of the whole.
+        offset: position of the first byte.
+        data: bytes.
+    """
+
+    request: Count
+    sha256: Digest
+    offset: Annotated[int, Meta(ge=0, le=LARGEST_RELEASE)]
+    data: Annotated[bytes, Meta(min_length=1)]
+
+
+class ReleaseAnswer(JsonMessage, frozen=True):
+    """The server's word on an order.
+
+    Attributes:
+        request: number of the order.
+        want: SHA-256 of what the server lacks; "": nothing, the order is carried out or refused.
+        offset: bytes of it that the server has.
+        code: exit code of the command; 0: it is carried out.
+        message: one line for people.
+    """
+
+    request: Count
+    want: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    offset: Annotated[int, Meta(ge=0, le=LARGEST_RELEASE)] = 0
+    code: Annotated[int, Meta(ge=0, le=255)] = 0
+    message: Text = ""

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a file of software for devices: lists wheels, signs the list, and puts them behind it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from splitee.durable import write_atomically
+from splitee.errors import ConfigError
+from splitee.inference.signatures import ReleaseSigner
+from splitee.software.versions import version_key
+from splitee.software.wheelhouse import ANY, MOST_WHEELS, PACKAGE, SoftwareManifest, Wheel, WheelName
+
+
+def describe(wheels: Sequence[Path], index: str = "") -> SoftwareManifest:
+    """What a file of these wheels says of itself. `index`: where devices fetch them; "": from the file.
+
+    Raises ConfigError: one is no wheel, splitee's own is not among them, or they are for different machines.
+    """
+    if len(wheels) > MOST_WHEELS:
+        raise ConfigError(f"expected at most {MOST_WHEELS} wheels, got {len(wheels)}")
+    listed = [_wheel(path) for path in wheels]
+    names = [wheel.distribution for wheel in listed]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"expected one wheel of each package, got several of {', '.join(doubled)}")
+    own = next((wheel for wheel in listed if wheel.distribution == PACKAGE), None)
+    if own is None:
+        raise ConfigError("expected splitee's own wheel (hetero_splitee-VERSION-....whl) among them")
+    if version_key(own.version) is None:
+        raise ConfigError(f"{own.name}: expected a version such as 1.2.3 or 1.2.3rc1")
+    return SoftwareManifest(
+        version=own.version,
+        python=_only("Python", (_python(wheel) for wheel in listed)),
+        machine=_only("machine", (_machine(wheel) for wheel in listed)),
+        unpacked=sum(map(_unpacked, wheels)),
+        wheels=tuple(listed),
+        index=index,
+    )
+
+
+def pack(wheels: Sequence[Path], manifest: SoftwareManifest, signer: ReleaseSigner, path: Path) -> None:
+    """Writes the file at `path`. Raises StateError: it cannot be written."""
+    data = msgspec.json.encode(manifest)
+    signature = signer.sign_software(data)
+
+    def write(file: BinaryIO) -> None:
+        file.write(f"splitee software 1 {signature} {len(data)}\n".encode() + data)
+        for wheel in wheels if not manifest.index else ():
+            with wheel.open("rb") as content:
+                shutil.copyfileobj(content, file)
+
+    write_atomically(path, write)
+
+
+def _wheel(path: Path) -> Wheel:
+    try:
+        name = msgspec.convert(path.name, WheelName)
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Wheel(name, path.stat().st_size, digest)
+    except msgspec.ValidationError:
+        raise ConfigError(f"{path}: expected a wheel, DISTRIBUTION-VERSION-PYTHON-ABI-PLATFORM.whl") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+
+
+def _unpacked(path: Path) -> int:
+    """Bytes of a wheel's files."""
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            return sum(entry.file_size for entry in wheel.infolist())
+    except (zipfile.BadZipFile, OSError):
+        raise ConfigError(f"{path}: expected a wheel, and this is no zip file: fetch it again") from None
+
+
+def _python(wheel: Wheel) -> str:
+    python, abi, _platform = wheel.tags
+    return python if python.startswith("cp") and abi != "abi3" else ANY
+
+
+def _machine(wheel: Wheel) -> str:
+    """From the last of its platforms' names, such as manylinux_2_28_aarch64."""
+    platform = wheel.tags[2].split(".")[-1]
+    for machine in ("aarch64", "x86_64"):
+        if platform.startswith(("linux", "manylinux", "musllinux")) and platform.endswith(machine):
+            return machine
+    if platform != ANY:
+        raise ConfigError(f"{wheel.name}: expected a wheel for Linux on aarch64 or x86_64, or for any")
+    return ANY
+
+
+def _only(what: str, found: Iterable[str]) -> str:
+    """The one that all wheels can be installed for."""
+    others = sorted(set(found) - {ANY})
+    if len(others) > 1:
+        raise ConfigError(f"expected wheels for one {what}, got {' and '.join(others)}: pack a file for each")
+    return others[0] if others else ANY

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of two versions is the newer one."""
+
+from __future__ import annotations
+
+import re
+
+_FORM = re.compile(r"(\d{1,6}(?:\.\d{1,6}){0,4})(?:(\.dev|a|b|rc)(\d{1,6}))?", re.ASCII)
+_STAGES = {".dev": 0, "a": 1, "b": 2, "rc": 3, None: 4}
+
+VersionKey = tuple[tuple[int, ...], int, int]
+
+
+def version_key(version: str) -> VersionKey | None:
+    """What versions are ordered by, as PEP 440 does; None: it is not of the form 1.2.3 or 1.2.3rc1."""
+    match = _FORM.fullmatch(version)
+    if match is None:
+        return None
+    numbers = [int(number) for number in match[1].split(".")]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return tuple(numbers), _STAGES[match[2]], int(match[3] or 0)
+
+
+def is_newer(version: str, than: str) -> bool:
+    """Whether it is newer; what is no version is older than every one."""
+    mine, other = version_key(version), version_key(than)
+    return mine is not None and (other is None or mine > other)

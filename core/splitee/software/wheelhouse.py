@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Software as it travels to a device: wheels and a signed list of them, in one file.
+
+The file is a line, `splitee software 1 SIGNATURE LENGTH`, then a manifest of LENGTH bytes (JSON), then the
+wheels, one after the other in the manifest's order; none where devices fetch them from an index. Nothing
+behind the first line is interpreted before its signature has been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import msgspec
+from msgspec import Meta
+
+from splitee.errors import SoftwareError
+from splitee.inference.signatures import ReleaseKey
+from splitee.protocol.fields import Count, Digest
+from splitee.refusals import refusal
+from splitee.software.versions import version_key
+
+FIRST_LINE = re.compile(rb"splitee software 1 ([0-9a-f]{128}) ([1-9][0-9]{0,6})\n")
+LONGEST_LINE = 200  # bytes
+MOST_MANIFEST = 1 << 20  # bytes
+MOST_WHEELS = 500
+LARGEST_WHEEL = 4 << 30  # bytes
+PIECE = 1 << 20  # bytes that are copied at a time
+PACKAGE = "hetero-splitee"
+ANY = "any"
+
+WheelName = Annotated[
+    str,
+    Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+!]{0,100}(-[A-Za-z0-9_.+!]{1,100}){4,5}\.whl\Z", max_length=300),
+]
+
+
+class Wheel(msgspec.Struct, frozen=True):
+    """One of the wheels.
+
+    Attributes:
+        name: of the file, DISTRIBUTION-VERSION-PYTHON-ABI-PLATFORM.whl.
+        size: bytes of the file.
+        sha256: of the file.
+    """
+
+    name: WheelName
+    size: Annotated[int, Meta(ge=1, le=LARGEST_WHEEL)]
+    sha256: Digest
+
+    @property
+    def distribution(self) -> str:
+        """The distribution's name as indices write it: in lower case, with hyphens."""
+        return re.sub(r"[-_.]+", "-", self.name.split("-")[0]).lower()
+
+    @property
+    def version(self) -> str:
+        return self.name.split("-")[1]
+
+    @property
+    def tags(self) -> tuple[str, str, str]:
+        """Of Python, of its ABI and of the platform."""
+        python, abi, platform = self.name.removesuffix(".whl").rsplit("-", 3)[1:]
+        return python, abi, platform
+
+
+class SoftwareManifest(msgspec.Struct, frozen=True):
+    """What is signed.
+
+    Attributes:
+        version: of splitee.
+        python: that all wheels can be installed for, such as cp311; any: each that splitee runs on.
+        machine: likewise, such as aarch64; any: each.
+        unpacked: bytes that the wheels take once they are installed.
+        wheels: what is to be installed, beside what the device has.
+        index: address of the package index that has the wheels; "": they are in the file.
+    """
+
+    version: Annotated[str, Meta(max_length=40)]
+    python: Annotated[str, Meta(pattern=r"^(any|cp3[0-9]{1,2})\Z")]
+    machine: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,20}\Z")]
+    unpacked: Count
+    wheels: Annotated[tuple[Wheel, ...], Meta(min_length=1, max_length=MOST_WHEELS)]
+    index: Annotated[str, Meta(pattern=r"^(https?://[!-~]{1,500})?\Z")] = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all wheels."""
+        return sum(wheel.size for wheel in self.wheels)
+
+    def check_machine(self, machine: str, python: str) -> None:
+        """Raises SoftwareError: it is for others than this `machine` (aarch64) and this `python` (cp311)."""
+        if self.machine not in (ANY, machine) or self.python not in (ANY, python):
+            raise SoftwareError(
+                f"splitee {self.version} is for {self.machine} and Python {self.python}, this device is "
+                f"{machine} and {python}: pack wheels for it (`splitee pack`)"
+            )
+
+
+@dataclass(frozen=True)
+class Wheelhouse:
+    """A file of software whose signature is the fleet's.
+
+    Attributes:
+        manifest: what it brings.
+        digest: SHA-256 of the manifest, hexadecimal.
+    """
+
+    manifest: SoftwareManifest
+    digest: str
+    _file: BinaryIO
+    _start: int  # of the first wheel, in bytes
+
+    @classmethod
+    def read(cls, file: BinaryIO, key: ReleaseKey) -> Wheelhouse:
+        """`file` stays open, as `extract` reads on.
+
+        Raises:
+            SoftwareError: it is no such file, damaged, or not signed by `key`.
+            OSError: it cannot be read.
+        """
+        file.seek(0)
+        line = file.readline(LONGEST_LINE)
+        match = FIRST_LINE.fullmatch(line)
+        if match is None or int(match[2]) > MOST_MANIFEST:
+            raise SoftwareError("expected software for devices, a file that `splitee pack` has written")
+        data = file.read(int(match[2]))
+        key.check_software(data, match[1].decode())
+        try:
+            manifest = msgspec.json.decode(data, type=SoftwareManifest)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            raise SoftwareError(
+                f"the software's manifest is not of this release: {refusal(error, data)}"
+            ) from None
+        if version_key(manifest.version) is None:
+            raise SoftwareError(f"expected a version such as 1.2.3 or 1.2.3rc1, not {manifest.version!r}")
+        start = len(line) + len(data)
+        if file.seek(0, os.SEEK_END) != start + (0 if manifest.index else manifest.size):
+            raise SoftwareError("the software is cut off, or there is more than its wheels: fetch it again")
+        return cls(manifest, hashlib.sha256(data).hexdigest(), file, start)
+
+    def extract(self, folder: Path) -> list[Path]:
+        """Writes the wheels into `folder`, each checked; the paths in the manifest's order.
+
+        Raises:
+            SoftwareError: one is damaged.
+            OSError: one cannot be written.
+        """
+        made = []
+        self._file.seek(self._start)
+        for wheel in self.manifest.wheels:
+            made.append(folder / wheel.name)
+            with made[-1].open("xb") as copy:
+                digest = _copy(self._file, copy, wheel.size)
+            if digest != wheel.sha256:
+                raise SoftwareError(f"the software is damaged at {wheel.name}: fetch it again")
+        return made
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> str:
+    """Copies `size` bytes, or what there is; their SHA-256, hexadecimal."""
+    digest = hashlib.sha256()
+    while size > 0 and (piece := source.read(min(size, PIECE))):
+        target.write(piece)
+        digest.update(piece)
+        size -= len(piece)
+    return digest.hexdigest()

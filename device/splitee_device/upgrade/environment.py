@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the environment of new software, and tries whether it starts.
+
+What an upgrade brings lies over what the device was installed with: a later entry of the path has all that
+the upgrade does not replace, so that a wheel of 1 MB is enough and torch is neither sent nor copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+from splitee.cli.systemd import slow_disk
+from splitee.durable import unwritable
+from splitee.errors import SoftwareError, StateError
+from splitee.software.wheelhouse import PACKAGE, SoftwareManifest, Wheelhouse
+from splitee_device.upgrade.software import BASE, Software
+
+MARGIN = 64 << 20  # bytes that stay free
+SLOWEST = 300  # seconds that a step may take, on a slow card
+FULL = "No space left on device"
+PATHS = "splitee-base.pth"
+
+log = logging.getLogger(__name__)
+
+
+def make_environment(software: Software, name: str, wheelhouse: Wheelhouse) -> None:
+    """Makes `name`, durably; where that fails, nothing of it is left.
+
+    Raises:
+        StateError: it cannot be written, such as on a full disk.
+        SoftwareError: the file is damaged, packages are missing, or what was installed does not start.
+    """
+    manifest, folder = wheelhouse.manifest, software.path / name
+    _check_space(software.path, manifest)
+    shutil.rmtree(folder, ignore_errors=True)  # of an installation that was cut off
+    try:
+        with slow_disk():
+            venv.EnvBuilder(symlinks=True).create(folder)
+            _install(folder, wheelhouse)
+            _carry_over(software, folder)
+            (_packages(folder) / PATHS).write_text(_paths(software))
+            _check_requirements(folder)
+            _try(folder, manifest.version)
+            os.sync()
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise unwritable(folder, error) from None
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _check_space(path: Path, manifest: SoftwareManifest) -> None:
+    needed = manifest.size + manifest.unpacked + MARGIN
+    free = shutil.disk_usage(path).free
+    if free < needed:
+        raise StateError(
+            f"{path}: splitee {manifest.version} needs {needed >> 20} MiB, {free >> 20} are free: "
+            "free space; what is in service runs on"
+        )
+
+
+def _packages(environment: Path) -> Path:
+    """The folder of an environment's packages."""
+    prefix = str(environment)
+    return Path(sysconfig.get_path("purelib", "venv", {"base": prefix, "platbase": prefix}))
+
+
+def _install(folder: Path, wheelhouse: Wheelhouse) -> None:
+    """The wheels, from the file or from the index that it names; only those whose digests are signed."""
+    wheels = folder / "wheels"
+    wheels.mkdir()
+    flags = ["--isolated", "--no-deps", "--ignore-installed", "--no-cache-dir", "--only-binary", ":all:"]
+    flags.append("--no-compile")  # what a device needs is compiled as it is tried
+    if index := wheelhouse.manifest.index:
+        pins = wheels / "requirements.txt"
+        pins.write_text(
+            "".join(
+                f"{wheel.distribution}=={wheel.version} --hash=sha256:{wheel.sha256}\n"
+                for wheel in wheelhouse.manifest.wheels
+            )
+        )
+        what = ["--index-url", index, "--require-hashes", "--requirement", str(pins)]
+    else:
+        what = ["--no-index", *map(str, wheelhouse.extract(wheels))]
+    done = _pip(folder, "install", "--quiet", *flags, *what)
+    if done.returncode != 0:
+        if FULL in done.stderr:
+            raise StateError(f"cannot write {folder}: {FULL}; free space; what is in service runs on")
+        raise SoftwareError(f"splitee {wheelhouse.manifest.version} is not installed: {_reason(done.stderr)}")
+    shutil.rmtree(wheels)
+
+
+def _pip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """This process's pip, at work on the environment."""
+    scratch = folder / "tmp"
+    scratch.mkdir(exist_ok=True)
+    done = _run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", _python(folder), *arguments],
+        folder,
+        TMPDIR=str(scratch),
+    )
+    shutil.rmtree(scratch, ignore_errors=True)
+    return done
+
+
+def _carry_over(software: Software, folder: Path) -> None:
+    """Packages that an earlier upgrade has brought and this one does not."""
+    if software.in_service == BASE:
+        return
+    before, now = _packages(software.path / software.in_service), _packages(folder)
+    replaced = {_name(found) for found in distributions(path=[str(now)])}
+    for found in distributions(path=[str(before)]):
+        if _name(found) not in replaced:
+            for file in found.files or ():
+                _link(before / file, now / file)
+
+
+def _link(source: Path, target: Path) -> None:
+    if ".." in source.parts or not source.is_file():
+        return  # a script, which belongs to the environment's own folder
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _name(distribution: Distribution) -> str:
+    return distribution.metadata["Name"].replace("_", "-").replace(".", "-").lower()
+
+
+def _paths(software: Software) -> str:
+    """A line for Python's `site`: behind the environment's own packages come those of the base."""
+    return f"import site; site.addsitedir({str(_packages(software.path / BASE))!r})\n"
+
+
+def _check_requirements(folder: Path) -> None:
+    """Raises SoftwareError: splitee needs what neither the file nor the device has."""
+    done = _pip(folder, "check")
+    if missing := [line for line in done.stdout.splitlines() if line.startswith(f"{PACKAGE} ")]:
+        raise SoftwareError(f"{missing[0]} Pack the wheel of it as well (`splitee pack`)")
+
+
+def _try(folder: Path, version: str) -> None:
+    """Raises SoftwareError: what was installed does not load here, or is of another version."""
+    done = _run([_python(folder), "-P", "-m", "splitee_device.upgrade.self_check"], folder)
+    if done.returncode != 0:
+        raise SoftwareError(f"splitee {version} does not start on this device: {_reason(done.stderr)}")
+    if done.stdout.strip() != version:
+        raise SoftwareError(f"expected splitee {version}, the wheel is {done.stdout.strip()[:40]!r}")
+
+
+def _python(folder: Path) -> str:
+    return str(folder / "bin" / "python")
+
+
+def _run(command: Sequence[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Raises SoftwareError: it does not end."""
+    environment = {**os.environ, "PYTHONNOUSERSITE": "1", **variables}
+    for name in ("NOTIFY_SOCKET", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
+        environment.pop(name, None)
+    with suppress(subprocess.TimeoutExpired):
+        return subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SLOWEST,
+            check=False,
+        )
+    raise SoftwareError(f"{Path(command[0]).name} {' '.join(command[1:3])} did not end within {SLOWEST} s")
+
+
+def _reason(stderr: str) -> str:
+    """The line of pip, or of a traceback, that says most."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it says nothing"]
+    said = [line for line in lines if line.startswith("ERROR: ")] or lines
+    return said[-1].removeprefix("ERROR: ")[:300]

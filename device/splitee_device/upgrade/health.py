@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How new software shows the launcher that it has come up: it works, and the broker has let it in."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from splitee import __version__
+from splitee.clock import Clock
+from splitee.mqtt.address import BrokerAddress
+from splitee_device.upgrade.software import RUNS, TRIED, Software
+
+STEADY = 5.0  # seconds that the connection holds, before software has come up
+
+log = logging.getLogger(__name__)
+
+
+class Health:
+    """Of this process; `tick` comes from the loop that works, not from a thread that would outlive it."""
+
+    def __init__(
+        self, address: BrokerAddress, software: Software | None, clock: Clock = time.monotonic
+    ) -> None:
+        """`software`: whose launcher has started this process; None: nobody waits for its health."""
+        self._broker = address.host, address.port
+        self._software = software
+        self._clock = clock
+        self._since: float | None = None
+
+    @classmethod
+    def of_this_process(cls, address: BrokerAddress) -> Health:
+        return cls(address, Software.of_this_process())
+
+    def tick(self, connected: bool) -> None:
+        """Says once that this process is healthy, as soon as its connection has held for a while."""
+        if self._software is None:
+            return
+        if not connected:
+            self._since = None
+        elif self._since is None:
+            self._since = self._clock()
+        elif self._clock() - self._since >= STEADY:
+            self._confirm(self._software)
+            self._software = None
+
+    def _confirm(self, software: Software) -> None:
+        name = os.environ.get(RUNS, "")
+        try:
+            software.note_broker(*self._broker)
+            if software.target(TRIED) == name:
+                software.take()
+                software.prune()
+                log.info("splitee %s has come up, and is in service", __version__)
+        except OSError as error:
+            log.warning("%s: %s: it cannot be said that this has come up", software.path, error.strerror)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Software that the fleet releases: the `Installer` of this device's own software."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from splitee import __version__
+from splitee.durable import write_atomically
+from splitee.errors import ModelError, SoftwareError
+from splitee.inference.signatures import ReleaseKey
+from splitee.protocol.fields import Digest, ReleaseAction, ReleaseKind
+from splitee.protocol.inference import ReleaseOffer, ReleaseReport, SoftwareOffer, SoftwareReport
+from splitee.software.versions import is_newer
+from splitee_device.inference.installer import Outcome
+from splitee_device.upgrade.installer import SoftwareInstaller
+from splitee_device.upgrade.software import TRIAL, TRIED, Software
+
+STATE = "release.json"
+BY_HAND = "0" * 64  # stands for what the owner has installed, and is no release's digest
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    """What the fleet has asked for, and this device has not said yet how it went."""
+
+    release: Digest
+    action: ReleaseAction
+    name: str  # of the environment
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """`signed_at`: milliseconds since the epoch, of the newest signed offer that was taken."""
+
+    signed_at: int = 0
+    asked: _Asked | None = None
+
+
+class ReleasedSoftware:
+    """Of one device. It installs; the launcher ends this process then, and starts what is to be tried."""
+
+    kind: ReleaseKind = "software"
+
+    def __init__(self, software: Software | None, key: ReleaseKey | None) -> None:
+        """`software`: whose launcher has started this process; None: nothing can be taken."""
+        self._software = software
+        self._key = key
+        self._has_told = False
+        self._told: _Asked | None = None
+
+    @classmethod
+    def of_this_process(cls, key: ReleaseKey | None) -> ReleasedSoftware:
+        return cls(Software.of_this_process(), key)
+
+    @property
+    def folder(self) -> Path:
+        return self._launched.path
+
+    @property
+    def release(self) -> str | None:
+        return None if self._software is None else self._software.release()
+
+    @property
+    def trying(self) -> str | None:
+        if self._software is None or not self._is_under_way(self._software):
+            return None
+        asked = self._asked()
+        return BY_HAND if asked is None else asked.release
+
+    @property
+    def newest_signature(self) -> int:
+        return 0 if self._software is None else self._kept().signed_at
+
+    def check(self, offer: ReleaseOffer) -> None:
+        """Raises ModelError: it is not newer, or this process was not started so that it could be tried."""
+        assert isinstance(offer, SoftwareOffer)
+        with _in_words():
+            installed = SoftwareInstaller(self._launched).installed()
+        if not is_newer(offer.version, installed):
+            raise ModelError(f"splitee {offer.version} is not newer than {installed}, which is in service")
+
+    def install(self, bundle: Path, offer: ReleaseOffer, *, verified: bool) -> Outcome:
+        assert isinstance(offer, SoftwareOffer)
+        assert self._key is not None
+        assert verified
+        with _in_words(), bundle.open("rb") as file:
+            name = SoftwareInstaller(self._launched).prepare(
+                file, self._key, version=offer.version, release=offer.release
+            )
+        return self._try(offer, name)
+
+    def roll_back(self, offer: ReleaseOffer, *, verified: bool) -> Outcome:
+        before = self._launched.before
+        if before is None:
+            raise ModelError("there is no software from before it")
+        return self._try(offer, before)
+
+    def outcome(self) -> Outcome | None:
+        """Once what was asked for has come up or has not; and at a start, what runs."""
+        if self._software is None or self._has_told or self._is_under_way(self._software):
+            return None
+        self._has_told = True
+        self._told = asked = self._asked()
+        if asked is None:
+            return Outcome(self.release or "", "in service")
+        self._keep(_Kept(self.newest_signature))
+        return _outcome(self._software, asked)
+
+    def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> SoftwareReport:
+        version = ""
+        if isinstance(offer, SoftwareOffer):
+            version = offer.version
+        elif said.release and said.release == self.release:
+            version = __version__
+        elif self._told is not None and said.release == self._told.release and self._told.action == "install":
+            version = self._told.name.rpartition("-")[0]
+        return SoftwareReport(**msgspec.structs.asdict(said), version=version, runs=__version__)
+
+    @property
+    def _launched(self) -> Software:
+        """Raises ModelError: this process was started otherwise."""
+        if self._software is None:
+            raise ModelError(
+                "this device runs from an environment of its own: start it by `splitee-start`, as the "
+                "service does, or upgrade it by hand"
+            )
+        return self._software
+
+    def _is_under_way(self, software: Software) -> bool:
+        return software.target(TRIAL) is not None or software.target(TRIED) is not None
+
+    def _try(self, offer: ReleaseOffer, name: str) -> Outcome:
+        """Durable before the launcher may see it: a later process says how it went."""
+        self._keep(_Kept(offer.signed_at, _Asked(offer.release, offer.action, name)))
+        with _in_words():
+            SoftwareInstaller(self._launched).try_next(name)
+        self._has_told = False
+        return Outcome(offer.release, "trying")
+
+    def _asked(self) -> _Asked | None:
+        """What cannot be read is nothing; nothing new is taken then."""
+        try:
+            return self._kept().asked
+        except ModelError:
+            return None
+
+    def _kept(self) -> _Kept:
+        """Raises ModelError: it cannot be read."""
+        path = self._launched.path / STATE
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=_Kept)
+        except FileNotFoundError:
+            return _Kept()
+        except (OSError, msgspec.MsgspecError) as error:
+            raise ModelError(f"{path} cannot be read ({error}): remove it") from None
+
+    def _keep(self, kept: _Kept) -> None:
+        write_atomically(self._launched.path / STATE, msgspec.json.encode(kept))
+
+
+def _outcome(software: Software, asked: _Asked) -> Outcome:
+    came_up = software.in_service == asked.name
+    name, reason = software.failure() or ("", "")
+    reason = reason if name == asked.name else "it did not come up"
+    if asked.action == "install":
+        return (
+            Outcome(asked.release, "in service") if came_up else Outcome(asked.release, "rolled back", reason)
+        )
+    if came_up:
+        return Outcome(asked.release, "rolled back", "the server has taken it back")
+    return Outcome(asked.release, "in service", f"not rolled back: {reason}")
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What a release fails by is a ModelError, of whichever kind it is."""
+    try:
+        yield
+    except SoftwareError as error:
+        raise ModelError(str(error)) from None

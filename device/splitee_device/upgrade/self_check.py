@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What new software tries of itself before it is run: that all loads which a device needs.
+
+It runs in the new environment, by `python -m splitee_device.upgrade.self_check`, and prints its version.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+
+def main() -> None:
+    """Ends with a traceback where something does not load."""
+    import onnxruntime
+
+    import splitee
+    import splitee_device.commands.infer
+
+    loaded = [onnxruntime, splitee_device.commands.infer]
+    if find_spec("torch") is not None:  # a device that trains
+        import splitee_device.commands.device
+        import splitee_device.participate
+
+        loaded += [splitee_device.commands.device, splitee_device.participate]
+    assert all(loaded)
+    print(splitee.__version__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The software of a device on disk: environments, and links that say which of them runs.
+
+`VERSION-DIGEST/` is a virtual environment each; `base` links to the one that the device was installed with.
+These links name one of them:
+
+- `current`: in service; none: base.
+- `previous`: in service before it; none: base.
+- `trial`: to be tried as soon as the launcher sees it.
+- `tried`: under trial. One that is found when the launcher starts did not come up.
+
+A link is replaced by a rename: whoever reads it sees one environment or the other. `failed.json` says why
+the last one that was tried did not come up, `broker` where the last healthy process found its broker.
+Launcher and environments may be of different releases: these names and their meaning stay. This module needs
+no package.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+BASE, CURRENT, PREVIOUS, TRIAL, TRIED = "base", "current", "previous", "trial", "tried"
+FAILED, BROKER, RELEASE = "failed.json", "broker", "release"
+VARIABLE = "SPLITEE_SOFTWARE"  # the folder
+LAUNCHER = "SPLITEE_LAUNCHER"  # number of the launcher's process, in the environment of what it started
+RUNS = "SPLITEE_RUNS"  # name of the environment, likewise
+
+_NAME = re.compile(r"[0-9][0-9A-Za-z.]{0,60}-[0-9a-f]{12}")
+_DIGEST = re.compile("[0-9a-f]{64}")
+_LONGEST_FILE = 4096  # bytes
+LONGEST_REASON = 500  # characters
+
+
+class Software:
+    """The folder of one device."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of_this_process(cls) -> Software | None:
+        """That whose launcher has started this process; None: it was started otherwise."""
+        path = os.environ.get(VARIABLE, "")
+        is_launched = os.environ.get(LAUNCHER) == str(os.getppid())
+        return cls(Path(path)) if path and is_launched else None
+
+    @property
+    def in_service(self) -> str:
+        """The name of the environment in service; base where the one that was chosen is not there."""
+        name = self.target(CURRENT)
+        return name if name is not None and self.is_there(name) else BASE
+
+    @property
+    def before(self) -> str | None:
+        """The name of the environment in service before; None: there was none."""
+        name = self.target(PREVIOUS)
+        if name is None:
+            name = BASE if self.in_service != BASE else None
+        return name if name is not None and name != self.in_service and self.is_there(name) else None
+
+    def is_there(self, name: str) -> bool:
+        """Whether the environment has a Python that can be started."""
+        return os.access(self.python(name), os.X_OK)
+
+    def python(self, name: str) -> Path:
+        return self.path / name / "bin" / "python"
+
+    def target(self, link: str) -> str | None:
+        """The name that a link has; None: there is none, or it is no environment's."""
+        try:
+            name = (self.path / link).readlink().name
+        except OSError:
+            return None
+        return name if name == BASE or _NAME.fullmatch(name) else None
+
+    def point(self, link: str, name: str | Path) -> None:
+        """Durable when this returns. Raises OSError."""
+        temporary = self.path / f".{link}.new"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name, target_is_directory=True)
+        temporary.replace(self.path / link)
+        self._sync()
+
+    def move(self, link: str, to: str) -> None:
+        """Durable when this returns. Raises OSError."""
+        (self.path / link).replace(self.path / to)
+        self._sync()
+
+    def drop(self, link: str) -> None:
+        """Durable when this returns. Raises OSError."""
+        (self.path / link).unlink(missing_ok=True)
+        self._sync()
+
+    def install_base(self, path: Path) -> None:
+        """`path` is what the device was installed with. Raises OSError."""
+        if not (self.path / BASE).is_symlink() or (self.path / BASE).readlink() != path:
+            self.point(BASE, path)
+
+    def take(self) -> None:
+        """What is being tried is in service from now on, durably. Raises OSError."""
+        self.point(PREVIOUS, self.in_service)
+        self.move(TRIED, CURRENT)
+
+    def give_up(self, name: str, reason: str) -> None:
+        """What was being tried did not come up, durably. Raises OSError."""
+        with suppress(OSError):  # on a full disk the reason is lost, and no more
+            self._write(FAILED, json.dumps({"name": name, "reason": reason[:LONGEST_REASON]}))
+        self.drop(TRIED)
+
+    def failure(self) -> tuple[str, str] | None:
+        """Name and reason of the last one that did not come up."""
+        try:
+            found = json.loads(self._read(FAILED))
+            return str(found["name"]), str(found["reason"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+    def note_release(self, name: str, release: str) -> None:
+        """`release`: SHA-256 of what the environment `name` was made of; "": the owner's. Raises OSError."""
+        self._write(f"{name}/{RELEASE}", release)
+
+    def release(self) -> str | None:
+        """SHA-256 of the release that is in service; None: it came by no release."""
+        with suppress(OSError):
+            digest = self._read(f"{self.in_service}/{RELEASE}")
+            return digest if _DIGEST.fullmatch(digest) else None
+        return None
+
+    def note_broker(self, host: str, port: int) -> None:
+        """Where this healthy process has its broker. Raises OSError."""
+        if self.broker() != (host, port):
+            self._write(BROKER, f"{host} {port}")
+
+    def broker(self) -> tuple[str, int] | None:
+        """Host and port; None: no process was healthy yet."""
+        try:
+            host, port = self._read(BROKER).split()
+            return host, int(port)
+        except (OSError, ValueError):
+            return None
+
+    def prune(self) -> None:
+        """Removes the environments that no link names, and what unfinished work has left."""
+        kept = {self.target(link) for link in (CURRENT, PREVIOUS, TRIAL, TRIED)}
+        with suppress(OSError):
+            for entry in self.path.iterdir():
+                if _NAME.fullmatch(entry.name) and entry.name not in kept:
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def _read(self, name: str) -> str:
+        with (self.path / name).open(encoding="utf-8") as file:
+            return file.read(_LONGEST_FILE)
+
+    def _write(self, name: str, text: str) -> None:
+        path = self.path / name
+        temporary = path.with_name(f".{path.name}.new")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        self._sync()
+
+    def _sync(self) -> None:
+        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's end of an order: says it to the server, and sends what the server lacks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from splitee.errors import BrokerRefused, ExitCode, ModelError, SpliteeError, Stalled, Unwinding
+from splitee.mqtt.events import Connected, Message
+from splitee.mqtt.link import Link
+from splitee.protocol import routes
+from splitee.protocol.fleet import ServerStatus
+from splitee.protocol.gate import Gate
+from splitee.protocol.release_orders import ReleaseAnswer, ReleaseOrder, ReleaseUpload
+from splitee.protocol.topics import Topics
+
+TICK = 0.2  # seconds between two looks at the clock
+NO_STATUS = 2.0  # seconds after which no server runs of which the broker retains no status
+ASK_AGAIN = 5.0  # seconds without a word before the order is said again
+PART = 256 << 10  # bytes
+
+Source = bytes | Path
+Sent = Callable[[int], object]
+
+
+class NoServer(Unwinding):
+    """No server runs that could carry an order out."""
+
+
+class Operator:
+    """One order of one command."""
+
+    def __init__(self, connection: Link, topics: Topics, *, wait: float, stop: Callable[[], bool]) -> None:
+        """`wait`: seconds without a word, after which it is given up."""
+        self._connection = connection
+        self._topics = topics
+        self._wait = wait
+        self._stop = stop
+        self._gate = Gate(topics, (routes.RELEASED, routes.SERVER_STATUS), log_first=0)
+        self._server: ServerStatus | None = None
+
+    def give(self, order: ReleaseOrder, files: Mapping[str, Source], sent: Sent = lambda _bytes: None) -> str:
+        """The server's word, once the order is carried out.
+
+        Args:
+            order: it may be said several times.
+            files: what the server may want, by SHA-256.
+            sent: is told how many bytes have gone.
+
+        Raises:
+            NoServer: there is none.
+            SpliteeError: the server has refused it, with the server's exit code; or it says nothing.
+        """
+        self._connection.subscribe(*self._gate.filters)
+        heard = started = said = time.monotonic()
+        self._say(order)
+        while not self._stop():
+            event = self._connection.receive(TICK)
+            now = time.monotonic()
+            if self._connection.refused:
+                raise BrokerRefused(
+                    "the broker does not let this client release: it takes the server's identity "
+                    "(--config server/server.toml)"
+                )
+            received = self._gate.read(event) if isinstance(event, Message) else None
+            message = received.message if received is not None else None
+            if isinstance(message, ServerStatus):
+                self._server = message
+            elif isinstance(message, ReleaseAnswer) and message.request == order.request:
+                heard = said = now
+                if not message.want:
+                    return _outcome(message)
+                sent(self._send(message, files))
+            elif isinstance(event, Connected) or now - said > ASK_AGAIN:
+                said = now
+                self._say(order)
+            is_gone = self._server is None and now - started > NO_STATUS
+            if heard == started and (is_gone or (self._server and self._server.state == "offline")):
+                raise NoServer
+            if now - heard > self._wait:
+                raise Stalled(
+                    f"no word of the server within {self._wait:.0f} s; the same command goes on from here"
+                )
+        raise Stalled("stopped before the server had everything; the same command goes on from there")
+
+    def _say(self, order: ReleaseOrder) -> None:
+        self._connection.publish(routes.RELEASE.topic(self._topics), order.encode())
+
+    def _send(self, answer: ReleaseAnswer, files: Mapping[str, Source]) -> int:
+        """The next bytes of what is wanted; how many."""
+        source = files.get(answer.want)
+        if source is None:
+            raise ModelError(f"the server wants {answer.want[:12]}, which is not part of this release")
+        count = min(PART, self._connection.max_packet - 256)
+        data = _read(source, answer.offset, count)
+        if not data:
+            raise ModelError(
+                f"the server wants more of {answer.want[:12]} than there is: was the file changed?"
+            )
+        upload = ReleaseUpload(request=answer.request, sha256=answer.want, offset=answer.offset, data=data)
+        self._connection.publish(routes.RELEASE_UPLOAD.topic(self._topics), upload.encode())
+        return len(data)
+
+
+def _read(source: Source, offset: int, count: int) -> bytes:
+    if isinstance(source, bytes):
+        return source[offset : offset + count]
+    try:
+        with source.open("rb") as file:
+            file.seek(offset)
+            return file.read(count)
+    except OSError as error:
+        raise ModelError(f"{source}: {error.strerror}") from None
+
+
+def _outcome(answer: ReleaseAnswer) -> str:
+    """Raises SpliteeError: the server has not carried it out."""
+    if not answer.code:
+        return answer.message
+    failure = SpliteeError(answer.message)
+    failure.exit_code = {int(code): code for code in ExitCode}.get(answer.code, ExitCode.INTERNAL)
+    raise failure

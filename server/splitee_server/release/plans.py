@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From exported models, or a file of software, to the plan of a rollout and the files that it takes."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from splitee.errors import ConfigError, ModelError
+from splitee.inference.bundle import bundle_head
+from splitee.inference.manifest import ClientManifest, read_manifest
+from splitee.inference.signatures import ReleaseSigner
+from splitee.protocol.fields import LARGEST_RELEASE, ReleaseKind
+from splitee.protocol.inference import ModelOffer, SoftwareOffer
+from splitee.protocol.release_orders import PlannedFile, PlannedRelease, RolloutPlan
+from splitee.protocol.topics import NAME
+from splitee_server.release.wave_sizes import wave_sizes
+
+WHEEL_FILE = re.compile(r"splitee-([A-Za-z0-9.+!]{1,100})-.+")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a rollout goes through the fleet.
+
+    Attributes:
+        waves: devices up to each wave, as counts or shares.
+        max_failures: above which it stops, as a count or a share.
+        soak: seconds without a failure between two waves.
+        expires: seconds after which nobody is offered it any more.
+    """
+
+    waves: tuple[str, ...] = ("100%",)
+    max_failures: str = "0"
+    soak: float = 60.0
+    expires: float = 30 * 86400.0
+
+
+AT_ONCE = Pace(max_failures="100%", soak=0.0)  # to all, and each decides for itself
+
+
+@dataclass
+class Content:
+    """What is released: to each device its bundle, and where the files of the bundles are."""
+
+    kind: ReleaseKind
+    version: str
+    releases: list[PlannedRelease] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    paths: dict[str, Path] = field(default_factory=dict)
+
+    def plan(self, rollout: str, pace: Pace) -> RolloutPlan:
+        """Raises ConfigError: a wave does not fit the devices."""
+        wave_sizes(pace.waves, len(self.releases))
+        return RolloutPlan(
+            rollout=rollout,
+            kind=self.kind,
+            version=self.version[:200],
+            expires=pace.expires,
+            waves=pace.waves,
+            max_failures=pace.max_failures,
+            soak=pace.soak,
+            files=tuple(PlannedFile(digest, size) for digest, size in self.sizes.items()),
+            releases=tuple(self.releases),
+        )
+
+
+def models(paths: Sequence[Path], fleet: str, signer: ReleaseSigner | None) -> Content:
+    """Exported model directories, each for its device. Raises ModelError: one is missing or damaged."""
+    content = Content("model", "")
+    versions = []
+    for path in paths:
+        manifest = read_manifest(path, ClientManifest)
+        head, graph = bundle_head(path, manifest)
+        digest = manifest.sha256[manifest.file]
+        release = PlannedRelease(
+            manifest.device,
+            hashlib.sha256(head + graph).hexdigest(),
+            digest,
+            head,
+            manifest.run,
+            version_of(manifest.run, manifest.round),
+        )
+        if any(one.device == release.device for one in content.releases):
+            raise ModelError(f"{path}: there is a second model for {release.device}; name one a device")
+        if signer is not None:
+            release = _signed(
+                release, ModelOffer(release=release.release, size=1, run=release.run), signer, fleet
+            )
+        content.releases.append(release)
+        content.sizes[digest], content.paths[digest] = len(graph), path / manifest.file
+        versions.append(release.version)
+    content.version = versions[0] if len(set(versions)) == 1 else "models of several rounds"
+    return content
+
+
+def software(path: Path, devices: Sequence[str], fleet: str, signer: ReleaseSigner | None) -> Content:
+    """A file of software, the same for all devices.
+
+    Raises:
+        ConfigError: it is not to be signed, or is for nobody.
+        ModelError: it cannot be read.
+    """
+    if signer is None:
+        raise ConfigError(f"{path}: devices take software only signed: name --signing-key")
+    if not devices:
+        raise ConfigError(f"{path}: no device is known at the broker; name them by --devices ID,ID")
+    named = WHEEL_FILE.fullmatch(path.name)
+    if named is None:
+        raise ModelError(f"{path}: expected splitee-VERSION-....wheels, as `splitee pack` writes it")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    if not 0 < size <= LARGEST_RELEASE:
+        raise ModelError(f"{path}: {size} bytes; a release has from 1 to {LARGEST_RELEASE}")
+    version = named[1]
+    content = Content("software", version, sizes={digest: size}, paths={digest: path})
+    for device in devices:
+        release = PlannedRelease(device, digest, digest, version=version)
+        offer = SoftwareOffer(release=digest, size=size, version=version)
+        content.releases.append(_signed(release, offer, signer, fleet))
+    return content
+
+
+def version_of(run: str, number: int) -> str:
+    """A model's version, for people."""
+    return f"{run} round {number}"[:200]
+
+
+def rollout_name(text: str) -> str:
+    """A name for a rollout from any text."""
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", text)[:64].lstrip("_.-")
+    return name if NAME.fullmatch(name) else "release"
+
+
+def _signed(
+    release: PlannedRelease, offer: ModelOffer | SoftwareOffer, signer: ReleaseSigner, fleet: str
+) -> PlannedRelease:
+    """With the signatures of the offer, and of the one to roll back: whoever signs one allows the other.
+
+    The latter is dated a millisecond later: so it undoes this release, and none that is signed after it.
+    """
+    there = signer.sign(offer, fleet, release.device)
+    back = signer.sign(
+        msgspec.structs.replace(offer, action="roll back"), fleet, release.device, at=there.signed_at + 1
+    )
+    return msgspec.structs.replace(
+        release, signed_at=there.signed_at, signature=there.signature, back_signature=back.signature
+    )

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One release on its way to the fleet, wave by wave: what each device's word does to it, and time.
+
+Nothing here reads a clock, a disk or a broker: what is kept is in `Record`, which is written before anybody
+hears of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import msgspec
+
+from splitee.protocol import rollouts
+from splitee.protocol.fields import ReleaseAction, ReleaseKind
+from splitee.protocol.inference import ModelOffer, ModelReport, ReleaseReport, SoftwareOffer
+from splitee.protocol.release_orders import PlannedRelease, RolloutPlan
+from splitee.protocol.rollouts import RolloutState, Update, UpdateState, Wave
+from splitee_server.release.wave_sizes import devices_in, in_wave_order, wave_sizes
+
+UNDECIDED: frozenset[UpdateState] = frozenset({"queued", "offered", "downloading", "trying"})
+OFFERED: frozenset[UpdateState] = UNDECIDED - {"queued"}
+OPEN: frozenset[RolloutState] = frozenset({"running", "paused"})
+SHOWN = 3  # failures that a reason names
+
+Is = Callable[[str], bool]  # of a device
+
+
+class Standing(msgspec.Struct, omit_defaults=True):
+    """Where one device stands with the rollout.
+
+    Attributes:
+        back: the device is told to go back, or did.
+        early: it has the offer before its wave.
+        have, size: bytes while it downloads; they are not worth a write of their own.
+    """
+
+    state: UpdateState = "queued"
+    reason: str = ""
+    back: bool = False
+    early: bool = False
+    have: int = 0
+    size: int = 0
+
+
+class Record(msgspec.Struct, omit_defaults=True):
+    """A rollout as it is kept.
+
+    Attributes:
+        plan: SHA-256 of its plan.
+        order: number of the rollout; a later one has a greater one.
+        waves: devices up to each wave.
+        wave: under way, from 1.
+        quiet_since: seconds since the epoch, from when on the wave has nothing left but to wait; 0: it has.
+        devices: in the order of the waves.
+    """
+
+    rollout: str
+    plan: str
+    order: int
+    kind: ReleaseKind
+    version: str
+    created: float
+    expires: float
+    waves: tuple[int, ...]
+    max_failures: int
+    soak: float
+    devices: dict[str, Standing]
+    state: RolloutState = "running"
+    reason: str = ""
+    wave: int = 1
+    quiet_since: float = 0.0
+
+
+def new_record(plan: RolloutPlan, digest: str, order: int, now: float) -> Record:
+    """A rollout that begins `now`, by the server's clock. Raises ConfigError: its waves do not fit."""
+    devices = in_wave_order(plan.rollout, (one.device for one in plan.releases))
+    return Record(
+        plan.rollout,
+        digest,
+        order,
+        plan.kind,
+        plan.version,
+        now,
+        now + plan.expires,
+        wave_sizes(plan.waves, len(devices)),
+        devices_in(plan.max_failures, len(devices)),
+        plan.soak,
+        {device: Standing() for device in devices},
+    )
+
+
+class Rollout:
+    """A record, with the plan that it follows."""
+
+    def __init__(self, record: Record, plan: RolloutPlan) -> None:
+        self.record = record
+        self.releases: Mapping[str, PlannedRelease] = {one.device: one for one in plan.releases}
+        self._sizes = {one.sha256: one.size for one in plan.files}
+        self._places = {device: place for place, device in enumerate(record.devices)}
+
+    @property
+    def is_open(self) -> bool:
+        return self.record.state in OPEN
+
+    @property
+    def undecided(self) -> list[str]:
+        """Devices of the waves that have not said what has become of it."""
+        reached = list(self.record.devices.items())[: self.record.waves[-1]]
+        return [device for device, standing in reached if standing.state in UNDECIDED]
+
+    @property
+    def failures(self) -> list[str]:
+        """Devices on which it failed, or that have gone back by themselves."""
+        return [device for device, standing in self.record.devices.items() if _has_failed(standing)]
+
+    # What devices and operators say
+
+    def take(self, device: str, report: ReleaseReport) -> bool:
+        """A device's word; True: something has changed that is to be kept."""
+        standing, release = self.record.devices.get(device), self.releases.get(device)
+        if standing is None or release is None:
+            return False
+        before = (standing.state, standing.reason, standing.back)
+        if report.release == release.release:
+            if report.state in OFFERED and not (self.is_open or standing.back):
+                return False  # it is on its way from an offer that is taken back
+            standing.state, standing.reason = report.state, report.reason
+            standing.have, standing.size = report.have, report.size
+            if report.state == "in service" and self.record.state == "rolled back":
+                standing.back = True
+        elif standing.state == "in service" and in_service(report) not in ("", release.release):
+            standing.state = "rolled back" if standing.back else "expired"
+            standing.reason = "" if standing.back else "another one is in service"
+        has_changed = before != (standing.state, standing.reason, standing.back)
+        if has_changed and _has_failed(standing):
+            self.record.quiet_since = 0.0
+        return has_changed
+
+    def install_now(self, device: str) -> bool:
+        """The device gets its offer before its wave; False: there is nothing for it."""
+        standing = self.record.devices.get(device)
+        if standing is None or not self.is_open or standing.state != "queued":
+            return False
+        standing.early, standing.state = True, "offered"
+        return True
+
+    def give_way(self, devices: Iterable[str], newer: str) -> None:
+        """Devices that have not decided get a newer rollout instead."""
+        for device in devices:
+            self._expire(device, f"replaced by {newer}")
+
+    def pause(self) -> bool:
+        """No device is offered it any more; downloads under way go on. False: it is not running."""
+        return self._turn("running", "paused", "paused")
+
+    def resume(self) -> bool:
+        """False: it is not paused."""
+        return self._turn("paused", "running", "")
+
+    def stop(self, reason: str) -> bool:
+        """It goes no further, and devices that have not decided lose the offer. False: it is over."""
+        if not self.is_open:
+            return False
+        self.record.state, self.record.reason = "stopped", reason
+        for standing in self.record.devices.values():
+            if standing.state in OFFERED:
+                standing.state, standing.have, standing.size = "queued", 0, 0
+        return True
+
+    def roll_back(self, is_elsewhere: Is) -> bool:
+        """Devices that have it in service go back, those that have not decided keep what they have.
+
+        Args:
+            is_elsewhere: whether a device has another release in service by now.
+        """
+        record = self.record
+        if record.state == "rolled back":
+            return False
+        record.state, record.reason = "rolled back", "by the operator"
+        for device, standing in record.devices.items():
+            if standing.state == "in service" and not is_elsewhere(device):
+                standing.back = True
+            elif standing.state in OFFERED:  # it may put it into service at any moment
+                standing.back = True
+                standing.state = "offered"
+            else:
+                self._expire(device, "taken back before it came")
+        return True
+
+    # What time does
+
+    def advance(self, now: float, is_awake: Is, is_gone: Is) -> bool:
+        """What is due now; True: something has changed."""
+        record = self.record
+        if not self.is_open:
+            return False
+        if now >= record.expires:
+            return self._end("expired", "not taken in time")
+        failures = self.failures
+        if len(failures) > record.max_failures:
+            return self.stop(self._why_stopped(failures))
+        if record.state == "paused":
+            return False
+        return self._offer_wave() | self._next_wave(now, is_awake, is_gone)
+
+    def _offer_wave(self) -> bool:
+        queued = [standing for standing in self._reached().values() if standing.state == "queued"]
+        for standing in queued:
+            standing.state = "offered"
+        return bool(queued)
+
+    def _next_wave(self, now: float, is_awake: Is, is_gone: Is) -> bool:
+        """Goes on once all that are awake have decided, one has it in service, and the soak time is over."""
+        record, reached = self.record, self._reached()
+        waits = [device for device, one in reached.items() if one.state in UNDECIDED and not is_gone(device)]
+        if record.wave == len(record.waves):
+            return not waits and self._end("finished", "in no wave", is_gone)
+        serves = any(standing.state == "in service" for standing in reached.values())
+        if any(is_awake(device) for device in waits) or not (serves or not waits):
+            changed, record.quiet_since = bool(record.quiet_since), 0.0
+            return changed
+        if not serves:
+            return self.stop(f"none of the {len(reached)} devices up to wave {record.wave} has it in service")
+        if record.quiet_since and now - record.quiet_since >= record.soak:
+            record.wave, record.quiet_since = record.wave + 1, 0.0
+            return self._offer_wave() or True
+        if not record.quiet_since:
+            record.quiet_since = now
+            return self._next_wave(now, is_awake, is_gone) if not record.soak else True
+        return False
+
+    def _reached(self) -> dict[str, Standing]:
+        """Up to the wave under way."""
+        count = self.record.waves[self.record.wave - 1]
+        return dict(list(self.record.devices.items())[:count])
+
+    def _end(self, state: RolloutState, reason: str, is_spared: Is = lambda _device: False) -> bool:
+        """`reason`: for devices that have not decided. `is_spared`: may still take it, should it be back."""
+        undecided = [
+            device
+            for device, standing in self.record.devices.items()
+            if standing.state in UNDECIDED and not is_spared(device)
+        ]
+        is_early = state == "expired" and undecided
+        self.record.state = state if is_early or state == "finished" else "finished"
+        self.record.reason = f"{len(undecided)} devices have not taken it in time" if is_early else ""
+        for device in undecided:
+            self._expire(device, reason)
+        return True
+
+    def _expire(self, device: str, reason: str) -> None:
+        standing = self.record.devices.get(device)
+        if standing is not None and standing.state in UNDECIDED:
+            standing.state, standing.reason = "expired", reason
+            standing.have = standing.size = 0
+
+    def _turn(self, before: RolloutState, after: RolloutState, reason: str) -> bool:
+        if self.record.state != before:
+            return False
+        self.record.state, self.record.reason = after, reason
+        return True
+
+    def _why_stopped(self, failures: list[str]) -> str:
+        named = [f"{device}: {self.record.devices[device].reason}" for device in failures[:SHOWN]]
+        more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
+        return f"{len(failures)} failed, {self.record.max_failures} may: {'; '.join(named)}{more}"[:1000]
+
+    # What others are told
+
+    def offer(self, device: str) -> ModelOffer | SoftwareOffer | None:
+        """What the broker is to keep for the device; None: nothing."""
+        standing, release = self.record.devices.get(device), self.releases.get(device)
+        if standing is None or release is None:
+            return None
+        if standing.back:
+            is_due = standing.state in ("in service", *OFFERED)
+            return self._offer(release, back=True) if is_due else None
+        return self._offer(release) if standing.state in ("in service", *OFFERED) else None
+
+    def _offer(self, release: PlannedRelease, *, back: bool = False) -> ModelOffer | SoftwareOffer:
+        action: ReleaseAction = "roll back" if back else "install"
+        signed_at = release.signed_at + 1 if back and release.signature else release.signed_at
+        signature = release.back_signature if back else release.signature
+        size = self.size(release)
+        if self.record.kind == "model":
+            return ModelOffer(
+                release=release.release,
+                action=action,
+                signed_at=signed_at,
+                signature=signature,
+                size=size,
+                run=release.run,
+            )
+        return SoftwareOffer(
+            release=release.release,
+            action=action,
+            signed_at=signed_at,
+            signature=signature,
+            size=size,
+            version=release.version,
+        )
+
+    def size(self, release: PlannedRelease) -> int:
+        """Bytes of a bundle."""
+        return len(release.head) + self._sizes[release.file]
+
+    def wave_of(self, device: str) -> int:
+        """From 1; 0: none reaches the device."""
+        place = self._places[device]
+        return next((number for number, size in enumerate(self.record.waves, 1) if place < size), 0)
+
+    def update(self, device: str, installed: str) -> Update:
+        """Where the device stands, with the version that it has `installed`."""
+        standing, release = self.record.devices[device], self.releases[device]
+        never_comes = standing.state == "queued" and not self.is_open
+        return Update(
+            installed=installed,
+            latest=release.version[:200],
+            state="expired" if never_comes else standing.state,
+            have=standing.have,
+            size=standing.size or (self.size(release) if standing.state in UNDECIDED else 0),
+            reason=standing.reason[:1000],
+            rollout=self.record.rollout,
+            wave=self.wave_of(device),
+        )
+
+    def view(self, is_awake: Is) -> rollouts.Rollout:
+        record, devices, start = self.record, list(self.record.devices.items()), 0
+        waves = []
+        for end in record.waves:
+            waves.append(_wave(devices[start:end], is_awake))
+            start = end
+        return rollouts.Rollout(
+            rollout=record.rollout,
+            kind=record.kind,
+            version=record.version,
+            state=record.state,
+            created=record.created,
+            expires=record.expires,
+            max_failures=record.max_failures,
+            wave=record.wave,
+            waves=tuple(waves),
+            reason=record.reason,
+        )
+
+
+def in_service(report: ReleaseReport) -> str:
+    """The release that a device has in service, by its report; "": it does not say."""
+    if isinstance(report, ModelReport) and report.serves is not None:
+        return report.serves.release
+    return report.release if report.state == "in service" else ""
+
+
+def _has_failed(standing: Standing) -> bool:
+    return standing.state == "failed" or (standing.state == "rolled back" and not standing.back)
+
+
+def _wave(devices: list[tuple[str, Standing]], is_awake: Is) -> Wave:
+    return Wave(
+        len(devices),
+        sum(standing.state == "in service" for _, standing in devices),
+        sum(_has_failed(standing) for _, standing in devices),
+        sum(standing.state in UNDECIDED and not is_awake(device) for device, standing in devices),
+    )

@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps releases, and sends them to the fleet in waves: the part of a server that devices and viewers meet.
+
+Whatever is decided is on disk before anybody hears of it. What devices have decided themselves they retain at
+the broker, so that a server that was gone learns of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from splitee.clock import Clock
+from splitee.errors import ConfigError, MalformedMessage, StateError
+from splitee.mqtt.port import Port
+from splitee.mqtt.rate_limiter import RateLimiter
+from splitee.protocol import routes
+from splitee.protocol.fields import ReleaseKind
+from splitee.protocol.gate import Received
+from splitee.protocol.inference import (
+    ModelReport,
+    ReleasePart,
+    ReleaseReport,
+    ReleaseWant,
+    Serving,
+    SoftwareReport,
+)
+from splitee.protocol.release_orders import MOST_DEVICES, OrderAction, RolloutPlan
+from splitee.protocol.rollouts import MOST_ROLLOUTS, DeviceUpdate, Install, RolloutState, Update
+from splitee.protocol.rollouts import Rollouts as Overview
+from splitee.protocol.topics import Topics
+from splitee_server.release.plans import version_of
+from splitee_server.release.rollout import Rollout, in_service, new_record
+from splitee_server.release.rollout_store import RolloutStore
+
+PART = 256 << 10  # bytes; a part that is lost is asked for again
+LOOK = 0.5  # seconds between two looks at what time has changed
+TELL_EVERY = 1.0  # seconds between two words on the bytes that a device has
+KINDS: tuple[ReleaseKind, ...] = ("model", "software")
+
+WANTS: dict[routes.Route, ReleaseKind] = {routes.RELEASES[kind].want: kind for kind in KINDS}
+REPORTS: dict[routes.Route, ReleaseKind] = {routes.RELEASES[kind].report: kind for kind in KINDS}
+ROUTES = (*WANTS, *REPORTS, routes.SERVING, routes.INSTALL)
+
+AFTER: dict[OrderAction, RolloutState] = {
+    "pause": "paused",
+    "resume": "running",
+    "stop": "stopped",
+    "roll back": "rolled back",
+}
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Device:
+    """What is known of a device."""
+
+    is_awake: bool = False  # it predicts, and so takes releases
+    reports: dict[ReleaseKind, ReleaseReport] = field(default_factory=dict)
+    told: DeviceUpdate | None = None
+    tell_due: float = 0.0
+
+    def installed(self, kind: ReleaseKind) -> str:
+        report = self.reports.get(kind)
+        if isinstance(report, SoftwareReport):
+            return report.runs
+        if isinstance(report, ModelReport) and report.serves is not None:
+            return version_of(report.serves.run, report.serves.round)
+        return ""
+
+
+class Rollouts:
+    """All rollouts of a fleet; on the caller's thread."""
+
+    def __init__(
+        self,
+        port: Port,
+        topics: Topics,
+        store: RolloutStore,
+        *,
+        is_gone: Callable[[str], bool] = lambda _device: False,
+        told: Callable[[Overview], None] = lambda _overview: None,
+        now: Clock = time.time,
+    ) -> None:
+        """`is_gone`: whether a device is to be offered nothing. `told`: is told what viewers are.
+
+        `now`: seconds since the epoch.
+        """
+        self._port = port
+        self._topics = topics
+        self._store = store
+        self._is_gone = is_gone
+        self._told = told
+        self._now = now
+        self._rollouts = {rollout.record.rollout: rollout for rollout in store.load()}  # the oldest first
+        self._devices: dict[str, _Device] = {}
+        self._unsaved: set[str] = set()
+        self._touched: set[str] = set()  # devices of which something may have changed
+        self._offered: dict[str, bytes] = {}  # by topic
+        self._overview: Overview | None = None
+        self._overview_due = 0.0
+        self._look_due = 0.0
+        self._log_disk = RateLimiter()
+        self._touch_all()
+
+    # What is asked of it
+
+    def add(self, plan: RolloutPlan, digest: str, data: bytes) -> Rollout:
+        """A new rollout of a plan, whose files are here; durable when this returns.
+
+        Devices that have not decided on an earlier one of its kind get this one instead.
+
+        Args:
+            digest: SHA-256 of the plan.
+            data: bytes of the plan.
+
+        Raises:
+            ConfigError: its name is taken, or a wave does not fit.
+            StateError: it cannot be written.
+        """
+        if plan.rollout in self._rollouts:
+            raise ConfigError(f"there is a rollout {plan.rollout} already: choose another --name")
+        order = max((one.record.order for one in self._rollouts.values()), default=0) + 1
+        rollout = Rollout(new_record(plan, digest, order, self._now()), plan)
+        self._store.add(rollout.record, data)
+        for other in self._of_kind(plan.kind):
+            other.give_way(rollout.releases, plan.rollout)
+            self._unsaved.add(other.record.rollout)
+        self._rollouts[plan.rollout] = rollout
+        self._touched |= rollout.record.devices.keys()
+        self._forget_old()
+        log.info("rollout %s: %s for %d devices", plan.rollout, plan.version, len(plan.releases))
+        return rollout
+
+    def carry_out(self, action: OrderAction, name: str) -> str:
+        """Pause, resume, stop or roll back a rollout; what was done, for people. It is durable then.
+
+        Raises:
+            ConfigError: there is no such rollout, or it is in no state for it.
+            StateError: it cannot be written.
+        """
+        rollout = self._rollouts.get(name)
+        if rollout is None:
+            there = ", ".join(reversed(self._rollouts)) or "none"
+            raise ConfigError(f"there is no rollout {name}; there are: {there}")
+        before = rollout.record.state
+        if not self._turn(rollout, action) and rollout.record.state != AFTER[action]:
+            raise ConfigError(f"rollout {name} is {before}: there is nothing to {action}")
+        self._changed(rollout)
+        self._store.save(rollout.record)
+        return f"rollout {name}: {rollout.record.state}"
+
+    def _turn(self, rollout: Rollout, action: OrderAction) -> bool:
+        if action == "pause":
+            return rollout.pause()
+        if action == "resume":
+            return rollout.resume()
+        if action == "stop":
+            return rollout.stop("by the operator")
+        releases, kind = rollout.releases, rollout.record.kind
+        return rollout.roll_back(lambda device: self._serves_another(device, kind, releases[device].release))
+
+    def find(self, name: str) -> Rollout | None:
+        return self._rollouts.get(name)
+
+    def undecided(self, name: str) -> list[str]:
+        """Devices that a rollout still waits for; none once it is stopped."""
+        rollout = self._rollouts.get(name)
+        if rollout is None or not rollout.is_open:
+            return []
+        return sorted(device for device in rollout.undecided if not self._is_gone(device))
+
+    def again(self) -> None:
+        """The broker may have lost what was said, or devices that were gone are back."""
+        self._offered.clear()
+        self._overview = None
+        for device in self._devices.values():
+            device.told = None
+        self._touch_all()
+
+    # What comes
+
+    def handle(self, received: Received) -> None:
+        """What devices say, and Home Assistant of them. Raises MalformedMessage."""
+        device, message = received.device, received.message
+        if isinstance(message, ReleaseWant):
+            self._send(device, WANTS[received.route], message)
+            return
+        known = self._known(device)
+        if known is None:
+            return
+        if isinstance(message, ReleaseReport):
+            self._on_report(device, known, REPORTS[received.route], message)
+        elif isinstance(message, Serving):
+            known.is_awake = message.state == "online"
+        elif isinstance(message, Install):
+            self._on_install(device, message.kind)
+
+    def _known(self, device: str) -> _Device | None:
+        if device not in self._devices and len(self._devices) >= MOST_DEVICES:
+            return None
+        return self._devices.setdefault(device, _Device())
+
+    def _on_report(self, device: str, known: _Device, kind: ReleaseKind, report: ReleaseReport) -> None:
+        known.reports[kind] = report
+        self._touched.add(device)
+        for rollout in self._of_kind(kind):
+            if rollout.take(device, report):
+                self._unsaved.add(rollout.record.rollout)
+                why = f": {report.reason}" if report.reason else ""
+                log.info("%s: %s %s %s%s", device, kind, report.release[:12], report.state, why)
+
+    def _on_install(self, device: str, kind: ReleaseKind) -> None:
+        for rollout in reversed(self._of_kind(kind)):
+            if rollout.install_now(device):
+                log.info("%s: %s %s is asked for before its wave", device, kind, rollout.record.rollout)
+                self._unsaved.add(rollout.record.rollout)
+                self._touched.add(device)
+                return
+
+    def _send(self, device: str, kind: ReleaseKind, want: ReleaseWant) -> None:
+        rollout = self._decisive(device, kind)
+        offer = rollout.offer(device) if rollout is not None and not self._is_gone(device) else None
+        if rollout is None or offer is None or offer.action != "install":
+            return  # it was taken back while the device asked
+        if want.release != offer.release or want.offset >= offer.size:
+            raise MalformedMessage(f"ReleaseWant: {device} asks for what is not on offer")
+        release = rollout.releases[device]
+        count = min(PART, self._port.max_packet - 256)
+        data = release.head[want.offset : want.offset + count]
+        try:
+            if len(data) < count:
+                offset = max(0, want.offset - len(release.head))
+                data += self._store.read(release.file, offset, count - len(data))
+        except StateError as error:
+            if self._log_disk.due():
+                log.error("%s", error)
+            return
+        part = ReleasePart(release=want.release, offset=want.offset, data=data)
+        self._port.publish(routes.RELEASES[kind].part.topic(self._topics, device), part.encode())
+
+    # What is due
+
+    def tick(self, *, at_once: bool = False) -> None:
+        """Goes on with what is due; keeps what has changed, then tells it.
+
+        Args:
+            at_once: all of it: there will be no other tick.
+        """
+        now = self._now()
+        if now < self._look_due and not (self._touched or self._unsaved or at_once):
+            return
+        self._look_due = now + LOOK
+        for rollout in self._rollouts.values():
+            if rollout.advance(now, self._is_awake, self._is_gone):
+                self._changed(rollout)
+                log.info("rollout %s: %s", rollout.record.rollout, _standing(rollout))
+        if self._save():
+            self._publish(now + TELL_EVERY if at_once else now)
+
+    def _save(self) -> bool:
+        """False: not all could be written, and nothing is said before it is."""
+        had = bool(self._unsaved)
+        try:
+            for name in sorted(self._unsaved):
+                self._store.save(self._rollouts[name].record)
+                self._unsaved.discard(name)
+        except StateError as error:
+            if self._log_disk.due():
+                log.error("releases wait: %s", error)
+            return False
+        if had:
+            self._store.keep_only(self.files)
+        return True
+
+    @property
+    def files(self) -> set[str]:
+        """Digests of the files that a device may still ask for."""
+        return {
+            rollout.releases[device].file
+            for rollout in self._rollouts.values()
+            for device, standing in rollout.record.devices.items()
+            if rollout.offer(device) is not None or (rollout.is_open and standing.state == "queued")
+        }
+
+    def _publish(self, now: float) -> None:
+        for device in sorted(self._touched):
+            known = self._known(device)
+            for kind in KINDS:
+                self._publish_offer(device, kind)
+            if known is None or self._publish_update(device, known, now):
+                self._touched.discard(device)
+        if now < self._overview_due:
+            return
+        overview = self.overview()
+        if overview != self._overview:
+            self._overview, self._overview_due = overview, now + TELL_EVERY
+            self._port.publish(routes.ROLLOUTS.topic(self._topics), overview.encode(), retain=True)
+            self._told(overview)
+
+    def _publish_offer(self, device: str, kind: ReleaseKind) -> None:
+        rollout = self._decisive(device, kind)
+        topic = routes.RELEASES[kind].offer.topic(self._topics, device)
+        if self._is_gone(device) or (rollout is None and topic not in self._offered):
+            return
+        offer = rollout.offer(device) if rollout is not None else None
+        payload = b"" if offer is None else offer.encode()
+        if self._offered.get(topic) != payload and self._port.publish(topic, payload, retain=True):
+            self._offered[topic] = payload
+
+    def _publish_update(self, device: str, known: _Device, now: float) -> bool:
+        """False: it is to be said later."""
+        if self._is_gone(device):
+            return True
+        update = DeviceUpdate(
+            model=self._update(device, known, "model"), software=self._update(device, known, "software")
+        )
+        if update == known.told or (known.told is None and update == DeviceUpdate()):
+            return True
+        if now < known.tell_due and known.told is not None and _states(update) == _states(known.told):
+            return False
+        known.told, known.tell_due = update, now + TELL_EVERY
+        self._port.publish(routes.DEVICE_UPDATE.topic(self._topics, device), update.encode(), retain=True)
+        return True
+
+    def _update(self, device: str, known: _Device, kind: ReleaseKind) -> Update:
+        installed = known.installed(kind)
+        for rollout in reversed(self._of_kind(kind)):
+            if device in rollout.record.devices:
+                return rollout.update(device, installed)
+        return Update(installed=installed, latest=installed)
+
+    def overview(self) -> Overview:
+        """What viewers are told: all that are open, then the newest."""
+        newest = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
+        shown = sorted(newest[:MOST_ROLLOUTS], key=lambda one: -one.record.order)
+        return Overview(rollouts=tuple(rollout.view(self._is_awake) for rollout in shown))
+
+    def _decisive(self, device: str, kind: ReleaseKind) -> Rollout | None:
+        """The newest rollout that the device was reached by: what it says stands; None: none ever did."""
+        found = None
+        for rollout in reversed(self._of_kind(kind)):
+            standing = rollout.record.devices.get(device)
+            if standing is None:
+                continue
+            found = rollout
+            if standing.state not in ("queued", "expired"):
+                return rollout
+        return found
+
+    def _of_kind(self, kind: ReleaseKind) -> list[Rollout]:
+        return [rollout for rollout in self._rollouts.values() if rollout.record.kind == kind]
+
+    def _is_awake(self, device: str) -> bool:
+        return device in self._devices and self._devices[device].is_awake
+
+    def _serves_another(self, device: str, kind: ReleaseKind, release: str) -> bool:
+        report = self._devices[device].reports.get(kind) if device in self._devices else None
+        return report is not None and in_service(report) not in ("", release)
+
+    def _changed(self, rollout: Rollout) -> None:
+        self._unsaved.add(rollout.record.rollout)
+        self._touched |= rollout.record.devices.keys()
+
+    def _touch_all(self) -> None:
+        for rollout in self._rollouts.values():
+            self._touched |= rollout.record.devices.keys()
+        self._touched |= self._devices.keys()
+
+    def _forget_old(self) -> None:
+        """The oldest that are over, where there are more than viewers are told of."""
+        over = [rollout for rollout in self._rollouts.values() if not rollout.is_open]
+        for rollout in over[: max(0, len(self._rollouts) - MOST_ROLLOUTS)]:
+            name = rollout.record.rollout
+            self._touched |= rollout.record.devices.keys()
+            self._store.remove(name)
+            del self._rollouts[name]
+            self._unsaved.discard(name)
+
+
+def _states(update: DeviceUpdate) -> tuple[object, ...]:
+    return update.model.state, update.model.latest, update.software.state, update.software.latest
+
+
+def _standing(rollout: Rollout) -> str:
+    record = rollout.record
+    why = f": {record.reason}" if record.reason else ""
+    return f"{record.state}, wave {record.wave} of {len(record.waves)}{why}"

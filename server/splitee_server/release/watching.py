@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Watches a rollout from `splitee release`: until it is over, whoever carries it out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from splitee.errors import ModelError, Stalled
+from splitee.mqtt.events import Message
+from splitee.mqtt.port import Port
+from splitee.protocol import routes
+from splitee.protocol.gate import Gate
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts, Update
+from splitee.protocol.topics import Topics
+
+DECIDED = ("in service", "failed", "rolled back")
+TICK = 0.5  # seconds
+
+
+class Watch:
+    """What a server tells of one rollout.
+
+    Attributes:
+        rollout: as it stands; None: nothing has been heard of it.
+        updates: of its devices, by their names.
+    """
+
+    def __init__(self, port: Port, topics: Topics, name: str) -> None:
+        self._name = name
+        self._gate = Gate(topics, (routes.ROLLOUTS, routes.DEVICE_UPDATE), takes_cleared=True, log_first=0)
+        self.rollout: Rollout | None = None
+        self.all: tuple[Rollout, ...] | None = None
+        self.updates: dict[str, Update] = {}
+        port.subscribe(*self._gate.filters)
+
+    def take(self, message: Message) -> None:
+        received = self._gate.read(message)
+        found = received.message if received is not None else None
+        if received is not None and isinstance(found, DeviceUpdate):
+            for one in (found.model, found.software):
+                if one.rollout == self._name:
+                    self.updates[received.device] = one
+        elif isinstance(found, Rollouts):
+            self.all = found.rollouts
+            self.rollout = next((one for one in found.rollouts if one.rollout == self._name), self.rollout)
+
+    @property
+    def is_over(self) -> bool:
+        return self.rollout is not None and self.rollout.state not in ("running", "paused")
+
+    @property
+    def decided(self) -> int:
+        """Devices that have said what became of it."""
+        return sum(one.in_service + one.failed for one in self.rollout.waves) if self.rollout else 0
+
+    @property
+    def silent(self) -> list[str]:
+        return sorted(device for device, one in self.updates.items() if one.state not in DECIDED)
+
+    def lines(self) -> list[str]:
+        """What has become of it on each device."""
+        return [
+            f"{device}: {one.state}{': ' if one.reason else ''}{one.reason}"
+            for device, one in sorted(self.updates.items())
+            if one.state in DECIDED
+        ]
+
+    def check(self) -> None:
+        """Raises ModelError: it is not in service on all devices."""
+        failed = [device for device, one in self.updates.items() if one.state in ("failed", "rolled back")]
+        if failed:
+            raise ModelError(f"not in service on {', '.join(sorted(failed))}; what was there before still is")
+        if self.rollout is not None and self.rollout.state in ("stopped", "expired"):
+            raise ModelError(f"rollout {self._name} is {self.rollout.state}: {self.rollout.reason}")
+
+
+def wait_for(
+    watch: Watch,
+    receive: Callable[[float], object],
+    tell: Callable[[Watch], object],
+    *,
+    wait: float,
+    stop: Callable[[], bool],
+    hint: str,
+) -> None:
+    """Until the rollout is over, or the command is stopped.
+
+    Args:
+        receive: the next event, in so many seconds.
+        tell: shows how it stands.
+        wait: seconds, after which it is given up.
+        hint: what becomes of the rollout then.
+
+    Raises:
+        Stalled: it takes longer.
+    """
+    deadline = time.monotonic() + wait
+    while not watch.is_over and not stop():
+        if time.monotonic() > deadline:
+            silent = ", ".join(watch.silent) or "the server"
+            raise Stalled(f"no word from {silent} within {wait:.0f} s: {hint}")
+        event = receive(TICK)
+        if isinstance(event, Message):
+            watch.take(event)
+        tell(watch)

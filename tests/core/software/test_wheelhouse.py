@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files of software: what is signed comes out as it went in, and whatever is changed is refused."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as some
+from wheels import make_keys, small_wheel, software_file
+
+from splitee.errors import ConfigError, SoftwareError
+from splitee.inference.signatures import ReleaseKey, ReleaseSigner
+from splitee.software.packing import describe
+from splitee.software.wheelhouse import MOST_MANIFEST, SoftwareManifest, Wheelhouse
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return make_keys(tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("wheels")
+    return [small_wheel(folder, "hetero_splitee", "0.2.0"), small_wheel(folder, "Some.Thing", "1.0")]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, keys: tuple[Path, Path], wheels: list[Path]) -> bytes:
+    return software_file(tmp_path_factory.mktemp("packed") / "a.wheels", keys[0], *wheels).read_bytes()
+
+
+def read(data: bytes, key: Path) -> Wheelhouse:
+    return Wheelhouse.read(io.BytesIO(data), ReleaseKey.read(key))
+
+
+def signed(manifest: bytes, key: Path, rest: bytes = b"") -> bytes:
+    signature = ReleaseSigner(key).sign_software(manifest)
+    return f"splitee software 1 {signature} {len(manifest)}\n".encode() + manifest + rest
+
+
+def test_wheels_come_out_as_they_went_in(
+    packed: bytes, keys: tuple[Path, Path], wheels: list[Path], tmp_path: Path
+) -> None:
+    wheelhouse = read(packed, keys[1])
+    manifest = wheelhouse.manifest
+    assert (manifest.version, manifest.python, manifest.machine) == ("0.2.0", "any", "any")
+    assert [wheel.distribution for wheel in manifest.wheels] == ["hetero-splitee", "some-thing"]
+    for came, went in zip(wheelhouse.extract(tmp_path), wheels, strict=True):
+        assert (came.name, came.read_bytes()) == (went.name, went.read_bytes())
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(place=some.integers(0, 10_000), value=some.integers(0, 255), cut=some.booleans())
+def test_a_changed_byte_is_refused_before_anything_is_installed(
+    packed: bytes,
+    keys: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    place: int,
+    value: int,
+    cut: bool,
+) -> None:
+    place %= len(packed)
+    changed = packed[:place] if cut else packed[:place] + bytes([value]) + packed[place + 1 :]
+    if changed == packed:
+        return
+    with pytest.raises(SoftwareError):
+        read(changed, keys[1]).extract(tmp_path_factory.mktemp("out"))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=some.binary(max_size=300))
+@example(data=b"splitee software 1 " + b"0" * 128 + b" 9999999\n")
+@example(data=b"splitee software 2 " + b"0" * 128 + b" 2\n{}")
+def test_any_other_file_is_refused(keys: tuple[Path, Path], data: bytes) -> None:
+    with pytest.raises(SoftwareError):
+        read(data, keys[1])
+
+
+def test_another_fleets_key_is_not_enough(packed: bytes, tmp_path: Path) -> None:
+    with pytest.raises(SoftwareError, match="signature is not this fleet's"):
+        read(packed, make_keys(tmp_path / "other")[1])
+
+
+def test_no_more_of_a_manifest_is_read_than_there_may_be(keys: tuple[Path, Path]) -> None:
+    with pytest.raises(SoftwareError, match="expected software for devices"):
+        read(signed(b" " * (MOST_MANIFEST + 1), keys[0]), keys[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "latest"},
+        {"python": "cp27"},
+        {"machine": "../x"},
+        {"wheels": []},
+        {"index": "file:///etc"},
+        {"wheels": [{"name": "../../evil-1-py3-none-any.whl", "size": 1, "sha256": "0" * 64}]},
+        {"wheels": [{"name": "-r-1-py3-none-any.whl", "size": 1, "sha256": "0" * 64}]},
+        {"wheels": [{"name": "a-1-py3-none-any.whl", "size": 0, "sha256": "0" * 64}]},
+    ],
+    ids=str,
+)
+def test_a_manifest_is_held_to_its_bounds_though_it_is_signed(
+    keys: tuple[Path, Path], wheels: list[Path], change: dict[str, object]
+) -> None:
+    manifest = {**msgspec.to_builtins(describe(wheels)), **change}
+    with pytest.raises(SoftwareError):
+        read(signed(msgspec.json.encode(manifest), keys[0]), keys[1])
+
+
+def test_fields_of_a_later_release_are_passed_over(keys: tuple[Path, Path], wheels: list[Path]) -> None:
+    manifest = {**msgspec.to_builtins(describe(wheels)), "later": [1]}
+    rest = b"".join(wheel.read_bytes() for wheel in wheels)
+    assert read(signed(msgspec.json.encode(manifest), keys[0], rest), keys[1]).manifest.version == "0.2.0"
+
+
+def test_more_than_the_wheels_is_refused(packed: bytes, keys: tuple[Path, Path]) -> None:
+    with pytest.raises(SoftwareError, match="there is more than its wheels"):
+        read(packed + b"x", keys[1])
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (("py3-none-any",), ("any", "any")),
+        (("cp311-cp311-manylinux_2_28_aarch64",), ("cp311", "aarch64")),
+        (("cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64",), ("cp311", "x86_64")),
+        (("cp39-abi3-manylinux_2_28_aarch64",), ("any", "aarch64")),
+        (("cp312-cp312-linux_aarch64", "cp39-abi3-manylinux_2_28_aarch64"), ("cp312", "aarch64")),
+    ],
+)
+def test_what_wheels_are_for_is_read_from_their_names(
+    tmp_path: Path, tags: tuple[str, ...], expected: tuple[str, str]
+) -> None:
+    made = [small_wheel(tmp_path, f"other{number}", "1", tag) for number, tag in enumerate(tags)]
+    manifest = describe([small_wheel(tmp_path, "hetero_splitee", "0.2.0"), *made])
+    assert (manifest.python, manifest.machine) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["other-1-py3-none-any"], "expected splitee's own wheel"),
+        (["hetero_splitee-next-py3-none-any"], "expected a version such as 1.2.3"),
+        (
+            ["hetero_splitee-0.2.0-py3-none-any", "hetero_splitee-0.3.0-py3-none-any"],
+            "one wheel of each package",
+        ),
+        (
+            [
+                "hetero_splitee-0.2.0-py3-none-any",
+                "a-1-cp311-cp311-linux_x86_64",
+                "b-1-cp311-cp311-linux_aarch64",
+            ],
+            "expected wheels for one machine, got aarch64 and x86_64",
+        ),
+        (
+            [
+                "hetero_splitee-0.2.0-py3-none-any",
+                "a-1-cp311-cp311-linux_x86_64",
+                "b-1-cp312-cp312-linux_x86_64",
+            ],
+            "expected wheels for one Python, got cp311 and cp312",
+        ),
+        (["hetero_splitee-0.2.0-py3-none-any", "a-1-cp311-cp311-win_amd64"], "expected a wheel for Linux"),
+        (["hetero_splitee-0.2.0"], "expected a wheel, DISTRIBUTION-VERSION"),
+    ],
+)
+def test_what_cannot_be_packed_is_one_line(tmp_path: Path, names: list[str], reason: str) -> None:
+    content = small_wheel(tmp_path, "content", "1").read_bytes()
+    paths = [tmp_path / f"{name}.whl" for name in names]
+    for path in paths:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        describe(paths)
+
+
+def test_what_is_no_zip_file_or_not_there_is_one_line(tmp_path: Path) -> None:
+    broken = tmp_path / "hetero_splitee-0.2.0-py3-none-any.whl"
+    with pytest.raises(ConfigError, match="No such file"):
+        describe([broken])
+    broken.write_text("<html>not found</html>")
+    with pytest.raises(ConfigError, match="no zip file"):
+        describe([broken])
+
+
+@pytest.mark.parametrize(("machine", "python"), [("x86_64", "cp311"), ("aarch64", "cp312")])
+def test_another_machine_or_python_is_refused(machine: str, python: str) -> None:
+    manifest = SoftwareManifest("0.2.0", "cp311", "aarch64", 0, ())
+    manifest.check_machine("aarch64", "cp311")
+    with pytest.raises(
+        SoftwareError, match=f"is for aarch64 and Python cp311, this device is {machine} and {python}"
+    ):
+        manifest.check_machine(machine, python)

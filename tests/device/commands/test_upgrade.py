@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`splitee upgrade`: each mistake is one line, and changes nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import sys
+from pathlib import Path
+
+import pytest
+from commands import call
+from wheels import make_keys, small_wheel, software_file
+
+from splitee import __version__
+from splitee.errors import ExitCode
+from splitee_device.upgrade.installer import LOCK
+from splitee_device.upgrade.software import BASE, CURRENT, TRIAL, TRIED, Software
+
+OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
+
+
+class Device:
+    def __init__(self, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path, self.capsys = path, capsys
+        self.signing, self.key = make_keys(path / "keys")
+        self.software = Software(path / "software")
+        self.software.path.mkdir()
+        self.software.install_base(Path(sys.prefix))
+
+    def file(self, version: str, *tags: str) -> Path:
+        others = [small_wheel(self.path, f"other{number}", "1", tag) for number, tag in enumerate(tags)]
+        own = small_wheel(self.path, "hetero_splitee", version)
+        return software_file(self.path / f"{version}.wheels", self.signing, own, *others)
+
+    def upgrade(self, *arguments: object) -> tuple[int, str]:
+        flags = ["--software", str(self.software.path), "--release-key", str(self.key)]
+        return call(self.capsys, "upgrade", *flags, *map(str, arguments))
+
+    def refuses(self, code: ExitCode, words: str, *arguments: object) -> None:
+        given, line = self.upgrade(*arguments)
+        assert given == code, line
+        assert words in line
+        assert {path.name for path in self.software.path.iterdir()} <= {BASE, CURRENT, TRIED, LOCK}
+
+
+@pytest.fixture
+def device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Device:
+    return Device(tmp_path, capsys)
+
+
+def test_another_machine(device: Device) -> None:
+    file = device.file("9.0", f"cp3{sys.version_info.minor}-none-linux_{OTHER}")
+    device.refuses(ExitCode.SOFTWARE, f"splitee 9.0 is for {OTHER} and Python cp3", file)
+
+
+def test_another_python(device: Device) -> None:
+    file = device.file("9.0", f"cp37-cp37m-linux_{platform.machine()}")
+    device.refuses(ExitCode.SOFTWARE, "and Python cp37, this device is", file)
+
+
+def test_a_broken_signature(device: Device) -> None:
+    file = device.file("9.0")
+    file.write_bytes(file.read_bytes().replace(b'"9.0"', b'"9.1"', 1))
+    device.refuses(ExitCode.SOFTWARE, "signature is not this fleet's", file)
+    other = make_keys(device.path / "other")[1]
+    device.refuses(
+        ExitCode.SOFTWARE, "signature is not this fleet's", "--release-key", other, device.file("9.0")
+    )
+
+
+def test_a_file_that_is_cut_off_or_something_else(device: Device) -> None:
+    file = device.file("9.0")
+    file.write_bytes(file.read_bytes()[:-1])
+    device.refuses(ExitCode.SOFTWARE, "is cut off", file)
+    device.refuses(ExitCode.SOFTWARE, "expected software for devices", device.key)
+    device.refuses(ExitCode.SOFTWARE, "No such file", device.path / "nothing.wheels")
+
+
+def test_what_is_not_newer(device: Device) -> None:
+    device.refuses(ExitCode.SOFTWARE, f"is not newer than {__version__}", device.file(__version__))
+    device.refuses(ExitCode.SOFTWARE, f"splitee 0.0.9 is not newer than {__version__}", device.file("0.0.9"))
+
+
+@pytest.mark.slow
+def test_packages_that_are_missing_and_wheels_that_do_not_suit(device: Device) -> None:
+    tag = f"cp3{sys.version_info.minor}-none-musllinux_1_2_{platform.machine()}"
+    device.refuses(ExitCode.SOFTWARE, "is not a supported wheel on this platform", device.file("9.0", tag))
+
+
+@pytest.mark.slow(2)
+def test_what_needs_a_package_that_nobody_has(device: Device) -> None:
+    own = small_wheel(device.path, "hetero_splitee", "9.0", needs="no-such-package")
+    file = software_file(device.path / "needs.wheels", device.signing, own)
+    device.refuses(ExitCode.SOFTWARE, "9.0 requires no-such-package, which is not installed", file)
+
+
+def test_while_another_one_installs_or_is_tried(device: Device) -> None:
+    with (device.software.path / LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        device.refuses(ExitCode.STATE, "another process installs software now", device.file("9.0"))
+    device.software.point(TRIED, "9.0-aaaaaaaaaaaa")
+    device.refuses(ExitCode.STATE, "9.0-aaaaaaaaaaaa is being tried", device.file("9.0"))
+
+
+def test_nothing_to_go_back_to(device: Device) -> None:
+    device.refuses(ExitCode.SOFTWARE, "keeps no software from before", "--roll-back")
+
+
+def test_going_back_to_the_base(device: Device) -> None:
+    name = "9.0-aaaaaaaaaaaa"
+    python = device.software.python(name)
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    device.software.point(CURRENT, name)
+    assert device.upgrade("--roll-back")[0] == ExitCode.OK
+    assert device.software.target(TRIAL) == BASE
+
+
+def test_what_is_in_service_is_listed_and_why_a_trial_failed(device: Device) -> None:
+    device.software.give_up("9.0-aaaaaaaaaaaa", "it ended")
+    with pytest.raises(SystemExit):
+        from splitee.cli.main import main
+
+        main(["upgrade", "--software", str(device.software.path), "--list"])
+    assert device.capsys.readouterr().out.splitlines() == [
+        f"in service: {__version__}",
+        "given up: 9.0: it ended",
+    ]
+
+
+def test_wrong_flags(device: Device) -> None:
+    file = device.file("9.0")
+    for arguments in ((), (file, "--list"), ("--list", "--roll-back")):
+        device.refuses(ExitCode.CONFIG, "give one of FILE, --roll-back and --list", *arguments)
+    code, line = call(device.capsys, "upgrade", "--software", str(device.software.path), str(file))
+    assert (code, "only signed software is taken" in line) == (ExitCode.CONFIG, True)
+    code, line = call(device.capsys, "upgrade", "--software", str(device.path / "none"), "--list")
+    assert (code, "no such folder" in line) == (ExitCode.SOFTWARE, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_root_installs_as_the_account_that_the_service_runs_by(
+    public_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a process of its own: there is no way back."""
+    device = Device(public_path, capsys)
+    os.chown(device.software.path, 65534, 65534)
+    file = device.file("9.0")
+    file.chmod(0o600)
+    child = os.fork()
+    if child == 0:
+        try:
+            device.upgrade(file)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert (device.software.path / LOCK).stat().st_uid == 65534

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launcher and the links, as processes: whatever new software does, something that works runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from waiting import until
+
+from splitee.errors import ExitCode
+from splitee_device.upgrade import software as folder
+from splitee_device.upgrade.launcher import KILLED, STATE, UNREACHABLE
+from splitee_device.upgrade.software import BASE, CURRENT, PREVIOUS, TRIAL, TRIED, Software
+from systemd import FakeSystemd
+
+OLD, NEW = "0.1.0-aaaaaaaaaaaa", "0.2.0-bbbbbbbbbbbb"
+WITHIN = 1.0  # seconds
+
+# What an environment's Python does instead of running splitee: it notes that it runs, then:
+WORKS = "sleep 1000 & wait"
+COMES_UP = f'ln -sfn $SPLITEE_RUNS "$SPLITEE_SOFTWARE/{PREVIOUS}"; mv -T "$SPLITEE_SOFTWARE/{TRIED}" ' + (
+    f'"$SPLITEE_SOFTWARE/{CURRENT}"; {WORKS}'
+)
+HANGS = "trap '' TERM; while :; do sleep 0.1; done"
+SCRIPT = """#!/bin/sh
+echo "$SPLITEE_RUNS $*" >> "$SPLITEE_SOFTWARE/starts"
+trap 'echo "$SPLITEE_RUNS stopped" >> "$SPLITEE_SOFTWARE/starts"; exit 0' TERM
+{does}
+"""
+
+
+class Device:
+    """One whose environments are scripts."""
+
+    def __init__(self, path: Path) -> None:
+        self.software = Software(path / "software")
+        self.software.path.mkdir()
+        self.log = path / "log"
+        self.running: list[subprocess.Popen[bytes]] = []
+
+    def has(self, name: str, does: str) -> None:
+        python = self.software.python(name)
+        python.parent.mkdir(parents=True)
+        python.write_text(SCRIPT.format(does=does))
+        python.chmod(0o755)
+
+    def serves(self, name: str, does: str = WORKS) -> None:
+        self.has(name, does)
+        self.software.point(CURRENT, name)
+
+    def tries(self, name: str, does: str) -> None:
+        self.has(name, does)
+        self.software.point(TRIAL, name)
+
+    def start(self, *flags: str, **environment: str) -> subprocess.Popen[bytes]:
+        module = "splitee_device.upgrade.launcher"
+        command = [sys.executable, "-m", module, "--software", str(self.software.path), *flags, "infer"]
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(command, stderr=log, env={**os.environ, **environment})
+        self.running.append(process)
+        return process
+
+    @property
+    def starts(self) -> list[str]:
+        """The names of the environments that have run, and which were asked to stop."""
+        try:
+            lines = (self.software.path / "starts").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        return [line.removesuffix(" -P -m splitee infer") for line in lines]
+
+    def await_starts(self, *expected: str) -> None:
+        until(lambda: self.starts == [*expected], lambda: (self.starts, self.log.read_text()))
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[Device]:
+    made = Device(tmp_path)
+    yield made
+    for process in made.running:
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(20) is not None
+
+
+def test_what_is_in_service_runs_with_the_commands_flags_and_ends_with_its_code(device: Device) -> None:
+    device.serves(OLD, "exit 7")
+    assert device.start().wait(20) == 7
+    assert device.starts == [OLD]
+    device.has(NEW, "kill -9 $$")
+    device.software.point(CURRENT, NEW)
+    assert device.start().wait(20) == KILLED + signal.SIGKILL
+
+
+def test_a_signal_is_handed_on(device: Device) -> None:
+    device.serves(OLD)
+    process = device.start()
+    device.await_starts(OLD)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert device.starts == [OLD, f"{OLD} stopped"]
+
+
+def test_what_was_installed_is_tried_at_once_and_stays_when_it_comes_up(device: Device) -> None:
+    device.serves(OLD)
+    device.start()
+    device.await_starts(OLD)
+    device.tries(NEW, COMES_UP)
+    device.await_starts(OLD, f"{OLD} stopped", NEW)
+    until(lambda: device.software.in_service == NEW)
+    assert device.software.target(TRIED) is None
+    assert device.software.failure() is None
+
+
+@pytest.mark.slow(2)
+@pytest.mark.parametrize(
+    ("does", "reason"),
+    [
+        (HANGS, "it did not come up within 1 s"),
+        ("exit 1", "it ended with exit code 1 before it had come up"),
+        ("kill -11 $$", "it ended with exit code 139 before it had come up"),
+        (f"exit {ExitCode.CONFIG}", "it ended with exit code 2 before it had come up"),
+    ],
+    ids=["hangs", "fails", "crashes", "refuses-the-settings"],
+)
+def test_what_does_not_come_up_is_given_up(device: Device, does: str, reason: str) -> None:
+    device.serves(OLD)
+    device.tries(NEW, does)
+    device.start("--within", str(WITHIN))
+    until(lambda: device.starts[-1:] == [OLD], device.log.read_text)
+    assert device.software.failure() == (NEW, reason)
+    assert device.software.target(TRIED) is None
+    assert f"{NEW} is given up: {reason}; {OLD} runs again" in device.log.read_text()
+
+
+def test_software_that_is_not_there_is_given_up(device: Device) -> None:
+    device.serves(OLD)
+    device.software.point(TRIAL, NEW)
+    device.start()
+    device.await_starts(OLD)
+    assert device.software.failure() == (NEW, "its Python is not there")
+
+
+def test_a_trial_that_was_cut_off_is_given_up(device: Device) -> None:
+    """As a power cut does, in the minute of the trial."""
+    device.serves(OLD)
+    device.tries(NEW, WORKS)
+    process = device.start("--within", "100")
+    device.await_starts(NEW)
+    process.kill()
+    process.wait(20)
+    device.start()
+    device.await_starts(NEW, OLD)
+    assert device.software.failure() == (NEW, "it was cut off before it had come up")
+
+
+def test_who_is_asked_to_stop_in_a_trial_tries_it_at_the_next_start(device: Device) -> None:
+    device.serves(OLD)
+    device.tries(NEW, WORKS)
+    process = device.start("--within", "100")
+    device.await_starts(NEW)
+    process.terminate()
+    assert process.wait(20) == 0
+    assert device.software.target(TRIAL) == NEW
+    device.start("--within", "100")
+    device.await_starts(NEW, f"{NEW} stopped", NEW)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """One that takes connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.slow(3)
+def test_a_broker_that_is_away_is_not_the_softwares_fault(device: Device, port: int) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        device.software.note_broker("127.0.0.1", closed.getsockname()[1])
+        device.serves(OLD)
+        device.tries(NEW, f"exit {UNREACHABLE}")
+        assert device.start().wait(20) == UNREACHABLE
+        assert device.software.target(TRIAL) == NEW, "it is tried again"
+        assert device.software.failure() is None
+
+        device.software.python(NEW).write_text(SCRIPT.format(does=HANGS))
+        device.start("--within", "0.2")
+        until(lambda: "trying" in device.log.read_text(), device.log.read_text)
+        until(lambda: device.starts == [NEW, NEW])
+        assert device.software.target(TRIED) == NEW
+        device.software.note_broker("127.0.0.1", port)  # it is back, and the software still does not come up
+        until(lambda: device.starts == [NEW, NEW, OLD], device.log.read_text)
+
+
+def test_without_a_link_the_base_runs(device: Device) -> None:
+    """That is this test's own environment, which has the command and refuses it without its settings."""
+    assert device.start().wait(60) == ExitCode.CONFIG
+    assert device.software.target(CURRENT) is None
+    assert (device.software.path / BASE).readlink() == Path(sys.prefix)
+
+
+def test_what_is_in_service_and_cannot_run_any_more_leaves_the_base(device: Device) -> None:
+    """Such as after an upgrade of the system's Python."""
+    device.serves(OLD)
+    device.software.python(OLD).unlink()
+    assert device.software.in_service == BASE
+
+
+def test_systemd_hears_that_the_service_stops_and_not_that_software_is_exchanged(
+    device: Device, tmp_path: Path
+) -> None:
+    device.serves(OLD)
+    with FakeSystemd(tmp_path / "notify", 60) as systemd:
+        process = device.start(**systemd.environment, WATCHDOG_PID="1")
+        device.await_starts(OLD)
+        device.tries(NEW, COMES_UP)
+        until(lambda: device.software.in_service == NEW)
+        assert set(systemd.states) == {"WATCHDOG=1"}
+        process.terminate()
+        process.wait(20)
+        until(lambda: systemd.states[-1] == "STOPPING=1")
+
+
+@pytest.mark.parametrize("flags", [("--within", "0"), ("--within", "soon")])
+def test_a_wrong_flag_is_one_of_configuration(device: Device, flags: tuple[str, str]) -> None:
+    assert device.start(*flags).wait(20) == ExitCode.CONFIG
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(device: Device, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    process = device.start("--software", str(tmp_path / "file"))
+    assert process.wait(20) == STATE == ExitCode.STATE
+    assert len(device.log.read_text().splitlines()) == 1
+
+
+CRASHING = """
+import os, sys
+from pathlib import Path
+from splitee_device.upgrade import software as folder
+
+left = int(sys.argv[3])
+
+CHANGES = "os.rename", "os.symlink", "os.remove", "open"
+
+def crash(event, arguments):
+    global left
+    if event in CHANGES and str(arguments[0]).startswith(sys.argv[1]):
+        left -= 1
+        if left < 0:
+            os._exit(9)
+
+kept = folder.Software(Path(sys.argv[1]))
+sys.addaudithook(crash)
+eval(sys.argv[2])
+"""
+STEPS: dict[str, tuple[str | None, str]] = {  # the link to the new one before, and what runs afterwards
+    f"kept.point(folder.TRIAL, {NEW!r})": (None, NEW),
+    "kept.move(folder.TRIAL, folder.TRIED)": (TRIAL, OLD),
+    "kept.take()": (TRIED, NEW),
+    f"kept.give_up({NEW!r}, 'it ended')": (TRIED, OLD),
+}
+
+
+@pytest.mark.slow(6)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_power_cut_at_any_moment_leaves_software_that_runs(tmp_path: Path, step: str) -> None:
+    """Before each change of a file in turn, until there are no more."""
+    link, afterwards = STEPS[step]
+    codes = []
+    while 0 not in codes:
+        (tmp_path / str(len(codes))).mkdir()
+        device = Device(tmp_path / str(len(codes)))
+        device.serves(OLD)
+        device.has(NEW, "exit 0")
+        device.software.python(OLD).write_text(SCRIPT.format(does="exit 0"))
+        if link is not None:
+            device.software.point(link, NEW)
+        command = [sys.executable, "-c", CRASHING, str(device.software.path), step, str(len(codes))]
+        codes.append(subprocess.run(command, check=False).returncode)
+        device.start().wait(20)
+        assert device.starts[-1] in (OLD, NEW)
+        assert device.software.in_service in (OLD, NEW)
+    assert device.starts[0] == afterwards
+    assert set(codes) == {0, 9}, "it is cut at least once"
+
+
+def test_only_links_name_what_is_kept(device: Device) -> None:
+    device.serves(OLD)
+    device.has(NEW, WORKS)
+    (device.software.path / "notes").mkdir()
+    device.software.prune()
+    assert {path.name for path in device.software.path.iterdir()} == {CURRENT, OLD, "notes"}
+
+
+@pytest.mark.parametrize("target", ["../../etc", "/etc", "..", "notes", "0.1.0-AAAAAAAAAAAA"])
+def test_a_link_to_anything_else_is_none(device: Device, target: str) -> None:
+    device.software.point(CURRENT, target)
+    assert device.software.target(CURRENT) is None
+    assert device.software.in_service == BASE
+
+
+def test_what_is_damaged_is_read_as_nothing(device: Device) -> None:
+    for name in (folder.FAILED, folder.BROKER):
+        (device.software.path / name).write_bytes(b"\xff\x00[]")
+    assert device.software.failure() is None
+    assert device.software.broker() is None

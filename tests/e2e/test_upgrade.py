@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""New software on a running device: released by the fleet or installed by hand, tried, taken or given up."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from once import made_once
+from waiting import until
+from wheels import make_keys, own_wheel, small_wheel, software_file
+
+from splitee import __version__
+from splitee.errors import ExitCode
+from splitee.inference.signatures import ReleaseSigner
+from splitee.mqtt.events import Message
+from splitee.mqtt.link import Link
+from splitee.protocol.fields import ReleaseAction
+from splitee.protocol.inference import ReleasePart, ReleaseWant, SoftwareOffer, SoftwareReport
+from splitee.protocol.routes import RELEASES
+from splitee.protocol.topics import Topics
+from splitee.software.packing import describe, pack
+from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY
+from splitee_device.upgrade.software import BASE, TRIAL, Software
+from splitee_lab.local.brokers import RunningBroker
+
+ROUTES = RELEASES["software"]
+GOOD, SILENT, BROKEN = "0.2.0", "0.3.0", "0.4.0"
+PART = 1 << 17  # bytes
+WITHIN = 12.0  # seconds in which software has to come up here
+LONG = 240.0  # seconds
+
+pytestmark = [pytest.mark.mosquitto]
+
+
+def make_files(folder: Path) -> None:
+    """Software that works, that starts and never speaks to its broker, and that does not even load."""
+    signing_key = make_keys(folder)[0]
+    changes = {
+        GOOD: {},
+        SILENT: {"splitee/__main__.py": "import time\nwhile True:\n    time.sleep(1)\n"},
+        BROKEN: {"splitee_device/commands/infer.py": "import no_such_package\n"},
+    }
+    for version, replaced in changes.items():
+        wheel = own_wheel(folder, version, replaced=replaced)
+        software_file(folder / version, signing_key, wheel)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "software", make_files)
+
+
+class Server:
+    """Offers software to a device, and sends the parts that it asks for."""
+
+    def __init__(self, broker: RunningBroker, fleet: str, device: str, files: Path) -> None:
+        self.topics, self.device, self.files = Topics(fleet), device, files
+        self.signer = ReleaseSigner(files / SIGNING_KEY)
+        self.link = Link(broker.address, f"{fleet}-server")
+        self.link.subscribe(ROUTES.want.topic(self.topics, device), ROUTES.report.topic(self.topics, device))
+        self.link.open(10)
+        self.reports: list[SoftwareReport] = []
+        self.data = b""
+
+    def offer(self, version: str, action: ReleaseAction = "install") -> str:
+        self.data = (self.files / version).read_bytes()
+        release = hashlib.sha256(self.data).hexdigest()
+        offer = SoftwareOffer(release=release, size=len(self.data), version=version, action=action)
+        signed = self.signer.sign(offer, self.topics.fleet, self.device)
+        self.link.publish(ROUTES.offer.topic(self.topics, self.device), signed.encode(), retain=True)
+        return offer.release
+
+    def until(self, release: str, state: str) -> SoftwareReport:
+        """Serves until the device says so of the release."""
+        self.reports.clear()
+        until(lambda: self._serve() and self._has_said(release, state), lambda: self.reports[-3:], LONG)
+        return self.reports[-1]
+
+    def _has_said(self, release: str, state: str) -> bool:
+        last = self.reports[-1:]
+        return bool(last) and (last[0].release, last[0].state) == (release, state)
+
+    def _serve(self) -> bool:
+        event = self.link.receive(0.5)
+        if isinstance(event, Message) and event.topic == ROUTES.want.topic(self.topics, self.device):
+            want = ReleaseWant.decode(event.payload)
+            data = self.data[want.offset : want.offset + PART]
+            part = ReleasePart(release=want.release, offset=want.offset, data=data)
+            self.link.publish(ROUTES.part.topic(self.topics, self.device), part.encode())
+        elif isinstance(event, Message) and event.payload:
+            self.reports.append(SoftwareReport.decode(event.payload))
+        return True
+
+
+class Device:
+    """`splitee infer`, started by `splitee-start`."""
+
+    def __init__(self, path: Path, broker: RunningBroker, fleet: str, key: Path) -> None:
+        self.software = Software(path / "software")
+        self.log, self.key = path / "log", key
+        (path / "watched").mkdir()
+        launcher = [sys.executable, "-m", "splitee_device.upgrade.launcher"]
+        flags = {
+            "--broker": broker.address,
+            "--fleet": fleet,
+            "--id": "pi-1",
+            "--models": path / "models",
+            "--watch": path / "watched",
+            "--release-key": key,
+        }
+        arguments = [str(word) for pair in flags.items() for word in pair]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*launcher, "--software", self.software.path, "--within", str(WITHIN), "infer", *arguments],
+                stdout=log,
+                stderr=log,
+            )
+
+    def await_log(self, words: str, times: int = 1) -> None:
+        until(lambda: self.log.read_text().count(words) >= times, self.log.read_text, LONG)
+
+    def upgrade(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """`splitee upgrade` of this device, by hand."""
+        flags = ["--software", self.software.path, "--release-key", self.key]
+        command = [sys.executable, "-m", "splitee", "upgrade", *flags, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONG)
+
+
+@pytest.fixture
+def device(
+    tmp_path: Path, mosquitto_broker: RunningBroker, files: Path, request: pytest.FixtureRequest
+) -> Iterator[Device]:
+    fleet = f"upgrade-{request.node.name}"[:60].replace("_", "-")
+    running = Device(tmp_path, mosquitto_broker, fleet, files / RELEASE_KEY)
+    running.await_log("no model yet")
+    yield running
+    with suppress(ProcessLookupError):
+        running.process.terminate()
+    running.process.wait(60)
+
+
+@pytest.mark.slow(25)
+def test_released_software_comes_up_or_is_rolled_back(
+    device: Device, files: Path, mosquitto_broker: RunningBroker, request: pytest.FixtureRequest
+) -> None:
+    fleet = f"upgrade-{request.node.name}"[:60].replace("_", "-")
+    server = Server(mosquitto_broker, fleet, "pi-1", files)
+    server.until("", "in service")
+    assert server.reports[-1].runs == __version__
+
+    good = server.offer(GOOD)
+    said = server.until(good, "in service")
+    assert (said.version, said.runs) == (GOOD, GOOD)
+    assert {"downloading", "trying"} <= {report.state for report in server.reports}
+    assert device.software.release() == good
+
+    silent = server.offer(SILENT)
+    said = server.until(silent, "rolled back")
+    assert (said.reason, said.runs) == (f"it did not come up within {WITHIN:.0f} s", GOOD)
+
+    broken = server.offer(BROKEN)
+    said = server.until(broken, "failed")
+    assert (
+        "does not start on this device: ModuleNotFoundError: No module named 'no_such_package'" in said.reason
+    )
+
+    server.offer(GOOD, action="roll back")
+    said = server.until(good, "rolled back")
+    assert said.runs == __version__
+    assert device.software.in_service == BASE
+    server.link.close()
+
+
+@pytest.mark.slow(8)
+def test_software_by_hand(device: Device, files: Path) -> None:
+    done = device.upgrade(files / GOOD)
+    assert done.returncode == ExitCode.OK, done.stderr
+    device.await_log("splitee 0.2.0 has come up, and is in service")
+    assert device.upgrade("--list").stdout.splitlines() == [
+        f"in service: {GOOD}",
+        f"before it: {__version__}",
+    ]
+    assert device.upgrade(files / GOOD).returncode == ExitCode.SOFTWARE
+    assert device.upgrade("--roll-back").returncode == ExitCode.OK
+    until(lambda: device.software.in_service == BASE, device.log.read_text, LONG)
+    assert device.process.poll() is None
+
+
+CRASHING = """
+import os, sys
+from pathlib import Path
+from splitee.cli.main import main
+
+left = int(sys.argv.pop(1))
+
+def crash(event, arguments):
+    global left
+    if event == "subprocess.Popen":
+        left -= 1
+        if left < 0:
+            os._exit(9)
+
+sys.addaudithook(crash)
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow(8)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: Path, steps: int) -> None:
+    """Before its first, its second and its third process; the next one begins anew and removes the rest."""
+    software = Software(tmp_path)
+    software.install_base(Path(sys.prefix))
+    flags = ["upgrade", "--software", tmp_path, "--release-key", files / RELEASE_KEY, files / GOOD]
+    command = [sys.executable, "-c", CRASHING, str(steps), *map(str, flags)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 9
+    assert software.target(TRIAL) is None
+    assert software.in_service == BASE
+    software.prune()
+    assert {path.name for path in tmp_path.iterdir()} == {BASE, ".lock"}
+
+
+SMALL_DISK = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
+MOUNT = 'mount -t tmpfs -o size=$1 tmpfs "$0"; shift; "$@" || code=$?; ls -A "$0" >&2; exit ${code:-0}'
+
+
+@pytest.mark.slow(3)
+@pytest.mark.parametrize("size", ["2m", "70m"], ids=["is-too-small", "fills-up"])
+def test_a_full_disk_leaves_nothing_behind(files: Path, tmp_path: Path, size: str) -> None:
+    """The list of the wheels says less than they take, so that the second disk fills up on the way."""
+    if subprocess.run([*SMALL_DISK, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no mounts of one's own here")
+    wheels = own_wheel(tmp_path, GOOD), small_wheel(tmp_path, "large", "1", content=bytes(100 << 20))
+    manifest = replace(describe(wheels), unpacked=0)
+    pack(wheels, manifest, ReleaseSigner(files / SIGNING_KEY), tmp_path / "large.wheels")
+    (disk := tmp_path / "disk").mkdir()
+    flags = ["--software", disk, "--release-key", files / RELEASE_KEY, tmp_path / "large.wheels"]
+    command = [*SMALL_DISK, MOUNT, disk, size, sys.executable, "-m", "splitee", "upgrade", *flags]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.STATE, done.stderr
+    *_, line, left_behind, link = done.stderr.splitlines()
+    assert "what is in service runs on" in line
+    assert (left_behind, link) == (".lock", BASE)

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Releases in waves, on a fake port and clock: who is offered what, when, and what is known after a kill."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from release_fleet import TOPICS, WAVES, ReleaseFleet
+
+from splitee.errors import ConfigError
+from splitee.protocol import routes
+from splitee.protocol.inference import ModelReport, ServedModel
+from splitee_server.release.plans import AT_ONCE
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> ReleaseFleet:
+    return ReleaseFleet(tmp_path)
+
+
+def test_a_wave_follows_when_all_that_are_awake_have_decided(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, third, fourth = fleet.begin()
+    assert fleet.offered == {first}
+    fleet.says(first, "downloading", have=3)
+    assert (fleet.update(first).state, fleet.update(first).have) == ("downloading", 3)
+    fleet.says(first, "trying")
+    assert fleet.offered == {first}
+    fleet.says(first, "in service")
+    assert fleet.offered == {first, second}
+    assert (fleet.rollout().wave, fleet.update(second).wave, fleet.update(fourth).wave) == (2, 2, 3)
+    fleet.says(second, "in service")
+    assert fleet.offered == set(fleet.devices)
+    for device in (third, fourth):
+        fleet.says(device, "in service")
+    assert fleet.rollout().state == "finished"
+    assert [(wave.devices, wave.in_service) for wave in fleet.rollout().waves] == [(1, 1), (1, 1), (2, 2)]
+    assert fleet.update(third).installed == "run round 5"
+
+
+def test_the_soak_time_is_one_without_a_failure(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, third, fourth = fleet.begin(pace=replace(WAVES, soak=60.0, max_failures="1"))
+    fleet.says(first, "in service")
+    fleet.tick(50)
+    assert fleet.offered == {first}
+    fleet.restart()
+    fleet.tick(15)
+    assert fleet.offered == {first, second}
+    fleet.wake(second, third, fourth)
+    fleet.says(second, "in service")
+    fleet.tick(50)
+    fleet.says(first, "failed", reason="later")
+    fleet.tick(50)
+    assert fleet.offered == {second}
+    fleet.tick(20)
+    assert fleet.offered == {second, third, fourth}
+
+
+def test_devices_that_sleep_hold_nobody_up_and_get_it_when_they_wake(fleet: ReleaseFleet) -> None:
+    first, second, third, fourth = fleet.begin(pace=replace(WAVES, waves=("2", "100%")))
+    fleet.tick(1000)
+    assert fleet.offered == {first, second}, "nobody has it in service yet"
+    fleet.wake(first)
+    fleet.says(first, "in service")
+    assert fleet.offered == set(fleet.devices)
+    assert [wave.asleep for wave in fleet.rollout().waves] == [1, 2]
+    for device in (second, third, fourth):
+        assert fleet.rollout().state == "running"
+        fleet.wake(device)
+        assert fleet.fetch(device) == f"{device}:model".encode()
+        fleet.says(device, "in service")
+    assert fleet.rollout().state == "finished"
+
+
+def test_more_failures_than_may_stop_it_and_take_offers_back(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, third, fourth = fleet.begin(pace=replace(WAVES, max_failures="1"))
+    fleet.says(first, "in service")
+    fleet.says(second, "failed", reason="worse")
+    assert fleet.offered == set(fleet.devices) - {second}, "one may"
+    fleet.says(third, "rolled back", reason="it does not load")
+    stopped = fleet.rollout()
+    assert (stopped.state, fleet.offered) == ("stopped", {first})
+    assert stopped.reason in (
+        f"2 failed, 1 may: {second}: worse; {third}: it does not load",
+        f"2 failed, 1 may: {third}: it does not load; {second}: worse",
+    )
+    assert fleet.fetch(fourth) is None
+    fleet.says(fourth, "downloading", have=3)  # it has not heard yet
+    assert fleet.update(fourth).state == "queued"
+    with pytest.raises(ConfigError, match="rollout a is stopped: there is nothing to resume"):
+        fleet.releases.rollouts.carry_out("resume", "a")
+
+
+def test_a_wave_of_which_nobody_has_it_in_service_is_the_last(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, *_ = fleet.begin(pace=replace(WAVES, max_failures="100%"))
+    fleet.says(first, "failed", reason="torn")
+    assert (fleet.rollout().state, fleet.offered) == ("stopped", set())
+
+
+def test_a_pause_lets_downloads_end_and_offers_no_more(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin()
+    assert fleet.releases.rollouts.carry_out("pause", "a") == "rollout a: paused"
+    assert fleet.releases.rollouts.carry_out("pause", "a") == "rollout a: paused", (
+        "saying it twice is no error"
+    )
+    assert fleet.fetch(first) == f"{first}:model".encode()
+    fleet.says(first, "in service")
+    fleet.restart()
+    fleet.tick(100)
+    assert fleet.offered == {first}
+    fleet.wake(*fleet.devices)
+    fleet.releases.rollouts.carry_out("resume", "a")
+    fleet.tick()
+    assert fleet.offered == {first, second}
+
+
+def test_what_is_not_taken_in_time_is_taken_back(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices[:3])
+    fleet.begin(pace=replace(AT_ONCE, expires=3600.0))
+    for device in fleet.devices[:3]:
+        fleet.says(device, "in service")
+    fleet.tick(3000)
+    assert fleet.rollout().state == "running"
+    fleet.restart()
+    fleet.tick(1000)
+    assert (fleet.rollout().state, fleet.offered) == ("expired", set(fleet.devices[:3]))
+    assert fleet.update("d3").state == "expired"
+    assert fleet.fetch("d3") is None
+
+
+def test_all_that_have_it_go_back_also_those_that_sleep(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, third, fourth = fleet.begin(pace=AT_ONCE)
+    for device in (first, second):
+        fleet.says(device, "in service")
+    fleet.says(third, "trying")
+    assert fleet.releases.rollouts.carry_out("roll back", "a") == "rollout a: rolled back"
+    fleet.restart()
+    fleet.tick()
+    assert {
+        device: offer.action for device in fleet.devices if (offer := fleet.offer(device))
+    } == dict.fromkeys(fleet.devices, "roll back")
+    for device in (first, fourth):
+        fleet.says(device, "rolled back")
+    fleet.says(third, "in service")  # it was about to
+    assert fleet.offered == {second, third}
+    old = ModelReport(release="0" * 64, state="in service", serves=ServedModel("0" * 64, "old", 1, 1.0))
+    for device in (second, third):  # the last word that the broker keeps may be of the model before
+        fleet.hear(routes.MODEL_REPORT, device, old.encode(), retained=True)
+    assert fleet.offered == set()
+    assert {fleet.update(device).state for device in fleet.devices} == {"rolled back"}
+    assert fleet.update(second).installed == "old round 1"
+    assert not any(wave.failed for wave in fleet.rollout().waves)
+    assert list(fleet.store.path.glob("files/*")) == []
+
+
+def test_a_newer_release_replaces_what_a_device_has_not_decided_on(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin()
+    fleet.says(first, "in service")
+    fleet.begin("b", b"newer", AT_ONCE, devices=[first, second])
+    assert fleet.update(second).rollout == "b"
+    older = fleet.releases.rollouts.find("a")
+    assert older is not None
+    assert older.record.devices[second].reason == "replaced by b"
+    assert fleet.fetch(second, name="b") == f"{second}:newer".encode()
+    fleet.says(first, "in service", "b")
+    fleet.says(second, "failed", "b")
+    assert fleet.offer(second) is None
+    fleet.restart()
+    fleet.tick()
+    offer = fleet.offer(first)
+    assert offer is not None and offer.release == fleet.release_of(first, "b")
+
+
+def test_a_click_gives_the_latest_before_its_wave(fleet: ReleaseFleet) -> None:
+    first, *_, last = fleet.begin()
+    fleet.clicks(last, "software")
+    assert fleet.offered == {first}
+    fleet.clicks(last)
+    fleet.clicks(last)
+    fleet.clicks("stranger")
+    assert fleet.offered == {first, last}
+    fleet.restart()
+    fleet.tick()
+    assert fleet.offered == {first, last}
+
+
+@pytest.mark.parametrize("kill_after", range(12))
+def test_a_server_that_is_killed_goes_on_where_it_was(fleet: ReleaseFleet, kill_after: int) -> None:
+    """After each of its steps; the broker retains what devices have said, and tells it again in any order."""
+    steps = 0
+
+    def step() -> None:
+        nonlocal steps
+        if steps == kill_after:
+            fleet.restart()
+            for device in reversed(fleet.devices):
+                fleet.wake(device)
+        steps += 1
+
+    fleet.wake(*fleet.devices)
+    order = fleet.begin(pace=replace(WAVES, max_failures="1"))
+    for number, device in enumerate(order):
+        step()
+        fleet.tick()
+        step()
+        fleet.says(device, "downloading", have=1)
+        step()
+        fleet.says(device, "failed" if number == 1 else "in service", reason="torn" if number == 1 else "")
+    assert fleet.rollout().state == "finished"
+    assert fleet.offered == set(order) - {order[1]}
+    assert [(wave.in_service, wave.failed) for wave in fleet.rollout().waves] == [(1, 0), (0, 1), (2, 0)]
+
+
+def test_devices_decide_while_no_server_runs(fleet: ReleaseFleet) -> None:
+    first, second, *_ = fleet.begin(pace=AT_ONCE)
+    fleet.restart()
+    for device in (first, second):
+        fleet.says(device, "in service")
+    assert [wave.in_service for wave in fleet.rollout().waves] == [2]
+
+
+def test_what_is_dismissed_is_not_offered_and_not_waited_for(fleet: ReleaseFleet) -> None:
+    fleet.gone.add("d0")
+    fleet.wake(*fleet.devices)
+    fleet.begin(pace=AT_ONCE)
+    assert fleet.offered == {"d1", "d2", "d3"}
+    for device in ("d1", "d2", "d3"):
+        fleet.says(device, "in service")
+    assert fleet.rollout().state == "finished"
+    fleet.gone.clear()
+    fleet.releases.rollouts.again()
+    fleet.tick()
+    assert "d0" in fleet.offered and fleet.fetch("d0") == b"d0:model"
+
+
+def test_files_are_kept_once_and_for_as_long_as_a_device_may_ask(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    fleet.begin(data=b"x" * 1000)
+    [kept] = fleet.store.path.glob("files/*")
+    assert kept.stat().st_size == 1000
+    fleet.releases.rollouts.carry_out("stop", "a")
+    fleet.tick()
+    assert list(fleet.store.path.glob("files/*")) == []
+
+
+def test_what_cannot_be_written_is_not_announced(
+    fleet: ReleaseFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin()
+    folder = fleet.store.path
+    folder.rename(folder.with_name("unplugged"))
+    fleet.says(first, "in service")
+    assert fleet.offered == {first}
+    folder.with_name("unplugged").rename(folder)
+    fleet.tick()
+    assert fleet.offered == {first, second}
+
+
+def test_a_damaged_record_is_left_alone_and_the_others_go_on(
+    fleet: ReleaseFleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.begin("a", b"one", AT_ONCE, ["d0"])
+    fleet.begin("b", b"two", AT_ONCE, ["d1"])
+    (fleet.store.path / "a.json").write_bytes(b"{")
+    fleet.restart()
+    fleet.tick()
+    assert [one.rollout for one in fleet.releases.rollouts.overview().rollouts] == ["b"]
+    assert "a.json cannot be read" in caplog.text
+    assert routes.ROLLOUTS.topic(TOPICS) in {sent.topic for sent in fleet.port.sent}

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many devices a wave is of, whatever counts and shares are named."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splitee.errors import ConfigError
+from splitee_server.release.wave_sizes import in_wave_order, read_waves, wave_sizes
+
+AMOUNTS = st.one_of(
+    st.integers(1, 300).map(str), st.integers(1, 100).map(lambda share: f"{share}%"), st.just("0.5%")
+)
+
+
+@given(st.lists(AMOUNTS, min_size=1, max_size=6), st.integers(1, 250))
+def test_each_wave_is_of_more_devices_than_the_one_before_or_is_refused(
+    waves: list[str], devices: int
+) -> None:
+    try:
+        sizes = wave_sizes(read_waves(",".join(waves)), devices)
+    except ConfigError as error:
+        assert "wave" in str(error) and "\n" not in str(error)
+        return
+    assert sizes and all(after > before for before, after in zip((0, *sizes), sizes, strict=False))
+    assert sizes[-1] <= devices
+    assert waves[-1] != "100%" or sizes[-1] == devices
+
+
+@pytest.mark.parametrize(
+    ("waves", "devices", "sizes"),
+    [
+        ("1,10%,100%", 20, (1, 2, 20)),
+        ("1,10%,100%", 5, (1, 5)),  # 10 % of 5 is the one that has it already
+        ("100%", 1, (1,)),
+        ("33.5%", 3, (2,)),
+        ("3", 20, (3,)),
+    ],
+)
+def test_shares_are_rounded_up(waves: str, devices: int, sizes: tuple[int, ...]) -> None:
+    assert wave_sizes(read_waves(waves), devices) == sizes
+
+
+@pytest.mark.parametrize(
+    ("waves", "reason"),
+    [
+        ("0", "'0' names nobody"),
+        ("0%,100%", "'0%' names nobody"),
+        ("0.0%", "names nobody"),
+        ("1,,100%", "'' names nobody"),
+        ("1,101%", "'101%' names nobody"),
+        ("one", "'one' names nobody"),
+        ("-1", "names nobody"),
+        ("1e3", "names nobody"),
+        (",".join(map(str, range(1, 23))), "22 of them"),
+        ("21", "there are only 20 devices"),
+        ("5,2", "wave 2 names nobody"),
+        ("5,5", "wave 5 names nobody"),
+        ("10%,10%", "wave 10% names nobody"),
+        ("50%,10%", "wave 10% names nobody"),
+    ],
+)
+def test_a_wave_that_names_nobody_is_one_clear_line(waves: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        wave_sizes(read_waves(waves), 20)
+
+
+@given(st.sets(st.from_regex(r"[a-z]{1,8}", fullmatch=True), min_size=1, max_size=30))
+def test_the_order_of_devices_depends_on_nothing_but_the_names(devices: set[str]) -> None:
+    assert in_wave_order("a", sorted(devices)) == in_wave_order("a", sorted(devices, reverse=True))
+    assert set(in_wave_order("a", devices)) == devices
+
+
+def test_the_first_wave_of_another_rollout_is_of_another_device() -> None:
+    devices = [f"pi-{number}" for number in range(20)]
+    assert len({in_wave_order(f"release-{number}", devices)[0] for number in range(40)}) > 10

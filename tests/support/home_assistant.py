@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Home Assistant's own code, which runs in an environment of its own: scripts/ensure_homeassistant.sh."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from splitee.protocol.fleet import Capability, Profile
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / "build" / "homeassistant" / "bin" / "python"
+VERDICT = Path(__file__).with_name("home_assistant_verdict.py")
+LIMIT = 60.0  # seconds
+
+
+def verdict(components: dict[str, Any], messages: list[tuple[str, str, str]]) -> dict[str, Any]:
+    """What Home Assistant makes of discovery payloads.
+
+    Args:
+        components: {key: payload of one entity's discovery}.
+        messages: (key, name of a template in its payload, message), each to be rendered.
+
+    Returns:
+        `refused`: {key: why}; `ignored`: {key: fields that it does not know}; `rendered`: of each message;
+        `updates`: of each message, the state of an update entity whose JSON was rendered, else none.
+    """
+    if not (PYTHON.parents[1] / "installed.txt").exists():
+        if os.environ.get("CI") == "true":
+            pytest.fail("no Home Assistant, and CI=true: run scripts/ensure_homeassistant.sh")
+        pytest.skip("no Home Assistant: its schemas are NOT asked (scripts/ensure_homeassistant.sh)")
+    asked = json.dumps({"components": components, "messages": messages})
+    done = subprocess.run(
+        [PYTHON, VERDICT], input=asked, capture_output=True, text=True, timeout=LIMIT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def profile(machine: str | None = None, class_names: tuple[str, ...] = ("a", "b")) -> Profile:
+    capability = None
+    if machine is not None:
+        capability = Capability(
+            network="resnet18", batch_size=32, codec="fp16", machine=machine, cores=4, threads=4
+        )
+    return Profile(
+        protocol=1,
+        instance=1,
+        version="0.1.0",
+        cut=2,
+        class_names=class_names,
+        train_samples=8,
+        held_out_samples=2,
+        capability=capability,
+    )

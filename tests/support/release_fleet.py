@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server's releases on a fake port and clock, with devices whose words a test says for them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fakes import FakeClock, FakePort
+
+from splitee.mqtt.events import Message
+from splitee.protocol import routes
+from splitee.protocol.fields import ReleaseKind, ReleaseState
+from splitee.protocol.gate import Gate
+from splitee.protocol.inference import (
+    ModelOffer,
+    ModelReport,
+    ReleasePart,
+    ReleaseWant,
+    ServedModel,
+    Serving,
+)
+from splitee.protocol.release_orders import PlannedRelease
+from splitee.protocol.rollouts import DeviceUpdate, Install, Rollout, Rollouts, Update
+from splitee.protocol.topics import Topics
+from splitee_server.release.plans import Content, Pace
+from splitee_server.release.releases import ROUTES, Releases
+from splitee_server.release.rollout_store import RolloutStore
+from splitee_server.release.wave_sizes import in_wave_order
+
+TOPICS = Topics("fleet")
+WAVES = Pace(("1", "50%", "100%"), "0", soak=0.0)
+
+
+class ReleaseFleet:
+    """Devices `d0`, `d1`, ...; a new process of the server finds what the last one has kept."""
+
+    def __init__(self, path: Path, devices: int = 4) -> None:
+        self.path = path
+        self.devices = [f"d{number}" for number in range(devices)]
+        self.now = FakeClock(1_000_000.0)
+        self.gone: set[str] = set()
+        self.restart()
+
+    def restart(self) -> None:
+        """The server is killed and started again; the broker keeps what it retains."""
+        retained = {sent.topic: sent.payload for sent in self.port.sent} if hasattr(self, "port") else {}
+        self.port = FakePort(FakeClock())
+        self.before = retained
+        self.store = RolloutStore(self.path / "releases")
+        self.releases = Releases(self.port, TOPICS, self.store, is_gone=self.gone.__contains__, now=self.now)
+        self.gate = Gate(TOPICS, ROUTES)
+
+    def content(self, data: bytes, devices: list[str] | None = None) -> Content:
+        """The same file for all, behind a head of each device's own."""
+        path = self.path / hashlib.sha256(data).hexdigest()
+        path.write_bytes(data)
+        content = Content("model", f"run {len(data)}")
+        content.sizes[path.name], content.paths[path.name] = len(data), path
+        for device in self.devices if devices is None else devices:
+            head = f"{device}:".encode()
+            digest = hashlib.sha256(head + data).hexdigest()
+            content.releases.append(PlannedRelease(device, digest, path.name, head, version="new"))
+        return content
+
+    def begin(
+        self, name: str = "a", data: bytes = b"model", pace: Pace = WAVES, devices: list[str] | None = None
+    ) -> list[str]:
+        """A rollout; its devices in the order of the waves."""
+        content = self.content(data, devices)
+        self.releases.begin(content, name, pace)
+        self.tick()
+        return in_wave_order(name, [one.device for one in content.releases])
+
+    def tick(self, seconds: float = 1.0) -> None:
+        self.now.advance(seconds)
+        self.releases.rollouts.tick()
+
+    def hear(self, route: routes.Route, device: str, payload: bytes, *, retained: bool = False) -> bool:
+        received = self.gate.read(Message(route.topic(TOPICS, device), payload, retained=retained))
+        taken = received is not None and self.gate.apply(received, self.releases.handle)
+        self.tick()
+        return taken
+
+    def wake(self, *devices: str, state: str = "online") -> None:
+        for device in devices:
+            self.hear(routes.SERVING, device, Serving(state=state, instance=1).encode())
+
+    def says(
+        self, device: str, state: ReleaseState, name: str = "a", reason: str = "", have: int = 0
+    ) -> None:
+        """The device's word on the release that it gets by a rollout."""
+        release = self.release_of(device, name)
+        serves = ServedModel(release, "run", 5, 1.0) if state == "in service" else None
+        report = ModelReport(release, state, reason, have=have, size=9, serves=serves)
+        self.hear(routes.MODEL_REPORT, device, report.encode(), retained=True)
+
+    def release_of(self, device: str, name: str = "a") -> str:
+        rollout = self.releases.rollouts.find(name)
+        assert rollout is not None
+        return rollout.releases[device].release
+
+    def clicks(self, device: str, kind: ReleaseKind = "model") -> None:
+        self.hear(routes.INSTALL, device, Install(kind=kind).encode())
+
+    def fetch(self, device: str, offset: int = 0, name: str = "a") -> bytes | None:
+        """The bytes of a part; None: none comes."""
+        topic = routes.MODEL_PART.topic(TOPICS, device)
+        before = len(self.port.payloads(topic))
+        want = ReleaseWant(release=self.release_of(device, name), offset=offset)
+        self.hear(routes.MODEL_WANT, device, want.encode())
+        parts = self.port.payloads(topic)[before:]
+        return ReleasePart.decode(parts[0]).data if parts else None
+
+    def retained(self, topic: str) -> bytes:
+        """What the broker keeps there."""
+        said = self.port.payloads(topic)
+        return said[-1] if said else self.before.get(topic, b"")
+
+    def offer(self, device: str) -> ModelOffer | None:
+        payload = self.retained(routes.MODEL_OFFER.topic(TOPICS, device))
+        return ModelOffer.decode(payload) if payload else None
+
+    @property
+    def offered(self) -> set[str]:
+        return {device for device in self.devices if self.offer(device) is not None}
+
+    def rollout(self, name: str = "a") -> Rollout:
+        found = Rollouts.decode(self.retained(routes.ROLLOUTS.topic(TOPICS)))
+        return next(one for one in found.rollouts if one.rollout == name)
+
+    def update(self, device: str) -> Update:
+        return DeviceUpdate.decode(self.retained(routes.DEVICE_UPDATE.topic(TOPICS, device))).model
