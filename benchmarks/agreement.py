@@ -152,7 +152,7 @@ def train() -> nn.Module:
 
 def follow(rule: str, sequence: Sequence300) -> tuple[int, list[int]]:
     """Changes of the state beyond those of the truth, and by how many images each of those is late."""
-    agreement = Agreement(parse_rule(rule)(len(CLASSES)))
+    agreement = Agreement(parse_rule(rule)(len(CLASSES), None))
     states: list[str] = []
     for index, (_, label, probability, _) in enumerate(sequence.predictions):
         agreement.take(label, probability, index)

@@ -13,7 +13,7 @@ from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.link import Link
 from splitee.protocol.fleet import DeviceFigures, DeviceStatus
-from splitee.protocol.inference import PredictionReport
+from splitee.protocol.inference import PredictedState, PredictionReport
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Region
 from splitee.samples.kept import kept_region
@@ -43,7 +43,7 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*signed, "--fit", "pad", devices=2, release=True)
         fleet.device("pi-1", 1, *pinned, "--region", "2,2,24,24", shard="1/2")
-        fleet.device("pi-2", 3, *pinned, "--watch", str(folder), shard="2/2")
+        fleet.device("pi-2", 3, *pinned, "--watch", str(folder), "--agree", "1", shard="2/2")
         assert fleet.wait("server", "pi-1") == [0, 0]
         while DeviceStatus.decode(await_message(watcher, status)).doing != "serving":
             pass
@@ -56,6 +56,9 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
         assert f"INFO white.png: {answer.label}" in fleet.log("pi-2")
         fleet.processes["pi-2"].terminate()
         assert fleet.wait("pi-2") == [0]
+        assert f"INFO state: {answer.label}" in fleet.log("pi-2")
+        state = PredictedState.decode((tmp_path / "pi-2" / "models" / "state.json").read_bytes())
+        assert state.label == answer.label
         report = fleet.report()
     of_device = {device: topics.device(device, "metrics") for device in ("pi-1", "pi-2")}
     watcher.subscribe(*of_device.values())  # retained: the last that was said

@@ -75,12 +75,13 @@ class Weighted:
     two images alone change nothing, however sure the model is of them, and three do.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, held: str | None = None) -> None:
+        """`held`: label of the state that holds; None: there is none."""
         self.window = RECENT
         self._labels = max(classes, 1) + 1  # UNSURE is one
         self._most_ratio = (TWO * self._labels / CHANGE) ** 0.5
-        self._beliefs: dict[str, float] = {}  # of the labels that have come
-        self._other = 1 / self._labels  # of each of the others
+        self._beliefs = {} if held is None else {held: 1.0}  # of the labels that have come
+        self._other = 1 / self._labels if held is None else 0.0  # of each of the others
 
     def take(self, label: str, probability: float) -> str | None:
         self._beliefs.setdefault(label, self._other)
@@ -102,8 +103,8 @@ class Weighted:
         return (1 - CHANGE) * belief + CHANGE / self._labels
 
 
-def parse_rule(text: str) -> Callable[[int], Rule]:
-    """What makes the rule of `text` for a model with so many classes.
+def parse_rule(text: str) -> Callable[[int, str | None], Rule]:
+    """What makes the rule of `text` for a model with so many classes, and the label of the state that holds.
 
     Args:
         text: `weighted`; `3`, three images in a row; or `3/5`, three of the last five.
@@ -124,7 +125,7 @@ def parse_rule(text: str) -> Callable[[int], Rule]:
     )
 
 
-def _votes(count: int, window: int, _classes: int) -> Rule:
+def _votes(count: int, window: int, _classes: int, _held: str | None) -> Rule:
     return Votes(count, window)
 
 
@@ -155,20 +156,19 @@ class Agreement:
         if self._without >= PATIENCE * self.rule.window:
             agreed = UNSURE
         before = self.state
-        if agreed is None and before is None:
+        if agreed is None and before is not None:
+            agreed = before.label
+        if agreed is None:
             return False
-        now = before.label if agreed is None and before is not None else agreed
-        assert now is not None
-        changes = before is None or now != before.label
-        since = time if changes or before is None else before.since
-        self.state = State(now, self._confidence(now), since)
-        return changes
+        since = time if before is None or agreed != before.label else before.since
+        self.state = State(agreed, self._confidence(agreed), since)
+        return before is None or agreed != before.label
 
     def _confidence(self, label: str) -> float:
         """Without a recent image that shows it: the last one."""
-        shown = [probability for known, probability in self._recent if known == label]
         if label == UNSURE:
             return 0.0
+        shown = [probability for known, probability in self._recent if known == label]
         if shown:
             return sum(shown) / len(shown)
         return 0.0 if self.state is None else self.state.confidence

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class Agreeing:
         is_own = report.source != "trunk"
         if self.unsure_above is not None and is_own and report.entropy > self.unsure_above:
             return UNSURE
+        if not math.isfinite(report.probability):  # nor are the model's logits
+            return UNSURE
         return report.label[:LONGEST_CLASS_NAME]
 
 
@@ -74,7 +77,7 @@ class PredictedStates:
         self._agreeing = agreeing
         self._make_rule = parse_rule(agreeing.rule)
         self._clock = clock
-        self._agreement = Agreement(self._make_rule(1), _read(self._file))
+        self._agreement = self._begin(1, _read(self._file))
         self._said_at = clock()
         self._has_news = False  # an image has come since it was said
         self._saved: State | None = self._agreement.state
@@ -83,7 +86,10 @@ class PredictedStates:
 
     def serve(self, classes: int) -> None:
         """A model with so many classes is in service: images of the one before agree with none of its own."""
-        self._agreement = Agreement(self._make_rule(classes), self._agreement.state)
+        self._agreement = self._begin(classes, self._agreement.state)
+
+    def _begin(self, classes: int, state: State | None) -> Agreement:
+        return Agreement(self._make_rule(classes, None if state is None else state.label), state)
 
     def take(self, report: PredictionReport) -> None:
         """The prediction for the next image."""

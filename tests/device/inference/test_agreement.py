@@ -28,7 +28,7 @@ RULES = (WEIGHTED, "3/5", "3")
 
 def agreement(rule: str, classes: int = CLASSES, held: str | None = None) -> Agreement:
     """Which has seen enough of `held`."""
-    made = Agreement(parse_rule(rule)(classes))
+    made = Agreement(parse_rule(rule)(classes, None))
     for index in range(0 if held is None else 20):
         made.take(str(held), 0.95, index - 20.0)
     return made
@@ -107,7 +107,7 @@ def test_images_that_the_model_is_less_sure_of_count_less() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_images_that_agree_on_nothing_for_long_make_it_unsure_and_agreement_ends_that(rule: str) -> None:
     made = agreement(rule, held="a")
-    window = parse_rule(rule)(CLASSES).window
+    window = parse_rule(rule)(CLASSES, None).window
     found = changes(made, shown("bcde" * 10, 0.5))
     assert [label for _, label in found] == [UNSURE]
     assert found[0][0] <= (PATIENCE + 1) * window
@@ -124,11 +124,12 @@ def test_the_confidence_is_that_of_the_latest_images_which_show_it() -> None:
     assert made.state.confidence == pytest.approx(0.7)  # none of them shows it
 
 
-def test_what_holds_from_before_goes_on_until_something_else_is_agreed_on() -> None:
-    made = Agreement(parse_rule("3/5")(CLASSES), State("a", 0.9, 77.0))
-    assert changes(made, shown("abab")) == []
+@pytest.mark.parametrize("rule", RULES)
+def test_what_holds_from_before_goes_on_until_something_else_is_agreed_on(rule: str) -> None:
+    made = Agreement(parse_rule(rule)(CLASSES, "a"), State("a", 0.9, 77.0))
+    assert changes(made, shown("bb")) == []
     assert made.state is not None and (made.state.label, made.state.since) == ("a", 77.0)
-    assert changes(made, shown("bb")) == [(0, "b")]
+    assert changes(made, shown("b")) == [(0, "b")]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -206,6 +207,16 @@ def test_images_above_the_uncertainty_count_for_unsure_unless_the_trunk_has_seen
     assert said(port)[-1].unsure
     after.sees("aaa")
     assert said(port)[-1].label == "a"
+
+
+def test_images_that_the_model_makes_nothing_of_count_for_unsure(
+    port: FakePort, clock: FakeClock, tmp_path: Path
+) -> None:
+    device = Device(port, tmp_path, clock, WEIGHTED)
+    device.sees("aaa")
+    device.sees("aaa", probability=math.nan, entropy=math.nan)
+    device.sees("bbb")
+    assert [state.label for state in said(port)] == ["a", "unsure", "b"]
 
 
 def test_a_class_may_be_called_unsure(port: FakePort, clock: FakeClock, tmp_path: Path) -> None:
