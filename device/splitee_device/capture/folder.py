@@ -163,7 +163,7 @@ class Folder:
 
     def _listen(self) -> RustNotify | None:
         """What tells of changes; None: the system does not."""
-        from watchfiles._rust_notify import RustNotify
+        from watchfiles._rust_notify import RustNotify  # documented for use without watchfiles' own loop
 
         try:
             return RustNotify([str(self._path)], False, False, 0, False, False)

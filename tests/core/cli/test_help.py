@@ -141,6 +141,18 @@ SIMULATE = ("simulate", "--out", "o")
         ),
         ((*DEVICE, "--every", "5"), "--every does nothing without --camera or --stdin"),
         (
+            (*DEVICE, "--watch", "x", "--stdin"),
+            "give one of --watch FOLDER, --camera and --stdin, not --watch FOLDER and --stdin",
+        ),
+        (
+            (*DEVICE, "--watch", "x", "--on-topic", "own"),
+            "--on-topic does nothing without --camera or --stdin",
+        ),
+        ((*DEVICE, "--stdin", "--on-payload", "ON"), "--on-payload does nothing without --on-topic"),
+        ((*DEVICE, "--stdin", "--on-topic", "motion/+"), "'motion/+': expected one topic, without + and #"),
+        ((*DEVICE, "--stdin", "--watch-poll", "5"), "--watch-poll does nothing without --watch"),
+        ((*DEVICE, "--on-change", "0.1"), "--on-change does nothing without --watch, --camera or --stdin"),
+        (
             (*DEVICE, "--cut", "3", "--prefer", "deepest"),
             "--prefer does nothing without --cut auto or --adapt",
         ),
