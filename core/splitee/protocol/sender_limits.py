@@ -36,10 +36,8 @@ class SenderLimits:
         if not topic.startswith(self._prefix):
             return True
         device, _, leaf = topic[len(self._prefix) :].partition("/")
-        if (
-            leaf == INSTALL.leaf
-        ):  # not the device's own word: all of them have one bucket, and nobody is blamed
-            device = leaf
+        if leaf == INSTALL.leaf:
+            device = CLICKS
         now = self._clock()
         tokens, before = self._buckets.get(device, (float(self._burst), now))
         tokens = min(self._burst, tokens + (now - before) * self._rate)

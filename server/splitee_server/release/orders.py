@@ -135,9 +135,7 @@ class Orders:
 
 def refuse(port: Port, topics: Topics, order: ReleaseOrder) -> None:
     """The word of a server that keeps no releases."""
-    message = (
-        "this server keeps no releases: start it with a folder for them (`splitee serve --releases DIR`)"
-    )
+    message = "this server keeps no releases: start it with a folder for them (--releases DIR)"
     answer = ReleaseAnswer(request=order.request, code=int(ExitCode.STATE), message=message)
     port.publish(routes.RELEASED.topic(topics), answer.encode())
 
