@@ -339,10 +339,15 @@ class Rollouts:
         return Update(installed=installed, latest=installed)
 
     def overview(self) -> Overview:
-        """What viewers are told: all that are open, then the newest."""
+        """What viewers are told: all that are open, then the newest, as many as one message carries."""
         newest = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
-        shown = sorted(newest[:MOST_ROLLOUTS], key=lambda one: -one.record.order)
-        return Overview(rollouts=tuple(rollout.view(self._is_awake) for rollout in shown))
+        views = [rollout.view(self._is_awake) for rollout in newest[:MOST_ROLLOUTS]]
+        while True:
+            shown = sorted(views, key=lambda one: one.created, reverse=True)
+            overview = Overview(rollouts=tuple(shown))
+            if len(overview.encode()) <= routes.LARGEST_WHOLE or len(views) <= 1:
+                return overview
+            views.pop()
 
     def _decisive(self, device: str, kind: ReleaseKind) -> Rollout | None:
         """The newest rollout that the device was reached by: what it says stands; None: none ever did."""
