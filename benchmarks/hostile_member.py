@@ -63,6 +63,7 @@ from splitee.protocol.inference import (
     PredictionReport,
     ReleaseWant,
     Serving,
+    SoftwareReport,
 )
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
@@ -159,6 +160,8 @@ class Member:
                 time=1.0,
             ),
             routes.MODEL_WANT: ReleaseWant(release="0" * 64, offset=0),
+            routes.SOFTWARE_WANT: ReleaseWant(release="0" * 64, offset=0),
+            routes.SOFTWARE_REPORT: SoftwareReport(release="", state="in service", runs="0"),
             routes.MODEL_REPORT: ModelReport(release="0" * 64, state="failed", reason="x"),
             routes.SERVING: Serving(state="online", instance=1, per_minute=1.0),
             routes.PREDICTED_STATE: PredictedState(label="a", confidence=0.9, since=1.0, time=1.0),
