@@ -218,7 +218,7 @@ main(sys.argv[1:])
 @pytest.mark.slow(8)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: Path, steps: int) -> None:
-    """Before its first, its second and its third process; the next one begins anew and removes the rest."""
+    """Before the packages are installed, before what they require is checked, and before they are loaded."""
     software = Software(tmp_path)
     software.install_base(Path(sys.prefix))
     flags = ["upgrade", "--software", tmp_path, "--release-key", files / RELEASE_KEY, files / GOOD]

@@ -117,10 +117,10 @@ class SoftwareInstaller:
             return name.rpartition("-")[0]
         if not self.software.is_there(BASE):
             return __version__  # the launcher has never run
-        command = [str(self.software.python(BASE)), "-c", "import splitee; print(splitee.__version__)"]
+        command = [str(self.software.python(BASE)), "-P", "-m", "splitee", "--version"]
         with suppress(OSError, subprocess.SubprocessError):
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST, check=True)
-            return done.stdout.strip()
+            return done.stdout.split()[-1]  # of "splitee, version 0.1.0"
         raise SoftwareError(f"what this device was installed with does not start: {command[0]}")
 
     def _write(self, write: Callable[[], None]) -> None:
