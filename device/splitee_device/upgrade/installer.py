@@ -118,7 +118,7 @@ class SoftwareInstaller:
         if not self.software.is_there(BASE):
             return __version__  # the launcher has never run
         command = [str(self.software.python(BASE)), "-P", "-m", "splitee", "--version"]
-        with suppress(OSError, subprocess.SubprocessError):
+        with suppress(OSError, subprocess.SubprocessError, IndexError):
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST, check=True)
             return done.stdout.split()[-1]  # of "splitee, version 0.1.0"
         raise SoftwareError(f"what this device was installed with does not start: {command[0]}")
