@@ -349,7 +349,7 @@ class Service:
             self._clear([route.topic(self._topics, device)])
         if reason == "dismissed":
             self._dismissals.on_rejected(rejection)
-        if reason == "quarantined" or not route.of_device:
+        if reason == "quarantined" or route.sender != "device":
             return
         if route is routes.INFER:
             self._predictions.refuse(rejection)

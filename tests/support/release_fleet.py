@@ -48,7 +48,9 @@ class ReleaseFleet:
         self.port = FakePort(FakeClock())
         self.before = retained
         self.store = RolloutStore(self.path / "releases")
-        self.releases = Releases(self.port, TOPICS, self.store, is_gone=self.gone.__contains__, now=self.now)
+        self.releases = Releases(
+            self.port, TOPICS, self.store, is_gone=self.gone.__contains__, now=self.now, clock=self.now
+        )
         self.gate = Gate(TOPICS, ROUTES)
 
     def content(self, data: bytes, devices: list[str] | None = None) -> Content:

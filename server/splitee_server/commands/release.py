@@ -43,6 +43,8 @@ from splitee_server.release.plans import Content, Pace
 from splitee_server.release.rollout_store import RolloutStore
 from splitee_server.release.watching import Watch, wait_for
 
+Receive = Callable[[float], Event | None]
+
 LISTEN = 2.0  # seconds in which a broker tells what it retains
 ALL = "all"
 GOES_ON = "the server goes on with it, as `splitee release --list` shows"
@@ -81,7 +83,7 @@ log = logging.getLogger(__name__)
         metavar="SPAN",
         help=f"How long devices that sleep are offered it: 12h, 30d; up to {LONGEST // 86_400}d.",
     ),
-    setting("--name", metavar="NAME", help="Name of the release.", show_default="release- and the time"),
+    switch("--name", metavar="NAME", help="Name of the release.", show_default="release- and the time"),
     setting(
         "--devices",
         default=ALL,
@@ -102,10 +104,10 @@ log = logging.getLogger(__name__)
 @section(
     "Releases under way",
     switch("--list", "lists", is_flag=True, help="Show the releases that the server keeps."),
-    setting("--pause", metavar="NAME", help="Offer it to no further device; downloads under way go on."),
-    setting("--resume", metavar="NAME", help="Go on with one that was paused."),
-    setting("--stop", metavar="NAME", help="Take it back from all that have not got it."),
-    setting("--roll-back", metavar="NAME", help="Have every device that has it return to the one before."),
+    switch("--pause", metavar="NAME", help="Offer it to no further device; downloads under way go on."),
+    switch("--resume", metavar="NAME", help="Go on with one that was paused."),
+    switch("--stop", metavar="NAME", help="Take it back from all that have not got it."),
+    switch("--roll-back", metavar="NAME", help="Have every device that has it return to the one before."),
 )
 @link_options
 def release(
@@ -187,7 +189,7 @@ def _is_software(models: tuple[Path, ...]) -> bool:
 def _devices(connection: Link, topics: Topics, wanted: str) -> list[str]:
     """Those that are named, or all of which the broker retains something."""
     if wanted != ALL:
-        return [check_name(one.strip(), "--devices") for one in wanted.split(",")]
+        return list(dict.fromkeys(check_name(one.strip(), "--devices") for one in wanted.split(",")))
     gate = Gate(topics, (routes.STATUS, routes.SERVING), takes_cleared=True, log_first=0)
     connection.subscribe(*gate.filters)
     found: set[str] = set()
@@ -223,37 +225,40 @@ def _release(
     with ExitStack() as stack:
         progress = stack.enter_context(_progress())
         task = progress.add_task("sent to the server", total=len(data) + sum(content.sizes.values()))
+        operator = Operator(connection, topics, wait=wait, stop=stopped)
         files: dict[str, Source] = {digest: data, **content.paths}
-        receive: Callable[[float], Event | None] = connection.receive
+        receive: Receive = connection.receive
         hint = GOES_ON
         try:
-            operator = Operator(connection, topics, wait=wait, stop=stopped)
             echo(operator.give(order, files, lambda count: progress.advance(task, count)))
         except NoServer:
             if detach:
                 raise Stalled("no server runs that could keep the release: leave out --detach") from None
             log.warning("no server runs: devices get their bytes only while this command does")
-            store = RolloutStore(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            here = Here(connection, topics, store)
-            stack.callback(here.close)
-            here.releases.begin(content, rollout, how)
-            receive = here.receive
-            hint = OFFER_STAYS
+            receive, hint = _release_here(connection, topics, content, rollout, how, stack), OFFER_STAYS
         if detach:
             return
         watch = Watch(connection, topics, rollout)
         progress.update(task, description="have decided", total=len(plan.releases), completed=0)
-        wait_for(
-            watch,
-            receive,
-            lambda seen: progress.update(task, completed=seen.decided),
-            wait=wait,
-            stop=stopped,
-            hint=hint,
-        )
+
+        def tell(seen: Watch) -> None:
+            progress.update(task, completed=seen.decided)
+
+        wait_for(watch, receive, tell, wait=wait, stop=stopped, hint=hint)
     for line in watch.lines():
         echo(line)
     watch.check()
+
+
+def _release_here(
+    connection: Link, topics: Topics, content: Content, rollout: str, how: Pace, stack: ExitStack
+) -> Receive:
+    """Does the server's part until `stack` is closed; how to receive events meanwhile."""
+    store = RolloutStore(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    here = Here(connection, topics, store)
+    stack.callback(here.close)
+    here.releases.begin(content, rollout, how)
+    return here.receive
 
 
 def _progress() -> Progress:

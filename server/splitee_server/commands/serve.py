@@ -31,6 +31,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer, claim_fleet, offline
 from splitee_server.offload.predictions import Predictions
 from splitee_server.release import releases as release
+from splitee_server.release.orders import refuse
 from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore, open_store
 
@@ -127,7 +128,7 @@ def answer_requests(
     releases = Releases(port, topics, store) if store is not None else None
     gate = Gate(
         topics,
-        (routes.INFER, routes.SERVER_CLAIM, *(release.ROUTES if releases is not None else ())),
+        (routes.INFER, routes.SERVER_CLAIM, *(release.ROUTES if releases is not None else (routes.RELEASE,))),
         on_rejected=lambda one: predictions.refuse(one) if one.route is routes.INFER else None,
         passes=(BrokerRefused, Unwinding),
     )
@@ -150,6 +151,8 @@ def answer_requests(
                 gate.apply(received, predictions.add)
             elif releases is not None:
                 gate.apply(received, releases.handle)
+            else:
+                refuse(port, topics, received.message)
         elif isinstance(event, Connected):
             beat(now=True)
             if releases is not None:

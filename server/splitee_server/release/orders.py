@@ -133,6 +133,13 @@ class Orders:
         self._port.publish(self._topic, answer.encode())
 
 
+def refuse(port: Port, topics: Topics, order: ReleaseOrder) -> None:
+    """The word of a server that keeps no releases."""
+    message = "this server keeps no releases: start it with a folder for them (--releases DIR)"
+    answer = ReleaseAnswer(request=order.request, code=int(ExitCode.STATE), message=message)
+    port.publish(routes.RELEASED.topic(topics), answer.encode())
+
+
 def _checked(data: bytes, order: ReleaseOrder) -> RolloutPlan:
     """The plan, where it agrees with itself and with its order. Raises ModelError."""
     try:

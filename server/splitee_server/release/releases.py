@@ -37,9 +37,10 @@ class Releases:
         is_gone: Callable[[str], bool] = lambda _device: False,
         told: Callable[[Overview], None] = lambda _overview: None,
         now: Clock = time.time,
+        clock: Clock = time.monotonic,
     ) -> None:
         """As those of `Rollouts`."""
-        self.rollouts = Rollouts(port, topics, store, is_gone=is_gone, told=told, now=now)
+        self.rollouts = Rollouts(port, topics, store, is_gone=is_gone, told=told, now=now, clock=clock)
         self._orders = Orders(port, topics, store, self.rollouts)
         self._store = store
 

@@ -222,6 +222,7 @@ class Rollout:
             return changed
         if not serves:
             return self.stop(f"none of the {len(reached)} devices up to wave {record.wave} has it in service")
+        record.quiet_since = min(record.quiet_since, now)  # a clock may be set back
         if record.quiet_since and now - record.quiet_since >= record.soak:
             record.wave, record.quiet_since = record.wave + 1, 0.0
             return self._offer_wave() or True

@@ -84,10 +84,11 @@ class Rollouts:
         is_gone: Callable[[str], bool] = lambda _device: False,
         told: Callable[[Overview], None] = lambda _overview: None,
         now: Clock = time.time,
+        clock: Clock = time.monotonic,
     ) -> None:
         """`is_gone`: whether a device is to be offered nothing. `told`: is told what viewers are.
 
-        `now`: seconds since the epoch.
+        `now`: seconds since the epoch. `clock`: of what must not depend on the time that is set.
         """
         self._port = port
         self._topics = topics
@@ -95,6 +96,7 @@ class Rollouts:
         self._is_gone = is_gone
         self._told = told
         self._now = now
+        self._clock = clock
         self._rollouts = {rollout.record.rollout: rollout for rollout in store.load()}  # the oldest first
         self._devices: dict[str, _Device] = {}
         self._unsaved: set[str] = set()
@@ -103,6 +105,7 @@ class Rollouts:
         self._overview: Overview | None = None
         self._overview_due = 0.0
         self._look_due = 0.0
+        self._is_new = True  # something has come since the last look
         self._log_disk = RateLimiter()
         self._touch_all()
 
@@ -131,6 +134,7 @@ class Rollouts:
             self._unsaved.add(other.record.rollout)
         self._rollouts[plan.rollout] = rollout
         self._touched |= rollout.record.devices.keys()
+        self._is_new = True
         self._forget_old()
         log.info("rollout %s: %s for %d devices", plan.rollout, plan.version, len(plan.releases))
         return rollout
@@ -189,6 +193,7 @@ class Rollouts:
         if isinstance(message, ReleaseWant):
             self._send(device, WANTS[received.route], message)
             return
+        self._is_new = True
         known = self._known(device)
         if known is None:
             return
@@ -250,12 +255,12 @@ class Rollouts:
         Args:
             at_once: all of it: there will be no other tick.
         """
-        now = self._now()
-        if now < self._look_due and not (self._touched or self._unsaved or at_once):
+        now = self._clock()
+        if now < self._look_due and not (self._is_new or at_once):
             return
-        self._look_due = now + LOOK
+        self._look_due, self._is_new = now + LOOK, False
         for rollout in self._rollouts.values():
-            if rollout.advance(now, self._is_awake, self._is_gone):
+            if rollout.advance(self._now(), self._is_awake, self._is_gone):
                 self._changed(rollout)
                 log.info("rollout %s: %s", rollout.record.rollout, _standing(rollout))
         if self._save():
@@ -334,10 +339,15 @@ class Rollouts:
         return Update(installed=installed, latest=installed)
 
     def overview(self) -> Overview:
-        """What viewers are told: all that are open, then the newest."""
+        """What viewers are told: all that are open, then the newest, as many as one message carries."""
         newest = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
-        shown = sorted(newest[:MOST_ROLLOUTS], key=lambda one: -one.record.order)
-        return Overview(rollouts=tuple(rollout.view(self._is_awake) for rollout in shown))
+        views = [rollout.view(self._is_awake) for rollout in newest[:MOST_ROLLOUTS]]
+        while True:
+            shown = sorted(views, key=lambda one: one.created, reverse=True)
+            overview = Overview(rollouts=tuple(shown))
+            if len(overview.encode()) <= routes.LARGEST_WHOLE or len(views) <= 1:
+                return overview
+            views.pop()
 
     def _decisive(self, device: str, kind: ReleaseKind) -> Rollout | None:
         """The newest rollout that the device was reached by: what it says stands; None: none ever did."""
@@ -362,10 +372,12 @@ class Rollouts:
         return report is not None and in_service(report) not in ("", release)
 
     def _changed(self, rollout: Rollout) -> None:
+        self._is_new = True
         self._unsaved.add(rollout.record.rollout)
         self._touched |= rollout.record.devices.keys()
 
     def _touch_all(self) -> None:
+        self._is_new = True
         for rollout in self._rollouts.values():
             self._touched |= rollout.record.devices.keys()
         self._touched |= self._devices.keys()

@@ -31,3 +31,12 @@ def test_nobody_pays_for_another_and_all_topics_of_a_device_count_together() -> 
     assert limits.admits(TOPICS.device("pi-1", "features"))
     assert limits.admits(TOPICS.server_claim)
     assert limits.take_refused() == {"evil": 1}
+
+
+def test_clicks_have_a_rate_of_their_own_and_no_device_is_blamed_for_them() -> None:
+    limits = SenderLimits(TOPICS, rate=10, burst=2, clock=FakeClock())
+    clicks = [TOPICS.device(device, "install") for device in ("pi-1", "pi-2", "install")]
+    assert [limits.admits(topic) for topic in clicks] == [True, True, False]
+    assert limits.admits(TOPICS.device("pi-1", "status"))
+    assert limits.admits(TOPICS.device("install", "status"))
+    assert limits.take_refused() == {}

@@ -12,6 +12,7 @@ from release_fleet import TOPICS, WAVES, ReleaseFleet
 from splitee.errors import ConfigError
 from splitee.protocol import routes
 from splitee.protocol.inference import ModelReport, ServedModel
+from splitee.protocol.rollouts import MOST_ROLLOUTS, Rollouts
 from splitee_server.release.plans import AT_ONCE
 
 
@@ -276,3 +277,16 @@ def test_a_damaged_record_is_left_alone_and_the_others_go_on(
     assert [one.rollout for one in fleet.releases.rollouts.overview().rollouts] == ["b"]
     assert "a.json cannot be read" in caplog.text
     assert routes.ROLLOUTS.topic(TOPICS) in {sent.topic for sent in fleet.port.sent}
+
+
+def test_viewers_are_told_of_as_many_as_one_message_carries(fleet: ReleaseFleet) -> None:
+    fleet.begin("open", b"open", devices=["d3"])
+    for number in range(MOST_ROLLOUTS + 5):
+        fleet.begin(f"r{number}", bytes([number]), replace(AT_ONCE, max_failures="0"), ["d0"])
+        fleet.says("d0", "failed", f"r{number}", reason="w" * 1000)
+    fleet.tick()
+    said = Rollouts.decode(fleet.retained(routes.ROLLOUTS.topic(TOPICS)))
+    assert len(said.encode()) <= routes.LARGEST_WHOLE
+    assert [one.rollout for one in said.rollouts][:2] == ["r24", "r23"]
+    assert said.rollouts[-1].rollout == "open"
+    assert len(list(fleet.store.path.glob("*.json"))) == MOST_ROLLOUTS

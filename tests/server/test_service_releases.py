@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Releases of a server that trains: they go out beside the rounds, and change nothing in them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from virtual_fleet import TOPICS, VirtualFleet
+
+from splitee.protocol import routes
+from splitee.protocol.inference import ModelOffer, Serving
+from splitee.protocol.release_orders import (
+    PlannedFile,
+    PlannedRelease,
+    ReleaseAnswer,
+    ReleaseOrder,
+    ReleaseUpload,
+    RolloutPlan,
+)
+from splitee.protocol.rollouts import Rollouts
+from splitee_server.monitoring.observer import Observer
+
+TWO = ("pi-1", "pi-2")
+MODEL = b"model"
+FILE = hashlib.sha256(MODEL).hexdigest()
+PLAN = RolloutPlan(
+    rollout="ordered",
+    kind="model",
+    expires=3600.0,
+    files=(PlannedFile(FILE, len(MODEL)),),
+    releases=(PlannedRelease("pi-9", FILE, FILE),),
+).encode()
+ORDER = ReleaseOrder(
+    request=1,
+    action="release",
+    rollout="ordered",
+    plan=hashlib.sha256(PLAN).hexdigest(),
+    plan_size=len(PLAN),
+)
+
+
+class Told(Observer):
+    def __init__(self) -> None:
+        self.rollouts: list[Rollouts] = []
+
+    def on_rollouts(self, rollouts: Rollouts) -> None:
+        self.rollouts.append(rollouts)
+
+
+def test_an_order_is_carried_out_between_batches(tmp_path: Path) -> None:
+    undisturbed = VirtualFleet(tmp_path / "undisturbed", *TWO, rounds=1).run()
+    told = Told()
+    fleet = VirtualFleet(tmp_path / "ordered", *TWO, rounds=1, observers=[told])
+
+    def say(route: routes.Route, payload: bytes) -> None:
+        fleet.port.deliver(route.topic(TOPICS, "pi-9"), payload)
+
+    say(routes.SERVING, Serving(state="online", instance=1).encode())
+    say(routes.RELEASE, ORDER.encode())
+    for digest, data in ((ORDER.plan, PLAN), (FILE, MODEL)):
+        say(routes.RELEASE_UPLOAD, ReleaseUpload(request=1, sha256=digest, offset=0, data=data).encode())
+    report = fleet.run()
+    answers = fleet.port.payloads(routes.RELEASED.topic(TOPICS))
+    assert ReleaseAnswer.decode(answers[-1]).message == "rollout ordered: 1 device, at once"
+    [offer] = fleet.port.payloads(routes.MODEL_OFFER.topic(TOPICS, "pi-9"))
+    assert ModelOffer.decode(offer).release == FILE
+    assert [one.rollout for one in told.rollouts[-1].rollouts] == ["ordered"]
+    assert report["weights_sha256"] == undisturbed["weights_sha256"]
+
+
+def test_malformed_clicks_put_no_device_into_quarantine(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path, *TWO, rounds=1)
+    for _ in range(30):
+        fleet.port.deliver(routes.INSTALL.topic(TOPICS, "pi-1"), b"{")
+    report = fleet.run()
+    assert fleet.rejected["server", "malformed"] == 30
+    assert report["rejected"] == 30
