@@ -137,6 +137,7 @@ def test_what_does_not_come_up_is_given_up(device: Device, does: str, reason: st
     until(lambda: device.starts[-1:] == [OLD], device.log.read_text)
     assert device.software.failure() == (NEW, reason)
     assert device.software.target(TRIED) is None
+    assert not (device.software.path / NEW).exists(), "it takes no room any more"
     assert f"{NEW} is given up: {reason}; {OLD} runs again" in device.log.read_text()
 
 
