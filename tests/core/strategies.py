@@ -17,6 +17,7 @@ from splitee.protocol.accuracies import ConfusionMatrix
 from splitee.protocol.codecs import LARGEST
 from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.fields import LARGEST_COUNT
+from splitee.protocol.release_orders import RolloutPlan
 from splitee.protocol.routes import ROUTES
 
 # The same examples in every run; benchmarks/fuzz_messages.py looks for new ones.
@@ -24,7 +25,7 @@ settings.register_profile("splitee", derandomize=True, deadline=None, max_exampl
 settings.load_profile("splitee")
 
 MESSAGES: tuple[type[JsonMessage | PackedMessage], ...] = tuple(
-    dict.fromkeys(route.message for route in ROUTES)
+    dict.fromkeys([*(route.message for route in ROUTES), RolloutPlan])
 )
 PLAIN = st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(max_size=20)
 WITHIN_BOUNDS = st.floats(-LARGEST, LARGEST, width=32)
