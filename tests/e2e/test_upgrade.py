@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -32,6 +33,7 @@ from splitee.software.packing import describe, pack
 from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY
 from splitee_device.upgrade.software import BASE, CURRENT, TRIAL, Software
 from splitee_lab.local.brokers import RunningBroker
+from systemd import FakeSystemd
 
 ROUTES = RELEASES["software"]
 GOOD, SILENT, BROKEN = "0.2.0", "0.3.0", "0.4.0"
@@ -194,6 +196,27 @@ def test_software_by_hand(device: Device, files: Path) -> None:
     assert device.upgrade("--roll-back").returncode == ExitCode.OK
     until(lambda: device.software.in_service == BASE, device.log.read_text, LONG)
     assert device.process.poll() is None
+
+
+@pytest.mark.slow(6)
+def test_a_device_that_trains_is_healthy_while_it_waits_and_stops_once(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Its launcher is the service's main process: it alone says that the service stops."""
+    software = Software(tmp_path / "software")
+    launcher = [sys.executable, "-m", "splitee_device.upgrade.launcher", "--software", str(software.path)]
+    place = ["--broker", str(mosquitto_broker.address), "--fleet", "upgrade-trains", "--id", "pi-1"]
+    given = ["--data", "builtin:fashion-mnist", "--state", str(tmp_path / "state")]
+    with FakeSystemd(tmp_path / "notify", 60) as systemd:
+        environment = {**os.environ, **systemd.environment}
+        process = subprocess.Popen([*launcher, "device", *place, *given], env=environment)
+        until(lambda: "READY=1" in systemd.states, lambda: systemd.states)
+        until(lambda: software.broker() is not None, lambda: systemd.states)
+        process.terminate()
+        assert process.wait(LONG) == ExitCode.OK
+        until(lambda: "STOPPING=1" in systemd.states)
+    assert systemd.states.count("STOPPING=1") == 1
+    assert not systemd.expired
 
 
 CRASHING = """
