@@ -20,10 +20,9 @@ from splitee.inference.signatures import ReleaseKey
 from splitee.software.versions import is_newer
 from splitee.software.wheelhouse import Wheelhouse
 from splitee_device.upgrade.environment import SLOWEST, make_environment
-from splitee_device.upgrade.software import BASE, TRIAL, TRIED, Software
+from splitee_device.upgrade.software import BASE, LOCK, TRIAL, TRIED, Software
 
 SHOWN_DIGEST = 12  # characters of the manifest's digest in an environment's name
-LOCK = ".lock"
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -299,6 +300,16 @@ def test_only_links_name_what_is_kept(device: Device) -> None:
     (device.software.path / "notes").mkdir()
     device.software.prune()
     assert {path.name for path in device.software.path.iterdir()} == {CURRENT, OLD, "notes"}
+
+
+def test_what_is_being_installed_is_not_removed(device: Device) -> None:
+    device.has(NEW, WORKS)
+    with (device.software.path / folder.LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        device.software.prune_if_idle()
+        assert (device.software.path / NEW).exists()
+    device.software.prune_if_idle()
+    assert not (device.software.path / NEW).exists()
 
 
 @pytest.mark.parametrize("target", ["../../etc", "/etc", "..", "notes", "0.1.0-AAAAAAAAAAAA"])
