@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -27,8 +31,9 @@ from splitee.protocol.routes import RELEASES
 from splitee.protocol.topics import Topics
 from splitee.software.packing import describe, pack
 from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY
-from splitee_device.upgrade.software import BASE, TRIAL, Software
+from splitee_device.upgrade.software import BASE, CURRENT, TRIAL, Software
 from splitee_lab.local.brokers import RunningBroker
+from systemd import FakeSystemd
 
 ROUTES = RELEASES["software"]
 GOOD, SILENT, BROKEN = "0.2.0", "0.3.0", "0.4.0"
@@ -193,6 +198,27 @@ def test_software_by_hand(device: Device, files: Path) -> None:
     assert device.process.poll() is None
 
 
+@pytest.mark.slow(6)
+def test_a_device_that_trains_is_healthy_while_it_waits_and_stops_once(
+    mosquitto_broker: RunningBroker, tmp_path: Path
+) -> None:
+    """Its launcher is the service's main process: it alone says that the service stops."""
+    software = Software(tmp_path / "software")
+    launcher = [sys.executable, "-m", "splitee_device.upgrade.launcher", "--software", str(software.path)]
+    place = ["--broker", str(mosquitto_broker.address), "--fleet", "upgrade-trains", "--id", "pi-1"]
+    given = ["--data", "builtin:fashion-mnist", "--state", str(tmp_path / "state")]
+    with FakeSystemd(tmp_path / "notify", 60) as systemd:
+        environment = {**os.environ, **systemd.environment}
+        process = subprocess.Popen([*launcher, "device", *place, *given], env=environment)
+        until(lambda: "READY=1" in systemd.states, lambda: systemd.states)
+        until(lambda: software.broker() is not None, lambda: systemd.states)
+        process.terminate()
+        assert process.wait(LONG) == ExitCode.OK
+        until(lambda: "STOPPING=1" in systemd.states)
+    assert systemd.states.count("STOPPING=1") == 1
+    assert not systemd.expired
+
+
 CRASHING = """
 import os, sys
 from pathlib import Path
@@ -215,7 +241,7 @@ main(sys.argv[1:])
 @pytest.mark.slow(8)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: Path, steps: int) -> None:
-    """Before its first, its second and its third process; the next one begins anew and removes the rest."""
+    """Before the packages are installed, before what they require is checked, and before they are loaded."""
     software = Software(tmp_path)
     software.install_base(Path(sys.prefix))
     flags = ["upgrade", "--software", tmp_path, "--release-key", files / RELEASE_KEY, files / GOOD]
@@ -225,6 +251,68 @@ def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: 
     assert software.in_service == BASE
     software.prune()
     assert {path.name for path in tmp_path.iterdir()} == {BASE, ".lock"}
+
+
+class Index(AbstractContextManager["Index"]):
+    """A package index on loopback, which has whatever is in its folders."""
+
+    def __init__(self, path: Path) -> None:
+        handler = partial(SimpleHTTPRequestHandler, directory=str(path))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.path = path
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def has(self, wheel: Path, content: bytes) -> None:
+        folder = self.path / wheel.name.split("-")[0].replace("_", "-")
+        folder.mkdir(exist_ok=True)
+        (folder / wheel.name).write_bytes(content)
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.mark.slow(20)
+def test_an_index_serves_and_earlier_upgrades_stay(files: Path, tmp_path: Path) -> None:
+    """A package that the first file brings is there after the second, which comes from an index."""
+    software, extra = Software(tmp_path / "software"), small_wheel(tmp_path, "extra", "1")
+    software.path.mkdir()
+    flags = ["--software", software.path, "--release-key", files / RELEASE_KEY]
+
+    def upgrade(file: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "splitee", "upgrade", *map(str, flags), str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONG)
+
+    key = files / SIGNING_KEY
+    first = upgrade(software_file(tmp_path / "first", key, own_wheel(tmp_path, GOOD), extra))
+    assert first.returncode == ExitCode.OK, first.stderr
+    software.move(TRIAL, CURRENT)
+
+    (tmp_path / "index").mkdir()
+    with Index(tmp_path / "index") as index:
+        wheel = own_wheel(tmp_path, "0.2.1")
+        listed = software_file(tmp_path / "second", key, wheel, index=index.address)
+        index.has(
+            wheel, own_wheel(tmp_path / "index", "0.2.1", replaced={"splitee/clock.py": ""}).read_bytes()
+        )
+        lied = upgrade(listed)
+        assert lied.returncode == ExitCode.SOFTWARE
+        assert "0.2.1 is not installed" in lied.stderr.splitlines()[-1]
+        index.has(wheel, wheel.read_bytes())
+        second = upgrade(listed)
+        assert second.returncode == ExitCode.OK, second.stderr
+
+    name = software.target(TRIAL)
+    assert name is not None
+    shown = "import extra, splitee; print(extra.__version__, splitee.__version__, extra.__file__)"
+    done = subprocess.run(
+        [software.python(name), "-P", "-c", shown], capture_output=True, text=True, check=True
+    )
+    version, own, file = done.stdout.split()
+    assert (version, own) == ("1", "0.2.1")
+    assert Path(file).is_relative_to(software.path / name)
+    assert Path(file).stat().st_nlink == 2, "it takes no room twice"
 
 
 SMALL_DISK = ("unshare", "--map-root-user", "--mount", "sh", "-ec")

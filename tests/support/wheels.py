@@ -35,7 +35,7 @@ def own_wheel(folder: Path, version: str, *, replaced: dict[str, str] | None = N
             for file in sorted(source.rglob("*")):
                 name = str(file.relative_to(source))
                 if file.is_file() and "__pycache__" not in name and file.suffix not in LARGE:
-                    wheel.writestr(name, texts.pop(name, None) or file.read_bytes())
+                    wheel.writestr(name, texts.pop(name, file.read_bytes()))
         assert not texts, "these are no modules of this tree"
         wheel.writestr(f"{about}/METADATA", _metadata("hetero-splitee", version, requires))
         wheel.writestr(f"{about}/WHEEL", WHEEL)

@@ -44,13 +44,13 @@ def make_environment(software: Software, name: str, wheelhouse: Wheelhouse) -> N
     _check_space(software.path, manifest)
     shutil.rmtree(folder, ignore_errors=True)  # of an installation that was cut off
     try:
+        venv.EnvBuilder(symlinks=True).create(folder)
+        _install(folder, wheelhouse)
+        _carry_over(software, folder)
+        (_packages(folder) / PATHS).write_text(_paths(software))
+        _check_requirements(folder)
+        _try(folder, manifest.version)
         with slow_disk():
-            venv.EnvBuilder(symlinks=True).create(folder)
-            _install(folder, wheelhouse)
-            _carry_over(software, folder)
-            (_packages(folder) / PATHS).write_text(_paths(software))
-            _check_requirements(folder)
-            _try(folder, manifest.version)
             os.sync()
     except OSError as error:
         shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +92,8 @@ def _install(folder: Path, wheelhouse: Wheelhouse) -> None:
         )
         what = ["--index-url", index, "--require-hashes", "--requirement", str(pins)]
     else:
-        what = ["--no-index", *map(str, wheelhouse.extract(wheels))]
+        with slow_disk():
+            what = ["--no-index", *map(str, wheelhouse.extract(wheels))]
     done = _pip(folder, "install", "--quiet", *flags, *what)
     if done.returncode != 0:
         if FULL in done.stderr:
@@ -122,8 +123,9 @@ def _carry_over(software: Software, folder: Path) -> None:
     replaced = {_name(found) for found in distributions(path=[str(now)])}
     for found in distributions(path=[str(before)]):
         if _name(found) not in replaced:
-            for file in found.files or ():
-                _link(before / file, now / file)
+            with slow_disk():
+                for file in found.files or ():
+                    _link(before / file, now / file)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -170,7 +172,7 @@ def _run(command: Sequence[str], folder: Path, **variables: str) -> subprocess.C
     environment = {**os.environ, "PYTHONNOUSERSITE": "1", **variables}
     for name in ("NOTIFY_SOCKET", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
         environment.pop(name, None)
-    with suppress(subprocess.TimeoutExpired):
+    with slow_disk(), suppress(subprocess.TimeoutExpired):
         return subprocess.run(
             command,
             cwd=folder,

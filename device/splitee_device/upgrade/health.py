@@ -51,7 +51,7 @@ class Health:
             software.note_broker(*self._broker)
             if software.target(TRIED) == name:
                 software.take()
-                software.prune()
+                software.prune_if_idle()
                 log.info("splitee %s has come up, and is in service", __version__)
         except OSError as error:
             log.warning("%s: %s: it cannot be said that this has come up", software.path, error.strerror)

@@ -20,10 +20,9 @@ from splitee.inference.signatures import ReleaseKey
 from splitee.software.versions import is_newer
 from splitee.software.wheelhouse import Wheelhouse
 from splitee_device.upgrade.environment import SLOWEST, make_environment
-from splitee_device.upgrade.software import BASE, TRIAL, TRIED, Software
+from splitee_device.upgrade.software import BASE, LOCK, TRIAL, TRIED, Software
 
 SHOWN_DIGEST = 12  # characters of the manifest's digest in an environment's name
-LOCK = ".lock"
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +116,10 @@ class SoftwareInstaller:
             return name.rpartition("-")[0]
         if not self.software.is_there(BASE):
             return __version__  # the launcher has never run
-        command = [str(self.software.python(BASE)), "-c", "import splitee; print(splitee.__version__)"]
-        with suppress(OSError, subprocess.SubprocessError):
+        command = [str(self.software.python(BASE)), "-P", "-m", "splitee", "--version"]
+        with suppress(OSError, subprocess.SubprocessError, IndexError):
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST, check=True)
-            return done.stdout.strip()
+            return done.stdout.split()[-1]  # of "splitee, version 0.1.0"
         raise SoftwareError(f"what this device was installed with does not start: {command[0]}")
 
     def _write(self, write: Callable[[], None]) -> None:

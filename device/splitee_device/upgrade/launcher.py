@@ -119,6 +119,7 @@ class Launcher:
 
     def _give_up(self, name: str, reason: str) -> None:
         self._software.give_up(name, reason)
+        self._software.prune_if_idle()
         _say(f"{name} is given up: {reason}; {self._software.in_service} runs again")
 
     def _broker_answers(self) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from splitee.cli.plain_text import echo
+
 
 def main() -> None:
     """Ends with a traceback where something does not load."""
@@ -23,7 +25,7 @@ def main() -> None:
 
         loaded += [splitee_device.commands.device, splitee_device.participate]
     assert all(loaded)
-    print(splitee.__version__)
+    echo(splitee.__version__)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ no package.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 BASE, CURRENT, PREVIOUS, TRIAL, TRIED = "base", "current", "previous", "trial", "tried"
-FAILED, BROKER, RELEASE = "failed.json", "broker", "release"
+FAILED, BROKER, RELEASE, LOCK = "failed.json", "broker", "release", ".lock"
 VARIABLE = "SPLITEE_SOFTWARE"  # the folder
 LAUNCHER = "SPLITEE_LAUNCHER"  # number of the launcher's process, in the environment of what it started
 RUNS = "SPLITEE_RUNS"  # name of the environment, likewise
@@ -151,6 +152,16 @@ class Software:
             for entry in self.path.iterdir():
                 if _NAME.fullmatch(entry.name) and entry.name not in kept:
                     shutil.rmtree(entry, ignore_errors=True)
+
+    def prune_if_idle(self) -> None:
+        """Likewise, unless somebody installs something now, which no link names yet."""
+        with suppress(OSError):
+            lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.prune()
+            finally:
+                os.close(lock)
 
     def _read(self, name: str) -> str:
         with (self.path / name).open(encoding="utf-8") as file:

@@ -15,8 +15,7 @@ from wheels import make_keys, small_wheel, software_file
 
 from splitee import __version__
 from splitee.errors import ExitCode
-from splitee_device.upgrade.installer import LOCK
-from splitee_device.upgrade.software import BASE, CURRENT, TRIAL, TRIED, Software
+from splitee_device.upgrade.software import BASE, CURRENT, LOCK, TRIAL, TRIED, Software
 
 OTHER = {"x86_64": "aarch64", "aarch64": "x86_64"}[platform.machine()]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -137,6 +138,7 @@ def test_what_does_not_come_up_is_given_up(device: Device, does: str, reason: st
     until(lambda: device.starts[-1:] == [OLD], device.log.read_text)
     assert device.software.failure() == (NEW, reason)
     assert device.software.target(TRIED) is None
+    assert not (device.software.path / NEW).exists(), "it takes no room any more"
     assert f"{NEW} is given up: {reason}; {OLD} runs again" in device.log.read_text()
 
 
@@ -298,6 +300,16 @@ def test_only_links_name_what_is_kept(device: Device) -> None:
     (device.software.path / "notes").mkdir()
     device.software.prune()
     assert {path.name for path in device.software.path.iterdir()} == {CURRENT, OLD, "notes"}
+
+
+def test_what_is_being_installed_is_not_removed(device: Device) -> None:
+    device.has(NEW, WORKS)
+    with (device.software.path / folder.LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        device.software.prune_if_idle()
+        assert (device.software.path / NEW).exists()
+    device.software.prune_if_idle()
+    assert not (device.software.path / NEW).exists()
 
 
 @pytest.mark.parametrize("target", ["../../etc", "/etc", "..", "notes", "0.1.0-AAAAAAAAAAAA"])
