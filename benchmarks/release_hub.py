@@ -27,6 +27,7 @@ from splitee.protocol.inference import PredictionReport, ReleaseReport, ReleaseW
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
 from splitee.protocol.topics import Topics
 from splitee_broker.release_key import SIGNING_KEY
+from splitee_device.inference.model_store import ModelStore
 from splitee_lab.local.brokers import find_mosquitto, free_port
 
 FLEET = "benchmark"
@@ -158,13 +159,15 @@ class Device:
         self._software = directory / "software" if takes_software else None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, model: Path | None = None) -> None:
-        """`model`: that is put into service first."""
+    def adopt(self, model: Path) -> None:
+        """As `splitee infer --model` does, which a later start would do again."""
+        ModelStore(self.models).adopt(model)
+
+    def start(self) -> None:
         launcher = ("-m", "splitee_device.upgrade.launcher", "--software", self._software)
         program = launcher if self._software is not None else ("-m", "splitee")
         flags = ("--config", self.settings, "--models", self.models, "--watch", self._watched, "--threads", 1)
-        first = ("--model", model) if model is not None else ()
-        command = [sys.executable, *map(str, (*program, "infer", *flags, *first))]
+        command = [sys.executable, *map(str, (*program, "infer", *flags))]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
 

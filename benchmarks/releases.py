@@ -45,7 +45,7 @@ ASLEEP, KILLED = OTHERS[-5:], OTHERS[-6]
 UPGRADED, STUCK = [device for device in OTHERS[2:] if device not in (*ASLEEP, KILLED, *PAIRED)][:2]
 NEXT, SILENT = "90.1.0", "90.2.0"  # versions of software
 MIDDLE = 2 << 20  # bytes of a model that a device has when it is killed
-TRIAL = 75.0  # seconds: a minute to come up, and the start of what was there before
+TRIAL = 90.0  # seconds: a minute to come up, and the start of what was there before
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ class Story:
         return "devices predict, one is still off", f"{len(DEVICES) - 1} of {len(DEVICES)}", True
 
     def _begin(self, name: str) -> None:
-        self._devices[name].start(self._models.base(name, has_images=name != CREDULOUS))
+        self._devices[name].adopt(self._models.base(name, has_images=name != CREDULOUS))
+        self._devices[name].start()
 
     def _release_bad(self) -> tuple[str, str, bool]:
         folders = self._models.variants(DEVICES, BAD, 3, -5.0)
