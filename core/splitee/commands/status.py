@@ -23,7 +23,7 @@ from splitee.cli.plain_text import echo_json, plain, plain_cell
 from splitee.cli.settings import settings_file, switch
 from splitee.cli.update_words import predicted_state_in_words, updates_in_words
 from splitee.cli.verbosity import log_options
-from splitee.cli.words import ago, bit_rate, megabytes, milliseconds, percent
+from splitee.cli.words import ago, bit_rate, images, megabytes, milliseconds, percent
 from splitee.commands.rollouts_table import rollout_reasons, rollouts_table
 from splitee.commands.seasons_table import seasons_table
 from splitee.errors import ConfigError
@@ -275,6 +275,8 @@ def _served(device: DeviceView, now: float) -> Text | None:
             words.append(f"{percent(serving.offloaded_share)} offloaded")
         if serving.fallback_share:
             words.append(f"{percent(serving.fallback_share)} without a response in time")
+        if serving.dropped:
+            words.append(f"{images(serving.dropped)} dropped")
     words += updates.values()
     return _facts(device.id, *words) if words else None
 

@@ -91,6 +91,7 @@ SERVING = Serving(
     latency=31.5,
     offloaded_share=0.25,
     fallback_share=0.0,
+    dropped=3,
     last=(LastPrediction("cat", 0.9, "exit", NOW - 3),),
 )
 OLD, NEW = "a" * 64, "b" * 64
@@ -164,7 +165,7 @@ def test_status_shows_it_and_fits_100_columns() -> None:
     row, *facts = [line for line in shown.splitlines() if line.startswith("pi-1")]
     assert row.split()[-2:] == ["59", "62"]  # per cent of its memory, degrees
     assert f"model {OLD[:12]} of run r0, round 9: in service; 12 images a minute; 31.5 ms each" in facts[-1]
-    assert "25.0 % offloaded" in shown
+    assert "25.0 % offloaded" in shown and "3 images dropped" in shown
     assert "\u2026" not in shown, "nothing is cut off"
 
 

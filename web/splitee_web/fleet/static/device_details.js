@@ -133,6 +133,7 @@ function Serving({ serving, state, now }) {
     ["Latency, median", serving.latency ? milliseconds(serving.latency) : null],
     ["Offloaded to the trunk", percent(serving.offloaded_share)],
     ["Trunk did not respond", percent(serving.fallback_share)],
+    ["Dropped, as newer ones came", serving.dropped ? images(serving.dropped) : null],
   ];
   const last = (serving.last ?? []).map((one) => [
     html`<bdi>${one.label}</bdi>`, percent(one.probability), SOURCES[one.source] ?? one.source, ago(one.time, now),
