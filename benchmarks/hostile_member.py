@@ -56,7 +56,15 @@ from splitee.protocol.cut_batch import CutBatch
 from splitee.protocol.encoding import JsonMessage, PackedMessage
 from splitee.protocol.fields import Phase
 from splitee.protocol.fleet import DeviceStatus, Profile
-from splitee.protocol.inference import InferRequest, ModelReport, PredictionReport, ReleaseWant, Serving
+from splitee.protocol.inference import (
+    InferRequest,
+    ModelReport,
+    PredictedState,
+    PredictionReport,
+    ReleaseWant,
+    Serving,
+    SoftwareReport,
+)
 from splitee.protocol.parts import Assembler
 from splitee.protocol.rounds import Features, RoundDone, RoundOpen, Sync, Weights
 from splitee.protocol.routes import Route
@@ -152,8 +160,11 @@ class Member:
                 time=1.0,
             ),
             routes.MODEL_WANT: ReleaseWant(release="0" * 64, offset=0),
+            routes.SOFTWARE_WANT: ReleaseWant(release="0" * 64, offset=0),
+            routes.SOFTWARE_REPORT: SoftwareReport(release="", state="in service", runs="0"),
             routes.MODEL_REPORT: ModelReport(release="0" * 64, state="failed", reason="x"),
             routes.SERVING: Serving(state="online", instance=1, per_minute=1.0),
+            routes.PREDICTED_STATE: PredictedState(label="a", confidence=0.9, since=1.0, time=1.0),
         }  # fmt: skip
 
 

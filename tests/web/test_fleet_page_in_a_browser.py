@@ -116,6 +116,8 @@ def test_rollouts_stand_wave_by_wave_in_words_and_devices_are_found_by_their_upd
     now = time.time()
     served = page_of(fleets.releasing(now))
     with tab(browser, served.url) as page:
+        for said in ("Rollout spring: running, wave 2 of 3", "Rollout 0.2.0: stopped, wave 1 of 2"):
+            expect(page.locator("header .facts")).to_contain_text(said)
         spring = page.get_by_role("article", name="Rollout spring")
         expect(spring).to_contain_text("model barn-7, wave 2 of 3, began 15 min ago, expires in 24 h")
         waves = spring.get_by_role("listitem")

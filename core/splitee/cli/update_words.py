@@ -3,31 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from splitee.cli.words import ago, devices, part_of
 from splitee.protocol.fields import ReleaseKind
 from splitee.protocol.inference import PredictedState
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update
 
 
-def updates_in_words(update: DeviceUpdate | None) -> Iterator[str]:
+def updates_in_words(update: DeviceUpdate | None) -> dict[ReleaseKind, str]:
     """What is on its way to a device, or has not come into service; nothing of what has."""
     if update is None:
-        return
-    kinds: tuple[tuple[ReleaseKind, Update], ...] = (("model", update.model), ("software", update.software))
-    for kind, one in kinds:
-        if one.state not in (None, "in service"):
-            yield update_in_words(kind, one)
+        return {}
+    of_kind: dict[ReleaseKind, Update] = {"model": update.model, "software": update.software}
+    return {
+        kind: update_in_words(kind, one)
+        for kind, one in of_kind.items()
+        if one.state not in (None, "in service")
+    }
 
 
 def update_in_words(kind: ReleaseKind, update: Update) -> str:
-    """ "model barn-7: downloading 1.2 of 4.0 MB", "software 0.3.0: failed: no space left"."""
+    """ "model barn-7: downloading 1.2 of 4.0 MB", "software 0.3.0: failed: no space (0.2.0 in service)"."""
     bytes_of = (
         f" {part_of(update.have, update.size)}" if update.state == "downloading" and update.size else ""
     )
     why = f": {update.reason}" if update.reason else ""
-    return f"{kind} {update.latest}: {update.state}{bytes_of}{why}"
+    other = f" ({update.installed} in service)" if update.installed not in ("", update.latest) else ""
+    return f"{kind} {update.latest}: {update.state}{bytes_of}{why}{other}"
 
 
 def rollout_in_words(rollout: Rollout) -> str:

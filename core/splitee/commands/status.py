@@ -106,8 +106,19 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
         lines.append(Text(f"{len(dismissed)} dismissed: {', '.join(dismissed)}", "dim"))
     if snapshot.malformed:
         lines.append(Text(f"{snapshot.malformed} malformed messages ignored", "yellow"))
-    if not snapshot.devices:
-        return Group(*lines, Text("no device has spoken yet", "dim"))
+    parts: list[list[RenderableType]]
+    if snapshot.devices:
+        parts = [[_table(snapshot, now)], [*_judged(snapshot)], [*_profiles(snapshot.devices, now)]]
+    else:
+        parts = [[Text("no device has spoken yet", "dim")]]
+    if (rollouts := rollouts_table(snapshot)) is not None:
+        parts.append([rollouts, *rollout_reasons(snapshot)])
+    if (seasons := seasons_table(snapshot)) is not None:
+        parts.append([seasons])
+    return Group(*lines, *(one for part in parts if part for one in (Text(), *part)))
+
+
+def _table(snapshot: FleetSnapshot, now: float) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
     table.add_column("device", overflow="fold")
     table.add_column("state", no_wrap=True)
@@ -122,15 +133,13 @@ def render(snapshot: FleetSnapshot, now: float) -> RenderableType:
             *_cells(device, _state(snapshot, device), now),
             *(plain_cell(column[index]) for column in extra.values()),
         )
-    profiles = [words for device in snapshot.devices if (words := capability_in_words(device))]
-    profiles += [words for device in snapshot.devices if (words := _slow_link(device))]
-    profiles += [words for device in snapshot.devices if (words := _served(device, now))]
-    parts: list[list[RenderableType]] = [[table], [*_judged(snapshot)], [*profiles]]
-    if (rollouts := rollouts_table(snapshot)) is not None:
-        parts.append([rollouts, *rollout_reasons(snapshot)])
-    if (seasons := seasons_table(snapshot)) is not None:
-        parts.append([seasons])
-    return Group(*lines, *(one for part in parts if part for one in (Text(), *part)))
+    return table
+
+
+def _profiles(devices: Sequence[DeviceView], now: float) -> Iterator[Text]:
+    """What devices can do, which of them are behind slow links, and what they predict with."""
+    of_device = (capability_in_words, _slow_link, lambda device: _served(device, now))
+    return (words for find in of_device for device in devices if (words := find(device)) is not None)
 
 
 def _judged(snapshot: FleetSnapshot) -> Iterator[Text]:
@@ -255,7 +264,9 @@ def _served(device: DeviceView, now: float) -> Text | None:
     """What it predicts, with what, how that goes, and what is on its way; None where there is none of it."""
     serving, model, state = device.serving, device.model, device.predicted_state
     words = [] if state is None else [predicted_state_in_words(state, now)]
-    words += [] if model is None else [_model_in_words(model)]
+    updates = updates_in_words(device.update)
+    if model is not None and "model" not in updates:  # which says the same, and how far it is
+        words.append(_model_in_words(model))
     if serving is not None:
         words.append(f"{serving.per_minute:g} images a minute")
         if serving.latency is not None:
@@ -264,7 +275,7 @@ def _served(device: DeviceView, now: float) -> Text | None:
             words.append(f"{percent(serving.offloaded_share)} offloaded")
         if serving.fallback_share:
             words.append(f"{percent(serving.fallback_share)} without a response in time")
-    words += updates_in_words(device.update)
+    words += updates.values()
     return _facts(device.id, *words) if words else None
 
 

@@ -142,7 +142,7 @@ class FleetSnapshot:
     @property
     def empty(self) -> bool:
         """Nothing at this broker says that there is such a fleet."""
-        return self.server is None and self.run is None and not self.devices
+        return self.server is None and self.run is None and not self.devices and not self.rollouts
 
     @property
     def finished(self) -> bool:

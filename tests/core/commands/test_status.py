@@ -41,7 +41,7 @@ from splitee.protocol.fleet import (
     FleetMetrics,
 )
 from splitee.protocol.fleet_view import FleetView
-from splitee.protocol.inference import PredictedState, Serving
+from splitee.protocol.inference import ModelReport, PredictedState, Serving
 from splitee.protocol.rollouts import DeviceUpdate, Rollouts, Update
 from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import RunningBroker
@@ -292,22 +292,32 @@ def test_rollouts_are_a_table_with_the_reason_below_it() -> None:
     assert spring[3] == "running"
 
 
+def test_rollouts_are_shown_before_any_device_has_spoken() -> None:
+    view = view_of({f"{TOPICS.base}/rollouts": Rollouts(rollouts=(rollout(),))})
+    assert not view.snapshot().empty
+    said = printed(view)
+    assert said.index("no device has spoken yet") < said.index("spring")
+
+
 def test_what_is_on_its_way_to_a_device_and_what_it_sees_are_shown() -> None:
     update = DeviceUpdate(
         model=Update(latest="barn-7", state="downloading", have=1_200_000, size=4_000_000),
-        software=Update(latest="0.3.0", state="failed", reason="no space left"),
+        software=Update(installed="0.2.0", latest="0.3.0", state="failed", reason="no space left"),
     )
+    report = ModelReport(release="ab" * 32, state="downloading", run="r1")
     state = PredictedState(label="cat", confidence=0.93, since=NOW - 180, time=NOW)
     told: dict[str, JsonMessage] = {
         TOPICS.device("pi-1", "update"): update,
         TOPICS.device("pi-1", "state"): state,
         TOPICS.device("pi-1", "serving"): Serving(state="online", instance=3, time=NOW),
+        TOPICS.device("pi-1", "model"): report,
     }
     view = view_of({**RETAINED, **told})
     assert (
         "pi-1  cat for 3 min, 0.93; 0 images a minute; "
-        "model barn-7: downloading 1.2 of 4.0 MB; software 0.3.0: failed: no space left"
+        "model barn-7: downloading 1.2 of 4.0 MB; software 0.3.0: failed: no space left (0.2.0 in service)"
     ) in printed(view)
     settled = replace(update, model=replace(update.model, state="in service"), software=Update())
     view.take(Message(TOPICS.device("pi-1", "update"), settled.encode()), NOW)
     assert "barn-7" not in printed(view), "what is in service is not on its way"
+    assert "model abababababab of run r1: downloading" in printed(view)

@@ -127,7 +127,8 @@ def test_what_a_row_shows_for_seconds_is_no_event(state: Any) -> None:
 
 def test_what_became_of_software() -> None:
     def device(state: Any, latest: str = "0.3.0", reason: str = "") -> DeviceView:
-        software = Update(installed="0.2.0", latest=latest, state=state, reason=reason, have=1, size=2)
+        installed = latest if state == "in service" else "0.2.0"
+        software = Update(installed=installed, latest=latest, state=state, reason=reason, have=1, size=2)
         return replace(DEVICE, update=DeviceUpdate(software=software))
 
     looks = [
@@ -137,8 +138,8 @@ def test_what_became_of_software() -> None:
     ]  # fmt: skip
     found = [event for before, after in pairwise(looks) for event in events_of_device(before, after, NOW)]
     assert kinds_and_texts(found) == [
-        ("software-failed", "software 0.3.0: failed: no space"),
-        ("software-rolled-back", "software 0.4.0: rolled back"),
+        ("software-failed", "software 0.3.0: failed: no space (0.2.0 in service)"),
+        ("software-rolled-back", "software 0.4.0: rolled back (0.2.0 in service)"),
         ("software-in-service", "software 0.5.0: in service"),
     ]
 

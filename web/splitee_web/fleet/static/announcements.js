@@ -5,7 +5,7 @@ import { html, useEffect, useRef, useState } from "./html.js";
 import { several } from "./words.js";
 
 const PAUSE = 5000; // milliseconds between two sentences
-const TOLD = ["server", "broker", "offline"]; // parts of the kinds of events
+const TOLD = ["server", "broker", "offline", "stopped"]; // parts of the kinds of events
 
 /** @param log events, the newest first. @param lost since when the page's server does not answer, or null. */
 export function Announcements({ log, lost }) {

@@ -3,11 +3,12 @@
 
 import { html } from "./html.js";
 import { Named } from "./tables.js";
+import { isOpen, ROLLOUT_LEVELS, waveOf } from "./updates.js";
 import { clock, count, images, percent, PHASES, points, several, span, UNKNOWN } from "./words.js";
 
 const BROKER_LOST = html`<b class="bad">not connected</b>`;
 const BROKER_THERE = html`<b class="good">connected</b>`;
-const SHOWN = 3; // devices that are named
+const SHOWN = 3; // devices, and rollouts, that are named
 
 export function Glance({ fleet, all, now, broker }) {
   const { run, server } = fleet;
@@ -22,6 +23,8 @@ export function Glance({ fleet, all, now, broker }) {
         <li>Broker: ${broker?.connected === false ? BROKER_LOST : BROKER_THERE}</li>
         ${run && html`<li><bdi>${run.network}</bdi>, ${count(run.num_classes)} classes</li>
           <li>Strategy: <bdi>${run.strategy ?? "sequential"}</bdi></li>`}
+        ${(fleet.rollouts ?? []).filter(isOpen).slice(0, SHOWN).map((one) => html`<li key=${one.rollout}>Rollout${" "}
+          <bdi>${one.rollout}</bdi>: <b class=${ROLLOUT_LEVELS[one.state]}>${one.state}</b>, ${waveOf(one)}</li>`)}
         ${fleet.malformed > 0 && html`<li class="warn">${several(fleet.malformed, "malformed message")} ignored</li>`}
         ${server?.rejected > 0 && html`<li class="warn">${several(server.rejected, "message")} rejected</li>`}
         ${server?.dismissed?.length > 0 && html`<li>${several(server.dismissed.length, "device")} dismissed</li>`}

@@ -4,10 +4,9 @@
 import { Mark } from "./glance.js";
 import { html } from "./html.js";
 import { Named } from "./tables.js";
+import { isOpen, ROLLOUT_LEVELS, waveOf } from "./updates.js";
 import { ago, count, several, span } from "./words.js";
 
-const LEVELS = { running: "good", finished: "good", paused: "warn", stopped: "bad", "rolled back": "warn", expired: "quiet" };
-const OPEN = ["running", "paused", "stopped"];
 const PARTS = ["in service", "failed", "asleep", "waiting"];
 
 /** @param rollouts the newest first; those that are over are folded away. */
@@ -20,13 +19,11 @@ export function Rollouts({ rollouts, now }) {
     </details>`}`;
 }
 
-const isOpen = (rollout) => OPEN.includes(rollout.state);
-
 function Rollout({ rollout, now }) {
   const { state, kind, version, reason, waves, wave, created, expires, max_failures: most } = rollout;
-  const level = LEVELS[state];
+  const level = ROLLOUT_LEVELS[state];
   const facts = [
-    `wave ${Math.min(wave, waves.length)} of ${waves.length}`,
+    waveOf(rollout),
     `began ${ago(created, now)}`,
     isOpen(rollout) && (expires > now ? `expires in ${span(expires - now)}` : "expires now"),
     `stops above ${several(most, "failure")}`,

@@ -1,10 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is on its way to a device, or did not come into service there, in data and in words.
+// What is on its way to the fleet and to a device, or did not come into service there, in data and in words.
 
 import { partOf } from "./words.js";
 
 const UNDER_WAY = ["offered", "downloading", "trying"];
+const OPEN_ROLLOUTS = ["running", "paused", "stopped"];
 const FAILED = ["failed", "rolled back"];
+
+export const ROLLOUT_LEVELS = {
+  running: "good", finished: "good", paused: "warn", stopped: "bad", "rolled back": "warn", expired: "quiet",
+};
+
+export const isOpen = (rollout) => OPEN_ROLLOUTS.includes(rollout.state);
+
+export const waveOf = ({ wave, waves }) => `wave ${Math.min(wave, waves.length)} of ${waves.length}`;
 
 /** Of each kind of release that the server has for a device: {kind, state, latest, installed, have, size, reason}. */
 export function updatesOf({ update }) {
