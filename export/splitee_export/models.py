@@ -44,8 +44,8 @@ from splitee_export.parity import check_parity
 from splitee_export.quantize import accuracy, time_both, to_int8
 from splitee_export.states import DeviceState, ServerState
 
-RANDOM_FEATURES = 64  # that a trunk is tried on where there are none of pictures
-NOISE = 64  # pictures of noise that a client network is tried on where there are no others
+RANDOM_FEATURES = 64  # that a trunk is tried on where there are none of images
+NOISE = 64  # images of noise that a client network is tried on where there are no others
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""int8 graphs: static, per channel, calibrated on a device's own pictures; and what they are worth."""
+"""int8 graphs: static, per channel, calibrated on a device's own images; and what they are worth."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from splitee.inference.uncertainty import Array
 from splitee_export.graphs import GraphRunner
 
 BATCH = 16
-TIMED = 50  # runs of one picture, after a tenth as many that do not count
+TIMED = 50  # runs of one image, after a tenth as many that do not count
 
 
 class _Pictures(CalibrationDataReader):  # type: ignore[misc]

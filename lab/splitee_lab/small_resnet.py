@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A residual network for small pictures, as --network splitee_lab.small_resnet:resnet8 and resnet14."""
+"""A residual network for small images, as --network splitee_lab.small_resnet:resnet8 and resnet14."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that say what a network sees: the shape of its input, and which part of the camera's picture."""
+"""Options that say what a network sees: the shape of its input, and which part of the camera's image."""
 
 from __future__ import annotations
 

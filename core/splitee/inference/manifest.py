@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an exported model is: `manifest.json` beside the graphs, read before any of them is trusted.
 
-A device's model directory holds `client.onnx` (pictures -> features, logits), perhaps `client-int8.onnx`, and
+A device's model directory holds `client.onnx` (images -> features, logits), perhaps `client-int8.onnx`, and
 `samples.npz`. A server's holds one graph (features -> logits) for each trunk: `trunk-cut-3.onnx` where all
 devices with that cut share it (Sequential), `trunk-DEVICE.onnx` where each has its own (Averaging).
 """

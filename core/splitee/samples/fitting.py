@@ -153,7 +153,7 @@ def _cut_out(image: Image.Image, upright: Size, region: Region | None, reduced: 
     """The region of an image that was `upright` before it was decoded at 1/`reduced` of its size."""
     width, height = upright
     if min(upright) < LEAST_SIDE:
-        raise DataError(f"{width} x {height} pixels: too few for a picture")
+        raise DataError(f"{width} x {height} pixels: too few for an image")
     if region is None:
         return image
     right, lower = region.x + region.width, region.y + region.height

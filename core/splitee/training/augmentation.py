@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation of training pictures: each mirrored, shifted, cropped, recoloured as chance will have it."""
+"""Augmentation of training images: each mirrored, shifted, cropped, recoloured as chance will have it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from splitee.protocol.run_spec import RunSpec
 
-SHIFT = 8  # a picture is shifted by at most an eighth of its height and width
-SCALE = (0.35, 1.0)  # of a picture's area, that a crop for photographs shows
+SHIFT = 8  # an image is shifted by at most an eighth of its height and width
+SCALE = (0.35, 1.0)  # of an image's area, that a crop for photographs shows
 RATIO = (3 / 4, 4 / 3)  # of its width to its height
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
 JITTER = 0.25  # by how much of itself brightness, contrast and saturation change at most
@@ -65,7 +65,7 @@ def _resized_crops(pictures: Tensor) -> Tensor:
     sizes = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp(
         max=1
     )  # (2, B): of width, height
-    middles = (1 - sizes) * (2 * torch.rand(2, count) - 1)  # the picture is -1..1
+    middles = (1 - sizes) * (2 * torch.rand(2, count) - 1)  # the image is -1..1
     mirrored = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
     x, y = (
         middle[:, None] + size[:, None] * ((2 * torch.arange(pixels) + 1) / pixels - 1)
@@ -91,7 +91,7 @@ def _jitter(pictures: Tensor, spec: RunSpec) -> Tensor:
     mean, std = (pictures.new_tensor(values).expand(channels)[:, None] for values in (spec.mean, spec.std))
     grey = pictures.new_tensor(GREY if channels == len(GREY) else [1 / channels] * channels)
     colours = pictures.flatten(2)  # (B, C, H W), normalised
-    average = grey @ (std * colours.mean(dim=2, keepdim=True) + mean)  # (B, 1): how bright a picture is
+    average = grey @ (std * colours.mean(dim=2, keepdim=True) + mean)  # (B, 1): how bright an image is
     mixed = saturation * torch.eye(channels).to(pictures) + (1 - saturation) * grey.expand(channels, channels)
     matrix = brightness * contrast * mixed  # (B, C, C), of colours in 0..1
     offset = (1 - contrast) * brightness * average[:, None] + matrix @ mean - mean

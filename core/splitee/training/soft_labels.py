@@ -2,7 +2,7 @@
 """Soft labels: what the trunk answered to a device's batches, from which its exit learns a round later.
 
 That is distillation of the trunk into the exit (Hinton et al. 2015, arXiv 1503.02531) without a gradient that
-comes back: probabilities, two bytes each, for the device's own pictures.
+comes back: probabilities, two bytes each, for the device's own images.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ log = logging.getLogger(__name__)
         "chart",
         type=FILE,
         metavar="FILE.png",
-        help="Picture to draw the costs into.",
+        help="Image file to draw the costs into.",
         show_default="none",
     ),
 )

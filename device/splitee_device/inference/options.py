@@ -32,7 +32,7 @@ class ServingOptions:
     timeout: float  # seconds
     floors: OffloadFloors = NO_FLOORS
     key: ReleaseKey | None = None  # that releases must be signed by
-    region: Region | None = None  # of each picture that the network sees; None: as it was trained
+    region: Region | None = None  # of each image that the network sees; None: as it was trained
     keep_unsure: Path | None = None  # where images that the model is uncertain of are kept; None: nowhere
     keep: Bounds = KEEP
 

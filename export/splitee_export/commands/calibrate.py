@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee calibrate`: choose the threshold of a device's model on held-out pictures."""
+"""`splitee calibrate`: choose the threshold of a device's model on held-out images."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ log = logging.getLogger(__name__)
         "--plot",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Picture (png, svg or pdf) to draw the curve into.",
+        help="Image (png, svg or pdf) to draw the curve into.",
         show_default="none",
     ),
 )
@@ -181,7 +181,7 @@ def calibrate(
 def evaluate(
     client: ClientModel, trunk: Callable[[Array], Array], pictures: Pixels, labels: Labels
 ) -> HeldOutLogits:
-    """What exit and trunk make of held-out pictures, uint8 (N, C, H, W) with labels (N,)."""
+    """What exit and trunk make of held-out images, uint8 (N, C, H, W) with labels (N,)."""
     exits, trunks = [], []
     for start in range(0, len(labels), BATCH):
         features, logits = client(pictures[start : start + BATCH])
@@ -201,7 +201,7 @@ def draw(points: tuple[Point, ...], chosen: Point, measure: str, path: Path) -> 
     axes.plot(
         100 * chosen.offload_share, 100 * chosen.accuracy, "o", label=f"threshold {chosen.threshold:.3f}"
     )
-    axes.set(xlabel="pictures sent to the server, %", ylabel="accuracy, %", title=f"Adaptive by {measure}")
+    axes.set(xlabel="images sent to the server, %", ylabel="accuracy, %", title=f"Adaptive by {measure}")
     axes.grid(alpha=0.3)
     axes.legend()
     try:
@@ -223,7 +223,7 @@ def _held_out(model: Path, client: ClientModel, data: Path | None) -> tuple[Pixe
         if file.suffix.lower() in IMAGE_SUFFIXES
     ]
     if not files:
-        raise DataError(f"{data}: expected pictures in folders named as the classes: {', '.join(names[:10])}")
+        raise DataError(f"{data}: expected images in folders named as the classes: {', '.join(names[:10])}")
     preparation = client.manifest.preparation(kept_region(model))
     pictures = np.stack([load_image(file, preparation) for file, _ in files])
     return pictures, np.array([label for _, label in files])

@@ -129,7 +129,7 @@ def _report_client(out: Path, manifest: ClientManifest) -> None:
     if quantization is not None:
         timed = ""
         if quantization.fp32_ms is not None:
-            timed = f"; {quantization.fp32_ms:.2f} ms -> {quantization.int8_ms:.2f} ms a picture"
+            timed = f"; {quantization.fp32_ms:.2f} ms -> {quantization.int8_ms:.2f} ms an image"
         echo(
             f"int8 {'in service' if quantization.kept else 'not kept'}: exit accuracy "
             f"{quantization.accuracy_fp32:.1%} -> {quantization.accuracy_int8:.1%}{timed}"

@@ -226,7 +226,7 @@ def simulate(
 ) -> None:
     """Train fleets in this process's children, without a broker: the fleet's own trainer and strategies.
 
-    Each strategy and each baseline is run with every seed, on the same pictures; ends with a table of means
+    Each strategy and each baseline is run with every seed, on the same images; ends with a table of means
     over the seeds. Started again with the same --out, it runs only what is missing.
     """
     check_strategy_settings(strategy, run)

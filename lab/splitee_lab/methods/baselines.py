@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet is compared with: training on all pictures in one place, and on each device alone."""
+"""What a fleet is compared with: training on all images in one place, and on each device alone."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _training(baseline: Baseline) -> _Training:
             lambda number: (device.loss for _ in device.round(number)),
             lambda: exit_accuracy(device),
         )
-    held_out = parts[0].held_out  # the devices of one source hold out the same pictures
+    held_out = parts[0].held_out  # the devices of one source hold out the same images
     whole = WholeTrainer(build_for(run), run, baseline.device, joined([part.train for part in parts]))
     return _Training(whole.steps, whole.round, lambda: evaluate(whole.network, held_out, run))
 

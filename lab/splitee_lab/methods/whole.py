@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole network in one place, on all pictures; or at each client, on its own."""
+"""The whole network in one place, on all images; or at each client, on its own."""
 
 from __future__ import annotations
 

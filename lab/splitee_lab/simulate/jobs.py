@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison: methods x seeds on the same pictures, each a job of its own that is not run twice."""
+"""A comparison: methods x seeds on the same images, each a job of its own that is not run twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from splitee_server.learning.initial.normalization import FLEET
 from splitee_server.learning.initial.weights import Found, fit
 from splitee_server.rounds.settling import Joined, settle
 
-DATA_SEED = 0  # which pictures are held out, and which are left out by a limit, is the same for all seeds
+DATA_SEED = 0  # which images are held out, and which are left out by a limit, is the same for all seeds
 TELL_EVERY = 0.5  # seconds
 
 
@@ -146,9 +146,7 @@ def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
         hands = deal(pictures.train.labels, job.clients, Partition.parse(job.partition), job.run.seed)
         names = client_names(job.clients)
         if max(map(len, hands)) < 2:
-            raise DataError(
-                f"{job.clients} clients have a picture each: give more pictures, or fewer clients"
-            )
+            raise DataError(f"{job.clients} clients have an image each: give more images, or fewer clients")
         found = warnings_of([pictures.train.labels[mine] for mine in hands], names, pictures.class_names)
         lines += [f"seed {job.run.seed}, {job.partition}: {line}" for line in found]
     return lines

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a simulation deals out one data set's pictures to its clients: pure functions of labels and a seed."""
+"""How a simulation deals out one data set's images to its clients: pure functions of labels and a seed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _alpha(text: str, value: str) -> float:
 
 def too_few(images: int, what: str) -> DataError:
     """`what`: the images cannot be dealt to."""
-    return DataError(f"{images} training pictures cannot be dealt to {what}: give more, or fewer clients")
+    return DataError(f"{images} training images cannot be dealt to {what}: give more, or fewer clients")
 
 
 def deal(labels: Labels, clients: int, partition: Partition, seed: int) -> list[Indices]:
@@ -106,11 +106,11 @@ def warnings_of(hands: Sequence[Labels], names: Sequence[str], class_names: Sequ
     for name, labels in zip(names, hands, strict=True):
         present = np.unique(labels)
         if len(labels) < 2:
-            count = "no pictures" if not len(labels) else "a single picture"
+            count = "no images" if not len(labels) else "a single image"
             lines.append(f"{name} has {count}: it takes no part")
         elif len(present) == 1:
             lines.append(
-                f"{name} has pictures of one class only, {class_names[present[0]]!r}: "
+                f"{name} has images of one class only, {class_names[present[0]]!r}: "
                 "it trains, and its exit will know nothing else"
             )
     return lines

@@ -255,7 +255,7 @@ FIGURES = (
         lambda m: m.adaptive_accuracy,
     ),
     _evaluated(
-        "splitee_device_offload_ratio", "Held-out pictures left to the trunk", lambda m: m.offload_share
+        "splitee_device_offload_ratio", "Held-out images left to the trunk", lambda m: m.offload_share
     ),
     _evaluated(
         "splitee_device_held_out_images", "Images behind its accuracies", lambda m: m.held_out_samples or None

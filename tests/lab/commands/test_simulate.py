@@ -144,7 +144,7 @@ def test_several_partitions_have_a_folder_each_and_a_table_for_documents(tmp_pat
         (("--partition", "dirichlet:0"), ConfigError, "expected ALPHA above 0"),
         (("--partition", "iid,"), ConfigError, "expected a partition as iid, "),
         (("--partition", "even"), ConfigError, "expected a partition as iid, "),
-        (("--clients", "241"), DataError, "240 training pictures cannot be dealt to 241 clients"),
+        (("--clients", "241"), DataError, "240 training images cannot be dealt to 241 clients"),
         (("--cuts", "1,4"), NetworkError, "cut 4 is out of range"),
         (("--network", "resnet81"), NetworkError, "resnet18"),
         (("--data", "builtin:nothing"), DataError, "unknown data set builtin:nothing"),
@@ -226,7 +226,7 @@ def test_a_protocol_sets_what_nothing_else_does(name: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", NAMES)
 def test_a_protocols_settings_are_valid(name: str, tmp_path: Path) -> None:
     """Its network and cuts are checked before the pictures are: those are too few here."""
-    with pytest.raises(DataError, match="3 training pictures cannot be dealt to"):
+    with pytest.raises(DataError, match="3 training images cannot be dealt to"):
         simulate("--protocol", name, "--samples", "3", "--out", str(tmp_path))
 
 

@@ -88,9 +88,9 @@ def test_alpha_is_a_positive_number(alpha: str) -> None:
 
 
 def test_more_clients_than_pictures() -> None:
-    with pytest.raises(DataError, match="3 training pictures cannot be dealt to 4 clients: give more"):
+    with pytest.raises(DataError, match="3 training images cannot be dealt to 4 clients: give more"):
         deal(np.arange(3), 4, Partition("iid"), 1)
-    with pytest.raises(DataError, match="5 training pictures cannot be dealt to 3 clients with 2 shards"):
+    with pytest.raises(DataError, match="5 training images cannot be dealt to 3 clients with 2 shards"):
         deal(np.arange(5), 3, Partition("shards", shards=2), 1)
 
 
@@ -98,7 +98,7 @@ def test_a_poor_hand_is_named() -> None:
     poor = [np.array([], np.int64), np.array([1]), np.array([2, 2]), np.array([0, 1])]
     lines = warnings_of(poor, ["a", "b", "c", "d"], ["cat", "dog", "owl"])
     assert lines == [
-        "a has no pictures: it takes no part",
-        "b has a single picture: it takes no part",
-        "c has pictures of one class only, 'owl': it trains, and its exit will know nothing else",
+        "a has no images: it takes no part",
+        "b has a single image: it takes no part",
+        "c has images of one class only, 'owl': it trains, and its exit will know nothing else",
     ]
