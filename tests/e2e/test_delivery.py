@@ -87,6 +87,15 @@ def shelf(models: Path, tmp_path: Path) -> ModelStore:
     return shelf
 
 
+def test_a_device_that_starts_again_with_its_first_model_keeps_what_was_released(
+    models: Path, shelf: ModelStore
+) -> None:
+    release = shelf.install(pack_bundle(models / "second"), "pi-2")
+    assert shelf.adopt(models / "first") == release == ModelStore(shelf.path).release
+    assert shelf.adopt(models / "second") == release, "its owner's word, and in service already"
+    assert shelf.adopt(models / "first") == sha(models / "first"), "its owner names another one"
+
+
 def test_a_sound_model_is_switched_to_and_back(models: Path, shelf: ModelStore) -> None:
     first, second = sha(models / "first"), sha(models / "second")
     assert shelf.release == first

@@ -47,7 +47,7 @@ DIRECTORY = click.Path(path_type=Path)
         "--model",
         type=DIRECTORY,
         metavar="DIR",
-        help="Exported model to put into service first.",
+        help="Exported model to put into service first; once, what is released later stays.",
         show_default="the one of --models",
     ),
     setting(

@@ -2,8 +2,9 @@
 """A device's models on disk: the one in service, the one before, and the switch between them.
 
 `releases/ID/` holds each model directory, `current` and `previous` are links to two of them, `samples.npz`
-has the device's own images, on which a new model is tried, and `trust.json` what releases are held to. A link
-is replaced by a rename: whoever opens `current` sees one whole model or the other.
+has the device's own images, on which a new model is tried, `trust.json` what releases are held to, and
+`adopted` what the owner put into service last. A link is replaced by a rename: whoever opens `current` sees
+one whole model or the other.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from splitee_device.inference.trust import Expected, Trust
 
 CHANCE = 0.025  # of a difference as large between equally good models, below which the new one is worse
 
+ADOPTED = "adopted"  # the release that its owner put into service last
 TRIAL = "trial.json"  # in a release's folder: what its trial has shown
 
 log = logging.getLogger(__name__)
@@ -82,14 +84,26 @@ class ModelStore:
     def adopt(self, directory: Path) -> str:
         """Puts an exported model into service by its owner's word, and keeps its samples and region.
 
-        What it is made of is what releases are held to from then on. Raises ModelError: it is not sound.
+        What it is made of is what releases are held to from then on. The one that was adopted last is not
+        adopted again: what has been released since stays in service, however often the device starts.
+
+        Returns:
+            The release in service.
+
+        Raises:
+            ModelError: it is not sound.
         """
         samples = directory / SAMPLES
         if samples.exists():
             write_atomically(self.path / SAMPLES, samples.read_bytes())
         keep_region(self.path, kept_region(directory))
-        device = read_manifest(directory, ClientManifest).device
-        return self._install(pack_bundle(directory), device, by_owner=True)
+        device, bundle = read_manifest(directory, ClientManifest).device, pack_bundle(directory)
+        digest, known = hashlib.sha256(bundle).hexdigest(), self.path / ADOPTED
+        if self.release is not None and known.exists() and known.read_text(errors="replace") == digest:
+            return self.release
+        release = self._install(bundle, device, by_owner=True)
+        write_atomically(known, digest.encode())
+        return release
 
     def install(self, bundle: bytes, device: str, *, signed: ModelOffer | None = None) -> str:
         """Checks and tries a bundle that was released, and puts it into service; returns its release.
