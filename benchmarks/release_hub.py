@@ -26,7 +26,7 @@ from splitee.protocol.gate import Gate, Received
 from splitee.protocol.inference import PredictionReport, ReleaseReport, ReleaseWant, Serving
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
 from splitee.protocol.topics import Topics
-from splitee_broker.release_key import SIGNING_KEY
+from splitee_broker.signing_keys import PACKING_KEY
 from splitee_device.inference.model_store import ModelStore
 from splitee_lab.local.brokers import find_mosquitto, free_port
 
@@ -70,8 +70,8 @@ class Hub:
         return self.authority / "server" / "server.toml"
 
     @property
-    def signing_key(self) -> Path:
-        return self.authority / "server" / SIGNING_KEY
+    def packing_key(self) -> Path:
+        return self.authority / "authority" / PACKING_KEY
 
     @property
     def broker_pid(self) -> int:

@@ -208,7 +208,7 @@ class Story:
         )
 
     def _release_software(self, version: str, device: str, replaced: dict[str, str]) -> None:
-        path = software(self._directory / "software", version, self._hub.signing_key, replaced)
+        path = software(self._directory / "software", version, self._hub.packing_key, replaced)
         self._hub.release(path, "--devices", device, "--name", f"software-{version}", "--detach")
 
     def _pair_anew(self) -> tuple[str, str, bool]:

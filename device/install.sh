@@ -53,7 +53,6 @@ state=$root/var/lib/splitee
 software=$state/software
 settings=$root/etc/splitee/device.toml
 identity=$root/etc/splitee/device
-pinned=$root/etc/splitee/release.pub
 unit=$root/etc/systemd/system/splitee-device.service
 service=splitee-device
 
@@ -168,7 +167,9 @@ check_bundle() {
     tar -xf "$bundle" -C "$fresh" --no-same-owner device.toml ca.crt client.crt client.key ||
         fail "$bundle: it is damaged; $made_by"
     # Bundles of older releases have none; then what this device has pinned stays.
-    tar -xf "$bundle" -C "$fresh" --no-same-owner release.pub 2>/dev/null || true
+    for name in release.pub software.pub; do
+        tar -xf "$bundle" -C "$fresh" --no-same-owner "$name" 2>/dev/null || true
+    done
     [ -e "$settings" ] || return 0
     for key in fleet id; do
         [ "$(value_of $key "$settings")" = "$(value_of $key "$fresh/device.toml")" ] ||
@@ -185,13 +186,15 @@ install_identity() {
         install -m 600 "$fresh/$name" "$identity/$name"
     done
     # The paths are the unit's: systemd hands the keys to the service, and to nobody else.
-    [ -e "$settings" ] || grep -vE '^(ca|cert|key|release-key) *=' "$fresh/device.toml" |
+    [ -e "$settings" ] || grep -vE '^(ca|cert|key|release-key|software-key) *=' "$fresh/device.toml" |
         install -m 644 /dev/stdin "$settings"
-    [ -f "$fresh/release.pub" ] || return 0
-    # No secret: it lies beside the settings that name it.
-    install -m 644 "$fresh/release.pub" "$pinned"
-    sed -i '/^release-key *=/d' "$settings"
-    printf 'release-key = "release.pub"\n' >>"$settings"
+    # No secrets: they lie beside the settings that name them.
+    for what in release software; do
+        [ -f "$fresh/$what.pub" ] || continue
+        install -m 644 "$fresh/$what.pub" "$root/etc/splitee/$what.pub"
+        sed -i "/^$what-key *=/d" "$settings"
+        printf '%s-key = "%s.pub"\n' "$what" "$what" >>"$settings"
+    done
 }
 
 install_settings() {
@@ -257,7 +260,7 @@ uninstall() {
     rm -rf "$program" "$unit.d"
     ! on_this_system || [ ! -d /run/systemd/system ] || systemctl daemon-reload
     if [ -n "$purge" ]; then
-        rm -rf "$identity" "$settings" "$pinned" "$state"
+        rm -rf "$identity" "$settings" "$root/etc/splitee/release.pub" "$root/etc/splitee/software.pub" "$state"
         rmdir "$root/etc/splitee" 2>/dev/null || true
         ! on_this_system || ! getent passwd splitee >/dev/null || userdel splitee
         echo "removed, with settings, identity and state"

@@ -19,7 +19,7 @@ from splitee.errors import StateError
 from splitee.protocol.topics import discovery_name
 from splitee_broker.authority import Authority, Identity, Role
 from splitee_broker.limits import limits
-from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY
+from splitee_broker.signing_keys import RELEASE_KEY, SIGNING_KEY, SOFTWARE_KEY
 
 SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace
 SHIPPED_STATE = "/var/lib/mosquitto/"
@@ -129,12 +129,12 @@ def client_files(
     identity: Identity,
     authority: Authority,
     *,
-    release_key: Mapping[str, bytes] | None = None,
+    keys: Mapping[str, bytes] | None = None,
 ) -> dict[str, bytes]:
     """What a client needs: `device.toml` (or its role's) for `--config`, and the files that it names.
 
     Args:
-        release_key: the half that it has of the key by which releases are signed, by its file's name.
+        keys: the halves that it has of the keys that sign releases and software, by their files' names.
     """
     settings = [f'id = "{name}"'] if role is Role.DEVICE else []
     settings += [
@@ -144,17 +144,14 @@ def client_files(
         'cert = "client.crt"',
         'key = "client.key"',
     ]
-    files_of_key = dict(release_key or {})
-    if SIGNING_KEY in files_of_key:
-        settings.append(f'signing-key = "{SIGNING_KEY}"')
-    if RELEASE_KEY in files_of_key:
-        settings.append(f'release-key = "{RELEASE_KEY}"')
+    of_flags = {"signing-key": SIGNING_KEY, "release-key": RELEASE_KEY, "software-key": SOFTWARE_KEY}
+    settings += [f'{flag} = "{file}"' for flag, file in of_flags.items() if file in (keys or {})]
     return {
         f"{role}.toml": ("\n".join(settings) + "\n").encode(),
         "ca.crt": identity.authority,
         "client.crt": identity.certificate,
         "client.key": identity.key,
-        **files_of_key,
+        **(keys or {}),
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from splitee.errors import ConfigError
 from splitee_broker.authority import Authority, Issued, Role
 from splitee_broker.files import client_files, write_broker_folder, write_bundle, write_folder
-from splitee_broker.release_key import pinned_key
+from splitee_broker.signing_keys import pinned_keys
 
 
 def to_renew(authority: Authority, names: Collection[str], within: int | None) -> list[Issued]:
@@ -52,8 +52,7 @@ def renew(authority: Authority, line: Issued, days: int, directory: Path, *, as_
     """
     if line.role is Role.DEVICE:
         identity = authority.issue(line.name, line.role, days)
-        key = pinned_key(directory)
-        contents = client_files(line.name, line.role, identity, authority, release_key=key)
+        contents = client_files(line.name, line.role, identity, authority, keys=pinned_keys(directory))
         bundles = directory / "bundles"
         if as_folder or (bundles / line.name).is_dir():
             write_folder(bundles / line.name, contents)

@@ -76,7 +76,7 @@ def serve(
         unsure=settings.serving.unsure_images(),
         agreeing=settings.agreement.agreeing,
         latest=settings.agreement.latest_image(settings.serving.capture.watch),
-        others=(ReleasedSoftware.of_this_process(settings.serving.key),),
+        others=(ReleasedSoftware.of_this_process(settings.serving.software_key),),
     )
 
     def is_over() -> bool:

@@ -96,6 +96,26 @@ def test_a_fleet_of_an_older_release_gets_its_key_by_init(directory: Path) -> No
     assert (directory / "server" / "release.key").exists()
 
 
+def test_the_key_that_signs_software_stays_with_the_authority_and_is_made_once(directory: Path) -> None:
+    key, pinned = (directory / "authority" / name for name in ("software.key", "software.pub"))
+    before = key.read_bytes(), pinned.read_bytes()
+    run_broker("add-device", "pi-1", "--folder", directory=directory)
+    device = directory / "bundles" / "pi-1"
+    signature = ReleaseSigner(key).sign_software(b"manifest")
+    ReleaseKey.read(
+        device / tomllib.loads((device / "device.toml").read_text())["software-key"]
+    ).check_software(b"manifest", signature)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    secret = before[0].splitlines()[1]
+    elsewhere = [path for path in directory.rglob("*") if path.is_file() and path != key]
+    assert not any(secret in path.read_bytes() for path in elsewhere)
+    assert run_broker("init", "--fleet", "barn", directory=directory).exception is None
+    assert (key.read_bytes(), pinned.read_bytes()) == before
+    key.unlink()  # its operator keeps it elsewhere
+    assert run_broker("init", "--fleet", "barn", directory=directory).exception is None
+    assert not key.exists() and pinned.read_bytes() == before[1]
+
+
 def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path) -> None:
     result = run_broker("add-device", "pi-1", directory=directory)
     bundle = directory / "bundles" / "splitee-pi-1.tar"
@@ -112,6 +132,7 @@ def test_a_bundle_holds_all_that_a_device_needs(directory: Path, tmp_path: Path)
         "cert": "client.crt",
         "key": "client.key",
         "release-key": "release.pub",
+        "software-key": "software.pub",
     }
     TlsFiles(*(tmp_path / "device" / settings[name] for name in ("ca", "cert", "key"))).context()
     certificate = x509.load_pem_x509_certificate((tmp_path / "device" / "client.crt").read_bytes())

@@ -96,6 +96,7 @@ def test_two_lines_and_the_device_is_in(fleet: Fleet, tmp_path: Path) -> None:
         "cert": "device/client.crt",
         "key": "device/client.key",
         "release-key": "release.pub",
+        "software-key": "software.pub",
         "data": 'my "photos"',
     }
     assert f"next: splitee device --config {device}/device.toml" in done.stdout
@@ -162,6 +163,7 @@ def test_the_key_is_its_owners_alone_and_the_settings_are_for_all(directory: Pat
         "device/client.key": 0o600,
         "device.toml": 0o644,
         "release.pub": 0o644,
+        "software.pub": 0o644,
     }
     secret = (device / "device" / "client.key").read_text().splitlines()[1]
     assert secret not in shown + done.output
@@ -253,7 +255,13 @@ def test_what_the_settings_say_besides_stays(directory: Path, tmp_path: Path) ->
     with Invitation(directory, tmp_path / "log", "pi-1") as invitation:
         assert joined(invitation.hub, invitation.code, device).exception is None
     lines = (device / "device.toml").read_text().splitlines()
-    assert lines[6:] == ['release-key = "release.pub"', "# ours", 'data = "/srv/images"', "cut = 5"]
+    assert lines[6:] == [
+        'release-key = "release.pub"',
+        'software-key = "software.pub"',
+        "# ours",
+        'data = "/srv/images"',
+        "cut = 5",
+    ]
 
 
 @pytest.mark.parametrize(("key", "value"), [("id", "pi-7"), ("fleet", "bay")])

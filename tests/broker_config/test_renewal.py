@@ -97,7 +97,14 @@ def test_those_that_are_named_are_renewed_whenever_they_end(directory: Path, tmp
     assert "carry it to pi-1, then: device/install.sh --bundle splitee-pi-1.tar" in line
     assert (directory / "bundles" / "splitee-pi-2.tar").read_bytes() == before
     with tarfile.open(directory / "bundles" / "splitee-pi-1.tar") as bundle:
-        assert set(bundle.getnames()) == {"device.toml", "ca.crt", "client.crt", "client.key", "release.pub"}
+        assert set(bundle.getnames()) == {
+            "device.toml",
+            "ca.crt",
+            "client.crt",
+            "client.key",
+            "release.pub",
+            "software.pub",
+        }
     assert renewed("pi-1", "pi-2", "--within", "10", directory=directory) == [
         "nothing to renew: no certificate ends within 10 days"
     ]

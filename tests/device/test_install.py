@@ -84,7 +84,8 @@ def bundle(
     }
     if release_key:
         files["release.pub"] = release_key
-        files["device.toml"] += 'release-key = "release.pub"\n'
+        files["software.pub"] = f"{release_key} for software"
+        files["device.toml"] += 'release-key = "release.pub"\nsoftware-key = "software.pub"\n'
     with tarfile.open(path, "w") as tar:
         for name, text in files.items():
             if name != without:
@@ -255,9 +256,11 @@ def test_install_again_and_uninstall(tmp_path: Path) -> None:
     assert not upgraded.is_symlink(), "what was installed by hand is in service"
     pinned = root / "etc/splitee/release.pub"
     assert (pinned.read_text(), pinned.stat().st_mode & 0o777) == ("public half", 0o644)
+    assert (pinned.parent / "software.pub").read_text() == "public half for software"
     assert settings.read_text().splitlines()[3:] == [
         "cut = 5",
         'release-key = "release.pub"',
+        'software-key = "software.pub"',
         'data = "/srv/pictures"',
     ]
 

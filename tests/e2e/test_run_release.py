@@ -17,7 +17,7 @@ from splitee.protocol.inference import PredictedState, PredictionReport
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Region
 from splitee.samples.kept import kept_region
-from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
+from splitee_broker.signing_keys import RELEASE_KEY, SIGNING_KEY, new_key
 from splitee_lab.local.brokers import RunningBroker
 
 
@@ -34,7 +34,7 @@ def test_a_run_ends_with_its_models_in_service(mosquitto_broker: RunningBroker, 
     watcher.open(5)
     folder = tmp_path / "pictures"
     folder.mkdir()
-    for name, data in new_release_key().items():
+    for name, data in new_key(SIGNING_KEY, RELEASE_KEY).items():
         (tmp_path / name).write_bytes(data)
     signed, pinned = (
         ("--signing-key", str(tmp_path / SIGNING_KEY)),

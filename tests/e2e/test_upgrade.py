@@ -30,7 +30,7 @@ from splitee.protocol.inference import ReleasePart, ReleaseWant, SoftwareOffer, 
 from splitee.protocol.routes import RELEASES
 from splitee.protocol.topics import Topics
 from splitee.software.packing import describe, pack
-from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY
+from splitee_broker.signing_keys import PACKING_KEY, RELEASE_KEY, SIGNING_KEY, SOFTWARE_KEY, new_key
 from splitee_device.upgrade.software import BASE, CURRENT, TRIAL, Software
 from splitee_lab.local.brokers import RunningBroker
 from systemd import FakeSystemd
@@ -47,6 +47,8 @@ pytestmark = [pytest.mark.mosquitto]
 def make_files(folder: Path) -> None:
     """Software that works, that starts and never speaks to its broker, and that does not even load."""
     signing_key = make_keys(folder)[0]
+    for name, data in new_key(SIGNING_KEY, RELEASE_KEY).items():
+        (folder / name).write_bytes(data)
     changes = {
         GOOD: {},
         SILENT: {"splitee/__main__.py": "import time\nwhile True:\n    time.sleep(1)\n"},
@@ -118,7 +120,8 @@ class Device:
             "--id": "pi-1",
             "--models": path / "models",
             "--watch": path / "watched",
-            "--release-key": key,
+            "--release-key": key.parent / RELEASE_KEY,
+            "--software-key": key,
         }
         arguments = [str(word) for pair in flags.items() for word in pair]
         with self.log.open("ab") as log:
@@ -133,7 +136,7 @@ class Device:
 
     def upgrade(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """`splitee upgrade` of this device, by hand."""
-        flags = ["--software", self.software.path, "--release-key", self.key]
+        flags = ["--software", self.software.path, "--software-key", self.key]
         command = [sys.executable, "-m", "splitee", "upgrade", *flags, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONG)
 
@@ -143,7 +146,7 @@ def device(
     tmp_path: Path, mosquitto_broker: RunningBroker, files: Path, request: pytest.FixtureRequest
 ) -> Iterator[Device]:
     fleet = f"upgrade-{request.node.name}"[:60].replace("_", "-")
-    running = Device(tmp_path, mosquitto_broker, fleet, files / RELEASE_KEY)
+    running = Device(tmp_path, mosquitto_broker, fleet, files / SOFTWARE_KEY)
     running.await_log("no model yet")
     yield running
     with suppress(ProcessLookupError):
@@ -244,7 +247,7 @@ def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: 
     """Before the packages are installed, before what they require is checked, and before they are loaded."""
     software = Software(tmp_path)
     software.install_base(Path(sys.prefix))
-    flags = ["upgrade", "--software", tmp_path, "--release-key", files / RELEASE_KEY, files / GOOD]
+    flags = ["upgrade", "--software", tmp_path, "--software-key", files / SOFTWARE_KEY, files / GOOD]
     command = [sys.executable, "-c", CRASHING, str(steps), *map(str, flags)]
     assert subprocess.run(command, check=False, capture_output=True).returncode == 9
     assert software.target(TRIAL) is None
@@ -278,13 +281,13 @@ def test_an_index_serves_and_earlier_upgrades_stay(files: Path, tmp_path: Path) 
     """A package that the first file brings is there after the second, which comes from an index."""
     software, extra = Software(tmp_path / "software"), small_wheel(tmp_path, "extra", "1")
     software.path.mkdir()
-    flags = ["--software", software.path, "--release-key", files / RELEASE_KEY]
+    flags = ["--software", software.path, "--software-key", files / SOFTWARE_KEY]
 
     def upgrade(file: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "splitee", "upgrade", *map(str, flags), str(file)]
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONG)
 
-    key = files / SIGNING_KEY
+    key = files / PACKING_KEY
     first = upgrade(software_file(tmp_path / "first", key, own_wheel(tmp_path, GOOD), extra))
     assert first.returncode == ExitCode.OK, first.stderr
     software.move(TRIAL, CURRENT)
@@ -327,9 +330,9 @@ def test_a_full_disk_leaves_nothing_behind(files: Path, tmp_path: Path, size: st
         pytest.skip("no mounts of one's own here")
     wheels = own_wheel(tmp_path, GOOD), small_wheel(tmp_path, "large", "1", content=bytes(100 << 20))
     manifest = replace(describe(wheels), unpacked=0)
-    pack(wheels, manifest, ReleaseSigner(files / SIGNING_KEY), tmp_path / "large.wheels")
+    pack(wheels, manifest, ReleaseSigner(files / PACKING_KEY), tmp_path / "large.wheels")
     (disk := tmp_path / "disk").mkdir()
-    flags = ["--software", disk, "--release-key", files / RELEASE_KEY, tmp_path / "large.wheels"]
+    flags = ["--software", disk, "--software-key", files / SOFTWARE_KEY, tmp_path / "large.wheels"]
     command = [*SMALL_DISK, MOUNT, disk, size, sys.executable, "-m", "splitee", "upgrade", *flags]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.STATE, done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from splitee.inference.signatures import ReleaseSigner
 from splitee.software.packing import describe, pack
-from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
+from splitee_broker.signing_keys import PACKING_KEY, SOFTWARE_KEY, new_key
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("core", "web", "device", "server", "export", "lab", "broker_config")
@@ -71,11 +71,11 @@ def _metadata(name: str, version: str, requires: list[str]) -> str:
 
 
 def make_keys(folder: Path) -> tuple[Path, Path]:
-    """A fleet's signing key and its public half."""
+    """A fleet's key for software and its public half."""
     folder.mkdir(exist_ok=True)
-    for name, data in new_release_key().items():
+    for name, data in new_key(PACKING_KEY, SOFTWARE_KEY).items():
         (folder / name).write_bytes(data)
-    return folder / SIGNING_KEY, folder / RELEASE_KEY
+    return folder / PACKING_KEY, folder / SOFTWARE_KEY
 
 
 def software_file(path: Path, signing_key: Path, *wheels: Path, index: str = "") -> Path:

@@ -39,8 +39,16 @@ from splitee_broker.files import (
     write_folder,
 )
 from splitee_broker.limits import DEVICES, MOST_DEVICES
-from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key, pinned_key
 from splitee_broker.retained import clear_retained
+from splitee_broker.signing_keys import (
+    PACKING_KEY,
+    PINNED,
+    RELEASE_KEY,
+    SIGNING_KEY,
+    SOFTWARE_KEY,
+    new_key,
+    pinned_keys,
+)
 
 
 @click.group(cls=Group)
@@ -129,10 +137,12 @@ def init(
             "health.key": health.key,
         }
         write_broker_folder(folder, contents | access_files(authority), account)
+        if SOFTWARE_KEY not in pinned_keys(directory):
+            write_folder(directory / "authority", new_key(PACKING_KEY, SOFTWARE_KEY))
         for role in (Role.SERVER, Role.VIEWER, Role.HOME_ASSISTANT):
             identity = authority.issue(role.value, role, days)
-            key = _signing_key(directory) if role is Role.SERVER else None
-            contents = client_files(role.value, role, identity, authority, release_key=key)
+            keys = _signing_key(directory) if role is Role.SERVER else None
+            contents = client_files(role.value, role, identity, authority, keys=keys)
             write_folder(directory / role.value, contents)
     echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
     echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
@@ -140,6 +150,7 @@ def init(
     echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
     echo(f"{directory}/homeassistant: for Home Assistant, see docs/how-to/watch.md")
     echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")
+    echo(f"{directory}/authority/{PACKING_KEY}: signs software for devices (`splitee pack`)")
 
 
 @broker.command("add-device")
@@ -169,8 +180,7 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
                 )
             returns = device in authority.shut_out()
             identity = authority.issue(device, Role.DEVICE, days)
-            key = pinned_key(directory)
-            contents = client_files(device, Role.DEVICE, identity, authority, release_key=key)
+            contents = client_files(device, Role.DEVICE, identity, authority, keys=pinned_keys(directory))
             written = _hand_out(directory / "bundles", folder, device, contents)
             hint = "" if folder else f", then: device/install.sh --bundle {written.name}"
             echo(f"{written}: carry it to {device}{hint}")
@@ -229,7 +239,7 @@ def _standing(line: Issued, now: datetime) -> str:
 def _is_whole(directory: Path) -> bool:
     """Whether all that `init` makes is there, what came with later releases included."""
     last = directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml"
-    return last.exists() and bool(pinned_key(directory))
+    return last.exists() and len(pinned_keys(directory)) == len(PINNED)
 
 
 def _signing_key(directory: Path) -> dict[str, bytes]:
@@ -238,9 +248,9 @@ def _signing_key(directory: Path) -> dict[str, bytes]:
     It is made with the fleet, and never again: devices have pinned it.
     """
     there = directory / Role.SERVER / SIGNING_KEY
-    if pinned_key(directory):
+    if RELEASE_KEY in pinned_keys(directory):
         return {SIGNING_KEY: there.read_bytes()} if there.exists() else {}
-    made = new_release_key()
+    made = new_key(SIGNING_KEY, RELEASE_KEY)
     write_folder(directory / "authority", {RELEASE_KEY: made[RELEASE_KEY]})
     return {SIGNING_KEY: made[SIGNING_KEY]}
 

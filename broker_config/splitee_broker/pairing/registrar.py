@@ -19,7 +19,7 @@ from splitee.errors import ConfigError, StateError
 from splitee.pairing.messages import Granted, Request
 from splitee_broker.authority import Authority, Issued, Role, check_device
 from splitee_broker.files import RELOAD, access_files, write_broker_folder
-from splitee_broker.release_key import RELEASE_KEY, pinned_key
+from splitee_broker.signing_keys import RELEASE_KEY, SOFTWARE_KEY, pinned_keys
 
 PATIENCE = 5.0  # seconds for another command of `splitee broker` to end
 UNIT = "splitee-broker.service"
@@ -72,11 +72,13 @@ class Registrar:
             if name in authority.shut_out():
                 self._returning.add(name)
             certificate = authority.certify(name, Role.DEVICE, self._days, key)
+            keys = pinned_keys(self._directory)
             granted = Granted(
                 certificate.public_bytes(Encoding.PEM),
                 authority.certificate,
                 self._broker,
-                pinned_key(self._directory).get(RELEASE_KEY, b""),
+                keys.get(RELEASE_KEY, b""),
+                keys.get(SOFTWARE_KEY, b""),
             )
         self._unconfirmed.add(name)
         return f"{certificate.serial_number:x}", granted

@@ -19,7 +19,7 @@ from splitee.suggestions import did_you_mean, one_of
 log = logging.getLogger(__name__)
 
 # Written by `splitee broker` into settings that several commands read, for some of them.
-BROUGHT = ("signing_key", "release_key")
+BROUGHT = ("signing_key", "release_key", "software_key")
 
 
 class Setting(Option):

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -77,9 +77,13 @@ class ReleaseKey:
     raw: bytes  # 32
 
     @classmethod
-    def read(cls, path: Path) -> ReleaseKey:
-        """From a PEM file. Raises ConfigError: it cannot be read, or holds no Ed25519 public key."""
-        text = _read(path, "--release-key").decode(errors="replace").strip()
+    def read(cls, path: Path, of: Literal["release", "software"] = "release") -> ReleaseKey:
+        """From a PEM file; `of`: what is signed by it.
+
+        Raises:
+            ConfigError: it cannot be read, or holds no Ed25519 public key.
+        """
+        text = _read(path, f"--{of}-key").decode(errors="replace").strip()
         try:
             if not (text.startswith(BEGIN) and text.endswith(END)):
                 raise ValueError
@@ -88,8 +92,8 @@ class ReleaseKey:
                 raise ValueError
         except (ValueError, binascii.Error):
             raise ConfigError(
-                f"--release-key {path}: expected an Ed25519 public key in PEM, the release.pub of this "
-                "device's bundle"
+                f"--{of}-key {path}: expected an Ed25519 public key in PEM, the {of}.pub of this device's "
+                "bundle"
             ) from None
         return cls(der[len(PREFIX) :])
 
@@ -128,7 +132,7 @@ class ReleaseKey:
         except InvalidSignature:
             raise SoftwareError(
                 "the software's signature is not this fleet's, or the file is damaged: pack it with the key "
-                "whose release.pub is in the device's bundle (`splitee pack --signing-key FILE`)"
+                "whose software.pub is in the device's bundle (`splitee pack --signing-key FILE`)"
             ) from None
 
 

@@ -66,12 +66,14 @@ class Granted(_Message, frozen=True):
     Attributes:
         broker: its address.
         release_key: which releases are signed by; empty in a fleet that has none.
+        software_key: which software is signed by; likewise.
     """
 
     certificate: Pem
     authority: Pem
     broker: Annotated[str, msgspec.Meta(max_length=512)]
     release_key: Pem
+    software_key: Pem
 
 
 class Stored(_Message, frozen=True):

@@ -111,7 +111,7 @@ def infer(
         unsure=serving.unsure_images(),
         agreeing=agreement.agreeing,
         latest=latest,
-        others=(ReleasedSoftware.of_this_process(serving.key),),
+        others=(ReleasedSoftware.of_this_process(serving.software_key),),
     )
     health = Health.of_this_process(link.address)
     warn_before_it_ends(own_certificate(link.tls))

@@ -33,10 +33,10 @@ from splitee_device.upgrade.software import TRIAL, TRIED, Software
         help="Folder in which the device keeps software: that of `splitee-start`.",
     ),
     setting(
-        "--release-key",
+        "--software-key",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Public key that software must be signed by: the release.pub of the device's bundle.",
+        help="Public key that software must be signed by: the software.pub of the device's bundle.",
         show_default="none, FILE needs one",
     ),
     switch(
@@ -48,7 +48,7 @@ from splitee_device.upgrade.software import TRIAL, TRIED, Software
 def upgrade(
     file: Path | None,
     software: Path,
-    release_key: Path | None,
+    software_key: Path | None,
     allow_downgrade: bool,
     roll_back: bool,
     only_list: bool,
@@ -72,9 +72,9 @@ def upgrade(
         _become_owner(kept.path)
         version = installer.roll_back()
     else:
-        if release_key is None:
-            raise ConfigError("expected --release-key: only signed software is taken")
-        key = ReleaseKey.read(release_key)
+        if software_key is None:
+            raise ConfigError("expected --software-key: only signed software is taken")
+        key = ReleaseKey.read(software_key, "software")
         with _opened(file) as opened:
             _become_owner(kept.path)
             version = installer.install(opened, key, allow_downgrade=allow_downgrade)

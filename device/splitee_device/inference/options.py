@@ -32,6 +32,7 @@ class ServingOptions:
     timeout: float  # seconds
     floors: OffloadFloors = NO_FLOORS
     key: ReleaseKey | None = None  # that releases must be signed by
+    software_key: ReleaseKey | None = None  # that software must be signed by; None: none is taken
     region: Region | None = None  # of each image that the network sees; None: as it was trained
     keep_unsure: Path | None = None  # where images that the model is uncertain of are kept; None: nowhere
     keep: Bounds = KEEP
@@ -109,6 +110,13 @@ _OPTIONS = (
         help="Public key that releases must be signed by: the release.pub of the device's bundle.",
         show_default="none, unsigned releases are taken",
     ),
+    setting(
+        "--software-key",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Public key that new software must be signed by: the software.pub of the device's bundle.",
+        show_default="none, no software is taken",
+    ),
     region_setting(
         help="Part of each image that the network sees, in its pixels: left, top, width, height.",
         show_default="all of it; in infer: as it was trained",
@@ -126,6 +134,7 @@ def _serving(
     keep_every: float,
     keep_above: float | None,
     release_key: Path | None,
+    software_key: Path | None,
     region: Region | None,
     **where: Any,
 ) -> ServingOptions:
@@ -139,9 +148,10 @@ def _serving(
     bounds = ("--keep-count", "--keep-size", "--keep-every", "--keep-above")
     require("--keep-unsure", keep_unsure is not None, *bounds)
     key = ReleaseKey.read(release_key) if release_key is not None else None
+    of_software = ReleaseKey.read(software_key, "software") if software_key is not None else None
     floors = OffloadFloors(lowest_threshold, most_offload)
     keep = Bounds(keep_count, keep_size << 20, keep_every, keep_above)
-    return ServingOptions(capture, timeout, floors, key, region, keep_unsure, keep)
+    return ServingOptions(capture, timeout, floors, key, of_software, region, keep_unsure, keep)
 
 
 serving_options = option_group("serving", _serving, *_OPTIONS, title="Classification")

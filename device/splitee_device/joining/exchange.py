@@ -75,6 +75,7 @@ class Joined:
     certificate: bytes
     authority: bytes
     release_key: bytes  # empty: the fleet has none
+    software_key: bytes  # likewise
 
 
 class Exchange:
@@ -135,6 +136,7 @@ class Exchange:
             granted.certificate,
             granted.authority,
             granted.release_key,
+            granted.software_key,
         )
 
     def confirm(self) -> None:

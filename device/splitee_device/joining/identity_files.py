@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A device's identity on its disk, as install.sh lays out what it finds in a bundle.
 
-`device.toml` and `release.pub` are for all to read; certificate and key are in `device/`, for the folder's
-owner alone.
+`device.toml`, `release.pub` and `software.pub` are for all to read; certificate and key are in `device/`, for
+the folder's owner alone.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from splitee.durable import unwritable, write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee_device.joining.exchange import Joined
 
-SETTINGS, IDENTITY, RELEASE_KEY = "device.toml", "device", "release.pub"
-OWN_KEYS = ("id", "fleet", "broker", "ca", "cert", "key", "release-key")
+SETTINGS, IDENTITY = "device.toml", "device"
+OWN_KEYS = ("id", "fleet", "broker", "ca", "cert", "key", "release-key", "software-key")
 NEW, OLD = f".{IDENTITY}.new", f".{IDENTITY}.old"
 
 
@@ -78,8 +78,8 @@ class IdentityFiles:
             "cert": f"{IDENTITY}/client.crt",
             "key": f"{IDENTITY}/client.key",
         }
-        if joined.release_key:
-            own["release-key"] = RELEASE_KEY
+        pinned = {"release": joined.release_key, "software": joined.software_key}
+        own |= {f"{what}-key": f"{what}.pub" for what, key in pinned.items() if key}
         text = self._merged(own | more)
         try:
             new = self._new()
@@ -89,8 +89,9 @@ class IdentityFiles:
                 ("client.key", joined.key),
             ):
                 write_atomically(new / name, data, mode=0o600)
-            if joined.release_key:
-                write_atomically(self.directory / RELEASE_KEY, joined.release_key, mode=0o644)
+            for what, key in pinned.items():
+                if key:
+                    write_atomically(self.directory / f"{what}.pub", key, mode=0o644)
             self._exchange()
             write_atomically(self.settings, text, mode=0o644)
         except OSError as error:

@@ -50,9 +50,9 @@ class OwnKey:
                 raise ValueError("the certificate is another's")
             if certificate.public_key() != self._key.public_key():
                 raise ValueError("the certificate is for another key")
-            release_key = granted.release_key
-            if release_key and not isinstance(load_pem_public_key(release_key), Ed25519PublicKey):
-                raise ValueError("the release key is none")
+            for what, pinned in (("release", granted.release_key), ("software", granted.software_key)):
+                if pinned and not isinstance(load_pem_public_key(pinned), Ed25519PublicKey):
+                    raise ValueError(f"the {what} key is none")
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             reason = str(error) or "a signature is wrong"
             raise PairingEnded(

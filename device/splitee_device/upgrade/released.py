@@ -45,7 +45,10 @@ class ReleasedSoftware:
     kind: ReleaseKind = "software"
 
     def __init__(self, software: Software | None, key: ReleaseKey | None) -> None:
-        """`software`: whose launcher has started this process; None: nothing can be taken."""
+        """`software`: whose launcher has started this process; `key`: that it is signed by.
+
+        None of either: nothing can be taken.
+        """
         self._software = software
         self._key = key
         self._has_told = False
@@ -77,6 +80,11 @@ class ReleasedSoftware:
     def check(self, offer: ReleaseOffer) -> None:
         """Raises ModelError: it is not newer, or this process was not started so that it could be tried."""
         assert isinstance(offer, SoftwareOffer)
+        if self._key is None:
+            raise ModelError(
+                "this device takes no software: it has no key of the fleet's for that; --software-key names "
+                "the software.pub of its bundle"
+            )
         with _in_words():
             installed = SoftwareInstaller(self._launched).installed()
         if not is_newer(offer.version, installed):

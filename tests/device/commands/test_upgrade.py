@@ -34,7 +34,7 @@ class Device:
         return software_file(self.path / f"{version}.wheels", self.signing, own, *others)
 
     def upgrade(self, *arguments: object) -> tuple[int, str]:
-        flags = ["--software", str(self.software.path), "--release-key", str(self.key)]
+        flags = ["--software", str(self.software.path), "--software-key", str(self.key)]
         return call(self.capsys, "upgrade", *flags, *map(str, arguments))
 
     def refuses(self, code: ExitCode, words: str, *arguments: object) -> None:
@@ -65,7 +65,7 @@ def test_a_broken_signature(device: Device) -> None:
     device.refuses(ExitCode.SOFTWARE, "signature is not this fleet's", file)
     other = make_keys(device.path / "other")[1]
     device.refuses(
-        ExitCode.SOFTWARE, "signature is not this fleet's", "--release-key", other, device.file("9.0")
+        ExitCode.SOFTWARE, "signature is not this fleet's", "--software-key", other, device.file("9.0")
     )
 
 

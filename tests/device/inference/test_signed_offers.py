@@ -21,7 +21,7 @@ from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.inference import ModelOffer, ModelReport, ReleasePart, SoftwareOffer
 from splitee.protocol.topics import Topics
-from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
+from splitee_broker.signing_keys import RELEASE_KEY, SIGNING_KEY, new_key
 from splitee_device.inference.delivery import Delivery
 from splitee_device.inference.model_installer import ModelInstaller
 from splitee_device.inference.model_store import ModelStore
@@ -34,7 +34,7 @@ def keys(tmp_path: Path) -> Path:
     """A folder with both halves of the fleet's key, and another fleet's in `other`."""
     for folder in (tmp_path / "keys", tmp_path / "keys" / "other"):
         folder.mkdir()
-        for name, data in new_release_key().items():
+        for name, data in new_key(SIGNING_KEY, RELEASE_KEY).items():
             (folder / name).write_bytes(data)
     return tmp_path / "keys"
 

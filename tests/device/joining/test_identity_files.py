@@ -17,7 +17,7 @@ from splitee_device.joining.identity_files import IdentityFiles
 
 def identity(of: str, release_key: bytes = b"public") -> Joined:
     parts = (f"{part} of {of}".encode() for part in ("key", "certificate", "authority"))
-    return Joined("pi-1", "barn", "mqtts://hub:8883", *parts, release_key)
+    return Joined("pi-1", "barn", "mqtts://hub:8883", *parts, release_key, release_key and b"of software")
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -59,7 +59,7 @@ def test_a_power_cut_between_the_renames(tmp_path: Path) -> None:
 def test_a_fleet_without_a_release_key(tmp_path: Path) -> None:
     IdentityFiles(tmp_path).write(identity("new", release_key=b""), {})
     assert "release" not in (tmp_path / "device.toml").read_text()
-    assert not (tmp_path / "release.pub").exists()
+    assert not (tmp_path / "release.pub").exists() and not (tmp_path / "software.pub").exists()
 
 
 @pytest.mark.parametrize("text", ['data = """\na\n', "[table\n", "\xff"])

@@ -14,7 +14,7 @@ from splitee.inference.bundle import pack_bundle
 from splitee.inference.manifest import CLIENT, write_manifest
 from splitee.inference.signatures import ReleaseKey, ReleaseSigner
 from splitee.protocol.topics import NAME
-from splitee_broker.release_key import RELEASE_KEY, SIGNING_KEY, new_release_key
+from splitee_broker.signing_keys import RELEASE_KEY, SIGNING_KEY, new_key
 from splitee_server.release import plans
 from splitee_server.release.plans import AT_ONCE
 from splitee_server.release.rollout import Rollout, new_record
@@ -24,7 +24,7 @@ DEVICES = ("pi-1", "pi-2")
 
 @pytest.fixture
 def signer(tmp_path: Path) -> ReleaseSigner:
-    for name, data in new_release_key().items():
+    for name, data in new_key(SIGNING_KEY, RELEASE_KEY).items():
         (tmp_path / name).write_bytes(data)
     return ReleaseSigner(tmp_path / SIGNING_KEY)
 
