@@ -13,7 +13,7 @@ from splitee.errors import MalformedMessage
 from splitee.pairing.messages import Message, Refused
 
 LENGTH = 4  # bytes of a message's length, big-endian
-LARGEST = 32 * 1024  # bytes of a message: twice what the largest one may hold
+LARGEST = 64 * 1024  # bytes of a message: twice what the largest one may hold
 
 T = TypeVar("T", bound=Message)
 

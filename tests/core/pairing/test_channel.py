@@ -42,7 +42,7 @@ def framed(data: bytes) -> bytes:
 
 
 def test_messages_arrive_as_they_were_sent() -> None:
-    message = Granted(b"c" * 8192, b"a" * 8192, "mqtts://" + "h" * 500, b"r" * 8192)
+    message = Granted(b"c" * 8192, b"a" * 8192, "mqtts://" + "h" * 500, b"r" * 8192, b"s" * 8192)
     with pair() as (client, server), pair() as (other, channel):
         server.send(message)
         size = int.from_bytes(client.recv(4), "big")
