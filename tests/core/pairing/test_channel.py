@@ -57,7 +57,7 @@ def test_messages_arrive_as_they_were_sent() -> None:
 def test_a_length_beyond_bounds_takes_no_memory(size: int) -> None:
     with pair() as (hostile, channel):
         hostile.sendall(size.to_bytes(4, "big"))
-        with pytest.raises(MalformedMessage, match="expected at most 32768"):
+        with pytest.raises(MalformedMessage, match=f"expected at most {LARGEST}"):
             channel.receive(Stored)
 
 
