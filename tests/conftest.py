@@ -142,9 +142,9 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return trained_once(tmp_path_factory, "averaging")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A Chromium. From here on Playwright's event loop is the main thread's: tests run others in threads."""
+    """A Chromium. While it is open, no command that runs an event loop of its own can be called in this thread."""
     from browser import chromium
 
     with chromium() as opened:

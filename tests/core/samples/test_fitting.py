@@ -104,8 +104,8 @@ def test_an_image_without_the_region_is_named_with_the_reason(kind: str) -> None
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30), (30, 1)])
-def test_a_single_pixel_a_side_is_no_picture(size: tuple[int, int]) -> None:
-    with pytest.raises(UnreadableImage, match=f"{size[0]} x {size[1]} pixels: too few for a picture"):
+def test_a_single_pixel_a_side_is_no_image(size: tuple[int, int]) -> None:
+    with pytest.raises(UnreadableImage, match=f"{size[0]} x {size[1]} pixels: too few for an image"):
         load_image(encoded(np.zeros(size[::-1], np.uint8)), Preparation((1, 8, 8)))
 
 
