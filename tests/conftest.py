@@ -144,7 +144,7 @@ def averaged(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A Chromium. While it is open, no command that runs an event loop of its own can be called in this thread."""
+    """A Chromium. While it is open, no command that runs an event loop can be called in this thread."""
     from browser import chromium
 
     with chromium() as opened:
