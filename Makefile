@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := core web device server export lab broker_config
 COMPOSE ?= docker compose
-# Test processes: one more than cores, for many tests wait for what others do.
-WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+# Test processes: twice as many as cores, for many tests wait for what others do.
+WORKERS ?= $(shell echo $$((2 * $$(nproc))))
 # Each of the tests' many processes would else compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = $(BIN)/pytest -n $(WORKERS) --maxschedchunk 1

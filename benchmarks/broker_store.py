@@ -20,6 +20,7 @@ SETTINGS = f"sys_interval {INTERVAL}\nautosave_interval 5\n"
 COUNTS = ALL, CONNECTED = "$SYS/broker/clients/total", "$SYS/broker/clients/connected"
 LARGEST_STORE = 10_000_000  # bytes that a fleet's broker may have on its disk
 WAIT = 15.0  # seconds
+SETTLED = 1.5 * (INTERVAL + 1)  # seconds: it looks once more than INTERVAL whole seconds have passed
 
 
 def keeping(settings: str, directory: Path) -> str:
@@ -32,7 +33,7 @@ def keeping(settings: str, directory: Path) -> str:
 def abandoned_sessions(address: BrokerAddress) -> int:
     """Sessions that the broker keeps for clients that are not connected.
 
-    It publishes a count that has changed: what it retains holds once two intervals have brought no other.
+    It publishes a count that has changed: what it retains holds once its next look has brought no other.
     """
     counts = dict.fromkeys(COUNTS, -1)
     with closing(Link(address, "counts-sessions")) as link:
@@ -44,7 +45,7 @@ def abandoned_sessions(address: BrokerAddress) -> int:
             event = link.receive(0.5)
             if isinstance(event, Message):
                 counts[event.topic] = int(event.payload)
-                settled = time.monotonic() + 2 * INTERVAL if -1 not in counts.values() else until
+                settled = time.monotonic() + SETTLED if -1 not in counts.values() else until
     if -1 in counts.values():
         raise click.ClickException(f"the broker does not publish {' and '.join(COUNTS)}")
     return counts[ALL] - counts[CONNECTED]

@@ -17,7 +17,7 @@ from waiting import until
 
 from splitee.errors import ExitCode
 from splitee.mqtt.link import Link
-from splitee.protocol.fleet import DeviceStatus
+from splitee.protocol.fleet import DeviceStatus, ServerStatus
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import MOSQUITTO_SETTINGS, OwnBroker, RunningBroker
 
@@ -30,17 +30,25 @@ def test_servers_that_are_killed_leave_no_session_behind(
 ) -> None:
     broker, topics = make_broker("mosquitto", keeping(MOSQUITTO_SETTINGS, public_path)), Topics("killed")
     watcher = Link(broker.address, "watches-killed")
-    watcher.subscribe(topics.device("pi-2", "features"))
+    watcher.subscribe(topics.device("pi-2", "features"), topics.server_status)
     watcher.open(10)
+    seen = {0}  # instances of the server; features that came before the present one tell nothing of it
+
+    def is_another(payload: bytes) -> bool:
+        status = ServerStatus.decode(payload)
+        is_new = status.state == "online" and status.instance not in seen
+        seen.add(status.instance)
+        return is_new
+
     with Fleet(str(broker.address), topics.fleet, tmp_path) as fleet:
         fleet.three_devices()
-        for _ in range(2):
+        for is_last in (False, False, True):
             fleet.server("--steps", "20", rounds=2)
+            await_message(watcher, topics.server_status, is_another)
             await_message(watcher, topics.device("pi-2", "features"))
-            fleet.processes["server"].kill()
-            fleet.processes["server"].wait()
-        fleet.server("--steps", "20", rounds=2)
-        await_message(watcher, topics.device("pi-2", "features"))
+            if not is_last:
+                fleet.processes["server"].kill()
+                fleet.processes["server"].wait()
         assert abandoned_sessions(broker.address) == 0
         assert fleet.wait() == [0, 0, 0, 0]
         assert fleet.report()["weights_sha256"] == in_one_process("sequential", "step", 2, steps=20)
