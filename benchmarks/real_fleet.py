@@ -247,4 +247,6 @@ def working_directory(out: Path | None) -> Iterator[Path]:
         yield out
         return
     with tempfile.TemporaryDirectory(prefix="splitee-benchmark-") as name:
-        yield Path(name)
+        directory = Path(name)
+        directory.chmod(0o711)  # a broker may run as another account, whose folder is below
+        yield directory
