@@ -106,7 +106,9 @@ class EventQueue:
     def get(self, timeout: float | None) -> Event | None:
         """The oldest event, or None after `timeout` seconds (None: waits for ever); raises a queued error."""
         with self._lock:
-            if not (self._events or self._changed.wait_for(lambda: self._events, timeout)):
+            if not self._events and (
+                timeout == 0 or not self._changed.wait_for(lambda: self._events, timeout)
+            ):
                 return None
             queued = self._events.popleft()
             if isinstance(queued, _Latest):

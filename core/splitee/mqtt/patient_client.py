@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from paho.mqtt.client import Client
-from paho.mqtt.enums import LogLevel, MQTTErrorCode
+from paho.mqtt.enums import LogLevel, MessageType, MQTTErrorCode
+
+TOGETHER = 1 << 14  # bytes that are handed to the system at once
 
 
 class PatientClient(Client):
@@ -21,7 +24,30 @@ class PatientClient(Client):
         if level is LogLevel.MQTT_LOG_ERR:
             super()._easy_log(level, fmt, *args)
 
+    def _packet_write(self) -> MQTTErrorCode:
+        """Paho asks the system once for each packet, which takes longer than to make an acknowledgement."""
+        self._join_packets()
+        return super()._packet_write()
+
+    def _join_packets(self) -> None:
+        """Make one packet of those that are to be written first, while they are small and nothing follows."""
+        first = []
+        size = 0
+        while self._out_packet and _is_small(self._out_packet[0]) and size < TOGETHER:
+            first.append(self._out_packet.popleft())
+            size += len(first[-1]["packet"])
+        if first:
+            joined = b"".join(one["packet"] for one in first)
+            self._out_packet.appendleft({**first[0], "packet": joined, "to_process": size})
+
     def loop_misc(self) -> MQTTErrorCode:
         if self._last_bytes_received > self._ping_t:
             self._ping_t = 0.0
         return super().loop_misc()
+
+
+def _is_small(packet: Mapping[str, Any]) -> bool:
+    """Whether it may be written with others: it has not been begun, and paho does nothing once it is out."""
+    kind = packet["command"] & 0xF0
+    acknowledged = kind == MessageType.PUBACK or (kind == MessageType.PUBLISH and packet["qos"] > 0)
+    return acknowledged and packet["pos"] == 0 and len(packet["packet"]) < TOGETHER

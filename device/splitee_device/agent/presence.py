@@ -114,13 +114,15 @@ class Presence:
         predicted: int = 0,
         offloaded: int = 0,
     ) -> None:
-        """Publish the status at once when what the device does has changed, else now and then: see `share`.
+        """Publish the status now and then, see `share`; in a small fleet at once when the device does
+        something else.
 
         Args:
             number: of the round.
             batches: that this process has published.
             predicted, offloaded: images that it has classified, and of these, asked the server about.
         """
+        is_due = self._clock() >= self._status_due
         changed = (doing, number) != (self._status.doing, self._status.round)
         self._status = DeviceStatus(
             state="online",
@@ -136,7 +138,7 @@ class Presence:
             predicted=predicted,
             offloaded=offloaded,
         )
-        if changed or self._clock() >= self._status_due:
+        if is_due or (changed and self._status_every <= STATUS_EVERY):
             self.publish_status()
 
     def share(self, devices: int) -> None:

@@ -158,6 +158,20 @@ def test_of_many_devices_each_says_its_status_more_seldom(
     assert [DeviceStatus.decode(said).step for said in port.payloads(STATUS)] == [0, 5, 10]
 
 
+def test_of_many_devices_a_change_waits_for_its_turn(
+    port: FakePort, presence: Presence, clock: FakeClock
+) -> None:
+    presence.share(500)
+    presence.say("training", 1)
+    presence.say("waiting", 1)
+    clock.advance(4.9)
+    presence.say_again()
+    assert [status.doing for status in statuses(port)] == ["training"]
+    clock.advance(0.2)
+    presence.say_again()
+    assert [status.doing for status in statuses(port)] == ["training", "waiting"]
+
+
 def test_the_farewell_is_an_offline_status_of_this_process() -> None:
     topic, payload = offline(TOPICS, "pi-1", INSTANCE)
     assert topic == STATUS
