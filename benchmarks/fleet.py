@@ -11,8 +11,9 @@ server` are processes of their own; the server notes its CPU by the product's fu
 (`benchmarks.synthetic.measured_server`).
 
 Prints a table and a line of JSON. Exits with 1 where an event was dropped or nothing moved for `--patience`
-seconds; and with `--curve`, where the CPU a batch grows by more than 15 % from 100 devices on, is above
-1.5 ms, or where a device takes more than 200 KB of memory beyond the models.
+seconds; and with `--curve`, where from 100 devices on the CPU a batch grows by more than 15 %, is above 2.3
+times what the bare torch loop takes for its step in the same minutes, or where a device takes more than
+200 KB of memory beyond the models.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ from splitee_lab.local.brokers import OwnBroker
 
 TOPICS = Topics("many")
 CUTS = (1, 2, 3)
-MOST_MS = 1.5  # of the server's CPU a batch
+# Of the server's CPU a batch, over the bare step's. That takes 0.65 ms on a core of a Xeon at 2.8 GHz which
+# nobody else uses: 1.5 ms there. On a shared one it takes up to twice as long, and so does all else.
+MOST_TIMES_BARE = 2.3
 MOST_GROWTH = 1.15  # of it, from GROWS_FROM devices on
 GROWS_FROM = 100
 MOST_KB = 200.0  # that a further device takes of the server's memory, beyond the models
@@ -194,8 +197,11 @@ def failures(results: list[dict[str, Any]]) -> list[str]:
             continue
         if grown["server_ms"] > MOST_GROWTH:
             found.append(f"{name}: CPU a batch grows {grown['server_ms']} times, at most {MOST_GROWTH}")
-        if after["server_ms"] > MOST_MS:
-            found.append(f"{name}: {after['server_ms']} ms of CPU a batch, at most {MOST_MS}")
+        if after["times_bare"] > MOST_TIMES_BARE:
+            found.append(
+                f"{name}: {after['server_ms']} ms of CPU a batch, {after['times_bare']} times the bare step, "
+                f"at most {MOST_TIMES_BARE}"
+            )
         if grown["kb_a_further_device"] > MOST_KB:
             found.append(f"{name}: {grown['kb_a_further_device']} KB a further device, at most {MOST_KB}")
     return found

@@ -15,7 +15,6 @@ Prints one JSON line, and exits with 1 when the ratio is above its bound.
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 import time
@@ -27,12 +26,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
-import numpy as np
 import torch
-import torch.nn.functional as F
 from msgspec.structs import replace
-from torch import Tensor, nn
+from torch import Tensor
 
+from benchmarks.bare_loop import BareLoop, made_up
 from splitee.cli.run_flags import build_run_spec
 from splitee.durable import StateDirectory
 from splitee.mqtt.events import Event, Message
@@ -60,36 +58,6 @@ TOPICS = Topics("throughput")
 TURN = 6  # batches of each side: two of each device
 WARM_UP = 3  # turns that do not count
 CLASSES = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
-
-
-def made_up(spec: RunSpec, shape: tuple[int, ...], seed: int) -> CutBatch:
-    """Features as they are behind a ReLU, and labels."""
-    draw = np.random.default_rng(seed)
-    features = draw.normal(size=(spec.batch_size, *shape)).astype(np.float32).clip(min=0)
-    return CutBatch(features, draw.integers(0, spec.num_classes, spec.batch_size))
-
-
-class BareLoop:
-    """A trunk for all devices, or one for each, trained on tensors: what no server can do with less."""
-
-    def __init__(self, spec: RunSpec, batches: dict[str, CutBatch]) -> None:
-        shared = build_for(spec)
-        whole = make_optimizer(shared.trunk(1).parameters(), spec)
-        self._steps: list[tuple[nn.Module, torch.optim.Optimizer, Tensor, Tensor]] = []
-        for device, batch in batches.items():
-            trunk, optimizer = shared.trunk(CUTS[device]), whole
-            if spec.strategy == "averaging":
-                trunk = build_for(spec).trunk(CUTS[device])
-                optimizer = make_optimizer(trunk.parameters(), spec)
-            trunk.train()
-            tensors = torch.from_numpy(batch.features), torch.from_numpy(batch.labels)
-            self._steps.append((trunk, optimizer, *tensors))
-
-    def train(self, batches: int) -> None:
-        for trunk, optimizer, features, labels in itertools.islice(itertools.cycle(self._steps), batches):
-            optimizer.zero_grad()
-            F.cross_entropy(trunk(features), labels).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
 
 
 class ReadyPort:
@@ -248,7 +216,9 @@ def measure(spec: RunSpec) -> dict[str, Any]:
         device: made_up(spec, network.stages[cut - 1].feature_shape, cut) for device, cut in CUTS.items()
     }
     del network
-    port = ReadyPort(spec, batches, BareLoop(spec, batches))
+    port = ReadyPort(
+        spec, batches, BareLoop(spec, {CUTS[device]: batch for device, batch in batches.items()})
+    )
     with TemporaryDirectory() as folder:
         serve(spec, port, Path(folder))
     counted = port.turns[WARM_UP:]

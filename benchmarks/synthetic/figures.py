@@ -20,9 +20,10 @@ def read_notes(path: Path) -> list[Line]:
 def figures(notes: list[Line], devices: int, state: Path) -> dict[str, Any]:
     """Over the rounds from the second to the last but one, from opening to opening.
 
-    Times are milliseconds of CPU a batch, of those that are evaluated as well. `kb_a_device` is what the
-    server's memory has grown by since it has built the network, at its peak, less the models, which have the
-    size of a commit; in it is what torch takes once, with the first batch, so that of few devices it says
+    Times are milliseconds of CPU a batch, of those that are evaluated as well; `bare_ms` is what the bare
+    torch loop took for its step meanwhile, `times_bare` what the server took over that. `kb_a_device` is what
+    the server's memory has grown by since it has built the network, at its peak, less the models, which have
+    the size of a commit; in it is what torch takes once, with the first batch, so that of few devices it says
     nothing.
     """
     trained = [line for line in notes if line["phase"] == "train"]
@@ -38,6 +39,7 @@ def figures(notes: list[Line], devices: int, state: Path) -> dict[str, Any]:
         name: spent(first["sections"].get(name, 0.0), seconds)
         for name, seconds in sorted(last["sections"].items())
     }
+    bare = 1000 * (last["bare_cpu"] - first["bare_cpu"]) / max(last["bare_steps"] - first["bare_steps"], 1)
     server, broker = spent(first["cpu"], last["cpu"]), spent(first["broker_cpu"], last["broker_cpu"])
     commit = max((file.stat().st_size for file in state.glob("round-*.state")), default=0)
     peak = notes[-1]["peak"]
@@ -46,6 +48,8 @@ def figures(notes: list[Line], devices: int, state: Path) -> dict[str, Any]:
         "batches_a_round": batches // rounds,
         "seconds_a_round": round((last["time"] - first["time"]) / rounds, 2),
         "server_ms": server,
+        "bare_ms": round(bare, 3),
+        "times_bare": round(server / bare, 2) if bare else None,
         "server_ms_by_section": {**by_section, "rest": round(server - sum(by_section.values()), 3)},
         "broker_ms": broker,
         "broker_share": round(broker / (broker + server), 3),

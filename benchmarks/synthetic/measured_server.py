@@ -5,7 +5,9 @@
 
 At each phase that it opens it appends a line of JSON to NOTES, with what it has taken so far: nothing is
 sampled, and between two lines nothing runs but the product and, around the functions of SECTIONS, two
-readings of its thread's clock (less than a microsecond each).
+readings of its thread's clock (less than a microsecond each). A machine that others use is at times twice as
+fast as at others, so every BARE_EVERY batches the bare torch loop trains BARE_STEPS more, whose time is noted
+apart.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from benchmarks.bare_loop import BareLoop, made_up
 from splitee.cli.main import main
 from splitee.disk_writes import bytes_written
 from splitee.mqtt.link import Link
@@ -45,6 +48,7 @@ SECTIONS = {  # what runs within another section is not counted there
         "splitee_server.announcer:Announcer.commit",
     ),
 }
+BARE_EVERY, BARE_STEPS = 60, 3
 SLOW_STEPS, SLOW_SECONDS = (
     6,
     8.0,
@@ -88,14 +92,52 @@ class Stopwatch:
                     setattr(where, method, self.timed(section, found))
 
 
+class BarePeer:
+    """Trains like batches beside the server's, with torch alone, on the server's thread.
+
+    Attributes:
+        seconds: of CPU that it has taken.
+        steps: that it has made in them.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.steps = 0.0, 0
+        self._loop: BareLoop | None = None
+        self._left = BARE_EVERY
+
+    def attach(self) -> None:
+        train = FleetModel.train
+
+        def beside(model: FleetModel, *arguments: Any, **named: Any) -> float:
+            loss = train(model, *arguments, **named)
+            self._left -= 1
+            if not self._left:
+                self._train(model)
+            return loss
+
+        _replace(FleetModel, train, beside)
+
+    def _train(self, model: FleetModel) -> None:
+        started = time.thread_time()
+        self._left = BARE_EVERY
+        if self._loop is None:
+            shapes = {cut: model.feature_shape(cut) for cut in range(1, BARE_STEPS + 1)}
+            spec = model._spec
+            self._loop = BareLoop(spec, {cut: made_up(spec, shape, cut) for cut, shape in shapes.items()})
+        self._loop.train(BARE_STEPS)
+        self.seconds += time.thread_time() - started
+        self.steps += BARE_STEPS
+
+
 class Notes:
     """What the process has taken so far, a line at each phase."""
 
-    def __init__(self, path: Path, broker: int, stopwatch: Stopwatch) -> None:
+    def __init__(self, path: Path, broker: int, stopwatch: Stopwatch, bare: BarePeer) -> None:
         self._path = path
         self._broker = psutil.Process(broker)
         self._own = psutil.Process()
         self._stopwatch = stopwatch
+        self._bare = bare
         self._links: list[Link] = []
 
     def attach(self) -> None:
@@ -121,7 +163,9 @@ class Notes:
             "phase": phase,
             "round": number,
             "time": time.monotonic(),
-            "cpu": time.process_time(),
+            "cpu": time.process_time() - self._bare.seconds,
+            "bare_cpu": self._bare.seconds,
+            "bare_steps": self._bare.steps,
             "batches": self._stopwatch.calls["train"] + self._stopwatch.calls["evaluate"],
             "sections": {**self._stopwatch.seconds, "receive": sum(link.cpu for link in self._links)},
             "broker_cpu": _cpu_seconds(self._broker.pid),
@@ -164,5 +208,7 @@ if __name__ == "__main__":
         del words[0]
     stopwatch = Stopwatch()
     stopwatch.attach()
-    Notes(Path(notes), int(broker), stopwatch).attach()
+    bare = BarePeer()
+    bare.attach()
+    Notes(Path(notes), int(broker), stopwatch, bare).attach()
     main(words)
