@@ -39,6 +39,11 @@ WheelName = Annotated[
 ]
 
 
+def normalised(name: str) -> str:
+    """A distribution's name as indices write it (PEP 503): in lower case, with hyphens."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
 class Wheel(msgspec.Struct, frozen=True):
     """One of the wheels.
 
@@ -54,8 +59,8 @@ class Wheel(msgspec.Struct, frozen=True):
 
     @property
     def distribution(self) -> str:
-        """The distribution's name as indices write it: in lower case, with hyphens."""
-        return re.sub(r"[-_.]+", "-", self.name.split("-")[0]).lower()
+        """The distribution's name, normalised."""
+        return normalised(self.name.split("-")[0])
 
     @property
     def version(self) -> str:

@@ -65,6 +65,7 @@ def upgrade(
     kept = Software(software.absolute())
     installer = SoftwareInstaller(kept)
     if only_list:
+        _become_owner(kept.path)
         for line in _words(kept, installer):
             echo(line)
         return
@@ -90,7 +91,10 @@ def _opened(file: Path) -> BinaryIO:
 
 
 def _become_owner(folder: Path) -> None:
-    """What root installs belongs to the account that the service runs by, which removes it one day."""
+    """What root installs belongs to the account that the service runs by, which removes it one day.
+
+    And whatever that account has put into the folder, such as a Python, is never run as root.
+    """
     owner = folder.stat()
     if os.geteuid() == 0 and owner.st_uid != 0:
         os.setgroups([])

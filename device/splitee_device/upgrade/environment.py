@@ -11,19 +11,18 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import Distribution, distributions
+from importlib.metadata import distributions
 from pathlib import Path
 
 from splitee.cli.systemd import slow_disk
 from splitee.durable import unwritable
 from splitee.errors import SoftwareError, StateError
-from splitee.software.wheelhouse import PACKAGE, SoftwareManifest, Wheelhouse
-from splitee_device.upgrade.software import BASE, Software
+from splitee.software.wheelhouse import PACKAGE, SoftwareManifest, Wheelhouse, normalised
+from splitee_device.upgrade.software import BASE, FOREIGN, Software
 
 MARGIN = 64 << 20  # bytes that stay free
 SLOWEST = 300  # seconds that a step may take, on a slow card
@@ -45,9 +44,9 @@ def make_environment(software: Software, name: str, wheelhouse: Wheelhouse) -> N
     shutil.rmtree(folder, ignore_errors=True)  # of an installation that was cut off
     try:
         venv.EnvBuilder(symlinks=True).create(folder)
+        (_packages(folder) / PATHS).write_text(_paths(software))
         _install(folder, wheelhouse)
         _carry_over(software, folder)
-        (_packages(folder) / PATHS).write_text(_paths(software))
         _check_requirements(folder)
         _try(folder, manifest.version)
         with slow_disk():
@@ -103,13 +102,14 @@ def _install(folder: Path, wheelhouse: Wheelhouse) -> None:
 
 
 def _pip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """This process's pip, at work on the environment."""
+    """The base's pip, in the environment and at work on it; no file of settings leads it anywhere else."""
     scratch = folder / "tmp"
     scratch.mkdir(exist_ok=True)
     done = _run(
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", _python(folder), *arguments],
+        [_python(folder), "-P", "-m", "pip", "--disable-pip-version-check", *arguments],
         folder,
         TMPDIR=str(scratch),
+        PIP_CONFIG_FILE=os.devnull,
     )
     shutil.rmtree(scratch, ignore_errors=True)
     return done
@@ -120,9 +120,9 @@ def _carry_over(software: Software, folder: Path) -> None:
     if software.in_service == BASE:
         return
     before, now = _packages(software.path / software.in_service), _packages(folder)
-    replaced = {_name(found) for found in distributions(path=[str(now)])}
+    replaced = {normalised(found.name or "") for found in distributions(path=[str(now)])}
     for found in distributions(path=[str(before)]):
-        if _name(found) not in replaced:
+        if normalised(found.name or "") not in replaced:
             with slow_disk():
                 for file in found.files or ():
                     _link(before / file, now / file)
@@ -136,10 +136,6 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         shutil.copy2(source, target)
-
-
-def _name(distribution: Distribution) -> str:
-    return distribution.metadata["Name"].replace("_", "-").replace(".", "-").lower()
 
 
 def _paths(software: Software) -> str:
@@ -170,7 +166,7 @@ def _python(folder: Path) -> str:
 def _run(command: Sequence[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """Raises SoftwareError: it does not end."""
     environment = {**os.environ, "PYTHONNOUSERSITE": "1", **variables}
-    for name in ("NOTIFY_SOCKET", "PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE"):
+    for name in ("NOTIFY_SOCKET", "PYTHONDONTWRITEBYTECODE", *FOREIGN):
         environment.pop(name, None)
     with slow_disk(), suppress(subprocess.TimeoutExpired):
         return subprocess.run(
@@ -183,7 +179,7 @@ def _run(command: Sequence[str], folder: Path, **variables: str) -> subprocess.C
             timeout=SLOWEST,
             check=False,
         )
-    raise SoftwareError(f"{Path(command[0]).name} {' '.join(command[1:3])} did not end within {SLOWEST} s")
+    raise SoftwareError(f"{Path(command[0]).name} {' '.join(command[1:4])} did not end within {SLOWEST} s")
 
 
 def _reason(stderr: str) -> str:

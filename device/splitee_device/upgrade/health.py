@@ -34,7 +34,10 @@ class Health:
         return cls(address, Software.of_this_process())
 
     def tick(self, connected: bool) -> None:
-        """Says once that this process is healthy, as soon as its connection has held for a while."""
+        """Says once that this process is healthy, as soon as its connection has held for a while.
+
+        Where that cannot be written, such as on a full disk, it is tried again while the trial lasts.
+        """
         if self._software is None:
             return
         if not connected:
@@ -42,16 +45,20 @@ class Health:
         elif self._since is None:
             self._since = self._clock()
         elif self._clock() - self._since >= STEADY:
-            self._confirm(self._software)
-            self._software = None
+            self._since = None
+            if self._confirm(self._software):
+                self._software = None
 
-    def _confirm(self, software: Software) -> None:
-        name = os.environ.get(RUNS, "")
+    def _confirm(self, software: Software) -> bool:
+        """Whether all is written, or none of it matters to a trial."""
+        is_trial = software.target(TRIED) == os.environ.get(RUNS, "")
         try:
-            software.note_broker(*self._broker)
-            if software.target(TRIED) == name:
+            if is_trial:
                 software.take()
                 software.prune_if_idle()
                 log.info("splitee %s has come up, and is in service", __version__)
+                is_trial = False
+            software.note_broker(*self._broker)
         except OSError as error:
-            log.warning("%s: %s: it cannot be said that this has come up", software.path, error.strerror)
+            log.warning("%s: %s: it cannot be noted that this has come up", software.path, error.strerror)
+        return not is_trial

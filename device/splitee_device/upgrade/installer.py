@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import os
 import platform
@@ -33,29 +34,21 @@ class SoftwareInstaller:
     def __init__(self, software: Software) -> None:
         self.software = software
 
-    def install(self, file: BinaryIO, key: ReleaseKey, *, allow_downgrade: bool = False) -> str:
-        """Installs what `file` has beside what runs; the launcher tries it next. Returns its version.
-
-        Raises: as `prepare` does.
-        """
-        name = self.prepare(file, key, allow_downgrade=allow_downgrade)
-        self.try_next(name)
-        return self.version_of(name)
-
-    def prepare(
+    def install(
         self,
         file: BinaryIO,
         key: ReleaseKey,
         *,
         allow_downgrade: bool = False,
         version: str | None = None,
-        release: str = "",
+        before_trial: Callable[[str], None] = lambda name: None,
     ) -> str:
-        """Installs what `file` has beside what runs; the name of its environment.
+        """Installs what `file` has beside what runs; the launcher tries it next. Returns its version.
 
         Args:
             version: that the file must have; None: any.
-            release: SHA-256 of the file, where the fleet has released it.
+            before_trial: called with the name of the environment once it is there, and before the launcher
+                may see it. What it raises ends the installation.
 
         Raises:
             SoftwareError: it is damaged, not signed by `key`, for another machine or Python, not newer than
@@ -64,6 +57,8 @@ class SoftwareInstaller:
         """
         try:
             wheelhouse = Wheelhouse.read(file, key)
+            file.seek(0)
+            release = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
             raise SoftwareError(f"the software cannot be read: {error.strerror}") from None
         manifest = wheelhouse.manifest
@@ -78,7 +73,9 @@ class SoftwareInstaller:
                 log.info("installing splitee %s", manifest.version)
                 make_environment(self.software, name, wheelhouse)
             self._write(lambda: self.software.note_release(name, release))
-        return name
+            before_trial(name)
+            self._write(lambda: self.software.point(TRIAL, name))
+        return manifest.version
 
     def _check_newer(self, version: str, name: str, allow_downgrade: bool) -> None:
         installed = self.installed()
@@ -114,8 +111,9 @@ class SoftwareInstaller:
         """The version of an environment. Raises SoftwareError: it does not start."""
         if name != BASE:
             return name.rpartition("-")[0]
-        if not self.software.is_there(BASE):
-            return __version__  # the launcher has never run
+        base = self.software.path / BASE
+        if not self.software.is_there(BASE) or base.resolve() == Path(sys.prefix).resolve():
+            return __version__  # the launcher has never run, or this process runs from there
         command = [str(self.software.python(BASE)), "-P", "-m", "splitee", "--version"]
         with suppress(OSError, subprocess.SubprocessError, IndexError):
             done = subprocess.run(command, capture_output=True, text=True, timeout=SLOWEST, check=True)

@@ -15,8 +15,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from splitee_device.upgrade.orphans import adopt_orphans, end_orphans
 from splitee_device.upgrade.software import (
+    BASE,
+    FOREIGN,
     LAUNCHER,
     RUNS,
     TRIAL,
@@ -26,6 +30,7 @@ from splitee_device.upgrade.software import (
 )
 
 WITHIN = 60.0  # seconds in which software comes up
+LONGEST = 86_400.0  # seconds, likewise, that may be asked for
 POLL = 1.0  # seconds between two looks at the links
 TO_STOP = 110.0  # seconds that a process has to save its state, before the unit's TimeoutStopSec
 TO_STOP_TRIAL = 5.0  # likewise, of one that did not come up
@@ -44,13 +49,15 @@ class Launcher:
         self._within = within
         self._asked_to_stop = False
         self._child = 0
-        self._signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+        self._signals = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGABRT}
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has asked for
             self._signals.add(signal.SIGHUP)
 
     def run(self) -> int:
         """The exit code of the last process. Raises OSError: the links cannot be changed."""
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or who started this could have no exit code come here
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        adopt_orphans()
         self._software.install_base(Path(sys.prefix))
         if (unfinished := self._software.target(TRIED)) is not None:
             self._give_up(unfinished, "it was cut off before it had come up")
@@ -58,6 +65,7 @@ class Launcher:
             name = self._begin_trial() or self._software.in_service
             self._start(name)
             code = self._watch(name)
+            end_orphans()  # a camera's program, say, which the next process could not start beside it
             if self._software.target(TRIED) == name:
                 code = self._end_trial(name, code)
             if code is not None:
@@ -85,6 +93,8 @@ class Launcher:
             RUNS: name,
         }
         environment.pop("WATCHDOG_PID", None)  # it is the child that feeds the watchdog
+        for variable in FOREIGN if name != BASE else ():
+            environment.pop(variable, None)
         command = [python, "-P", "-m", "splitee", *self._arguments]
         self._child = os.posix_spawn(python, command, environment, setsigmask=())
 
@@ -152,10 +162,19 @@ class Launcher:
             taken = signal.sigtimedwait(self._signals, max(0.0, due - time.monotonic()))
             if taken is None:
                 return self._reap()
+            if taken.si_signo == signal.SIGABRT:
+                self._abort()
             if taken.si_signo != signal.SIGCHLD and not self._asked_to_stop:
                 self._asked_to_stop = True
                 _notify("STOPPING=1")
                 return self._reap()
+
+    def _abort(self) -> NoReturn:
+        """As systemd's watchdog asks for: the process first, which shows where it hangs."""
+        os.kill(self._child, signal.SIGABRT)
+        while self._reap() is None:
+            signal.sigwait({signal.SIGCHLD})
+        os.abort()
 
     def _reap(self) -> int | None:
         """The exit code of the process if it has ended; in a container, orphans come here as well."""
@@ -207,8 +226,10 @@ def main() -> None:
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND", help="with its flags")
     given = parser.parse_args()
-    if given.software is None or not given.arguments or given.within <= 0:
-        parser.error("expected a folder (--software), a COMMAND, and --within above 0")
+    if given.software is None or not given.arguments or not 0 < given.within < LONGEST:
+        parser.error(
+            f"expected a folder (--software), a COMMAND, and --within above 0 and below {LONGEST:.0f}"
+        )
     path = given.software.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import msgspec
 
 from splitee import __version__
 from splitee.durable import write_atomically
-from splitee.errors import ModelError, SoftwareError
+from splitee.errors import ModelError, SoftwareError, StateError
 from splitee.inference.signatures import ReleaseKey
 from splitee.protocol.fields import Digest, ReleaseAction, ReleaseKind
 from splitee.protocol.inference import ReleaseOffer, ReleaseReport, SoftwareOffer, SoftwareReport
@@ -22,6 +23,8 @@ from splitee_device.upgrade.software import TRIAL, TRIED, Software
 
 STATE = "release.json"
 BY_HAND = "0" * 64  # stands for what the owner has installed, and is no release's digest
+
+log = logging.getLogger(__name__)
 
 
 class _Asked(msgspec.Struct, frozen=True):
@@ -94,17 +97,23 @@ class ReleasedSoftware:
         assert isinstance(offer, SoftwareOffer)
         assert self._key is not None
         assert verified
-        with _in_words(), bundle.open("rb") as file:
-            name = SoftwareInstaller(self._launched).prepare(
-                file, self._key, version=offer.version, release=offer.release
+        with _in_words(), self._restored_on_failure(), bundle.open("rb") as file:
+            SoftwareInstaller(self._launched).install(
+                file,
+                self._key,
+                version=offer.version,
+                before_trial=lambda name: self._note(offer, name),
             )
-        return self._try(offer, name)
+        return self._trying(offer)
 
     def roll_back(self, offer: ReleaseOffer, *, verified: bool) -> Outcome:
         before = self._launched.before
         if before is None:
             raise ModelError("there is no software from before it")
-        return self._try(offer, before)
+        with _in_words(), self._restored_on_failure():
+            self._note(offer, before)
+            SoftwareInstaller(self._launched).try_next(before)
+        return self._trying(offer)
 
     def outcome(self) -> Outcome | None:
         """Once what was asked for has come up or has not; and at a start, what runs."""
@@ -114,7 +123,10 @@ class ReleasedSoftware:
         self._told = asked = self._asked()
         if asked is None:
             return Outcome(self.release or "", "in service")
-        self._keep(_Kept(self.newest_signature))
+        try:
+            self._keep(_Kept(self.newest_signature))
+        except StateError as error:
+            log.warning("%s; what has become of the release is told again at the next start", error)
         return _outcome(self._software, asked)
 
     def report(self, said: ReleaseReport, offer: ReleaseOffer | None) -> SoftwareReport:
@@ -140,11 +152,21 @@ class ReleasedSoftware:
     def _is_under_way(self, software: Software) -> bool:
         return software.target(TRIAL) is not None or software.target(TRIED) is not None
 
-    def _try(self, offer: ReleaseOffer, name: str) -> Outcome:
+    def _note(self, offer: ReleaseOffer, name: str) -> None:
         """Durable before the launcher may see it: a later process says how it went."""
         self._keep(_Kept(offer.signed_at, _Asked(offer.release, offer.action, name)))
-        with _in_words():
-            SoftwareInstaller(self._launched).try_next(name)
+
+    @contextmanager
+    def _restored_on_failure(self) -> Iterator[None]:
+        """What is not tried after all has not been asked for, and may be offered again as it was signed."""
+        kept = self._kept()
+        try:
+            yield
+        except StateError:
+            self._keep(kept)
+            raise
+
+    def _trying(self, offer: ReleaseOffer) -> Outcome:
         self._has_told = False
         return Outcome(offer.release, "trying")
 

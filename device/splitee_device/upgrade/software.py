@@ -27,6 +27,7 @@ from pathlib import Path
 
 BASE, CURRENT, PREVIOUS, TRIAL, TRIED = "base", "current", "previous", "trial", "tried"
 FAILED, BROKER, RELEASE, LOCK = "failed.json", "broker", "release", ".lock"
+FOREIGN = "PYTHONPATH", "PYTHONHOME"  # variables that lead Python to packages of no environment
 VARIABLE = "SPLITEE_SOFTWARE"  # the folder
 LAUNCHER = "SPLITEE_LAUNCHER"  # number of the launcher's process, in the environment of what it started
 RUNS = "SPLITEE_RUNS"  # name of the environment, likewise
@@ -58,11 +59,12 @@ class Software:
 
     @property
     def before(self) -> str | None:
-        """The name of the environment in service before; None: there was none."""
-        name = self.target(PREVIOUS)
-        if name is None:
-            name = BASE if self.in_service != BASE else None
-        return name if name is not None and name != self.in_service and self.is_there(name) else None
+        """The name of the environment in service before, else base; None: there is no other one."""
+        now = self.in_service
+        for name in (self.target(PREVIOUS), BASE):
+            if name not in (None, now) and self.is_there(name):
+                return name
+        return None
 
     def is_there(self, name: str) -> bool:
         """Whether the environment has a Python that can be started."""
@@ -122,11 +124,11 @@ class Software:
             return None
 
     def note_release(self, name: str, release: str) -> None:
-        """`release`: SHA-256 of what the environment `name` was made of; "": the owner's. Raises OSError."""
+        """`release`: SHA-256 of the file that the environment `name` was made of. Raises OSError."""
         self._write(f"{name}/{RELEASE}", release)
 
     def release(self) -> str | None:
-        """SHA-256 of the release that is in service; None: it came by no release."""
+        """SHA-256 of the file that the software in service was made of; None: that is the base."""
         with suppress(OSError):
             digest = self._read(f"{self.in_service}/{RELEASE}")
             return digest if _DIGEST.fullmatch(digest) else None
@@ -175,10 +177,11 @@ class Software:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        self._sync()
+        self._sync(path.parent)
 
-    def _sync(self) -> None:
-        folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+    def _sync(self, path: Path | None = None) -> None:
+        """Makes the names in a folder durable. `path`: None: of this one."""
+        folder = os.open(path or self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
         finally:

@@ -231,7 +231,7 @@ def test_systemd_hears_that_the_service_stops_and_not_that_software_is_exchanged
         until(lambda: systemd.states[-1] == "STOPPING=1")
 
 
-@pytest.mark.parametrize("flags", [("--within", "0"), ("--within", "soon")])
+@pytest.mark.parametrize("flags", [("--within", "0"), ("--within", "soon"), ("--within", "nan")])
 def test_a_wrong_flag_is_one_of_configuration(device: Device, flags: tuple[str, str]) -> None:
     assert device.start(*flags).wait(20) == ExitCode.CONFIG
 
@@ -324,3 +324,52 @@ def test_what_is_damaged_is_read_as_nothing(device: Device) -> None:
         (device.software.path / name).write_bytes(b"\xff\x00[]")
     assert device.software.failure() is None
     assert device.software.broker() is None
+
+
+def test_what_a_process_leaves_running_ends_with_it(device: Device) -> None:
+    """A camera's program, say, which nobody can start twice; here one that has a session of its own."""
+    device.serves(OLD)
+    left = "setsid sh -c 'echo $$ > $SPLITEE_SOFTWARE/left; trap \"\" TERM HUP; while :; do sleep 0.1; done' & "
+    device.tries(NEW, f"{left} until [ -s $SPLITEE_SOFTWARE/left ]; do sleep 0.02; done; exit 1")
+    device.start()
+    until(lambda: device.starts[-1:] == [OLD], device.log.read_text)
+    process = int((device.software.path / "left").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_an_environments_python_is_led_to_no_other_packages(device: Device) -> None:
+    device.serves(OLD, 'echo "$PYTHONPATH$PYTHONHOME" > $SPLITEE_SOFTWARE/led; exit 0')
+    assert device.start(PYTHONPATH="/elsewhere").wait(20) == 0
+    assert (device.software.path / "led").read_text() == "\n"
+
+
+def test_an_abort_goes_to_the_process_first_and_ends_the_trial(device: Device) -> None:
+    """As by systemd's watchdog: the process shows where it hangs, and nothing else is started by then."""
+    device.serves(OLD)
+    device.tries(NEW, "trap 'echo hangs >> $SPLITEE_SOFTWARE/starts; exit 1' ABRT; sleep 1000 & wait")
+    process = device.start("--within", "100")
+    device.await_starts(NEW)
+    process.send_signal(signal.SIGABRT)
+    assert process.wait(20) == -signal.SIGABRT
+    assert device.starts == [NEW, "hangs"]
+    device.start()
+    device.await_starts(NEW, "hangs", OLD)
+
+
+def test_who_has_ignored_ended_processes_gets_the_exit_code_all_the_same(device: Device) -> None:
+    device.serves(OLD, "exit 7")
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        process = device.start()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert process.wait(20) == 7
+
+
+def test_a_cut_while_software_is_taken_leaves_something_to_go_back_to(device: Device) -> None:
+    """Between the two links: what was in service is noted as `previous`, and still is in service."""
+    device.serves(OLD)
+    device.software.install_base(Path(sys.prefix))
+    device.software.point(PREVIOUS, OLD)
+    assert device.software.before == BASE
