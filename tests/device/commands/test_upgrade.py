@@ -6,6 +6,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -156,3 +157,22 @@ def test_root_installs_as_the_account_that_the_service_runs_by(
             os._exit(0)
     os.waitpid(child, 0)
     assert (device.software.path / LOCK).stat().st_uid == 65534
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.parametrize("flag", ["--list", "--roll-back"])
+def test_root_never_runs_what_lies_in_that_accounts_folder(public_path: Path, flag: str) -> None:
+    """Whoever has broken into the service could put anything there."""
+    software = Software(public_path / "software")
+    upgraded = "9.1-aaaaaaaaaaaa"
+    for name in (BASE, upgraded):
+        python = software.python(name)
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\nid -u >> {software.path}/ran\necho splitee, version 9.0\n")
+        python.chmod(0o755)
+    software.point(CURRENT, upgraded)
+    os.chown(software.path, 65534, 65534)
+    command = [sys.executable, "-m", "splitee", "upgrade", "--software", str(software.path), flag]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "9.0" in done.stdout, done.stderr
+    assert set((software.path / "ran").read_text().split()) == {"65534"}

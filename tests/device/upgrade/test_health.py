@@ -10,7 +10,7 @@ from fakes import FakeClock
 
 from splitee.mqtt.address import BrokerAddress
 from splitee_device.upgrade.health import STEADY, Health
-from splitee_device.upgrade.software import CURRENT, RUNS, TRIED, Software
+from splitee_device.upgrade.software import BROKER, CURRENT, RUNS, TRIED, Software
 
 NAME, ADDRESS = "0.2.0-aaaaaaaaaaaa", BrokerAddress("hub.test", 8883)
 
@@ -54,6 +54,24 @@ def test_another_ones_trial_is_not_ended(software: Software, monkeypatch: pytest
         health.tick(True)
         clock.advance(STEADY)
     assert software.target(TRIED) == NAME
+
+
+def test_it_comes_up_though_the_disk_is_full(software: Software, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be written at first is written later; where the broker is, is not waited for."""
+    monkeypatch.setenv(RUNS, NAME)
+    (software.path / ".previous.new").mkdir()  # nothing can be put there
+    clock = FakeClock()
+    health = Health(ADDRESS, software, clock)
+    for _ in range(2):
+        health.tick(True)
+        clock.advance(STEADY)
+    assert software.target(TRIED) == NAME
+    (software.path / ".previous.new").rmdir()
+    (software.path / f".{BROKER}.new").mkdir()
+    for _ in range(2):
+        health.tick(True)
+        clock.advance(STEADY)
+    assert software.in_service == NAME
 
 
 @pytest.mark.parametrize("launcher", ["", "1", "-1", "x"])

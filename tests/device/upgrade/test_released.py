@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import resource
 import sys
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from splitee.protocol.routes import RELEASES
 from splitee.protocol.topics import Topics
 from splitee_device.inference.delivery import Delivery
 from splitee_device.upgrade.released import STATE, ReleasedSoftware
-from splitee_device.upgrade.software import CURRENT, TRIED, Software
+from splitee_device.upgrade.software import CURRENT, LOCK, TRIED, Software
 
 TOPICS, DEVICE, ROUTES = Topics("barn"), "pi-1", RELEASES["software"]
 NEW, NAME = "9.0", "9.0-aaaaaaaaaaaa"
@@ -158,6 +160,41 @@ def test_what_did_not_come_up_is_rolled_back_with_the_reason(device: Device, hea
     assert not device.has_asked, "it is not tried again before it is signed anew"
     device.hear(device.offer(at=1001, data=b"x"))
     assert device.has_asked
+
+
+def test_on_a_full_disk_it_says_how_the_trial_went_and_runs_on(device: Device) -> None:
+    device.on_trial()
+    device.software.give_up(NAME, "it ended")
+    device.restart()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        device.delivery.tick()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (device.said[-1].state, device.said[-1].reason) == ("rolled back", "it ended")
+    device.restart()
+    device.delivery.tick()
+    assert device.said[-1].state == "rolled back", "it is told again, as it could not be noted"
+
+
+def test_what_could_not_be_tried_may_be_offered_again(device: Device) -> None:
+    """Such as where the owner installs something at that moment."""
+    device.on_trial()
+    device.software.take()
+    device.software.note_release(NAME, RELEASE)
+    (device.software.path / STATE).unlink()
+    device.restart()
+    back = device.offer(at=1001, action="roll back")
+    with (device.software.path / LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        device.hear(back)
+        assert "another process installs software now" in device.said[-1].reason
+    device.restart()
+    device.delivery.tick()
+    assert (device.said[-1].release, device.said[-1].state) == (RELEASE, "in service")
+    device.hear(back)
+    assert device.said[-1].state == "trying"
 
 
 def test_another_offer_waits_for_the_trials_end(device: Device) -> None:
