@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from splitee.inference.signatures import ReleaseSigner
@@ -17,12 +18,20 @@ LARGE = {".parquet", ".npz"}  # files that no test of an upgrade reads
 WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
-def own_wheel(folder: Path, version: str, *, replaced: dict[str, str] | None = None, needs: str = "") -> Path:
+def own_wheel(
+    folder: Path,
+    version: str,
+    *,
+    replaced: dict[str, str] | None = None,
+    needs: str = "",
+    folders: Sequence[str] = FOLDERS,
+) -> Path:
     """splitee's wheel, as of this tree but for its version.
 
     Args:
         replaced: texts of modules that differ, such as {"splitee_device/commands/infer.py": "1 / 0"}.
         needs: a package that it requires beside those of this tree.
+        folders: of this tree that it has; all others a device has from its installation.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     texts = {"splitee/__init__.py": f'__version__ = "{version}"\n', **(replaced or {})}
@@ -31,7 +40,7 @@ def own_wheel(folder: Path, version: str, *, replaced: dict[str, str] | None = N
     commands = project["entry-points"]["splitee.commands"]
     path = folder / f"hetero_splitee-{version}-py3-none-any.whl"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
-        for source in (ROOT / name for name in FOLDERS):
+        for source in (ROOT / name for name in folders):
             for file in sorted(source.rglob("*")):
                 name = str(file.relative_to(source))
                 if file.is_file() and "__pycache__" not in name and file.suffix not in LARGE:
@@ -41,6 +50,32 @@ def own_wheel(folder: Path, version: str, *, replaced: dict[str, str] | None = N
         wheel.writestr(f"{about}/WHEEL", WHEEL)
         lines = "".join(f"{name} = {place}\n" for name, place in commands.items())
         wheel.writestr(f"{about}/entry_points.txt", f"[splitee.commands]\n{lines}")
+        wheel.writestr(f"{about}/RECORD", "")
+    return path
+
+
+def hollow_wheel(folder: Path, version: str, *, replaced: dict[str, str] | None = None) -> Path:
+    """A wheel of splitee's name that loads, and that is nothing else: it is installed in no time.
+
+    Args:
+        replaced: texts of further modules.
+    """
+    texts = {
+        "splitee/__init__.py": f'__version__ = "{version}"\n',
+        "splitee_device/__init__.py": "",
+        "splitee_device/upgrade/__init__.py": "",
+        "splitee_device/upgrade/self_check.py": "import splitee\nprint(splitee.__version__)\n",
+        **(replaced or {}),
+    }
+    path, about = (
+        folder / f"hetero_splitee-{version}-py3-none-any.whl",
+        f"hetero_splitee-{version}.dist-info",
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name, text in texts.items():
+            wheel.writestr(name, text)
+        wheel.writestr(f"{about}/METADATA", _metadata("hetero-splitee", version, []))
+        wheel.writestr(f"{about}/WHEEL", WHEEL)
         wheel.writestr(f"{about}/RECORD", "")
     return path
 

@@ -13,8 +13,8 @@ import shutil
 import subprocess
 import sysconfig
 import venv
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -102,17 +102,8 @@ def _install(folder: Path, wheelhouse: Wheelhouse) -> None:
 
 
 def _pip(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """The base's pip, in the environment and at work on it; no file of settings leads it anywhere else."""
-    scratch = folder / "tmp"
-    scratch.mkdir(exist_ok=True)
-    done = _run(
-        [_python(folder), "-P", "-m", "pip", "--disable-pip-version-check", *arguments],
-        folder,
-        TMPDIR=str(scratch),
-        PIP_CONFIG_FILE=os.devnull,
-    )
-    shutil.rmtree(scratch, ignore_errors=True)
-    return done
+    """The base's pip, in the environment and at work on it."""
+    return _run([_python(folder), "-P", "-m", "pip", "--disable-pip-version-check", *arguments], folder)
 
 
 def _carry_over(software: Software, folder: Path) -> None:
@@ -163,12 +154,16 @@ def _python(folder: Path) -> str:
     return str(folder / "bin" / "python")
 
 
-def _run(command: Sequence[str], folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Raises SoftwareError: it does not end."""
-    environment = {**os.environ, "PYTHONNOUSERSITE": "1", **variables}
+def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """What it writes beside its task goes with a folder of its own; no settings of pip's lead it elsewhere.
+
+    Raises SoftwareError: it does not end.
+    """
+    scratch = {name: str(folder / "tmp") for name in ("HOME", "TMPDIR", "XDG_CACHE_HOME")}
+    environment = {**os.environ, **scratch, "PYTHONNOUSERSITE": "1", "PIP_CONFIG_FILE": os.devnull}
     for name in ("NOTIFY_SOCKET", "PYTHONDONTWRITEBYTECODE", *FOREIGN):
         environment.pop(name, None)
-    with slow_disk(), suppress(subprocess.TimeoutExpired):
+    with slow_disk(), suppress(subprocess.TimeoutExpired), _emptied(folder / "tmp"):
         return subprocess.run(
             command,
             cwd=folder,
@@ -180,6 +175,16 @@ def _run(command: Sequence[str], folder: Path, **variables: str) -> subprocess.C
             check=False,
         )
     raise SoftwareError(f"{Path(command[0]).name} {' '.join(command[1:4])} did not end within {SLOWEST} s")
+
+
+@contextmanager
+def _emptied(scratch: Path) -> Iterator[None]:
+    """A folder that is there for as long as something runs."""
+    scratch.mkdir(exist_ok=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _reason(stderr: str) -> str:

@@ -193,6 +193,7 @@ def test_what_could_not_be_tried_may_be_offered_again(device: Device) -> None:
     device.restart()
     device.delivery.tick()
     assert (device.said[-1].release, device.said[-1].state) == (RELEASE, "in service")
+    assert device.said[-1].reason == "", "it was not tried"
     device.hear(back)
     assert device.said[-1].state == "trying"
 
