@@ -284,7 +284,7 @@ def test_the_unit_leaves_the_choice_of_software_to_the_launcher() -> None:
     assert re.search(r"^ExecStart=/opt/splitee/bin/splitee-start device ", text, re.MULTILINE)
     assert re.search(rf"^Environment={VARIABLE}=%S/splitee/", text, re.MULTILINE)
     assert "NotifyAccess=all" in text.splitlines(), "READY=1 comes from the process that the launcher started"
-    assert "KillMode=mixed" in text.splitlines(), "the launcher hands signals on, systemd's watchdog's as well"
+    assert "KillMode=mixed" in text.splitlines(), "the launcher hands signals on, the watchdog's as well"
     [minutes] = re.findall(r"^TimeoutStopSec=(\d+)min$", text, re.MULTILINE)
     assert int(minutes) * 60 > TO_STOP, "the launcher ends a process that does not stop, not systemd"
 

@@ -289,9 +289,8 @@ def test_an_index_serves_and_earlier_upgrades_stay(files: Path, tmp_path: Path) 
 
     def upgrade(file: Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "splitee", "upgrade", *map(str, flags), str(file)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=LONG, env={**os.environ, **misleading}
-        )
+        environment = {**os.environ, **misleading}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     (settings := tmp_path / "pip.conf").write_text(f"[install]\ntarget = {tmp_path / 'elsewhere'}\n")
     misleading = {"PIP_CONFIG_FILE": str(settings), "PIP_TARGET": str(tmp_path / "elsewhere")}

@@ -329,8 +329,8 @@ def test_what_is_damaged_is_read_as_nothing(device: Device) -> None:
 def test_what_a_process_leaves_running_ends_with_it(device: Device) -> None:
     """A camera's program, say, which nobody can start twice; here one that has a session of its own."""
     device.serves(OLD)
-    left = "setsid sh -c 'echo $$ > $SPLITEE_SOFTWARE/left; trap \"\" TERM HUP; while :; do sleep 0.1; done' & "
-    device.tries(NEW, f"{left} until [ -s $SPLITEE_SOFTWARE/left ]; do sleep 0.02; done; exit 1")
+    left = 'trap "" TERM HUP; while :; do sleep 0.1; done'
+    device.tries(NEW, f"setsid sh -c '{left}' & echo $! > $SPLITEE_SOFTWARE/left; exit 1")
     device.start()
     until(lambda: device.starts[-1:] == [OLD], device.log.read_text)
     process = int((device.software.path / "left").read_text())
