@@ -200,6 +200,8 @@ def test_software_by_hand(device: Device, files: Path) -> None:
         f"before it: {__version__}",
     ]
     assert device.upgrade(files / GOOD).returncode == ExitCode.SOFTWARE
+    released = hashlib.sha256((files / GOOD).read_bytes()).hexdigest()
+    assert device.software.release() == released, "the fleet's release of the same file is in service there"
     assert device.upgrade("--roll-back").returncode == ExitCode.OK
     device.await_log(f"trying {BASE}")
     assert device.process.poll() is None

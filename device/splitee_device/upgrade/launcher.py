@@ -8,12 +8,14 @@ upgrade: new software that does not even start is one that does not come up.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -141,6 +143,8 @@ class Launcher:
             socket.create_connection(broker, CONNECT).close()
         except OSError:
             return False
+        except (ValueError, OverflowError):  # what was noted is no address
+            return True
         return True
 
     def _stop(self, patience: float) -> int:
@@ -188,8 +192,9 @@ class Launcher:
 
 
 def _say(line: str) -> None:
-    sys.stderr.write(f"splitee-start: {line}\n")
-    sys.stderr.flush()
+    with suppress(OSError):  # nobody reads it any more
+        sys.stderr.write(f"splitee-start: {line}\n")
+        sys.stderr.flush()
 
 
 def _notify(state: str) -> None:
@@ -204,8 +209,7 @@ def _notify(state: str) -> None:
             _say(f"systemd is not told {state}: {error.strerror}")
 
 
-def main() -> None:
-    """Entry point of `splitee-start`."""
+def _given() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="splitee-start",
         description="Runs a splitee command from the software in service, as `splitee upgrade` has set it.",
@@ -230,9 +234,28 @@ def main() -> None:
         parser.error(
             f"expected a folder (--software), a COMMAND, and --within above 0 and below {LONGEST:.0f}"
         )
+    return given
+
+
+def _is_alone(path: Path) -> bool:
+    """Whether no other launcher runs from the folder; none does from now on, as long as this process runs."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def main() -> None:
+    """Entry point of `splitee-start`."""
+    given = _given()
     path = given.software.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        if not _is_alone(path):
+            _say(f"{path}: another splitee-start runs from it; give each a folder of its own by --software")
+            sys.exit(STATE)
         sys.exit(Launcher(Software(path), given.arguments, given.within).run())
     except OSError as error:
         _say(f"{path}: {error.strerror}; choose another --software, or free space")

@@ -120,7 +120,7 @@ class Software:
         try:
             found = json.loads(self._read(FAILED))
             return str(found["name"]), str(found["reason"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return None
 
     def note_release(self, name: str, release: str) -> None:

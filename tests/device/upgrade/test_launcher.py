@@ -236,6 +236,25 @@ def test_a_wrong_flag_is_one_of_configuration(device: Device, flags: tuple[str, 
     assert device.start(*flags).wait(20) == ExitCode.CONFIG
 
 
+def test_two_launchers_do_not_share_a_folder(device: Device) -> None:
+    """The second would take the first one's trial for one that was cut off."""
+    device.serves(OLD)
+    device.tries(NEW, WORKS)
+    device.start("--within", "100")
+    device.await_starts(NEW)
+    assert device.start().wait(20) == ExitCode.STATE
+    assert "another splitee-start runs from it" in device.log.read_text().splitlines()[-1]
+    assert device.software.target(TRIED) == NEW
+
+
+def test_a_broker_that_is_no_address_is_taken_for_one_that_answers(device: Device) -> None:
+    device.software.note_broker("..", 99999)
+    device.serves(OLD)
+    device.tries(NEW, HANGS)
+    device.start("--within", "0.2")
+    until(lambda: device.starts[-1:] == [OLD], device.log.read_text)
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(device: Device, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     process = device.start("--software", str(tmp_path / "file"))
