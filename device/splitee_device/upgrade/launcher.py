@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from splitee_device.upgrade.orphans import adopt_orphans, end_orphans
+from splitee_device.upgrade.orphans import Orphans
 from splitee_device.upgrade.software import (
     BASE,
     FOREIGN,
@@ -59,7 +59,7 @@ class Launcher:
         """The exit code of the last process. Raises OSError: the links cannot be changed."""
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or who started this could have no exit code come here
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
-        adopt_orphans()
+        orphans = Orphans()
         self._software.install_base(Path(sys.prefix))
         if (unfinished := self._software.target(TRIED)) is not None:
             self._give_up(unfinished, "it was cut off before it had come up")
@@ -67,7 +67,7 @@ class Launcher:
             name = self._begin_trial() or self._software.in_service
             self._start(name)
             code = self._watch(name)
-            end_orphans()  # a camera's program, say, which the next process could not start beside it
+            orphans.end()  # a camera's program, say, which the next process could not start beside it
             if self._software.target(TRIED) == name:
                 code = self._end_trial(name, code)
             if code is not None:

@@ -14,28 +14,34 @@ PR_SET_CHILD_SUBREAPER = 36  # prctl(2)
 PATIENCE = 5.0  # seconds that killed processes have to end
 
 
-def adopt_orphans() -> None:
-    """From now on the orphans among this process's descendants become its children."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+class Orphans:
+    """From now on the orphans among this process's descendants become its children.
 
+    Children that it has already are spared: a script may have started them before it became this process.
+    """
 
-def end_orphans() -> None:
-    """Ends all children of this process, and theirs, which become its children by that."""
-    due = time.monotonic() + PATIENCE
-    with suppress(ChildProcessError):  # there are none
-        while time.monotonic() < due:
-            for process in _children():
+    def __init__(self) -> None:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._spared = _children()
+
+    def end(self) -> None:
+        """Ends them, and what they leave behind in turn."""
+        due = time.monotonic() + PATIENCE
+        while (left := _children() - self._spared) and time.monotonic() < due:
+            for process in left:
                 os.kill(process, signal.SIGKILL)
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.01)
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                    pass
+            time.sleep(0.01)
 
 
-def _children() -> list[int]:
+def _children() -> set[int]:
     mine = str(os.getpid())
-    found = []
+    found = set()
     for status in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, IndexError):  # it has just ended
             parent = status.read_text(errors="replace").rpartition(")")[2].split()[1]
             if parent == mine:
-                found.append(int(status.parent.name))
+                found.add(int(status.parent.name))
     return found

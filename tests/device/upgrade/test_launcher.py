@@ -357,6 +357,17 @@ def test_what_a_process_leaves_running_ends_with_it(device: Device) -> None:
         os.kill(process, 0)
 
 
+def test_what_a_script_started_before_it_became_the_launcher_is_not_ended(device: Device) -> None:
+    """As the entry point of a container does."""
+    device.serves(OLD, "exit 7")
+    left = device.software.path / "left"
+    script = f'sleep 1000 & echo $! > {left}; exec "$@"'
+    command = [sys.executable, "-m", "splitee_device.upgrade.launcher", "--software", device.software.path]
+    process = subprocess.run(["sh", "-c", script, "sh", *map(str, command), "infer"], check=False)
+    assert process.returncode == 7
+    os.kill(int(left.read_text()), signal.SIGTERM)  # it is there to be ended
+
+
 def test_an_environments_python_is_led_to_no_other_packages(device: Device) -> None:
     device.serves(OLD, 'echo "$PYTHONPATH$PYTHONHOME" > $SPLITEE_SOFTWARE/led; exit 0')
     assert device.start(PYTHONPATH="/elsewhere").wait(20) == 0
