@@ -57,7 +57,7 @@ class Launcher:
 
     def run(self) -> int:
         """The exit code of the last process. Raises OSError: the links cannot be changed."""
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or who started this could have no exit code come here
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where it is ignored, no exit code comes
         signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         orphans = Orphans()
         self._software.install_base(Path(sys.prefix))
