@@ -207,7 +207,7 @@ def test_a_name_that_is_taken_or_none_is_no_try_and_another_one_goes(directory: 
 
 def test_a_code_that_was_used_is_good_for_nobody_else(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log") as invitation:
-        with connected(invitation.hub) as first, connected(invitation.hub) as second:
+        with connected(invitation.hub, print) as first, connected(invitation.hub, print) as second:
             first.prove(code := invitation.code.replace("-", ""))
             second.prove(code)
             first.request(FLEET, "pi-1")
@@ -231,7 +231,7 @@ def test_an_invitation_expires(directory: Path, tmp_path: Path) -> None:
 def test_a_device_that_vanished_in_between_tries_again(directory: Path, tmp_path: Path) -> None:
     """What nobody has stored is not counted; its certificate is revoked when the device is in."""
     with Invitation(directory, tmp_path / "log") as invitation:
-        with connected(invitation.hub) as exchange:
+        with connected(invitation.hub, print) as exchange:
             exchange.prove(invitation.code.replace("-", ""))
             exchange.request(FLEET, "pi-1")
         invitation.wait_for("pi-1 did not say that it has stored its identity; it may try again")

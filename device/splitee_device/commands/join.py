@@ -70,7 +70,7 @@ def join(
     before = os.umask(0o022)
     try:
         files = IdentityFiles(directory.absolute())
-        with connected(hub) as exchange:
+        with connected(hub, echo) as exchange:
             _join(exchange, files, typed, name, {} if data is None else {"data": data}, force)
     finally:
         os.umask(before)
