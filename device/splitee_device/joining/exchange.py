@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,6 +17,7 @@ from splitee.errors import (
     VersionMismatch,
 )
 from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.backoff import delays, tries
 from splitee.pairing.channel import Channel
 from splitee.pairing.messages import (
     VERSION,
@@ -40,7 +39,7 @@ CONNECTING = 10.0  # seconds
 PROVING = 20.0  # seconds; the hub may be slow, and its clock is not this one's
 SIGNING = 90.0  # seconds; other devices may be served before
 CROWDED = 120.0  # seconds in which a connection that is closed at once is tried again
-PAUSES = 1.0, 3.0  # seconds between two of these tries: at random, as many devices may join at once
+LONGEST_PAUSE = 4.0  # seconds between two of these tries
 
 REFUSALS: dict[Reason, str] = {
     "code": "it does not accept this code: look at what `splitee broker invite` shows there; if that shows "
@@ -202,28 +201,24 @@ def _secured(hub: Hub, tell: Callable[[str], None]) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    until, is_told = time.monotonic() + CROWDED, False
-    while True:
+    is_told = False
+    for _ in tries(CROWDED, delays(longest=LONGEST_PAUSE)):
         try:
             bare = socket.create_connection((hub.host, hub.port), timeout=CONNECTING)
         except (OSError, UnicodeError) as error:
             raise BrokerUnreachable(_nobody(hub, error)) from None
-        try:
+        with suppress(ssl.SSLEOFError, ConnectionError):
             return context.wrap_socket(bare)
-        except (ssl.SSLEOFError, ConnectionError):
-            bare.close()
-        if time.monotonic() >= until:
-            raise BrokerUnreachable(
-                f"{hub}: it closes each connection: it has no room for one more, or is no hub that invites; "
-                "is that its --port?"
-            )
         if not is_told:
             is_told = True
             tell(
                 f"{hub}: it closes the connection: many devices join at once, or it is no hub that invites; "
                 f"trying again for {CROWDED:.0f} s"
             )
-        time.sleep(random.uniform(*PAUSES))
+    raise BrokerUnreachable(
+        f"{hub}: it closes each connection: it has no room for one more, or is no hub that invites; "
+        "is that its --port?"
+    )
 
 
 def _nobody(hub: Hub, error: Exception) -> str:
