@@ -238,19 +238,21 @@ def _standing(line: Issued, now: datetime) -> str:
 
 def _is_whole(directory: Path) -> bool:
     """Whether all that `init` makes is there, what came with later releases included."""
-    last = directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml"
+    last = directory / Role.HOME_ASSISTANT / "client.key"  # that it writes
     return last.exists() and len(pinned_keys(directory)) == len(PINNED)
 
 
 def _signing_key(directory: Path) -> dict[str, bytes]:
     """The server's half of the release key; none, where its operator has taken it away.
 
-    It is made with the fleet, and never again: devices have pinned it.
+    It is made with the fleet, and never again: devices have pinned it. The server's half is written first: where
+    the other one is there, both have been.
     """
     there = directory / Role.SERVER / SIGNING_KEY
     if RELEASE_KEY in pinned_keys(directory):
         return {SIGNING_KEY: there.read_bytes()} if there.exists() else {}
     made = new_key(SIGNING_KEY, RELEASE_KEY)
+    write_folder(directory / Role.SERVER, {SIGNING_KEY: made[SIGNING_KEY]})
     write_folder(directory / "authority", {RELEASE_KEY: made[RELEASE_KEY]})
     return {SIGNING_KEY: made[SIGNING_KEY]}
 
