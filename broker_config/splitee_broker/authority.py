@@ -29,9 +29,7 @@ from splitee.protocol.topics import check_name
 from splitee_broker.limits import DEVICES
 
 BACKDATED = timedelta(days=1)  # clocks differ
-AUTHORITY_DAYS = (
-    20 * 365
-)  # of the authority and of each revocation list: brokers refuse all behind a stale one
+AUTHORITY_DAYS = 20 * 365
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*")
 
 
@@ -177,7 +175,17 @@ class Authority:
     def certify(
         self, name: str, role: Role, days: int, key: ec.EllipticCurvePublicKey, hosts: tuple[str, ...] = ()
     ) -> x509.Certificate:
-        """As `issue`, for a key that somebody else has made; the ledger has it when this returns."""
+        """As `issue`, for a key that somebody else has made; the ledger has it when this returns.
+
+        Raises:
+            StateError: it cannot be written, or this machine's clock is behind the authority's certificate.
+        """
+        now = datetime.now(UTC)
+        if now < self._certificate.not_valid_before_utc:
+            raise StateError(
+                f"this machine's clock is behind: the authority was made after {now:%Y-%m-%d}; set the clock, "
+                "then run it again"
+            )
         usage = ExtendedKeyUsageOID.SERVER_AUTH if role is Role.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
             self._builder(name, key, days, self._certificate.subject)
@@ -209,14 +217,17 @@ class Authority:
         return len(hit)
 
     def revocation_list(self) -> bytes:
-        """The list as of now, PEM: what a broker must refuse."""
-        now = datetime.now(UTC)
+        """The list as of now, PEM: what a broker must refuse.
+
+        It is valid for as long as the authority, whatever this machine's clock says: a broker refuses
+        everybody while its list has ended or is not valid yet.
+        """
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._certificate.subject)
-            .last_update(now - BACKDATED)
-            .next_update(now + timedelta(AUTHORITY_DAYS))
-            .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+            .last_update(self._certificate.not_valid_before_utc)
+            .next_update(self._certificate.not_valid_after_utc)
+            .add_extension(x509.CRLNumber(int(datetime.now(UTC).timestamp())), critical=False)
             .add_extension(self._key_identifier(), critical=False)
         )
         for line in self.issued:

@@ -349,6 +349,7 @@ def test_a_code_is_asked_for_at_a_terminal_only(tmp_path: Path) -> None:
         (("--valid", "25h"), "--valid 25h: such as"),
         (("--valid", "15"), "--valid 15: such as"),
         (("--count", "0"), "--count 0: from 1 to 1000"),
+        (("--reload", "kill 'x"), "--reload kill 'x: expected a command as a shell reads it"),
     ],
 )
 def test_an_invitation_that_is_none(directory: Path, arguments: tuple[str, ...], line: str) -> None:

@@ -245,8 +245,8 @@ def _is_whole(directory: Path) -> bool:
 def _signing_key(directory: Path) -> dict[str, bytes]:
     """The server's half of the release key; none, where its operator has taken it away.
 
-    It is made with the fleet, and never again: devices have pinned it. The server's half is written first: where
-    the other one is there, both have been.
+    It is made with the fleet, and never again: devices have pinned it. The server's half is written first, so
+    that a command that is killed in between never leaves the other one alone.
     """
     there = directory / Role.SERVER / SIGNING_KEY
     if RELEASE_KEY in pinned_keys(directory):
