@@ -183,8 +183,8 @@ class Authority:
         now = datetime.now(UTC)
         if now < self._certificate.not_valid_before_utc:
             raise StateError(
-                f"this machine's clock is behind: the authority was made after {now:%Y-%m-%d}; set the clock, "
-                "then run it again"
+                f"this machine's clock is behind: the authority was made after {now:%Y-%m-%d}; set the "
+                "clock, then run it again"
             )
         usage = ExtendedKeyUsageOID.SERVER_AUTH if role is Role.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (

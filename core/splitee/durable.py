@@ -165,7 +165,7 @@ class StateDirectory:
             raise
 
     def _tidy(self) -> None:
-        """Drops what a process left behind that was killed as it wrote, and finds out whether there is room."""
+        """Drops what a process that was killed left unfinished, and finds out whether there is room."""
         for unfinished in self.path.glob(f".*{UNFINISHED}"):
             unfinished.unlink(missing_ok=True)
         write_atomically(self.path / ".probe", b"")

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+from splitee_web.fleet.event_limits import EventLimits
 from splitee_web.fleet.event_log import (
     Event,
     events_of_device,
@@ -67,6 +68,7 @@ class Looks:
         self._encoded = b""
         self._summed = float("-inf")
         self._events: list[Event] = []
+        self._limits = EventLimits()
 
     def note(self, event: Event) -> None:
         """Something that has happened and no message tells."""
@@ -92,11 +94,12 @@ class Looks:
             self._devices[device] = whole[device] = after
             rows.append(_encode({"id": device, **changed}))
             is_stranger = before is None and not is_settled
-            self._events += events_of_stranger(after) if is_stranger else events_of_device(before, after, now)
+            events = events_of_stranger(after) if is_stranger else events_of_device(before, after, now)
+            self._events += (event for event in events if self._limits.admits(device, now))
         fleet = self._look_at_fleet(now, is_settled=is_settled)
-        events, self._events = self._events[-MOST_EVENTS:], []
-        events.sort(key=lambda event: event.time)
-        return Changes(fleet, whole, tuple(rows), tuple(gone), tuple(map(_encode, events)))
+        told, self._events = self._events[-MOST_EVENTS:], []
+        told.sort(key=lambda event: event.time)
+        return Changes(fleet, whole, tuple(rows), tuple(gone), tuple(map(_encode, told)))
 
     def _look_at_fleet(self, now: float, *, is_settled: bool) -> bytes | None:
         bare = self._view.overview(())
