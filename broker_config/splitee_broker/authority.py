@@ -27,6 +27,7 @@ from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee.protocol.topics import check_name
 from splitee_broker.limits import DEVICES
+from splitee_broker.outside_topics import check_outside
 
 BACKDATED = timedelta(days=1)  # clocks differ
 AUTHORITY_DAYS = 20 * 365
@@ -76,6 +77,7 @@ class Ledger(msgspec.Struct, frozen=True):
     hosts: tuple[str, ...] = ()  # names of the broker; the first is in the bundles
     port: int = 8883
     devices: int = DEVICES  # that the broker's limits are for
+    device_reads: tuple[str, ...] = ()  # filters of topics outside of the fleet
     issued: tuple[Issued, ...] = ()
 
 
@@ -156,15 +158,29 @@ class Authority:
         """How many the broker is for."""
         return self._ledger.devices
 
-    def serve_at(self, hosts: tuple[str, ...], port: int, devices: int) -> None:
+    @property
+    def device_reads(self) -> tuple[str, ...]:
+        """Filters of the topics outside of the fleet that devices may read."""
+        return self._ledger.device_reads
+
+    def serve_at(
+        self, hosts: tuple[str, ...], port: int, devices: int, device_reads: tuple[str, ...]
+    ) -> None:
         """From now on the broker is found by these names, at this port, and is for so many devices.
 
+        Args:
+            device_reads: filters of topics outside of the fleet that devices may read.
+
         Raises:
-            ConfigError: one is no name.
+            ConfigError: one is no name, or no filter.
         """
         for host in hosts:
             general_name(host)
-        self._remember(msgspec.structs.replace(self._ledger, hosts=hosts, port=port, devices=devices))
+        reads = check_outside(device_reads)
+        ledger = msgspec.structs.replace(
+            self._ledger, hosts=hosts, port=port, devices=devices, device_reads=reads
+        )
+        self._remember(ledger)
 
     def issue(self, name: str, role: Role, days: int, hosts: tuple[str, ...] = ()) -> Identity:
         """A new key and its certificate, valid from yesterday on for `days`; `hosts`: a broker's names."""

@@ -83,6 +83,14 @@ def broker() -> None:
         show_default=str(DEVICES),
     ),
     switch(
+        "--device-reads",
+        multiple=True,
+        metavar="TOPIC",
+        help="Topic outside of the fleet that devices may read and Home Assistant may write, for "
+        "`splitee infer --on-topic`; + and # are wildcards, %u is the device's name. An empty one: none.",
+        show_default="none, or what was given before",
+    ),
+    switch(
         "--owner",
         metavar="USER",
         help="Account that the broker runs as.",
@@ -110,6 +118,7 @@ def init(
     hosts: tuple[str, ...],
     port: int | None,
     devices: int | None,
+    device_reads: tuple[str, ...],
     owner: str | None,
     broker_state: Path,
     keep: bool,
@@ -124,7 +133,12 @@ def init(
         if keep and _is_whole(directory):
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
-        authority.serve_at(hosts or default, port or authority.port, devices or authority.devices)
+        authority.serve_at(
+            hosts or default,
+            port or authority.port,
+            devices or authority.devices,
+            device_reads or authority.device_reads,
+        )
         let_pass(directory)
         tls = authority.issue("broker", Role.BROKER, days, (*dict.fromkeys((*authority.hosts, "localhost")),))
         health = authority.issue("health", Role.HEALTH, days)
