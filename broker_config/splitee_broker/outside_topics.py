@@ -38,8 +38,8 @@ def check_outside(topics: Iterable[str]) -> tuple[str, ...]:
             and (not rest or rest[-1] == "#" or _is_level(rest[-1]))
         ):
             raise ConfigError(
-                f"--device-reads {topic[:LONGEST]!r}: expected a topic of at most {LONGEST} characters that is "
-                f"not below {OWN}/ or $SYS/; each level but the first may be + or {DEVICE}, and the last one #"
+                f"--device-reads {topic[:LONGEST]!r}: expected a topic of at most {LONGEST} characters, not "
+                f"below {OWN}/ or $SYS/; each level but the first may be + or {DEVICE}, and the last one #"
             )
     return found
 
