@@ -15,8 +15,7 @@ from splitee.protocol.inference import PredictedState, Serving
 from splitee.protocol.topics import Topics
 from splitee_web.event_streams import EventStreams
 from splitee_web.fleet.board import Board
-from splitee_web.fleet.changes import MOST_EVENTS, SUMS, Looks, encode_fleet
-from splitee_web.fleet.event_limits import BURST, SECONDS
+from splitee_web.fleet.changes import BURST, MOST_EVENTS, SECONDS, SUMS, Looks, encode_fleet
 
 NOW = 1_800_000_000.0
 TOPICS = Topics("lab")
