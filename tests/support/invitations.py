@@ -52,6 +52,9 @@ class Invitation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
         self._process.kill()
         self._process.wait()
 
