@@ -54,9 +54,9 @@ class Invitation:
         return End.EXPIRED if time.monotonic() >= self.until else None
 
     def accept(self, given: bytes, expected: bytes) -> bool:
-        """Whether a proof is right. Those who guess at once share the tries.
+        """Whether a proof is right; a wrong one is a try. Connections that guess at once share the tries.
 
-        It is never right once the invitation has ended, and counts then no more.
+        Once the invitation has ended, no proof is accepted and none is counted.
         """
         with self._lock:
             if self.end is not None:
