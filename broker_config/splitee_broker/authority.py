@@ -183,7 +183,7 @@ class Authority:
         self._remember(ledger)
 
     def issue(self, name: str, role: Role, days: int, hosts: tuple[str, ...] = ()) -> Identity:
-        """A new key and its certificate, valid from yesterday on for `days`; `hosts`: a broker's names."""
+        """A new key and its certificate, valid for `days` from now; `hosts`: a broker's names."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self.certify(name, role, days, key.public_key(), hosts)
         return Identity(certificate.public_bytes(Encoding.PEM), _private(key), self.certificate)
@@ -192,6 +192,9 @@ class Authority:
         self, name: str, role: Role, days: int, key: ec.EllipticCurvePublicKey, hosts: tuple[str, ...] = ()
     ) -> x509.Certificate:
         """As `issue`, for a key that somebody else has made; the ledger has it when this returns.
+
+        It is valid from the authority's own first day on: a clock that is ahead while it is issued does no
+        harm once it is right.
 
         Raises:
             StateError: it cannot be written, or this machine's clock is behind the authority's certificate.
@@ -204,7 +207,11 @@ class Authority:
             )
         usage = ExtendedKeyUsageOID.SERVER_AUTH if role is Role.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
-            self._builder(name, key, days, self._certificate.subject)
+            _builder(
+                x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, self._certificate.subject
+            )
+            .not_valid_before(self._certificate.not_valid_before_utc)
+            .not_valid_after(now + timedelta(days))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
             .add_extension(self._key_identifier(), critical=False)
@@ -253,6 +260,7 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def _found(self, fleet: str) -> None:
+        now = datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
         # The number keeps two fleets of one name apart: a client says which of the two it does not know.
         name = x509.Name(
@@ -262,8 +270,9 @@ class Authority:
             ]
         )
         certificate = (
-            self._builder("", key.public_key(), AUTHORITY_DAYS, name)
-            .subject_name(name)
+            _builder(name, key.public_key(), name)
+            .not_valid_before(now - BACKDATED)
+            .not_valid_after(now + timedelta(AUTHORITY_DAYS))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_SIGNS, critical=True)
             .sign(key, hashes.SHA256())
@@ -284,24 +293,6 @@ class Authority:
             raise StateError(f"authority in {folder}: expected an elliptic curve's key in ca.key")
         self._key = key
 
-    @staticmethod
-    def _builder(
-        name: str, key: ec.EllipticCurvePublicKey, days: int, issuer: x509.Name
-    ) -> x509.CertificateBuilder:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder(issuer_name=issuer, public_key=key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + timedelta(days))
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        )
-        return (
-            builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            if name
-            else builder
-        )
-
     def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
 
@@ -319,6 +310,16 @@ def _keep_private(directory: Path) -> None:
         os.fchmod(descriptor, 0o700)
     finally:
         os.close(descriptor)
+
+
+def _builder(
+    subject: x509.Name, key: ec.EllipticCurvePublicKey, issuer: x509.Name
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder(issuer_name=issuer, subject_name=subject, public_key=key)
+        .serial_number(x509.random_serial_number())
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
 
 
 _SIGNS = x509.KeyUsage(

@@ -61,6 +61,13 @@ def test_a_revocation_by_a_wrong_clock_shuts_out_one_device_alone(
     assert is_let_in(fleet, kept)
 
 
+@pytest.mark.mosquitto
+@pytest.mark.slow
+def test_what_was_issued_by_a_clock_ahead_is_good_at_once(fleet: Fleet, set_clock: SetClock) -> None:
+    set_clock(timedelta(days=30))
+    assert is_let_in(fleet, fleet.device("early"))
+
+
 def test_nothing_is_issued_by_a_clock_behind_the_authoritys_own_day(
     tmp_path: Path, set_clock: SetClock
 ) -> None:
