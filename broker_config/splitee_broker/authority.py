@@ -27,11 +27,10 @@ from splitee.durable import StateDirectory, write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee.protocol.topics import check_name
 from splitee_broker.limits import DEVICES
+from splitee_broker.outside_topics import check_outside
 
 BACKDATED = timedelta(days=1)  # clocks differ
-AUTHORITY_DAYS = (
-    20 * 365
-)  # of the authority and of each revocation list: brokers refuse all behind a stale one
+AUTHORITY_DAYS = 20 * 365
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*")
 
 
@@ -78,6 +77,7 @@ class Ledger(msgspec.Struct, frozen=True):
     hosts: tuple[str, ...] = ()  # names of the broker; the first is in the bundles
     port: int = 8883
     devices: int = DEVICES  # that the broker's limits are for
+    device_reads: tuple[str, ...] = ()  # filters of topics outside of the fleet
     issued: tuple[Issued, ...] = ()
 
 
@@ -158,18 +158,32 @@ class Authority:
         """How many the broker is for."""
         return self._ledger.devices
 
-    def serve_at(self, hosts: tuple[str, ...], port: int, devices: int) -> None:
+    @property
+    def device_reads(self) -> tuple[str, ...]:
+        """Filters of the topics outside of the fleet that devices may read."""
+        return self._ledger.device_reads
+
+    def serve_at(
+        self, hosts: tuple[str, ...], port: int, devices: int, device_reads: tuple[str, ...]
+    ) -> None:
         """From now on the broker is found by these names, at this port, and is for so many devices.
 
+        Args:
+            device_reads: filters of topics outside of the fleet that devices may read.
+
         Raises:
-            ConfigError: one is no name.
+            ConfigError: one is no name, or no filter.
         """
         for host in hosts:
             general_name(host)
-        self._remember(msgspec.structs.replace(self._ledger, hosts=hosts, port=port, devices=devices))
+        reads = check_outside(device_reads)
+        ledger = msgspec.structs.replace(
+            self._ledger, hosts=hosts, port=port, devices=devices, device_reads=reads
+        )
+        self._remember(ledger)
 
     def issue(self, name: str, role: Role, days: int, hosts: tuple[str, ...] = ()) -> Identity:
-        """A new key and its certificate, valid from yesterday on for `days`; `hosts`: a broker's names."""
+        """A new key and its certificate, valid for `days` from now; `hosts`: a broker's names."""
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self.certify(name, role, days, key.public_key(), hosts)
         return Identity(certificate.public_bytes(Encoding.PEM), _private(key), self.certificate)
@@ -177,10 +191,27 @@ class Authority:
     def certify(
         self, name: str, role: Role, days: int, key: ec.EllipticCurvePublicKey, hosts: tuple[str, ...] = ()
     ) -> x509.Certificate:
-        """As `issue`, for a key that somebody else has made; the ledger has it when this returns."""
+        """As `issue`, for a key that somebody else has made; the ledger has it when this returns.
+
+        It is valid from the authority's own first day on: a clock that is ahead while it is issued does no
+        harm once it is right.
+
+        Raises:
+            StateError: it cannot be written, or this machine's clock is behind the authority's certificate.
+        """
+        now = datetime.now(UTC)
+        if now < self._certificate.not_valid_before_utc:
+            raise StateError(
+                f"this machine's clock is behind: the authority was made after {now:%Y-%m-%d}; set the "
+                "clock, then run it again"
+            )
         usage = ExtendedKeyUsageOID.SERVER_AUTH if role is Role.BROKER else ExtendedKeyUsageOID.CLIENT_AUTH
         builder = (
-            self._builder(name, key, days, self._certificate.subject)
+            _builder(
+                x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, self._certificate.subject
+            )
+            .not_valid_before(self._certificate.not_valid_before_utc)
+            .not_valid_after(now + timedelta(days))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
             .add_extension(self._key_identifier(), critical=False)
@@ -209,14 +240,17 @@ class Authority:
         return len(hit)
 
     def revocation_list(self) -> bytes:
-        """The list as of now, PEM: what a broker must refuse."""
-        now = datetime.now(UTC)
+        """The list as of now, PEM: what a broker must refuse.
+
+        It is valid for as long as the authority, whatever this machine's clock says: a broker refuses
+        everybody while its list has ended or is not valid yet.
+        """
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._certificate.subject)
-            .last_update(now - BACKDATED)
-            .next_update(now + timedelta(AUTHORITY_DAYS))
-            .add_extension(x509.CRLNumber(int(now.timestamp())), critical=False)
+            .last_update(self._certificate.not_valid_before_utc)
+            .next_update(self._certificate.not_valid_after_utc)
+            .add_extension(x509.CRLNumber(int(datetime.now(UTC).timestamp())), critical=False)
             .add_extension(self._key_identifier(), critical=False)
         )
         for line in self.issued:
@@ -226,6 +260,7 @@ class Authority:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def _found(self, fleet: str) -> None:
+        now = datetime.now(UTC)
         key = ec.generate_private_key(ec.SECP256R1())
         # The number keeps two fleets of one name apart: a client says which of the two it does not know.
         name = x509.Name(
@@ -235,8 +270,9 @@ class Authority:
             ]
         )
         certificate = (
-            self._builder("", key.public_key(), AUTHORITY_DAYS, name)
-            .subject_name(name)
+            _builder(name, key.public_key(), name)
+            .not_valid_before(now - BACKDATED)
+            .not_valid_after(now + timedelta(AUTHORITY_DAYS))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(_SIGNS, critical=True)
             .sign(key, hashes.SHA256())
@@ -257,24 +293,6 @@ class Authority:
             raise StateError(f"authority in {folder}: expected an elliptic curve's key in ca.key")
         self._key = key
 
-    @staticmethod
-    def _builder(
-        name: str, key: ec.EllipticCurvePublicKey, days: int, issuer: x509.Name
-    ) -> x509.CertificateBuilder:
-        now = datetime.now(UTC)
-        builder = (
-            x509.CertificateBuilder(issuer_name=issuer, public_key=key)
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - BACKDATED)
-            .not_valid_after(now + timedelta(days))
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
-        )
-        return (
-            builder.subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-            if name
-            else builder
-        )
-
     def _key_identifier(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
 
@@ -292,6 +310,16 @@ def _keep_private(directory: Path) -> None:
         os.fchmod(descriptor, 0o700)
     finally:
         os.close(descriptor)
+
+
+def _builder(
+    subject: x509.Name, key: ec.EllipticCurvePublicKey, issuer: x509.Name
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder(issuer_name=issuer, subject_name=subject, public_key=key)
+        .serial_number(x509.random_serial_number())
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
 
 
 _SIGNS = x509.KeyUsage(

@@ -19,6 +19,7 @@ from splitee.errors import StateError
 from splitee.protocol.topics import discovery_name
 from splitee_broker.authority import Authority, Identity, Role
 from splitee_broker.limits import limits
+from splitee_broker.outside_topics import outside_rules
 from splitee_broker.signing_keys import RELEASE_KEY, SIGNING_KEY, SOFTWARE_KEY
 
 SHIPPED_DIRECTORY = "/etc/splitee/broker"  # what the shipped configuration says, for `configure` to replace
@@ -174,6 +175,7 @@ def access_rules(authority: Authority) -> bytes:
     discovery = f"homeassistant/device/splitee_{discovery_name(authority.fleet)}/"
     text = _shipped("acl").replace(SHIPPED_FLEET, f"splitee/v1/{authority.fleet}/")
     text = text.replace(SHIPPED_DISCOVERY, discovery)
+    text += outside_rules(authority.device_reads)
     for name in authority.shut_out():
         text += f"\n# Revoked.\nuser {name}\ntopic deny #\n"
     return text.encode()

@@ -158,10 +158,18 @@ class StateDirectory:
         except OSError:
             os.close(self._lock)
             raise StateError(f"state directory {path} is in use by another process; stop it first") from None
-        for unfinished in path.glob(f".*{UNFINISHED}"):  # of a process that was killed as it wrote
+        try:
+            self._tidy()
+        except BaseException:
+            self.close()  # else this process locks itself out, if it tries again
+            raise
+
+    def _tidy(self) -> None:
+        """Drops what a process that was killed left unfinished, and finds out whether there is room."""
+        for unfinished in self.path.glob(f".*{UNFINISHED}"):
             unfinished.unlink(missing_ok=True)
-        write_atomically(path / ".probe", b"")
-        (path / ".probe").unlink()
+        write_atomically(self.path / ".probe", b"")
+        (self.path / ".probe").unlink()
 
     def close(self) -> None:
         os.close(self._lock)

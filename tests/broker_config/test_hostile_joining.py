@@ -28,7 +28,7 @@ from splitee.pairing.messages import VERSION, Granted, Greeting, Proof, Refused,
 from splitee.pairing.proofs import new_nonce
 from splitee_broker.pairing.doorway import OF_ONE
 from splitee_broker.pairing.hub_certificate import hub_context
-from splitee_broker.pairing.invitation import TRIES
+from splitee_broker.pairing.invitation import CERTIFICATES, TRIES
 from splitee_device.joining.exchange import Hub
 from splitee_device.joining.own_key import OwnKey
 
@@ -209,10 +209,12 @@ def test_who_is_silent_is_sent_away_and_leaves_a_place(directory: Path, tmp_path
         silent = [stack.enter_context(socket.create_connection(where)) for _ in range(OF_ONE - 1)]
         with socket.create_connection(where) as one_more:
             assert closed(one_more)
+        done = joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "patient")
+        assert done.exception is None
+        assert "many devices join at once, or it is no hub that invites; trying again" in done.output
         assert all(closed(each) for each in silent)
         with pytest.raises(ConnectionError):
             greeted.receive(Welcome)
-        assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "patient").exception is None
 
 
 def closed(connection: socket.socket) -> bool:
@@ -262,6 +264,25 @@ def test_a_request_that_is_none_is_not_signed(
         channel.send(Request("pi-1", request_bytes))
         assert channel.receive_or_refusal(Welcome) == Refused("request")
     assert ledger(directory) == before
+    assert known.is_open()
+
+
+def test_an_invitation_for_one_device_gives_one_name(known: Invitation, directory: Path) -> None:
+    """Somebody who takes certificates and never says that they are stored gets no more of them for that."""
+
+    def ask(name: str) -> Granted | Refused:
+        with proven(known) as channel:
+            channel.send(Request(name, OwnKey().request(name)))
+            return channel.receive_or_refusal(Granted)
+
+    assert isinstance(ask("greedy"), Granted)
+    assert ask("greedy-2") == Refused("over")
+    known.wait_for("greedy-2 is refused: no place is left for it")
+    assert all(isinstance(ask("greedy"), Granted) for _ in range(CERTIFICATES - 1))
+    before = ledger(directory)
+    assert ask("greedy") == Refused("over")
+    assert ledger(directory) == before
+    assert b"greedy-2" not in before
     assert known.is_open()
 
 

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 import threading
 import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import warm
@@ -27,6 +30,7 @@ from splitee.mqtt.link import Link
 from splitee.pairing.code import new_code
 from splitee.protocol.topics import Topics
 from splitee_device.joining.exchange import Hub, connected
+from splitee_device.joining.identity_files import IdentityFiles
 from splitee_lab.local.brokers import free_port
 from splitee_lab.local.forked import without_settings
 
@@ -205,9 +209,43 @@ def test_a_name_that_is_taken_or_none_is_no_try_and_another_one_goes(directory: 
         assert "tries" not in invitation.shown()
 
 
+def test_a_script_that_reads_the_first_line_alone_ends_nothing(directory: Path, tmp_path: Path) -> None:
+    own = ("invite", "pi-1", "--port", "0", "--directory", str(directory))
+    command = [sys.executable, "-m", "splitee", "broker", *own]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        _, _, where, code = process.stdout.readline().split()
+        process.stdout.close()
+        assert "it does not accept this code" in refused(PairingEnded, where, new_code(), tmp_path / "d")
+        done = joined(where, code, tmp_path / "d")
+        assert (done.exception, "has not confirmed" in done.output) == (None, False)
+        assert (process.wait(60), process.stderr.read()) == (0, "")
+
+
+def test_a_hub_that_is_killed_before_it_has_confirmed(directory: Path, tmp_path: Path) -> None:
+    """The device is in, and says what is to be done if it is not; its name can be invited again."""
+    with Invitation(directory, tmp_path / "log", "pi-1") as invitation:
+        write = IdentityFiles.write
+
+        def killed(self: IdentityFiles, *identity: Any) -> None:
+            write(self, *identity)
+            invitation.kill()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(IdentityFiles, "write", killed)
+            done = joined(invitation.hub, invitation.code, tmp_path / "d")
+    assert done.exception is None
+    assert "unless it says that pi-1 has joined, run `splitee broker invite pi-1` there" in done.output
+    with Invitation(directory, tmp_path / "log-2", "pi-1") as invitation:
+        done = joined(invitation.hub, invitation.code, tmp_path / "d")
+        assert (done.exception, "has not confirmed" in done.output) == (None, False)
+        assert invitation.ended() == 0
+    files(tmp_path / "d" / "device").context()
+
+
 def test_a_code_that_was_used_is_good_for_nobody_else(directory: Path, tmp_path: Path) -> None:
     with Invitation(directory, tmp_path / "log") as invitation:
-        with connected(invitation.hub) as first, connected(invitation.hub) as second:
+        with connected(invitation.hub, print) as first, connected(invitation.hub, print) as second:
             first.prove(code := invitation.code.replace("-", ""))
             second.prove(code)
             first.request(FLEET, "pi-1")
@@ -231,7 +269,7 @@ def test_an_invitation_expires(directory: Path, tmp_path: Path) -> None:
 def test_a_device_that_vanished_in_between_tries_again(directory: Path, tmp_path: Path) -> None:
     """What nobody has stored is not counted; its certificate is revoked when the device is in."""
     with Invitation(directory, tmp_path / "log") as invitation:
-        with connected(invitation.hub) as exchange:
+        with connected(invitation.hub, print) as exchange:
             exchange.prove(invitation.code.replace("-", ""))
             exchange.request(FLEET, "pi-1")
         invitation.wait_for("pi-1 did not say that it has stored its identity; it may try again")
@@ -349,6 +387,7 @@ def test_a_code_is_asked_for_at_a_terminal_only(tmp_path: Path) -> None:
         (("--valid", "25h"), "--valid 25h: such as"),
         (("--valid", "15"), "--valid 15: such as"),
         (("--count", "0"), "--count 0: from 1 to 1000"),
+        (("--reload", "kill 'x"), "--reload kill 'x: expected a command as a shell reads it"),
     ],
 )
 def test_an_invitation_that_is_none(directory: Path, arguments: tuple[str, ...], line: str) -> None:

@@ -100,6 +100,19 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+def test_who_found_the_disk_full_gets_in_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(StateError, match="No space left"):
+            StateDirectory(tmp_path)
+    StateDirectory(tmp_path).close()
+
+
 def test_unreadable_facts_are_no_facts(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     assert state.facts() is None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import warm
 from click.testing import CliRunner, Result
@@ -23,6 +24,13 @@ from splitee_broker.pairing.hub_certificate import hub_context
 from splitee_device.commands.join import join
 from splitee_device.joining.exchange import Hub
 from splitee_lab.local.forked import without_settings
+
+
+class Inviting(Protocol):
+    """Where a hub waits, and the code that it has shown."""
+
+    hub: Hub
+    code: str
 
 
 class Invitation:
@@ -44,6 +52,9 @@ class Invitation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
         self._process.kill()
         self._process.wait()
 
@@ -82,7 +93,7 @@ def connection(hub: Hub, source: str = "127.0.0.1") -> Iterator[tuple[Channel, b
 
 
 @contextmanager
-def proven(invitation: Invitation) -> Iterator[Channel]:
+def proven(invitation: Inviting) -> Iterator[Channel]:
     """A channel of somebody who knows the code, and says what they like."""
     with connection(invitation.hub) as (channel, certificate):
         greeting, nonce = channel.receive(Greeting), new_nonce()

@@ -83,6 +83,14 @@ def broker() -> None:
         show_default=str(DEVICES),
     ),
     switch(
+        "--device-reads",
+        multiple=True,
+        metavar="TOPIC",
+        help="Topic outside of the fleet that devices may read and Home Assistant may write, for "
+        "`splitee infer --on-topic`; + and # are wildcards, %u is the device's name. An empty one: none.",
+        show_default="none, or what was given before",
+    ),
+    switch(
         "--owner",
         metavar="USER",
         help="Account that the broker runs as.",
@@ -110,6 +118,7 @@ def init(
     hosts: tuple[str, ...],
     port: int | None,
     devices: int | None,
+    device_reads: tuple[str, ...],
     owner: str | None,
     broker_state: Path,
     keep: bool,
@@ -124,7 +133,12 @@ def init(
         if keep and _is_whole(directory):
             return
         default = authority.hosts or (f"{socket.gethostname()}.local",)
-        authority.serve_at(hosts or default, port or authority.port, devices or authority.devices)
+        authority.serve_at(
+            hosts or default,
+            port or authority.port,
+            devices or authority.devices,
+            device_reads or authority.device_reads,
+        )
         let_pass(directory)
         tls = authority.issue("broker", Role.BROKER, days, (*dict.fromkeys((*authority.hosts, "localhost")),))
         health = authority.issue("health", Role.HEALTH, days)
@@ -238,19 +252,21 @@ def _standing(line: Issued, now: datetime) -> str:
 
 def _is_whole(directory: Path) -> bool:
     """Whether all that `init` makes is there, what came with later releases included."""
-    last = directory / Role.HOME_ASSISTANT / f"{Role.HOME_ASSISTANT}.toml"
+    last = directory / Role.HOME_ASSISTANT / "client.key"  # that it writes
     return last.exists() and len(pinned_keys(directory)) == len(PINNED)
 
 
 def _signing_key(directory: Path) -> dict[str, bytes]:
     """The server's half of the release key; none, where its operator has taken it away.
 
-    It is made with the fleet, and never again: devices have pinned it.
+    It is made with the fleet, and never again: devices have pinned it. The server's half is written first, so
+    that a command that is killed in between never leaves the other one alone.
     """
     there = directory / Role.SERVER / SIGNING_KEY
     if RELEASE_KEY in pinned_keys(directory):
         return {SIGNING_KEY: there.read_bytes()} if there.exists() else {}
     made = new_key(SIGNING_KEY, RELEASE_KEY)
+    write_folder(directory / Role.SERVER, {SIGNING_KEY: made[SIGNING_KEY]})
     write_folder(directory / "authority", {RELEASE_KEY: made[RELEASE_KEY]})
     return {SIGNING_KEY: made[SIGNING_KEY]}
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +99,29 @@ def invite(
     registrar = Registrar(directory, days, reload)
     context, certificate = hub_context()
     code = new_code()
-    doorway = Doorway(port, context, echo)
+    doorway = Doorway(port, context, _tell)
     old = registrar.valid(name) if name else None
     if old is not None:
         echo(f"{name} has a certificate until {old.until:%Y-%m-%d}: it is revoked once the new one is stored")
     invitation = Invitation(read_code(code), name, seconds, count)
     echo(f"splitee join {_where(registrar.host, doorway.port)} {code}")
     stop = stop_on_signals()
-    host = Host(invitation, registrar, certificate, echo)
+    host = Host(invitation, registrar, certificate, _tell)
     doorway.serve(host.receive, lambda: invitation.end is None and not stop.is_set())
     host.finish()
     if stop.is_set() and invitation.end is not End.USED:
         raise click.Abort
     _judge(invitation, count)
+
+
+def _tell(line: str) -> None:
+    """For those who still read: a script may have taken the first line alone, and closed the pipe."""
+    try:
+        echo(line)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # so that the next lines, and the end, find it open
+        os.close(nowhere)
 
 
 def _where(host: str, port: int) -> str:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from splitee.errors import ConfigError, SpliteeError
+from splitee.log_limits import FirstFew
 from splitee.pairing.channel import Channel
 from splitee.pairing.messages import (
     VERSION,
@@ -38,6 +39,7 @@ class Host:
         self._certificate = certificate
         self._tell = tell
         self._one = threading.Lock()
+        self._refusals = FirstFew()
 
     def receive(self, channel: Channel, address: str) -> None:
         """All that is said on one connection.
@@ -48,12 +50,15 @@ class Host:
         """
         if not self._knows_the_code(channel, address):
             return
-        if not self._one.acquire(timeout=WRITING):
+        channel.extend(WRITING)
+        request = channel.receive(Request)
+        is_free = self._one.acquire(timeout=WRITING)
+        channel.extend(WRITING)  # the time until then was others'
+        if not is_free:
             channel.send(Refused("busy"))
             return
         try:
-            channel.extend(WRITING)
-            self._admit(channel, address)
+            self._admit(channel, address, request)
         finally:
             self._one.release()
 
@@ -78,18 +83,20 @@ class Host:
         channel.send(Refused("code"))
         return False
 
-    def _admit(self, channel: Channel, address: str) -> None:
-        request = channel.receive(Request)
+    def _admit(self, channel: Channel, address: str, request: Request) -> None:
+        name = self._invitation.name or request.name
         if self._invitation.end is not None:
             channel.send(Refused("over"))
             return
-        name = self._invitation.name or request.name
+        if not self._invitation.has_place_for(name):
+            self._refuse(channel, "over", f"{address}: {name} is refused: no place is left for it")
+            return
         try:
             serial, granted = self._registrar.certify(request, self._invitation.name)
         except SpliteeError as error:
-            self._tell(f"{address}: {name} is refused: {error}")
-            channel.send(Refused(_reason(error)))
+            self._refuse(channel, _reason(error), f"{address}: {name} is refused: {error}")
             return
+        self._invitation.issued(name)
         channel.send(granted)
         try:
             channel.receive(Stored)
@@ -97,6 +104,11 @@ class Host:
             self._tell(f"{address}: {name} did not say that it has stored its identity; it may try again")
             return
         self._finish(channel, address, name, serial)
+
+    def _refuse(self, channel: Channel, reason: Reason, line: str) -> None:
+        if self._refusals.due():
+            self._tell(line)
+        channel.send(Refused(reason))
 
     def _finish(self, channel: Channel, address: str, name: str, serial: str) -> None:
         try:

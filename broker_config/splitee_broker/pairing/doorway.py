@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The port at which a hub waits for devices: few connections at once, none for long, and no end by any."""
+"""The port at which a hub waits for devices: few connections at once, and a deadline for each."""
 
 from __future__ import annotations
 
@@ -131,6 +131,8 @@ def _group(address: str) -> str:
 
 
 def _words(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it took too long"
     if isinstance(error, ssl.SSLError):
         return (error.reason or "TLS").lower().replace("_", " ")
     return getattr(error, "strerror", None) or str(error)

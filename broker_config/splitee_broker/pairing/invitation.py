@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from enum import StrEnum
 
 from splitee.pairing.proofs import is_same
 
 TRIES = 5  # wrong codes, by whomever, that end an invitation
+CERTIFICATES = 5  # for one name: a device that vanished before it has stored one may try again
 
 
 class End(StrEnum):
@@ -38,6 +40,8 @@ class Invitation:
         self.until = time.monotonic() + seconds
         self.wrong = 0
         self.left = count
+        self._places = count
+        self._issued: Counter[str] = Counter()  # certificates, by the name that they are for
         self._lock = threading.Lock()
 
     @property
@@ -50,9 +54,9 @@ class Invitation:
         return End.EXPIRED if time.monotonic() >= self.until else None
 
     def accept(self, given: bytes, expected: bytes) -> bool:
-        """Whether a proof is right. Those who guess at once share the tries.
+        """Whether a proof is right; a wrong one is a try. Connections that guess at once share the tries.
 
-        It is never right once the invitation has ended, and counts then no more.
+        Once the invitation has ended, no proof is accepted and none is counted.
         """
         with self._lock:
             if self.end is not None:
@@ -60,6 +64,20 @@ class Invitation:
             right = is_same(given, expected)
             self.wrong += not right
             return right
+
+    def has_place_for(self, name: str) -> bool:
+        """Whether a certificate may be issued for `name`.
+
+        Each name takes a place with its first certificate and keeps it, stored or not: an invitation for one
+        device gives nobody two names.
+        """
+        if name in self._issued:
+            return self._issued[name] < CERTIFICATES
+        return len(self._issued) < self._places
+
+    def issued(self, name: str) -> None:
+        """A certificate was issued for `name`."""
+        self._issued[name] += 1
 
     def use(self) -> None:
         """A device has joined."""

@@ -36,12 +36,12 @@ class Registrar:
         """`reload`: the command that has the broker read its files; None: systemd, where it runs the broker.
 
         Raises:
-            ConfigError: there is no authority, or its broker has no name.
+            ConfigError: there is no authority, its broker has no name, or `reload` is no command.
             StateError: it cannot be read.
         """
         self._directory = directory
         self._days = days
-        self._reload = shlex.split(reload) if reload else _by_systemd()
+        self._reload = _words(reload) if reload else _by_systemd()
         self._unconfirmed: set[str] = set()  # names that this process has certified, and nobody has stored
         self._returning: set[str] = set()  # of them, those that had been revoked
         with self._authority() as authority:
@@ -130,6 +130,13 @@ class Registrar:
                 time.sleep(0.1)
         with closing(opened):
             yield opened
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"--reload {command}: expected a command as a shell reads it ({error})") from None
 
 
 def _by_systemd() -> list[str]:

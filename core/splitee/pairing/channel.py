@@ -22,14 +22,14 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class Channel:
-    """One connection; `limit`: seconds from now until which all must have been said."""
+    """One connection, which may take `limit` seconds from now on, however many messages it carries."""
 
     def __init__(self, connection: ssl.SSLSocket, limit: float) -> None:
         self._connection = connection
         self.extend(limit)
 
     def extend(self, limit: float) -> None:
-        """`limit` seconds from now on."""
+        """The rest of the conversation may take `limit` seconds from now on."""
         self._until = time.monotonic() + limit
 
     def send(self, message: Message) -> None:
@@ -43,7 +43,7 @@ class Channel:
 
         Raises:
             OSError: it is gone, or not heard of in time.
-            MalformedMessage: what came is none of them.
+            MalformedMessage: what came is no message, or one of another kind.
         """
         message = self._next()
         if not isinstance(message, kind):
@@ -51,7 +51,7 @@ class Channel:
         return message
 
     def receive_or_refusal(self, kind: type[T]) -> T | Refused:
-        """As `receive`, or that the other side ends it."""
+        """As `receive`, or the other side's refusal."""
         message = self._next()
         if not isinstance(message, (kind, Refused)):
             raise MalformedMessage(f"expected {kind.__name__}, got {type(message).__name__}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hub and device say to each other when a device joins, in this order; all of it inside of TLS 1.3."""
+"""The messages between hub and device when a device joins, in this order; all travel inside TLS 1.3."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class Greeting(_Message, frozen=True):
-    """Hub: what it speaks, and what makes this connection unlike all others."""
+    """Hub: the version that it speaks, and a nonce that makes this connection unlike all others."""
 
     version: int
     nonce: Nonce
 
 
 class Proof(_Message, frozen=True):
-    """Device: it knows the code, and sees the hub's own certificate. A wrong one is a try."""
+    """Device: proves that it knows the code and sees the hub's own certificate. A wrong proof is a try."""
 
     nonce: Nonce
     proof: Digest
 
 
 class Welcome(_Message, frozen=True):
-    """Hub: it knows the code, too. Until this was checked a device says nothing else.
+    """Hub: proves that it knows the code, too. Before the device has checked this, it sends nothing else.
 
     Attributes:
         name: what the device is called; empty: what it proposes itself.

@@ -21,12 +21,13 @@ def new_nonce() -> bytes:
 def proof(code: str, side: Side, certificate: bytes, hub_nonce: bytes, device_nonce: bytes) -> bytes:
     """HMAC-SHA256 by the code over the TLS channel and what is new in it, 32 bytes.
 
-    The channel is known by the SHA-256 of the hub's certificate (`tls-server-end-point`, RFC 5929): whoever
-    ends the connection in between shows another certificate, so that neither side takes the other's proof.
+    The channel is identified by the SHA-256 of the hub's certificate (`tls-server-end-point`, RFC 5929).
+    Somebody who stands in between has to show another certificate, so each side computes another proof, and
+    refuses that of the other.
 
     Args:
         code: as `read_code` gives it.
-        side: whose proof it is; none of the two is good for the other.
+        side: whose proof it is; the proof of one side is not valid for the other.
         certificate: of the hub, DER, as this side sees it.
     """
     channel = hashlib.sha256(certificate).digest()
@@ -35,5 +36,5 @@ def proof(code: str, side: Side, certificate: bytes, hub_nonce: bytes, device_no
 
 
 def is_same(given: bytes, expected: bytes) -> bool:
-    """In a time that does not depend on where they differ."""
+    """Compares in a time that does not depend on where the two differ."""
     return hmac.compare_digest(given, expected)

@@ -10,10 +10,10 @@ from collections import Counter
 from splitee.clock import Clock
 from splitee.protocol.routes import INSTALL
 from splitee.protocol.topics import Topics
+from splitee.token_buckets import TokenBuckets
 
 RATE = 1000.0  # messages a second; a device sends a batch for each that the server has trained
 BURST = 1000  # messages at once
-SENDERS = 100_000  # whose rates are kept
 CLICKS = "+/install"  # all of Home Assistant's have one bucket, and no device is blamed for them
 
 
@@ -24,10 +24,8 @@ class SenderLimits:
         self, topics: Topics, *, rate: float = RATE, burst: int = BURST, clock: Clock = time.monotonic
     ) -> None:
         self._prefix = f"{topics.base}/devices/"
-        self._rate = rate
-        self._burst = burst
         self._clock = clock
-        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and when they were counted
+        self._buckets = TokenBuckets(rate, burst)
         self._refused: Counter[str] = Counter()
         self._lock = threading.Lock()
 
@@ -38,16 +36,12 @@ class SenderLimits:
         device, _, leaf = topic[len(self._prefix) :].partition("/")
         if leaf == INSTALL.leaf:
             device = CLICKS
-        now = self._clock()
-        tokens, before = self._buckets.get(device, (float(self._burst), now))
-        tokens = min(self._burst, tokens + (now - before) * self._rate)
-        if tokens < 1 or (device not in self._buckets and len(self._buckets) >= SENDERS):
-            if device != CLICKS:
-                with self._lock:
-                    self._refused[device] += 1
-            return False
-        self._buckets[device] = tokens - 1, now
-        return True
+        if self._buckets.take(device, self._clock()):
+            return True
+        if device != CLICKS:
+            with self._lock:
+                self._refused[device] += 1
+        return False
 
     def take_refused(self) -> Counter[str]:
         """Messages that were refused since the last call, by device."""

@@ -70,7 +70,7 @@ def join(
     before = os.umask(0o022)
     try:
         files = IdentityFiles(directory.absolute())
-        with connected(hub) as exchange:
+        with connected(hub, echo) as exchange:
             _join(exchange, files, typed, name, {} if data is None else {"data": data}, force)
     finally:
         os.umask(before)
@@ -91,7 +91,11 @@ def _join(
     try:
         exchange.confirm()
     except (OSError, SpliteeError) as error:
-        echo(f"the hub has not confirmed it ({error}): look at what it says", err=True)
+        echo(
+            f"the hub has not confirmed it ({error}): unless it says that {name} has joined, run "
+            f"`splitee broker invite {name}` there, and join again",
+            err=True,
+        )
 
 
 def _hub(text: str) -> Hub:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from splitee.errors import (
     VersionMismatch,
 )
 from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.backoff import delays, tries
 from splitee.pairing.channel import Channel
 from splitee.pairing.messages import (
     VERSION,
@@ -37,11 +38,14 @@ from splitee_device.joining.own_key import OwnKey
 CONNECTING = 10.0  # seconds
 PROVING = 20.0  # seconds; the hub may be slow, and its clock is not this one's
 SIGNING = 90.0  # seconds; other devices may be served before
+CROWDED = 120.0  # seconds in which a connection that is closed at once is tried again
+LONGEST_PAUSE = 4.0  # seconds between two of these tries
 
 REFUSALS: dict[Reason, str] = {
     "code": "it does not accept this code: look at what `splitee broker invite` shows there; if that shows "
     "no try from here, {hub} is another machine",
-    "over": "the invitation has ended meanwhile: run `splitee broker invite` there again",
+    "over": "the invitation has ended meanwhile, or all its places are taken: run `splitee broker invite` "
+    "there again",
     "name": "the fleet knows a device {name} already: choose another --id, or, if this one takes its place, "
     "run `splitee broker invite {name}` there",
     "request": "it does not take the name {name}, or this device's request: see what it says there",
@@ -145,6 +149,7 @@ class Exchange:
         Raises:
             PairingEnded: it says that it could not.
         """
+        self._channel.extend(SIGNING)
         self._channel.send(Stored())
         self._receive(Confirmed)
 
@@ -156,23 +161,19 @@ class Exchange:
 
 
 @contextmanager
-def connected(hub: Hub) -> Iterator[Exchange]:
+def connected(hub: Hub, tell: Callable[[str], None]) -> Iterator[Exchange]:
     """A conversation with `hub` by TLS 1.3.
 
     Its certificate is of no authority: `Exchange.prove` is what shows whose it is.
 
+    Args:
+        tell: takes a line for people, where this device has to wait.
+
     Raises:
         BrokerUnreachable: nobody waits there, or is silent, or does not speak of pairing.
     """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
-        bare = socket.create_connection((hub.host, hub.port), timeout=CONNECTING)
-    except (OSError, UnicodeError) as error:
-        raise BrokerUnreachable(_nobody(hub, error)) from None
-    try:
-        with bare, context.wrap_socket(bare) as secured:
+        with _secured(hub, tell) as secured:
             certificate = secured.getpeercert(binary_form=True) or b""
             yield Exchange(hub, Channel(secured, PROVING), certificate)
     except MalformedMessage as error:
@@ -185,6 +186,39 @@ def connected(hub: Hub) -> Iterator[Exchange]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise BrokerUnreachable(f"{hub}: the connection was lost ({reason}); run it again") from None
+
+
+def _secured(hub: Hub, tell: Callable[[str], None]) -> ssl.SSLSocket:
+    """A connection whose certificate nobody has checked.
+
+    A hub that serves as many devices as it can closes each further connection at once; so this one is tried
+    again.
+
+    Raises:
+        BrokerUnreachable: nobody waits there, or all connections are closed.
+        OSError: it does not speak TLS, or not in time.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    is_told = False
+    for _ in tries(CROWDED, delays(longest=LONGEST_PAUSE)):
+        try:
+            bare = socket.create_connection((hub.host, hub.port), timeout=CONNECTING)
+        except (OSError, UnicodeError) as error:
+            raise BrokerUnreachable(_nobody(hub, error)) from None
+        with suppress(ssl.SSLEOFError, ConnectionError):
+            return context.wrap_socket(bare)
+        if not is_told:
+            is_told = True
+            tell(
+                f"{hub}: it closes the connection: many devices join at once, or it is no hub that invites; "
+                f"trying again for {CROWDED:.0f} s"
+            )
+    raise BrokerUnreachable(
+        f"{hub}: it closes each connection: it has no room for one more, or is no hub that invites; "
+        "is that its --port?"
+    )
 
 
 def _nobody(hub: Hub, error: Exception) -> str:

@@ -21,7 +21,7 @@ from splitee.pairing.messages import Granted
 
 
 class OwnKey:
-    """A new one, on P-256; it leaves this device never."""
+    """A new key on P-256, which never leaves this device."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())

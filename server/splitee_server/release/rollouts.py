@@ -31,10 +31,12 @@ from splitee.protocol.release_orders import MOST_DEVICES, OrderAction, RolloutPl
 from splitee.protocol.rollouts import MOST_ROLLOUTS, DeviceUpdate, Install, RolloutState, Update
 from splitee.protocol.rollouts import Rollouts as Overview
 from splitee.protocol.topics import Topics
+from splitee.token_buckets import TokenBuckets
 from splitee_server.release.plans import version_of
 from splitee_server.release.rollout import Rollout, in_service, new_record
 from splitee_server.release.rollout_store import RolloutStore
 
+LINES = 20  # of the log on what one device says, at once; then one a minute
 PART = 256 << 10  # bytes; a part that is lost is asked for again
 LOOK = 0.5  # seconds between two looks at what time has changed
 TELL_EVERY = 1.0  # seconds between two words on the bytes that a device has
@@ -97,6 +99,7 @@ class Rollouts:
         self._told = told
         self._now = now
         self._clock = clock
+        self._lines = TokenBuckets(1 / 60, LINES)
         self._rollouts = {rollout.record.rollout: rollout for rollout in store.load()}  # the oldest first
         self._devices: dict[str, _Device] = {}
         self._unsaved: set[str] = set()
@@ -216,7 +219,8 @@ class Rollouts:
             if rollout.take(device, report):
                 self._unsaved.add(rollout.record.rollout)
                 why = f": {report.reason}" if report.reason else ""
-                log.info("%s: %s %s %s%s", device, kind, report.release[:12], report.state, why)
+                if self._lines.take(device, self._clock()):
+                    log.info("%s: %s %s %s%s", device, kind, report.release[:12], report.state, why)
 
     def _on_install(self, device: str, kind: ReleaseKind) -> None:
         for rollout in reversed(self._of_kind(kind)):

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,13 +50,47 @@ def test_what_cannot_be_written_leaves_the_identity_that_was_there(tmp_path: Pat
     assert contents(tmp_path) == before
 
 
-def test_a_power_cut_between_the_renames(tmp_path: Path) -> None:
-    IdentityFiles(tmp_path).write(identity("old"), {})
-    before = contents(tmp_path)
-    (tmp_path / "device").rename(tmp_path / ".device.old")
-    assert contents(tmp_path) != before
-    IdentityFiles(tmp_path)
-    assert contents(tmp_path) == before
+class Killed(BaseException):
+    """Nothing is done any more."""
+
+
+def killed_before(rename: int, files: IdentityFiles) -> bool:
+    """Whether a new identity was ended before its rename of this number; else it is written."""
+    number = count()
+
+    def counting(real: Callable[..., None]) -> Callable[..., None]:
+        def renamed(*arguments: Any, **folders: Any) -> None:
+            if next(number) == rename:
+                raise Killed
+            real(*arguments, **folders)
+
+        return renamed
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("rename", "replace"):
+            patch.setattr(os, name, counting(getattr(os, name)))
+        try:
+            files.write(identity("new"), {})
+        except Killed:
+            return True
+    return False
+
+
+def test_a_power_cut_leaves_one_identity_or_the_other(tmp_path: Path) -> None:
+    for rename in count():
+        directory = tmp_path / str(rename)
+        IdentityFiles(directory).write(identity("old"), {})
+        was_killed = killed_before(rename, IdentityFiles(directory))
+        files = IdentityFiles(directory)
+        parts = {path.read_bytes().split()[-1] for path in (directory / "device").iterdir()}
+        assert len(list((directory / "device").iterdir())) == 3
+        assert parts in ({b"old"}, {b"new"}), rename
+        assert not [path for path in directory.iterdir() if path.name.startswith(".")]
+        files.write(identity("new"), {})
+        assert (directory / "device" / "client.key").read_bytes() == b"key of new"
+        if not was_killed:
+            break
+    assert rename == 8
 
 
 def test_a_fleet_without_a_release_key(tmp_path: Path) -> None:

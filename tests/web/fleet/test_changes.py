@@ -11,10 +11,11 @@ from msgspec.structs import replace
 from splitee.mqtt.events import Message
 from splitee.protocol.fleet import DeviceStatus, ServerStatus
 from splitee.protocol.fleet_view import FleetView
+from splitee.protocol.inference import PredictedState, Serving
 from splitee.protocol.topics import Topics
 from splitee_web.event_streams import EventStreams
 from splitee_web.fleet.board import Board
-from splitee_web.fleet.changes import MOST_EVENTS, SUMS, Looks, encode_fleet
+from splitee_web.fleet.changes import BURST, MOST_EVENTS, SECONDS, SUMS, Looks, encode_fleet
 
 NOW = 1_800_000_000.0
 TOPICS = Topics("lab")
@@ -90,6 +91,28 @@ def test_sums_over_devices_are_told_now_and_then_and_what_else_changes_at_once()
     told = watched.looks.look(NOW + 2, is_settled=True).fleet
     assert told is not None and json.loads(told)["server"]["state"] == "online"
     assert watched.looks.look(NOW + 2 + SUMS, is_settled=True).fleet is None, "the same sums"
+
+
+def test_a_device_that_flips_its_state_leaves_the_log_to_the_others() -> None:
+    """Its row shows the last one all the same, and after a while its events are told again."""
+    watched = Watched()
+    watched.hear("pi-1", STATUS)
+    watched.look()
+    topic = TOPICS.device("evil", "state")
+    for number in range(3 * MOST_EVENTS):
+        if number % 100 == 0:
+            watched.view.take(Message(TOPICS.device("evil", "status"), b""), watched.now)  # it comes anew
+            watched.hear("evil", STATUS)
+            serving = Serving(state="online", instance=1)
+            watched.view.take(Message(TOPICS.device("evil", "serving"), serving.encode()), watched.now)
+        state = PredictedState(label=f"class {number}", confidence=0.9, since=NOW, time=NOW)
+        watched.view.take(Message(topic, state.encode()), watched.now)
+        watched.now += 0.5
+        rows, _ = watched.look()
+        assert rows[-1]["id"] == "evil"
+    of_evil = [event for event in watched.whole["log"] if event["device"] == "evil"]
+    assert BURST <= len(of_evil) <= BURST + 3 * MOST_EVENTS * 0.5 / SECONDS + 1
+    assert any(event["device"] == "pi-1" for event in watched.whole["log"])
 
 
 def test_thousands_of_devices_that_flap_fill_no_memory() -> None:

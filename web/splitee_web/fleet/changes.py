@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from splitee.protocol.fleet_view import DeviceView, FleetSnapshot, FleetView
+from splitee.token_buckets import TokenBuckets
 from splitee_web.fleet.event_log import (
     Event,
     events_of_device,
@@ -20,6 +21,8 @@ from splitee_web.fleet.event_log import (
 
 SUMS = 5.0  # seconds between two looks at what is summed over all devices
 MOST_EVENTS = 500  # of one look
+BURST = 20  # events of one device at once: none fills the log of the fleet
+SECONDS = 60.0  # after which it may have one more
 
 _DEVICE = tuple(each.name for each in fields(DeviceView))
 _FLEET = tuple(each.name for each in fields(FleetSnapshot) if each.name != "devices")
@@ -67,6 +70,7 @@ class Looks:
         self._encoded = b""
         self._summed = float("-inf")
         self._events: list[Event] = []
+        self._limits = TokenBuckets(1 / SECONDS, BURST)
 
     def note(self, event: Event) -> None:
         """Something that has happened and no message tells."""
@@ -92,11 +96,12 @@ class Looks:
             self._devices[device] = whole[device] = after
             rows.append(_encode({"id": device, **changed}))
             is_stranger = before is None and not is_settled
-            self._events += events_of_stranger(after) if is_stranger else events_of_device(before, after, now)
+            events = events_of_stranger(after) if is_stranger else events_of_device(before, after, now)
+            self._events += (event for event in events if self._limits.take(device, now))
         fleet = self._look_at_fleet(now, is_settled=is_settled)
-        events, self._events = self._events[-MOST_EVENTS:], []
-        events.sort(key=lambda event: event.time)
-        return Changes(fleet, whole, tuple(rows), tuple(gone), tuple(map(_encode, events)))
+        told, self._events = self._events[-MOST_EVENTS:], []
+        told.sort(key=lambda event: event.time)
+        return Changes(fleet, whole, tuple(rows), tuple(gone), tuple(map(_encode, told)))
 
     def _look_at_fleet(self, now: float, *, is_settled: bool) -> bytes | None:
         bare = self._view.overview(())
