@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +12,12 @@ from fakes import FakeClock
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from splitee.errors import ConfigError, RankLost
-from splitee_server.ranks.begin import agree
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.options import LinkOptions
+from splitee_server.ranks.begin import agree, train
 from splitee_server.ranks.group import PATIENCE, SIGN, Group, meet
 from splitee_server.ranks.place import Place
+from splitee_server.rounds.policy import Policy
 
 
 @pytest.fixture
@@ -47,6 +51,16 @@ def test_a_rank_that_fails_ends_the_others_with_its_line(groups: Callable[[int],
     three.fail("another rank is gone")  # as a consequence
     with pytest.raises(RankLost, match=r"^rank 1: no broker at mqtt://b:1883$"):
         list(one.heard(1))
+
+
+def test_a_rank_that_is_asked_to_stop_lets_the_others_know(groups: Callable[[int], list[Group]]) -> None:
+    one, two = groups(2)
+    stop = threading.Event()
+    stop.set()
+    link = LinkOptions(BrokerAddress("127.0.0.1", 1), "barn", 0.1, None)
+    train(two, link, Policy(devices=2, quorum=1), stop)
+    with pytest.raises(RankLost, match=r"^rank 1: it was asked to stop$"):
+        one.look()
 
 
 def test_a_rank_that_gives_no_sign_counts_as_lost() -> None:
