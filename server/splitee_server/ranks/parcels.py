@@ -5,7 +5,7 @@ values is ever unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -28,9 +28,9 @@ def pack(state: Mapping[str, Any]) -> bytes:
 unpack = unpack_state
 
 
-def send_apart(group: Group, rank: int, state: Mapping[str, Any]) -> None:
-    """Send a state whose tensors travel by themselves, as they are in memory: where no two of them are equal,
-    and time counts.
+def send_apart(group: Group, ranks: Collection[int], state: Mapping[str, Any]) -> None:
+    """Send some ranks a state whose tensors travel by themselves, as they are in memory: where no two of them
+    are equal, and time counts.
     """
     tensors: list[Tensor] = []
 
@@ -40,21 +40,24 @@ def send_apart(group: Group, rank: int, state: Mapping[str, Any]) -> None:
         tensors.append(own if own.stride() == alike.stride() else own.clone())
         return alike
 
-    group.send(rank, pack_state(_with_tensors(state, outline)))
-    group.send_tensors(rank, tensors)
+    outlines = pack_state(_with_tensors(state, outline))
+    for rank in ranks:
+        group.send(rank, outlines)
+    group.send_tensors(ranks, tensors)
 
 
 def receive_apart(group: Group, rank: int) -> dict[str, Any]:
-    """What `send_apart` sends."""
-    tensors: list[Tensor] = []
+    """What `send_apart` sends, to be used before anything is sent to this rank again."""
+    state, outlines = unpack_state(group.receive(rank)), list[Tensor]()
 
-    def room(outline: Tensor) -> Tensor:
-        tensors.append(torch.empty_like(outline, device="cpu"))
-        return tensors[-1]
+    def note(outline: Tensor) -> Tensor:
+        outlines.append(outline)
+        return outline
 
-    state: dict[str, Any] = _with_tensors(unpack_state(group.receive(rank)), room)
-    group.receive_tensors(rank, tensors)
-    return state
+    _with_tensors(state, note)
+    tensors = iter(group.receive_tensors(rank, outlines))
+    found: dict[str, Any] = _with_tensors(state, lambda _outline: next(tensors))
+    return found
 
 
 def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -210,7 +210,7 @@ class Trainer:
 
     def _join_step(self, order: JoinStep) -> None:
         assert self._under_way is not None
-        send_apart(self._group, 0, self._model.part_of_step(range(*order.lanes)))
+        send_apart(self._group, [0], self._model.part_of_step(range(*order.lanes)))
         self._model.follow_step(receive_apart(self._group, 0))
         self._under_way.phase.open_step(order.step)
 

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 import torch
@@ -60,13 +60,16 @@ class MemoryGroup(Group):
     def receive(self, rank: int) -> bytes:
         return self._states[rank, self.rank].get(timeout=60)
 
-    def send_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            self.send(rank, tensor.numpy().tobytes())
+    def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> None:
+        for rank in ranks:
+            for tensor in tensors:
+                self.send(rank, tensor.numpy().tobytes())
 
-    def receive_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            tensor.copy_(torch.frombuffer(bytearray(self.receive(rank)), dtype=tensor.dtype).view_as(tensor))
+    def receive_tensors(self, rank: int, outlines: Iterable[Tensor]) -> list[Tensor]:
+        return [
+            torch.frombuffer(bytearray(self.receive(rank)), dtype=outline.dtype).view(outline.shape)
+            for outline in outlines
+        ]
 
 
 class PatientPort(FakePort):
