@@ -6,12 +6,12 @@
 A real server, under torchrun where it has ranks, on a real Mosquitto, with synthetic devices that send
 features made from (device, round, step) alone: so what a run ends with is known, and devices cost little.
 
-Speed: both servers train a network at 32 pixels at the same time, by --strategy, a thread a process. A machine
-that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for each CPU
-second of the rank that takes most of them, from the opening of the second round to the last commit. That is
-the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median of the
-repetitions counts. Four devices are two batches a rank in a joint step, the fewest that are worth a rank; of
-more devices, a smaller part of a step is no training.
+Speed: both servers train a network at 32 pixels at the same time, by --strategy, a thread a process. A
+machine that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for
+each CPU second of the rank that takes most of them, from the opening of the second round to the last commit.
+That is the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median
+of the repetitions counts. Four devices are two batches a rank in a joint step, the fewest that are worth a
+rank; of more devices, a smaller part of a step is no training.
 Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun starts all anew.
 Prints a JSON line for each, and exits with 1 when a figure is not what it must be.
 """

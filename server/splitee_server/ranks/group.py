@@ -26,9 +26,10 @@ from splitee.clock import Clock
 from splitee.errors import RankLost
 from splitee_server.ranks.place import Place
 from splitee_server.ranks.shared_memory import OthersMemory, OwnMemory, Written
+from splitee_server.ranks.signs import SILENCE, Signs
 
-PATIENCE = 600.0  # seconds without a sign of a rank, or for one state, before it counts as lost
-SIGN = 5.0  # seconds between two signs of life
+PATIENCE = 600.0  # seconds for a rank to come, or for one word or state, before it counts as lost
+LOOK = 5.0  # seconds between two looks for ranks that have failed
 FAILED = "failed"
 T = TypeVar("T")
 
@@ -43,8 +44,8 @@ class Group:
         self._clock = clock
         self._posted: Counter[int] = Counter()  # messages to each rank
         self._heard: Counter[int] = Counter()  # messages from each rank
-        self._signs: dict[int, tuple[int, float]] = {}  # of each rank: its last one, and when it was new
-        self._sign_due = 0.0
+        self.signs = Signs(place.rank, place.size, store, clock)
+        self._look_due = 0.0
         self._memory: OwnMemory | None = None  # that others can read
         self._memories = {other: OthersMemory() for other in range(place.size) if other != place.rank}
 
@@ -63,6 +64,7 @@ class Group:
                 timeout=patience,
             )
         group = cls(place, store)
+        group.signs.start()
         if place.on_one_machine:
             group.share_memory()
         return group
@@ -123,25 +125,16 @@ class Group:
                 self._store.set(FAILED, f"rank {self.rank}: {line}")
 
     def look(self) -> None:
-        """Give a sign of life, and look for those of the others, when it is time.
-
-        Raises:
-            RankLost: one of them has failed, or has given none for PATIENCE seconds.
-        """
-        now = self._clock()
-        if now < self._sign_due:
+        """Look for ranks that have failed, when it is time. Raises RankLost: one has, or gives no sign."""
+        if self._clock() < self._look_due:
             return
-        self._sign_due = now + SIGN
+        self._look_due = self._clock() + LOOK
         with _bounded():
-            self._store.add(f"sign/{self.rank}", 1)
             if self._store.check([FAILED]):
                 raise RankLost(bytes(self._store.get(FAILED)).decode())
-            signs = {rank: self._store.add(f"sign/{rank}", 0) for rank in range(self.size)}
-        for rank, sign in signs.items():
-            last, since = self._signs.get(rank, (-1, now))
-            self._signs[rank] = (sign, now if sign != last else since)
-            if now - self._signs[rank][1] > PATIENCE:
-                raise RankLost(f"rank {rank} has given no sign of life for {PATIENCE:.0f} s")
+            missing = self.signs.missing()
+        if missing is not None:
+            raise RankLost(f"rank {missing} has given no sign of life for {SILENCE:.0f} s")
 
     def wait_for(self, found: Callable[[], T | None], what: str) -> T:
         """What `found` gives, as soon as it gives something. Raises RankLost: it does not in PATIENCE."""
@@ -198,6 +191,7 @@ class Group:
         return tensors
 
     def close(self) -> None:
+        self.signs.stop()
         if self._memory is not None:
             self._memory.close()
         distributed.destroy_process_group()

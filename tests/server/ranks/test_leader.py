@@ -52,6 +52,7 @@ class MemoryGroup(Group):
         self, rank: int, store: HashStore, states: dict[tuple[int, int], queue.Queue[bytes]]
     ) -> None:
         super().__init__(Place(rank, 2), store)
+        self.signs.start()
         self._states = states
 
     def send(self, rank: int, data: bytes) -> None:
@@ -95,8 +96,9 @@ class Ranks:
         self.model = self.new_model()
         for device, cut in CUTS.items():
             self.model.join(device, cut, 4 * STEPS)
+        self._other_group = MemoryGroup(1, store, queues)
         self._trainer = Trainer(
-            MemoryGroup(1, store, queues),
+            self._other_group,
             self.other_port,
             TOPICS,
             Policy(devices=3, quorum=1),
@@ -142,6 +144,8 @@ class Ranks:
         self.leader.end()
         self._thread.join(60)
         assert not self._thread.is_alive()
+        for group in (self.group, self._other_group):
+            group.signs.stop()
 
 
 @pytest.fixture
