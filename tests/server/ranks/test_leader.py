@@ -209,6 +209,21 @@ def test_what_a_device_sends_twice_or_wrongly_is_told_to_rank_0(ranks: Ranks) ->
     assert len(ranks.other_port.payloads(routes.ERROR.topic(TOPICS, "pi-2"))) == 1
 
 
+def test_what_is_refused_between_two_phases_counts(ranks: Ranks) -> None:
+    ranks.leader.collect(ranks.open("evaluate"), ranks.model)
+    ranks.say("pi-2", b"no message")
+    until(lambda: ranks.other_port.payloads(routes.ERROR.topic(TOPICS, "pi-2")))
+    phase = ranks.open(number=2)
+    refused = Counter[tuple[str, str]]()
+
+    def is_told() -> bool:
+        refused.update(ranks.leader.take_refused())
+        return bool(refused)
+
+    ranks.follow(phase, is_told)
+    assert refused == {("pi-2", "malformed"): 1}
+
+
 def test_a_device_that_has_missed_a_word_is_told_again(ranks: Ranks) -> None:
     ranks.open()
     ranks.leader.acknowledge("pi-2")
