@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from splitee.cli.signals import Stopped
-from splitee.errors import ConfigError, SpliteeError, Unwinding
+from splitee.errors import ConfigError, RankLost, SpliteeError, Unwinding
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.link import INBOX_BYTES, SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
@@ -169,6 +169,8 @@ def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event
         with closing(connection):
             log.info("rank %d of %d: trains what rank 0 deals to it", group.rank, group.size)
             Trainer(group, connection, topics, policy, initial, stop=stop.is_set, limits=limits).run()
-    except Stopped:
-        group.fail("it was asked to stop")
+    except (Stopped, RankLost):
+        if not stop.is_set():
+            raise
+        group.leave()
         log.info("rank %d: stopped", group.rank)

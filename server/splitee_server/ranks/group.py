@@ -124,6 +124,10 @@ class Group:
             if not self._store.check([FAILED]):
                 self._store.set(FAILED, f"rank {self.rank}: {line}")
 
+    def leave(self) -> None:
+        """As `fail`, of a rank that was asked to stop."""
+        self.fail("it was asked to stop")
+
     def look(self) -> None:
         """Look for ranks that have failed, when it is time. Raises RankLost: one has, or gives no sign."""
         if self._clock() < self._look_due:

@@ -209,11 +209,14 @@ class Leader(Ranks):
         duplicates, self._duplicates = self._duplicates, 0
         return duplicates
 
-    def end(self, *, wait: bool = True) -> None:
+    def end(self) -> None:
         for rank in self._group.others():
             self._tell(rank, End())
-        for rank in self._group.others() if wait else ():
+        for rank in self._group.others():
             self._heard_of_end(rank)
+
+    def leave(self) -> None:
+        self._group.leave()
 
     def _heard_of_end(self, rank: int) -> None:
         def found() -> Gone | None:
