@@ -53,7 +53,7 @@ def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Group]:
 def test_a_state_arrives_as_it_was_sent(group: Group) -> None:
     values = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     state: dict[str, Any] = {
-        "at": (1, 2, 3),
+        "at": [1, 2, 3],
         "sums": [
             {
                 "plain": values,
