@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import threading
-
-from torch.distributed import Store  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING
 
 from splitee.clock import Clock
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
 
 SIGN = 5.0  # seconds between two signs
 SILENCE = 60.0  # seconds without one after which a rank, or its machine, counts as gone
