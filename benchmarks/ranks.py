@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What do ranks bring, and what does killing them cost? A server of two ranks beside one of a single process.
 
-    python -m benchmarks.ranks [--repetitions 3] [--kills 10] [--strategy data-parallel]
+    python -m benchmarks.ranks [--repetitions 3] [--kills 10] [--strategy data-parallel] [--devices 8]
 
 A real server, under torchrun where it has ranks, on a real Mosquitto, with synthetic devices that send
 features made from (device, round, step) alone: so what a run ends with is known, and devices cost little.
 
-Speed: both servers train a network at 32 pixels at the same time, by Averaging, a thread a process. A machine
-that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for each CPU
-second of the rank that takes most of them, from the opening of the second round to the last commit. That is
-the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median of the
-repetitions counts.
+Speed: both servers train a network at 32 pixels at the same time, by --strategy, a thread a process. A
+machine that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for
+each CPU second of the rank that takes most of them, from the opening of the second round to the last commit.
+That is the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median
+of the repetitions counts. Four devices are two batches a rank in a joint step, the fewest that are worth a
+rank; of more devices, a smaller part of a step is no training.
 Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun starts all anew.
 Prints a JSON line for each, and exits with 1 when a figure is not what it must be.
 """
@@ -389,6 +390,7 @@ def kill(directory: Path, broker: OwnBroker, settings: Settings, kills: int, see
 @click.option("--seed", default=1, show_default=True, help="Of the kills; the run's own seed is always 1.")
 @click.option("--network", default="resnet18", show_default=True, help="That the speed is measured with.")
 @click.option("--rounds", default=3, show_default=True, help="Of the speed; the first is not measured.")
+@click.option("--devices", default=4, show_default=True, help="Of the speed; more share a step's costs.")
 @click.option("--steps", default=40, show_default=True, help="Batches of a device in a round of it.")
 @click.option("--strategy", default="averaging", show_default=True, help="One that ranks can share.")
 @out_option
@@ -398,6 +400,7 @@ def main(
     seed: int,
     network: str,
     rounds: int,
+    devices: int,
     steps: int,
     strategy: str,
     out: Path | None,
@@ -412,7 +415,7 @@ def main(
         try:
             if repetitions:
                 settings = Settings(
-                    network, devices=4, rounds=rounds, steps=steps, batch=32, strategy=strategy
+                    network, devices=devices, rounds=rounds, steps=steps, batch=32, strategy=strategy
                 )
                 found = [
                     speed(directory / f"repetition-{number}", broker, settings)
@@ -423,6 +426,7 @@ def main(
                     "benchmark": "ranks-speed",
                     "strategy": strategy,
                     "network": network,
+                    "devices": devices,
                     "speedup": round(median(ratios), 3),
                     "repetitions": [round(ratio, 3) for ratio in ratios],
                     "one_process_cpu": [round(one.cpu[0], 2) for one, _, _ in found],

@@ -41,6 +41,7 @@ TORCH = (
     "splitee_server.ranks.messages",
     "splitee_server.ranks.parcels",
     "splitee_server.ranks.ranks",
+    "splitee_server.ranks.shared_memory",
     "splitee_server.ranks.trainer",
     "splitee_server.release",
     "splitee_server.rounds",

@@ -12,12 +12,13 @@ from typing import Any
 import psutil
 import pytest
 from fleets import CUTS, Fleet, in_one_process
+from waiting import until
 
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.topics import Topics
-from splitee_lab.local.brokers import OwnBroker, RunningBroker
+from splitee_lab.local.brokers import OwnBroker, RunningBroker, free_port
 
 BIN = Path(sys.executable).parent
 FORKED_RANK = Path(__file__).parents[1] / "support" / "forked_rank.py"
@@ -30,6 +31,14 @@ def ranks(count: int, *flags: str) -> list[str]:
     """What runs a `splitee` command as so many ranks."""
     alone = ("--standalone", "--nproc-per-node", str(count))
     return [str(BIN / "torchrun"), *alone, *flags, str(BIN / "splitee")]
+
+
+def machine(endpoint: str, *, is_host: bool) -> list[str]:
+    """What runs a rank as one of two machines would; with `is_host` they meet there."""
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "two-machines")
+    others = f"is_host={is_host:d},last_call_timeout=1"  # seconds that are waited for them
+    flags = ("--nnodes", "1:2", *meeting, "--rdzv-conf", others, "--max-restarts", "2")
+    return [word for word in forked(1, *flags) if word != "--standalone"]
 
 
 def forked(count: int, *flags: str) -> list[str]:
@@ -112,6 +121,29 @@ def test_ranks_that_are_killed_lose_nothing(mosquitto_broker: RunningBroker, tmp
             await_training(watcher, topics, number)
             rank_process(fleet, rank).kill()
         check(fleet, 2, steps=20)
+    watcher.close()
+
+
+@pytest.mark.slow(25)
+@pytest.mark.mosquitto
+def test_one_machine_goes_on_when_the_other_leaves(mosquitto_broker: RunningBroker, tmp_path: Path) -> None:
+    topics = Topics("two-machines")
+    watcher = Link(mosquitto_broker.address, "watches-two-machines")
+    watcher.subscribe(topics.round, topics.device("pi-1", "features"))
+    watcher.open(10)
+    endpoint = f"127.0.0.1:{free_port()}"
+    flags = (*AVERAGING, "--steps", "20", "--state", str(tmp_path / "server"))
+    with Fleet(str(mosquitto_broker.address), "two-machines", tmp_path) as fleet:
+        for name in ("server", "other"):
+            fleet.server(*flags, name=name, program=machine(endpoint, is_host=name == "server"))
+        until(lambda: "of 2: trains what" in fleet.log("server") + fleet.log("other"), long=RESTART)
+        fleet.three_devices()
+        await_training(watcher, topics, 2)
+        leaving = fleet.processes.pop("other")
+        leaving.terminate()
+        leaving.wait()
+        check(fleet, 2, steps=20)
+        assert "it was asked to stop" in fleet.log("server")
     watcher.close()
 
 

@@ -318,7 +318,7 @@ def server(
                 except (Stopped, RankLost):
                     if not stop.is_set():
                         raise
-                    ranks.end(wait=False)
+                    ranks.leave()
                     _say_stopped(store.newest(), state)
                 finally:
                     notify("STOPPING=1")

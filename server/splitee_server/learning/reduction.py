@@ -87,8 +87,9 @@ class LaneSums:
         for name, tensor in tensors.items():
             own = float(weights[name])
             dtype = self._dtype if tensor.is_floating_point() else torch.float64
-            product = tensor.detach().to(dtype, copy=True).mul_(own)  # rounded before it is added
-            self._open.take({name: product}, {name: own})
+            value = tensor.detach()
+            product = value * own if value.dtype == dtype else value.to(dtype).mul_(own)
+            self._open.take({name: product}, {name: own})  # rounded before it is added
 
     def partials(self, end: int = 0) -> list[Partial]:
         """What was summed: the fewest nodes of the tree, from left to right; no device of them follows.

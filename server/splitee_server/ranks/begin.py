@@ -6,13 +6,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 
 import msgspec
 
 from splitee.cli.signals import Stopped
-from splitee.errors import ConfigError, SpliteeError, Unwinding
+from splitee.errors import ConfigError, RankLost, SpliteeError, Unwinding
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.link import INBOX_BYTES, SESSION_EXPIRY, Link
 from splitee.mqtt.options import LinkOptions
@@ -143,26 +143,34 @@ def lead(
 
 def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event) -> None:
     """The part of a rank that does not lead, until the run ends, or the process is asked to stop."""
-    topics = Topics(link.fleet)
-    begin = group.wait_for(lambda: next(map(orders.decode, group.heard(0)), None), "rank 0 does not begin")
-    assert isinstance(begin, Begin)
-    initial = InitialWeights.decode(group.receive(0)) if begin.initial else None
-    limits = SenderLimits(topics)
-    connection = Link(
-        link.address,
-        f"{begin.client}-rank-{group.rank}",
-        session_expiry=SESSION_EXPIRY,
-        tls=link.tls,
-        capacity=queue_events(policy.devices),
-        capacity_bytes=INBOX_BYTES + policy.memory,
-        admits=limits.admits,
-        gather=gathered(policy.devices),
-    )
-    connection.open(link.connect_timeout)
+    topics, limits = Topics(link.fleet), SenderLimits(Topics(link.fleet))
+
+    def begun() -> Begin | None:
+        if stop.is_set():
+            raise Stopped
+        begin = next(map(orders.decode, group.heard(0)), None)
+        assert begin is None or isinstance(begin, Begin)
+        return begin
+
     try:
-        log.info("rank %d of %d: trains what rank 0 deals to it", group.rank, group.size)
-        Trainer(group, connection, topics, policy, initial, stop=stop.is_set, limits=limits).run()
-    except Stopped:
+        begin = group.wait_for(begun, "rank 0 does not begin")
+        initial = InitialWeights.decode(group.receive(0)) if begin.initial else None
+        connection = Link(
+            link.address,
+            f"{begin.client}-rank-{group.rank}",
+            session_expiry=SESSION_EXPIRY,
+            tls=link.tls,
+            capacity=queue_events(policy.devices),
+            capacity_bytes=INBOX_BYTES + policy.memory,
+            admits=limits.admits,
+            gather=gathered(policy.devices),
+        )
+        connection.open(link.connect_timeout)
+        with closing(connection):
+            log.info("rank %d of %d: trains what rank 0 deals to it", group.rank, group.size)
+            Trainer(group, connection, topics, policy, initial, stop=stop.is_set, limits=limits).run()
+    except (Stopped, RankLost):
+        if not stop.is_set():
+            raise
+        group.leave()
         log.info("rank %d: stopped", group.rank)
-    finally:
-        connection.close()

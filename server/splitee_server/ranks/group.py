@@ -7,14 +7,16 @@ still for another's. Only states are sent from one rank to another that waits fo
 
 from __future__ import annotations
 
+import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, distributed
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
@@ -23,9 +25,11 @@ from torch.distributed.rendezvous import rendezvous
 from splitee.clock import Clock
 from splitee.errors import RankLost
 from splitee_server.ranks.place import Place
+from splitee_server.ranks.shared_memory import OthersMemory, OwnMemory, Written
+from splitee_server.ranks.signs import SILENCE, Signs
 
-PATIENCE = 600.0  # seconds without a sign of a rank, or for one state, before it counts as lost
-SIGN = 5.0  # seconds between two signs of life
+PATIENCE = 600.0  # seconds for a rank to come, or for one word or state, before it counts as lost
+LOOK = 5.0  # seconds between two looks for ranks that have failed
 FAILED = "failed"
 T = TypeVar("T")
 
@@ -40,8 +44,10 @@ class Group:
         self._clock = clock
         self._posted: Counter[int] = Counter()  # messages to each rank
         self._heard: Counter[int] = Counter()  # messages from each rank
-        self._signs: dict[int, tuple[int, float]] = {}  # of each rank: its last one, and when it was new
-        self._sign_due = 0.0
+        self.signs = Signs(place.rank, place.size, store, clock)
+        self._look_due = 0.0
+        self._memory: OwnMemory | None = None  # that others can read
+        self._memories = {other: OthersMemory() for other in range(place.size) if other != place.rank}
 
     @classmethod
     def join(cls, place: Place) -> Group:
@@ -57,7 +63,29 @@ class Group:
                 world_size=size,
                 timeout=patience,
             )
-        return cls(place, store)
+        group = cls(place, store)
+        group.signs.start()
+        if place.on_one_machine:
+            group.share_memory()
+        return group
+
+    def share_memory(self) -> None:
+        """From now on tensors are read in the memory of who sends them, if every rank can open all of it."""
+        memory, probe = OwnMemory() if hasattr(os, "memfd_create") else None, torch.tensor([self.rank])
+        written = msgspec.json.encode(memory and memory.write([probe]))
+        said = [msgspec.json.decode(one, type=Written | None) for one in self.exchange("memory", written)]
+        able = all(self._can_read(other, said[other]) for other in self._memories)
+        if all(msgspec.json.decode(one) for one in self.exchange("able", msgspec.json.encode(able))):
+            self._memory = memory
+
+    def _can_read(self, rank: int, written: Written | None) -> bool:
+        if written is None:
+            return False
+        try:
+            [found] = self._memories[rank].read(written, [torch.tensor([0])])
+        except OSError:
+            return False
+        return int(found) == rank
 
     def others(self) -> range:
         """The ranks but 0."""
@@ -96,26 +124,21 @@ class Group:
             if not self._store.check([FAILED]):
                 self._store.set(FAILED, f"rank {self.rank}: {line}")
 
-    def look(self) -> None:
-        """Give a sign of life, and look for those of the others, when it is time.
+    def leave(self) -> None:
+        """As `fail`, of a rank that was asked to stop."""
+        self.fail("it was asked to stop")
 
-        Raises:
-            RankLost: one of them has failed, or has given none for PATIENCE seconds.
-        """
-        now = self._clock()
-        if now < self._sign_due:
+    def look(self) -> None:
+        """Look for ranks that have failed, when it is time. Raises RankLost: one has, or gives no sign."""
+        if self._clock() < self._look_due:
             return
-        self._sign_due = now + SIGN
+        self._look_due = self._clock() + LOOK
         with _bounded():
-            self._store.add(f"sign/{self.rank}", 1)
             if self._store.check([FAILED]):
                 raise RankLost(bytes(self._store.get(FAILED)).decode())
-            signs = {rank: self._store.add(f"sign/{rank}", 0) for rank in range(self.size)}
-        for rank, sign in signs.items():
-            last, since = self._signs.get(rank, (-1, now))
-            self._signs[rank] = (sign, now if sign != last else since)
-            if now - self._signs[rank][1] > PATIENCE:
-                raise RankLost(f"rank {rank} has given no sign of life for {PATIENCE:.0f} s")
+            missing = self.signs.missing()
+        if missing is not None:
+            raise RankLost(f"rank {missing} has given no sign of life for {SILENCE:.0f} s")
 
     def wait_for(self, found: Callable[[], T | None], what: str) -> T:
         """What `found` gives, as soon as it gives something. Raises RankLost: it does not in PATIENCE."""
@@ -144,19 +167,37 @@ class Group:
             distributed.recv(data, rank)
         return data.numpy().tobytes()
 
-    def send_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
-        """To a rank that receives them now, one after the other; they have no gaps. Raises RankLost."""
-        with _bounded(f"rank {rank} takes no state"):
-            for tensor in tensors:
-                distributed.send(_flat(tensor), rank)
+    def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> None:
+        """The same to some ranks, which receive them now; they have no gaps. Raises RankLost."""
+        if self._memory is not None:
+            written = msgspec.json.encode(self._memory.write(tensors))
+            for rank in ranks:
+                self.send(rank, written)
+            return
+        for rank in ranks:
+            with _bounded(f"rank {rank} takes no state"):
+                for tensor in tensors:
+                    distributed.send(_flat(tensor), rank)
 
-    def receive_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
-        """What a rank sends, into tensors of the same shapes, types and strides. Raises RankLost."""
+    def receive_tensors(self, rank: int, outlines: Iterable[Tensor]) -> list[Tensor]:
+        """What a rank sends, to be used before anything is sent to it again. Raises RankLost.
+
+        `outlines`: tensors of the same shapes, types and strides.
+        """
+        if self._memory is not None:
+            written = msgspec.json.decode(self.receive(rank), type=Written)
+            with _bounded(f"rank {rank} shares no memory"):
+                return self._memories[rank].read(written, outlines)
+        tensors = [torch.empty_like(outline, device="cpu") for outline in outlines]
         with _bounded(f"rank {rank} sends no state"):
             for tensor in tensors:
                 distributed.recv(_flat(tensor), rank)
+        return tensors
 
     def close(self) -> None:
+        self.signs.stop()
+        if self._memory is not None:
+            self._memory.close()
         distributed.destroy_process_group()
 
 
@@ -197,6 +238,6 @@ def _bounded(what: str = "the ranks' store is gone") -> Iterator[None]:
     """What torch raises of a peer that is gone, or too slow, in a line."""
     try:
         yield
-    except RuntimeError as error:  # DistError is one, and so is all that gloo raises
+    except (RuntimeError, OSError) as error:  # DistError is one, and so is all that gloo raises
         reason = str(error).partition("\n")[0][:200]
         raise RankLost(f"{what} ({reason}): is another rank gone?") from None

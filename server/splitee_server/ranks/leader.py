@@ -147,8 +147,7 @@ class Leader(Ranks):
             self._tell(rank, JoinStep(self._step + 1, (lanes.start, lanes.stop)))
         parts = [receive_apart(self._group, rank) for rank in self._group.others()]
         changed = model.end_step(*parts, lanes=own)
-        for rank in self._group.others():
-            send_apart(self._group, rank, changed)
+        send_apart(self._group, self._group.others(), changed)
         self._step = self._step + 1 if phase.has_batches_left() else None
         if self._step is not None:
             phase.open_step(self._step)
@@ -210,11 +209,14 @@ class Leader(Ranks):
         duplicates, self._duplicates = self._duplicates, 0
         return duplicates
 
-    def end(self, *, wait: bool = True) -> None:
+    def end(self) -> None:
         for rank in self._group.others():
             self._tell(rank, End())
-        for rank in self._group.others() if wait else ():
+        for rank in self._group.others():
             self._heard_of_end(rank)
+
+    def leave(self) -> None:
+        self._group.leave()
 
     def _heard_of_end(self, rank: int) -> None:
         def found() -> Gone | None:
@@ -223,10 +225,15 @@ class Leader(Ranks):
         self._group.wait_for(found, f"rank {rank} does not end")
 
     def _opened(self, rank: int) -> None:
-        """Wait until a rank has opened the phase; what it has said before is of an earlier one."""
+        """Wait until a rank has opened the phase; standings that it has told before are of an earlier one."""
 
         def found() -> Opened | None:
-            return next((word for word in self._words(rank) if word == Opened(self._orders)), None)
+            for word in self._words(rank):
+                if word == Opened(self._orders):
+                    return word
+                if isinstance(word, Progress):
+                    self._count(rank, word)
+            return None
 
         self._group.wait_for(found, f"rank {rank} does not open the phase")
 
@@ -244,16 +251,20 @@ class Leader(Ranks):
         """Whether it tells of a batch that could not be worked on."""
         if not isinstance(word, Progress):
             return False
-        self._trained[rank] = word.trained
-        self._duplicates += word.duplicates
+        self._count(rank, word)
         rejected = False
-        for device, reason, count in word.refused:
-            self._refused[device, reason] += count
         for device, standing in word.standings.items():
             if device in phase and self._dealt.get(device) == rank:
                 rejected |= standing.rejected > phase.rejected(device)
                 phase.note_elsewhere(device, standing)
         return rejected
+
+    def _count(self, rank: int, word: Progress) -> None:
+        """What counts for the run, whichever phase it is of."""
+        self._trained[rank] = word.trained
+        self._duplicates += word.duplicates
+        for device, reason, count in word.refused:
+            self._refused[device, reason] += count
 
     def _words(self, rank: int) -> Iterator[Word]:
         for message in self._group.heard(rank):

@@ -68,7 +68,7 @@ class Collect(msgspec.Struct, frozen=True, tag=True):
 
 
 class End(msgspec.Struct, frozen=True, tag=True):
-    """The server ends."""
+    """The run is over."""
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):

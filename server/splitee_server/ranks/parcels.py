@@ -5,10 +5,11 @@ values is ever unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from msgspec.msgpack import Ext, decode, encode
 from torch import Tensor
 
 from splitee.training.sharing import share_equal
@@ -16,6 +17,8 @@ from splitee.training.state import pack_state, unpack_state
 from splitee_export.combination import HeldOutLogits
 from splitee_server.ranks.group import Group
 from splitee_server.rounds.evaluation import Predictions, Score
+
+OUTLINE = 1  # code of a tensor's type, shape and strides in its place
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
@@ -28,44 +31,37 @@ def pack(state: Mapping[str, Any]) -> bytes:
 unpack = unpack_state
 
 
-def send_apart(group: Group, rank: int, state: Mapping[str, Any]) -> None:
-    """Send a state whose tensors travel by themselves, as they are in memory: where no two of them are equal,
-    and time counts.
+def send_apart(group: Group, ranks: Collection[int], state: Any) -> None:
+    """Send some ranks a state of mappings and lists, whose tensors travel by themselves, as they are in
+    memory: where no two of them are equal, and time counts.
     """
     tensors: list[Tensor] = []
 
-    def outline(tensor: Tensor) -> Tensor:
-        alike = torch.empty_like(tensor, device="meta")  # without gaps
+    def outline(tensor: Tensor) -> Ext:
+        stride = torch.empty_like(tensor, device="meta").stride()  # without gaps
         own = tensor.detach()
-        tensors.append(own if own.stride() == alike.stride() else own.clone())
-        return alike
+        tensors.append(own if own.stride() == stride else own.clone())
+        return Ext(OUTLINE, encode((str(tensor.dtype), tensor.shape, stride)))
 
-    group.send(rank, pack_state(_with_tensors(state, outline)))
-    group.send_tensors(rank, tensors)
+    outlines = encode(state, enc_hook=outline)
+    for rank in ranks:
+        group.send(rank, outlines)
+    group.send_tensors(ranks, tensors)
 
 
 def receive_apart(group: Group, rank: int) -> dict[str, Any]:
-    """What `send_apart` sends."""
-    tensors: list[Tensor] = []
+    """What `send_apart` sends, to be used before anything is sent to this rank again."""
+    state, outlines = group.receive(rank), list[Tensor]()
 
-    def room(outline: Tensor) -> Tensor:
-        tensors.append(torch.empty_like(outline, device="cpu"))
-        return tensors[-1]
+    def note(_code: int, outline: memoryview) -> None:
+        name, shape, stride = decode(outline)
+        kind = getattr(torch, name.removeprefix("torch."))
+        outlines.append(torch.empty_strided(shape, stride, dtype=kind, device="meta"))
 
-    state: dict[str, Any] = _with_tensors(unpack_state(group.receive(rank)), room)
-    group.receive_tensors(rank, tensors)
-    return state
-
-
-def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A state with each of its tensors changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _with_tensors(one, change) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_with_tensors(one, change) for one in value]
-    return value
+    decode(state, ext_hook=note)
+    tensors = iter(group.receive_tensors(rank, outlines))
+    found: dict[str, Any] = decode(state, ext_hook=lambda _code, _outline: next(tensors))
+    return found
 
 
 def pack_score(score: Score) -> bytes:

@@ -15,10 +15,14 @@ from splitee_server.learning.strategies.registry import STRATEGIES
 
 @dataclass(frozen=True)
 class Place:
-    """Of this process among the ranks."""
+    """Of this process among the ranks.
+
+    `on_one_machine`: all ranks were started by one torchrun.
+    """
 
     rank: int
     size: int
+    on_one_machine: bool = False
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Place | None:
@@ -39,7 +43,7 @@ class Place:
             ) from None
         if not known or not 0 <= rank < size:
             raise ConfigError(f"RANK {rank} of WORLD_SIZE {size}: expected 0..{size - 1}, as torchrun has it")
-        return cls(rank, size) if size > 1 else None
+        return cls(rank, size, environment.get("LOCAL_WORLD_SIZE") == str(size)) if size > 1 else None
 
 
 def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:

@@ -73,8 +73,11 @@ class Ranks:
         """Batches that came twice to the others, since the last call."""
         return 0
 
-    def end(self, *, wait: bool = True) -> None:
-        """The server ends. `wait`: until the others have heard of it."""
+    def end(self) -> None:
+        """The run is over; returns when the others have heard of it."""
+
+    def leave(self) -> None:
+        """This process was asked to stop before the run is over."""
 
 
 ALONE = Ranks()

@@ -64,14 +64,16 @@ class PhaseUnderWay:
         self.work = work
         self.replies = replies
         self.announce = announcer
-        self._told: dict[str, Standing] = {}
+        self._noted = set(phase.participants)
 
-    def changed(self) -> dict[str, Standing]:
-        """Of the devices that have got further since the last call."""
-        now = {device: self.phase.standing(device) for device in self.phase.participants}
-        found = {device: standing for device, standing in now.items() if self._told.get(device) != standing}
-        self._told = now
-        return found
+    def note(self, *devices: str) -> None:
+        """Something has become of their batches, which `standings` is to tell."""
+        self._noted.update(devices)
+
+    def standings(self) -> dict[str, Standing]:
+        """Of the devices that were noted since the last call; at first of all."""
+        noted, self._noted = self._noted, set()
+        return {device: self.phase.standing(device) for device in sorted(noted) if device in self.phase}
 
 
 class Trainer:
@@ -200,14 +202,15 @@ class Trainer:
         if self._under_way is not None:
             phase = self._under_way.phase
             gone = tuple(device for device in order.devices if device in phase)
-            unlocked = [phase.windows.drop(device) for device in gone]
+            unlocked = [device for device in map(phase.windows.drop, gone) if device is not None]
             phase.go_on_without(gone)
-            self._acknowledge_all(device for device in unlocked if device is not None)
+            self._under_way.note(*unlocked)
+            self._acknowledge_all(unlocked)
         self._forget(self._listening.without(order.devices))
 
     def _join_step(self, order: JoinStep) -> None:
         assert self._under_way is not None
-        send_apart(self._group, 0, self._model.part_of_step(range(*order.lanes)))
+        send_apart(self._group, [0], self._model.part_of_step(range(*order.lanes)))
         self._model.follow_step(receive_apart(self._group, 0))
         self._under_way.phase.open_step(order.step)
 
@@ -276,6 +279,7 @@ class Trainer:
             return
         phase = under_way.phase
         taken = under_way.work.take_in(phase, device, phase.participants[device].cut, received.message)
+        under_way.note(device)
         if taken == "duplicate":
             self._duplicates += 1
             under_way.replies.acknowledge(phase, device)
@@ -291,6 +295,7 @@ class Trainer:
             return False
         for device in (worked.device, worked.unlocked):
             if device is not None and device in phase:
+                self._under_way.note(device)
                 self._under_way.replies.acknowledge(phase, device)
         if phase.is_step_complete():  # others may wait for it
             self._tell_progress(now=True)
@@ -319,7 +324,7 @@ class Trainer:
         if self._under_way is None or (not now and self._clock() < self._tell_due):
             return
         self._tell_due = self._clock() + TELL
-        standings = self._under_way.changed()
+        standings = self._under_way.standings()
         refused, self._refused = self._refused, Counter()
         duplicates, self._duplicates = self._duplicates, 0
         if standings or refused or duplicates:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +12,13 @@ from fakes import FakeClock
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from splitee.errors import ConfigError, RankLost
-from splitee_server.ranks.begin import agree
-from splitee_server.ranks.group import PATIENCE, SIGN, Group, meet
+from splitee.mqtt.address import BrokerAddress
+from splitee.mqtt.options import LinkOptions
+from splitee_server.ranks.begin import agree, train
+from splitee_server.ranks.group import LOOK, Group, meet
 from splitee_server.ranks.place import Place
+from splitee_server.ranks.signs import SILENCE
+from splitee_server.rounds.policy import Policy
 
 
 @pytest.fixture
@@ -49,17 +54,31 @@ def test_a_rank_that_fails_ends_the_others_with_its_line(groups: Callable[[int],
         list(one.heard(1))
 
 
+def test_a_rank_that_is_asked_to_stop_lets_the_others_know(groups: Callable[[int], list[Group]]) -> None:
+    one, two = groups(2)
+    stop = threading.Event()
+    stop.set()
+    link = LinkOptions(BrokerAddress("127.0.0.1", 1), "barn", 0.1, None)
+    train(two, link, Policy(devices=2, quorum=1), stop)
+    with pytest.raises(RankLost, match=r"^rank 1: it was asked to stop$"):
+        one.look()
+
+
 def test_a_rank_that_gives_no_sign_counts_as_lost() -> None:
     store, clock = HashStore(), FakeClock()
     one, two = (Group(Place(rank, 2), store, clock) for rank in range(2))
-    for _ in range(int(2 * PATIENCE / SIGN)):
-        clock.advance(SIGN)
-        one.look()
-        two.look()
-    with pytest.raises(RankLost, match=r"rank 1 has given no sign of life for 600 s"):
-        for _ in range(int(2 * PATIENCE / SIGN)):
-            clock.advance(SIGN)
+
+    def look_for(seconds: float) -> None:
+        for _ in range(int(seconds / LOOK)):
             one.look()
+            clock.advance(LOOK)
+
+    look_for(SILENCE)
+    two.signs.start()  # one, on a thread, whatever `two` works on
+    two.signs.stop()
+    look_for(SILENCE)
+    with pytest.raises(RankLost, match=r"^rank 1 has given no sign of life for 60 s$"):
+        look_for(3 * LOOK)
 
 
 def test_ranks_with_the_same_settings_agree(groups: Callable[[int], list[Group]]) -> None:

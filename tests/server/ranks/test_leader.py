@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import pytest
 import torch
@@ -52,6 +52,7 @@ class MemoryGroup(Group):
         self, rank: int, store: HashStore, states: dict[tuple[int, int], queue.Queue[bytes]]
     ) -> None:
         super().__init__(Place(rank, 2), store)
+        self.signs.start()
         self._states = states
 
     def send(self, rank: int, data: bytes) -> None:
@@ -60,13 +61,16 @@ class MemoryGroup(Group):
     def receive(self, rank: int) -> bytes:
         return self._states[rank, self.rank].get(timeout=60)
 
-    def send_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            self.send(rank, tensor.numpy().tobytes())
+    def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> None:
+        for rank in ranks:
+            for tensor in tensors:
+                self.send(rank, tensor.numpy().tobytes())
 
-    def receive_tensors(self, rank: int, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
-            tensor.copy_(torch.frombuffer(bytearray(self.receive(rank)), dtype=tensor.dtype).view_as(tensor))
+    def receive_tensors(self, rank: int, outlines: Iterable[Tensor]) -> list[Tensor]:
+        return [
+            torch.frombuffer(bytearray(self.receive(rank)), dtype=outline.dtype).view(outline.shape)
+            for outline in outlines
+        ]
 
 
 class PatientPort(FakePort):
@@ -92,8 +96,9 @@ class Ranks:
         self.model = self.new_model()
         for device, cut in CUTS.items():
             self.model.join(device, cut, 4 * STEPS)
+        self._other_group = MemoryGroup(1, store, queues)
         self._trainer = Trainer(
-            MemoryGroup(1, store, queues),
+            self._other_group,
             self.other_port,
             TOPICS,
             Policy(devices=3, quorum=1),
@@ -139,6 +144,8 @@ class Ranks:
         self.leader.end()
         self._thread.join(60)
         assert not self._thread.is_alive()
+        for group in (self.group, self._other_group):
+            group.signs.stop()
 
 
 @pytest.fixture
@@ -200,6 +207,21 @@ def test_what_a_device_sends_twice_or_wrongly_is_told_to_rank_0(ranks: Ranks) ->
     until(lambda: len(acknowledged(ranks)) == 3)  # at first, of the batch, and of what came twice
     assert (1, False) in acknowledged(ranks)
     assert len(ranks.other_port.payloads(routes.ERROR.topic(TOPICS, "pi-2"))) == 1
+
+
+def test_what_is_refused_between_two_phases_counts(ranks: Ranks) -> None:
+    ranks.leader.collect(ranks.open("evaluate"), ranks.model)
+    ranks.say("pi-2", b"no message")
+    until(lambda: ranks.other_port.payloads(routes.ERROR.topic(TOPICS, "pi-2")))
+    phase = ranks.open(number=2)
+    refused = Counter[tuple[str, str]]()
+
+    def is_told() -> bool:
+        refused.update(ranks.leader.take_refused())
+        return bool(refused)
+
+    ranks.follow(phase, is_told)
+    assert refused == {("pi-2", "malformed"): 1}
 
 
 def test_a_device_that_has_missed_a_word_is_told_again(ranks: Ranks) -> None:

@@ -11,32 +11,40 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore  # type: ignore[attr-defined]
 
 from splitee_server.ranks.group import Group
 from splitee_server.ranks.parcels import receive_apart, send_apart
 from splitee_server.ranks.place import Place
 
 
-def joined(rank: int, meeting: Path) -> Group:
-    distributed.init_process_group("gloo", init_method=meeting.as_uri(), rank=rank, world_size=2)
-    return Group(Place(rank, 2), HashStore())
+def joined(rank: int, meeting: Path, shares_memory: bool) -> Group:
+    """A rank that shares its memory, or sends all over the network."""
+    init = meeting.with_suffix(".gloo").as_uri()
+    distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    group = Group(Place(rank, 2), FileStore(str(meeting), 2))
+    if shares_memory:
+        group.share_memory()
+    return group
 
 
-def send_back(meeting: Path) -> None:
-    """The other process."""
-    group = joined(1, meeting)
-    send_apart(group, 0, receive_apart(group, 0))
+def send_back(meeting: Path, shares_memory: bool) -> None:
+    """The other process, twice, as the second state needs more room than the first."""
+    group = joined(1, meeting, shares_memory)
+    for _ in range(2):
+        send_apart(group, [0], receive_apart(group, 0))
+    assert group.receive(0) == b"read"
     group.close()
 
 
-@pytest.fixture
-def group(tmp_path: Path) -> Iterator[Group]:
-    meeting = tmp_path / "meeting"
-    other = multiprocessing.get_context("spawn").Process(target=send_back, args=(meeting,))
+@pytest.fixture(params=[False, True], ids=["sent", "in-shared-memory"])
+def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Group]:
+    meeting = tmp_path / "meeting", request.param
+    other = multiprocessing.get_context("spawn").Process(target=send_back, args=meeting)
     other.start()
-    made = joined(0, meeting)
+    made = joined(0, *meeting)
     yield made
+    assert ("memfd:splitee-rank" in Path("/proc/self/maps").read_text()) == request.param
     made.close()
     other.join(60)
     assert other.exitcode == 0
@@ -45,7 +53,7 @@ def group(tmp_path: Path) -> Iterator[Group]:
 def test_a_state_arrives_as_it_was_sent(group: Group) -> None:
     values = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
     state: dict[str, Any] = {
-        "at": (1, 2, 3),
+        "at": [1, 2, 3],
         "sums": [
             {
                 "plain": values,
@@ -57,11 +65,14 @@ def test_a_state_arrives_as_it_was_sent(group: Group) -> None:
         ],
         "weights": {"plain": 8.0},
     }
-    send_apart(group, 1, state)
+    send_apart(group, [1], {"small": torch.ones(2)})
+    assert receive_apart(group, 1)["small"].tolist() == [1, 1]
+    send_apart(group, [1], state)
     found = receive_apart(group, 1)
     assert (found["at"], found["weights"]) == (state["at"], state["weights"])
     for sent, came in zip(state["sums"], found["sums"], strict=True):
         assert sent.keys() == came.keys()
         assert all(torch.equal(tensor, came[name]) for name, tensor in sent.items())
         assert all(tensor.dtype == came[name].dtype for name, tensor in sent.items())
+    group.send(1, b"read")
     assert found["sums"][0]["channels-last"].is_contiguous(memory_format=torch.channels_last)

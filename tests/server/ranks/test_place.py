@@ -20,6 +20,8 @@ OWN = BrokerAddress.parse("mqtt://server:secret@own.test")
 
 def test_torchrun_says_which_rank_this_is() -> None:
     assert Place.of(TORCHRUN) == Place(1, 2)
+    assert Place.of({**TORCHRUN, "LOCAL_WORLD_SIZE": "1"}) == Place(1, 2)
+    assert Place.of({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}) == Place(1, 2, on_one_machine=True)
     assert Place.of({}) is None
     assert Place.of({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}) is None
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that the ranks of one machine share: what one has written there, others read without a copy."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import Tensor
+
+ALIGNMENT = 64  # bytes: of a cache line
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Where a rank has written.
+
+    Attributes:
+        path: of its memory, for other processes of the user.
+        number: of this memory among those that the rank has had, whose paths may be the same.
+        size: of all of it, in bytes.
+    """
+
+    path: str
+    number: int
+    size: int
+
+
+class OwnMemory:
+    """Where this process writes. It has no name in a file system, and is gone with those who use it."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._allocate(1)
+
+    def write(self, tensors: Sequence[Tensor]) -> Written:
+        """Copy tensors (without gaps) there, over those before them, which nobody may read any more."""
+        needed = sum(map(_room, tensors))
+        if needed > len(self._map):
+            self.close()
+            self._allocate(needed)
+        for tensor, place in zip(tensors, _laid_out(self._map, tensors), strict=True):
+            place.copy_(tensor)
+        return Written(f"/proc/{os.getpid()}/fd/{self._file}", self._number, len(self._map))
+
+    def _allocate(self, size: int) -> None:
+        self._file = os.memfd_create("splitee-rank")
+        os.ftruncate(self._file, size)
+        self._map = mmap.mmap(self._file, size)
+        self._number += 1
+
+    def close(self) -> None:
+        """Nobody opens it any more; who has opened it keeps it."""
+        os.close(self._file)
+
+
+class OthersMemory:
+    """Where another rank writes."""
+
+    def __init__(self) -> None:
+        self._map: mmap.mmap
+        self._number = 0
+
+    def read(self, written: Written, outlines: Iterable[Tensor]) -> list[Tensor]:
+        """What the other rank has written, in its memory: it stays until that one writes again.
+
+        `outlines`: tensors of the same shapes, types and strides.
+
+        Raises:
+            OSError: the memory cannot be opened.
+        """
+        if written.number != self._number:
+            with Path(written.path).open("r+b") as file:
+                self._map = mmap.mmap(file.fileno(), written.size)
+            self._number = written.number
+        return _laid_out(self._map, outlines)
+
+
+def _laid_out(memory: mmap.mmap, outlines: Iterable[Tensor]) -> list[Tensor]:
+    """Tensors like `outlines`, one behind the other in memory."""
+    found, offset = [], 0
+    for outline in outlines:
+        kind, count = outline.dtype, outline.numel()
+        flat = torch.frombuffer(memory, dtype=kind, count=count, offset=offset) if count else torch.empty(0)
+        found.append(flat.to(kind).as_strided(outline.shape, outline.stride()))
+        offset += _room(outline)
+    return found
+
+
+def _room(tensor: Tensor) -> int:
+    """Bytes that it takes."""
+    return -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT

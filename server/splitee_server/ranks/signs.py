@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Signs of life: each rank gives them on a thread, however long its work takes, and looks for the others'."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from splitee.clock import Clock
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
+SIGN = 5.0  # seconds between two signs
+SILENCE = 60.0  # seconds without one after which a rank, or its machine, counts as gone
+
+
+class Signs:
+    """Those of all ranks, in their store."""
+
+    def __init__(self, rank: int, size: int, store: Store, clock: Clock) -> None:
+        self._rank = rank
+        self._store = store
+        self._clock = clock
+        self._seen: dict[int, tuple[int, float]] = {}  # of the others: the last sign, and when it was new
+        self._others = [other for other in range(size) if other != rank]
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._give, args=[store.clone()], name="signs", daemon=True)
+
+    def start(self) -> None:
+        """Give signs from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give no more."""
+        self._is_over.set()
+        if self._thread.is_alive():
+            self._thread.join(SIGN)  # a store whose machine is gone keeps it for longer
+
+    def missing(self) -> int | None:
+        """A rank that has given no sign for SILENCE seconds; to be asked every few seconds.
+
+        Raises:
+            RuntimeError: the store is gone.
+        """
+        now = self._clock()
+        for rank in self._others:
+            sign = self._store.add(f"sign/{rank}", 0)
+            last, since = self._seen.get(rank, (-1, now))
+            self._seen[rank] = sign, now if sign != last else since
+            if now - self._seen[rank][1] > SILENCE:
+                return rank
+        return None
+
+    def _give(self, store: Store) -> None:
+        """`store`: a connection of the thread's own, as that of the main thread may wait for a rank."""
+        try:
+            store.add(f"sign/{self._rank}", 1)
+            while not self._is_over.wait(SIGN):
+                store.add(f"sign/{self._rank}", 1)
+        except RuntimeError:  # it is gone, of which the main thread hears as well
+            return
