@@ -16,7 +16,7 @@ from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
-RATE = 12_000  # bytes a second: a batch of the first cut takes more than one
+RATE = 24_000  # bytes a second: a batch of the first cut takes more than one
 SLOW = "pi-1"
 
 
