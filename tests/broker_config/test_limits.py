@@ -19,11 +19,14 @@ pytestmark = pytest.mark.mosquitto
 BARE = 1100
 # A process of its own, as it holds more descriptors than paho's select() takes.
 STRANGER = """
-import resource, socket, sys
+import resource, socket, sys, time
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 address, count = ("127.0.0.1", int(sys.argv[1])), int(sys.argv[2])
-held = [socket.create_connection(address, timeout=10) for _ in range(count)]
+held = []
+for _ in range(count):
+    held.append(socket.create_connection(address, timeout=10))
+    time.sleep(0.001)  # a full backlog is tried again after whole seconds
 print(len(held), flush=True)
 sys.stdin.read()
 """

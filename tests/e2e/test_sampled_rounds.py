@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fleets import CUTS, Fleet, await_message, in_one_process, simulation_of
+from fleets import CUTS, Fleet, await_message, simulation_of
 
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
@@ -64,10 +64,8 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
     wanted = settings | {"client_averaging": settings["averaging"], "strategy": strategy, "steps": STEPS}
     del wanted["averaging"]
     flags = [text for name, value in wanted.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-    picked = [
-        set(done.devices)
-        for done in simulation_of(strategy, "step", ROUNDS, **settings, steps=STEPS).rounds()
-    ]
+    here = simulation_of(strategy, "step", ROUNDS, **settings, steps=STEPS)
+    picked = [set(done.devices) for done in here.rounds()]
     with Fleet(str(mosquitto_broker.address), topics.fleet, tmp_path) as fleet:
         fleet.server(*flags, rounds=ROUNDS, release=release)
         fleet.three_devices()
@@ -83,7 +81,7 @@ def test_a_server_that_is_killed_picks_the_same_devices_as_one_process_does(
         assert fleet.wait() == [0, 0, 0, 0]
         report = fleet.report()
     watcher.close()
-    assert report["weights_sha256"] == in_one_process(strategy, "step", ROUNDS, **settings, steps=STEPS)
+    assert report["weights_sha256"] == here.digest()
     assert report["batches_trained"] == sum(map(len, picked)) * STEPS
     assert report["rejected"] == 0
     assert {device["evaluated_round"] for device in report["devices"]} == {ROUNDS}

@@ -14,10 +14,10 @@ from slow_disk import SLOW, main_on_a_slow_disk
 from splitee_lab.local.brokers import RunningBroker
 from systemd import FakeSystemd
 
-WATCHDOG = 4.0  # seconds
+WATCHDOG = 2.0  # seconds
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(15)
 @pytest.mark.mosquitto
 def test_a_slow_fsync_is_no_reason_to_end_a_device_or_a_server(
     mosquitto_broker: RunningBroker, tmp_path: Path

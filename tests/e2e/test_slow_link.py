@@ -16,11 +16,12 @@ from splitee.protocol.fleet import DeviceStatus
 from splitee.protocol.topics import Topics
 from splitee_lab.local.brokers import RunningBroker
 
-RATE = 12_000  # bytes a second: a batch of the first cut takes more than one
+RATE = 24_000  # bytes a second: a batch of the first cut takes more than one
+STEPS = 3  # batches a round
 SLOW = "pi-1"
 
 
-@pytest.mark.slow(30)
+@pytest.mark.slow(20)
 @pytest.mark.mosquitto
 def test_a_device_behind_a_slow_link_trains_to_the_end_and_says_that_it_is_slow(
     mosquitto_broker: RunningBroker, make_link: Callable[..., Link], tmp_path: Path
@@ -29,16 +30,14 @@ def test_a_device_behind_a_slow_link_trains_to_the_end_and_says_that_it_is_slow(
     watcher = make_link(mosquitto_broker.address, "watches a slow device", topic)
     proxy = SlowProxy(mosquitto_broker.address, RATE, delay=0.1, loss=0.05)
     with Fleet(str(mosquitto_broker.address), "slow-link", tmp_path) as fleet:
-        fleet.server(
-            "--strategy", "sequential", "--order", "step", "--missing", "skip", "--deadline-floor", "5"
-        )
+        fleet.server("--steps", str(STEPS), "--missing", "skip", "--deadline-floor", "5")
         for index, (name, cut) in enumerate(CUTS.items(), start=1):
             fleet.broker = str(proxy.address if name == SLOW else mosquitto_broker.address)
             fleet.device(name, cut, shard=f"{index}/3")
         assert fleet.wait() == [0, 0, 0, 0]
         report, log = fleet.report(), fleet.log(SLOW)
     proxy.close()
-    assert report["weights_sha256"] == in_one_process("sequential", "step", 2)
+    assert report["weights_sha256"] == in_one_process("sequential", "step", 2, steps=STEPS)
     assert "connection lost" not in log
     said = []
     while (event := watcher.receive(0)) is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from splitee.cli.main import main
 
-SLOW = 6
+SLOW = 3
 LARGE = 10_000  # bytes: of a file, not of a folder, and of none of facts
 
 

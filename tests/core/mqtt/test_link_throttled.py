@@ -19,7 +19,7 @@ from splitee_lab.local.brokers import RunningBroker
 
 DEADLINE = 60.0
 RATE = 10  # packets a second
-MESSAGES = 40
+MESSAGES = 20
 
 
 @pytest.fixture(params=get_args(Way))
@@ -30,7 +30,7 @@ def throttled(request: pytest.FixtureRequest, mosquitto_broker: RunningBroker) -
     proxy.close()
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(10)
 @pytest.mark.mosquitto
 def test_a_throttled_link_slows_down_by_itself(
     throttled: ThrottlingProxy,

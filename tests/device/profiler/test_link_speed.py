@@ -28,11 +28,14 @@ def test_the_speed_of_a_real_link(broker: RunningBroker, size: int) -> None:
     assert 0 < speed.message_cpu <= speed.cpu(size) < 5
 
 
-@pytest.mark.slow(10)
 @pytest.mark.mosquitto
 def test_a_broker_that_drops_the_echo_gives_one_clear_line(
-    make_broker: Callable[..., OwnBroker], public_path: Path, caplog: pytest.LogCaptureFixture
+    make_broker: Callable[..., OwnBroker],
+    public_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("splitee_device.profiler.link_speed.PATIENCE", 0.5)
     rules = public_path / "acl"
     rules.write_text("topic write #\n")
     own = make_broker("mosquitto", f"{MOSQUITTO_SETTINGS}acl_file {rules}\n")
