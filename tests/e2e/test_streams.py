@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -175,6 +176,29 @@ def test_a_stream_of_something_else_is_an_error_in_one_line(infer: Start, tmp_pa
     last = "splitee: --stdin: expected motion JPEG with images of up to 8 MiB, got none before its end"
     assert log.splitlines()[-1] == last
     assert "Traceback" not in log
+
+
+def test_the_names_of_files_may_be_anything(
+    infer: Start,
+    image: bytes,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    tmp_path: Path,
+) -> None:
+    heard = Heard(make_link(mosquitto_broker.address, "hears-names"), "names")
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    for name in (b"a line\nmore.jpg", b"caf\xe9.jpg", "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg".encode()):
+        Path(os.fsdecode(bytes(watched) + b"/" + name)).write_bytes(image)
+    process = infer("names", "--watch", str(watched), "--existing")
+    until(lambda: len(heard.read().names) == 3, (tmp_path / "log").read_text)
+    assert sorted(heard.names) == [
+        "a line\\nmore.jpg",
+        "caf\\udce9.jpg",
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg",
+    ]
+    process.terminate()
+    assert process.wait(LONG) == 0, (tmp_path / "log").read_text()
 
 
 def test_a_topic_with_wildcards_is_refused(infer: Start, tmp_path: Path) -> None:

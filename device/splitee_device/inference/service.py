@@ -11,6 +11,7 @@ from dataclasses import asdict
 import numpy as np
 
 from splitee.cli.accuracy_words import threshold_in_words
+from splitee.cli.plain_text import plain
 from splitee.errors import DataError
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
@@ -153,8 +154,10 @@ class InferenceService:
         self._recent.tell()
         if self._shelf.release != self._release:
             self._switch()
-        if capture is not None and self._predictor is not None:
-            self._classify(capture, self._predictor)
+        if capture is not None:
+            self._note_dropped(capture.images.dropped)
+            if self._predictor is not None:
+                self._classify(capture, self._predictor)
 
     def _handle(self, event: Event, capture: Capture | None) -> None:
         if isinstance(event, Message):
@@ -203,7 +206,6 @@ class InferenceService:
     def _classify(self, capture: Capture, predictor: Predictor) -> None:
         """The images that have waited longest, in one pass: as many as keep it short."""
         taken = capture.images.take(self._batch)
-        self._note_dropped(capture.images.dropped)
         loaded = [(image, pixels) for image in taken if (pixels := self._load(image)) is not None]
         if capture.change is not None:
             loaded = [(image, pixels) for image, pixels in loaded if capture.change.passes(pixels)]
@@ -234,8 +236,8 @@ class InferenceService:
             return None
 
     def _publish(self, name: str, prediction: Prediction) -> None:
-        """Tells of a prediction everybody who is to know of it."""
-        report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
+        """Tells of a prediction everybody who is to know of it. A file's name need not be text."""
+        report = PredictionReport(picture=plain(name)[:1000], time=time.time(), **asdict(prediction))
         self._link.publish(self._topic, report.encode())
         self._states.take(report)
         self.tally.add(prediction)
@@ -243,7 +245,8 @@ class InferenceService:
         self._log(name, prediction)
 
     def _note_dropped(self, dropped: int) -> None:
-        if dropped > self._recent.dropped and self._log_dropped.due():
+        """Without a model all are, which has been said."""
+        if dropped > self._recent.dropped and self._predictor is not None and self._log_dropped.due():
             log.warning("more images come than are classified: %d were dropped so far", dropped)
         self._recent.dropped = dropped
 
