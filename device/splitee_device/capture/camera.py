@@ -144,15 +144,12 @@ def _reason(process: subprocess.Popen[bytes], words: bytes) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The program and what it has started."""
+    """The program and what it has started, even where that ignores SIGTERM or outlives the program."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, ending)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(ENDING)
-            break
-        except subprocess.TimeoutExpired:
-            continue
     for pipe in (process.stdout, process.stderr):
         assert pipe is not None
         pipe.close()

@@ -152,9 +152,10 @@ def test_a_camera_is_asked_for_about_as_many_images_as_are_wanted(every: float, 
     assert rate_for(every) == rate
 
 
-def test_what_a_program_has_started_ends_with_it(program: Program, opened: Open) -> None:
+def test_what_a_program_has_started_ends_with_it_whatever_it_ignores(program: Program, opened: Open) -> None:
     folder = program(
-        "import subprocess\nchild = subprocess.Popen(['/bin/sleep', '600'])\n"
+        "import signal, subprocess\nignores = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['/bin/sleep', '600'], preexec_fn=ignores)\n"
         "(folder / 'child').write_text(str(child.pid))\ndeliver(60)"
     )
     backlog = opened(Camera(Pace(0.0)))
