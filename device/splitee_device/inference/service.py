@@ -12,7 +12,8 @@ import numpy as np
 
 from splitee.cli.accuracy_words import threshold_in_words
 from splitee.cli.plain_text import plain
-from splitee.errors import DataError
+from splitee.errors import DataError, ModelError
+from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
@@ -181,8 +182,12 @@ class InferenceService:
     def _switch(self) -> None:
         """Loads what is in service now: delivered, rolled back by hand, or put back as it did not load."""
         wanted = self._shelf.release
-        model = self._shelf.load(self._threads)
+        model = self._load_model()
         self._release = self._shelf.release
+        if model is None:
+            self._predictor = None
+            self._delivery.fetch_again("its files on this device are damaged")
+            return
         if wanted is not None and self._release != wanted:
             self._delivery.report(wanted, "rolled back", "it does not load")
         elif wanted is not None:
@@ -202,6 +207,19 @@ class InferenceService:
         if in_force != released.threshold:
             words = f"threshold {in_force:.3f}, by this device's settings"
         log.info("in service: round %d of run %s; %s", model.manifest.round, model.manifest.run, words)
+
+    def _load_model(self) -> ClientModel | None:
+        """None: none is left in service, as the card has damaged them; one that is delivered mends that.
+
+        Raises ModelError: it is as it was delivered, and does not load all the same.
+        """
+        try:
+            return self._shelf.load(self._threads)
+        except ModelError as error:
+            if self._shelf.release is not None:
+                raise
+            log.warning("%s; waiting for one to be released to %s", error, self._device)
+            return None
 
     def _classify(self, capture: Capture, predictor: Predictor) -> None:
         """The images that have waited longest, in one pass: as many as keep it short."""
