@@ -107,6 +107,10 @@ class Delivery:
             offer, self._postponed = self._postponed, None
             self._on_offer(offer)
 
+    def hear_again(self) -> None:
+        """Messages were lost: the broker says once more what it retains, such as an offer."""
+        self._port.subscribe(*self._gate.filters)
+
     def fetch_again(self, reason: str) -> None:
         """What was in service is lost: the last offer counts once more."""
         if (offer := self._known) is None:

@@ -18,7 +18,7 @@ from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
 from splitee.log_limits import FirstFew
-from splitee.mqtt.events import Connected, Event, Message
+from splitee.mqtt.events import Connected, Event, Message, Overflow
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.rate_limiter import RateLimiter
@@ -40,6 +40,7 @@ from splitee_device.inference.unsure_images import UnsureImages
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
 TICK = 0.2  # seconds between two looks at the clock and the model in service
+HEAR_AGAIN = 10.0  # seconds between two requests for what was lost in a flood of triggers
 EVENTS = 64  # that are handled between two passes: a flood of messages does not stop the predictions
 MOST_TOGETHER = 8  # images in a pass
 LONGEST_PASS = 0.5  # seconds; with half of it, the next one may have twice as many images
@@ -114,6 +115,8 @@ class InferenceService:
         self._log_due = RateLimiter(LOG_EVERY)
         self._log_skips = FirstFew()
         self._log_dropped = RateLimiter()
+        self._has_lost = False  # messages, which may have been offers
+        self._hear_again = RateLimiter(HEAR_AGAIN)
         self._batch = 1  # images in a pass; more once passes are known to be short
         self._unlogged = 0
 
@@ -145,6 +148,10 @@ class InferenceService:
                 break
             self._handle(event, capture)
             wait = 0.0
+        if self._has_lost and self._hear_again.due():
+            self._has_lost = False
+            for delivery in self._deliveries:
+                delivery.hear_again()
         for delivery in self._deliveries:
             delivery.tick()
         if self._unsure is not None:
@@ -170,6 +177,8 @@ class InferenceService:
                 delivery.say_again()
             self._recent.tell_again()
             self._states.say_again()
+        elif isinstance(event, Overflow):
+            self._has_lost = True
 
     def close(self) -> None:
         self._states.close()
