@@ -124,10 +124,10 @@ def _images(
         elif file == output:
             images = splitter.feed(piece)
             if images:
-                heard = now
                 settled = settled or now + SETTLING
                 if now >= settled:
                     yield from images
+                now = heard = time.monotonic()  # whoever takes the images may have no room for a while
         if now - heard > silence:
             what = f"nothing that is an image of up to {LARGEST >> 20} MiB" if splitter.broken else "no image"
             raise DataError(f"{program} delivers {what} for {silence:.0f} s: check the camera")
