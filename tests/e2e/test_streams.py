@@ -25,7 +25,7 @@ from splitee.protocol import routes
 from splitee.protocol.inference import PredictionReport, Serving
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Pixels
-from splitee_lab.local.brokers import RunningBroker
+from splitee_lab.local.brokers import RunningBroker, free_port
 from systemd import FakeSystemd
 
 DEVICE = "pi-2"
@@ -198,6 +198,15 @@ def test_a_service_whose_model_is_spoilt_stays_for_another_one(
     assert waits.wait(LONG) == 0, log.read_text()
     infer("spoilt", "--stdin").communicate(image, timeout=LONG)
     assert "stopped after 1 images" in log.read_text(), "its owner's copy mends it"
+
+
+def test_a_service_that_waits_for_its_broker_is_stopped(infer: Start, tmp_path: Path) -> None:
+    nowhere, log = f"mqtt://127.0.0.1:{free_port()}", tmp_path / "log"
+    process = infer("nowhere", "--stdin", "--broker", nowhere, "--connect-timeout", "0")
+    until(lambda: log.exists() and log.read_text().count("next try in") >= 3, log.read_text)
+    process.terminate()
+    assert process.wait(LONG) == 0
+    assert log.read_text().splitlines()[-1].endswith("stopped after 0 images")
 
 
 def test_systemd_hears_that_it_is_ready_and_that_it_works(

@@ -126,7 +126,7 @@ def infer(
         return stop.is_set()
 
     notify(f"STATUS=connecting to {link.address}")
-    connection.open(link.connect_timeout)
+    connection.open(link.connect_timeout, stop.is_set)
     notify("READY=1", "STATUS=predicting")
     try:
         service.run(capture, is_over)

@@ -114,9 +114,11 @@ def _serve(link: LinkOptions, trunks: TrunkModels, store: RolloutStore | None, d
         home_assistant = discovery.observer(connection, topics, store.path, class_names)
     warn_before_it_ends(own_certificate(link.tls))
     stop = stop_on_signals()
-    connection.open(link.connect_timeout)
+    connection.open(link.connect_timeout, stop.is_set)
     farewell = None
     try:
+        if stop.is_set():
+            return
         claim_fleet(connection, topics, instance)
         farewell = offline(topics, instance)
         log.info("serving run %s, round %d", trunks.run, trunks.round)
