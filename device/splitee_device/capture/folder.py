@@ -113,11 +113,16 @@ class Folder:
         return {name: version for name in names if (version := self._version(name)) is not None}
 
     def _look_at_all(self, names: set[str]) -> None:
-        """What is gone may come again under its name; what was taken lately may have gone on growing."""
+        """What is gone may come again under its name; what was taken lately may have gone on growing.
+
+        And what is known at all may have changed before there were events, or while they were lost.
+        """
+        is_first = self._events is not None and not self._all_due
         self._done = {name: version for name, version in self._done.items() if name in names}
         self._settling = {name: seen for name, seen in self._settling.items() if name in names}
         self.skipped = {path for path in self.skipped if path.name in names}
-        self._touched = (names - self._done.keys()) | (self._young.keys() & names)
+        known = self._done.keys() if is_first else self._young.keys()
+        self._touched |= (names - self._done.keys()) | (known & names)
         now = self._clock()
         self._young = {name: taken for name, taken in self._young.items() if now - taken < LOOK_AT_ALL}
         self._all_due = now + (LOOK_AT_ALL if self._events is not None else 0)

@@ -76,6 +76,14 @@ def test_a_file_that_has_its_size_from_the_start_is_taken_when_nobody_writes_any
     assert folder.new() == ["copied.jpg"]
 
 
+def test_what_grows_between_the_start_and_the_first_look_is_new(tmp_path: Path, clock: FakeClock) -> None:
+    for name in ("grows.jpg", "old.jpg"):
+        (tmp_path / name).write_bytes(b"ha")
+    folder = Folder(tmp_path, clock=clock)
+    (tmp_path / "grows.jpg").write_bytes(b"half and half")
+    assert looks(folder, clock) == [[], ["grows.jpg"], []]
+
+
 @pytest.mark.parametrize("stall", [SETTLED, 5.0])
 def test_a_file_that_grows_after_it_was_taken_is_taken_again(
     tmp_path: Path, clock: FakeClock, stall: float
