@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from splitee.durable import write_atomically
 from splitee.errors import ModelError
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.protocol.topics import Topics
@@ -56,8 +55,7 @@ def serve(
     """
     link = settings.link
     models = ModelStore(state / MODELS, expected)
-    if (state / SAMPLES).exists():
-        write_atomically(models.path / SAMPLES, (state / SAMPLES).read_bytes())
+    models.keep_samples(state / SAMPLES)
     keep_region(models.path, settings.serving.region)
     connection = serving_link(link, session.device, session.instance)
     connection.meter = session.meter

@@ -221,6 +221,7 @@ class Service:
             routes.DISMISS: self._dismissals.on_dismissal,
             routes.INFER: self._predictions.add,
             **dict.fromkeys(releases.ROUTES, self._releases.handle),
+            routes.SERVING: self._on_serving,
         }
 
     def run(self) -> dict[str, Any]:
@@ -388,6 +389,12 @@ class Service:
             self.gate.forget_parts(device)
         for observer in self._observers:
             observer.on_admitted(device, admitted.profile)
+
+    def _on_serving(self, received: Received) -> None:
+        self._releases.handle(received)
+        if received.message.state == "online":
+            for observer in self._observers:
+                observer.on_predicting(received.device, self._admission.waiting_profile(received.device))
 
     def _on_dismissed(self, device: str) -> None:
         self.gate.forget_parts(device)

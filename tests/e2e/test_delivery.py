@@ -178,6 +178,39 @@ def test_a_damaged_model_in_service_does_not_keep_a_sound_one_out(models: Path, 
     ClientModel(shelf.current)
 
 
+def spoil(shelf: ModelStore) -> None:
+    """As a worn card does."""
+    (shelf.current / CLIENT).write_bytes(b"spoilt")
+
+
+def test_a_damaged_model_is_mended_by_its_owners_copy(models: Path, shelf: ModelStore) -> None:
+    spoil(shelf)
+    assert shelf.adopt(models / "first") == sha(models / "first")
+    assert in_service(shelf) == read_manifest(models / "first", ClientManifest).sha256[CLIENT]
+    with pytest.raises(ModelError, match="keeps no model from before"):
+        shelf.roll_back()
+
+
+def test_without_one_that_loads_none_is_in_service_and_the_next_one_is(
+    models: Path, shelf: ModelStore
+) -> None:
+    shelf.install(pack_bundle(models / "second"), "pi-2")
+    spoil(shelf)
+    shelf.roll_back()
+    spoil(shelf)
+    with pytest.raises(ModelError, match="is damaged"):
+        shelf.load()
+    assert ModelStore(shelf.path).release is None
+    assert shelf.install(pack_bundle(models / "second"), "pi-2") == sha(models / "second") == shelf.release
+    shelf.load()
+
+
+def test_a_start_writes_nothing_that_is_there(models: Path, shelf: ModelStore) -> None:
+    before = {path: path.stat().st_mtime_ns for path in shelf.path.rglob("*")}
+    shelf.adopt(models / "first")
+    assert {path: path.stat().st_mtime_ns for path in shelf.path.rglob("*")} == before
+
+
 def test_neither_side_imports_torch() -> None:
     modules = "splitee_device.commands.infer, splitee_server.commands.release, splitee_server.commands.serve"
     script = f"import sys, {modules}; sys.exit('torch' in sys.modules or 'torchvision' in sys.modules)"

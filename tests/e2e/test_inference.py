@@ -30,6 +30,7 @@ from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
+from splitee.protocol import inference, routes
 from splitee.protocol.codecs import decode_tensor, encode_tensor
 from splitee.protocol.device_meter import DeviceMeter
 from splitee.protocol.fleet import ServerStatus
@@ -54,11 +55,11 @@ finally:
 class Serving:
     """A `splitee serve` process."""
 
-    def __init__(self, broker: str, fleet: str, model: Path, log: Path) -> None:
+    def __init__(self, broker: str, fleet: str, model: Path, log: Path, *flags: str) -> None:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, "--model", model, "--broker", broker, "--fleet", fleet],
+                [sys.executable, "-c", SERVE, "--model", model, "--broker", broker, "--fleet", fleet, *flags],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
@@ -73,17 +74,17 @@ class Serving:
         return self.process.wait(LONG)
 
 
-Serve = Callable[[str], Serving]
+Serve = Callable[..., Serving]
 
 
 @pytest.fixture
 def serve(trained: Trained, mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Serve]:
-    """`serve(fleet)`: a server that is ready."""
+    """`serve(fleet, ...)`: a server that is ready."""
     running: list[Serving] = []
 
-    def start(fleet: str) -> Serving:
-        address = str(mosquitto_broker.address)
-        server = Serving(address, fleet, trained.model("server"), tmp_path / f"{len(running)}.log")
+    def start(fleet: str, *flags: str) -> Serving:
+        address, log = str(mosquitto_broker.address), tmp_path / f"{len(running)}.log"
+        server = Serving(address, fleet, trained.model("server"), log, *flags)
         running.append(server)
         server.wait_until_ready()
         return server
@@ -174,6 +175,38 @@ def test_the_command_asks_where_it_doubts(
     sources = [json.loads(line)["source"] for line in done.stdout.splitlines()]
     assert sources == ["exit" if uncertainty <= threshold else "trunk" for uncertainty in uncertainties]
     assert sorted(set(sources)) == ["exit", "trunk"]
+
+
+def test_home_assistant_finds_a_device_that_only_predicts(
+    trained: Trained,
+    serve: Serve,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    tmp_path: Path,
+) -> None:
+    topics, prefix = Topics("found"), "found-home"
+    link = make_link(mosquitto_broker.address, "predicts-alone", f"{prefix}/#")
+    predicts = inference.Serving(state="online", instance=1).encode()
+    link.publish(routes.SERVING.topic(topics, "pi-7"), predicts, retain=True)
+    kept, home = ("--releases", str(tmp_path / "kept")), ("--home-assistant", "--home-assistant-classes")
+    first = serve("found", *kept, *home, "--home-assistant-prefix", prefix)
+    said = await_payload(link, topics.discovery(prefix, "pi-7"))
+    shown = json.loads(said)["components"]
+    names = {one["name"] for one in shown.values() if one["platform"] == "binary_sensor"}
+    assert "status" not in shown and names == set(trained.data.class_names)
+    link.publish(f"{prefix}/status", b"online")
+    assert await_payload(link, topics.discovery(prefix, "pi-7")) == said
+    assert first.stop() == 0
+    assert serve("found", *kept).stop() == 0
+    assert await_payload(link, topics.discovery(prefix, "pi-7")) == b""
+
+
+def await_payload(link: Link, topic: str) -> bytes:
+    while True:
+        event = link.receive(LONG)
+        assert event is not None, f"nothing on {topic}"
+        if isinstance(event, Message) and event.topic == topic:
+            return event.payload
 
 
 def test_the_images_of_a_batch_are_offloaded_in_one_request(

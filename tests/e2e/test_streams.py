@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -17,13 +18,15 @@ from trained import Trained
 from waiting import LONG, until
 
 from splitee.errors import ExitCode
+from splitee.inference.manifest import CLIENT
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol import routes
 from splitee.protocol.inference import PredictionReport, Serving
 from splitee.protocol.topics import Topics
 from splitee.samples.fitting import Pixels
-from splitee_lab.local.brokers import RunningBroker
+from splitee_lab.local.brokers import RunningBroker, free_port
+from systemd import FakeSystemd
 
 DEVICE = "pi-2"
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -31,12 +34,16 @@ Start = Callable[..., subprocess.Popen[bytes]]
 
 @pytest.fixture
 def infer(trained: Trained, mosquitto_broker: RunningBroker, tmp_path: Path) -> Iterator[Start]:
-    """`infer(fleet, ...)`: a service whose standard input is a pipe, and its log `tmp_path / "log"`."""
+    """`infer(fleet, ...)`: a service whose standard input is a pipe, and its log `tmp_path / "log"`.
+
+    `model`: its owner puts one into service.
+    """
     running: list[subprocess.Popen[bytes]] = []
 
-    def start(fleet: str, *flags: str) -> subprocess.Popen[bytes]:
+    def start(fleet: str, *flags: str, model: bool = True) -> subprocess.Popen[bytes]:
         where = ("--broker", str(mosquitto_broker.address), "--fleet", fleet, "--id", DEVICE)
-        models = ("--models", str(tmp_path / "models"), "--model", str(trained.model(DEVICE)))
+        models = ["--models", str(tmp_path / "models")]
+        models += ["--model", str(trained.model(DEVICE))] if model else []
         words = [sys.executable, "-m", "splitee", "infer", *where, *models, "--threshold", "1", *flags]
         with (tmp_path / "log").open("wb") as log:
             process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=log, stderr=log)
@@ -175,6 +182,69 @@ def test_a_stream_of_something_else_is_an_error_in_one_line(infer: Start, tmp_pa
     last = "splitee: --stdin: expected motion JPEG with images of up to 8 MiB, got none before its end"
     assert log.splitlines()[-1] == last
     assert "Traceback" not in log
+
+
+def test_a_service_whose_model_is_spoilt_stays_for_another_one(
+    infer: Start, image: bytes, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    infer("spoilt", "--stdin").communicate(image, timeout=LONG)
+    assert "stopped after 1 images" in log.read_text()
+    (tmp_path / "models" / "current" / CLIENT).write_bytes(b"spoilt")
+    waits = infer("spoilt", "--stdin", model=False)
+    until(lambda: "waiting for one to be released to pi-2" in log.read_text(), log.read_text)
+    assert "is damaged: SHA-256" in log.read_text()
+    waits.terminate()
+    assert waits.wait(LONG) == 0, log.read_text()
+    infer("spoilt", "--stdin").communicate(image, timeout=LONG)
+    assert "stopped after 1 images" in log.read_text(), "its owner's copy mends it"
+
+
+def test_a_service_that_waits_for_its_broker_is_stopped(infer: Start, tmp_path: Path) -> None:
+    nowhere, log = f"mqtt://127.0.0.1:{free_port()}", tmp_path / "log"
+    process = infer("nowhere", "--stdin", "--broker", nowhere, "--connect-timeout", "0")
+    until(lambda: log.exists() and log.read_text().count("next try in") >= 3, log.read_text)
+    process.terminate()
+    assert process.wait(LONG) == 0
+    assert log.read_text().splitlines()[-1].endswith("stopped after 0 images")
+
+
+def test_systemd_hears_that_it_is_ready_and_that_it_works(
+    infer: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with FakeSystemd(tmp_path / "notify", 60) as systemd:
+        for name, value in systemd.environment.items():
+            monkeypatch.setenv(name, value)
+        process = infer("told", "--stdin")
+        until(lambda: systemd.states.count("WATCHDOG=1") > 3, (tmp_path / "log").read_text)
+        process.terminate()
+        assert process.wait(LONG) == 0
+        until(lambda: "STOPPING=1" in systemd.states)
+    assert "READY=1" in systemd.states[: systemd.states.index("STOPPING=1")]
+    assert systemd.expired == []
+
+
+def test_the_names_of_files_may_be_anything(
+    infer: Start,
+    image: bytes,
+    mosquitto_broker: RunningBroker,
+    make_link: Callable[..., Link],
+    tmp_path: Path,
+) -> None:
+    heard = Heard(make_link(mosquitto_broker.address, "hears-names"), "names")
+    watched = tmp_path / "watched"
+    watched.mkdir()
+    for name in (b"a line\nmore.jpg", b"caf\xe9.jpg", "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg".encode()):
+        Path(os.fsdecode(bytes(watched) + b"/" + name)).write_bytes(image)
+    process = infer("names", "--watch", str(watched), "--existing")
+    until(lambda: len(heard.read().names) == 3, (tmp_path / "log").read_text)
+    assert sorted(heard.names) == [
+        "a line\\nmore.jpg",
+        "caf\\udce9.jpg",
+        "caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg",
+    ]
+    process.terminate()
+    assert process.wait(LONG) == 0, (tmp_path / "log").read_text()
 
 
 def test_a_topic_with_wildcards_is_refused(infer: Start, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from splitee.cli.signals import Stopped
 from splitee.errors import ExitCode, StateError
 from splitee.mqtt.events import Connected
 from splitee.protocol import routes
-from splitee.protocol.fleet import DeviceStatus, Dismissal, DismissalAnswer, ServerStatus
+from splitee.protocol.fleet import DeviceStatus, Dismissal, DismissalAnswer, Profile, ServerStatus
+from splitee.protocol.inference import Serving
 from splitee.protocol.retained import retained_topics
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
@@ -197,10 +198,14 @@ def test_its_retained_topics_are_cleared_and_nobody_elses_and_again_after_a_reco
 class Watch(Observer):
     def __init__(self) -> None:
         self.dismissed: list[str] = []
+        self.predicting: list[str] = []
         self.seen: list[tuple[str, ...]] = []
 
     def on_dismissed(self, device: str) -> None:
         self.dismissed.append(device)
+
+    def on_predicting(self, device: str, profile: Profile | None) -> None:
+        self.predicting.append(device)
 
     def tick(self, progress: Callable[[], Progress]) -> None:
         self.seen.append(tuple(standing.device for standing in progress().run.devices))
@@ -238,6 +243,32 @@ def test_it_is_told_why_and_so_is_each_process_of_it_that_comes(tmp_path: Path) 
     status = routes.STATUS.topic(TOPICS, "pi-3")
     assert fleet.port.payloads(status) == [b""] * 3, "upon dismissal, when it came, and when it left"
     assert fleet.rejected == {("pi-3", "dismissed"): 3}
+
+
+def test_what_a_dismissed_device_goes_on_to_predict_is_cleared(tmp_path: Path) -> None:
+    fleet = VirtualFleet(tmp_path / "server", *THREE, rounds=3)
+    dies(fleet, "pi-3", (2, "train", 1), lambda: dismiss(fleet, "pi-3"))
+    serving, state = (route.topic(TOPICS, "pi-3") for route in (routes.SERVING, routes.PREDICTED_STATE))
+
+    def predict(opened: RoundOpen) -> None:
+        if (opened.phase, opened.round) == ("train", 3):
+            fleet.port.deliver(serving, Serving(state="online", instance=7).encode())
+
+    fleet.on_phase = predict
+    fleet.run()
+    assert fleet.port.payloads(serving) == fleet.port.payloads(state) == [b"", b""], (
+        "upon dismissal, and then"
+    )
+
+
+def test_who_watches_hears_who_predicts(tmp_path: Path) -> None:
+    watch = Watch()
+    fleet = VirtualFleet(tmp_path / "server", *THREE, observers=[watch])
+    for device, said in (("pi-9", "online"), ("pi-8", "offline")):
+        message = Serving(state=said, instance=7).encode()
+        fleet.port.deliver(routes.SERVING.topic(TOPICS, device), message, retained=True)
+    fleet.run()
+    assert watch.predicting == ["pi-9"]
 
 
 def test_who_is_let_in_again_takes_part_in_the_next_round(tmp_path: Path) -> None:

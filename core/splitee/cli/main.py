@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points
 
@@ -132,8 +133,21 @@ def _show_usage_error(error: click.ClickException) -> None:
     echo(f"Error: {error.format_message()}", err=True)
 
 
+def _open_standard_files() -> None:
+    """Whoever starts this with one of them closed has its number given to the next file that is opened.
+
+    A socket would be read as standard input then, and a process that is started would lose a file.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: runs the command line and exits with a documented code."""
+    _open_standard_files()
     to_stderr = logging.StreamHandler()
     to_stderr.setFormatter(PlainFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.INFO, handlers=[to_stderr])

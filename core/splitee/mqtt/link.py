@@ -38,6 +38,7 @@ TAKEOVER_PAUSE = 5.0  # seconds, at least, before we take an id back from who to
 KEEP_ALIVE = 15  # seconds: a connection that is dead, and does not show it, is noticed within twice as many
 SESSION_EXPIRY = 60  # seconds, for who goes on after a broken connection with what was under way
 RETAINED_FOR = 60 * 365 * 86400  # seconds; a broker that counts them down tells how old a retained message is
+MOMENT = 0.2  # seconds between two looks at whether to stop
 SHORT = 5.0  # seconds: a paced connection that ends sooner counts as another complaint
 PACED_WINDOW = 2  # publications in flight at a broker that limits them: a reconnect sends them all at once
 FRUITLESS = 3  # connections in a row without one acknowledgement before what is in flight counts as poison
@@ -176,14 +177,25 @@ class Link:
         """Events lost because nobody received them in time."""
         return self._inbox.dropped
 
-    def open(self, timeout: float | None) -> None:
+    def open(self, timeout: float | None, stop: Callable[[], bool] = lambda: False) -> None:
         """Connects and subscribes, trying for `timeout` seconds (None: for ever).
+
+        When `stop` says so first, it returns without a connection.
 
         BrokerUnreachable: nothing answered in time. BrokerRefused: the broker, or TLS, said no.
         """
         started = time.monotonic()
         reason = "closed"
-        for pause in tries(timeout, delays(), wait=self._closing.wait):
+
+        def wait(seconds: float) -> None:
+            until = time.monotonic() + seconds
+            while not stop() and (left := until - time.monotonic()) > 0:
+                if self._closing.wait(min(left, MOMENT)):
+                    return
+
+        for pause in tries(timeout, delays(), wait):
+            if stop():
+                return
             if self._closing.is_set():
                 break
             left = CONNECT_LIMIT if timeout is None else started + timeout - time.monotonic()

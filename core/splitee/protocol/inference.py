@@ -268,7 +268,8 @@ class PredictedState(JsonMessage, frozen=True):
         label: name of the class, which may be one of images that show none of the others; `unsure`: the
             images do not agree, or the model is uncertain of them.
         unsure: whether `label` is no class, but says that there is none.
-        confidence: mean probability of the class in the images that agree.
+        confidence: mean probability of the class in those of the latest images that show it; 0 where there is
+            none (`unsure`).
         since: seconds since the epoch, by the device's clock: when the state began.
         time: likewise, when it was said last.
     """

@@ -34,6 +34,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP", *(("AVIF",) if _
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 # Decoded, an image takes up to 4 bytes a pixel, and as much again where its colours are converted.
 MAX_PIXELS = 50_000_000  # below the size at which Pillow itself warns
+MAX_ENCODED = 32 << 20  # bytes of an image's file that is kept as it is
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # load_image checks the size, with an error
 PngImagePlugin.MAX_TEXT_MEMORY = 1 << 20  # bytes that the texts in a PNG may unpack to, all together
 
@@ -75,6 +76,19 @@ def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: 
         raise
     except Exception as error:  # on hostile bytes Pillow's readers raise anything, even SyntaxError
         raise UnreadableImage(name, _reason(error)) from None
+
+
+def read_encoded(source: Path | bytes) -> bytes:
+    """The encoded bytes of an image.
+
+    Raises OSError or UnreadableImage: it cannot be read, is no regular file, or larger than MAX_ENCODED.
+    """
+    name = str(source) if isinstance(source, Path) else f"{len(source)} bytes"
+    with _opened(name, source) as file:
+        data = file.read(MAX_ENCODED + 1)
+    if len(data) > MAX_ENCODED:
+        raise UnreadableImage(name, f"more than {MAX_ENCODED >> 20} MiB")
+    return data
 
 
 def content_digest(path: Path) -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 CLOSING = 5.0  # seconds that a source may take to end
 MOMENT = 0.2  # seconds between two looks at whether to stop
+ROOM_BYTES = 64 << 20  # of encoded images that wait, however many may: memory is what a small board lacks
 
 
 class NewImage(NamedTuple):
@@ -33,20 +34,25 @@ class Source(Protocol):
 class Backlog:
     """Takes images from a source on a thread of its own, and keeps them in their order until they are wanted.
 
-    When there is no room for a new one, the oldest is dropped, or the source waits.
+    Where there is no room for a new one, the oldest are dropped, or the source waits. One alone has room.
 
     Attributes:
         dropped: images so far.
     """
 
-    def __init__(self, source: Source, room: int, *, drops: bool = True) -> None:
+    def __init__(
+        self, source: Source, room: int, *, drops: bool = True, room_bytes: int = ROOM_BYTES
+    ) -> None:
         """Args:
         room: images that may wait.
         drops: the oldest makes room for a new one, as of a camera: what is classified late shows what was.
+        room_bytes: of encoded images that may wait; files are not held.
         """
         self._source = source
         self._waiting: deque[NewImage] = deque()
+        self._bytes = 0
         self._room = room
+        self._room_bytes = room_bytes
         self._drops = drops
         self._changed = threading.Condition()
         self._stop = threading.Event()
@@ -78,14 +84,14 @@ class Backlog:
     @property
     def ended(self) -> bool:
         """Whether there is nothing left, and will be nothing any more."""
-        return (
-            not (self._waiting or self._failure) and self._thread is not None and not self._thread.is_alive()
-        )
+        if self._thread is None or self._thread.is_alive():
+            return False
+        return not (self._waiting or self._failure)  # looked at last: a thread that lives may still put one
 
     def take(self, most: int) -> list[NewImage]:
         """The images that have waited longest, in their order. Raises what has ended the source."""
         with self._changed:
-            taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+            taken = [self._pop() for _ in range(min(most, len(self._waiting)))]
             self._changed.notify()
         if not taken and self._failure is not None:
             failure, self._failure = self._failure, None
@@ -109,13 +115,30 @@ class Backlog:
 
     def _put(self, image: NewImage, stop: threading.Event) -> None:
         """What has come is kept, even where `stop` ends the wait for room."""
+        size = _bytes_of(image)
         with self._changed:
-            while len(self._waiting) >= self._room and not self._drops and not stop.is_set():
+            while self._is_full(size) and not self._drops and not stop.is_set():
                 self._changed.wait(MOMENT)
-            if len(self._waiting) >= self._room and self._drops:
-                self._waiting.popleft()
+            while self._is_full(size) and self._drops:
+                self._pop()
                 self.dropped += 1
             self._waiting.append(image)
+            self._bytes += size
             is_first = len(self._waiting) == 1
         if is_first:
             self._wake()
+
+    def _is_full(self, size: int) -> bool:
+        """Whether an image of `size` bytes has to wait until another one is gone."""
+        return bool(self._waiting) and (
+            len(self._waiting) >= self._room or self._bytes + size > self._room_bytes
+        )
+
+    def _pop(self) -> NewImage:
+        image = self._waiting.popleft()
+        self._bytes -= _bytes_of(image)
+        return image
+
+
+def _bytes_of(image: NewImage) -> int:
+    return len(image.source) if isinstance(image.source, bytes) else 0

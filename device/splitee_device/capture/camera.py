@@ -124,10 +124,10 @@ def _images(
         elif file == output:
             images = splitter.feed(piece)
             if images:
-                heard = now
                 settled = settled or now + SETTLING
                 if now >= settled:
                     yield from images
+                now = heard = time.monotonic()  # whoever takes the images may have no room for a while
         if now - heard > silence:
             what = f"nothing that is an image of up to {LARGEST >> 20} MiB" if splitter.broken else "no image"
             raise DataError(f"{program} delivers {what} for {silence:.0f} s: check the camera")
@@ -144,15 +144,12 @@ def _reason(process: subprocess.Popen[bytes], words: bytes) -> str:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """The program and what it has started."""
+    """The program and what it has started, even where that ignores SIGTERM or outlives the program."""
     for ending in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, ending)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(ENDING)
-            break
-        except subprocess.TimeoutExpired:
-            continue
     for pipe in (process.stdout, process.stderr):
         assert pipe is not None
         pipe.close()

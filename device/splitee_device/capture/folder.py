@@ -21,21 +21,26 @@ from splitee_device.capture.backlog import NewImage
 if TYPE_CHECKING:
     from watchfiles._rust_notify import RustNotify
 
-SETTLED = 0.2  # seconds for which the size of a file that is whole has stayed the same
+SETTLED = 0.2  # seconds for which a file that is whole has not changed
 GATHER, STEP = 0.1, 0.05  # seconds: changes are told together, when there was none for a step, or at last
 LOOK = 1.0  # seconds between two looks at whether the folder is still there, and at one without events
-LOOK_AT_ALL = 60.0  # seconds between two looks at all of its files: of a flood, events may be lost
+# Seconds between two looks at all of its files: of a flood, events may be lost. And for which a file that was
+# taken is looked at again where no events tell that it goes on growing.
+LOOK_AT_ALL = 60.0
 DELETED = 3  # of watchfiles.Change
 
 log = logging.getLogger(__name__)
+
+Version = tuple[int, int]  # of a file's content: its size in bytes, and when it was written last
 
 
 class Folder:
     """The images that come into a folder.
 
-    A file is taken when its size has stayed the same for SETTLED: it may still be being written. What
-    bears an image's name and is no regular file is never opened. A folder that disappears, as a drive that is
-    taken out, is waited for; what it held before is not new.
+    A file is taken when it has not changed for SETTLED: it may still be being written. If it changes after
+    that, as a copy does that the network had stalled, it is taken again. What bears an image's name and is no
+    regular file is never opened. A folder that disappears, as a drive that is taken out, is waited for; what
+    it held before is not new.
 
     The system tells what changes (inotify), and nothing is looked at before. Where it does not, as on network
     drives, all names are looked at every so many seconds.
@@ -67,11 +72,12 @@ class Folder:
         self._identity: tuple[int, int] | None = None  # of the folder that the events are of
         self._is_away = False
         self._touched: set[str] = set()  # names since the last look
-        self._settling: dict[str, tuple[int, float]] = {}  # size, and since when it is that
+        self._settling: dict[str, tuple[Version, float]] = {}  # and since when it is that
+        self._young: dict[str, float] = {}  # when they were taken, of the last ones
         self._all_due = 0.0  # when all names are looked at again
         self._ready: deque[str] = deque()  # that are to be told of
         self.skipped: set[Path] = set()
-        self._done = set() if existing else set(self._names() or ())
+        self._done = {} if existing else self._at_start()
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
         """Those whose files are whole, as they come, until `stop` is set."""
@@ -92,41 +98,60 @@ class Folder:
             names = self._names()
             if names is None:
                 return []
-            self._done &= names  # what is gone may come again under its name
-            self._settling = {name: seen for name, seen in self._settling.items() if name in names}
-            self.skipped = {path for path in self.skipped if path.name in names}
-            self._touched = names
-            self._all_due = self._clock() + (LOOK_AT_ALL if self._events is not None else 0)
-        candidates = (self._touched | self._settling.keys()) - self._done
+            self._look_at_all(names)
+        candidates = self._touched | self._settling.keys()
         self._touched = set()
         ready = sorted(self._whole(candidates))
-        self._done.update(ready)
+        self._young.update(dict.fromkeys(ready, self._clock()))
         return ready
 
+    def _at_start(self) -> dict[str, Version | None]:
+        """The images that are not new. Where no events tell of changes, their versions are not asked for."""
+        names = self._names() or set()
+        if self._poll is not None:  # on a network drive that takes a round trip each
+            return dict.fromkeys(names)
+        return {name: version for name in names if (version := self._version(name)) is not None}
+
+    def _look_at_all(self, names: set[str]) -> None:
+        """What is gone may come again under its name; what was taken lately may have gone on growing.
+
+        And what is known at all may have changed before there were events, or while they were lost.
+        """
+        is_first = self._events is not None and not self._all_due
+        self._done = {name: version for name, version in self._done.items() if name in names}
+        self._settling = {name: seen for name, seen in self._settling.items() if name in names}
+        self.skipped = {path for path in self.skipped if path.name in names}
+        known = self._done.keys() if is_first else self._young.keys()
+        self._touched |= (names - self._done.keys()) | (known & names)
+        now = self._clock()
+        self._young = {name: taken for name, taken in self._young.items() if now - taken < LOOK_AT_ALL}
+        self._all_due = now + (LOOK_AT_ALL if self._events is not None else 0)
+
     def _whole(self, names: Iterable[str]) -> Iterator[str]:
-        """Those of `names` whose size has settled."""
+        """Those of `names` that have settled, in a version that was not taken yet; from here on it is."""
         now = self._clock()
         for name in names:
-            size = self._size(name)
+            version = self._version(name)
             before, since = self._settling.pop(name, (None, now))
-            if not size:
+            if version is None or version == self._done.get(name):
                 continue
-            if size != before:
-                self._settling[name] = size, now
+            if version != before:
+                self._settling[name] = version, now
             elif now - since < SETTLED:
-                self._settling[name] = size, since
+                self._settling[name] = version, since
             else:
+                self._done[name] = version
                 yield name
 
-    def _size(self, name: str) -> int | None:
-        """Bytes of a regular file; None: it is none, or gone."""
+    def _version(self, name: str) -> Version | None:
+        """Of a regular file; None: it is none, empty, or gone."""
         path = self._path / name
         try:
             status = path.stat()
         except OSError:
             return None
         if stat.S_ISREG(status.st_mode):
-            return status.st_size
+            return (status.st_size, status.st_mtime_ns) if status.st_size else None
         if path not in self.skipped:
             self.skipped.add(path)
             log.warning("skipped: %s: expected an image, got no regular file", name)
@@ -188,15 +213,24 @@ class Folder:
         if self._events is None:
             stop.wait(pause)
             return
-        changes = self._events.watch(int(1000 * GATHER), int(1000 * STEP), int(1000 * pause), stop)
-        if isinstance(changes, str):  # there were none
+        try:
+            changes = self._events.watch(int(1000 * GATHER), int(1000 * STEP), int(1000 * pause), stop)
+        except RuntimeError as error:  # of a name that is no UTF-8, and whatever comes after it
+            log.debug("--watch %s: events are lost (%s)", self._path, error)
+            self._forget_events()  # all is looked at instead
+            stop.wait(LOOK)
             return
+        if not isinstance(changes, str):  # there were some
+            self._note(changes)
+
+    def _note(self, changes: Iterable[tuple[int, str]]) -> None:
+        """What the system has told."""
         for change, path in changes:
             name = Path(path).name
             if _is_image(name):
                 self._touched.add(name)
                 if change == DELETED:
-                    self._done.discard(name)
+                    self._done.pop(name, None)
         self.skipped = {path for path in self.skipped if path.name not in self._touched}
 
 

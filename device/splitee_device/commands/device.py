@@ -245,9 +245,11 @@ def device(
 
     session = Session(connection, topics, device, instance, patience=patience or None, stop=is_stopped)
     notify(f"STATUS=connecting to {link.address}")
-    connection.open(link.connect_timeout)
+    connection.open(link.connect_timeout, stop.is_set)
     notify("READY=1", "STATUS=waiting for a server to open a run")
     try:
+        if stop.is_set():
+            raise Stopped
         take_part(session, topics, directory, chosen)
         log.info("run finished")
     except Stopped:

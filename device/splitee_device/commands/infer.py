@@ -14,6 +14,7 @@ from splitee.cli.command import Command, section
 from splitee.cli.link_options import link_options
 from splitee.cli.settings import setting, settings_file
 from splitee.cli.signals import stop_on_signals
+from splitee.cli.systemd import feed_watchdog, notify
 from splitee.cli.verbosity import log_options
 from splitee.errors import ConfigError
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
@@ -27,6 +28,7 @@ from splitee_device.inference.recent import offline, serving_link
 from splitee_device.inference.service import InferenceService
 from splitee_device.upgrade.health import Health
 from splitee_device.upgrade.released import ReleasedSoftware
+from splitee_device.upgrade.software import Software
 
 log = logging.getLogger(__name__)
 
@@ -119,12 +121,18 @@ def infer(
 
     def is_over() -> bool:
         health.tick(connection.connected)
+        if connection.alive:
+            feed_watchdog()
         return stop.is_set()
 
-    connection.open(link.connect_timeout)
+    notify(f"STATUS=connecting to {link.address}")
+    connection.open(link.connect_timeout, stop.is_set)
+    notify("READY=1", "STATUS=predicting")
     try:
         service.run(capture, is_over)
         log.info("stopped after %d images", service.tally.predicted)
     finally:
+        if Software.of_this_process() is None:  # else it is the launcher that stops, or starts another one
+            notify("STOPPING=1")
         service.close()
         connection.close(offline(topics, device, instance))

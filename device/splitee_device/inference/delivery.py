@@ -107,6 +107,18 @@ class Delivery:
             offer, self._postponed = self._postponed, None
             self._on_offer(offer)
 
+    def hear_again(self) -> None:
+        """Messages were lost: the broker says once more what it retains, such as an offer."""
+        self._port.subscribe(*self._gate.filters)
+
+    def fetch_again(self, reason: str) -> None:
+        """What was in service is lost: the last offer counts once more."""
+        if (offer := self._known) is None:
+            return
+        self.report(offer.release, "failed", reason)
+        if offer.action == "install" and self._offer is None:
+            self._on_offer(offer)
+
     def report(self, release: str, state: ReleaseState, reason: str = "") -> None:
         """Tells the fleet what became of a release, and which one is in service."""
         have, whole = (self._have, self._offer.size) if state == "downloading" and self._offer else (0, 0)

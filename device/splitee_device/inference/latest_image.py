@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from splitee.clock import Clock
 from splitee.durable import UNFINISHED
 from splitee.errors import ConfigError
 from splitee.log_limits import FirstFew
+from splitee.samples.images import UnreadableImage, read_encoded
 
 EVERY = 1.0  # seconds between two writes, at least
 
@@ -44,16 +45,26 @@ class LatestImage:
         if self._next is None or self._clock() - self._written_at < EVERY:
             return
         source, self._next, self._written_at = self._next, None, self._clock()
-        temporary = self._path.with_name(f".{self._path.name}{UNFINISHED}")
         try:
-            temporary.unlink(missing_ok=True)
-            with temporary.open("xb") as file:  # never through a link that somebody else has put there
-                if isinstance(source, bytes):
-                    file.write(source)
-                else:
-                    with source.open("rb") as image:
-                        shutil.copyfileobj(image, file)
-            temporary.replace(self._path)
+            self._write(read_encoded(source))
+        except UnreadableImage as error:
+            self._note_failure(str(error))
         except OSError as error:
-            if self._log_failed.due():
-                log.warning("the latest image was not kept at %s: %s", self._path, error.strerror)
+            self._note_failure(error.strerror or str(error))
+
+    def _write(self, data: bytes) -> None:
+        """Raises OSError: the image before is still there, and nothing of this one."""
+        temporary = self._path.with_name(f".{self._path.name}{UNFINISHED}")
+        temporary.unlink(missing_ok=True)
+        try:
+            with temporary.open("xb") as file:  # never through a link that somebody else has put there
+                file.write(data)
+            temporary.replace(self._path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def _note_failure(self, reason: str) -> None:
+        if self._log_failed.due():
+            log.warning("the latest image was not kept at %s: %s", self._path, reason)

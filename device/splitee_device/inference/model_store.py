@@ -9,9 +9,11 @@ one whole model or the other.
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import logging
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -93,17 +95,45 @@ class ModelStore:
         Raises:
             ModelError: it is not sound.
         """
-        samples = directory / SAMPLES
-        if samples.exists():
-            write_atomically(self.path / SAMPLES, samples.read_bytes())
+        self.keep_samples(directory / SAMPLES)
         keep_region(self.path, kept_region(directory))
+        if (serves := self.release) is not None and self._has_adopted(directory) and self._is_intact():
+            return serves
         device, bundle = read_manifest(directory, ClientManifest).device, pack_bundle(directory)
-        digest, known = hashlib.sha256(bundle).hexdigest(), self.path / ADOPTED
-        if self.release is not None and known.exists() and known.read_text(errors="replace") == digest:
-            return self.release
         release = self._install(bundle, device, by_owner=True)
-        write_atomically(known, digest.encode())
+        write_atomically(self.path / ADOPTED, release.encode())
         return release
+
+    def keep_samples(self, samples: Path) -> None:
+        """New models are tried on these images from now on, where the file exists. Raises StateError."""
+        kept = self.path / SAMPLES
+        if samples.exists() and not (kept.exists() and filecmp.cmp(samples, kept, shallow=False)):
+            write_atomically(kept, samples.read_bytes())
+
+    def _has_adopted(self, directory: Path) -> bool:
+        """Whether this exported model is the one that was adopted last.
+
+        Its manifest says so, which has the graph's digest; of one that is not kept any more, its bundle's.
+        """
+        try:
+            adopted = (self.path / ADOPTED).read_text(errors="replace")
+        except OSError:
+            return False
+        if not re.fullmatch("[0-9a-f]{64}", adopted):
+            return False
+        kept, named = self.path / RELEASES / adopted / MANIFEST, directory / MANIFEST
+        if kept.exists() and named.exists():
+            return filecmp.cmp(kept, named, shallow=False)
+        return hashlib.sha256(pack_bundle(directory)).hexdigest() == adopted
+
+    def _is_intact(self) -> bool:
+        """Whether the files of the model in service are those that were delivered."""
+        try:
+            manifest = read_manifest(self.current, ClientManifest)
+            read_graph(self.current, manifest.file, manifest.sha256)
+        except ModelError:
+            return False
+        return True
 
     def install(self, bundle: bytes, device: str, *, signed: ModelOffer | None = None) -> str:
         """Checks and tries a bundle that was released, and puts it into service; returns its release.
@@ -124,7 +154,7 @@ class ModelStore:
     def _install(self, bundle: bytes, device: str, *, run: str | None = None, by_owner: bool = False) -> str:
         release = hashlib.sha256(bundle).hexdigest()
         folder = self.path / RELEASES / release
-        if self.release == release:
+        if self.release == release and self._is_intact():
             return release
         try:
             manifest = self._unpack(bundle, folder)
@@ -143,7 +173,7 @@ class ModelStore:
             raise ModelError(f"the delivered model is refused: {error}") from None
         self.trust.pin(manifest, tried.structure)
         before = self.release
-        if before is not None:
+        if before not in (None, release):
             self._point("previous", before)
         self._point("current", release)
         self._prune()
@@ -164,16 +194,20 @@ class ModelStore:
     def load(self, threads: int | None = None) -> ClientModel:
         """The model in service; when it does not load, the one before is put back and loaded.
 
-        Raises ModelError: neither loads.
+        Raises ModelError: neither loads. Where its files are damaged, none is in service any more.
         """
         try:
             return ClientModel(self.current, threads=threads)
         except ModelError as error:
-            if self._target("previous") is None:
-                raise
             log.warning("%s", error)
-        self.roll_back()
-        return ClientModel(self.current, threads=threads)
+        try:
+            if self._target("previous") is not None:
+                self.roll_back()
+            return ClientModel(self.current, threads=threads)
+        except ModelError:
+            if not self._is_intact():
+                self.current.unlink(missing_ok=True)
+            raise
 
     def _unpack(self, bundle: bytes, folder: Path) -> ClientManifest:
         try:
@@ -202,10 +236,10 @@ class ModelStore:
 
     def _in_service(self) -> Tried | None:
         """The trial of the model in service; None: there is none, or it is not sound any more."""
+        if not self._is_intact():
+            return None
         try:
-            manifest = read_manifest(self.current, ClientManifest)
-            read_graph(self.current, manifest.file, manifest.sha256)
-            return self._try(self.current, manifest.file)
+            return self._try(self.current, read_manifest(self.current, ClientManifest).file)
         except ModelError:
             return None
 

@@ -11,12 +11,14 @@ from dataclasses import asdict
 import numpy as np
 
 from splitee.cli.accuracy_words import threshold_in_words
-from splitee.errors import DataError
+from splitee.cli.plain_text import plain
+from splitee.errors import DataError, ModelError
+from splitee.inference.graphs import ClientModel
 from splitee.inference.offload import Offload
 from splitee.inference.predictor import NO_FLOORS, OffloadFloors, Prediction, Predictor
 from splitee.inference.signatures import ReleaseKey
 from splitee.log_limits import FirstFew
-from splitee.mqtt.events import Connected, Event, Message
+from splitee.mqtt.events import Connected, Event, Message, Overflow
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.rate_limiter import RateLimiter
@@ -38,6 +40,7 @@ from splitee_device.inference.unsure_images import UnsureImages
 
 LOG_EVERY = 2.0  # seconds between two predictions in the log
 TICK = 0.2  # seconds between two looks at the clock and the model in service
+HEAR_AGAIN = 10.0  # seconds between two requests for what was lost in a flood of triggers
 EVENTS = 64  # that are handled between two passes: a flood of messages does not stop the predictions
 MOST_TOGETHER = 8  # images in a pass
 LONGEST_PASS = 0.5  # seconds; with half of it, the next one may have twice as many images
@@ -112,6 +115,8 @@ class InferenceService:
         self._log_due = RateLimiter(LOG_EVERY)
         self._log_skips = FirstFew()
         self._log_dropped = RateLimiter()
+        self._has_lost = False  # messages, which may have been offers
+        self._hear_again = RateLimiter(HEAR_AGAIN)
         self._batch = 1  # images in a pass; more once passes are known to be short
         self._unlogged = 0
 
@@ -143,6 +148,10 @@ class InferenceService:
                 break
             self._handle(event, capture)
             wait = 0.0
+        if self._has_lost and self._hear_again.due():
+            self._has_lost = False
+            for delivery in self._deliveries:
+                delivery.hear_again()
         for delivery in self._deliveries:
             delivery.tick()
         if self._unsure is not None:
@@ -153,8 +162,10 @@ class InferenceService:
         self._recent.tell()
         if self._shelf.release != self._release:
             self._switch()
-        if capture is not None and self._predictor is not None:
-            self._classify(capture, self._predictor)
+        if capture is not None:
+            self._note_dropped(capture.images.dropped)
+            if self._predictor is not None:
+                self._classify(capture, self._predictor)
 
     def _handle(self, event: Event, capture: Capture | None) -> None:
         if isinstance(event, Message):
@@ -166,6 +177,8 @@ class InferenceService:
                 delivery.say_again()
             self._recent.tell_again()
             self._states.say_again()
+        elif isinstance(event, Overflow):
+            self._has_lost = True
 
     def close(self) -> None:
         self._states.close()
@@ -178,8 +191,12 @@ class InferenceService:
     def _switch(self) -> None:
         """Loads what is in service now: delivered, rolled back by hand, or put back as it did not load."""
         wanted = self._shelf.release
-        model = self._shelf.load(self._threads)
+        model = self._load_model()
         self._release = self._shelf.release
+        if model is None:
+            self._predictor = None
+            self._delivery.fetch_again("its files on this device are damaged")
+            return
         if wanted is not None and self._release != wanted:
             self._delivery.report(wanted, "rolled back", "it does not load")
         elif wanted is not None:
@@ -200,10 +217,22 @@ class InferenceService:
             words = f"threshold {in_force:.3f}, by this device's settings"
         log.info("in service: round %d of run %s; %s", model.manifest.round, model.manifest.run, words)
 
+    def _load_model(self) -> ClientModel | None:
+        """None: none is left in service, as the card has damaged them; one that is delivered mends that.
+
+        Raises ModelError: it is as it was delivered, and does not load all the same.
+        """
+        try:
+            return self._shelf.load(self._threads)
+        except ModelError as error:
+            if self._shelf.release is not None:
+                raise
+            log.warning("%s; waiting for one to be released to %s", error, self._device)
+            return None
+
     def _classify(self, capture: Capture, predictor: Predictor) -> None:
         """The images that have waited longest, in one pass: as many as keep it short."""
         taken = capture.images.take(self._batch)
-        self._note_dropped(capture.images.dropped)
         loaded = [(image, pixels) for image in taken if (pixels := self._load(image)) is not None]
         if capture.change is not None:
             loaded = [(image, pixels) for image, pixels in loaded if capture.change.passes(pixels)]
@@ -234,8 +263,8 @@ class InferenceService:
             return None
 
     def _publish(self, name: str, prediction: Prediction) -> None:
-        """Tells of a prediction everybody who is to know of it."""
-        report = PredictionReport(picture=name[:1000], time=time.time(), **asdict(prediction))
+        """Tells of a prediction everybody who is to know of it. A file's name need not be text."""
+        report = PredictionReport(picture=plain(name)[:1000], time=time.time(), **asdict(prediction))
         self._link.publish(self._topic, report.encode())
         self._states.take(report)
         self.tally.add(prediction)
@@ -243,7 +272,8 @@ class InferenceService:
         self._log(name, prediction)
 
     def _note_dropped(self, dropped: int) -> None:
-        if dropped > self._recent.dropped and self._log_dropped.due():
+        """Without a model all are, which has been said."""
+        if dropped > self._recent.dropped and self._predictor is not None and self._log_dropped.due():
             log.warning("more images come than are classified: %d were dropped so far", dropped)
         self._recent.dropped = dropped
 

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -87,15 +88,19 @@ def _memory(graph: int) -> int:
 def _run(setup: Setup) -> Tried:
     files = tuple(number for number in (setup.manifest, setup.graph, setup.samples) if number is not None)
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "splitee_device.inference.trial_worker", msgspec.json.encode(setup)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.DEVNULL,
-            pass_fds=files,
-            env=_environment(),
-            cwd="/",
-        )
+        with _signals_blocked():
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "splitee_device.inference.trial_worker"),
+                    msgspec.json.encode(setup),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.DEVNULL,
+                pass_fds=files,
+                env=_environment(),
+                cwd="/",
+            )
         try:
             status = process.wait(setup.seconds)
         except subprocess.TimeoutExpired:
@@ -111,6 +116,20 @@ def _run(setup: Setup) -> Tried:
         return msgspec.json.decode(answer, type=Tried)
     except msgspec.MsgspecError:
         return Tried("its trial ends without a word")
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """A process that is started in here never gets the signals that ask the service to stop.
+
+    systemd sends them to all of its processes, and a terminal does on Ctrl-C: a sound model whose trial ended
+    with one would be reported as refused.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _environment() -> dict[str, str]:

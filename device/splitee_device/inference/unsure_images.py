@@ -21,13 +21,13 @@ from splitee.inference.predictor import Prediction
 from splitee.log_limits import FirstFew
 from splitee.protocol.fields import Fraction, Text
 from splitee.samples.fitting import Pixels
-from splitee.samples.images import IMAGE_SUFFIXES
+from splitee.samples.images import IMAGE_SUFFIXES, UnreadableImage, read_encoded
 
-LARGEST = 32 << 20  # bytes of an image that is kept
 CELLS = 8  # a side, of what two images are compared by
 ALIKE = 0.98  # correlation of their cells from which on two images are alike
 COMPARED = 500  # images that a new one is compared with: the last ones
 GUESS = ".{}.json"  # beside an image: what the model took it for
+OWN = re.compile(r"(\d{8}T\d{6}\.\d{3}-.+)|\.\d{8}T\d{6}\.\d{3}-.+\.json")  # a kept image, or its guess
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +99,8 @@ class UnsureImages:
         cells = _cells(pixels)
         if any(_correlation(cells, kept) >= ALIKE for kept in self._kept):
             return
-        data = source if isinstance(source, bytes) else _read(source)
-        if data is not None and len(data) <= LARGEST:
+        with contextlib.suppress(OSError, UnreadableImage):  # it is gone, or too large
+            data = read_encoded(source)
             guess = KeptGuess(prediction.label, prediction.probability, prediction.entropy, time.time())
             self._candidate = _Candidate(name, data, cells, guess)
 
@@ -127,14 +127,20 @@ class UnsureImages:
         write_atomically(self._folder / name, candidate.data)
 
     def _make_room(self, size: int) -> None:
-        """Removes the oldest images until there is room for one more, and guesses whose image is gone."""
+        """Removes the oldest images until there is room for one more, and guesses whose image is gone.
+
+        Only what was kept here: its owner may have other files in this folder.
+        """
         images, guesses = [], []
         for path in self._folder.iterdir():
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            own = OWN.fullmatch(path.name)
+            if own is None:
+                continue
+            if own[1]:
                 with contextlib.suppress(OSError):
                     status = path.lstat()
                     images.append((status.st_mtime_ns, path.name, status.st_size, path))
-            elif path.name.startswith(".") and path.suffix == ".json":
+            else:
                 guesses.append(path)
         images.sort()
         total = sum(length for _, _, length, _ in images)
@@ -183,12 +189,3 @@ def _correlation(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -
     if not one.any() and not other.any():
         return 1.0
     return float(one @ other) if one.shape == other.shape else 0.0
-
-
-def _read(path: Path) -> bytes | None:
-    """None: it is gone, or too large."""
-    try:
-        with path.open("rb") as file:
-            return file.read(LARGEST + 1)
-    except OSError:
-        return None

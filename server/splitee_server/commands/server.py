@@ -290,7 +290,7 @@ def server(
             certificate = own_certificate(link.tls)
             warn_before_it_ends(certificate)
             with monitoring.observers(connection, topics, store, certificate) as observers:
-                connection.open(link.connect_timeout)
+                connection.open(link.connect_timeout, stop.is_set)
                 for one in links_of(connection):
                     say_limits(one, devices)
                 farewell = None

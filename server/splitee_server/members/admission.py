@@ -129,6 +129,10 @@ class Admission:
         members = (member.device for member in self._members.remaining())
         return sorted({*self.last_status, *self._profiles, *members})
 
+    def waiting_profile(self, device: str) -> Profile | None:
+        """Of a device that has not joined; None: it has, or has not asked to."""
+        return self._profiles.get(device)
+
     def dismiss(self, devices: Iterable[str]) -> bool:
         """Nothing that these devices have said counts any more.
 

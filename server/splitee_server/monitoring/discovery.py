@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
 from splitee import __version__
@@ -30,23 +30,29 @@ Component = dict[str, Any]
 
 
 def discovery(
-    topics: Topics, device: str, profile: Profile, *, classes: bool = False, gone: Iterable[str] = ()
+    topics: Topics,
+    device: str,
+    profile: Profile | None,
+    *,
+    class_names: Sequence[str] = (),
+    gone: Iterable[str] = (),
 ) -> dict[str, Any]:
     """What Home Assistant shows of `device`.
 
     Args:
-        classes: a binary sensor for each class, too.
+        profile: None: the device predicts, and does not train.
+        class_names: a binary sensor for each of these, too.
         gone: keys of binary sensors of earlier payloads; those that are in this one no more are removed.
     """
     unique = f"splitee/{topics.fleet}/{device}"
-    components = training_sensors(topics, device) | {
+    components = (training_sensors(topics, device) if profile is not None else {}) | {
         "prediction": last_prediction(topics, device),
         "state": predicted_state(topics, device),
         "model_update": update(topics, device, "model", "Model"),
         "software_update": update(topics, device, "software", "Software"),
     }
-    if classes and len(profile.class_names) <= MOST_CLASSES:
-        components |= {class_key(name): class_sensor(topics, device, name) for name in profile.class_names}
+    if len(class_names) <= MOST_CLASSES:
+        components |= {class_key(name): class_sensor(topics, device, name) for name in class_names}
     removed: dict[str, Component] = {
         key: {"platform": "binary_sensor"} for key in sorted({*gone} - {*components})[:MOST_GONE]
     }
@@ -55,14 +61,21 @@ def discovery(
             "identifiers": [unique],
             "name": device,
             "manufacturer": "Hetero-SplitEE",
-            "sw_version": profile.version,
         }
-        | ({"model": profile.capability.machine} if profile.capability else {}),
+        | _described(profile),
         "origin": {"name": "splitee", "sw_version": __version__},
         "components": {key: {"unique_id": f"{unique}/{key}", **found} for key, found in components.items()}
         | removed,
         "qos": 1,
     }
+
+
+def _described(profile: Profile | None) -> dict[str, str]:
+    """What the device says of itself."""
+    if profile is None:
+        return {}
+    version = {"sw_version": profile.version}
+    return version | ({"model": profile.capability.machine} if profile.capability else {})
 
 
 def class_keys(keys: Iterable[str]) -> frozenset[str]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from splitee.durable import unwritable, write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee.mqtt.port import Port
 from splitee.protocol.fleet import Profile
+from splitee.protocol.release_orders import MOST_DEVICES
 from splitee.protocol.topics import Topics
 from splitee_server.monitoring.discovery import class_keys, discovery
 from splitee_server.monitoring.observer import Observer
@@ -21,10 +23,18 @@ RECORD = Path("home-assistant") / "topics"  # in the server's state; a folder ou
 
 
 class HomeAssistant(Observer):
-    """Announces each device that joins; takes back what is announced elsewhere, or no longer wanted."""
+    """Announces each device that joins or predicts; takes back what is not wanted any more, or elsewhere."""
 
     def __init__(
-        self, link: Port, topics: Topics, state: Path, *, wanted: bool, prefix: str, classes: bool = False
+        self,
+        link: Port,
+        topics: Topics,
+        state: Path,
+        *,
+        wanted: bool,
+        prefix: str,
+        classes: bool = False,
+        class_names: Sequence[str] = (),
     ) -> None:
         """Reads what earlier processes have announced.
 
@@ -32,6 +42,7 @@ class HomeAssistant(Observer):
             state: remembers what is announced.
             prefix: Home Assistant's discovery prefix.
             classes: a binary sensor for each class of a device.
+            class_names: the classes of devices that only predict; empty: they are not known.
 
         Raises:
             ConfigError: no such prefix can be.
@@ -44,6 +55,7 @@ class HomeAssistant(Observer):
         self._prefix = prefix
         self._wanted = wanted
         self._classes = classes
+        self._class_names = tuple(class_names)
         self._record = state / RECORD
         self._announced: dict[str, bytes] = {}
         self._known = self._read()
@@ -58,11 +70,22 @@ class HomeAssistant(Observer):
         self._take_back()
 
     def on_admitted(self, device: str, profile: Profile) -> None:
-        if not self._wanted:
-            return
+        if self._wanted:
+            self._announce(device, profile, profile.class_names)
+
+    def on_predicting(self, device: str, profile: Profile | None) -> None:
+        is_new = self._topics.discovery(self._prefix, device) not in self._announced
+        if self._wanted and is_new and len(self._announced) < MOST_DEVICES:
+            self._announce(device, profile, self._class_names if profile is None else profile.class_names)
+
+    def _announce(self, device: str, profile: Profile | None, class_names: Sequence[str]) -> None:
         topic = self._topics.discovery(self._prefix, device)
         found = discovery(
-            self._topics, device, profile, classes=self._classes, gone=self._known.get(topic, ())
+            self._topics,
+            device,
+            profile,
+            class_names=class_names if self._classes else (),
+            gone=self._known.get(topic, ()),
         )
         payload = json.dumps(found).encode()
         if topic in self._stale:

@@ -27,6 +27,9 @@ class Observer:
     def on_admitted(self, device: str, profile: Profile) -> None:
         """A device has joined, or a new process of it."""
 
+    def on_predicting(self, device: str, profile: Profile | None) -> None:
+        """A device predicts, as it says every few seconds. `profile`: of one that has asked to join."""
+
     def on_dismissed(self, device: str) -> None:
         """A device is gone for good; also told of each when the link is up again."""
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +27,46 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Discovery:
+    """Whether Home Assistant is to find the fleet's devices, and how."""
+
+    wanted: bool
+    prefix: str
+    classes: bool
+
+    def observer(
+        self, link: Port, topics: Topics, state: Path, class_names: Sequence[str] = ()
+    ) -> HomeAssistant | None:
+        """None: nothing is to be announced, nor to be taken back.
+
+        Args:
+            state: remembers what is announced.
+            class_names: the classes of devices that only predict; empty: they are not known.
+
+        Raises:
+            ConfigError: no such prefix can be.
+            StateError: `state` cannot be written.
+        """
+        if not self.wanted and not (state / RECORD).exists():
+            return None
+        return HomeAssistant(
+            link,
+            topics,
+            state,
+            wanted=self.wanted,
+            prefix=self.prefix,
+            classes=self.classes,
+            class_names=class_names,
+        )
+
+
+@dataclass(frozen=True)
 class Monitoring:
     """What was asked for."""
 
     metrics_port: int | None
     metrics_bind: str
-    home_assistant: bool
-    home_assistant_prefix: str
-    home_assistant_classes: bool
+    discovery: Discovery
     tensorboard: Path | None
 
     @contextmanager
@@ -52,17 +84,8 @@ class Monitoring:
         """
         with ExitStack() as stack:
             found: list[Observer] = []
-            if self.home_assistant or (store.path / RECORD).exists():
-                found.append(
-                    HomeAssistant(
-                        link,
-                        topics,
-                        store.path,
-                        wanted=self.home_assistant,
-                        prefix=self.home_assistant_prefix,
-                        classes=self.home_assistant_classes,
-                    )
-                )
+            if (home_assistant := self.discovery.observer(link, topics, store.path)) is not None:
+                found.append(home_assistant)
             if self.tensorboard is not None:
                 from splitee_server.monitoring.tensorboard import TensorBoard
 
@@ -76,6 +99,20 @@ class Monitoring:
             yield found
 
 
+_DISCOVERY = (
+    setting("--home-assistant", is_flag=True, help="Let Home Assistant discover the fleet's devices."),
+    setting(
+        "--home-assistant-prefix",
+        default="homeassistant",
+        metavar="TOPIC",
+        help="Discovery prefix of Home Assistant.",
+    ),
+    setting(
+        "--home-assistant-classes",
+        is_flag=True,
+        help=f"A binary sensor in Home Assistant for each class, of devices with at most {MOST_CLASSES}.",
+    ),
+)
 _OPTIONS = (
     setting(
         "--metrics-port",
@@ -90,18 +127,7 @@ _OPTIONS = (
         metavar="BIND",
         help="Address at which --metrics-port is served; 0.0.0.0: all of this machine's.",
     ),
-    setting("--home-assistant", is_flag=True, help="Let Home Assistant discover the fleet's devices."),
-    setting(
-        "--home-assistant-prefix",
-        default="homeassistant",
-        metavar="TOPIC",
-        help="Discovery prefix of Home Assistant.",
-    ),
-    setting(
-        "--home-assistant-classes",
-        is_flag=True,
-        help=f"A binary sensor in Home Assistant for each class, of devices with at most {MOST_CLASSES}.",
-    ),
+    *_DISCOVERY,
     setting(
         "--tensorboard",
         type=click.Path(path_type=Path),
@@ -112,11 +138,20 @@ _OPTIONS = (
 )
 
 
-def _monitoring(**wanted: Any) -> Monitoring:
-    require("--metrics-port", wanted["metrics_port"] is not None, "--metrics-bind")
-    require("--home-assistant", wanted["home_assistant"], "--home-assistant-classes")
-    return Monitoring(**wanted)
+def _discovery(home_assistant: bool, home_assistant_prefix: str, home_assistant_classes: bool) -> Discovery:
+    require("--home-assistant", home_assistant, "--home-assistant-classes")
+    return Discovery(home_assistant, home_assistant_prefix, home_assistant_classes)
 
+
+def _monitoring(
+    metrics_port: int | None, metrics_bind: str, tensorboard: Path | None, **home_assistant: Any
+) -> Monitoring:
+    require("--metrics-port", metrics_port is not None, "--metrics-bind")
+    return Monitoring(metrics_port, metrics_bind, _discovery(**home_assistant), tensorboard)
+
+
+discovery_options = option_group("discovery", _discovery, *_DISCOVERY, title="Monitoring")
+"""Adds the flags of Home Assistant alone; the command gets them as its argument `discovery: Discovery`."""
 
 monitoring_options = option_group("monitoring", _monitoring, *_OPTIONS, title="Monitoring")
 """Adds the flags; the command gets them as its argument `monitoring: Monitoring`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Event, Message
@@ -76,10 +76,10 @@ class SeveralBrokers:
     def cpu(self) -> float:
         return sum(link.cpu for link in self._links)
 
-    def open(self, timeout: float | None) -> None:
+    def open(self, timeout: float | None, stop: Callable[[], bool] = lambda: False) -> None:
         """Raises what `Link.open` does, of the first broker that is not reached."""
         for link in self._links:
-            link.open(timeout)
+            link.open(timeout, stop)
 
     def close(self, farewell: tuple[str, bytes] | None = None) -> None:
         for link in self._links:

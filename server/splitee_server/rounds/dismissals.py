@@ -109,6 +109,8 @@ class Dismissals:
             self._say_why(rejection.device, instance)
         if rejection.route.retained:
             self._clear([envelope.topic])
+        if rejection.route is routes.SERVING:  # which is said after each state, that nobody here reads
+            self._clear([routes.PREDICTED_STATE.topic(self._topics, rejection.device)])
 
     def _named(self, request: Dismissal) -> list[str]:
         """The devices that a request changes something for. Raises ConfigError: one is not known."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -53,6 +54,23 @@ def test_version_and_help_succeed(tmp_path: Path) -> None:
     shown = " ".join(done.stdout.split())  # however wide the terminal is
     assert all(f" {name} {summary}" in shown for name, summary in SUMMARIES.items())
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("closed", [(0,), (0, 1, 2)])
+def test_a_standard_file_that_is_closed_is_none_that_is_opened_later(closed: tuple[int, ...]) -> None:
+    """As of `splitee infer <&-`, whose trial of a model got the manifest as its standard input."""
+    code = f"""
+import os
+shows = os.dup(1)
+for number in {closed}: os.close(number)
+from splitee.cli.main import main
+try:
+    main(["--version"])
+finally:
+    os.write(shows, " ".join(os.readlink(f"/proc/self/fd/{{number}}") for number in {closed}).encode())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == " ".join([os.devnull] * len(closed)), done.stderr
 
 
 def test_every_command_has_a_summary() -> None:

@@ -15,6 +15,7 @@ from proxy import Proxy
 from waiting import until
 
 from splitee.errors import BrokerUnreachable
+from splitee.mqtt import link as link_module
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.events import Connected, Disconnected, Event, Message
 from splitee.mqtt.link import Link
@@ -212,3 +213,15 @@ def test_close_ends_an_open_that_waits() -> None:
     opener.join(DEADLINE)
     assert not opener.is_alive()
     assert len(raised) == 1
+
+
+def test_who_is_asked_to_stop_does_not_wait_for_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = BrokerAddress("127.0.0.1", taken.getsockname()[1])
+    monkeypatch.setattr(link_module, "delays", lambda: iter([DEADLINE] * 2))
+    link = Link(address, "link")
+    started = time.monotonic()
+    link.open(None, lambda: time.monotonic() - started > 0.5)
+    assert 0.5 < time.monotonic() - started < DEADLINE / 2
+    assert not link.connected
+    link.close()

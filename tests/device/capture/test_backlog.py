@@ -14,17 +14,18 @@ from splitee_device.capture.backlog import Backlog, NewImage
 
 
 class Numbers:
-    """A source of images that are called by their numbers; `error` is what it ends with."""
+    """A source of images of so many bytes, called by their numbers; `error` is what it ends with."""
 
-    def __init__(self, count: int, error: Exception | None = None) -> None:
+    def __init__(self, count: int, error: Exception | None = None, size: int = 1) -> None:
         self.next = 0
+        self._size = size
         self._count = count
         self._error = error
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
         while self.next < self._count and not stop.is_set():
             self.next += 1
-            yield NewImage(str(self.next - 1), b"x")
+            yield NewImage(str(self.next - 1), bytes(self._size))
         if self._error is not None:
             raise self._error
 
@@ -53,6 +54,22 @@ def test_where_none_may_be_dropped_the_source_waits() -> None:
     until(lambda: found.extend(names(backlog, 3)) or backlog.ended)
     assert found == list(range(100))
     assert backlog.dropped == 0
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_of_large_images_fewer_wait_and_one_always_does(drops: bool) -> None:
+    source = Numbers(10, size=100)
+    backlog = Backlog(source, 8, drops=drops, room_bytes=350)
+    backlog.open(lambda: None)
+    until(lambda: source.next == (10 if drops else 4) and backlog.waiting == 3)
+    assert backlog.dropped == (7 if drops else 0)
+    assert names(backlog) == ([7, 8, 9] if drops else [0, 1, 2])
+    backlog.close()
+    small = Backlog(Numbers(2, size=100), 8, drops=drops, room_bytes=50)
+    small.open(lambda: None)
+    found: list[int] = []
+    until(lambda: found.extend(names(small)) or small.ended)
+    assert found[-1] == 1
 
 
 def test_what_waits_when_it_is_closed_is_there_when_it_is_opened_again() -> None:

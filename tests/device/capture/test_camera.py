@@ -6,13 +6,15 @@ from __future__ import annotations
 import io
 import os
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from waiting import until
+from waiting import LONG, until
 
 from splitee.errors import DataError
 from splitee_device.capture.backlog import Backlog
@@ -120,6 +122,22 @@ def test_a_program_that_hangs_is_ended_and_named(
     until(lambda: not Path(f"/proc/{started(folder)[0][0]}").exists())
 
 
+def test_a_program_that_nobody_takes_images_of_does_not_hang(
+    program: Program, caplog: pytest.LogCaptureFixture
+) -> None:
+    comments = r"4 * (b'\xff\xfe\xff\xff' + bytes(65533))"  # more than a pipe holds
+    folder = program(f"image = image[:2] + {comments} + image[2:]\nwhile True: os.write(1, image)")
+    backlog = Backlog(Camera(Pace(0.0), silence=1.0), 1, drops=False)
+    woken = threading.Event()
+    backlog.open(woken.set)
+    assert woken.wait(LONG)
+    time.sleep(1.5)  # longer than the program may be silent for
+    taken: list[object] = []
+    until(lambda: taken.extend(backlog.take(1)) or len(taken) == 20)
+    backlog.close()
+    assert len(started(folder)) == 1 and caplog.messages == []
+
+
 def test_an_image_without_an_end_is_passed_over(program: Program, opened: Open) -> None:
     program(
         "deliver(1.2)\nos.write(1, image[:-2])\n"
@@ -152,9 +170,10 @@ def test_a_camera_is_asked_for_about_as_many_images_as_are_wanted(every: float, 
     assert rate_for(every) == rate
 
 
-def test_what_a_program_has_started_ends_with_it(program: Program, opened: Open) -> None:
+def test_what_a_program_has_started_ends_with_it_whatever_it_ignores(program: Program, opened: Open) -> None:
     folder = program(
-        "import subprocess\nchild = subprocess.Popen(['/bin/sleep', '600'])\n"
+        "import signal, subprocess\nignores = lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "child = subprocess.Popen(['/bin/sleep', '600'], preexec_fn=ignores)\n"
         "(folder / 'child').write_text(str(child.pid))\ndeliver(60)"
     )
     backlog = opened(Camera(Pace(0.0)))

@@ -62,6 +62,42 @@ def test_a_file_that_grows_is_taken_when_it_has_settled(tmp_path: Path, clock: F
     assert folder.new() == ["grows.jpg"]
 
 
+def test_a_file_that_has_its_size_from_the_start_is_taken_when_nobody_writes_any_more(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    """As a copy over SMB."""
+    folder = Folder(tmp_path, poll=1, clock=clock)
+    file = tmp_path / "copied.jpg"
+    file.write_bytes(b"xxx")
+    for written_at in range(1, 4):
+        os.utime(file, (written_at, written_at))
+        assert folder.new() == []
+        clock.advance(SETTLED)
+    assert folder.new() == ["copied.jpg"]
+
+
+def test_what_grows_between_the_start_and_the_first_look_is_new(tmp_path: Path, clock: FakeClock) -> None:
+    for name in ("grows.jpg", "old.jpg"):
+        (tmp_path / name).write_bytes(b"ha")
+    folder = Folder(tmp_path, clock=clock)
+    (tmp_path / "grows.jpg").write_bytes(b"half and half")
+    assert looks(folder, clock) == [[], ["grows.jpg"], []]
+
+
+@pytest.mark.parametrize("stall", [SETTLED, 5.0])
+def test_a_file_that_grows_after_it_was_taken_is_taken_again(
+    tmp_path: Path, clock: FakeClock, stall: float
+) -> None:
+    folder = Folder(tmp_path, poll=5, clock=clock)
+    file = tmp_path / "stalls.jpg"
+    file.write_bytes(b"ha")
+    assert looks(folder, clock) == [[], ["stalls.jpg"], []]
+    clock.advance(stall)
+    file.write_bytes(b"half and half")
+    assert looks(folder, clock) == [[], ["stalls.jpg"], []]
+    assert looks(folder, clock) == [[], [], []]
+
+
 def test_what_is_gone_may_come_again_under_its_name(tmp_path: Path, clock: FakeClock) -> None:
     folder = Folder(tmp_path, poll=1, clock=clock)
     for _ in range(2):
@@ -155,6 +191,33 @@ def test_the_system_tells_of_what_comes_by_copy_and_by_move(tmp_path: Path, coll
     (watched / "copied.jpg").unlink()
     (watched / "copied.jpg").write_bytes(b"x")
     assert taken(backlog, 1) == ["copied.jpg"]
+
+
+def test_an_image_is_taken_in_each_version_and_its_permissions_are_none(
+    tmp_path: Path, collect: Collect
+) -> None:
+    watched, new = tmp_path / "watched", tmp_path / "new.jpg"
+    watched.mkdir()
+    for name in ("latest.jpg", "old.jpg"):
+        (watched / name).write_bytes(b"x")
+    backlog = collect(Folder(watched))
+    for size in (2, 3):
+        new.write_bytes(b"x" * size)
+        new.rename(watched / "latest.jpg")
+        assert taken(backlog, 1) == ["latest.jpg"]
+    with (watched / "latest.jpg").open("ab") as file:
+        file.write(b"x")
+    assert taken(backlog, 1) == ["latest.jpg"]
+    (watched / "old.jpg").chmod(0o600)
+    (watched / "last.jpg").write_bytes(b"x")
+    assert taken(backlog, 1) == ["last.jpg"]
+
+
+def test_names_that_are_no_text_are_names(tmp_path: Path, collect: Collect) -> None:
+    backlog = collect(Folder(tmp_path))
+    for name in (b"caf\xe9.jpg", b"later.jpg", b"\xff.jpg"):
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name)).write_bytes(b"x")
+        assert taken(backlog, 1) == [os.fsdecode(name)]
 
 
 def test_a_drive_that_comes_back_is_listened_to_again(tmp_path: Path, collect: Collect) -> None:

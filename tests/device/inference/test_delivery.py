@@ -7,9 +7,12 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import graphs
 import pytest
 from fakes import FakeClock, FakePort
 
+from splitee.errors import ModelError
+from splitee.inference.manifest import CLIENT
 from splitee.mqtt.events import Message
 from splitee.protocol import routes
 from splitee.protocol.inference import ModelOffer, ModelReport, ReleasePart, ReleaseWant
@@ -133,3 +136,27 @@ def test_a_disk_without_room_fails_the_release_and_nothing_else(
     said = ModelReport.decode(port.payloads(REPORTS)[-1])
     assert (said.state, said.reason) == ("failed", "it takes 268.4 MB, and the disk has only 1.0 KB left")
     assert offsets_asked_for(port) == []
+
+
+def test_a_model_that_the_card_has_spoilt_is_fetched_again(
+    port: FakePort, delivery: Delivery, tmp_path: Path
+) -> None:
+    bundle = graphs.bundle()
+    release = hashlib.sha256(bundle).hexdigest()
+    sound = ModelOffer(release=release, size=len(bundle), run="run-a").encode()
+    whole = Message(
+        routes.MODEL_PART.topic(TOPICS, "pi-1"), ReleasePart(release=release, offset=0, data=bundle).encode()
+    )
+    store = ModelStore(tmp_path)
+    offer(delivery, sound)
+    delivery.handle(whole)
+    (store.current / CLIENT).write_bytes(b"spoilt")
+    with pytest.raises(ModelError, match="is damaged"):
+        store.load()
+    delivery.fetch_again("it is damaged")
+    delivery.handle(whole)
+    assert store.release == release and store.load()
+    assert offsets_asked_for(port) == [0, 0]
+    said = [ModelReport.decode(payload) for payload in port.payloads(REPORTS)]
+    taken = ["trying", "in service"]
+    assert [one.state for one in said] == ["downloading", *taken, "failed", *taken]

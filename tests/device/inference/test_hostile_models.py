@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
+from waiting import until
 
 from splitee.errors import ModelError
 from splitee.inference.bundle import Bundle
@@ -141,6 +144,33 @@ def test_what_takes_too_much_is_refused_and_the_device_lives(
     with pytest.raises(ModelError, match=r"memory|alloc|within|trial"):
         try_model(tmp_path, "client.onnx", tmp_path / SAMPLES, seconds=seconds)
     assert time.monotonic() - started < seconds + 5
+
+
+def test_what_asks_the_service_to_stop_ends_no_trial(tmp_path: Path) -> None:
+    """systemd sends it to every process of a unit, and a terminal does on Ctrl-C."""
+    data = graphs.graph().SerializeToString()
+    (tmp_path / "client.onnx").write_bytes(data)
+    (tmp_path / "manifest.json").write_bytes(graphs.encoded(graphs.manifest(data)))
+    asked: list[int] = []
+
+    def ask() -> None:
+        until(lambda: asked.extend(trials()) or asked)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(asked[0], number)
+
+    asks = threading.Thread(target=ask)
+    asks.start()
+    assert try_model(tmp_path, "client.onnx", tmp_path / SAMPLES).refused == ""
+    asks.join()
+    assert asked
+
+
+def trials() -> list[int]:
+    """The processes in which this one tries models."""
+    children = [
+        int(word) for file in Path("/proc/self/task").glob("*/children") for word in file.read_text().split()
+    ]
+    return [child for child in children if b"trial_worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 CONFINED = """

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -260,8 +261,12 @@ def test_the_latest_image_is_not_written_through_a_link_and_failures_are_passed_
     assert other.read_bytes() == b"mine"
     assert (tmp_path / "latest.jpg").read_bytes() == b"first"
     clock.advance(EVERY)
-    latest.offer(tmp_path / "gone.jpg")
-    assert "was not kept" in caplog.text
+    os.mkfifo(tmp_path / "fifo.jpg")
+    for name in ("gone.jpg", "fifo.jpg"):
+        latest.offer(tmp_path / name)
+        clock.advance(EVERY)
+        assert "was not kept" in caplog.messages[-1]
+    assert "got no regular file" in caplog.messages[-1]
     assert (tmp_path / "latest.jpg").read_bytes() == b"first"
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,33 @@ def test_the_oldest_go_first_beyond_count_and_bytes(
         assert names == [path.name for path in images[12 - len(names) : 12]]
         assert sum(path.stat().st_size for path in folder.glob("*.png")) <= bounds.size
         assert len(list(folder.glob(".*.json"))) == len(names)
+
+
+def test_what_its_owner_keeps_in_the_folder_stays_and_does_not_count(
+    tmp_path: Path, clock: FakeClock, images: list[Path]
+) -> None:
+    folder = tmp_path / "unsure"
+    mine = [*write_images(folder, 5), folder / ".notes.json"]
+    mine[-1].write_text("{}")
+    store = UnsureImages(folder, Bounds(count=2, every=EVERY), clock=clock)
+    for path in images[10:14]:
+        offer(store, path, 0.9)
+        clock.advance(EVERY)
+        store.tick()
+    assert kept(folder)[-2:] == ["0012.png", "0013.png"]
+    assert len([path for path in folder.glob("*.png") if path not in mine]) == 2
+    assert all(path.exists() for path in mine)
+
+
+def test_an_image_that_is_no_regular_file_any_more_is_not_waited_for(
+    tmp_path: Path, clock: FakeClock, images: list[Path]
+) -> None:
+    store = UnsureImages(tmp_path / "unsure", Bounds(every=EVERY), clock=clock)
+    fifo = tmp_path / "fifo.png"
+    os.mkfifo(fifo)
+    offer(store, fifo, 0.9, load_image(images[0], SEEN))
+    store.tick()
+    assert kept(tmp_path / "unsure") == []
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(

@@ -66,6 +66,15 @@ def test_the_payload_is_one_that_home_assistant_takes() -> None:
     assert "model" not in discovery(TOPICS, "pi-1", profile())["device"]
 
 
+def test_of_a_device_that_only_predicts_it_shows_nothing_of_training() -> None:
+    payload = discovery(TOPICS, "pi-1", None, class_names=("cat",))
+    inference = {"prediction", "state", "model_update", "software_update"}
+    assert set(payload["components"]) == inference | {class_key("cat")}
+    assert set(payload["device"]) == {"identifiers", "name", "manufacturer"}
+    whole = discovery(TOPICS, "pi-1", profile(), class_names=("cat",))
+    assert payload["components"].items() <= whole["components"].items()
+
+
 def test_no_two_devices_of_any_fleets_share_a_topic_or_an_identity() -> None:
     names = ("pi-1", "pi_1", "pi.1", "pi_2e1", "pi", "1", "a_5f", "a__", "a._")
     topics, identities = set(), set()
@@ -164,7 +173,7 @@ class TestByHomeAssistantItself:
 
     @pytest.fixture
     def payload(self) -> dict[str, Any]:
-        return discovery(TOPICS, "pi-1", profile(machine="a Pi", class_names=HOSTILE), classes=True)
+        return discovery(TOPICS, "pi-1", profile(machine="a Pi", class_names=HOSTILE), class_names=HOSTILE)
 
     @staticmethod
     def entities(payload: dict[str, Any]) -> dict[str, Any]:
@@ -291,7 +300,7 @@ def test_a_click_is_the_message_that_the_server_takes() -> None:
 
 
 def test_names_of_classes_are_shortened_and_too_many_classes_have_no_sensors() -> None:
-    components = discovery(TOPICS, "pi-1", profile(class_names=HOSTILE), classes=True)["components"]
+    components = discovery(TOPICS, "pi-1", profile(class_names=HOSTILE), class_names=HOSTILE)["components"]
     shown = {name: components[class_key(name)]["name"] for name in HOSTILE}
     assert shown["cat"] == "cat"
     assert shown["x" * 200] == "x" * 80
@@ -299,5 +308,5 @@ def test_names_of_classes_are_shortened_and_too_many_classes_have_no_sensors() -
     assert shown[" "].startswith("class ")
     names = tuple(f"class {n}" for n in range(MOST_CLASSES + 1))
     for found, sensors in ((names[:-1], MOST_CLASSES), (names, 0)):
-        components = discovery(TOPICS, "pi-1", profile(class_names=found), classes=True)["components"]
+        components = discovery(TOPICS, "pi-1", profile(class_names=found), class_names=found)["components"]
         assert len(components) == 8 + sensors

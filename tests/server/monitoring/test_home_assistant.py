@@ -115,6 +115,38 @@ class TestAtABroker:
         assert link.flush(DEADLINE)
         assert sorted(self.retained(mosquitto_broker, make_link, prefix)) == [one, two]
 
+    def test_a_device_that_only_predicts_is_announced_until_it_asks_to_join(
+        self,
+        mosquitto_broker: RunningBroker,
+        make_link: Callable[..., Link],
+        link: Link,
+        prefix: str,
+        tmp_path: Path,
+    ) -> None:
+        watcher = HomeAssistant(
+            link, TOPICS, tmp_path, wanted=True, prefix=prefix, classes=True, class_names=("a",)
+        )
+        watcher.start()
+        one, two = (TOPICS.discovery(prefix, device) for device in ("pi-1", "pi-2"))
+        predicts = discovery(TOPICS, "pi-1", None, class_names=("a",))
+        for _ in range(2):
+            watcher.on_predicting("pi-1", None)
+            watcher.on_predicting("pi-2", profile())
+        assert link.flush(DEADLINE)
+        found = self.retained(mosquitto_broker, make_link, prefix)
+        assert found == {one: predicts, two: discovery(TOPICS, "pi-2", profile(), class_names=("a", "b"))}
+        watcher.on_admitted("pi-1", profile())
+        watcher.on_predicting("pi-1", None)
+        watcher.on_dismissed("pi-2")
+        assert link.flush(DEADLINE)
+        found = self.retained(mosquitto_broker, make_link, prefix)
+        assert found == {one: discovery(TOPICS, "pi-1", profile(), class_names=("a", "b"))}
+        off = HomeAssistant(link, TOPICS, tmp_path, wanted=False, prefix=prefix)
+        off.start()
+        off.on_predicting("pi-1", None)
+        assert link.flush(DEADLINE)
+        assert self.retained(mosquitto_broker, make_link, prefix) == {}
+
     def test_another_prefix_takes_back_what_was_announced_under_the_first(
         self,
         mosquitto_broker: RunningBroker,
