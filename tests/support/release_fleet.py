@@ -95,7 +95,7 @@ class ReleaseFleet:
         release = self.release_of(device, name)
         serves = ServedModel(release, "run", 5, 1.0) if state == "in service" else None
         report = ModelReport(release, state, reason, have=have, size=9, serves=serves)
-        self.hear(routes.MODEL_REPORT, device, report.encode(), retained=True)
+        self.hear(routes.MODEL_REPORT, device, report.encode())
 
     def release_of(self, device: str, name: str = "a") -> str:
         rollout = self.releases.rollouts.find(name)

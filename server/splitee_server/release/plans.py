@@ -17,7 +17,7 @@ from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.signatures import ReleaseSigner
 from splitee.protocol.fields import LARGEST_RELEASE, ReleaseKind
 from splitee.protocol.inference import ModelOffer, SoftwareOffer
-from splitee.protocol.release_orders import PlannedFile, PlannedRelease, RolloutPlan
+from splitee.protocol.release_orders import LATE_AFTER, PlannedFile, PlannedRelease, RolloutPlan
 from splitee.protocol.topics import NAME
 from splitee_server.release.wave_sizes import wave_sizes
 
@@ -33,12 +33,14 @@ class Pace:
         max_failures: above which it stops, as a count or a share.
         soak: seconds without a failure between two waves.
         expires: seconds after which nobody is offered it any more.
+        late_after: seconds for which a device that is online and has not decided may hold the next wave up.
     """
 
     waves: tuple[str, ...] = ("100%",)
     max_failures: str = "0"
     soak: float = 60.0
     expires: float = 30 * 86400.0
+    late_after: float = LATE_AFTER
 
 
 AT_ONCE = Pace(max_failures="100%", soak=0.0)  # to all, and each decides for itself
@@ -65,6 +67,7 @@ class Content:
             waves=pace.waves,
             max_failures=pace.max_failures,
             soak=pace.soak,
+            late_after=pace.late_after,
             files=tuple(PlannedFile(digest, size) for digest, size in self.sizes.items()),
             releases=tuple(self.releases),
         )

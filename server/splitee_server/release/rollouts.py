@@ -29,6 +29,7 @@ from splitee.protocol.inference import (
 )
 from splitee.protocol.release_orders import MOST_DEVICES, OrderAction, RolloutPlan
 from splitee.protocol.rollouts import MOST_ROLLOUTS, DeviceUpdate, Install, RolloutState, Update
+from splitee.protocol.rollouts import Rollout as View
 from splitee.protocol.rollouts import Rollouts as Overview
 from splitee.protocol.topics import Topics
 from splitee_server.release.plans import version_of
@@ -36,7 +37,9 @@ from splitee_server.release.rollout import Rollout, in_service, new_record
 from splitee_server.release.rollout_store import RolloutStore
 
 PART = 256 << 10  # bytes; a part that is lost is asked for again
-LOOK = 0.5  # seconds between two looks at what time has changed
+LOOK = 0.5  # seconds between two looks at what has come, and at what time has changed
+SETTLE = 2.0  # seconds after the last retained message, within which a broker tells the next
+LONGEST_LOOK = 10.0  # seconds that count between two looks, where this process was held up
 TELL_EVERY = 1.0  # seconds between two words on the bytes that a device has
 KINDS: tuple[ReleaseKind, ...] = ("model", "software")
 
@@ -101,12 +104,15 @@ class Rollouts:
         self._devices: dict[str, _Device] = {}
         self._unsaved: set[str] = set()
         self._touched: set[str] = set()  # devices of which something may have changed
+        self._views: dict[str, View] = {}  # of rollouts that are over and have not changed
         self._offered: dict[str, bytes] = {}  # by topic
         self._overview: Overview | None = None
         self._overview_due = 0.0
         self._look_due = 0.0
-        self._is_new = True  # something has come since the last look
+        self._looked = self._settling_since = clock()
         self._log_disk = RateLimiter()
+        for rollout in self._rollouts.values():
+            self._replace_older(rollout)  # a process that was killed may not have come to that
         self._touch_all()
 
     # What is asked of it
@@ -128,16 +134,23 @@ class Rollouts:
             raise ConfigError(f"there is a rollout {plan.rollout} already: choose another --name")
         order = max((one.record.order for one in self._rollouts.values()), default=0) + 1
         rollout = Rollout(new_record(plan, digest, order, self._now()), plan)
+        for device in rollout.releases:
+            if device in self._devices and plan.kind in self._devices[device].reports:
+                rollout.take_earlier(device, self._devices[device].reports[plan.kind])
         self._store.add(rollout.record, data)
-        for other in self._of_kind(plan.kind):
-            other.give_way(rollout.releases, plan.rollout)
-            self._unsaved.add(other.record.rollout)
         self._rollouts[plan.rollout] = rollout
+        self._replace_older(rollout)
         self._touched |= rollout.record.devices.keys()
-        self._is_new = True
+        self._look_due = 0.0
         self._forget_old()
         log.info("rollout %s: %s for %d devices", plan.rollout, plan.version, len(plan.releases))
         return rollout
+
+    def _replace_older(self, rollout: Rollout) -> None:
+        for other in self._of_kind(rollout.record.kind):
+            is_older = other.record.order < rollout.record.order
+            if is_older and other.give_way(rollout.releases, rollout.record.rollout):
+                self._keep(other)
 
     def carry_out(self, action: OrderAction, name: str) -> str:
         """Pause, resume, stop or roll back a rollout; what was done, for people. It is durable then.
@@ -154,6 +167,7 @@ class Rollouts:
         if not self._turn(rollout, action) and rollout.record.state != AFTER[action]:
             raise ConfigError(f"rollout {name} is {before}: there is nothing to {action}")
         self._changed(rollout)
+        self._look_due = 0.0
         self._store.save(rollout.record)
         return f"rollout {name}: {rollout.record.state}"
 
@@ -179,6 +193,7 @@ class Rollouts:
 
     def again(self) -> None:
         """The broker may have lost what was said, or devices that were gone are back."""
+        self._settling_since = self._clock()
         self._offered.clear()
         self._overview = None
         for device in self._devices.values():
@@ -193,7 +208,8 @@ class Rollouts:
         if isinstance(message, ReleaseWant):
             self._send(device, WANTS[received.route], message)
             return
-        self._is_new = True
+        if received.envelope.retained:
+            self._settling_since = self._clock()
         known = self._known(device)
         if known is None:
             return
@@ -214,7 +230,7 @@ class Rollouts:
         self._touched.add(device)
         for rollout in self._of_kind(kind):
             if rollout.take(device, report):
-                self._unsaved.add(rollout.record.rollout)
+                self._keep(rollout)
                 why = f": {report.reason}" if report.reason else ""
                 log.info("%s: %s %s %s%s", device, kind, report.release[:12], report.state, why)
 
@@ -222,7 +238,7 @@ class Rollouts:
         for rollout in reversed(self._of_kind(kind)):
             if rollout.install_now(device):
                 log.info("%s: %s %s is asked for before its wave", device, kind, rollout.record.rollout)
-                self._unsaved.add(rollout.record.rollout)
+                self._keep(rollout)
                 self._touched.add(device)
                 return
 
@@ -250,21 +266,32 @@ class Rollouts:
     # What is due
 
     def tick(self, *, at_once: bool = False) -> None:
-        """Goes on with what is due; keeps what has changed, then tells it.
+        """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for a while.
 
         Args:
             at_once: all of it: there will be no other tick.
         """
         now = self._clock()
-        if now < self._look_due and not (self._is_new or at_once):
+        if now < self._look_due and not at_once:
             return
-        self._look_due, self._is_new = now + LOOK, False
+        elapsed = self._elapsed(now)
+        self._look_due, self._looked = now + LOOK, now
         for rollout in self._rollouts.values():
-            if rollout.advance(self._now(), self._is_awake, self._is_gone):
+            before = _standing(rollout)
+            if rollout.advance(self._now(), elapsed, self._is_awake, self._is_gone):
                 self._changed(rollout)
-                log.info("rollout %s: %s", rollout.record.rollout, _standing(rollout))
+                if (standing := _standing(rollout)) != before:
+                    log.info("rollout %s: %s", rollout.record.rollout, standing)
         if self._save():
             self._publish(now + TELL_EVERY if at_once else now)
+
+    def _elapsed(self, now: float) -> float | None:
+        """Seconds since the last look; None: the broker has not told yet what devices have said."""
+        if not self._port.connected:
+            self._settling_since = now
+        if now < self._settling_since + SETTLE:
+            return None
+        return min(now - self._looked, LONGEST_LOOK)
 
     def _save(self) -> bool:
         """False: not all could be written, and nothing is said before it is."""
@@ -284,12 +311,7 @@ class Rollouts:
     @property
     def files(self) -> set[str]:
         """Digests of the files that a device may still ask for."""
-        return {
-            rollout.releases[device].file
-            for rollout in self._rollouts.values()
-            for device, standing in rollout.record.devices.items()
-            if rollout.offer(device) is not None or (rollout.is_open and standing.state == "queued")
-        }
+        return {digest for rollout in self._rollouts.values() for digest in rollout.files}
 
     def _publish(self, now: float) -> None:
         for device in sorted(self._touched):
@@ -341,13 +363,21 @@ class Rollouts:
     def overview(self) -> Overview:
         """What viewers are told: all that are open, then the newest, as many as one message carries."""
         newest = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
-        views = [rollout.view(self._is_awake) for rollout in newest[:MOST_ROLLOUTS]]
+        views = [self._view(rollout) for rollout in newest[:MOST_ROLLOUTS]]
         while True:
             shown = sorted(views, key=lambda one: one.created, reverse=True)
             overview = Overview(rollouts=tuple(shown))
             if len(overview.encode()) <= routes.LARGEST_WHOLE or len(views) <= 1:
                 return overview
             views.pop()
+
+    def _view(self, rollout: Rollout) -> View:
+        if rollout.is_open:
+            return rollout.view(self._is_awake)
+        name = rollout.record.rollout
+        if name not in self._views:
+            self._views[name] = rollout.view(self._is_awake)
+        return self._views[name]
 
     def _decisive(self, device: str, kind: ReleaseKind) -> Rollout | None:
         """The newest rollout that the device was reached by: what it says stands; None: none ever did."""
@@ -371,13 +401,18 @@ class Rollouts:
         report = self._devices[device].reports.get(kind) if device in self._devices else None
         return report is not None and in_service(report) not in ("", release)
 
-    def _changed(self, rollout: Rollout) -> None:
-        self._is_new = True
+    def _keep(self, rollout: Rollout) -> None:
+        """It has changed, and is to be written."""
         self._unsaved.add(rollout.record.rollout)
+        self._views.pop(rollout.record.rollout, None)
+
+    def _changed(self, rollout: Rollout) -> None:
+        """Likewise, and for devices that have said nothing."""
+        self._keep(rollout)
         self._touched |= rollout.record.devices.keys()
 
     def _touch_all(self) -> None:
-        self._is_new = True
+        self._look_due = 0.0
         for rollout in self._rollouts.values():
             self._touched |= rollout.record.devices.keys()
         self._touched |= self._devices.keys()
@@ -391,6 +426,7 @@ class Rollouts:
             self._store.remove(name)
             del self._rollouts[name]
             self._unsaved.discard(name)
+            self._views.pop(name, None)
 
 
 def _states(update: DeviceUpdate) -> tuple[object, ...]:

@@ -41,7 +41,7 @@ def exported(path: Path, device: str) -> Path:
 def begun(content: plans.Content) -> Rollout:
     plan = content.plan("a", AT_ONCE)
     rollout = Rollout(new_record(plan, "0" * 64, 1, 0.0), plan)
-    rollout.advance(0.0, lambda _device: True, lambda _device: False)
+    rollout.advance(0.0, 1.0, lambda _device: True, lambda _device: False)
     return rollout
 
 
