@@ -89,13 +89,21 @@ class ReleaseFleet:
             self.hear(routes.SERVING, device, Serving(state=state, instance=1).encode())
 
     def says(
-        self, device: str, state: ReleaseState, name: str = "a", reason: str = "", have: int = 0
+        self,
+        device: str,
+        state: ReleaseState,
+        name: str = "a",
+        reason: str = "",
+        have: int = 0,
+        *,
+        time: float = 0.0,
+        retained: bool = False,
     ) -> None:
         """The device's word on the release that it gets by a rollout."""
         release = self.release_of(device, name)
         serves = ServedModel(release, "run", 5, 1.0) if state == "in service" else None
-        report = ModelReport(release, state, reason, have=have, size=9, serves=serves)
-        self.hear(routes.MODEL_REPORT, device, report.encode())
+        report = ModelReport(release, state, reason, time, have=have, size=9, serves=serves)
+        self.hear(routes.MODEL_REPORT, device, report.encode(), retained=retained)
 
     def release_of(self, device: str, name: str = "a") -> str:
         rollout = self.releases.rollouts.find(name)
