@@ -35,7 +35,7 @@ class Wave(msgspec.Struct, frozen=True):
         devices: devices of the wave.
         in_service: those of them on which the release is in service.
         failed: those on which it failed, or was rolled back by the device itself.
-        asleep: those that are offline and have not decided.
+        asleep: those that are offline and have not decided, unless they are trying it.
         late: those that are online and have not decided in the time that the next wave waits for them.
     """
 

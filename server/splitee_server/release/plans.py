@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from splitee.errors import ConfigError, ModelError
+from splitee.errors import ConfigError, ModelError, SoftwareError
 from splitee.inference.bundle import bundle_head
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.signatures import ReleaseSigner
@@ -19,9 +19,8 @@ from splitee.protocol.fields import LARGEST_RELEASE, ReleaseKind
 from splitee.protocol.inference import ModelOffer, SoftwareOffer
 from splitee.protocol.release_orders import LATE_AFTER, PlannedFile, PlannedRelease, RolloutPlan
 from splitee.protocol.topics import NAME
+from splitee.software.wheelhouse import SoftwareManifest, unverified_manifest
 from splitee_server.release.wave_sizes import wave_sizes
-
-WHEEL_FILE = re.compile(r"splitee-([A-Za-z0-9.+!]{1,100})-.+")
 
 
 @dataclass(frozen=True)
@@ -107,15 +106,14 @@ def software(path: Path, devices: Sequence[str], fleet: str, signer: ReleaseSign
 
     Raises:
         ConfigError: it is not to be signed, or is for nobody.
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or is too large.
+        SoftwareError: it is no file of software, or damaged.
     """
     if signer is None:
         raise ConfigError(f"{path}: devices take software only signed: name --signing-key")
     if not devices:
-        raise ConfigError(f"{path}: no device is known at the broker; name them by --devices ID,ID")
-    named = WHEEL_FILE.fullmatch(path.name)
-    if named is None:
-        raise ModelError(f"{path}: expected splitee-VERSION-....wheels, as `splitee pack` writes it")
+        raise ConfigError(f"{path}: there is no device that it is for; name some by --devices ID,ID")
+    version = software_manifest(path).version
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -124,13 +122,28 @@ def software(path: Path, devices: Sequence[str], fleet: str, signer: ReleaseSign
         raise ModelError(f"{path}: {error.strerror}") from None
     if not 0 < size <= LARGEST_RELEASE:
         raise ModelError(f"{path}: {size} bytes; a release has from 1 to {LARGEST_RELEASE}")
-    version = named[1]
     content = Content("software", version, sizes={digest: size}, paths={digest: path})
     for device in devices:
         release = PlannedRelease(device, digest, digest, version=version)
         offer = SoftwareOffer(release=digest, size=size, version=version)
         content.releases.append(_signed(release, offer, signer, fleet))
     return content
+
+
+def software_manifest(path: Path) -> SoftwareManifest:
+    """What a file of software says of itself: devices check who has signed that.
+
+    Raises:
+        ModelError: it cannot be read.
+        SoftwareError: it is no file of software, or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            return unverified_manifest(file)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    except SoftwareError as error:
+        raise SoftwareError(f"{path}: {error}") from None
 
 
 def version_of(run: str, number: int) -> str:

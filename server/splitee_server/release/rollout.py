@@ -7,7 +7,7 @@ hears of it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -105,8 +105,10 @@ class Rollout:
         self.releases: Mapping[str, PlannedRelease] = {one.device: one for one in plan.releases}
         self._sizes = {one.sha256: one.size for one in plan.files}
         self._places = {device: place for place, device in enumerate(record.devices)}
-        self._held: Counter[str] = Counter()  # seconds for which a device has held the next wave up
-        self._tried: Counter[str] = Counter()  # seconds for which a device has been trying it
+        self._held: dict[str, float] = defaultdict(
+            float
+        )  # seconds for which a device has held the next wave up
+        self._tried: dict[str, float] = defaultdict(float)  # seconds for which a device has been trying it
 
     @property
     def is_open(self) -> bool:
@@ -419,8 +421,8 @@ class Rollout:
         )
 
     def _wave(self, devices: list[tuple[str, Standing]], is_awake: Is) -> Wave:
-        undecided = [device for device, standing in devices if standing.state in UNDECIDED]
-        awake = [device for device in undecided if is_awake(device)]
+        undecided = [(device, standing) for device, standing in devices if standing.state in UNDECIDED]
+        awake = [device for device, one in undecided if one.state == "trying" or is_awake(device)]
         return Wave(
             len(devices),
             sum(standing.state == "in service" for _, standing in devices),

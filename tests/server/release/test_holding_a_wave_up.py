@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the next wave waits for: devices that decide late, that vanish in a trial, and what is not known yet."""
+"""What the next wave waits for: late devices, those that vanish in a trial, and what is not known yet."""
 
 from __future__ import annotations
 
