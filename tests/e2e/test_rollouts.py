@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import graphs
 import numpy as np
@@ -24,7 +25,7 @@ from splitee.protocol.inference import ReleaseWant
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
 from splitee.protocol.topics import Topics
 from splitee_device.inference.model_store import ModelStore
-from splitee_lab.local.brokers import RunningBroker
+from splitee_lab.local.brokers import RunningBroker, free_port
 
 LONG = 60.0  # seconds
 FEATURES = 20_000  # a model of 15 MB, which comes in some sixty parts
@@ -48,6 +49,7 @@ class Fleet:
         self.updates: dict[str, DeviceUpdate] = {}
         self.rollouts: dict[str, Rollout] = {}
         self.wants: list[tuple[str, int]] = []
+        self.metrics_port = free_port()
 
     def start(self, name: str, *words: object) -> WarmProcess:
         log = self.path / f"{name}.log"
@@ -55,7 +57,8 @@ class Fleet:
         return self.running[name]
 
     def serve(self) -> WarmProcess:
-        return self.start("serve", "serve", "--model", self.trunks, "--releases", self.path / "kept")
+        kept = ("--releases", self.path / "kept", "--metrics-port", self.metrics_port)
+        return self.start("serve", "serve", "--model", self.trunks, *kept)
 
     def wake(self, device: str) -> WarmProcess:
         watched = self.path / f"watched-{device}"
@@ -117,6 +120,11 @@ class Fleet:
         update = self.updates.get(device, DeviceUpdate()).model
         return update.rollout, update.state
 
+    def figures(self) -> str:
+        """What Prometheus is served."""
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=LONG) as page:
+            return str(page.read(), "utf-8")
+
     def log(self, name: str) -> str:
         return (self.path / f"{name}.log").read_text()
 
@@ -165,6 +173,7 @@ def test_releases_reach_sleepers_survive_kills_stop_at_failures_and_go_back(flee
     assert have > 2 << 20
     assert min(offset for device, offset in fleet.wants if device == "d3") == have, "no byte comes twice"
     fleet.see(lambda: fleet.rollouts["first"].state == "finished")
+    assert 'splitee_rollout_state{kind="model",rollout="first",state="finished"} 1.0' in fleet.figures()
 
     bad = fleet.models("bad", np.nan)
     code, said = fleet.release(*bad, *waves, "--name", "bad")

@@ -20,20 +20,27 @@ from splitee.cli.verbosity import log_options
 from splitee.errors import BrokerRefused, StateError, Unwinding
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.events import Connected, Disconnected, Message
+from splitee.mqtt.events import Connected, Disconnected, Event, Message, Overflow
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.port import Port
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
-from splitee.protocol.gate import Gate
+from splitee.protocol.gate import Gate, Received
+from splitee.protocol.release_orders import MOST_DEVICES
+from splitee.protocol.rollouts import Rollouts
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer, claim_fleet, offline
+from splitee_server.monitoring.options import Exporter, metrics_options
 from splitee_server.offload.predictions import Predictions
 from splitee_server.release import releases as release
 from splitee_server.release.orders import refuse
 from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore, open_store
+
+CAPACITY = 4 * MOST_DEVICES  # events: what a broker retains of a whole fleet comes at once
+ASK_AGAIN = 60.0  # seconds, at least, between two times at which the broker is asked for all of that again
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +73,14 @@ log = logging.getLogger(__name__)
     ),
 )
 @link_options
-def serve(link: LinkOptions, model: Path, threads: int | None, releases: Path | None) -> None:
+@metrics_options
+def serve(
+    link: LinkOptions, metrics: Exporter, model: Path, threads: int | None, releases: Path | None
+) -> None:
     """Answer devices that are not sure, from a finished run's exported trunks; keep and send out releases."""
     trunks = TrunkModels(model, threads=threads)
     with _store(releases, model) as store:
-        _serve(link, trunks, store)
+        _serve(link, metrics, trunks, store)
 
 
 @contextmanager
@@ -90,7 +100,7 @@ def _store(releases: Path | None, model: Path) -> Iterator[RolloutStore | None]:
         yield store
 
 
-def _serve(link: LinkOptions, trunks: TrunkModels, store: RolloutStore | None) -> None:
+def _serve(link: LinkOptions, metrics: Exporter, trunks: TrunkModels, store: RolloutStore | None) -> None:
     topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
         link.address,
@@ -98,71 +108,98 @@ def _serve(link: LinkOptions, trunks: TrunkModels, store: RolloutStore | None) -
         will=offline(topics, instance),
         tls=link.tls,
         admits=SenderLimits(topics).admits,
+        capacity=CAPACITY,
     )
-    warn_before_it_ends(own_certificate(link.tls))
+    certificate = own_certificate(link.tls)
+    warn_before_it_ends(certificate)
     stop = stop_on_signals()
-    connection.open(link.connect_timeout)
-    farewell = None
-    try:
-        claim_fleet(connection, topics, instance)
-        farewell = offline(topics, instance)
-        log.info("serving run %s, round %d", trunks.run, trunks.round)
-        answer_requests(connection, topics, trunks, store, instance, stop.is_set)
-        log.info("stopped")
-    finally:
-        connection.close(farewell)
+    with metrics.figures(certificate) as figures:
+        connection.open(link.connect_timeout)
+        farewell = None
+        try:
+            claim_fleet(connection, topics, instance)
+            farewell = offline(topics, instance)
+            log.info("serving run %s, round %d", trunks.run, trunks.round)
+            told = figures.on_rollouts if figures is not None else lambda _rollouts: None
+            TrunkServer(connection, topics, trunks, store, instance, told).run(stop.is_set)
+            log.info("stopped")
+        finally:
+            connection.close(farewell)
 
 
-def answer_requests(
-    port: Port,
-    topics: Topics,
-    trunks: TrunkModels,
-    store: RolloutStore | None,
-    instance: int,
-    stop: Callable[[], bool],
-) -> None:
-    """Serves until `stop`; the counts go to `server/status`. `store`: of releases, where some are kept."""
-    predictions = Predictions(
-        port, topics, trunks, lambda device, action: gate.guard(routes.INFER, device, action)
-    )
-    releases = Releases(port, topics, store) if store is not None else None
-    gate = Gate(
-        topics,
-        (routes.INFER, routes.SERVER_CLAIM, *(release.ROUTES if releases is not None else (routes.RELEASE,))),
-        on_rejected=lambda one: predictions.refuse(one) if one.route is routes.INFER else None,
-        passes=(BrokerRefused, Unwinding),
-    )
-    announce = Announcer(port, topics, instance, trunks.run)
-    port.subscribe(*gate.filters)
+class TrunkServer:
+    """Answers requests and carries releases out, on the caller's thread; the counts go to `server/status`."""
 
-    def beat(*, now: bool = False) -> None:
-        doing = f"serving: {predictions.requests} requests in {predictions.passes} passes"
-        announce.beat(doing, (), gate.rejected.total(), now=now)
+    def __init__(
+        self,
+        port: Port,
+        topics: Topics,
+        trunks: TrunkModels,
+        store: RolloutStore | None,
+        instance: int,
+        told: Callable[[Rollouts], None] = lambda _rollouts: None,
+    ) -> None:
+        """`store`: of releases, where some are kept. `told`: is told what viewers are of them."""
+        self._port = port
+        self._topics = topics
+        self._predictions = predictions = Predictions(
+            port, topics, trunks, lambda device, action: self._gate.guard(routes.INFER, device, action)
+        )
+        self._releases = Releases(port, topics, store, told=told) if store is not None else None
+        of_releases = release.ROUTES if store is not None else (routes.RELEASE,)
+        self._gate = Gate(
+            topics,
+            (routes.INFER, routes.SERVER_CLAIM, *of_releases),
+            on_rejected=lambda one: predictions.refuse(one) if one.route is routes.INFER else None,
+            passes=(BrokerRefused, Unwinding),
+        )
+        self._announce = Announcer(port, topics, instance, trunks.run)
+        self._is_lost = False  # something that came
+        self._ask_again = RateLimiter(ASK_AGAIN)
+        port.subscribe(*self._gate.filters)
 
-    beat(now=True)
-    while not stop():
-        event = port.receive(0 if predictions.waiting else 0.5)
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Until `stop`."""
+        self._beat(now=True)
+        while not stop():
+            self._take_in(self._port.receive(0 if self._predictions.waiting else 0.5))
+            if self._is_lost and self._ask_again.due():
+                self._is_lost = False
+                self._port.subscribe(*self._gate.filters)  # the broker tells what it retains once more
+            self._beat()
+            if self._releases is not None:
+                self._releases.rollouts.tick()
+        self._predictions.answer()
+        if self._releases is not None:
+            self._releases.rollouts.tick(at_once=True)
+        self._beat(now=True)
+
+    def _take_in(self, event: Event | None) -> None:
         if event is None:
-            predictions.answer()
-        elif isinstance(event, Message) and (received := gate.read(event)) is not None:
-            if received.route is routes.SERVER_CLAIM:
-                beat(now=True)
-            elif received.route is routes.INFER:
-                gate.apply(received, predictions.add)
-            elif releases is not None:
-                gate.apply(received, releases.handle)
-            else:
-                refuse(port, topics, received.message)
+            self._predictions.answer()
+        elif isinstance(event, Message):
+            if (received := self._gate.read(event)) is not None:
+                self._handle(received)
         elif isinstance(event, Connected):
-            beat(now=True)
-            if releases is not None:
-                releases.rollouts.again()
+            self._beat(now=True)
+            if self._releases is not None:
+                self._releases.rollouts.again()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
-        beat()
-        if releases is not None:
-            releases.rollouts.tick()
-    predictions.answer()
-    if releases is not None:
-        releases.rollouts.tick(at_once=True)
-    beat(now=True)
+        elif isinstance(event, Overflow):
+            self._is_lost = True
+
+    def _handle(self, received: Received) -> None:
+        if received.route is routes.SERVER_CLAIM:
+            self._beat(now=True)
+        elif received.route is routes.INFER:
+            self._gate.apply(received, self._predictions.add)
+        elif self._releases is not None:
+            self._gate.apply(received, self._releases.handle)
+        else:
+            refuse(self._port, self._topics, received.message)
+
+    def _beat(self, *, now: bool = False) -> None:
+        requests, passes = self._predictions.requests, self._predictions.passes
+        doing = f"serving: {requests} requests in {passes} passes"
+        self._announce.beat(doing, (), self._gate.rejected.total(), now=now)

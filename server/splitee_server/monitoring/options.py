@@ -23,15 +23,42 @@ from splitee_server.monitoring.home_assistant import RECORD, HomeAssistant
 from splitee_server.monitoring.observer import Observer
 
 if TYPE_CHECKING:
+    from splitee_server.monitoring.prometheus import Figures
     from splitee_server.rounds.checkpoints import Checkpoints
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Where figures for Prometheus are served. `metrics_port`: None: nowhere."""
+
+    metrics_port: int | None
+    metrics_bind: str
+
+    @contextmanager
+    def figures(self, certificate: OwnCertificate | None) -> Iterator[Figures | None]:
+        """Figures that are served while the context lasts; None: nobody has asked for them.
+
+        Args:
+            certificate: by which the link is let in, if by any.
+
+        Raises:
+            ConfigError: the port is in use.
+        """
+        if self.metrics_port is None:
+            yield None
+            return
+        from splitee_server.monitoring.prometheus import Figures, serving
+
+        figures = Figures(certificate.end if certificate else None)
+        with serving(figures, self.metrics_bind, self.metrics_port):
+            yield figures
 
 
 @dataclass(frozen=True)
 class Monitoring:
     """What was asked for."""
 
-    metrics_port: int | None
-    metrics_bind: str
+    metrics: Exporter
     home_assistant: bool
     home_assistant_prefix: str
     home_assistant_classes: bool
@@ -67,16 +94,12 @@ class Monitoring:
                 from splitee_server.monitoring.tensorboard import TensorBoard
 
                 found.append(TensorBoard(self.tensorboard, store.history))
-            if self.metrics_port is not None:
-                from splitee_server.monitoring.prometheus import Figures, serving
-
-                figures = Figures(certificate.end if certificate else None)
-                stack.enter_context(serving(figures, self.metrics_bind, self.metrics_port))
+            if (figures := stack.enter_context(self.metrics.figures(certificate))) is not None:
                 found.append(figures)
             yield found
 
 
-_OPTIONS = (
+_METRICS = (
     setting(
         "--metrics-port",
         type=whole(1, 65535),
@@ -90,6 +113,9 @@ _OPTIONS = (
         metavar="BIND",
         help="Address at which --metrics-port is served; 0.0.0.0: all of this machine's.",
     ),
+)
+_OPTIONS = (
+    *_METRICS,
     setting("--home-assistant", is_flag=True, help="Let Home Assistant discover the fleet's devices."),
     setting(
         "--home-assistant-prefix",
@@ -112,11 +138,18 @@ _OPTIONS = (
 )
 
 
-def _monitoring(**wanted: Any) -> Monitoring:
-    require("--metrics-port", wanted["metrics_port"] is not None, "--metrics-bind")
+def _metrics(metrics_port: int | None, metrics_bind: str) -> Exporter:
+    require("--metrics-port", metrics_port is not None, "--metrics-bind")
+    return Exporter(metrics_port, metrics_bind)
+
+
+def _monitoring(metrics_port: int | None, metrics_bind: str, **wanted: Any) -> Monitoring:
     require("--home-assistant", wanted["home_assistant"], "--home-assistant-classes")
-    return Monitoring(**wanted)
+    return Monitoring(_metrics(metrics_port, metrics_bind), **wanted)
 
 
 monitoring_options = option_group("monitoring", _monitoring, *_OPTIONS, title="Monitoring")
 """Adds the flags; the command gets them as its argument `monitoring: Monitoring`."""
+
+metrics_options = option_group("metrics", _metrics, *_METRICS, title="Monitoring")
+"""Adds those of Prometheus alone; the command gets them as its argument `metrics: Exporter`."""

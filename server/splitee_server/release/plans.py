@@ -17,7 +17,7 @@ from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.signatures import ReleaseSigner
 from splitee.protocol.fields import LARGEST_RELEASE, ReleaseKind
 from splitee.protocol.inference import ModelOffer, SoftwareOffer
-from splitee.protocol.release_orders import LATE_AFTER, PlannedFile, PlannedRelease, RolloutPlan
+from splitee.protocol.release_orders import LATE_AFTER, MOST_DEVICES, PlannedFile, PlannedRelease, RolloutPlan
 from splitee.protocol.topics import NAME
 from splitee.software.wheelhouse import SoftwareManifest, unverified_manifest
 from splitee_server.release.wave_sizes import wave_sizes
@@ -56,7 +56,12 @@ class Content:
     paths: dict[str, Path] = field(default_factory=dict)
 
     def plan(self, rollout: str, pace: Pace) -> RolloutPlan:
-        """Raises ConfigError: a wave does not fit the devices."""
+        """Raises ConfigError: a wave does not fit the devices, or there are too many of them."""
+        if len(self.releases) > MOST_DEVICES:
+            raise ConfigError(
+                f"a release goes to at most {MOST_DEVICES} devices, and these are {len(self.releases)}: "
+                "release it to some of them at a time"
+            )
         wave_sizes(pace.waves, len(self.releases))
         return RolloutPlan(
             rollout=rollout,

@@ -266,7 +266,7 @@ class Rollouts:
     # What is due
 
     def tick(self, *, at_once: bool = False) -> None:
-        """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for a while.
+        """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for LOOK.
 
         Args:
             at_once: all of it: there will be no other tick.
@@ -362,14 +362,14 @@ class Rollouts:
 
     def overview(self) -> Overview:
         """What viewers are told: all that are open, then the newest, as many as one message carries."""
-        newest = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
-        views = [self._view(rollout) for rollout in newest[:MOST_ROLLOUTS]]
+        ranked = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
+        shown = ranked[:MOST_ROLLOUTS]
         while True:
-            shown = sorted(views, key=lambda one: one.created, reverse=True)
-            overview = Overview(rollouts=tuple(shown))
-            if len(overview.encode()) <= routes.LARGEST_WHOLE or len(views) <= 1:
+            newest = sorted(shown, key=lambda one: one.record.order, reverse=True)
+            overview = Overview(rollouts=tuple(map(self._view, newest)))
+            if len(overview.encode()) <= routes.LARGEST_WHOLE or len(shown) <= 1:
                 return overview
-            views.pop()
+            shown.pop()
 
     def _view(self, rollout: Rollout) -> View:
         if rollout.is_open:
