@@ -268,10 +268,10 @@ class Rollout:
 
     def _holds(self, device: str, standing: Standing, is_awake: Is) -> bool:
         """Whether the next wave waits for a device that has not decided."""
-        return standing.state == "trying" or (is_awake(device) and not self._is_late(device))
+        return standing.state == "trying" or (is_awake(device) and not self._is_late(device, standing))
 
-    def _is_late(self, device: str) -> bool:
-        return self._held[device] >= self.record.late_after
+    def _is_late(self, device: str, standing: Standing) -> bool:
+        return standing.state in ("offered", "downloading") and self._held[device] >= self.record.late_after
 
     def _offer_wave(self) -> bool:
         queued = [standing for standing in self._reached().values() if standing.state == "queued"]
@@ -388,7 +388,7 @@ class Rollout:
         """Where the device stands, with the version that it has `installed`."""
         standing, release = self.record.devices[device], self.releases[device]
         never_comes = standing.state == "queued" and not self.is_open
-        is_late = standing.state in OFFERED and self._is_late(device)
+        is_late = self._is_late(device, standing)
         late = f"not decided within {self.record.late_after:.0f} s" if is_late else ""
         return Update(
             installed=installed,
@@ -422,13 +422,13 @@ class Rollout:
 
     def _wave(self, devices: list[tuple[str, Standing]], is_awake: Is) -> Wave:
         undecided = [(device, standing) for device, standing in devices if standing.state in UNDECIDED]
-        awake = [device for device, one in undecided if one.state == "trying" or is_awake(device)]
+        awake = [(device, one) for device, one in undecided if one.state == "trying" or is_awake(device)]
         return Wave(
             len(devices),
             sum(standing.state == "in service" for _, standing in devices),
             sum(_has_failed(standing) for _, standing in devices),
             len(undecided) - len(awake),
-            sum(map(self._is_late, awake)),
+            sum(self._is_late(device, standing) for device, standing in awake),
         )
 
 

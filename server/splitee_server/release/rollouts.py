@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from splitee.clock import Clock
@@ -41,6 +41,9 @@ LOOK = 0.5  # seconds between two looks at what has come, and at what time has c
 SETTLE = 2.0  # seconds after the last retained message, within which a broker tells the next
 LONGEST_LOOK = 10.0  # seconds that count between two looks, where this process was held up
 TELL_EVERY = 1.0  # seconds between two words on the bytes that a device has
+TELL_FOR = (
+    0.5  # seconds, within which so many devices are told as the link allows; the others have their turn
+)
 KINDS: tuple[ReleaseKind, ...] = ("model", "software")
 
 WANTS: dict[routes.Route, ReleaseKind] = {routes.RELEASES[kind].want: kind for kind in KINDS}
@@ -103,7 +106,7 @@ class Rollouts:
         self._rollouts = {rollout.record.rollout: rollout for rollout in store.load()}  # the oldest first
         self._devices: dict[str, _Device] = {}
         self._unsaved: set[str] = set()
-        self._touched: set[str] = set()  # devices of which something may have changed
+        self._touched: dict[str, None] = {}  # devices of which something may have changed, in their turn
         self._views: dict[str, View] = {}  # of rollouts that are over and have not changed
         self._offered: dict[str, bytes] = {}  # by topic
         self._overview: Overview | None = None
@@ -140,7 +143,7 @@ class Rollouts:
         self._store.add(rollout.record, data)
         self._rollouts[plan.rollout] = rollout
         self._replace_older(rollout)
-        self._touched |= rollout.record.devices.keys()
+        self._touch(rollout.record.devices)
         self._look_due = 0.0
         self._forget_old()
         log.info("rollout %s: %s for %d devices", plan.rollout, plan.version, len(plan.releases))
@@ -227,7 +230,7 @@ class Rollouts:
 
     def _on_report(self, device: str, known: _Device, kind: ReleaseKind, report: ReleaseReport) -> None:
         known.reports[kind] = report
-        self._touched.add(device)
+        self._touch([device])
         for rollout in self._of_kind(kind):
             if rollout.take(device, report):
                 self._keep(rollout)
@@ -239,7 +242,7 @@ class Rollouts:
             if rollout.install_now(device):
                 log.info("%s: %s %s is asked for before its wave", device, kind, rollout.record.rollout)
                 self._keep(rollout)
-                self._touched.add(device)
+                self._touch([device])
                 return
 
     def _send(self, device: str, kind: ReleaseKind, want: ReleaseWant) -> None:
@@ -269,7 +272,7 @@ class Rollouts:
         """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for LOOK.
 
         Args:
-            at_once: all of it: there will be no other tick.
+            at_once: also what could wait: there will be no other tick.
         """
         now = self._clock()
         if now < self._look_due and not at_once:
@@ -282,8 +285,8 @@ class Rollouts:
                 self._changed(rollout)
                 if (standing := _standing(rollout)) != before:
                     log.info("rollout %s: %s", rollout.record.rollout, standing)
-        if self._save():
-            self._publish(now + TELL_EVERY if at_once else now)
+        if self._save() and self._tell_devices(now + TELL_EVERY if at_once else now):
+            self._tell_viewers(now + TELL_EVERY if at_once else now)
 
     def _elapsed(self, now: float) -> float | None:
         """Seconds since the last look; None: the broker has not told yet what devices have said."""
@@ -313,13 +316,22 @@ class Rollouts:
         """Digests of the files that a device may still ask for."""
         return {digest for rollout in self._rollouts.values() for digest in rollout.files}
 
-    def _publish(self, now: float) -> None:
-        for device in sorted(self._touched):
+    def _tell_devices(self, now: float) -> bool:
+        """Offers and updates that have changed; False: some of them wait for the next look."""
+        for device in list(self._touched):
+            if self._clock() > now + TELL_FOR:
+                self._look_due = 0.0
+                return False
+            del self._touched[device]
             known = self._known(device)
             for kind in KINDS:
                 self._publish_offer(device, kind)
-            if known is None or self._publish_update(device, known, now):
-                self._touched.discard(device)
+            if known is not None and not self._publish_update(device, known, now):
+                self._touch([device])
+        return True
+
+    def _tell_viewers(self, now: float) -> None:
+        """How far rollouts have come, after the word of each device that this rests on."""
         if now < self._overview_due:
             return
         overview = self.overview()
@@ -409,20 +421,23 @@ class Rollouts:
     def _changed(self, rollout: Rollout) -> None:
         """Likewise, and for devices that have said nothing."""
         self._keep(rollout)
-        self._touched |= rollout.record.devices.keys()
+        self._touch(rollout.record.devices)
+
+    def _touch(self, devices: Iterable[str]) -> None:
+        self._touched |= dict.fromkeys(devices)
 
     def _touch_all(self) -> None:
         self._look_due = 0.0
         for rollout in self._rollouts.values():
-            self._touched |= rollout.record.devices.keys()
-        self._touched |= self._devices.keys()
+            self._touch(rollout.record.devices)
+        self._touch(self._devices)
 
     def _forget_old(self) -> None:
         """The oldest that are over, where there are more than viewers are told of."""
         over = [rollout for rollout in self._rollouts.values() if not rollout.is_open]
         for rollout in over[: max(0, len(self._rollouts) - MOST_ROLLOUTS)]:
             name = rollout.record.rollout
-            self._touched |= rollout.record.devices.keys()
+            self._touch(rollout.record.devices)
             self._store.remove(name)
             del self._rollouts[name]
             self._unsaved.discard(name)
