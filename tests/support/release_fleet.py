@@ -26,6 +26,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.release.plans import Content, Pace
 from splitee_server.release.releases import ROUTES, Releases
 from splitee_server.release.rollout_store import RolloutStore
+from splitee_server.release.rollouts import SETTLE
 from splitee_server.release.wave_sizes import in_wave_order
 
 TOPICS = Topics("fleet")
@@ -77,6 +78,10 @@ class ReleaseFleet:
     def tick(self, seconds: float = 1.0) -> None:
         self.now.advance(seconds)
         self.releases.rollouts.tick()
+
+    def settle(self) -> None:
+        """The broker has told a server that is connected anew what it retains."""
+        self.tick(SETTLE)
 
     def hear(self, route: routes.Route, device: str, payload: bytes, *, retained: bool = False) -> bool:
         received = self.gate.read(Message(route.topic(TOPICS, device), payload, retained=retained))

@@ -79,8 +79,10 @@ class Record(msgspec.Struct, omit_defaults=True):
 
 
 def new_record(plan: RolloutPlan, digest: str, order: int, now: float) -> Record:
-    """A rollout that begins `now`, by the server's clock. Raises ConfigError: its waves do not fit."""
+    """A rollout whose first wave begins `now`, by the server's clock. Raises ConfigError: no waves fit."""
     devices = in_wave_order(plan.rollout, (one.device for one in plan.releases))
+    waves = wave_sizes(plan.waves, len(devices))
+    first, others = devices[: waves[0]], devices[waves[0] :]
     return Record(
         plan.rollout,
         digest,
@@ -89,10 +91,10 @@ def new_record(plan: RolloutPlan, digest: str, order: int, now: float) -> Record
         plan.version,
         now,
         now + plan.expires,
-        wave_sizes(plan.waves, len(devices)),
+        waves,
         devices_in(plan.max_failures, len(devices)),
         plan.soak,
-        {device: Standing() for device in devices},
+        {device: Standing("offered") for device in first} | {device: Standing() for device in others},
         late_after=plan.late_after,
     )
 
@@ -225,27 +227,25 @@ class Rollout:
 
     # What time does
 
-    def advance(self, now: float, elapsed: float | None, is_awake: Is, is_gone: Is) -> bool:
+    def advance(self, now: float, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
         """What is due now; True: something has changed.
 
         Args:
             now: seconds since the epoch.
-            elapsed: seconds since the last call; None: devices may have said what is not known here yet, so
-                only what has been decided before is done.
+            elapsed: seconds since the last call.
         """
         record = self.record
         if not self.is_open:
             return False
-        if elapsed is not None and now >= record.expires:
+        if now >= record.expires:
             return self._end("expired", "not taken in time")
-        has_changed = elapsed is not None and self._count_time(elapsed, is_awake, is_gone)
+        has_changed = self._count_time(elapsed, is_awake, is_gone)
         failures = self.failures
         if len(failures) > record.max_failures:
             return self.stop(self._why_stopped(failures))
         if record.state == "paused":
             return has_changed
-        has_changed |= self._offer_wave()
-        return (elapsed is not None and self._next_wave(now, is_awake, is_gone)) or has_changed
+        return has_changed | self._offer_wave() | self._next_wave(now, is_awake, is_gone)
 
     def _count_time(self, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
         """Adds to the time that devices take to decide; True: the time of one is over.

@@ -112,7 +112,8 @@ class Rollouts:
         self._overview: Overview | None = None
         self._overview_due = 0.0
         self._look_due = 0.0
-        self._looked = self._settling_since = clock()
+        self._looked = clock()
+        self._settling_since = clock()  # since then the broker tells what devices have said
         self._log_disk = RateLimiter()
         for rollout in self._rollouts.values():
             self._replace_older(rollout)  # a process that was killed may not have come to that
@@ -271,30 +272,34 @@ class Rollouts:
     def tick(self, *, at_once: bool = False) -> None:
         """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for LOOK.
 
+        After a connect all but the second waits until the broker has told what devices have said.
+
         Args:
             at_once: also what could wait: there will be no other tick.
         """
         now = self._clock()
         if now < self._look_due and not at_once:
             return
-        elapsed = self._elapsed(now)
+        elapsed = min(now - self._looked, LONGEST_LOOK)
         self._look_due, self._looked = now + LOOK, now
+        if not self._port.connected:
+            self._settling_since = now
+        is_settled = now >= self._settling_since + SETTLE
+        if is_settled:
+            self._advance(elapsed)
+        if at_once:
+            now += TELL_EVERY
+        if self._save() and (is_settled or at_once) and self._tell_devices(now):
+            self._tell_viewers(now)
+
+    def _advance(self, elapsed: float) -> None:
+        """`elapsed`: seconds since the last call."""
         for rollout in self._rollouts.values():
             before = _standing(rollout)
             if rollout.advance(self._now(), elapsed, self._is_awake, self._is_gone):
                 self._changed(rollout)
                 if (standing := _standing(rollout)) != before:
                     log.info("rollout %s: %s", rollout.record.rollout, standing)
-        if self._save() and self._tell_devices(now + TELL_EVERY if at_once else now):
-            self._tell_viewers(now + TELL_EVERY if at_once else now)
-
-    def _elapsed(self, now: float) -> float | None:
-        """Seconds since the last look; None: the broker has not told yet what devices have said."""
-        if not self._port.connected:
-            self._settling_since = now
-        if now < self._settling_since + SETTLE:
-            return None
-        return min(now - self._looked, LONGEST_LOOK)
 
     def _save(self) -> bool:
         """False: not all could be written, and nothing is said before it is."""

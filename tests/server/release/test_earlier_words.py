@@ -33,7 +33,7 @@ def test_a_server_that_is_killed_before_the_older_one_is_written_replaces_it(fle
     fleet.begin("a", b"old", AT_ONCE)
     fleet.releases.begin(fleet.content(b"newer"), "b", WAVES)
     fleet.restart()
-    fleet.tick()
+    fleet.settle()
     older = fleet.releases.rollouts.find("a")
     assert older is not None
     assert {standing.reason for standing in older.record.devices.values()} == {"replaced by b"}

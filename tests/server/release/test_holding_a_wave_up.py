@@ -99,6 +99,7 @@ def test_without_the_broker_no_wave_follows(fleet: ReleaseFleet) -> None:
     fleet.releases.rollouts.again()
     fleet.tick(1.0)
     fleet.says(second, "failed", reason="torn", retained=True)
+    fleet.settle()
     assert (fleet.rollout().state, fleet.rollout().wave) == ("stopped", 1)
 
 
