@@ -32,7 +32,7 @@ from splitee.mqtt.options import LinkOptions
 from splitee.protocol import routes
 from splitee.protocol.gate import Gate
 from splitee.protocol.inference import SoftwareReport
-from splitee.protocol.release_orders import OrderAction, ReleaseOrder
+from splitee.protocol.release_orders import MOST_DEVICES, OrderAction, ReleaseOrder
 from splitee.protocol.rollouts import Rollout
 from splitee.protocol.topics import Topics, check_name
 from splitee_server.commands.rollout_flags import LONGEST, Span, pace, waves_setting
@@ -48,6 +48,7 @@ from splitee_server.release.watching import Watch, listed, wait_for
 Receive = Callable[[float], Event | None]
 
 LISTEN = 2.0  # seconds in which a broker tells what it retains
+RETAINED = 4 * MOST_DEVICES  # events: what it tells of a whole fleet
 ALL = "all"
 GOES_ON = "the server goes on with it, as `splitee release --list` shows"
 OFFER_STAYS = (
@@ -156,7 +157,7 @@ def release(
     topics = Topics(link.fleet)
     stopped = stop_on_signals()
     client = f"splitee-{link.fleet}-release-{time.time_ns()}"
-    with closing(Link(link.address, client, tls=link.tls)) as connection:
+    with closing(Link(link.address, client, tls=link.tls, capacity=RETAINED)) as connection:
         if lists:
             connection.open(link.connect_timeout)
             _list(connection, topics)

@@ -80,7 +80,7 @@ class Content:
 def models(paths: Sequence[Path], fleet: str, signer: ReleaseSigner | None) -> Content:
     """Exported model directories, each for its device. Raises ModelError: one is missing or damaged."""
     content = Content("model", "")
-    versions = []
+    versions, devices = [], set()
     for path in paths:
         manifest = read_manifest(path, ClientManifest)
         head, graph = bundle_head(path, manifest)
@@ -93,8 +93,9 @@ def models(paths: Sequence[Path], fleet: str, signer: ReleaseSigner | None) -> C
             manifest.run,
             version_of(manifest.run, manifest.round),
         )
-        if any(one.device == release.device for one in content.releases):
+        if release.device in devices:
             raise ModelError(f"{path}: there is a second model for {release.device}; name one a device")
+        devices.add(release.device)
         if signer is not None:
             release = _signed(
                 release, ModelOffer(release=release.release, size=1, run=release.run), signer, fleet
