@@ -272,7 +272,8 @@ class Rollouts:
     def tick(self, *, at_once: bool = False) -> None:
         """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for LOOK.
 
-        After a connect all but the second waits until the broker has told what devices have said.
+        After a connect the broker tells what it retains. Until that has ended, changes are kept, no rollout
+        goes on, and nobody is told anything.
 
         Args:
             at_once: also what could wait: there will be no other tick.
