@@ -59,8 +59,7 @@ def test_a_device_that_fits_no_cut_is_named_and_delays_nobody() -> None:
 
 
 def test_whatever_a_member_says_of_its_costs_there_is_a_plan() -> None:
-    idle = candidates(capability([0.0], [True], upload=None), steps=0, window=8)
-    planned = plan_fleet({"idle": idle})
+    planned = plan_fleet({"idle": [Candidate(1, 0.0, 1)]})
     Console(file=io.StringIO()).print(_table(planned, 0))
     [slow] = candidates(capability([1e15], [True], upload=5e-324), steps=10**6, window=1)
     assert isfinite(slow.seconds), "it is JSON"
