@@ -68,6 +68,17 @@ class _Device:
     reports: dict[ReleaseKind, ReleaseReport] = field(default_factory=dict)
     told: DeviceUpdate | None = None
     tell_due: float = 0.0
+    sent: int = 0  # bytes of releases, in the minute that began at `sent_since`
+    sent_since: float = 0.0
+
+    def may_be_sent(self, count: int, size: int, now: float) -> bool:
+        """Whether so many bytes of a release of `size` are due: in a minute all of it twice, or 16 parts."""
+        if now - self.sent_since > 60:
+            self.sent, self.sent_since = 0, now
+        if self.sent + count > max(2 * size, 16 * PART):
+            return False
+        self.sent += count
+        return True
 
     def installed(self, kind: ReleaseKind) -> str:
         report = self.reports.get(kind)
@@ -255,6 +266,9 @@ class Rollouts:
             raise MalformedMessage(f"ReleaseWant: {device} asks for what is not on offer")
         release = rollout.releases[device]
         count = min(PART, self._port.max_packet - 256)
+        known = self._known(device)
+        if known is None or not known.may_be_sent(min(count, offer.size), offer.size, self._clock()):
+            return
         data = release.head[want.offset : want.offset + count]
         try:
             if len(data) < count:

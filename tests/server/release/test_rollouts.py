@@ -253,6 +253,17 @@ def test_files_are_kept_once_and_for_as_long_as_a_device_may_ask(fleet: ReleaseF
     assert list(fleet.store.path.glob("files/*")) == []
 
 
+def test_a_device_that_asks_for_the_same_bytes_again_and_again_does_not_take_the_servers_link(
+    fleet: ReleaseFleet,
+) -> None:
+    fleet.begin(data=bytes(1 << 20), pace=AT_ONCE)
+    parts = [fleet.fetch("d0") for _ in range(50)]
+    assert sum(part is not None for part in parts) == 16
+    assert fleet.fetch("d1") is not None
+    fleet.tick(60)
+    assert fleet.fetch("d0") is not None
+
+
 def test_what_cannot_be_written_is_not_announced(
     fleet: ReleaseFleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
