@@ -91,6 +91,12 @@ def write_atomically(
         raise unwritable(path, error) from None
 
 
+def sync_folder(path: Path) -> None:
+    """What was created, renamed or removed in a folder is durable when this returns. Raises OSError."""
+    with _opened(path, None) as folder:
+        os.fsync(folder)
+
+
 @contextmanager
 def _opened(path: Path, folder: int | None) -> Iterator[int]:
     if folder is not None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from splitee.protocol.fleet import Capability
 from splitee.round_time import round_seconds
 
+SLOWEST_LINK = 1.0  # bytes a second: a member may say anything
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -34,7 +36,7 @@ def candidates(capability: Capability, steps: int, window: int) -> list[Candidat
     found = []
     for cost in capability.cuts:
         if cost.fits:
-            upload = cost.bytes / capability.upload if capability.upload else 0.0
+            upload = cost.bytes / max(capability.upload, SLOWEST_LINK) if capability.upload else 0.0
             seconds = round_seconds(steps, cost.seconds, upload, capability.round_trip or 0.0, window)
             found.append(Candidate(cost.cut, seconds, cost.bytes))
     return found

@@ -136,6 +136,7 @@ class Service:
             RolloutStore(models / RELEASES),
             is_gone=members.is_dismissed,
             told=self._on_rollouts,
+            clock=clock,
         )
         self._release = EndOfRun(self._releases, topics.fleet, models, signer, pace)
         self._begin(network)

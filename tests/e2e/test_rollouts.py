@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import graphs
 import numpy as np
@@ -14,17 +15,18 @@ import pytest
 import warm
 from trained import Trained
 from warm import WarmProcess
+from wheels import make_keys, small_wheel, software_file
 
 from splitee.errors import ExitCode
 from splitee.inference.manifest import CLIENT, write_manifest
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol import routes
-from splitee.protocol.inference import ReleaseWant
+from splitee.protocol.inference import ReleaseWant, SoftwareReport
 from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts
 from splitee.protocol.topics import Topics
 from splitee_device.inference.model_store import ModelStore
-from splitee_lab.local.brokers import RunningBroker
+from splitee_lab.local.brokers import RunningBroker, free_port
 
 LONG = 60.0  # seconds
 FEATURES = 20_000  # a model of 15 MB, which comes in some sixty parts
@@ -48,6 +50,7 @@ class Fleet:
         self.updates: dict[str, DeviceUpdate] = {}
         self.rollouts: dict[str, Rollout] = {}
         self.wants: list[tuple[str, int]] = []
+        self.metrics_port = free_port()
 
     def start(self, name: str, *words: object) -> WarmProcess:
         log = self.path / f"{name}.log"
@@ -55,7 +58,8 @@ class Fleet:
         return self.running[name]
 
     def serve(self) -> WarmProcess:
-        return self.start("serve", "serve", "--model", self.trunks, "--releases", self.path / "kept")
+        kept = ("--releases", self.path / "kept", "--metrics-port", self.metrics_port)
+        return self.start("serve", "serve", "--model", self.trunks, *kept)
 
     def wake(self, device: str) -> WarmProcess:
         watched = self.path / f"watched-{device}"
@@ -117,6 +121,11 @@ class Fleet:
         update = self.updates.get(device, DeviceUpdate()).model
         return update.rollout, update.state
 
+    def figures(self) -> str:
+        """What Prometheus is served."""
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=LONG) as page:
+            return str(page.read(), "utf-8")
+
     def log(self, name: str) -> str:
         return (self.path / f"{name}.log").read_text()
 
@@ -165,6 +174,7 @@ def test_releases_reach_sleepers_survive_kills_stop_at_failures_and_go_back(flee
     assert have > 2 << 20
     assert min(offset for device, offset in fleet.wants if device == "d3") == have, "no byte comes twice"
     fleet.see(lambda: fleet.rollouts["first"].state == "finished")
+    assert 'splitee_rollout_state{kind="model",rollout="first",state="finished"} 1.0' in fleet.figures()
 
     bad = fleet.models("bad", np.nan)
     code, said = fleet.release(*bad, *waves, "--name", "bad")
@@ -185,6 +195,29 @@ def test_releases_reach_sleepers_survive_kills_stop_at_failures_and_go_back(flee
     fleet.see(lambda: all(fleet.state(device) == ("second", "rolled back") for device in DEVICES))
     assert {ModelStore(fleet.path / device).served().run for device in DEVICES} == {"first"}  # type: ignore[union-attr]
     assert not any("Traceback" in fleet.log(name) for name in fleet.running)
+
+
+def test_software_goes_to_the_machines_that_it_is_for(fleet: Fleet) -> None:
+    fleet.serve()
+    for device, machine in (("pi-1", "aarch64"), ("pi-2", "aarch64"), ("hub", "x86_64")):
+        report = SoftwareReport(
+            release="", state="in service", runs="0.1.0", machine=machine, python="cp311"
+        ).encode()
+        fleet.link.publish(routes.SOFTWARE_REPORT.topic(TOPICS, device), report, retain=True)
+    key, _ = make_keys(fleet.path / "keys")
+    own = small_wheel(fleet.path, "hetero_splitee", "90.0.0")
+    other = small_wheel(fleet.path, "other", "1", "cp311-cp311-manylinux_2_28_aarch64")
+    file = software_file(fleet.path / "new", key, own, other)
+    words = ("--signing-key", key, "--name", "new", "--detach")
+    code, said = fleet.release(file, *words)
+    assert (code, "rollout new: 2 devices, at once" in said) == (0, True), said
+    assert "splitee 90.0.0 is for aarch64 and Python cp311; left out are hub (x86_64 and cp311)" in said
+    latest = {"pi-1": "90.0.0", "pi-2": "90.0.0", "hub": "0.1.0"}
+    fleet.see(lambda: {device: one.software.latest for device, one in fleet.updates.items()} == latest)
+    code, said = fleet.release(file, *words, "--devices", "hub")
+    assert (code, "there is no device that it is for" in said) == (ExitCode.CONFIG, True), said
+    file.write_bytes(b"notes")
+    assert fleet.release(file, *words)[0] == ExitCode.SOFTWARE
 
 
 def test_without_a_server_there_is_nothing_to_be_told(fleet: Fleet) -> None:

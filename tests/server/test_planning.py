@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 from itertools import product
+from math import isfinite
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,6 +56,13 @@ def test_a_device_that_fits_no_cut_is_named_and_delays_nobody() -> None:
     plan = {row.device: row for row in plan_fleet({"full": [], "fine": [Candidate(1, 2.0, 1)]})}
     assert (plan["full"].cut, plan["full"].reason) == (None, "no cut fits it")
     assert plan["fine"].cut == 1
+
+
+def test_whatever_a_member_says_of_its_costs_there_is_a_plan() -> None:
+    planned = plan_fleet({"idle": [Candidate(1, 0.0, 1)]})
+    Console(file=io.StringIO()).print(_table(planned, 0))
+    [slow] = candidates(capability([1e15], [True], upload=5e-324), steps=10**6, window=1)
+    assert isfinite(slow.seconds), "it is JSON"
 
 
 times = st.lists(st.floats(0.1, 100), min_size=1, max_size=4)

@@ -254,7 +254,7 @@ def releasing(now: float) -> FleetSnapshot:
         for one, model in zip(calm.devices, models, strict=True)
     ]
     ones[1] = replace(ones[1], update=DeviceUpdate(model=models[1], software=software))
-    waves = (Wave(1, in_service=1), Wave(10, in_service=4, failed=1, asleep=2), Wave(20))
+    waves = (Wave(1, in_service=1), Wave(10, in_service=4, failed=1, asleep=2, late=1), Wave(20))
     later = now + 86_400
     rollouts = (
         Rollout("spring", "model", "barn-7", "running", now - 900, later, 2, 2, waves),

@@ -26,6 +26,7 @@ from splitee.protocol.topics import Topics
 from splitee_server.release.plans import Content, Pace
 from splitee_server.release.releases import ROUTES, Releases
 from splitee_server.release.rollout_store import RolloutStore
+from splitee_server.release.rollouts import SETTLE
 from splitee_server.release.wave_sizes import in_wave_order
 
 TOPICS = Topics("fleet")
@@ -78,6 +79,10 @@ class ReleaseFleet:
         self.now.advance(seconds)
         self.releases.rollouts.tick()
 
+    def settle(self) -> None:
+        """The broker has told a server that is connected anew what it retains."""
+        self.tick(SETTLE)
+
     def hear(self, route: routes.Route, device: str, payload: bytes, *, retained: bool = False) -> bool:
         received = self.gate.read(Message(route.topic(TOPICS, device), payload, retained=retained))
         taken = received is not None and self.gate.apply(received, self.releases.handle)
@@ -89,13 +94,21 @@ class ReleaseFleet:
             self.hear(routes.SERVING, device, Serving(state=state, instance=1).encode())
 
     def says(
-        self, device: str, state: ReleaseState, name: str = "a", reason: str = "", have: int = 0
+        self,
+        device: str,
+        state: ReleaseState,
+        name: str = "a",
+        reason: str = "",
+        have: int = 0,
+        *,
+        time: float = 0.0,
+        retained: bool = False,
     ) -> None:
         """The device's word on the release that it gets by a rollout."""
         release = self.release_of(device, name)
         serves = ServedModel(release, "run", 5, 1.0) if state == "in service" else None
-        report = ModelReport(release, state, reason, have=have, size=9, serves=serves)
-        self.hear(routes.MODEL_REPORT, device, report.encode(), retained=True)
+        report = ModelReport(release, state, reason, time, have=have, size=9, serves=serves)
+        self.hear(routes.MODEL_REPORT, device, report.encode(), retained=retained)
 
     def release_of(self, device: str, name: str = "a") -> str:
         rollout = self.releases.rollouts.find(name)

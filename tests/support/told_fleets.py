@@ -94,6 +94,6 @@ def device_of(view: FleetView) -> DeviceView:
 
 def rollout(name: str = "spring", state: RolloutState = "running", **others: Any) -> Rollout:
     """A model for 31 devices in three waves, the second of which is under way."""
-    waves = (Wave(1, in_service=1), Wave(10, in_service=4, failed=1, asleep=2), Wave(20))
+    waves = (Wave(1, in_service=1), Wave(10, in_service=4, failed=1, asleep=2, late=1), Wave(20))
     usual = Rollout(name, "model", "barn-7", state, NOW - 900, NOW + 86_400, 2, 2, waves)
     return replace(usual, **others)

@@ -115,7 +115,9 @@ def test_rollouts_stand_wave_by_wave_in_words_and_devices_are_found_by_their_upd
         spring = page.get_by_role("article", name="Rollout spring")
         expect(spring).to_contain_text("model barn-7, wave 2 of 3, began 15 min ago, expires in 24 h")
         waves = spring.get_by_role("listitem")
-        expect(waves.nth(1)).to_contain_text("10 devices: 4 in service, 1 failed, 2 asleep, 3 waiting")
+        expect(waves.nth(1)).to_contain_text(
+            "10 devices: 4 in service, 1 failed, 2 asleep, 1 late, 2 waiting"
+        )
         expect(waves.nth(2)).to_contain_text("20 devices: not begun")
         widths = [one.bounding_box()["width"] for one in waves.nth(1).locator(".in-service, .failed").all()]
         assert widths[0] == pytest.approx(4 * widths[1], rel=0.05)

@@ -10,14 +10,14 @@ from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update
 
 
 def updates_in_words(update: DeviceUpdate | None) -> dict[ReleaseKind, str]:
-    """What is on its way to a device, or has not come into service; nothing of what has."""
+    """What is on its way to a device, or has not come into service, or could not be rolled back."""
     if update is None:
         return {}
     of_kind: dict[ReleaseKind, Update] = {"model": update.model, "software": update.software}
     return {
         kind: update_in_words(kind, one)
         for kind, one in of_kind.items()
-        if one.state not in (None, "in service")
+        if one.state is not None and (one.state != "in service" or one.reason)
     }
 
 

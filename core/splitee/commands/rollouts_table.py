@@ -13,7 +13,7 @@ from splitee.protocol.fleet_view import FleetSnapshot
 from splitee.protocol.rollout_progress import devices_by_state
 from splitee.protocol.rollouts import Rollout, RolloutState
 
-COUNTS = ("in\nservice", "failed", "asleep", "waiting", "later")
+COUNTS = ("in\nservice", "failed", "asleep", "late", "waiting", "later")
 STYLES: dict[RolloutState, str] = {"finished": "green", "stopped": "red", "paused": "yellow"}
 
 

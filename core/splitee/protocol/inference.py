@@ -190,11 +190,15 @@ class SoftwareReport(ReleaseReport, frozen=True):
         release: SHA-256 of the bundle; "": what the device runs came by no release.
         version: version of the release, as far as it is known.
         runs: version that the device runs now, whatever became of this release.
+        machine: of the device, such as aarch64; "": it does not say.
+        python: of the device, such as cp311; "": it does not say.
     """
 
     release: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
     version: Version = ""
     runs: Version = ""
+    machine: Annotated[str, Meta(max_length=20)] = ""
+    python: Annotated[str, Meta(max_length=20)] = ""
 
 
 class PredictionReport(JsonMessage, frozen=True):

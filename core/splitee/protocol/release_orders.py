@@ -25,6 +25,7 @@ from splitee.protocol.rollouts import MOST_WAVES
 
 MOST_DEVICES = 10_000  # of a rollout
 LARGEST_PLAN = 64 << 20  # bytes
+LATE_AFTER = 3600.0  # seconds
 LONGEST_HEAD = 1 << 20  # bytes of a bundle before its file
 
 OrderAction = Literal["release", "pause", "resume", "stop", "roll back"]
@@ -80,6 +81,7 @@ class RolloutPlan(PackedMessage, frozen=True):
         waves: devices up to each wave, as a count or a share of all.
         max_failures: failures above which it stops, as a count or a share of all.
         soak: seconds without a failure between two waves.
+        late_after: seconds for which a device that is online and has not decided may hold the next wave up.
         files: each once.
         releases: one a device.
     """
@@ -95,6 +97,7 @@ class RolloutPlan(PackedMessage, frozen=True):
     ] = ("100%",)
     max_failures: Annotated[str, Meta(pattern=SHARE)] = "0"
     soak: NonNegative = 60.0
+    late_after: Annotated[float, Meta(gt=0, le=315_360_000)] = LATE_AFTER
 
 
 class ReleaseOrder(JsonMessage, frozen=True):

@@ -35,13 +35,15 @@ class Wave(msgspec.Struct, frozen=True):
         devices: devices of the wave.
         in_service: those of them on which the release is in service.
         failed: those on which it failed, or was rolled back by the device itself.
-        asleep: those that are offline and have not decided.
+        asleep: those that are offline and have not decided, unless they are trying it.
+        late: those that are online and have not decided in the time that the next wave waits for them.
     """
 
     devices: Count
     in_service: Count = 0
     failed: Count = 0
     asleep: Count = 0
+    late: Count = 0
 
 
 class Rollout(msgspec.Struct, frozen=True):

@@ -2,8 +2,8 @@
 """Software as it travels to a device: wheels and a signed list of them, in one file.
 
 The file is a line, `splitee software 1 SIGNATURE LENGTH`, then a manifest of LENGTH bytes (JSON), then the
-wheels, one after the other in the manifest's order; none where devices fetch them from an index. Nothing
-behind the first line is interpreted before its signature has been checked.
+wheels, one after the other in the manifest's order; none where devices fetch them from an index. A device
+interprets nothing behind the first line before it has checked the signature.
 """
 
 from __future__ import annotations
@@ -128,25 +128,9 @@ class Wheelhouse:
             SoftwareError: it is no such file, damaged, or not signed by `key`.
             OSError: it cannot be read.
         """
-        file.seek(0)
-        line = file.readline(LONGEST_LINE)
-        match = FIRST_LINE.fullmatch(line)
-        if match is None or int(match[2]) > MOST_MANIFEST:
-            raise SoftwareError("expected software for devices, a file that `splitee pack` has written")
-        data = file.read(int(match[2]))
-        key.check_software(data, match[1].decode())
-        try:
-            manifest = msgspec.json.decode(data, type=SoftwareManifest)
-        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-            raise SoftwareError(
-                f"the software's manifest is not of this release: {refusal(error, data)}"
-            ) from None
-        if version_key(manifest.version) is None:
-            raise SoftwareError(f"expected a version such as 1.2.3 or 1.2.3rc1, not {manifest.version!r}")
-        start = len(line) + len(data)
-        if file.seek(0, os.SEEK_END) != start + (0 if manifest.index else manifest.size):
-            raise SoftwareError("the software is cut off, or there is more than its wheels: fetch it again")
-        return cls(manifest, hashlib.sha256(data).hexdigest(), file, start)
+        signature, data, start = _signed_part(file)
+        key.check_software(data, signature)
+        return cls(_manifest(file, data, start), hashlib.sha256(data).hexdigest(), file, start)
 
     def extract(self, folder: Path) -> list[Path]:
         """Writes the wheels into `folder`, each checked; the paths in the manifest's order.
@@ -164,6 +148,43 @@ class Wheelhouse:
             if digest != wheel.sha256:
                 raise SoftwareError(f"the software is damaged at {wheel.name}: fetch it again")
         return made
+
+
+def unverified_manifest(file: BinaryIO) -> SoftwareManifest:
+    """What a file says of itself, whoever has signed it: for those who send it, and install nothing.
+
+    Raises:
+        SoftwareError: it is no such file, or damaged.
+        OSError: it cannot be read.
+    """
+    _signature, data, start = _signed_part(file)
+    return _manifest(file, data, start)
+
+
+def _signed_part(file: BinaryIO) -> tuple[str, bytes, int]:
+    """Signature, manifest, and where the wheels start. Raises SoftwareError."""
+    file.seek(0)
+    line = file.readline(LONGEST_LINE)
+    match = FIRST_LINE.fullmatch(line)
+    if match is None or int(match[2]) > MOST_MANIFEST:
+        raise SoftwareError("expected software for devices, a file that `splitee pack` has written")
+    data = file.read(int(match[2]))
+    return match[1].decode(), data, len(line) + len(data)
+
+
+def _manifest(file: BinaryIO, data: bytes, start: int) -> SoftwareManifest:
+    """Raises SoftwareError: it is not of this release, or the wheels are not as long as it says."""
+    try:
+        manifest = msgspec.json.decode(data, type=SoftwareManifest)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise SoftwareError(
+            f"the software's manifest is not of this release: {refusal(error, data)}"
+        ) from None
+    if version_key(manifest.version) is None:
+        raise SoftwareError(f"expected a version such as 1.2.3 or 1.2.3rc1, not {manifest.version!r}")
+    if file.seek(0, os.SEEK_END) != start + (0 if manifest.index else manifest.size):
+        raise SoftwareError("the software is cut off, or there is more than its wheels: fetch it again")
+    return manifest
 
 
 def _copy(source: BinaryIO, target: BinaryIO, size: int) -> str:

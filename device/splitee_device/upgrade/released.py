@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,7 +139,13 @@ class ReleasedSoftware:
             version = __version__
         elif self._told is not None and said.release == self._told.release and self._told.action == "install":
             version = self._told.name.rpartition("-")[0]
-        return SoftwareReport(**msgspec.structs.asdict(said), version=version, runs=__version__)
+        return SoftwareReport(
+            **msgspec.structs.asdict(said),
+            version=version,
+            runs=__version__,
+            machine=platform.machine()[:20],
+            python=f"cp3{sys.version_info.minor}",
+        )
 
     @property
     def _launched(self) -> Software:

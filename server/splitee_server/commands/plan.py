@@ -95,7 +95,7 @@ def _table(planned: Sequence[Planned], frozen: int) -> Table:
     for heading in ("device", "cut", "round s", "idle", "why"):
         table.add_column(heading, justify="left" if heading in ("device", "why") else "right")
     for row in planned:
-        idle = "" if row.seconds is None else f"{1 - row.seconds / slowest:.0%}"
+        idle = "" if row.seconds is None else f"{1 - row.seconds / slowest if slowest else 0:.0%}"
         seconds = "" if row.seconds is None else f"{row.seconds:.3g}"
         cut = "-" if row.cut is None else str(row.cut)
         table.add_row(*map(plain_cell, (row.device, cut, seconds, idle, row.reason)))

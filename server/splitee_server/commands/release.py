@@ -31,7 +31,8 @@ from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.protocol import routes
 from splitee.protocol.gate import Gate
-from splitee.protocol.release_orders import OrderAction, ReleaseOrder
+from splitee.protocol.inference import SoftwareReport
+from splitee.protocol.release_orders import MOST_DEVICES, OrderAction, ReleaseOrder
 from splitee.protocol.rollouts import Rollout
 from splitee.protocol.topics import Topics, check_name
 from splitee_server.commands.rollout_flags import LONGEST, Span, pace, waves_setting
@@ -40,12 +41,14 @@ from splitee_server.release import plans
 from splitee_server.release.here import Here
 from splitee_server.release.operator import NoServer, Operator, Source
 from splitee_server.release.plans import Content, Pace
+from splitee_server.release.recipients import choose
 from splitee_server.release.rollout_store import RolloutStore
-from splitee_server.release.watching import Watch, wait_for
+from splitee_server.release.watching import Watch, listed, wait_for
 
 Receive = Callable[[float], Event | None]
 
 LISTEN = 2.0  # seconds in which a broker tells what it retains
+RETAINED = 4 * MOST_DEVICES  # events: what it tells of a whole fleet
 ALL = "all"
 GOES_ON = "the server goes on with it, as `splitee release --list` shows"
 OFFER_STAYS = (
@@ -77,6 +80,13 @@ log = logging.getLogger(__name__)
         help="Time without a failure between two waves, in seconds.",
     ),
     setting(
+        "--late-after",
+        type=Span(),
+        default="1h",
+        metavar="SPAN",
+        help="How long the next wave waits for a device that is online and has not decided: 20m, 3h.",
+    ),
+    setting(
         "--expires",
         type=Span(),
         default="30d",
@@ -89,7 +99,7 @@ log = logging.getLogger(__name__)
         default=ALL,
         metavar="IDS",
         help="Devices that software is for, with commas between; each model names its own.",
-        show_default="all that the broker knows",
+        show_default="all that can install it, and run nothing newer",
     ),
     signing_key,
     switch("--detach", is_flag=True, help="End once the server has it all."),
@@ -116,6 +126,7 @@ def release(
     waves: tuple[str, ...] | None,
     max_failures: str | None,
     soak: float,
+    late_after: float,
     expires: float,
     name: str | None,
     devices: str,
@@ -141,12 +152,12 @@ def release(
         "roll back": roll_back,
     }
     action, rollout = _order(bool(models), lists, orders)
-    how = pace(waves, max_failures, soak, expires)
+    how = pace(waves, max_failures, soak, expires, late_after)
     signer = ReleaseSigner(signing_key) if signing_key is not None else None
     topics = Topics(link.fleet)
     stopped = stop_on_signals()
     client = f"splitee-{link.fleet}-release-{time.time_ns()}"
-    with closing(Link(link.address, client, tls=link.tls)) as connection:
+    with closing(Link(link.address, client, tls=link.tls, capacity=RETAINED)) as connection:
         if lists:
             connection.open(link.connect_timeout)
             _list(connection, topics)
@@ -164,7 +175,8 @@ def release(
             content = None if _is_software(models) else plans.models(models, link.fleet, signer)
             connection.open(link.connect_timeout)
             if content is None:
-                content = plans.software(models[0], _devices(connection, topics, devices), link.fleet, signer)
+                recipients = _recipients(connection, topics, models[0], devices)
+                content = plans.software(models[0], recipients, link.fleet, signer)
             _release(connection, topics, content, rollout, how, wait, stopped.is_set, detach=detach)
 
 
@@ -186,20 +198,40 @@ def _is_software(models: tuple[Path, ...]) -> bool:
     return any(is_file)
 
 
-def _devices(connection: Link, topics: Topics, wanted: str) -> list[str]:
-    """Those that are named, or all of which the broker retains something."""
-    if wanted != ALL:
-        return list(dict.fromkeys(check_name(one.strip(), "--devices") for one in wanted.split(",")))
-    gate = Gate(topics, (routes.STATUS, routes.SERVING), takes_cleared=True, log_first=0)
+def _recipients(connection: Link, topics: Topics, software: Path, wanted: str) -> tuple[str, ...]:
+    """Devices that a file of software is for: of those that are named, or of all that the broker knows."""
+    manifest = plans.software_manifest(software)
+    named = [] if wanted == ALL else [check_name(one.strip(), "--devices") for one in wanted.split(",")]
+    chosen = choose(manifest, _known(connection, topics), named)
+    if chosen.others:
+        log.warning(
+            "splitee %s is for %s and Python %s; left out are %s",
+            manifest.version,
+            manifest.machine,
+            manifest.python,
+            listed([f"{device} ({why})" for device, why in chosen.others.items()]),
+        )
+    return chosen.devices
+
+
+def _known(connection: Link, topics: Topics) -> dict[str, SoftwareReport | None]:
+    """All devices of which the broker retains something, with what they have said of their software."""
+    gate = Gate(
+        topics, (routes.STATUS, routes.SERVING, routes.SOFTWARE_REPORT), takes_cleared=True, log_first=0
+    )
     connection.subscribe(*gate.filters)
-    found: set[str] = set()
+    found: dict[str, SoftwareReport | None] = {}
     until = time.monotonic() + LISTEN
     while (left := until - time.monotonic()) > 0:
         event = connection.receive(left)
         received = gate.read(event) if isinstance(event, Message) else None
-        if received is not None and received.message is not None:
-            found.add(received.device)
-    return sorted(found)
+        if received is None or received.message is None:
+            continue
+        if received.device not in found:
+            until = time.monotonic() + LISTEN  # a large fleet takes its time
+        before = found.setdefault(received.device, None)
+        found[received.device] = received.message if isinstance(received.message, SoftwareReport) else before
+    return found
 
 
 def _release(
@@ -299,6 +331,6 @@ def _lines(rollout: Rollout) -> list[str]:
     for place, wave in enumerate(rollout.waves, 1):
         lines.append(
             f"  wave {place}: {words.devices(wave.devices)}, {wave.in_service} in service, "
-            f"{wave.failed} failed, {wave.asleep} asleep"
+            f"{wave.failed} failed, {wave.asleep} asleep, {wave.late} late"
         )
     return lines

@@ -10,7 +10,7 @@ import click
 
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
-from splitee.protocol.release_orders import SHARE
+from splitee.protocol.release_orders import LATE_AFTER, SHARE
 from splitee_server.release.plans import AT_ONCE, Pace
 from splitee_server.release.wave_sizes import read_waves
 
@@ -62,6 +62,7 @@ def pace(
     max_failures: str | None = None,
     soak: float = 60.0,
     expires: float = 30 * 86_400.0,
+    late_after: float = LATE_AFTER,
 ) -> Pace:
     """Raises ConfigError: a wave names nobody, or the failures are no count or share."""
     if max_failures is not None and not re.fullmatch(SHARE, max_failures):
@@ -69,5 +70,5 @@ def pace(
             f"--max-failures {max_failures}: expected a count or a share of the devices, as 2 or 5%"
         )
     if waves is None and max_failures is None:
-        return Pace(max_failures=AT_ONCE.max_failures, soak=soak, expires=expires)
-    return Pace(waves or AT_ONCE.waves, max_failures or "0", soak, expires)
+        return Pace(AT_ONCE.waves, AT_ONCE.max_failures, soak, expires, late_after)
+    return Pace(waves or AT_ONCE.waves, max_failures or "0", soak, expires, late_after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,22 +20,28 @@ from splitee.cli.verbosity import log_options
 from splitee.errors import BrokerRefused, ConfigError, StateError, Unwinding
 from splitee.inference.trunks import TrunkModels
 from splitee.mqtt.certificate import own_certificate, warn_before_it_ends
-from splitee.mqtt.events import Connected, Disconnected, Message
+from splitee.mqtt.events import Connected, Disconnected, Event, Message, Overflow
 from splitee.mqtt.link import Link
 from splitee.mqtt.options import LinkOptions
 from splitee.mqtt.port import Port
+from splitee.mqtt.rate_limiter import RateLimiter
 from splitee.protocol import routes
 from splitee.protocol.gate import Gate, Received
+from splitee.protocol.release_orders import MOST_DEVICES
+from splitee.protocol.rollouts import Rollouts
 from splitee.protocol.sender_limits import SenderLimits
 from splitee.protocol.topics import Topics
 from splitee_server.announcer import Announcer, claim_fleet, offline
 from splitee_server.monitoring.observer import Observer
-from splitee_server.monitoring.options import Discovery, discovery_options
+from splitee_server.monitoring.options import Discovery, Exporter, discovery_options, metrics_options
 from splitee_server.offload.predictions import Predictions
 from splitee_server.release import releases as release
 from splitee_server.release.orders import refuse
 from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore, open_store
+
+CAPACITY = 4 * MOST_DEVICES  # events: what a broker retains of a whole fleet comes at once
+ASK_AGAIN = 60.0  # seconds, at least, between two times at which the broker is asked for all of that again
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +73,16 @@ log = logging.getLogger(__name__)
         show_default="releases, beside the folder of --model",
     ),
 )
-@discovery_options
 @link_options
+@metrics_options
+@discovery_options
 def serve(
-    link: LinkOptions, model: Path, threads: int | None, releases: Path | None, discovery: Discovery
+    link: LinkOptions,
+    metrics: Exporter,
+    discovery: Discovery,
+    model: Path,
+    threads: int | None,
+    releases: Path | None,
 ) -> None:
     """Answer devices that are not sure, from a finished run's exported trunks; keep and send out releases."""
     trunks = TrunkModels(model, threads=threads)
@@ -79,7 +91,7 @@ def serve(
             raise ConfigError(
                 "--home-assistant: what is announced is remembered beside releases: --releases DIR"
             )
-        _serve(link, trunks, store, discovery)
+        _serve(link, metrics, discovery, trunks, store)
 
 
 @contextmanager
@@ -99,7 +111,13 @@ def _store(releases: Path | None, model: Path) -> Iterator[RolloutStore | None]:
         yield store
 
 
-def _serve(link: LinkOptions, trunks: TrunkModels, store: RolloutStore | None, discovery: Discovery) -> None:
+def _serve(
+    link: LinkOptions,
+    metrics: Exporter,
+    discovery: Discovery,
+    trunks: TrunkModels,
+    store: RolloutStore | None,
+) -> None:
     topics, instance = Topics(link.fleet), time.time_ns()
     connection = Link(
         link.address,
@@ -107,96 +125,120 @@ def _serve(link: LinkOptions, trunks: TrunkModels, store: RolloutStore | None, d
         will=offline(topics, instance),
         tls=link.tls,
         admits=SenderLimits(topics).admits,
+        capacity=CAPACITY,
     )
-    home_assistant: Observer | None = None
-    if store is not None:
-        class_names = trunks.manifest.class_names
-        home_assistant = discovery.observer(connection, topics, store.path, class_names)
-    warn_before_it_ends(own_certificate(link.tls))
+    certificate = own_certificate(link.tls)
+    warn_before_it_ends(certificate)
     stop = stop_on_signals()
-    connection.open(link.connect_timeout, stop.is_set)
-    farewell = None
-    try:
-        if stop.is_set():
-            return
-        claim_fleet(connection, topics, instance)
-        farewell = offline(topics, instance)
-        log.info("serving run %s, round %d", trunks.run, trunks.round)
-        answer_requests(
-            connection, topics, trunks, store, instance, stop.is_set, home_assistant or Observer()
+    home_assistant = None
+    if store is not None:
+        home_assistant = discovery.observer(connection, topics, store.path, trunks.manifest.class_names)
+    with metrics.figures(certificate) as figures:
+        observers = [one for one in (figures, home_assistant) if one is not None]
+        connection.open(link.connect_timeout, stop.is_set)
+        farewell = None
+        try:
+            if stop.is_set():
+                return
+            claim_fleet(connection, topics, instance)
+            farewell = offline(topics, instance)
+            log.info("serving run %s, round %d", trunks.run, trunks.round)
+            TrunkServer(connection, topics, trunks, store, instance, observers).run(stop.is_set)
+            log.info("stopped")
+        finally:
+            connection.close(farewell)
+
+
+class TrunkServer:
+    """Answers requests and carries releases out, on the caller's thread; the counts go to `server/status`."""
+
+    def __init__(
+        self,
+        port: Port,
+        topics: Topics,
+        trunks: TrunkModels,
+        store: RolloutStore | None,
+        instance: int,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        """`store`: of releases, where some are kept."""
+        self._port = port
+        self._topics = topics
+        self._observers = observers
+        self._predictions = predictions = Predictions(
+            port, topics, trunks, lambda device, action: self._gate.guard(routes.INFER, device, action)
         )
-        log.info("stopped")
-    finally:
-        connection.close(farewell)
+        self._releases = Releases(port, topics, store, told=self._on_rollouts) if store is not None else None
+        of_releases = release.ROUTES if store is not None else (routes.RELEASE,)
+        self._gate = Gate(
+            topics,
+            (routes.INFER, routes.SERVER_CLAIM, *of_releases),
+            on_rejected=lambda one: predictions.refuse(one) if one.route is routes.INFER else None,
+            passes=(BrokerRefused, Unwinding),
+        )
+        self._announce = Announcer(port, topics, instance, trunks.run)
+        self._is_lost = False  # something that came
+        self._ask_again = RateLimiter(ASK_AGAIN)
+        port.subscribe(*self._gate.filters, *(topic for one in observers for topic in one.filters))
+        for observer in observers:
+            observer.start()
 
+    def run(self, stop: Callable[[], bool]) -> None:
+        """Until `stop`."""
+        self._beat(now=True)
+        while not stop():
+            self._take_in(self._port.receive(0 if self._predictions.waiting else 0.5))
+            if self._is_lost and self._ask_again.due():
+                self._is_lost = False
+                self._port.subscribe(*self._gate.filters)  # the broker tells what it retains once more
+            self._beat()
+            if self._releases is not None:
+                self._releases.rollouts.tick()
+        self._predictions.answer()
+        if self._releases is not None:
+            self._releases.rollouts.tick(at_once=True)
+        self._beat(now=True)
 
-def answer_requests(
-    port: Port,
-    topics: Topics,
-    trunks: TrunkModels,
-    store: RolloutStore | None,
-    instance: int,
-    stop: Callable[[], bool],
-    home_assistant: Observer,
-) -> None:
-    """Serves until `stop`; the counts go to `server/status`.
-
-    Args:
-        store: of releases, where some are kept.
-        home_assistant: is told of devices that predict; an `Observer` that does nothing: nobody is.
-    """
-    predictions = Predictions(
-        port, topics, trunks, lambda device, action: gate.guard(routes.INFER, device, action)
-    )
-    handlers: dict[routes.Route, Callable[[Received], object]] = {
-        routes.INFER: predictions.add,
-        routes.SERVER_CLAIM: lambda _claim: beat(now=True),
-        routes.RELEASE: lambda order: refuse(port, topics, order.message),
-    }
-    releases = Releases(port, topics, store) if store is not None else None
-    if releases is not None:
-        handlers |= dict.fromkeys(release.ROUTES, releases.handle)
-    gate = Gate(
-        topics,
-        handlers,
-        on_rejected=lambda one: predictions.refuse(one) if one.route is routes.INFER else None,
-        passes=(BrokerRefused, Unwinding),
-    )
-    announce = Announcer(port, topics, instance, trunks.run)
-    port.subscribe(*gate.filters, *home_assistant.filters)
-    home_assistant.start()
-
-    def beat(*, now: bool = False) -> None:
-        doing = f"serving: {predictions.requests} requests in {predictions.passes} passes"
-        announce.beat(doing, (), gate.rejected.total(), now=now)
-
-    def take(message: Message) -> None:
-        if message.topic in home_assistant.filters:
-            home_assistant.on_message(message.payload)
-        received = gate.read(message)
-        if received is None or not gate.apply(received, handlers[received.route]):
-            return
-        if received.route is routes.SERVING and received.message.state == "online":
-            home_assistant.on_predicting(received.device, None)
-
-    beat(now=True)
-    while not stop():
-        event = port.receive(0 if predictions.waiting else 0.5)
+    def _take_in(self, event: Event | None) -> None:
         if event is None:
-            predictions.answer()
+            self._predictions.answer()
         elif isinstance(event, Message):
-            take(event)
+            for observer in self._observers:
+                if event.topic in observer.filters:
+                    observer.on_message(event.payload)
+            if (received := self._gate.read(event)) is not None:
+                self._handle(received)
         elif isinstance(event, Connected):
-            beat(now=True)
-            home_assistant.on_reconnected()
-            if releases is not None:
-                releases.rollouts.again()
+            self._beat(now=True)
+            for observer in self._observers:
+                observer.on_reconnected()
+            if self._releases is not None:
+                self._releases.rollouts.again()
         elif isinstance(event, Disconnected):
             log.warning("connection lost (%s); reconnecting", event.reason)
-        beat()
-        if releases is not None:
-            releases.rollouts.tick()
-    predictions.answer()
-    if releases is not None:
-        releases.rollouts.tick(at_once=True)
-    beat(now=True)
+        elif isinstance(event, Overflow):
+            self._is_lost = True
+
+    def _handle(self, received: Received) -> None:
+        if received.route is routes.SERVER_CLAIM:
+            self._beat(now=True)
+        elif received.route is routes.INFER:
+            self._gate.apply(received, self._predictions.add)
+        elif self._releases is not None:
+            if self._gate.apply(received, self._releases.handle) and received.route is routes.SERVING:
+                self._tell_of(received)
+        else:
+            refuse(self._port, self._topics, received.message)
+
+    def _tell_of(self, serving: Received) -> None:
+        for observer in self._observers if serving.message.state == "online" else ():
+            observer.on_predicting(serving.device, None)
+
+    def _on_rollouts(self, rollouts: Rollouts) -> None:
+        for observer in self._observers:
+            observer.on_rollouts(rollouts)
+
+    def _beat(self, *, now: bool = False) -> None:
+        requests, passes = self._predictions.requests, self._predictions.passes
+        doing = f"serving: {requests} requests in {passes} passes"
+        self._announce.beat(doing, (), self._gate.rejected.total(), now=now)

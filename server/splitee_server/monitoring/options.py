@@ -23,6 +23,7 @@ from splitee_server.monitoring.home_assistant import RECORD, HomeAssistant
 from splitee_server.monitoring.observer import Observer
 
 if TYPE_CHECKING:
+    from splitee_server.monitoring.prometheus import Figures
     from splitee_server.rounds.checkpoints import Checkpoints
 
 
@@ -61,11 +62,37 @@ class Discovery:
 
 
 @dataclass(frozen=True)
-class Monitoring:
-    """What was asked for."""
+class Exporter:
+    """Where figures for Prometheus are served. `metrics_port`: None: nowhere."""
 
     metrics_port: int | None
     metrics_bind: str
+
+    @contextmanager
+    def figures(self, certificate: OwnCertificate | None) -> Iterator[Figures | None]:
+        """Figures that are served while the context lasts; None: nobody has asked for them.
+
+        Args:
+            certificate: by which the link is let in, if by any.
+
+        Raises:
+            ConfigError: the port is in use.
+        """
+        if self.metrics_port is None:
+            yield None
+            return
+        from splitee_server.monitoring.prometheus import Figures, serving
+
+        figures = Figures(certificate.end if certificate else None)
+        with serving(figures, self.metrics_bind, self.metrics_port):
+            yield figures
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What was asked for."""
+
+    metrics: Exporter
     discovery: Discovery
     tensorboard: Path | None
 
@@ -90,11 +117,7 @@ class Monitoring:
                 from splitee_server.monitoring.tensorboard import TensorBoard
 
                 found.append(TensorBoard(self.tensorboard, store.history))
-            if self.metrics_port is not None:
-                from splitee_server.monitoring.prometheus import Figures, serving
-
-                figures = Figures(certificate.end if certificate else None)
-                stack.enter_context(serving(figures, self.metrics_bind, self.metrics_port))
+            if (figures := stack.enter_context(self.metrics.figures(certificate))) is not None:
                 found.append(figures)
             yield found
 
@@ -113,7 +136,7 @@ _DISCOVERY = (
         help=f"A binary sensor in Home Assistant for each class, of devices with at most {MOST_CLASSES}.",
     ),
 )
-_OPTIONS = (
+_METRICS = (
     setting(
         "--metrics-port",
         type=whole(1, 65535),
@@ -127,6 +150,9 @@ _OPTIONS = (
         metavar="BIND",
         help="Address at which --metrics-port is served; 0.0.0.0: all of this machine's.",
     ),
+)
+_OPTIONS = (
+    *_METRICS,
     *_DISCOVERY,
     setting(
         "--tensorboard",
@@ -138,6 +164,11 @@ _OPTIONS = (
 )
 
 
+def _metrics(metrics_port: int | None, metrics_bind: str) -> Exporter:
+    require("--metrics-port", metrics_port is not None, "--metrics-bind")
+    return Exporter(metrics_port, metrics_bind)
+
+
 def _discovery(home_assistant: bool, home_assistant_prefix: str, home_assistant_classes: bool) -> Discovery:
     require("--home-assistant", home_assistant, "--home-assistant-classes")
     return Discovery(home_assistant, home_assistant_prefix, home_assistant_classes)
@@ -146,8 +177,7 @@ def _discovery(home_assistant: bool, home_assistant_prefix: str, home_assistant_
 def _monitoring(
     metrics_port: int | None, metrics_bind: str, tensorboard: Path | None, **home_assistant: Any
 ) -> Monitoring:
-    require("--metrics-port", metrics_port is not None, "--metrics-bind")
-    return Monitoring(metrics_port, metrics_bind, _discovery(**home_assistant), tensorboard)
+    return Monitoring(_metrics(metrics_port, metrics_bind), _discovery(**home_assistant), tensorboard)
 
 
 discovery_options = option_group("discovery", _discovery, *_DISCOVERY, title="Monitoring")
@@ -155,3 +185,6 @@ discovery_options = option_group("discovery", _discovery, *_DISCOVERY, title="Mo
 
 monitoring_options = option_group("monitoring", _monitoring, *_OPTIONS, title="Monitoring")
 """Adds the flags; the command gets them as its argument `monitoring: Monitoring`."""
+
+metrics_options = option_group("metrics", _metrics, *_METRICS, title="Monitoring")
+"""Adds those of Prometheus alone; the command gets them as its argument `metrics: Exporter`."""

@@ -94,9 +94,7 @@ class Orders:
         if have + len(upload.data) > want.size and upload.offset == have:
             raise MalformedMessage(f"ReleaseUpload: more than the {want.size} bytes of the file")
         if upload.offset == have:
-            have = self._store.append(want.sha256, upload.data)
-            if have == want.size:
-                self._store.finish(want.sha256)
+            self._store.append(want.sha256, upload.data)
         self._go_on(open_order)
 
     def _go_on(self, open_order: _Order) -> None:
@@ -121,11 +119,18 @@ class Orders:
         """The next file that is not here: first the plan, then what it names."""
         order = open_order.order
         if open_order.plan is None:
-            if not self._store.has(order.plan):
-                return PlannedFile(order.plan, order.plan_size)
+            plan = PlannedFile(order.plan, order.plan_size)
+            if not self._has(plan):
+                return plan
             open_order.data = self._store.read(order.plan, 0, LARGEST_PLAN)
             open_order.plan = _checked(open_order.data, order)
-        return next((one for one in open_order.plan.files if not self._store.has(one.sha256)), None)
+        return next((one for one in open_order.plan.files if not self._has(one)), None)
+
+    def _has(self, file: PlannedFile) -> bool:
+        """Raises ModelError: as many bytes have come, and they are others."""
+        if not self._store.has(file.sha256) and self._store.received(file.sha256) >= file.size:
+            self._store.finish(file.sha256)
+        return self._store.has(file.sha256)
 
     def _say(self, request: int, message: str, code: ExitCode = ExitCode.OK) -> None:
         log.info("an operator's order: %s", message)

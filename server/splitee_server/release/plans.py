@@ -11,17 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from splitee.errors import ConfigError, ModelError
+from splitee.errors import ConfigError, ModelError, SoftwareError
 from splitee.inference.bundle import bundle_head
 from splitee.inference.manifest import ClientManifest, read_manifest
 from splitee.inference.signatures import ReleaseSigner
 from splitee.protocol.fields import LARGEST_RELEASE, ReleaseKind
 from splitee.protocol.inference import ModelOffer, SoftwareOffer
-from splitee.protocol.release_orders import PlannedFile, PlannedRelease, RolloutPlan
+from splitee.protocol.release_orders import LATE_AFTER, MOST_DEVICES, PlannedFile, PlannedRelease, RolloutPlan
 from splitee.protocol.topics import NAME
+from splitee.software.wheelhouse import SoftwareManifest, unverified_manifest
 from splitee_server.release.wave_sizes import wave_sizes
-
-WHEEL_FILE = re.compile(r"splitee-([A-Za-z0-9.+!]{1,100})-.+")
 
 
 @dataclass(frozen=True)
@@ -33,12 +32,14 @@ class Pace:
         max_failures: above which it stops, as a count or a share.
         soak: seconds without a failure between two waves.
         expires: seconds after which nobody is offered it any more.
+        late_after: seconds for which a device that is online and has not decided may hold the next wave up.
     """
 
     waves: tuple[str, ...] = ("100%",)
     max_failures: str = "0"
     soak: float = 60.0
     expires: float = 30 * 86400.0
+    late_after: float = LATE_AFTER
 
 
 AT_ONCE = Pace(max_failures="100%", soak=0.0)  # to all, and each decides for itself
@@ -55,7 +56,12 @@ class Content:
     paths: dict[str, Path] = field(default_factory=dict)
 
     def plan(self, rollout: str, pace: Pace) -> RolloutPlan:
-        """Raises ConfigError: a wave does not fit the devices."""
+        """Raises ConfigError: a wave does not fit the devices, or there are too many of them."""
+        if len(self.releases) > MOST_DEVICES:
+            raise ConfigError(
+                f"a release goes to at most {MOST_DEVICES} devices, and these are {len(self.releases)}: "
+                "release it to some of them at a time"
+            )
         wave_sizes(pace.waves, len(self.releases))
         return RolloutPlan(
             rollout=rollout,
@@ -65,6 +71,7 @@ class Content:
             waves=pace.waves,
             max_failures=pace.max_failures,
             soak=pace.soak,
+            late_after=pace.late_after,
             files=tuple(PlannedFile(digest, size) for digest, size in self.sizes.items()),
             releases=tuple(self.releases),
         )
@@ -73,7 +80,7 @@ class Content:
 def models(paths: Sequence[Path], fleet: str, signer: ReleaseSigner | None) -> Content:
     """Exported model directories, each for its device. Raises ModelError: one is missing or damaged."""
     content = Content("model", "")
-    versions = []
+    versions, devices = [], set()
     for path in paths:
         manifest = read_manifest(path, ClientManifest)
         head, graph = bundle_head(path, manifest)
@@ -86,8 +93,9 @@ def models(paths: Sequence[Path], fleet: str, signer: ReleaseSigner | None) -> C
             manifest.run,
             version_of(manifest.run, manifest.round),
         )
-        if any(one.device == release.device for one in content.releases):
+        if release.device in devices:
             raise ModelError(f"{path}: there is a second model for {release.device}; name one a device")
+        devices.add(release.device)
         if signer is not None:
             release = _signed(
                 release, ModelOffer(release=release.release, size=1, run=release.run), signer, fleet
@@ -104,15 +112,14 @@ def software(path: Path, devices: Sequence[str], fleet: str, signer: ReleaseSign
 
     Raises:
         ConfigError: it is not to be signed, or is for nobody.
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or is too large.
+        SoftwareError: it is no file of software, or damaged.
     """
     if signer is None:
         raise ConfigError(f"{path}: devices take software only signed: name --signing-key")
     if not devices:
-        raise ConfigError(f"{path}: no device is known at the broker; name them by --devices ID,ID")
-    named = WHEEL_FILE.fullmatch(path.name)
-    if named is None:
-        raise ModelError(f"{path}: expected splitee-VERSION-....wheels, as `splitee pack` writes it")
+        raise ConfigError(f"{path}: there is no device that it is for; name some by --devices ID,ID")
+    version = software_manifest(path).version
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -121,13 +128,28 @@ def software(path: Path, devices: Sequence[str], fleet: str, signer: ReleaseSign
         raise ModelError(f"{path}: {error.strerror}") from None
     if not 0 < size <= LARGEST_RELEASE:
         raise ModelError(f"{path}: {size} bytes; a release has from 1 to {LARGEST_RELEASE}")
-    version = named[1]
     content = Content("software", version, sizes={digest: size}, paths={digest: path})
     for device in devices:
         release = PlannedRelease(device, digest, digest, version=version)
         offer = SoftwareOffer(release=digest, size=size, version=version)
         content.releases.append(_signed(release, offer, signer, fleet))
     return content
+
+
+def software_manifest(path: Path) -> SoftwareManifest:
+    """What a file of software says of itself: devices check who has signed that.
+
+    Raises:
+        ModelError: it cannot be read.
+        SoftwareError: it is no file of software, or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            return unverified_manifest(file)
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
+    except SoftwareError as error:
+        raise SoftwareError(f"{path}: {error}") from None
 
 
 def version_of(run: str, number: int) -> str:

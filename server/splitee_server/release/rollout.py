@@ -7,6 +7,7 @@ hears of it.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from splitee.protocol import rollouts
 from splitee.protocol.fields import ReleaseAction, ReleaseKind
 from splitee.protocol.inference import ModelOffer, ModelReport, ReleaseReport, SoftwareOffer
-from splitee.protocol.release_orders import PlannedRelease, RolloutPlan
+from splitee.protocol.release_orders import LATE_AFTER, PlannedRelease, RolloutPlan
 from splitee.protocol.rollouts import RolloutState, Update, UpdateState, Wave
 from splitee_server.release.wave_sizes import devices_in, in_wave_order, wave_sizes
 
@@ -32,6 +33,8 @@ class Standing(msgspec.Struct, omit_defaults=True):
     Attributes:
         back: the device is told to go back, or did.
         early: it has the offer before its wave.
+        old: seconds since the epoch, by the device's clock: time of its report on the same release in an
+            earlier rollout, which the broker may tell again; 0: there was none.
         have, size: bytes while it downloads; they are not worth a write of their own.
     """
 
@@ -39,6 +42,7 @@ class Standing(msgspec.Struct, omit_defaults=True):
     reason: str = ""
     back: bool = False
     early: bool = False
+    old: float = 0.0
     have: int = 0
     size: int = 0
 
@@ -52,6 +56,7 @@ class Record(msgspec.Struct, omit_defaults=True):
         waves: devices up to each wave.
         wave: under way, from 1.
         quiet_since: seconds since the epoch, from when on the wave has nothing left but to wait; 0: it has.
+        late_after: seconds for which a device may hold the next wave up.
         devices: in the order of the waves.
     """
 
@@ -70,11 +75,14 @@ class Record(msgspec.Struct, omit_defaults=True):
     reason: str = ""
     wave: int = 1
     quiet_since: float = 0.0
+    late_after: float = LATE_AFTER
 
 
 def new_record(plan: RolloutPlan, digest: str, order: int, now: float) -> Record:
-    """A rollout that begins `now`, by the server's clock. Raises ConfigError: its waves do not fit."""
+    """A rollout whose first wave begins `now`, by the server's clock. Raises ConfigError: no waves fit."""
     devices = in_wave_order(plan.rollout, (one.device for one in plan.releases))
+    waves = wave_sizes(plan.waves, len(devices))
+    first, others = devices[: waves[0]], devices[waves[0] :]
     return Record(
         plan.rollout,
         digest,
@@ -83,10 +91,11 @@ def new_record(plan: RolloutPlan, digest: str, order: int, now: float) -> Record
         plan.version,
         now,
         now + plan.expires,
-        wave_sizes(plan.waves, len(devices)),
+        waves,
         devices_in(plan.max_failures, len(devices)),
         plan.soak,
-        {device: Standing() for device in devices},
+        {device: Standing("offered") for device in first} | {device: Standing() for device in others},
+        late_after=plan.late_after,
     )
 
 
@@ -98,6 +107,10 @@ class Rollout:
         self.releases: Mapping[str, PlannedRelease] = {one.device: one for one in plan.releases}
         self._sizes = {one.sha256: one.size for one in plan.files}
         self._places = {device: place for place, device in enumerate(record.devices)}
+        self._held: dict[str, float] = defaultdict(
+            float
+        )  # seconds for which a device has held the next wave up
+        self._tried: dict[str, float] = defaultdict(float)  # seconds for which a device has been trying it
 
     @property
     def is_open(self) -> bool:
@@ -114,6 +127,16 @@ class Rollout:
         """Devices on which it failed, or that have gone back by themselves."""
         return [device for device, standing in self.record.devices.items() if _has_failed(standing)]
 
+    @property
+    def files(self) -> set[str]:
+        """Digests of the files that a device may still ask for."""
+        wanted = ("in service", *(UNDECIDED if self.is_open else OFFERED))
+        return {
+            self.releases[device].file
+            for device, standing in self.record.devices.items()
+            if standing.state in wanted and not standing.back
+        }
+
     # What devices and operators say
 
     def take(self, device: str, report: ReleaseReport) -> bool:
@@ -123,8 +146,8 @@ class Rollout:
             return False
         before = (standing.state, standing.reason, standing.back)
         if report.release == release.release:
-            if report.state in OFFERED and not (self.is_open or standing.back):
-                return False  # it is on its way from an offer that is taken back
+            if not self._is_news(standing, report):
+                return False
             standing.state, standing.reason = report.state, report.reason
             standing.have, standing.size = report.have, report.size
             if report.state == "in service" and self.record.state == "rolled back":
@@ -137,6 +160,20 @@ class Rollout:
             self.record.quiet_since = 0.0
         return has_changed
 
+    def _is_news(self, standing: Standing, report: ReleaseReport) -> bool:
+        """Whether a report on this release says something of this rollout."""
+        if report.state in OFFERED:  # it may be on its way from an offer that is taken back
+            return standing.back or (self.is_open and standing.state != "expired")
+        return report.state == "in service" or not report.time or report.time != standing.old
+
+    def take_earlier(self, device: str, report: ReleaseReport) -> None:
+        """A report from before the rollout, of which only what is in service counts."""
+        standing, release = self.record.devices[device], self.releases[device].release
+        if report.release == release and report.state == "in service":
+            self.take(device, report)
+        elif report.release == release:
+            standing.old = report.time
+
     def install_now(self, device: str) -> bool:
         """The device gets its offer before its wave; False: there is nothing for it."""
         standing = self.record.devices.get(device)
@@ -145,10 +182,10 @@ class Rollout:
         standing.early, standing.state = True, "offered"
         return True
 
-    def give_way(self, devices: Iterable[str], newer: str) -> None:
-        """Devices that have not decided get a newer rollout instead."""
-        for device in devices:
-            self._expire(device, f"replaced by {newer}")
+    def give_way(self, devices: Iterable[str], newer: str) -> bool:
+        """Devices that have not decided get a newer rollout instead; False: there are none."""
+        replaced = [device for device in devices if self._expire(device, f"replaced by {newer}")]
+        return bool(replaced)
 
     def pause(self) -> bool:
         """No device is offered it any more; downloads under way go on. False: it is not running."""
@@ -190,19 +227,51 @@ class Rollout:
 
     # What time does
 
-    def advance(self, now: float, is_awake: Is, is_gone: Is) -> bool:
-        """What is due now; True: something has changed."""
+    def advance(self, now: float, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
+        """What is due now; True: something has changed.
+
+        Args:
+            now: seconds since the epoch.
+            elapsed: seconds since the last call.
+        """
         record = self.record
         if not self.is_open:
             return False
         if now >= record.expires:
             return self._end("expired", "not taken in time")
+        has_changed = self._count_time(elapsed, is_awake, is_gone)
         failures = self.failures
         if len(failures) > record.max_failures:
             return self.stop(self._why_stopped(failures))
         if record.state == "paused":
-            return False
-        return self._offer_wave() | self._next_wave(now, is_awake, is_gone)
+            return has_changed
+        return has_changed | self._offer_wave() | self._next_wave(now, is_awake, is_gone)
+
+    def _count_time(self, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
+        """Adds to the time that devices take to decide; True: the time of one is over.
+
+        A device that has vanished in its trial has not gone to sleep: the release may have broken it.
+        """
+        late_after, has_changed = self.record.late_after, False
+        for device, standing in self._reached().items():
+            if standing.state not in OFFERED or standing.back or is_gone(device):
+                continue
+            if standing.state == "trying":
+                self._tried[device] += elapsed
+                if self._tried[device] >= late_after:
+                    standing.state, standing.reason = "failed", f"no word of its trial for {late_after:.0f} s"
+                    self.record.quiet_since, has_changed = 0.0, True
+            elif is_awake(device):
+                has_changed |= self._held[device] < late_after <= self._held[device] + elapsed
+                self._held[device] += elapsed
+        return has_changed
+
+    def _holds(self, device: str, standing: Standing, is_awake: Is) -> bool:
+        """Whether the next wave waits for a device that has not decided."""
+        return standing.state == "trying" or (is_awake(device) and not self._is_late(device, standing))
+
+    def _is_late(self, device: str, standing: Standing) -> bool:
+        return standing.state in ("offered", "downloading") and self._held[device] >= self.record.late_after
 
     def _offer_wave(self) -> bool:
         queued = [standing for standing in self._reached().values() if standing.state == "queued"]
@@ -211,16 +280,17 @@ class Rollout:
         return bool(queued)
 
     def _next_wave(self, now: float, is_awake: Is, is_gone: Is) -> bool:
-        """Goes on once all that are awake have decided, one has it in service, and the soak time is over."""
+        """Goes on once nobody holds it up, one has it in service, and the soak time is over."""
         record, reached = self.record, self._reached()
         waits = [device for device, one in reached.items() if one.state in UNDECIDED and not is_gone(device)]
         if record.wave == len(record.waves):
             return not waits and self._end("finished", "in no wave", is_gone)
         serves = any(standing.state == "in service" for standing in reached.values())
-        if any(is_awake(device) for device in waits) or not (serves or not waits):
+        is_held = any(self._holds(device, reached[device], is_awake) for device in waits)
+        if is_held or (waits and not serves):
             changed, record.quiet_since = bool(record.quiet_since), 0.0
             return changed
-        if not serves:
+        if not serves and not all(map(is_gone, reached)):
             return self.stop(f"none of the {len(reached)} devices up to wave {record.wave} has it in service")
         record.quiet_since = min(record.quiet_since, now)  # a clock may be set back
         if record.quiet_since and now - record.quiet_since >= record.soak:
@@ -250,11 +320,14 @@ class Rollout:
             self._expire(device, reason)
         return True
 
-    def _expire(self, device: str, reason: str) -> None:
+    def _expire(self, device: str, reason: str) -> bool:
+        """False: the device has decided, or is none of the rollout's."""
         standing = self.record.devices.get(device)
-        if standing is not None and standing.state in UNDECIDED:
-            standing.state, standing.reason = "expired", reason
-            standing.have = standing.size = 0
+        if standing is None or standing.state not in UNDECIDED:
+            return False
+        standing.state, standing.reason = "expired", reason
+        standing.have = standing.size = 0
+        return True
 
     def _turn(self, before: RolloutState, after: RolloutState, reason: str) -> bool:
         if self.record.state != before:
@@ -315,13 +388,15 @@ class Rollout:
         """Where the device stands, with the version that it has `installed`."""
         standing, release = self.record.devices[device], self.releases[device]
         never_comes = standing.state == "queued" and not self.is_open
+        is_late = self._is_late(device, standing)
+        late = f"not decided within {self.record.late_after:.0f} s" if is_late else ""
         return Update(
             installed=installed,
             latest=release.version[:200],
             state="expired" if never_comes else standing.state,
             have=standing.have,
             size=standing.size or (self.size(release) if standing.state in UNDECIDED else 0),
-            reason=standing.reason[:1000],
+            reason=(standing.reason or late)[:1000],
             rollout=self.record.rollout,
             wave=self.wave_of(device),
         )
@@ -330,7 +405,7 @@ class Rollout:
         record, devices, start = self.record, list(self.record.devices.items()), 0
         waves = []
         for end in record.waves:
-            waves.append(_wave(devices[start:end], is_awake))
+            waves.append(self._wave(devices[start:end], is_awake))
             start = end
         return rollouts.Rollout(
             rollout=record.rollout,
@@ -345,6 +420,17 @@ class Rollout:
             reason=record.reason,
         )
 
+    def _wave(self, devices: list[tuple[str, Standing]], is_awake: Is) -> Wave:
+        undecided = [(device, standing) for device, standing in devices if standing.state in UNDECIDED]
+        awake = [(device, one) for device, one in undecided if one.state == "trying" or is_awake(device)]
+        return Wave(
+            len(devices),
+            sum(standing.state == "in service" for _, standing in devices),
+            sum(_has_failed(standing) for _, standing in devices),
+            len(undecided) - len(awake),
+            sum(self._is_late(device, standing) for device, standing in awake),
+        )
+
 
 def in_service(report: ReleaseReport) -> str:
     """The release that a device has in service, by its report; "": it does not say."""
@@ -355,12 +441,3 @@ def in_service(report: ReleaseReport) -> str:
 
 def _has_failed(standing: Standing) -> bool:
     return standing.state == "failed" or (standing.state == "rolled back" and not standing.back)
-
-
-def _wave(devices: list[tuple[str, Standing]], is_awake: Is) -> Wave:
-    return Wave(
-        len(devices),
-        sum(standing.state == "in service" for _, standing in devices),
-        sum(_has_failed(standing) for _, standing in devices),
-        sum(standing.state in UNDECIDED and not is_awake(device) for device, standing in devices),
-    )

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from splitee.cli.words import size as size_in_words
-from splitee.durable import StateDirectory, unwritable, write_atomically
+from splitee.durable import StateDirectory, sync_folder, unwritable, write_atomically
 from splitee.errors import MalformedMessage, ModelError, StateError
 from splitee.protocol.release_orders import RolloutPlan
 from splitee_server.release.rollout import Record, Rollout
@@ -60,6 +60,9 @@ class RolloutStore:
                 found.append(Rollout(record, RolloutPlan.decode(data)))
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError, MalformedMessage, ModelError) as error:
                 log.warning("releases: %s cannot be read (%s): it is left out", path, error)
+        for plan in self.path.glob("*.plan"):  # of a process that was killed between the two
+            if not plan.with_suffix(".json").exists():
+                plan.unlink(missing_ok=True)
         return sorted(found, key=lambda rollout: rollout.record.order)
 
     def add(self, record: Record, plan: bytes) -> None:
@@ -95,6 +98,7 @@ class RolloutStore:
         try:
             with suppress(OSError):
                 os.link(source, path)
+                sync_folder(self._files)
                 return
             with source.open("rb") as file:
                 write_atomically(path, lambda target: shutil.copyfileobj(file, target))
@@ -111,7 +115,10 @@ class RolloutStore:
 
     def check_room(self, size: int) -> None:
         """Raises StateError: the disk has no room for so many more bytes."""
-        free = shutil.disk_usage(self.path).free
+        try:
+            free = shutil.disk_usage(self.path).free
+        except OSError as error:
+            raise unwritable(self.path, error) from None
         if free < size + MARGIN:
             raise StateError(
                 f"the server has no room for {size_in_words(size)} in {self.path}: "
@@ -129,22 +136,34 @@ class RolloutStore:
             raise unwritable(path, error) from None
 
     def finish(self, digest: str) -> None:
-        """A file has come as a whole. Raises ModelError: it is another one, and is dropped."""
+        """A file has come as a whole; durable when this returns.
+
+        Raises:
+            ModelError: it is another one, and is dropped.
+            StateError: it cannot be read or written.
+        """
         path = self._incoming(digest)
-        with path.open("rb+") as file:
-            is_it = hashlib.file_digest(file, "sha256").hexdigest() == digest
-            os.fsync(file.fileno())
+        try:
+            with path.open("rb+") as file:
+                is_it = hashlib.file_digest(file, "sha256").hexdigest() == digest
+                os.fsync(file.fileno())
+            if is_it:
+                path.replace(self._files / digest)
+                sync_folder(self._files)
+            else:
+                path.unlink()
+        except OSError as error:
+            raise unwritable(path, error) from None
         if not is_it:
-            path.unlink()
             raise ModelError(f"what was sent as {digest[:12]} is something else: release it again")
-        path.replace(self._files / digest)
 
     def keep_only(self, digests: Collection[str]) -> None:
         """Drops all files but these. Those on their way go when nothing of them has come for a day."""
-        for path in self._files.iterdir():
-            is_coming = path.suffix == INCOMING and time.time() - path.stat().st_mtime < KEEP_INCOMING
-            if path.name not in digests and path.name not in self.reserved and not is_coming:
-                path.unlink(missing_ok=True)
+        with suppress(OSError):  # what cannot be removed now may be at the next time
+            for path in self._files.iterdir():
+                is_coming = path.suffix == INCOMING and time.time() - path.stat().st_mtime < KEEP_INCOMING
+                if path.name not in digests and path.name not in self.reserved and not is_coming:
+                    path.unlink(missing_ok=True)
 
     def _incoming(self, digest: str) -> Path:
         return self._files / f"{digest}{INCOMING}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from splitee.clock import Clock
@@ -29,6 +29,7 @@ from splitee.protocol.inference import (
 )
 from splitee.protocol.release_orders import MOST_DEVICES, OrderAction, RolloutPlan
 from splitee.protocol.rollouts import MOST_ROLLOUTS, DeviceUpdate, Install, RolloutState, Update
+from splitee.protocol.rollouts import Rollout as View
 from splitee.protocol.rollouts import Rollouts as Overview
 from splitee.protocol.topics import Topics
 from splitee.token_buckets import TokenBuckets
@@ -38,8 +39,13 @@ from splitee_server.release.rollout_store import RolloutStore
 
 LINES = 20  # of the log on what one device says, at once; then one a minute
 PART = 256 << 10  # bytes; a part that is lost is asked for again
-LOOK = 0.5  # seconds between two looks at what time has changed
+LOOK = 0.5  # seconds between two looks at what has come, and at what time has changed
+SETTLE = 2.0  # seconds after the last retained message, within which a broker tells the next
+LONGEST_LOOK = 10.0  # seconds that count between two looks, where this process was held up
 TELL_EVERY = 1.0  # seconds between two words on the bytes that a device has
+TELL_FOR = (
+    0.5  # seconds, within which so many devices are told as the link allows; the others have their turn
+)
 KINDS: tuple[ReleaseKind, ...] = ("model", "software")
 
 WANTS: dict[routes.Route, ReleaseKind] = {routes.RELEASES[kind].want: kind for kind in KINDS}
@@ -64,6 +70,17 @@ class _Device:
     reports: dict[ReleaseKind, ReleaseReport] = field(default_factory=dict)
     told: DeviceUpdate | None = None
     tell_due: float = 0.0
+    sent: int = 0  # bytes of releases, in the minute that began at `sent_since`
+    sent_since: float = 0.0
+
+    def may_be_sent(self, count: int, size: int, now: float) -> bool:
+        """Whether so many bytes of a release of `size` are due: in a minute all of it twice, or 16 parts."""
+        if now - self.sent_since > 60:
+            self.sent, self.sent_since = 0, now
+        if self.sent + count > max(2 * size, 16 * PART):
+            return False
+        self.sent += count
+        return True
 
     def installed(self, kind: ReleaseKind) -> str:
         report = self.reports.get(kind)
@@ -103,13 +120,17 @@ class Rollouts:
         self._rollouts = {rollout.record.rollout: rollout for rollout in store.load()}  # the oldest first
         self._devices: dict[str, _Device] = {}
         self._unsaved: set[str] = set()
-        self._touched: set[str] = set()  # devices of which something may have changed
+        self._touched: dict[str, None] = {}  # devices of which something may have changed, in their turn
+        self._views: dict[str, View] = {}  # of rollouts that are over and have not changed
         self._offered: dict[str, bytes] = {}  # by topic
         self._overview: Overview | None = None
         self._overview_due = 0.0
         self._look_due = 0.0
-        self._is_new = True  # something has come since the last look
+        self._looked = clock()
+        self._settling_since = clock()  # since then the broker tells what devices have said
         self._log_disk = RateLimiter()
+        for rollout in self._rollouts.values():
+            self._replace_older(rollout)  # a process that was killed may not have come to that
         self._touch_all()
 
     # What is asked of it
@@ -131,16 +152,23 @@ class Rollouts:
             raise ConfigError(f"there is a rollout {plan.rollout} already: choose another --name")
         order = max((one.record.order for one in self._rollouts.values()), default=0) + 1
         rollout = Rollout(new_record(plan, digest, order, self._now()), plan)
+        for device in rollout.releases:
+            if device in self._devices and plan.kind in self._devices[device].reports:
+                rollout.take_earlier(device, self._devices[device].reports[plan.kind])
         self._store.add(rollout.record, data)
-        for other in self._of_kind(plan.kind):
-            other.give_way(rollout.releases, plan.rollout)
-            self._unsaved.add(other.record.rollout)
         self._rollouts[plan.rollout] = rollout
-        self._touched |= rollout.record.devices.keys()
-        self._is_new = True
+        self._replace_older(rollout)
+        self._touch(rollout.record.devices)
+        self._look_due = 0.0
         self._forget_old()
         log.info("rollout %s: %s for %d devices", plan.rollout, plan.version, len(plan.releases))
         return rollout
+
+    def _replace_older(self, rollout: Rollout) -> None:
+        for other in self._of_kind(rollout.record.kind):
+            is_older = other.record.order < rollout.record.order
+            if is_older and other.give_way(rollout.releases, rollout.record.rollout):
+                self._keep(other)
 
     def carry_out(self, action: OrderAction, name: str) -> str:
         """Pause, resume, stop or roll back a rollout; what was done, for people. It is durable then.
@@ -157,6 +185,7 @@ class Rollouts:
         if not self._turn(rollout, action) and rollout.record.state != AFTER[action]:
             raise ConfigError(f"rollout {name} is {before}: there is nothing to {action}")
         self._changed(rollout)
+        self._look_due = 0.0
         self._store.save(rollout.record)
         return f"rollout {name}: {rollout.record.state}"
 
@@ -182,6 +211,7 @@ class Rollouts:
 
     def again(self) -> None:
         """The broker may have lost what was said, or devices that were gone are back."""
+        self._settling_since = self._clock()
         self._offered.clear()
         self._overview = None
         for device in self._devices.values():
@@ -196,7 +226,8 @@ class Rollouts:
         if isinstance(message, ReleaseWant):
             self._send(device, WANTS[received.route], message)
             return
-        self._is_new = True
+        if received.envelope.retained:
+            self._settling_since = self._clock()
         known = self._known(device)
         if known is None:
             return
@@ -214,10 +245,10 @@ class Rollouts:
 
     def _on_report(self, device: str, known: _Device, kind: ReleaseKind, report: ReleaseReport) -> None:
         known.reports[kind] = report
-        self._touched.add(device)
+        self._touch([device])
         for rollout in self._of_kind(kind):
             if rollout.take(device, report):
-                self._unsaved.add(rollout.record.rollout)
+                self._keep(rollout)
                 why = f": {report.reason}" if report.reason else ""
                 if self._lines.take(device, self._clock()):
                     log.info("%s: %s %s %s%s", device, kind, report.release[:12], report.state, why)
@@ -226,8 +257,8 @@ class Rollouts:
         for rollout in reversed(self._of_kind(kind)):
             if rollout.install_now(device):
                 log.info("%s: %s %s is asked for before its wave", device, kind, rollout.record.rollout)
-                self._unsaved.add(rollout.record.rollout)
-                self._touched.add(device)
+                self._keep(rollout)
+                self._touch([device])
                 return
 
     def _send(self, device: str, kind: ReleaseKind, want: ReleaseWant) -> None:
@@ -239,6 +270,9 @@ class Rollouts:
             raise MalformedMessage(f"ReleaseWant: {device} asks for what is not on offer")
         release = rollout.releases[device]
         count = min(PART, self._port.max_packet - 256)
+        known = self._known(device)
+        if known is None or not known.may_be_sent(min(count, offer.size), offer.size, self._clock()):
+            return
         data = release.head[want.offset : want.offset + count]
         try:
             if len(data) < count:
@@ -254,21 +288,37 @@ class Rollouts:
     # What is due
 
     def tick(self, *, at_once: bool = False) -> None:
-        """Goes on with what is due; keeps what has changed, then tells it.
+        """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for LOOK.
+
+        After a connect the broker tells what it retains. Until that has ended, changes are kept, no rollout
+        goes on, and nobody is told anything.
 
         Args:
-            at_once: all of it: there will be no other tick.
+            at_once: also what could wait: there will be no other tick.
         """
         now = self._clock()
-        if now < self._look_due and not (self._is_new or at_once):
+        if now < self._look_due and not at_once:
             return
-        self._look_due, self._is_new = now + LOOK, False
+        elapsed = min(now - self._looked, LONGEST_LOOK)
+        self._look_due, self._looked = now + LOOK, now
+        if not self._port.connected:
+            self._settling_since = now
+        is_settled = now >= self._settling_since + SETTLE
+        if is_settled:
+            self._advance(elapsed)
+        if at_once:
+            now += TELL_EVERY
+        if self._save() and (is_settled or at_once) and self._tell_devices(now):
+            self._tell_viewers(now)
+
+    def _advance(self, elapsed: float) -> None:
+        """`elapsed`: seconds since the last call."""
         for rollout in self._rollouts.values():
-            if rollout.advance(self._now(), self._is_awake, self._is_gone):
+            before = _standing(rollout)
+            if rollout.advance(self._now(), elapsed, self._is_awake, self._is_gone):
                 self._changed(rollout)
-                log.info("rollout %s: %s", rollout.record.rollout, _standing(rollout))
-        if self._save():
-            self._publish(now + TELL_EVERY if at_once else now)
+                if (standing := _standing(rollout)) != before:
+                    log.info("rollout %s: %s", rollout.record.rollout, standing)
 
     def _save(self) -> bool:
         """False: not all could be written, and nothing is said before it is."""
@@ -288,20 +338,24 @@ class Rollouts:
     @property
     def files(self) -> set[str]:
         """Digests of the files that a device may still ask for."""
-        return {
-            rollout.releases[device].file
-            for rollout in self._rollouts.values()
-            for device, standing in rollout.record.devices.items()
-            if rollout.offer(device) is not None or (rollout.is_open and standing.state == "queued")
-        }
+        return {digest for rollout in self._rollouts.values() for digest in rollout.files}
 
-    def _publish(self, now: float) -> None:
-        for device in sorted(self._touched):
+    def _tell_devices(self, now: float) -> bool:
+        """Offers and updates that have changed; False: some of them wait for the next look."""
+        for device in list(self._touched):
+            if self._clock() > now + TELL_FOR:
+                self._look_due = 0.0
+                return False
+            del self._touched[device]
             known = self._known(device)
             for kind in KINDS:
                 self._publish_offer(device, kind)
-            if known is None or self._publish_update(device, known, now):
-                self._touched.discard(device)
+            if known is not None and not self._publish_update(device, known, now):
+                self._touch([device])
+        return True
+
+    def _tell_viewers(self, now: float) -> None:
+        """How far rollouts have come, after the word of each device that this rests on."""
         if now < self._overview_due:
             return
         overview = self.overview()
@@ -344,14 +398,22 @@ class Rollouts:
 
     def overview(self) -> Overview:
         """What viewers are told: all that are open, then the newest, as many as one message carries."""
-        newest = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
-        views = [rollout.view(self._is_awake) for rollout in newest[:MOST_ROLLOUTS]]
+        ranked = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
+        shown = ranked[:MOST_ROLLOUTS]
         while True:
-            shown = sorted(views, key=lambda one: one.created, reverse=True)
-            overview = Overview(rollouts=tuple(shown))
-            if len(overview.encode()) <= routes.LARGEST_WHOLE or len(views) <= 1:
+            newest = sorted(shown, key=lambda one: one.record.order, reverse=True)
+            overview = Overview(rollouts=tuple(map(self._view, newest)))
+            if len(overview.encode()) <= routes.LARGEST_WHOLE or len(shown) <= 1:
                 return overview
-            views.pop()
+            shown.pop()
+
+    def _view(self, rollout: Rollout) -> View:
+        if rollout.is_open:
+            return rollout.view(self._is_awake)
+        name = rollout.record.rollout
+        if name not in self._views:
+            self._views[name] = rollout.view(self._is_awake)
+        return self._views[name]
 
     def _decisive(self, device: str, kind: ReleaseKind) -> Rollout | None:
         """The newest rollout that the device was reached by: what it says stands; None: none ever did."""
@@ -375,26 +437,35 @@ class Rollouts:
         report = self._devices[device].reports.get(kind) if device in self._devices else None
         return report is not None and in_service(report) not in ("", release)
 
-    def _changed(self, rollout: Rollout) -> None:
-        self._is_new = True
+    def _keep(self, rollout: Rollout) -> None:
+        """It has changed, and is to be written."""
         self._unsaved.add(rollout.record.rollout)
-        self._touched |= rollout.record.devices.keys()
+        self._views.pop(rollout.record.rollout, None)
+
+    def _changed(self, rollout: Rollout) -> None:
+        """Likewise, and for devices that have said nothing."""
+        self._keep(rollout)
+        self._touch(rollout.record.devices)
+
+    def _touch(self, devices: Iterable[str]) -> None:
+        self._touched |= dict.fromkeys(devices)
 
     def _touch_all(self) -> None:
-        self._is_new = True
+        self._look_due = 0.0
         for rollout in self._rollouts.values():
-            self._touched |= rollout.record.devices.keys()
-        self._touched |= self._devices.keys()
+            self._touch(rollout.record.devices)
+        self._touch(self._devices)
 
     def _forget_old(self) -> None:
         """The oldest that are over, where there are more than viewers are told of."""
         over = [rollout for rollout in self._rollouts.values() if not rollout.is_open]
         for rollout in over[: max(0, len(self._rollouts) - MOST_ROLLOUTS)]:
             name = rollout.record.rollout
-            self._touched |= rollout.record.devices.keys()
+            self._touch(rollout.record.devices)
             self._store.remove(name)
             del self._rollouts[name]
             self._unsaved.discard(name)
+            self._views.pop(name, None)
 
 
 def _states(update: DeviceUpdate) -> tuple[object, ...]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from splitee.errors import ModelError, Stalled
 from splitee.mqtt.events import Message
@@ -16,6 +16,7 @@ from splitee.protocol.topics import Topics
 
 DECIDED = ("in service", "failed", "rolled back")
 TICK = 0.5  # seconds
+SHOWN = 20  # devices that a message names
 
 
 class Watch:
@@ -70,7 +71,7 @@ class Watch:
         """Raises ModelError: it is not in service on all devices."""
         failed = [device for device, one in self.updates.items() if one.state in ("failed", "rolled back")]
         if failed:
-            raise ModelError(f"not in service on {', '.join(sorted(failed))}; what was there before still is")
+            raise ModelError(f"not in service on {listed(sorted(failed))}; what was there before still is")
         if self.rollout is not None and self.rollout.state in ("stopped", "expired"):
             raise ModelError(f"rollout {self._name} is {self.rollout.state}: {self.rollout.reason}")
 
@@ -84,7 +85,7 @@ def wait_for(
     stop: Callable[[], bool],
     hint: str,
 ) -> None:
-    """Until the rollout is over, or the command is stopped.
+    """Until the rollout is over.
 
     Args:
         receive: the next event, in so many seconds.
@@ -93,14 +94,22 @@ def wait_for(
         hint: what becomes of the rollout then.
 
     Raises:
-        Stalled: it takes longer.
+        Stalled: it takes longer, or the command is stopped.
     """
     deadline = time.monotonic() + wait
-    while not watch.is_over and not stop():
+    while not watch.is_over:
+        if stop():
+            raise Stalled(f"stopped before the release was over: {hint}")
         if time.monotonic() > deadline:
-            silent = ", ".join(watch.silent) or "the server"
+            silent = listed(watch.silent) or "the server"
             raise Stalled(f"no word from {silent} within {wait:.0f} s: {hint}")
         event = receive(TICK)
         if isinstance(event, Message):
             watch.take(event)
         tell(watch)
+
+
+def listed(devices: Sequence[str]) -> str:
+    """The first of them by name, and how many more there are."""
+    more = f" and {len(devices) - SHOWN} more" if len(devices) > SHOWN else ""
+    return ", ".join(devices[:SHOWN]) + more

@@ -286,7 +286,7 @@ def test_rollouts_are_a_table_with_the_reason_below_it() -> None:
     console.print(render(view.snapshot(), NOW))
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     [summer, reason] = [line.split() for line in lines if line.startswith("summer")]
-    assert summer == ["summer", "model", "barn-7", "stopped", "2", "of", "3", "5", "1", "2", "3", "20"]
+    assert summer == ["summer", "model", "barn-7", "stopped", "2", "of", "3", "5", "1", "2", "1", "2", "20"]
     assert reason == ["summer", "stopped:", *stopped.reason.split()]
     [spring] = [line.split() for line in lines if line.startswith("spring")]
     assert spring[3] == "running"

@@ -249,7 +249,7 @@ def test_rollouts_are_told_by_devices_state_and_wave() -> None:
     of_one = ("software", "spring")  # kind, rollout
     with scraped(figures) as families:
         found = samples(families)
-    counts = {"in service": 5, "failed": 1, "asleep": 2, "waiting": 3, "later": 20}
+    counts = {"in service": 5, "failed": 1, "asleep": 2, "late": 1, "waiting": 2, "later": 20}
     assert {state: found["splitee_rollout_devices", (*of_one, state)] for state in counts} == counts
     states = {labels[-1]: value for (name, labels), value in found.items() if name == "splitee_rollout_state"}
     assert [state for state, value in states.items() if value] == ["paused"] and len(states) == 6
@@ -263,7 +263,7 @@ def test_a_server_that_keeps_many_rollouts_has_a_bounded_number_of_series_each_o
     with scraped(figures) as families:
         names = [(name, *sample.labels.values()) for name, one in families.items() for sample in one.samples]
     assert len(names) == len(set(names))
-    assert sum(name[0].startswith("splitee_rollout") for name in names) == 19 * (5 + 6 + 1 + 1)
+    assert sum(name[0].startswith("splitee_rollout") for name in names) == 19 * (6 + 6 + 1 + 1)
     figures.on_rollouts(Rollouts())
     with scraped(figures) as families:
         assert not any(one.samples for name, one in families.items() if name.startswith("splitee_rollout"))

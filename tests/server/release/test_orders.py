@@ -87,6 +87,27 @@ def test_an_upload_goes_on_after_a_kill(fleet: ReleaseFleet, parts: int) -> None
     assert of_model == sorted(set(of_model))
 
 
+@pytest.mark.parametrize("of_plan", [True, False])
+def test_an_upload_goes_on_after_a_kill_at_its_last_byte(fleet: ReleaseFleet, of_plan: bool) -> None:
+    """All bytes are here, and nobody has looked yet whether they are the right ones."""
+    operator = Operator(fleet, fleet.content(b"model"))
+    operator.say()
+    operator.go_on(0 if of_plan else 1)
+    want = operator.answer.want
+    fleet.store.append(want, operator.files[want])
+    fleet.restart()
+    operator.say()
+    assert operator.go_on().message == "rollout a: 4 devices, in 3 waves"
+    assert want not in [digest for digest, _ in operator.sent]
+
+
+def test_a_plan_without_its_record_is_cleared_away(fleet: ReleaseFleet) -> None:
+    fleet.begin("v1.0")
+    (fleet.store.path / "v1.1.plan").write_bytes(b"of a server that was killed before the record was written")
+    fleet.restart()
+    assert [path.name for path in fleet.store.path.glob("*.plan")] == ["v1.0.plan"]
+
+
 def test_what_an_order_has_brought_is_kept_while_other_rollouts_change(fleet: ReleaseFleet) -> None:
     first, *_ = fleet.begin("a", b"first")
     operator = Operator(fleet, fleet.content(b"second"), "b")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import graphs
 import pytest
+from wheels import make_keys, small_wheel, software_file
 
-from splitee.errors import ConfigError, ModelError
+from splitee.errors import ConfigError, ModelError, SoftwareError
 from splitee.inference.bundle import pack_bundle
 from splitee.inference.manifest import CLIENT, write_manifest
 from splitee.inference.signatures import ReleaseKey, ReleaseSigner
@@ -38,10 +39,16 @@ def exported(path: Path, device: str) -> Path:
     return folder
 
 
+def packed(path: Path) -> Path:
+    """A file of software whose name says nothing."""
+    wheel = small_wheel(path, "hetero_splitee", "0.3.0")
+    return software_file(path / "new", make_keys(path / "keys")[0], wheel)
+
+
 def begun(content: plans.Content) -> Rollout:
     plan = content.plan("a", AT_ONCE)
     rollout = Rollout(new_record(plan, "0" * 64, 1, 0.0), plan)
-    rollout.advance(0.0, lambda _device: True, lambda _device: False)
+    rollout.advance(0.0, 1.0, lambda _device: True, lambda _device: False)
     return rollout
 
 
@@ -64,9 +71,7 @@ def test_the_offer_and_the_way_back_are_signed_for_each_device(
     if kind == "model":
         content = plans.models([exported(tmp_path, device) for device in DEVICES], "barn", signer)
     else:
-        wheels = tmp_path / "splitee-0.3.0-cp311-aarch64.wheels"
-        wheels.write_bytes(b"wheels")
-        content = plans.software(wheels, DEVICES, "barn", signer)
+        content = plans.software(packed(tmp_path), DEVICES, "barn", signer)
         assert content.version == "0.3.0"
     rollout = begun(content)
     first = rollout.offer("pi-1")
@@ -85,18 +90,19 @@ def test_what_cannot_be_released_is_said_in_a_line(tmp_path: Path, signer: Relea
     model = exported(tmp_path, "pi-1")
     with pytest.raises(ModelError, match="a second model for pi-1"):
         plans.models([model, model], "barn", None)
-    wheels = tmp_path / "splitee-0.3.0-cp311-aarch64.wheels"
     with pytest.raises(ModelError, match="No such file"):
-        plans.software(wheels, DEVICES, "barn", signer)
-    wheels.write_bytes(b"")
-    with pytest.raises(ModelError, match="0 bytes"):
-        plans.software(wheels, DEVICES, "barn", signer)
+        plans.software(tmp_path / "none", DEVICES, "barn", signer)
+    wheels = packed(tmp_path)
     with pytest.raises(ConfigError, match="only signed"):
         plans.software(wheels, DEVICES, "barn", None)
-    with pytest.raises(ConfigError, match="no device is known"):
+    with pytest.raises(ConfigError, match="no device that it is for"):
         plans.software(wheels, [], "barn", signer)
-    with pytest.raises(ModelError, match=r"expected splitee-VERSION-\.\.\.\.wheels"):
-        plans.software(tmp_path / "notes.txt", DEVICES, "barn", signer)
+    wheels.write_bytes(wheels.read_bytes()[:-1])
+    with pytest.raises(SoftwareError, match="cut off"):
+        plans.software(wheels, DEVICES, "barn", signer)
+    wheels.write_bytes(b"notes")
+    with pytest.raises(SoftwareError, match="expected software for devices"):
+        plans.software(wheels, DEVICES, "barn", signer)
 
 
 @pytest.mark.parametrize("text", ["2026-11-29 22:18/x", "../../etc", "", "-" * 80, "a" * 80, "._-"])

@@ -143,7 +143,7 @@ def test_all_that_have_it_go_back_also_those_that_sleep(fleet: ReleaseFleet) -> 
     fleet.says(third, "trying")
     assert fleet.releases.rollouts.carry_out("roll back", "a") == "rollout a: rolled back"
     fleet.restart()
-    fleet.tick()
+    fleet.settle()
     assert {
         device: offer.action for device in fleet.devices if (offer := fleet.offer(device))
     } == dict.fromkeys(fleet.devices, "roll back")
@@ -154,6 +154,7 @@ def test_all_that_have_it_go_back_also_those_that_sleep(fleet: ReleaseFleet) -> 
     old = ModelReport(release="0" * 64, state="in service", serves=ServedModel("0" * 64, "old", 1, 1.0))
     for device in (second, third):  # the last word that the broker keeps may be of the model before
         fleet.hear(routes.MODEL_REPORT, device, old.encode(), retained=True)
+    fleet.settle()
     assert fleet.offered == set()
     assert {fleet.update(device).state for device in fleet.devices} == {"rolled back"}
     assert fleet.update(second).installed == "old round 1"
@@ -175,7 +176,7 @@ def test_a_newer_release_replaces_what_a_device_has_not_decided_on(fleet: Releas
     fleet.says(second, "failed", "b")
     assert fleet.offer(second) is None
     fleet.restart()
-    fleet.tick()
+    fleet.settle()
     offer = fleet.offer(first)
     assert offer is not None and offer.release == fleet.release_of(first, "b")
 
@@ -189,7 +190,7 @@ def test_a_click_gives_the_latest_before_its_wave(fleet: ReleaseFleet) -> None:
     fleet.clicks("stranger")
     assert fleet.offered == {first, last}
     fleet.restart()
-    fleet.tick()
+    fleet.settle()
     assert fleet.offered == {first, last}
 
 
@@ -238,7 +239,7 @@ def test_what_is_dismissed_is_not_offered_and_not_waited_for(fleet: ReleaseFleet
     assert fleet.rollout().state == "finished"
     fleet.gone.clear()
     fleet.releases.rollouts.again()
-    fleet.tick()
+    fleet.settle()
     assert "d0" in fleet.offered and fleet.fetch("d0") == b"d0:model"
 
 
@@ -250,6 +251,17 @@ def test_files_are_kept_once_and_for_as_long_as_a_device_may_ask(fleet: ReleaseF
     fleet.releases.rollouts.carry_out("stop", "a")
     fleet.tick()
     assert list(fleet.store.path.glob("files/*")) == []
+
+
+def test_a_device_that_asks_for_the_same_bytes_again_and_again_does_not_take_the_servers_link(
+    fleet: ReleaseFleet,
+) -> None:
+    fleet.begin(data=bytes(1 << 20), pace=AT_ONCE)
+    parts = [fleet.fetch("d0") for _ in range(50)]
+    assert sum(part is not None for part in parts) == 16
+    assert fleet.fetch("d1") is not None
+    fleet.tick(60)
+    assert fleet.fetch("d0") is not None
 
 
 def test_what_cannot_be_written_is_not_announced(
@@ -273,7 +285,7 @@ def test_a_damaged_record_is_left_alone_and_the_others_go_on(
     fleet.begin("b", b"two", AT_ONCE, ["d1"])
     (fleet.store.path / "a.json").write_bytes(b"{")
     fleet.restart()
-    fleet.tick()
+    fleet.settle()
     assert [one.rollout for one in fleet.releases.rollouts.overview().rollouts] == ["b"]
     assert "a.json cannot be read" in caplog.text
     assert routes.ROLLOUTS.topic(TOPICS) in {sent.topic for sent in fleet.port.sent}

@@ -7,7 +7,7 @@ import { Named } from "./tables.js";
 import { isOpen, ROLLOUT_LEVELS, waveOf } from "./updates.js";
 import { ago, count, several, span } from "./words.js";
 
-const PARTS = ["in service", "failed", "asleep", "waiting"];
+const PARTS = ["in service", "failed", "asleep", "late", "waiting"];
 
 /** @param rollouts the newest first; those that are over are folded away. */
 export function Rollouts({ rollouts, now }) {
@@ -48,6 +48,6 @@ function Wave({ of, number, hasBegun }) {
   </li>`;
 }
 
-function countsOf({ devices, in_service: served, failed, asleep }) {
-  return { "in service": served, failed, asleep, waiting: Math.max(devices - served - failed - asleep, 0) };
+function countsOf({ devices, in_service: served, failed, asleep, late }) {
+  return { "in service": served, failed, asleep, late, waiting: Math.max(devices - served - failed - asleep - late, 0) };
 }

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of `splitee serve`, on a fake port."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from fakes import FakeClock, FakePort
+
+from splitee.inference.manifest import TrunkManifest, write_manifest
+from splitee.inference.trunks import TrunkModels
+from splitee.mqtt.events import Overflow
+from splitee.protocol import routes
+from splitee.protocol.topics import Topics
+from splitee_server.commands.serve import TrunkServer
+from splitee_server.release.rollout_store import RolloutStore
+
+TOPICS = Topics("barn")
+
+
+class CountingPort(FakePort):
+    """Counts how often each filter is asked for: a broker then tells what it retains."""
+
+    def __init__(self) -> None:
+        super().__init__(FakeClock())
+        self.asked: Counter[str] = Counter()
+
+    def subscribe(self, *filters: str) -> None:
+        super().subscribe(*filters)
+        self.asked.update(filters)
+
+
+def test_reports_that_were_lost_here_are_asked_for_again(tmp_path: Path) -> None:
+    manifest = TrunkManifest(
+        kind="trunk",
+        run="run",
+        round=1,
+        network="resnet18",
+        class_names=("cat", "dog"),
+        opset=17,
+        devices={},
+        trunks={},
+        sha256={},
+        versions={},
+    )
+    write_manifest(tmp_path, manifest)
+    port = CountingPort()
+    store = RolloutStore(tmp_path / "releases")
+    server = TrunkServer(port, TOPICS, TrunkModels(tmp_path), store, instance=1)
+    for _ in range(3):
+        port.happen(Overflow())
+    server.run(lambda: not port.has_events)
+    assert port.asked[routes.MODEL_REPORT.topic(TOPICS)] == 2, "at once, and then once a minute"

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words that come late, come again, or are of an earlier rollout of the same release."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from release_fleet import WAVES, ReleaseFleet
+
+from splitee_server.release.plans import AT_ONCE
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> ReleaseFleet:
+    fleet = ReleaseFleet(tmp_path)
+    fleet.wake(*fleet.devices)
+    return fleet
+
+
+def test_a_download_that_was_replaced_is_not_taken_up_again(fleet: ReleaseFleet) -> None:
+    fleet.begin("a", b"old", AT_ONCE)
+    *_, last = fleet.begin("b", b"newer", WAVES)
+    fleet.says(last, "downloading", "a", have=3)  # it has not heard yet
+    assert fleet.offer(last) is None
+    older = fleet.releases.rollouts.find("a")
+    assert older is not None
+    assert older.record.devices[last].reason == "replaced by b"
+
+
+def test_a_server_that_is_killed_before_the_older_one_is_written_replaces_it(fleet: ReleaseFleet) -> None:
+    fleet.begin("a", b"old", AT_ONCE)
+    fleet.releases.begin(fleet.content(b"newer"), "b", WAVES)
+    fleet.restart()
+    fleet.settle()
+    older = fleet.releases.rollouts.find("a")
+    assert older is not None
+    assert {standing.reason for standing in older.record.devices.values()} == {"replaced by b"}
+    assert len(fleet.offered) == 1
+
+
+def test_what_has_failed_may_be_released_anew(fleet: ReleaseFleet) -> None:
+    """The broker tells the earlier report again, whenever the server connects to it."""
+    fleet.begin("a", pace=replace(AT_ONCE, max_failures="0"), devices=["d0"])
+    fleet.says("d0", "failed", reason="a power cut", time=7.0)
+    assert fleet.rollout("a").state == "stopped"
+    fleet.begin("b", pace=replace(AT_ONCE, max_failures="0"), devices=["d0"])
+    fleet.says("d0", "failed", "b", reason="a power cut", time=7.0, retained=True)
+    fleet.restart()
+    fleet.says("d0", "failed", "b", reason="a power cut", time=7.0, retained=True)
+    assert (fleet.rollout("b").state, fleet.offered) == ("running", {"d0"})
+    fleet.says("d0", "failed", "b", reason="once more", time=9.0)
+    assert fleet.rollout("b").reason == "1 failed, 0 may: d0: once more"
+
+
+def test_what_is_in_service_already_needs_no_other_word(fleet: ReleaseFleet) -> None:
+    """Its offer is the same as before, so that no device says anything."""
+    fleet.begin("a", pace=AT_ONCE)
+    for device in fleet.devices:
+        fleet.says(device, "in service", time=7.0)
+    fleet.begin("b", pace=AT_ONCE)
+    assert fleet.rollout("b").state == "finished"

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the next wave waits for: late devices, those that vanish in a trial, and what is not known yet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from release_fleet import WAVES, ReleaseFleet
+
+TWO = replace(WAVES, waves=("2", "100%"), late_after=100.0)
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> ReleaseFleet:
+    return ReleaseFleet(tmp_path)
+
+
+def wait(fleet: ReleaseFleet, seconds: int) -> None:
+    for _ in range(seconds // 5):
+        fleet.tick(5.0)
+
+
+def test_a_device_that_does_not_decide_holds_the_wave_up_for_a_time(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=TWO)
+    fleet.says(first, "in service")
+    fleet.says(second, "downloading", have=1)
+    wait(fleet, 80)
+    assert fleet.offered == {first, second}
+    wait(fleet, 30)
+    assert fleet.offered == set(fleet.devices)
+    assert [wave.late for wave in fleet.rollout().waves] == [1, 0]
+    assert fleet.update(second).reason == "not decided within 100 s"
+    fleet.says(second, "in service")
+    assert [wave.late for wave in fleet.rollout().waves] == [0, 0]
+    assert (fleet.update(second).state, fleet.update(second).reason) == ("in service", "")
+
+
+def test_who_wakes_and_sleeps_in_turns_holds_it_up_no_longer(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=replace(TWO, soak=60.0))
+    fleet.says(first, "in service")
+    for _ in range(10):
+        fleet.wake(second, state="offline")
+        wait(fleet, 20)
+        fleet.wake(second)
+        wait(fleet, 20)
+    assert fleet.offered == set(fleet.devices)
+
+
+def test_a_device_that_vanishes_in_its_trial_is_not_asleep(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=TWO)
+    fleet.says(second, "trying")
+    fleet.wake(second, state="offline")
+    fleet.says(first, "in service")
+    wait(fleet, 80)
+    assert fleet.offered == {first, second}
+    wait(fleet, 30)
+    assert fleet.rollout().state == "stopped"
+    assert fleet.rollout().reason == f"1 failed, 0 may: {second}: no word of its trial for 100 s"
+    fleet.says(second, "in service")
+    assert fleet.update(second).state == "in service"
+    assert fleet.offered == {first, second}
+
+
+def test_the_time_of_a_download_is_none_of_the_trial(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=TWO)
+    fleet.says(first, "in service")
+    wait(fleet, 90)
+    fleet.says(second, "trying")
+    wait(fleet, 90)
+    assert (fleet.update(second).state, fleet.offered) == ("trying", {first, second})
+
+
+def test_after_a_start_the_server_first_hears_who_is_awake_and_what_has_failed(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=TWO)
+    fleet.says(first, "in service")
+    fleet.restart()
+    fleet.tick(1.0)
+    fleet.says(second, "downloading", retained=True)
+    fleet.wake(second)
+    wait(fleet, 50)
+    assert fleet.offered == {first, second}
+
+
+def test_without_the_broker_no_wave_follows(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=replace(TWO, soak=60.0))
+    fleet.says(first, "in service")
+    fleet.says(second, "in service")
+    fleet.port.connected = False
+    wait(fleet, 100)
+    fleet.port.connected = True
+    fleet.releases.rollouts.again()
+    fleet.tick(1.0)
+    fleet.says(second, "failed", reason="torn", retained=True)
+    fleet.settle()
+    assert (fleet.rollout().state, fleet.rollout().wave) == ("stopped", 1)
+
+
+def test_a_first_wave_of_which_all_are_dismissed_does_not_stop_it(fleet: ReleaseFleet) -> None:
+    fleet.wake(*fleet.devices)
+    first, second, *_ = fleet.begin(pace=replace(WAVES, waves=("1", "2", "100%")))
+    fleet.gone.add(first)
+    fleet.tick()
+    assert second in fleet.offered
+    assert fleet.rollout().state == "running"

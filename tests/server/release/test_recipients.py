@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which devices a file of software goes to, where a fleet has several kinds of machines."""
+
+from __future__ import annotations
+
+from splitee.protocol.inference import SoftwareReport
+from splitee.software.wheelhouse import ANY, SoftwareManifest, Wheel
+from splitee_server.release.recipients import choose
+
+
+def manifest(python: str = ANY, machine: str = ANY) -> SoftwareManifest:
+    wheel = Wheel("hetero_splitee-0.3.0-py3-none-any.whl", 1, "0" * 64)
+    return SoftwareManifest("0.3.0", python, machine, 1, (wheel,))
+
+
+def runs(version: str, machine: str = "", python: str = "") -> SoftwareReport:
+    return SoftwareReport(release="", state="in service", runs=version, machine=machine, python=python)
+
+
+KNOWN = {
+    "hub": runs("0.2.0", "x86_64", "cp312"),
+    "new": runs("0.3.0", "aarch64", "cp311"),
+    "pi": runs("0.2.0", "aarch64", "cp311"),
+    "old": runs("0.1.0"),
+    "trains": None,
+}
+
+
+def test_software_for_one_machine_goes_to_those_that_are_known_to_be_of_it() -> None:
+    chosen = choose(manifest("cp311", "aarch64"), KNOWN)
+    assert chosen.devices == ("pi",)
+    assert chosen.others == {
+        "hub": "x86_64 and cp312",
+        "new": "it runs 0.3.0",
+        "old": "it has not said what machine it is",
+        "trains": "it has not said what machine it is",
+    }
+
+
+def test_software_for_any_machine_goes_to_all_that_run_nothing_newer() -> None:
+    assert choose(manifest(), KNOWN).devices == ("hub", "old", "pi", "trains")
+
+
+def test_whom_the_operator_names_gets_it_unless_it_is_of_another_machine() -> None:
+    chosen = choose(manifest("cp311", "aarch64"), KNOWN, ["stranger", "new", "hub", "old", "new"])
+    assert chosen.devices == ("new", "old", "stranger")
+    assert chosen.others == {"hub": "x86_64 and cp312"}

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `splitee release` makes of a server's words: when it ends, and how."""
+
+from __future__ import annotations
+
+import pytest
+from fakes import FakeClock, FakePort
+from release_fleet import TOPICS
+
+from splitee.errors import ModelError, Stalled
+from splitee.mqtt.events import Message
+from splitee.protocol import routes
+from splitee.protocol.rollouts import DeviceUpdate, Rollout, Rollouts, RolloutState, Update, UpdateState, Wave
+from splitee_server.release.watching import SHOWN, Watch, wait_for
+
+
+def watch(state: RolloutState, update: UpdateState, devices: int) -> Watch:
+    found = Watch(FakePort(FakeClock()), TOPICS, "spring")
+    rollout = Rollout("spring", "model", "v", state, 1.0, 2.0, 0, 1, (Wave(devices),))
+    told = {routes.ROLLOUTS.topic(TOPICS): Rollouts((rollout,)).encode()}
+    for number in range(devices):
+        one = DeviceUpdate(model=Update(state=update, rollout="spring"))
+        told[routes.DEVICE_UPDATE.topic(TOPICS, f"pi-{number:03}")] = one.encode()
+    for topic, payload in told.items():
+        found.take(Message(topic, payload, retained=True))
+    return found
+
+
+def end(found: Watch, *, wait: float = 10.0, stop: bool = False) -> None:
+    wait_for(found, lambda _s: None, lambda _w: None, wait=wait, stop=lambda: stop, hint="it goes on")
+
+
+def test_a_command_that_is_stopped_does_not_say_that_all_is_well() -> None:
+    with pytest.raises(Stalled, match="stopped before the release was over: it goes on"):
+        end(watch("running", "offered", 3), stop=True)
+
+
+def test_of_a_large_fleet_only_the_first_are_named() -> None:
+    with pytest.raises(Stalled, match=f"pi-019 and {100 - SHOWN} more within 0 s: it goes on"):
+        end(watch("running", "offered", 100), wait=0.0)
+    stopped = watch("stopped", "failed", 100)
+    end(stopped)
+    with pytest.raises(ModelError, match=f"pi-019 and {100 - SHOWN} more; what was there before still is"):
+        stopped.check()
