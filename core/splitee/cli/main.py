@@ -70,30 +70,30 @@ class Commands(Group):
 
 
 SUMMARIES = {
-    "broker": "set up a fleet's broker, its certificates, and check one",
-    "calibrate": "choose when a device answers by itself, on held-out images",
-    "config": "print the settings that are in force, and where each comes from",
+    "broker": "set up a fleet's broker and certificates; check a broker",
+    "calibrate": "choose the threshold of a device's model, on held-out images",
+    "config": "print the settings in force, and where each comes from",
     "cuts": "list the places where a network can be cut",
-    "dismiss": "have the run go on without a device that is gone for good",
+    "dismiss": "continue the run without a device that is gone for good",
     "demo": "train a fleet of three devices on this machine, over a real broker",
     "device": "train on this device's own images, up to its cut",
     "export": "write what was trained as ONNX graphs, checked against torch",
-    "infer": "classify what comes into a folder or from the camera, and publish it",
+    "infer": "classify images from a folder or camera, and publish the predictions",
     "join": "join a fleet by the code of an invitation",
-    "label": "label this device's own images in the browser, and say whether they are enough",
+    "label": "label this device's images in a browser; check whether they are enough",
     "page": "show the fleet in a browser, read-only and live",
-    "pack": "make a signed file of the software itself, for devices",
-    "predict": "classify images without torch; ask the server when unsure",
-    "plan": "show the cuts by which all devices' rounds end together",
+    "pack": "pack the software itself into a signed file for devices",
+    "predict": "classify images without torch; offload the uncertain ones",
+    "plan": "show the cuts with which all devices finish a round together",
     "profile": "measure which cut suits this device",
     "release": "send devices their exported models",
-    "rollback": "put the model before into service again",
-    "serve": "answer devices from exported trunks, without torch",
+    "rollback": "return to the model that was in service before",
+    "serve": "predict offloaded images with exported trunks, without torch",
     "server": "train the shared trunk from the devices' features",
     "simulate": "compare strategies and baselines in one process, without a broker",
-    "trust": "show what released models are held to on this device, or forget it",
+    "trust": "show or forget what this device requires of released models",
     "status": "show the fleet live, as the broker knows it",
-    "upgrade": "install new software on this device, and have it tried",
+    "upgrade": "install new software on this device and try it",
 }
 
 
@@ -108,8 +108,8 @@ def missing_extra(error: ModuleNotFoundError, command: str) -> SpliteeError:
     )
 
 
-EPILOG = """`splitee COMMAND --help` has a command's options, docs/settings.md all of them, and how the shell
-completes them with the Tab key."""
+EPILOG = """`splitee COMMAND --help` shows the options of one command. docs/reference/commands.md lists all of them,
+and says how the Tab key completes them."""
 
 
 @click.command(
@@ -123,7 +123,10 @@ def splitee() -> None:
 
 
 def _show_usage_error(error: click.ClickException) -> None:
-    """As click does, but what the user has written stays in one line."""
+    """Show a usage error as click does, but keep what the user wrote on one line."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()  # the help of a group, of which no command was named
+        return
     if isinstance(error, click.UsageError) and error.ctx is not None:
         for line in error.ctx.get_usage().split("\n"):
             echo(line, err=True)
