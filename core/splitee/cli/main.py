@@ -108,8 +108,8 @@ def missing_extra(error: ModuleNotFoundError, command: str) -> SpliteeError:
     )
 
 
-EPILOG = """`splitee COMMAND --help` shows the options of one command. docs/reference/commands.md lists them all, and
-says how the Tab key completes them."""
+EPILOG = """`splitee COMMAND --help` shows the options of one command. docs/reference/commands.md lists them
+all, and says how the Tab key completes them."""
 
 
 @click.command(

@@ -171,10 +171,10 @@ def _extra_columns(devices: Sequence[DeviceView]) -> dict[str, list[str]]:
 
 
 def _predicted(device: DeviceView) -> str:
-    asked = (
-        f", {device.offloaded / device.predicted:.0%} asked" if device.predicted and device.offloaded else ""
-    )
-    return f"{device.predicted}{asked}" if device.predicted else ""
+    if not device.predicted:
+        return ""
+    share = f", {device.offloaded / device.predicted:.0%} offloaded" if device.offloaded else ""
+    return f"{device.predicted}{share}"
 
 
 def _memory(device: DeviceView) -> str:
@@ -274,7 +274,7 @@ def _served(device: DeviceView, now: float) -> Text | None:
         if serving.offloaded_share:
             words.append(f"{percent(serving.offloaded_share)} offloaded")
         if serving.fallback_share:
-            words.append(f"{percent(serving.fallback_share)} without a response in time")
+            words.append(f"{percent(serving.fallback_share)} without the server's prediction")
         if serving.dropped:
             words.append(f"{images(serving.dropped)} dropped")
     words += updates.values()

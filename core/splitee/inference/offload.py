@@ -165,7 +165,7 @@ class Offload:
         answer: InferAnswer = received.message
         if answer.error or answer.logits is None:
             if self._log_unanswered.due():
-                log.warning("the server does not answer: %s", answer.error or "no logits")
+                log.warning("the server gives no prediction: %s", answer.error or "no logits")
             return None
         try:
             logits = decode_tensor(answer.logits, (len(self._manifest.class_names),))
