@@ -24,10 +24,10 @@ class ExitCode(IntEnum):
         member.is_final = is_final
         return member
 
-    OK = 0, "it did what was asked"
+    OK = 0, "success"
     INTERNAL = 1, "a defect in splitee: please report it with the log"
     CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong", True
-    UNREACHABLE = 3, "no broker answered within --connect-timeout"
+    UNREACHABLE = 3, "no broker was reached within --connect-timeout"
     REFUSED = 4, "the broker refused: not authorized, no MQTT v5, a feature is missing; or it is a web server"
     DATA = 5, "the images: missing, empty, unreadable, one class only"
     NETWORK = 6, "the network or the cut: unknown name, cut out of range"

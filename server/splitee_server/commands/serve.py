@@ -67,7 +67,7 @@ log = logging.getLogger(__name__)
 )
 @link_options
 def serve(link: LinkOptions, model: Path, threads: int | None, releases: Path | None) -> None:
-    """Answer devices that are not sure, from a finished run's exported trunks; keep and send out releases."""
+    """Predict offloaded images with a finished run's exported trunks; keep and send out releases."""
     trunks = TrunkModels(model, threads=threads)
     with _store(releases, model) as store:
         _serve(link, trunks, store)
