@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves to the fleet: frozen stages of `auto`, mean and deviation and exits of `fleet`."""
+"""Settings that depend on the devices: frozen stages of `auto`; mean, deviation and exits of `fleet`."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> R
 
 
 def frozen_stages(spec: RunSpec, network: SplitNetwork, images: int) -> int:
-    """How many stages `--freeze auto` leaves untrained, with so many training images in the fleet.
+    """Number of stages that `--freeze auto` freezes, for a number of training images in the fleet.
 
-    None of weights that nobody has trained. Of trained ones the first half, where a class has few images;
+    None of random weights. Of trained weights the first half if a class has few images,
     else none.
     """
     if not spec.weights or images >= FEW_IMAGES * spec.num_classes:
