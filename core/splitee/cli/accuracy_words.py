@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation has found, as logs and tables say it: each figure with the images that it rests on."""
+"""Results of an evaluation as phrases for logs and tables, each figure with its number of images."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `splitee` command: finds the packages' commands and turns errors into one line and an exit code."""
+"""The `splitee` command: finds the packages' commands, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ EXTRAS = {
 
 
 class Commands(Group):
-    """Loads a command's module only when it is called, so that none pays for another's imports."""
+    """Loads the module of a command only when it is called, so that no command pays for another's imports."""
 
     def _found(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group="splitee.commands")}
@@ -55,7 +55,7 @@ class Commands(Group):
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """As click's, from the summaries: no command is loaded to complete its name."""
+        """Like click's, but from the summaries, without loading commands."""
         commands = [
             CompletionItem(name, help=SUMMARIES.get(name))
             for name in self.list_commands(ctx)
@@ -64,7 +64,7 @@ class Commands(Group):
         return commands + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands by their packages' own summaries without importing torch for each."""
+        """List the commands with their summaries, without loading them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures with their units as people read them: shares, sizes, times, rates."""
+"""Numbers with units for people: shares, sizes, times, rates."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def status(link: LinkOptions, once: bool, as_json: bool) -> None:
 
 
 def gather(connection: Link, view: FleetView) -> None:
-    """Takes the messages that the broker retains; they come in one burst after the subscription."""
+    """Receive the messages that the broker retains; they come in one burst after the subscription."""
     deadline = time.monotonic() + FIRST
     patience = FIRST
     while (left := deadline - time.monotonic()) > 0:
@@ -295,7 +295,7 @@ def _slow_link(device: DeviceView) -> Text | None:
 
 
 def capability_in_words(device: DeviceView) -> Text | None:
-    """What the device's profiler found out, and recommends; None for a device without a profile."""
+    """The measurements and the recommendation of the device's profiler; None without a profile."""
     can = device.capability
     if can is None:
         return None

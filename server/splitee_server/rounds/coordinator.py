@@ -438,7 +438,7 @@ class Coordinator:
         )
 
     def report(self) -> dict[str, Any]:
-        """The content of report.json; None before the first evaluated round."""
+        """The content of report.json. A round must have been evaluated."""
         assert self._metrics is not None
         return run_report(
             self._spec,
