@@ -78,7 +78,7 @@ def load_image(source: Path | bytes, make: Callable[[Image.Image], T], *, name: 
 
 
 def content_digest(path: Path) -> str:
-    """What an image file is known by wherever it lies: a digest of its bytes, 32 hexadecimal digits.
+    """The identity of an image file, wherever it is: a digest of its bytes, 32 hexadecimal digits.
 
     Raises OSError or UnreadableImage: it cannot be read, or is no regular file.
     """
