@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class ExitHead(nn.Module):
-    """Averages the features over halves of each axis but the channels, normalises them, and has one linear layer.
+    """Averages the features over halves of each axis but the channels, normalises them; one linear layer.
 
     For image features (C, H, W) these are the means of four quarters: 4 C numbers. They are normalised over
     the batch, because the linear layer learns slowly from means that are all positive and nearly equal.
