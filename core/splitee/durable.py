@@ -219,7 +219,7 @@ class StateDirectory:
         self.save(_changes_of(number), content)
 
     def load_changes(self, number: int) -> bytes | None:
-        """The changes that `save_changes` wrote; None: there are none, or, with a line in the log, damaged ones."""
+        """The changes that `save_changes` wrote; None: there are none, or they are damaged."""
         name = _changes_of(number)
         return self.load(name) if (self.path / name).exists() else None
 

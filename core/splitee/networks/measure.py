@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a traced network on the meta device: finds the shape of every value and the cost of every operation."""
+"""Runs a traced network on the meta device to find the shapes of values and the costs of operations."""
 
 from __future__ import annotations
 
