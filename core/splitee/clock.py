@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock that deadlines and waits are told by: injected, so that tests need not wait."""
+"""The clock for deadlines and waits; it is injected, so that tests need not wait."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process writes to its disk, by which an SD card wears."""
+"""The bytes that a process writes to its disk, which wear out an SD card."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import psutil
 def bytes_written() -> int | None:
     """Bytes that this process has caused to be written to a disk; None: the system does not say.
 
-    Counted are pages that it has made dirty, of files on disks (`write_bytes` of proc(5)): not what goes to
-    a network or to memory, and not what the card's own housekeeping adds.
+    It counts the dirty pages of files on disks (`write_bytes` of proc(5)), but not what goes to
+    a network or to memory, nor what the card's own housekeeping adds.
     """
     try:
         return int(psutil.Process().io_counters().write_bytes)

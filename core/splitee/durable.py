@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that survive a power cut: written whole or not at all, and checked when they are read."""
+"""Files that survive a power cut: written completely or not at all, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEEP = 2  # committed rounds: the current and the one before
 
 
 class Writable(Protocol):
-    """Where content goes, piece by piece."""
+    """A destination of content that is written piece by piece."""
 
     def write(self, data: bytes | memoryview, /) -> int: ...
     def flush(self) -> None: ...
@@ -39,7 +39,7 @@ Content = bytes | Callable[[Writable], object]  # of a file, or what writes it
 
 
 class Hashing:
-    """A file's SHA-256, taken of what is written to it on its way: large content is never held twice."""
+    """Computes a file's SHA-256 while it is written, so that large content is never held twice."""
 
     def __init__(self, file: Writable) -> None:
         self._file = file
@@ -140,7 +140,7 @@ def _replace(
 
 
 def unwritable(path: Path, error: OSError) -> StateError:
-    """What to say of a file that `error` kept from being written."""
+    """The message about a file that could not be written because of `error`."""
     return StateError(f"cannot write {path}: {error.strerror}; free space or choose another directory")
 
 
@@ -187,10 +187,10 @@ class StateDirectory:
                 file.unlink()
 
     def client_token(self) -> str:
-        """What tells this directory's process from all others in a client id at the broker, hexadecimal.
+        """A hexadecimal token for client ids at the broker, which identifies this directory's process.
 
-        It is the same for each process that works on this directory, one after the other, so that the broker
-        keeps no session of one that was killed; and as nobody else can guess it, nobody can take the session.
+        It is the same for successive processes on this directory, so that the broker
+        keeps no session of a killed one. Nobody else can guess it, so nobody can take over the session.
         """
         path = self.path / CLIENT_ID
         with suppress(OSError, UnicodeDecodeError):
@@ -205,7 +205,7 @@ class StateDirectory:
         write_atomically(self.path / "run.json", json.dumps(facts, indent=1).encode())
 
     def facts(self) -> dict[str, Any] | None:
-        """What `save_facts` wrote; None when there is nothing, or nothing readable."""
+        """The facts that `save_facts` wrote; None if there are none, or the file is damaged."""
         try:
             facts = json.loads((self.path / "run.json").read_bytes())
         except FileNotFoundError:
@@ -225,15 +225,15 @@ class StateDirectory:
         return self.save(_name_of(number), content)
 
     def load_round(self, number: int) -> bytes | None:
-        """The state after round `number`; None, with a line in the log, when it is missing or torn."""
+        """The state after round `number`; None, with a line in the log, if it is missing or damaged."""
         return self.load(_name_of(number))
 
     def save_changes(self, number: int, content: Content) -> None:
-        """What has changed of the state after round `number` since it was saved, durably."""
+        """Save durably what has changed in the state after round `number` since it was saved."""
         self.save(_changes_of(number), content)
 
     def load_changes(self, number: int) -> bytes | None:
-        """What `save_changes` wrote; None: nothing, or with a line in the log, it is torn."""
+        """The changes that `save_changes` wrote; None: there are none, or they are damaged."""
         name = _changes_of(number)
         return self.load(name) if (self.path / name).exists() else None
 
@@ -252,7 +252,7 @@ class StateDirectory:
         return digest.hex()
 
     def load(self, name: str) -> bytes | None:
-        """What `save` wrote; None, with a line in the log, when it is missing or torn."""
+        """The content that `save` wrote; None, with a line in the log, if it is missing or damaged."""
         path = self.path / name
         try:
             with path.open("rb") as file:
@@ -266,12 +266,12 @@ class StateDirectory:
         return content
 
     def rounds(self) -> list[int]:
-        """The rounds there are files of, the newest first."""
+        """The rounds that have files, the newest first."""
         names = (re.fullmatch(r"round-(\d+)\.state", file.name) for file in self.path.iterdir())
         return sorted((int(name[1]) for name in names if name), reverse=True)
 
     def prune(self, committed: int, keep: int = 0) -> None:
-        """Drop what is older than the round that was kept before `committed`, but for the round `keep`."""
+        """Delete rounds older than the one kept before `committed`, except the round `keep`."""
         older = [number for number in self.rounds() if number < committed]
         for number in older[KEEP - 1 :]:
             if number != keep:

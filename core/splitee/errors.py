@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong on a user's side: one exception with one line and one exit code each."""
+"""Errors for the user: each is an exception with one line and one exit code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ExitCode(IntEnum):
     """The exit status of every `splitee` command; docs/reference/exit-codes.md is made from these.
 
     Attributes:
-        is_final: no second try of the same process heals it, so a service is not started again.
+        is_final: a restart cannot fix it, so a service is not started again.
     """
 
     help: str
@@ -24,10 +24,10 @@ class ExitCode(IntEnum):
         member.is_final = is_final
         return member
 
-    OK = 0, "it did what was asked"
+    OK = 0, "success"
     INTERNAL = 1, "a defect in splitee: please report it with the log"
     CONFIG = 2, "a flag, a SPLITEE_* variable or a key of the settings file is wrong", True
-    UNREACHABLE = 3, "no broker answered within --connect-timeout"
+    UNREACHABLE = 3, "no broker was reached within --connect-timeout"
     REFUSED = 4, "the broker refused: not authorized, no MQTT v5, a feature is missing; or it is a web server"
     DATA = 5, "the images: missing, empty, unreadable, one class only"
     NETWORK = 6, "the network or the cut: unknown name, cut out of range"
@@ -59,11 +59,11 @@ class ExitCode(IntEnum):
 
 
 class Terminated(SystemExit):
-    """A signal unwinds the stack; unlike another SystemExit, it is never a mistake of the code it meets."""
+    """A signal unwinds the stack; unlike another SystemExit, it is never treated as a defect."""
 
 
 class Unwinding(Exception):
-    """Leaves what is under way on purpose: no mistake of anybody."""
+    """Leaves the current work on purpose; not an error."""
 
 
 class SpliteeError(Exception):
@@ -189,7 +189,7 @@ of a device in quarantine, or of one that was dismissed; or it has raised an err
 
 
 class MalformedMessage(SpliteeError):
-    """A payload that is not what its topic carries; it is counted and reported, and changes nothing."""
+    """A payload that does not fit its topic; it is counted and reported, and changes nothing."""
 
     def __init__(self, message: str, reason: Reason = "malformed") -> None:
         super().__init__(message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which lines of a kind that can come without end are logged: the first ones, then ever fewer."""
+"""Limits log lines that may repeat without end: the first ones are logged, then fewer and fewer."""
 
 from __future__ import annotations
 

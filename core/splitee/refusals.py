@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What msgspec refuses, in a user's words: which field, what was expected, what came."""
+"""Validation errors of msgspec as clear messages: the field, what was expected, what came."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a device's round takes: training and upload overlap, so the slower of the two sets the pace."""
+"""The duration of a device's round: training and upload overlap, so the slower of them sets the pace."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a share that was counted can be trusted."""
+"""Confidence intervals and tests for shares."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Z = 1.96  # of a 95 % interval
 
 
 def wilson(hits: int, count: int, z: float = Z) -> tuple[float, float]:
-    """The interval in which the share behind `hits` of `count` lies with 95 %; (0, 1) where nothing counts.
+    """The 95 % interval of the share behind `hits` of `count`; (0, 1) if `count` is 0.
 
     Wilson's score interval (1927), which keeps its coverage for few samples and shares near 0 and 1.
     """

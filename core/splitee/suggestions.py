@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What somebody may have meant by a name that does not exist."""
+"""Suggestions for names that do not exist."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from difflib import get_close_matches
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The known name that is most like `name`, or "" where none comes close."""
+    """The known name most similar to `name`, or "" if none is close."""
     by_lower = {one.lower(): one for one in known}
     close = get_close_matches(name.lower(), by_lower, 1)
     return by_lower[close[0]] if close else ""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean fp16?", or "" where nothing that is known comes close."""
+    """ "; did you mean fp16?", or "" if no known name is close."""
     meant = closest(name, known)
     return f"; did you mean {meant}?" if meant else ""
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from splitee.cli.words import three_digits
 from splitee.protocol.fleet import Capability
 from splitee.round_time import round_seconds
 
@@ -68,7 +69,9 @@ def _why(sets_the_time: bool, best: Candidate, choices: Sequence[Candidate]) -> 
     deeper = next((choice for choice in choices if choice.cut > best.cut), None)
     if deeper is None:
         return "the deepest that fits it keeps within the fleet's time"
-    return f"the deepest within the fleet's time; cut {deeper.cut} would take {deeper.seconds:.3g} s"
+    return (
+        f"the deepest within the fleet's time; cut {deeper.cut} would take {three_digits(deeper.seconds)} s"
+    )
 
 
 def _seconds(candidate: Candidate) -> float:

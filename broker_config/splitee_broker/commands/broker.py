@@ -53,7 +53,7 @@ from splitee_broker.signing_keys import (
 
 @click.group(cls=Group)
 def broker() -> None:
-    """Set up a fleet's broker: its configuration, and the certificates by which it knows who speaks."""
+    """Set up a fleet's broker: its configuration and its certificates."""
 
 
 @broker.command()
@@ -124,7 +124,7 @@ def init(
     keep: bool,
     days: int,
 ) -> None:
-    """Make the authority, unless there is one, and what the broker, the server and a viewer need of it.
+    """Create the certificate authority, unless there is one, and the files of broker, server and viewer.
 
     Run it again to renew their certificates, or for another name or port; the devices' stay valid.
     """
@@ -208,7 +208,7 @@ def add_device(ids: tuple[str, ...], directory: Path, keep: bool, folder: bool, 
 @section("Files", in_directory)
 @private
 def revoke_device(device: str, directory: Path) -> None:
-    """Shut a device out: for one that is lost, stolen or retired.
+    """Lock out a device that is lost, stolen or retired.
 
     What the broker retains of it is cleared, where the broker can be reached from here; run it again to do so
     later.
@@ -236,7 +236,7 @@ broker.add_command(invite)
 @broker.command("list")
 @section("Files", in_directory)
 def list_identities(directory: Path) -> None:
-    """List who has a certificate, of which kind, and until when."""
+    """List all certificates, with their kinds and their end dates."""
     with closing(_open(directory)) as authority:
         last = {line.name: line for line in authority.issued}
     width = max((len(name) for name in last), default=0)

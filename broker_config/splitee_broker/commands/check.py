@@ -45,7 +45,7 @@ VERDICTS = max(map(len, STYLES))
 )
 @link_options
 def check_broker(link: LinkOptions, devices: int, as_json: bool) -> None:
-    """Try out whether a broker gives a fleet what it needs, and name what is missing.
+    """Test whether a broker has the features that a fleet needs, and name those that are missing.
 
     It takes the server's identity (--config server/server.toml) and less than a minute with 100 devices, and
     leaves nothing on the broker. A fleet that trains meanwhile goes on.

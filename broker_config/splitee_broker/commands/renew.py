@@ -39,7 +39,7 @@ WITHIN = 60  # days: twice the time for which those that end are warned
 def renew_identities(
     ids: tuple[str, ...], directory: Path, within: int | None, folder: bool, days: int
 ) -> None:
-    """Issue new certificates for those that end soon, or for these: devices, server, viewer, broker.
+    """Renew the certificates that expire soon, or those of the given devices, server, viewer or broker.
 
     Nothing is revoked: the old certificates are good until they end.
     """

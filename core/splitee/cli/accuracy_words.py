@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation has found, as logs and tables say it: each figure with the images that it rests on."""
+"""Results of an evaluation as phrases for logs and tables, each figure with its number of images."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def combination_in_words(combination: Combination) -> str:
 
 
 def threshold_in_words(released: ReleasedThreshold) -> str:
-    """ "threshold 0.412, chosen on 1,000 images, offloads about 23.0 %, is right in 84.1 %"."""
+    """ "threshold 0.412 (chosen on 1,000 images): expected 23.0 % offloaded and 84.1 % right"."""
     source = f"chosen on {images(released.images)}" if released.images else "the run's"
-    share = released.expected_offload
-    offloads = "" if share is None else f", offloads about {percent(share)}"
-    accuracy = released.expected_accuracy
-    right = "" if accuracy is None else f", is right in {percent(accuracy)}"
-    return f"threshold {released.threshold:.3f}, {source}{offloads}{right}"
+    expected = []
+    if released.expected_offload is not None:
+        expected.append(f"{percent(released.expected_offload)} offloaded")
+    if released.expected_accuracy is not None:
+        expected.append(f"{percent(released.expected_accuracy)} right")
+    threshold = f"threshold {released.threshold:.3f} ({source})"
+    return f"{threshold}: expected {' and '.join(expected)}" if expected else threshold

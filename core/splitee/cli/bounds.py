@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers within bounds, refused in the user's words: `--threshold 2: between 0 and 1`."""
+"""Numbers with bounds, and clear messages for values outside: `--threshold 2: between 0 and 1`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GUARD = 1e15  # bounds from here on guard the wire, and are none for people
 
 
 class OutOfBounds(click.BadParameter):
-    """A value that a setting does not take, where it was given, and what would be taken."""
+    """A value outside the bounds of a setting, with its source and the permitted values."""
 
     def format_message(self) -> str:
         return self.message
@@ -54,7 +54,7 @@ class Number(click.ParamType[float]):
         raise OutOfBounds(f"{given(value, param, ctx)}: {expected}", ctx, param)
 
     def bounds(self) -> str:
-        """What is taken, in words; "" where there are no bounds."""
+        """The permitted values as a phrase; "" without bounds."""
         least = None if self.least is None else self._shown(self.least)
         most = None if self.most is None or self.most >= GUARD else self._shown(self.most)
         if least is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands whose help has its options in named sections, and that suggest what a misspelt word may mean."""
+"""Commands whose help groups options in named sections, and that suggest corrections of misspelt names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Option(click.Option):
 
 
 class Command(click.Command):
-    """Shows its options in the sections that `section` has put them into."""
+    """A command whose help shows options in the sections given by `section`."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
@@ -36,9 +36,15 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group that names the command which a misspelt one is closest to."""
+    """A group that suggests the closest command for a misspelt name."""
 
     command_class = Command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, each with the whole first sentence of its help."""
+        rows = [(name, self.commands[name].get_short_help_str(limit=200)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -68,7 +74,7 @@ def section(title: str, *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def parameters(command: Callable[..., Any] | click.Command) -> list[click.Parameter]:
-    """Those of a command, or that a function has got from decorators to become one."""
+    """Parameters of a command, or of a decorated function that becomes one."""
     if isinstance(command, click.Command):
         return command.params
     found: list[click.Parameter] = getattr(command, "__click_params__", [])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Groups of options that several commands share: declared once, handed over as one argument."""
+"""Groups of options that several commands share, declared once and passed as one argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Option = Callable[[Any], Any]
 def option_group(
     argument: str, make: Callable[..., Any], *options: Option, title: str
 ) -> Callable[[Any], Any]:
-    """A decorator that adds `options` to a command, which gets what `make` makes of them as `argument`.
+    """A decorator that adds `options` to a command; the command gets the result of `make` as `argument`.
 
     Args:
         title: the section of the command's help that they are in.

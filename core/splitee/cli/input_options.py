@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that say what a network sees: the shape of its input, and which part of the camera's image."""
+"""Options for a network's input: its shape, and the region of the camera's image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class InputType(click.ParamType[Shape]):
 
 
 class RegionType(click.ParamType[Region]):
-    """A part of a picture, written X,Y,W,H."""
+    """A region of an image, written X,Y,W,H."""
 
     name = "X,Y,W,H"
 

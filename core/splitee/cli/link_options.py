@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags by which every command finds its broker and fleet."""
+"""The flags that select the broker and the fleet of a command."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def resolve(
     cert: Path | None = None,
     key: Path | None = None,
 ) -> LinkOptions:
-    """The options, checked.
+    """Check the options and return them.
 
     Raises:
         ConfigError: a malformed URL or name, an unreadable password, a certificate without its key.
@@ -111,7 +111,7 @@ def resolve(
 
 
 def resolve_if_given(broker: str | None, **options: Any) -> LinkOptions | None:
-    """None without a broker. Raises what `resolve` does."""
+    """Like `resolve`; None without a broker."""
     return None if broker is None else resolve(broker, **options)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `splitee` command: finds the packages' commands and turns errors into one line and an exit code."""
+"""The `splitee` command: finds the packages' commands, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EXTRAS = {
 
 
 class Commands(Group):
-    """Loads a command's module only when it is called, so that none pays for another's imports."""
+    """Loads the module of a command only when it is called, so that no command pays for another's imports."""
 
     def _found(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group="splitee.commands")}
@@ -56,7 +56,7 @@ class Commands(Group):
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """As click's, from the summaries: no command is loaded to complete its name."""
+        """Like click's, but from the summaries, without loading commands."""
         commands = [
             CompletionItem(name, help=SUMMARIES.get(name))
             for name in self.list_commands(ctx)
@@ -65,36 +65,36 @@ class Commands(Group):
         return commands + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands by their packages' own summaries without importing torch for each."""
+        """List the commands with their summaries, without loading them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, SUMMARIES.get(name, "")) for name in self.list_commands(ctx)])
 
 
 SUMMARIES = {
-    "broker": "set up a fleet's broker, its certificates, and check one",
-    "calibrate": "choose when a device answers by itself, on held-out images",
-    "config": "print the settings that are in force, and where each comes from",
+    "broker": "set up a fleet's broker and certificates; check a broker",
+    "calibrate": "choose the threshold of a device's model, on held-out images",
+    "config": "print the settings in force, and where each comes from",
     "cuts": "list the places where a network can be cut",
-    "dismiss": "have the run go on without a device that is gone for good",
+    "dismiss": "continue the run without a device that is gone for good",
     "demo": "train a fleet of three devices on this machine, over a real broker",
     "device": "train on this device's own images, up to its cut",
     "export": "write what was trained as ONNX graphs, checked against torch",
-    "infer": "classify what comes into a folder or from the camera, and publish it",
+    "infer": "classify images from a folder or camera, and publish the predictions",
     "join": "join a fleet by the code of an invitation",
-    "label": "label this device's own images in the browser, and say whether they are enough",
+    "label": "label this device's images in a browser; check whether they are enough",
     "page": "show the fleet in a browser, read-only and live",
-    "pack": "make a signed file of the software itself, for devices",
-    "predict": "classify images without torch; ask the server when unsure",
-    "plan": "show the cuts by which all devices' rounds end together",
+    "pack": "pack the software itself into a signed file for devices",
+    "predict": "classify images without torch; offload the uncertain ones",
+    "plan": "show the cuts with which all devices finish a round together",
     "profile": "measure which cut suits this device",
     "release": "send devices their exported models",
-    "rollback": "put the model before into service again",
-    "serve": "answer devices from exported trunks, without torch",
+    "rollback": "return to the model that was in service before",
+    "serve": "predict offloaded images with exported trunks, without torch",
     "server": "train the shared trunk from the devices' features",
     "simulate": "compare strategies and baselines in one process, without a broker",
-    "trust": "show what released models are held to on this device, or forget it",
+    "trust": "show or forget what this device requires of released models",
     "status": "show the fleet live, as the broker knows it",
-    "upgrade": "install new software on this device, and have it tried",
+    "upgrade": "install new software on this device and try it",
 }
 
 
@@ -109,8 +109,8 @@ def missing_extra(error: ModuleNotFoundError, command: str) -> SpliteeError:
     )
 
 
-EPILOG = """`splitee COMMAND --help` has a command's options, docs/settings.md all of them, and how the shell
-completes them with the Tab key."""
+EPILOG = """`splitee COMMAND --help` shows the options of one command. docs/reference/commands.md lists them
+all, and says how the Tab key completes them."""
 
 
 @click.command(
@@ -124,7 +124,10 @@ def splitee() -> None:
 
 
 def _show_usage_error(error: click.ClickException) -> None:
-    """As click does, but what the user has written stays in one line."""
+    """Show a usage error as click does, but keep what the user wrote on one line."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()  # the help of a group, of which no command was named
+        return
     if isinstance(error, click.UsageError) and error.ctx is not None:
         for line in error.ctx.get_usage().split("\n"):
             echo(line, err=True)

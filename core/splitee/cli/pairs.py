@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that belong together: one that would do nothing without another is refused where it is given."""
+"""Settings that depend on each other: a flag that has no effect without another is refused."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from splitee.errors import ConfigError
 
 
 def given_as_flag(name: str) -> bool:
-    """Whether this parameter of the command under way came as an argument of the process.
+    """Whether this parameter of the running command was given on the command line.
 
-    Variables and settings files are shared by commands and kept over runs: what is in them may wait for its
+    Variables and settings files are shared by commands and runs, so a setting there may be without its
     counterpart.
     """
     context = click.get_current_context(silent=True)
@@ -20,13 +20,13 @@ def given_as_flag(name: str) -> bool:
 
 
 def require(counterpart: str, is_there: bool, *flags: str) -> None:
-    """Refuse those of `flags` that were given though they do nothing without `counterpart`.
+    """Refuse given `flags` that have no effect without `counterpart`.
 
     Args:
         flags: long flags of the command under way, whose parameters are named as they are.
 
     Raises:
-        ConfigError: one was given, and the counterpart is not there.
+        ConfigError: a flag was given without the counterpart.
     """
     for flag in flags:
         if not is_there and given_as_flag(flag.lstrip("-").replace("-", "_")):

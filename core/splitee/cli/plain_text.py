@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text as a terminal or a log may show it: what came over the wire steers neither, and holds no password.
+"""Safe text for terminals and logs: without control characters from the wire, and without passwords.
 
 Everything that a command prints or logs passes here: log lines by `PlainFormatter`, errors and results by
 `echo`, texts in rich's tables by `plain_cell`.
@@ -26,9 +26,10 @@ INDENT = "  "  # of a traceback, whose lines are none of the log's
 
 
 def plain(text: str) -> str:
-    r"""`text` in one line: what is not printable stands there as Python writes it, such as `\x1b` or `\n`.
+    r"""`text` on one line, with unprintable characters escaped as in Python, such as `\x1b` or `
+    `.
 
-    That is every control character, line separators, and marks that turn the direction of writing.
+    Unprintable are control characters, line separators, and marks that change the direction of writing.
     """
     if text.isprintable():
         return text
@@ -41,7 +42,7 @@ def without_password(text: str) -> str:
 
 
 def plain_cell(text: str, style: str = "") -> Text:
-    """One line for rich, which finds no markup in it."""
+    """One line as a rich Text, without markup."""
     from rich.text import Text
 
     return Text(plain(text), style)
@@ -58,7 +59,7 @@ def echo_json(value: Any, indent: int | None = 2) -> None:
 
 
 class PlainFormatter(logging.Formatter):
-    """A log of one line for each record; tracebacks follow, indented."""
+    """Formats each log record as one line; tracebacks follow, indented."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         return plain(without_password(super().formatMessage(record)))
@@ -68,7 +69,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def show_defect(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """As `sys.excepthook`: the traceback of what nobody caught."""
+    """A `sys.excepthook` that shows the traceback of an uncaught exception."""
     sys.stderr.write(_indented("".join(traceback.format_exception(kind, error, trace)).rstrip()) + "\n")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch's compiler is imported only by what compiles: 150 MB and a second a process that nothing here needs.
+"""Postpones the import of torch's compiler, which saves 150 MB and a second per process.
 
 torchvision's operators, torch's optimizers and its process groups ask or tell `torch._dynamo` something, also
 where nothing is ever compiled. A command's process gets a module in its place that answers them as a process

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the CPU computes in bfloat16, so that `--precision bf16` is any good."""
+"""Whether the CPU supports bfloat16, so that `--precision bf16` is useful."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # as Linux names the instructions on
 
 
 def has_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16; torch emulates them else, at a loss of speed."""
+    """Whether this CPU has bfloat16 instructions; otherwise torch emulates them slowly."""
     try:
         lines = CPUINFO.read_text(errors="replace").splitlines()
     except OSError:
@@ -25,7 +25,7 @@ def has_bf16() -> bool:
 
 
 def check_precision(wanted: WantedPrecision) -> None:
-    """Raises ConfigError: this CPU does not compute in it."""
+    """Raises ConfigError: this CPU does not support the precision."""
     if wanted == "bf16" and not has_bf16():
         raise ConfigError(
             f"--precision bf16: this CPU has no bfloat16 (none of {', '.join(sorted(BF16))} in {CPUINFO}): "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large a round is: the values of `--sample` and `--steps`."""
+"""The size of a round: the values of `--sample` and `--steps`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Steps(click.ParamType[int | str]):
 
 
 def in_fields(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings with `steps` as a number, and `round_seconds` where it is a time."""
+    """The settings with `steps` as a number, and `round_seconds` if a time was given."""
     steps = settings.get("steps")
     if not isinstance(steps, str):
         return settings

@@ -36,7 +36,7 @@ OWN_KINDS: Mapping[str, click.ParamType[Any]] = {
 
 @dataclass(frozen=True)
 class RunSetting:
-    """One field of RunSpec that people set.
+    """One field of RunSpec that users can set.
 
     Attributes:
         kind: what a flag takes; None: any text.
@@ -69,7 +69,7 @@ def declared() -> dict[str, RunSetting]:
 
 
 def run_setting(name: str, *flags: str, **attributes: Any) -> Callable[[Any], Any]:
-    """The option for a field of RunSpec. `flags`, `attributes`: where a command's differ from the field's."""
+    """The option for a field of RunSpec. `flags`, `attributes`: overrides of those of the field."""
     found = declared()[name]
     if isinstance(found.default, bool):
         flags = flags or (f"{found.flag}/--no-{name.replace('_', '-')}",)
@@ -95,9 +95,9 @@ def run_settings(*names: str) -> Callable[[Any], Any]:
 
 
 def build_run_spec(**settings: Any) -> RunSpec:
-    """The specification of a new run that a command's settings make.
+    """Build the specification of a new run from a command's settings.
 
-    `run` is named by the time where it has no name.
+    Without a name `run` is named after the time.
 
     Raises:
         ConfigError: a setting that the flags could not check is out of bounds.

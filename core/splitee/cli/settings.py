@@ -23,7 +23,7 @@ BROUGHT = ("signing_key", "release_key", "software_key")
 
 
 class Setting(Option):
-    """An option that says in the user's words what it takes."""
+    """An option whose errors say which values it takes."""
 
     def get_help_extra(self, ctx: click.Context) -> Any:
         extra = super().get_help_extra(ctx)
@@ -55,9 +55,9 @@ def setting(*names: str, **attributes: Any) -> Callable[[Any], Any]:
 
 
 def renamed(old: str, new: str, **attributes: Any) -> Callable[[Any], Any]:
-    """The former flag of the setting `new`, its variable and its key: they still give it, and say its name.
+    """The former flag, variable and key of the setting `new`: they still work, and mention the new name.
 
-    What is given by the new name counts more.
+    A value under the new name takes precedence.
     """
 
     def take(context: click.Context, parameter: click.Parameter, value: Any) -> None:
@@ -77,7 +77,7 @@ def _load(context: click.Context, _parameter: click.Parameter, path: Path | None
 
 
 def read_settings(command: click.Command, path: Path) -> dict[str, str]:
-    """The command's parameters that a settings file (TOML) gives, as a flag would.
+    """Read the command's parameters from a settings file (TOML).
 
     Raises:
         ConfigError: it cannot be read, or a key is none of the command's (nor one of BROUGHT).
@@ -127,7 +127,7 @@ def _keys(command: click.Command) -> dict[str, str]:
 
 
 def switch(*names: str, **attributes: Any) -> Callable[[Any], Any]:
-    """A click option that has no variable: what one call does differently."""
+    """A click option without a variable, for a single call."""
     attributes.setdefault("cls", Setting)
     return click.option(*names, **attributes)
 

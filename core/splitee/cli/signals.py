@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SIGTERM, SIGINT and SIGHUP ask a process to stop; it does so between two batches."""
+"""SIGTERM, SIGINT and SIGHUP stop a process between two batches."""
 
 from __future__ import annotations
 

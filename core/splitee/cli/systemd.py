@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tells systemd how this process is (sd_notify); nothing where no systemd listens."""
+"""Notifies systemd (sd_notify) of this process's state; does nothing without systemd."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SLOWEST_DISK = 600  # seconds that writing a file may take; a worn card has been
 
 
 def feed_watchdog() -> None:
-    """Tell systemd's watchdog that this process works.
+    """Notify systemd's watchdog that this process is working.
 
-    A device's session and a server do so at each event while their link's thread lives, and `slow_disk` when
-    a file is written; nothing else feeds it.
+    A device's session and a server call this at each event while their link's thread is alive, and
+    `slow_disk` does when a file is written; nothing else does.
     """
     notify("WATCHDOG=1")
 
 
 @contextlib.contextmanager
 def slow_disk() -> Iterator[None]:
-    """What is done in here may take SLOWEST_DISK before the watchdog ends this process.
+    """A context whose body may take SLOWEST_DISK before the watchdog ends this process.
 
     Then it is as strict as before. Only for the main thread, which feeds it: what another one writes does not
     show that the main thread works.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releases on their way to devices, as tables and logs say them."""
+"""Updates of devices as phrases for tables and logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from splitee.protocol.rollouts import DeviceUpdate, Rollout, Update
 
 
 def updates_in_words(update: DeviceUpdate | None) -> dict[ReleaseKind, str]:
-    """What is on its way to a device, or has not come into service, or could not be rolled back."""
+    """The updates of a device that are in progress or have failed, but not those in service."""
     if update is None:
         return {}
     of_kind: dict[ReleaseKind, Update] = {"model": update.model, "software": update.software}
@@ -32,7 +32,7 @@ def update_in_words(kind: ReleaseKind, update: Update) -> str:
 
 
 def rollout_in_words(rollout: Rollout) -> str:
-    """What is released, to how many: "model barn-7, 40 devices in 3 waves"."""
+    """A rollout as a phrase: "model barn-7, 40 devices in 3 waves"."""
     count, waves = sum(wave.devices for wave in rollout.waves), len(rollout.waves)
     return f"{rollout.kind} {rollout.version}, {devices(count)} in {waves} wave{'' if waves == 1 else 's'}"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`-v` and `-q`: how much a command says of its course on the standard error."""
+"""`-v` and `-q`: how much a command logs on standard error."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def log_options(usual: int = logging.INFO, **packages: int) -> Callable[[Any], A
 
 
 def is_quiet() -> bool:
-    """Whether the command under way was asked for its result alone."""
+    """Whether the running command was called with `--quiet`."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.meta.get(QUIET))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures with their units as people read them: shares, sizes, times, rates."""
+"""Numbers with units for people: shares, sizes, times, rates."""
 
 from __future__ import annotations
 
@@ -75,14 +75,19 @@ def macs(count: float) -> str:
     return _scaled(count, _MACS)
 
 
+def three_digits(value: float) -> str:
+    """At least three significant digits, without an exponent for large values: "0.123", "45.6", "1,234"."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def milliseconds(seconds: float) -> str:
-    """Three digits of a short time: "12.3 ms"."""
-    return f"{1000 * seconds:.3g} ms"
+    """A short time in milliseconds: "12.3 ms"."""
+    return f"{three_digits(1000 * seconds)} ms"
 
 
 def bit_rate(bytes_a_second: float) -> str:
     """A link's speed: "93.1 Mbit/s"."""
-    return f"{8 * bytes_a_second / 1e6:.3g} Mbit/s"
+    return f"{three_digits(8 * bytes_a_second / 1e6)} Mbit/s"
 
 
 def span(seconds: float) -> str:

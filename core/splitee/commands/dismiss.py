@@ -40,7 +40,7 @@ NO_STATUS = 6.0  # seconds after which no server runs of which nothing is heard;
         type=number(0),
         default=60.0,
         metavar="SECONDS",
-        help="How long to wait for the server's answer, in seconds.",
+        help="How long to wait for the server's reply, in seconds.",
     ),
 )
 @link_options

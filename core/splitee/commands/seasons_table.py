@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seasons of a fleet beside each other, as `splitee status` shows them."""
+"""The table of a fleet's seasons in `splitee status`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLUMNS = ("rounds", "trained\non", "held\nout", "exit\n%", "trunk\n%", "adaptiv
 
 
 def seasons_table(snapshot: FleetSnapshot) -> Table | None:
-    """A row a season, the present one last; None: there was none before it."""
+    """One row per season, the current one last; None: there was none before it."""
     if not snapshot.seasons:
         return None
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)

@@ -65,7 +65,7 @@ def status(link: LinkOptions, once: bool, as_json: bool) -> None:
 
 
 def gather(connection: Link, view: FleetView) -> None:
-    """Takes the messages that the broker retains; they come in one burst after the subscription."""
+    """Receive the messages that the broker retains; they come in one burst after the subscription."""
     deadline = time.monotonic() + FIRST
     patience = FIRST
     while (left := deadline - time.monotonic()) > 0:
@@ -171,10 +171,10 @@ def _extra_columns(devices: Sequence[DeviceView]) -> dict[str, list[str]]:
 
 
 def _predicted(device: DeviceView) -> str:
-    asked = (
-        f", {device.offloaded / device.predicted:.0%} asked" if device.predicted and device.offloaded else ""
-    )
-    return f"{device.predicted}{asked}" if device.predicted else ""
+    if not device.predicted:
+        return ""
+    share = f", {device.offloaded / device.predicted:.0%} offloaded" if device.offloaded else ""
+    return f"{device.predicted}{share}"
 
 
 def _memory(device: DeviceView) -> str:
@@ -274,7 +274,7 @@ def _served(device: DeviceView, now: float) -> Text | None:
         if serving.offloaded_share:
             words.append(f"{percent(serving.offloaded_share)} offloaded")
         if serving.fallback_share:
-            words.append(f"{percent(serving.fallback_share)} without a response in time")
+            words.append(f"{percent(serving.fallback_share)} without the server's prediction")
         if serving.dropped:
             words.append(f"{images(serving.dropped)} dropped")
     words += updates.values()
@@ -295,7 +295,7 @@ def _slow_link(device: DeviceView) -> Text | None:
 
 
 def capability_in_words(device: DeviceView) -> Text | None:
-    """What the device's profiler found out, and recommends; None for a device without a profile."""
+    """The measurements and the recommendation of the device's profiler; None without a profile."""
     can = device.capability
     if can is None:
         return None

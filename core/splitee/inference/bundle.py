@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's model as it travels: manifest and graph as one piece of bytes."""
+"""The bundle of a device's model for transfer: manifest and graph as one piece of bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from splitee.protocol.encoding import MAX_PACKED
 
 
 class Bundle(msgspec.Struct, frozen=True):
-    """A device's model as it travels: the manifest, and the graph that it puts into service."""
+    """A device's model for transfer: the manifest, and the graph that goes into service."""
 
     manifest: Annotated[bytes, msgspec.Meta(max_length=1 << 20)]
     graph: Annotated[bytes, msgspec.Meta(max_length=MAX_PACKED)]
 
 
 def bundle_head(directory: Path, manifest: ClientManifest) -> tuple[bytes, bytes]:
-    """A bundle's bytes before the graph, and the graph: many devices may have the same one.
+    """A bundle's bytes before the graph, and the graph, which many devices may share.
 
     Raises ModelError: the exported model is damaged.
     """

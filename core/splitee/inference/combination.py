@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an offloaded image is predicted as: from the exit's logits, which the device has, and the trunk's."""
+"""The prediction for an offloaded image, from the logits of both exit and trunk."""
 
 from __future__ import annotations
 

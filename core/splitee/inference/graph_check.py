@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a graph from elsewhere may be handed to ONNX Runtime: it computes layers, and does no more."""
+"""Checks that a received graph may be given to ONNX Runtime: it only computes layers."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ _ATTRIBUTES = {
 def parse_checked(data: bytes, name: str) -> ModelProto:
     """The graph of `data`, which only has standard operators from OPERATORS on tensors that it holds itself.
 
-    It takes as much memory again as `data`.
+    It needs as much memory again as `data`.
 
     Raises ModelError, with the first thing that is not allowed.
     """

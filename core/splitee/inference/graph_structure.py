@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a graph does not change when its network is trained further, as a digest.
+"""The digest of those parts of a graph that do not change when its network is trained further.
 
-That is everything but values of weights: operators with their attributes, which output goes where, shapes and
+These are all but the values of weights: operators with their attributes, their connections, shapes and
 types of tensors, and the values of tensors of integers (shapes, axes, indices). A value's digest is made of
 its operator and of the digests of the operator's inputs, so neither names nor the order of the operators
 count, nor whether equal tensors are stored once: an exporter merges weights that happen to be the same.

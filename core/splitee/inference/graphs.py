@@ -42,7 +42,7 @@ def open_session(graph: bytes, name: str, threads: int | None = None) -> Any:
 def check_signature(
     session: Any, name: str, inputs: dict[str, tuple[int, ...]], outputs: dict[str, tuple[int, ...]]
 ) -> None:
-    """Raises ModelError where the graph's tensors, without the batch, are not those of its manifest."""
+    """Raises ModelError if the graph's tensors, without the batch, are not those of its manifest."""
     for what, found, expected in (
         ("inputs", session.get_inputs(), inputs),
         ("outputs", session.get_outputs(), outputs),
@@ -88,5 +88,5 @@ class ClientModel:
         return features, logits
 
     def uncertainty(self, logits: Array) -> Array:
-        """How unsure the exit is, by the manifest's measure: (N, classes) -> (N,) in 0..1."""
+        """The exit's uncertainty by the manifest's measure: (N, classes) -> (N,) in 0..1."""
         return uncertainty(logits, self.manifest.measure)

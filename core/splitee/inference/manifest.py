@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exported model is: `manifest.json` beside the graphs, read before any of them is trusted.
+"""The description of an exported model: `manifest.json` beside the graphs, read before any of them.
 
 A device's model directory holds `client.onnx` (images -> features, logits), perhaps `client-int8.onnx`, and
 `samples.npz`. A server's holds one graph (features -> logits) for each trunk: `trunk-cut-3.onnx` where all
@@ -37,7 +37,7 @@ Measure = Literal["entropy", "confidence"]
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
-    """How far the graph's outputs are from torch's, on `samples` inputs alone and in batches."""
+    """The difference between the graph's outputs and torch's, on `samples` inputs, alone and in batches."""
 
     inputs: Literal["pictures", "features", "random"]
     samples: Positive
@@ -47,7 +47,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
-    """int8 against fp32: the exit's accuracy on the held-out images, and what an image takes."""
+    """int8 compared with fp32: the exit's accuracy on the held-out images, and the time per image."""
 
     accuracy_fp32: Fraction
     accuracy_int8: Fraction
@@ -97,7 +97,7 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def released(self) -> ReleasedThreshold:
-        """When the model predicts by itself."""
+        """The threshold up to which the model predicts by itself."""
         return ReleasedThreshold(
             threshold=self.threshold,
             images=self.threshold_images,
@@ -106,7 +106,7 @@ class ClientManifest(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def preparation(self, region: Region | None) -> Preparation:
-        """What is made of an image before it is normalised. `region`: of the image, None: all of it."""
+        """The preparation of images before normalisation. `region`: of the image; None: all of it."""
         channels, height, width = self.input_shape
         return Preparation((channels, height, width), self.fit, region)
 

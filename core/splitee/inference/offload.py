@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the fleet's server for the trunk's prediction: request and response over MQTT, within a time-out."""
+"""Offloads images to the fleet's server: request and response over MQTT, within a time-out."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class Offload:
-    """One device's way to the trunk. All but the link's own work runs on the caller's thread."""
+    """One device's access to the trunk. Everything but the link's own work runs on the caller's thread."""
 
     def __init__(
         self,
@@ -67,9 +67,9 @@ class Offload:
         self.asked = 0  # images
 
     def open(self) -> None:
-        """Connects; without a broker it goes on trying in the background, and the exit predicts meanwhile.
+        """Connect; without a broker, keep trying in the background while the exit predicts.
 
-        Raises BrokerRefused: the broker, or TLS, said no.
+        Raises BrokerRefused: the broker, or TLS, refused the connection.
         """
         try:
             self._link.open(self._timeout)
@@ -165,7 +165,7 @@ class Offload:
         answer: InferAnswer = received.message
         if answer.error or answer.logits is None:
             if self._log_unanswered.due():
-                log.warning("the server does not answer: %s", answer.error or "no logits")
+                log.warning("the server gives no prediction: %s", answer.error or "no logits")
             return None
         try:
             logits = decode_tensor(answer.logits, (len(self._manifest.class_names),))

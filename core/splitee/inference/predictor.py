@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adaptive inference: the exit predicts where it is sure, and with the trunk where it is not."""
+"""Adaptive inference: the exit predicts if it is certain; otherwise exit and trunk predict together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WINDOW = 100  # images in a row, for the share of them that the trunk is asked a
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one image; `entropy` is the exit's uncertainty by the model's measure, whatever the source."""
+    """The prediction for one image; `entropy` is the exit's uncertainty by the model's measure."""
 
     label: str
     probability: float
@@ -30,7 +30,7 @@ class Prediction:
 
 
 class Trunk(Protocol):
-    """A way to the trunk's predictions."""
+    """Access to the trunk's predictions."""
 
     def logits(self, features: Array, waited: float = 0.0) -> Array | None:
         """(B, *feature_shape) -> (B, classes); None when there is no response in time.
@@ -41,11 +41,11 @@ class Trunk(Protocol):
 
 @dataclass(frozen=True)
 class OffloadFloors:
-    """What bounds how much of its images a device sends, whatever a model's manifest says.
+    """The device owner's limits on offloading, which override a model's manifest.
 
     Attributes:
         lowest_threshold: uncertainty up to which the exit's prediction is always taken.
-        most_offload: share of any WINDOW images in a row that the trunk is asked about, at most.
+        most_offload: largest share of any WINDOW images in a row that may be offloaded.
     """
 
     lowest_threshold: float = 0.0
@@ -56,7 +56,7 @@ NO_FLOORS = OffloadFloors()
 
 
 class Predictor:
-    """A device's model, and the trunk that continues it where there is one.
+    """A device's model, and the trunk that continues it, if there is one.
 
     Attributes:
         threshold: uncertainty up to which the exit's prediction is taken.
@@ -80,7 +80,7 @@ class Predictor:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The labels that there are, in the order of the model's classes."""
+        """The labels, in the order of the model's classes."""
         return self._model.manifest.class_names
 
     def __call__(self, pixels: Pixels) -> Prediction:
@@ -88,9 +88,9 @@ class Predictor:
         return self.batch(pixels[None])[0]
 
     def batch(self, pixels: Pixels) -> list[Prediction]:
-        """Of images in their order, uint8 (B, C, H, W): one pass, and at most one request to the trunk.
+        """Predict images uint8 (B, C, H, W) in one pass, with at most one request to the trunk.
 
-        Each has the time that all of them took.
+        Each prediction has the time of the whole batch.
         """
         started = time.perf_counter()
         features, logits = self._model(pixels)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Releases are signed with Ed25519: by the fleet's server or its operator, for the devices that pin the key.
+"""Ed25519 signatures of releases, by the fleet's server or its operator, for devices that pin the key.
 
-What is signed is the fleet, the device, the model's run or the software's version, the digest of the bundle,
-and when it was signed. Each kind of release, and each way back from one, has a context of its own.
-cryptography is imported where something is signed or verified, and nowhere before.
+A signature covers the fleet, the device, the model's run or the software's version, the digest of the bundle,
+and the time. Each kind of release, and each kind of rollback, has a context of its own.
+cryptography is imported only when something is signed or verified.
 """
 
 from __future__ import annotations

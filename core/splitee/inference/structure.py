@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A graph's structure by its digests, as devices keep them; graph_structure.py makes them, with onnx."""
+"""A graph's structure as digests that devices store; graph_structure.py computes them, with onnx."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from splitee.protocol.fields import Digest
 
 
 class Structure(msgspec.Struct, frozen=True):
-    """All of a graph but the values of its weights.
+    """The structure of a graph: everything but the values of its weights.
 
     Attributes:
         exact: digest of all of it.

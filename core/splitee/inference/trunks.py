@@ -15,7 +15,7 @@ from splitee.inference.uncertainty import Array
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a device's features enter: the trunk's name, its cut, and the shape of a sample there."""
+    """The entry of a device's features: the trunk's name, the cut, and the shape of a sample there."""
 
     trunk: str
     cut: int
@@ -23,7 +23,7 @@ class Entry:
 
 
 class TrunkModels:
-    """The trunks of a model directory; each is loaded when it is first asked."""
+    """The trunks of a model directory; each is loaded when it is first used."""
 
     def __init__(self, directory: Path, *, threads: int | None = None) -> None:
         """Raises ModelError: there is no manifest, or one of its graphs is missing or damaged."""

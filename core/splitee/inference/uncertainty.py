@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How unsure an exit is of its prediction: normalised entropy, or what the largest probability leaves."""
+"""Measures of an exit's uncertainty: normalised entropy, or 1 - the largest probability."""
 
 from __future__ import annotations
 

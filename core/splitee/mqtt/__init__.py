@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The link to the broker. Knows MQTT, not what the messages say."""
+"""The link to the broker. It knows MQTT, but not the content of messages."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the broker is and how it is trusted: the address and the TLS files."""
+"""The broker's address, and the TLS files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BrokerAddress:
         A path is for websockets only: ws://HOST is ws://HOST:80/mqtt.
 
         Raises:
-            ConfigError: it says what is wrong, and shows nothing that may be a password.
+            ConfigError: the address is malformed; the message shows nothing that may be a password.
         """
         _check_account(text)
         try:
@@ -95,7 +95,7 @@ def _path(parts: SplitResult, shown: str) -> str | None:
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files: the authority to trust (None: the system's), and this side's certificate and key."""
+    """PEM files: the trusted authority (None: the system's), and this client's certificate and key."""
 
     ca: Path | None = None
     certificate: Path | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 def delays(
     first: float = 1.0, longest: float = 60.0, draw: Callable[[float, float], float] = random.uniform
 ) -> Iterator[float]:
-    """Seconds to wait before each next try: uniform in [0, min(longest, first x 2^n)], for ever.
+    """Seconds to wait before each next try: uniform in [0, min(longest, first x 2^n)], without end.
 
     Full jitter spreads a fleet that lost its broker at one moment (M. Brooker, "Exponential Backoff And
     Jitter", AWS Architecture Blog, 2015).
@@ -28,9 +28,9 @@ def tries(
     wait: Callable[[float], object] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[float]:
-    """Yields once a try the seconds that will pass before the next one; 0.0 says that it is the last.
+    """Yields for each try the seconds until the next one; 0.0 marks the last try.
 
-    The last try falls on the deadline, so what comes up shortly before it is still found. Without a
+    The last try takes place at the deadline, so that a late start is still found. Without a
     timeout the tries never end.
     """
     deadline = None if timeout is None else clock() + timeout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When this side's certificate ends, and the warnings in the log before that."""
+"""The end date of this client's certificate, and the warnings in the log before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OwnCertificate:
-    """What is to be known of a client's certificate: whose it is, and when it is valid."""
+    """A client's certificate: its owner and its validity."""
 
     path: Path
     name: str
@@ -30,7 +30,7 @@ class OwnCertificate:
     end: datetime
 
     def why_refused(self, now: datetime) -> str:
-        """What to do where a broker says that it is not valid now: clock or certificate, whichever it is."""
+        """What to do if a broker says that the certificate is not valid now: fix the clock, or renew it."""
         clock = f"this machine's clock says {now:%Y-%m-%d %H:%M}"
         if now > self.end:
             return (
@@ -45,7 +45,7 @@ class OwnCertificate:
         )
 
     def warning(self, now: datetime) -> str | None:
-        """What to say of it now; None as long as it is valid for more than 30 days."""
+        """The warning for now; None while it is valid for more than 30 days."""
         left = self.end - now
         if left > WARNED:
             return None
@@ -57,7 +57,7 @@ class OwnCertificate:
 
 
 def own_certificate(tls: TlsFiles | None) -> OwnCertificate | None:
-    """The certificate by which this side is let in; None: it has none.
+    """This client's certificate; None: it has none.
 
     Raises:
         ConfigError: the file is no PEM certificate.
@@ -86,7 +86,7 @@ def warnings(
     wait: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Iterator[str]:
-    """What to say of the certificate: at once and every day, for ever."""
+    """Warnings about the certificate: one at once, then one every day."""
     while True:
         text = certificate.warning(now())
         if text is not None:
@@ -95,7 +95,7 @@ def warnings(
 
 
 def warn_before_it_ends(certificate: OwnCertificate | None) -> None:
-    """From 30 days before the end on, logs a warning at once and every day while the process lives."""
+    """From 30 days before the end, log a warning at once and every day while the process runs."""
     if certificate is not None:
         threading.Thread(target=_log, args=(certificate,), name="certificate", daemon=True).start()
 

@@ -23,7 +23,7 @@ class TcpClient(PatientClient):
 def new_client(
     address: BrokerAddress, client_id: str, protocol: MQTTProtocolVersion, connect_timeout: float
 ) -> PatientClient:
-    """A client that is not connected yet, and makes no second try of its own."""
+    """A client that is not connected yet and does not reconnect by itself."""
     if address.path is None:
         client: PatientClient = TcpClient(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=protocol, reconnect_on_failure=False

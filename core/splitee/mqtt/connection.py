@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One MQTT v5 connection through paho: made, kept moving, taken up again, its failures in a user's words."""
+"""One MQTT v5 connection through paho: connecting, running, reconnecting, and clear errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class Connection:
-    """Owns the paho client. All but `say_goodbye` belongs to one thread at a time."""
+    """Owns the paho client. All methods except `say_goodbye` belong to one thread at a time."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Connection:
         self.client.tls_set_context(context)
 
     def connect(self, limit: float) -> None:
-        """One try of about `limit` seconds: TCP, TLS, CONNECT and the answer. TryFailed or BrokerRefused."""
+        """Try once for about `limit` seconds: TCP, TLS, CONNECT, CONNACK. TryFailed or BrokerRefused."""
         deadline = time.monotonic() + limit
         answer = self._ask(deadline) if self._opened else self._ask_a_stranger(deadline)
         if answer.is_failure:
@@ -191,7 +191,7 @@ class Connection:
         raise self._trouble.take() or ConnectionError("it closed the connection without an MQTT answer")
 
     def run(self) -> str:
-        """Moves packets until the connection ends; returns why it did, in small letters."""
+        """Process packets until the connection ends; returns the reason in lower case."""
         while True:
             if self._closing.is_set() and self.client.is_connected():
                 self.say_goodbye(with_will=True)
@@ -207,7 +207,7 @@ class Connection:
                 return (self._farewell or lost or "connection lost").lower()
 
     def say_goodbye(self, with_will: bool) -> None:
-        """DISCONNECT, with or without the last will; nobody will come back for the session's queue."""
+        """Send DISCONNECT, with or without the last will, and end the session."""
         words = "Disconnect with will message" if with_will else "Normal disconnection"
         reason = ReasonCode(PacketTypes.DISCONNECT, words)
         properties = packet_properties(PacketTypes.DISCONNECT, SessionExpiryInterval=0)
@@ -271,7 +271,7 @@ class _Trouble(logging.Handler):
 
 
 def quietly(callback: Callable[..., None]) -> Callable[..., None]:
-    """An exception in a callback would end the network thread while the client still says connected."""
+    """Log exceptions of a callback, which would otherwise end the network thread unnoticed."""
 
     def wrapped(*arguments: Any) -> None:
         try:
@@ -300,16 +300,16 @@ class _Packed(Properties):
 
 @lru_cache(maxsize=32)
 def packet_properties(kind: int, **fields: Any) -> Properties | None:
-    """The properties of one packet (`PacketTypes`), by their names in MQTT v5; None leaves one out.
+    """The properties of one packet (`PacketTypes`) by their MQTT v5 names; those that are None are left out.
 
-    None when all are: to make and to pack an empty set costs paho more than the rest of a publication.
+    Returns None without properties: an empty set costs paho more than the rest of a publication.
     """
     given = {name: value for name, value in fields.items() if value is not None}
     return _Packed(kind, given) if given else None
 
 
 def let_broker_read(closed: socket.socket, seconds: float) -> None:
-    """Say that nothing more comes, and wait at most so long for the broker to hang up."""
+    """End the sending direction, and wait for at most `seconds` until the broker closes the connection."""
     until = time.monotonic() + seconds
     with contextlib.suppress(OSError):
         below = carrier(closed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bounded queue between a link's network thread and who reads its events."""
+"""The bounded queue between a link's network thread and the reader of its events."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Queued = Event | Exception | _Latest
 
 
 class EventQueue:
-    """A queue bounded in events and in payload bytes; what does not fit is dropped and counted.
+    """A queue bounded in events and payload bytes; events that do not fit are dropped and counted.
 
     Where something was dropped, whoever reads comes upon an `Overflow`. Connected, Disconnected and errors
     have a reserve of their own: a flood of messages never hides them. Of the messages that say the same, or
@@ -52,7 +52,7 @@ class EventQueue:
         self.dropped = 0
 
     def put(self, event: Event | Exception) -> None:
-        """Never blocks and never raises."""
+        """Add an event. Never blocks and never raises."""
         is_message = isinstance(event, Message)
         size = len(event.payload) if isinstance(event, Message) else 0
         key = self._key(event) if isinstance(event, Message) else None
@@ -86,14 +86,14 @@ class EventQueue:
         (self._events if self._held is None else self._held).append(queued)
 
     def hold(self) -> None:
-        """What is put from here on waits for `release`."""
+        """Hold back events that are put from now on until `release`."""
         with self._lock:
             if self._held is None:
                 self._held = deque()
                 self._latest.clear()  # what comes from here on does not come before it
 
     def release(self, first: Event | None = None) -> bool:
-        """Delivers `first`, then what was held; False when nothing is on hold."""
+        """Deliver `first`, then the events held back; False if none are held back."""
         with self._lock:
             if self._held is None:
                 return False

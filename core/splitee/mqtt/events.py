@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a link delivers, and the bounded queue between the network thread and who reads it."""
+"""The events that a link delivers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Message:
     """One publication that matched a subscription.
 
     Attributes:
-        age: of a retained one, seconds since it was published, by the broker's count; None: it does not tell.
+        age: of a retained message, seconds since its publication, as counted by the broker; None: unknown.
     """
 
     topic: str
@@ -31,19 +31,19 @@ class Connected:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The link is down; it comes back by itself, with a `Connected`."""
+    """The link is down; it reconnects by itself and then delivers `Connected`."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Overflow:
-    """Messages were lost here, between the one before and the one behind: nobody received them in time."""
+    """Messages were dropped at this place in the sequence because the queue was full."""
 
 
 @dataclass(frozen=True)
 class Woken:
-    """Another thread has something for whoever reads: see `Link.wake`."""
+    """Another thread has work for the reader: see `Link.wake`."""
 
 
 Event = Message | Connected | Disconnected | Overflow | Woken

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web server that answers where a broker was expected: its answer read, asked for, and told to a user."""
+"""Recognises a web server at the address of a broker, and describes its response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOCATION = re.compile(rb"\r?\nlocation:[ \t]*([!-~]{1,300})", re.IGNORECASE)
 
 
 class HttpAnswer(ConnectionError):
-    """A web server's answer in place of a broker's: status, reason, and where it redirects to."""
+    """A web server's response: status, reason, and the target of a redirect."""
 
     def __init__(self, status: int, reason: str, location: str | None = None) -> None:
         super().__init__(f"HTTP {status} {reason}".rstrip())
@@ -31,7 +31,7 @@ class HttpAnswer(ConnectionError):
 
     @classmethod
     def read(cls, head: bytes) -> HttpAnswer | None:
-        """The answer that begins with `head`; None when that is not HTTP."""
+        """Parse a response that begins with `head`; None: it is not HTTP."""
         status = _STATUS.match(head)
         if status is None:
             return None
@@ -44,11 +44,11 @@ class HttpAnswer(ConnectionError):
 
     @property
     def passes(self) -> bool:
-        """Whether the same request may get another answer later."""
+        """Whether the same request may succeed later."""
         return self.status in PASSING
 
     def refusal(self, address: BrokerAddress) -> BrokerRefused:
-        """What a user is told of an answer that no second try changes."""
+        """The message for the user about a permanent refusal."""
         what = f"what answers at {address} is a web server ({self})"
         if address.path is None:
             return BrokerRefused(
@@ -69,7 +69,7 @@ class HttpAnswer(ConnectionError):
 
 
 def ask_for_http(address: BrokerAddress, tls: ssl.SSLContext | None, limit: float) -> HttpAnswer | None:
-    """Asks what answers at an address for a page; None when it gives no HTTP answer in `limit` seconds."""
+    """Request a page from an address; None without an HTTP response within `limit` seconds."""
     deadline = time.monotonic() + limit
     page = f"GET / HTTP/1.1\r\nHost: {address.netloc}\r\nConnection: close\r\n\r\n".encode()
     for request in (page, NO_METHOD):

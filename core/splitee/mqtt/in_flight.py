@@ -22,7 +22,7 @@ class _Flight(NamedTuple):
 class InFlight:
     """The publications that the broker has not acknowledged: a bounded number, each with its topic.
 
-    And bounded in bytes, by what the link carries in a few seconds. Its lock is never held while paho is
+    Also bounded in bytes, to what the link carries in a few seconds. Its lock is never held while paho is
     called: paho calls back under locks of its own.
     """
 
@@ -73,7 +73,7 @@ class InFlight:
             self._changed.notify_all()
 
     def narrow(self, window: int) -> None:
-        """From now on no more than so many."""
+        """Limit the number from now on."""
         with self._lock:
             self._window = min(self._window, window)
 
@@ -84,13 +84,13 @@ class InFlight:
             self._changed.notify_all()
 
     def wait_while_up(self, seconds: float) -> None:
-        """Wait so long, or until the link is down."""
+        """Wait for the given time, or until the link is down."""
         if seconds > 0:
             with self._lock:
                 self._changed.wait_for(lambda: not self._up, seconds)
 
     def wait_for_room(self, topic: str, size: int) -> bool:
-        """True when one more, of `size` bytes, may be sent; False as soon as the link is down."""
+        """Wait until a message of `size` bytes may be sent; False if the link goes down."""
         with self._lock:
             if not self._is_let_go(size):
                 self._changed.wait_for(lambda: self._is_let_go(size))
@@ -103,7 +103,7 @@ class InFlight:
         return len(self._flights) < self._window and self._bytes + size <= self.speed.under_way
 
     def sent(self, number: int) -> None:
-        """What `wait_for_room` was asked for has this number."""
+        """Note the packet number of the message that `wait_for_room` admitted."""
         with self._lock:
             if number in self._early:
                 self._early.discard(number)
@@ -114,7 +114,7 @@ class InFlight:
                 self._bytes += self._sending.size
 
     def acknowledge(self, number: int) -> str:
-        """Returns the topic of what was acknowledged."""
+        """Note an acknowledgement; returns the topic of the message."""
         with self._lock:
             if len(self._flights) == 1:
                 self._pause_busy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The link to the broker: MQTT v5 at QoS 1, reconnecting for ever, bounded in both directions."""
+"""The link to the broker: MQTT v5 with QoS 1, endless reconnection, bounded in both directions."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 class Link:
     """One client of the broker; `publish` may be called from any thread, `receive` from one.
 
-    `meter` is told of each message: of one that is published once, however often MQTT sends it again after a
+    `meter` counts each message: a published one once, however often MQTT sends it again after a
     reconnect, and of one that has come, whether it is admitted or not.
 
     The broker's acknowledgement proves nothing about a reader: a message counts as received when its reader
@@ -136,27 +136,27 @@ class Link:
 
     @property
     def alive(self) -> bool:
-        """Whether the network thread runs, connected or trying to be."""
+        """Whether the network thread runs, connected or not."""
         return self._thread is not None and self._thread.is_alive()
 
     @property
     def max_packet(self) -> int:
-        """Bytes of the largest payload that our limit and the broker's let through."""
+        """Size in bytes of the largest payload within our limit and the broker's."""
         return self._max_packet - ENVELOPE
 
     @property
     def window(self) -> int:
-        """Publications that may be unacknowledged: 20, or the broker's Receive Maximum where that is less."""
+        """Largest number of unacknowledged publications: 20, or the broker's Receive Maximum if less."""
         return self._in_flight.window
 
     @property
     def part_size(self) -> int:
-        """Bytes that the parts of a larger message should have: about a second of what the link carries."""
+        """Size in bytes for the parts of a larger message: about one second of the link's throughput."""
         return min(self.max_packet, self._in_flight.speed.part)
 
     @property
     def speed(self) -> float | None:
-        """Bytes a second that the link has carried lately; None: not known yet."""
+        """The link's recent throughput in bytes per second; None: not known yet."""
         return self._in_flight.speed.rate
 
     @property
@@ -166,7 +166,7 @@ class Link:
 
     @property
     def cpu(self) -> float:
-        """CPU seconds that the network thread, while it runs, has taken; 0 where the system does not tell."""
+        """CPU seconds of the running network thread; 0 if the system does not report them."""
         known = self.alive and hasattr(time, "pthread_getcpuclockid")
         if not known or self._thread is None or self._thread.ident is None:
             return 0.0
@@ -180,9 +180,9 @@ class Link:
     def open(self, timeout: float | None, stop: Callable[[], bool] = lambda: False) -> None:
         """Connects and subscribes, trying for `timeout` seconds (None: for ever).
 
-        When `stop` says so first, it returns without a connection.
+        When `stop` returns True first, it returns without a connection.
 
-        BrokerUnreachable: nothing answered in time. BrokerRefused: the broker, or TLS, said no.
+        Raises BrokerUnreachable (no response in time) or BrokerRefused (by the broker or TLS).
         """
         started = time.monotonic()
         reason = "closed"
@@ -220,9 +220,9 @@ class Link:
         )
 
     def close(self, farewell: tuple[str, bytes] | None = None) -> None:
-        """Publishes the farewell retained, waits for the broker's word on all, and disconnects for good.
+        """Publish the farewell retained, wait for all acknowledgements, and disconnect for good.
 
-        When the broker gives no word within seconds, the last will speaks instead.
+        If the broker does not acknowledge within seconds, the last will is published instead.
         """
         said = self.connected and self.flush(CONNECT_LIMIT)
         if said and farewell is not None:
@@ -238,13 +238,13 @@ class Link:
         self._in_flight.stop()
 
     def subscribe(self, *filters: str) -> None:
-        """Asks for topics now and on every connect. A filter that the broker denies: see `receive`."""
+        """Subscribe now and at every connection. For filters that the broker denies see `receive`."""
         self._filters.update(dict.fromkeys(filters))
         if self.connected:
             self._ask_for(filters)
 
     def unsubscribe(self, *filters: str) -> None:
-        """Topics that are not to be heard any more; what is on its way still comes."""
+        """Unsubscribe from topics; messages already on their way still come."""
         for name in filters:
             self._filters.pop(name, None)
         if self.connected and filters:
@@ -258,7 +258,7 @@ class Link:
         return event
 
     def wake(self) -> None:
-        """Has `receive` return a `Woken`: for who also waits for another thread, which calls this."""
+        """Make `receive` return a `Woken`, so that its caller can also wait for other threads."""
         self._inbox.put(Woken())
 
     def publish(
@@ -271,9 +271,10 @@ class Link:
         response_topic: str | None = None,
         correlation: bytes | None = None,
     ) -> bool:
-        """Sends at QoS 1; waits while 20 (or the broker's Receive Maximum) are unacknowledged.
+        """Publish with QoS 1.
 
-        Or as many bytes as the link carries in 4 seconds, so that nothing waits much longer than that.
+        Waits while 20 (or the broker's Receive Maximum) messages are unacknowledged, or as many bytes as the
+        link carries in 4 seconds, so that no message waits much longer than that.
 
         `expiry`: seconds after which the broker may forget it. False: not connected, nothing was kept.
         ValueError: larger than `max_packet`; such a message would end every connection from here on.
@@ -305,7 +306,7 @@ class Link:
         return True
 
     def flush(self, timeout: float | None) -> bool:
-        """Waits until the broker has acknowledged all that was published; False after `timeout` seconds."""
+        """Wait until the broker has acknowledged everything published; False after `timeout` seconds."""
         return self._in_flight.wait_until_empty(timeout)
 
     # What follows runs on the network thread, and during `open` on the caller's.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of each message that a link moves, and how large MQTT makes it."""
+"""The interface for counting a link's messages, and the size of MQTT's headers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _LENGTHS = (1 << 7, 1 << 14, 1 << 21)  # from which on a variable byte integer h
 
 
 class Meter(Protocol):
-    """Counts messages; it is called on several threads, and must not raise."""
+    """Counts messages; several threads call it, and it must not raise."""
 
     def published(self, topic: str, payload: int, headers: int) -> None:
-        """A message was handed to the broker. `payload`, `headers`: bytes of it, and what MQTT adds."""
+        """Note a published message. `payload`, `headers`: its bytes, and those that MQTT adds."""
 
     def received(self, topic: str, payload: int, headers: int) -> None:
-        """A message has come from the broker."""
+        """Note a message from the broker."""
 
 
 def headers_of(topic: str, payload: int, properties: Properties | None) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a fleet's broker is, and how one is let in; the flags for it are in cli/link_options.py."""
+"""The broker of a fleet and the credentials for it; the flags are in cli/link_options.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from splitee.mqtt.address import BrokerAddress, TlsFiles
 
 @dataclass(frozen=True)
 class LinkOptions:
-    """Where the broker is, how to be let in, and which fleet is meant."""
+    """The broker's address, the credentials, and the name of the fleet."""
 
     address: BrokerAddress
     fleet: str

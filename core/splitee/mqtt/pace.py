@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a link publishes where its broker has a limit: as fast as it can, until the broker says no."""
+"""The publishing rate of a link whose broker limits it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COMPLAINTS = {"message rate too high", "quota exceeded"}
 
 
 class Pace:
-    """The pause between publications: none at first, twice as long with each complaint of the broker."""
+    """The pause between publications: none at first, doubled with each refusal by the broker."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -27,11 +27,11 @@ class Pace:
 
     @property
     def pause(self) -> float:
-        """Seconds between two publications; 0: the broker has not complained."""
+        """Seconds between two publications; 0: the broker has not refused any."""
         return self._pause
 
     def slow_down(self) -> bool:
-        """The broker has complained. False: of what was sent at the pace before."""
+        """Slow down after a refusal. False: the refused message was sent at an earlier pace."""
         now = self._clock()
         if self._pause and now - self._since < max(CALM, 2 * self._pause):
             return False
@@ -40,7 +40,7 @@ class Pace:
         return True
 
     def settle(self) -> None:
-        """A connection begins, with a burst of what is retained and its acknowledgements: let that pass."""
+        """Ignore the burst of retained messages and acknowledgements at the start of a connection."""
         self._next = max(self._next, self._clock() + max(CALM, self._pause))
 
     def turn(self) -> float:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What moves a paho client's packets: all that have come in one turn, and then what is to be written."""
+"""The loop that processes a paho client's packets: first all that have arrived, then those to be sent."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class PacketLoop:
         self._waker.close()
 
     def turn(self, timeout: float) -> MQTTErrorCode:
-        """Waits at most `timeout` seconds for something to do, and does it.
+        """Wait at most `timeout` seconds for packets, and process them.
 
-        What the client returns of its connection: MQTT_ERR_SUCCESS while it lasts.
+        Returns the client's error code: MQTT_ERR_SUCCESS while the connection lasts.
         """
         self._owner = threading.get_ident()
         opened = self._client.socket()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A paho client that takes whatever comes for a sign of life, and tells of errors alone."""
+"""A paho client for which any incoming data is a sign of life, and that logs only errors."""
 
 from __future__ import annotations
 

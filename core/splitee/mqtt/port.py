@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What everything above the link needs of it; `Link` is the real one."""
+"""The interface of a link for the layers above; `Link` implements it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What answers at an address that gives MQTT v5 no answer: perhaps MQTT 3.1.1."""
+"""Tests whether an address that does not respond to MQTT v5 supports MQTT 3.1.1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from splitee.mqtt.refusals import NoMqtt5
 def answers_mqtt_311(
     address: BrokerAddress, client_id: str, tls: ssl.SSLContext | None, limit: float
 ) -> bool:
-    """Whether a CONNECT of MQTT 3.1.1 has an answer, whatever it says, in about `limit` seconds."""
+    """Whether a CONNECT of MQTT 3.1.1 gets any CONNACK within about `limit` seconds."""
     client = new_client(address, client_id, MQTTProtocolVersion.MQTTv311, limit)
     if tls is not None:
         client.tls_set_context(tls)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Log lines that could come with every message: at most one in so many seconds."""
+"""Limits the rate of log lines that every message could cause."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from splitee.clock import Clock
 
 
 class RateLimiter:
-    """Says yes at most once in `seconds`: for log lines that could come with every message."""
+    """Permits an action at most once in `seconds`."""
 
     def __init__(self, seconds: float = 60.0, clock: Clock = time.monotonic) -> None:
         self._seconds = seconds

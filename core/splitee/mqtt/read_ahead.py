@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A connection's socket that reads ahead: paho asks the system for a packet's first bytes one by one."""
+"""A socket that reads ahead, because paho reads the first bytes of a packet one by one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ AHEAD = 1 << 16  # bytes
 
 
 class ReadAhead:
-    """Has of a socket what paho uses. `recv` and `pending` belong to one thread."""
+    """The part of a socket's interface that paho uses. `recv` and `pending` belong to one thread."""
 
     def __init__(self, opened: socket.socket) -> None:
         self.socket = opened
@@ -34,6 +34,6 @@ class ReadAhead:
         return data
 
     def pending(self) -> int:
-        """Bytes that have been read from the system already, so that it does not tell of them."""
+        """Number of bytes already read from the system, which it no longer reports."""
         ahead = len(self._ahead) - self._taken
         return ahead + self.socket.pending() if isinstance(self.socket, ssl.SSLSocket) else ahead

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why a broker lets nobody in, or nothing that answers is one: in a user's words, and whether it may pass."""
+"""Reasons for a failed connection: messages for the user, and whether another try may help."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ TEMPORARY = {
 
 
 class Lacking(BrokerRefused):
-    """The broker would let us in, and does not offer what a fleet needs."""
+    """The broker accepts the connection, but lacks a feature that a fleet needs."""
 
 
 class NoMqtt5(Lacking):
-    """It does not speak MQTT v5."""
+    """The broker does not support MQTT v5."""
 
 
 class TryFailed(Exception):
-    """One try to connect failed in a way that may pass."""
+    """One try to connect failed for a reason that may be temporary."""
 
 
 class Unanswered(TryFailed):
-    """The address accepts a connection, and then gives no answer of MQTT v5."""
+    """The address accepts a connection, but does not respond in MQTT v5."""
 
 
 class Closed(Unanswered):
-    """It closes the connection instead."""
+    """The address closes the connection instead."""
 
 
 class Garbage(Unanswered):
-    """It sends something else instead."""
+    """The address sends something else instead."""
 
 
 def no_answer(address: BrokerAddress, error: OSError, accepted: bool) -> TryFailed:
@@ -68,7 +68,7 @@ NOT_OFFERED = {"QoS not supported": NO_QOS_1, "Retain not supported": NO_RETAINE
 
 
 def lack(properties: Properties) -> str | None:
-    """What we need, and a broker says in its CONNACK that it does not offer; None: nothing."""
+    """The needed feature that a broker's CONNACK says is missing; None: nothing is missing."""
     if getattr(properties, "MaximumQoS", 1) < 1:
         return NO_QOS_1
     if not getattr(properties, "RetainAvailable", 1):

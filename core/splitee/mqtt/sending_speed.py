@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast the link carries what is published, and how much of it may be under way."""
+"""The throughput of the link, and the number of bytes that may be unacknowledged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHT = 0.25  # of the latest message in the mean
 
 
 class Stamp(NamedTuple):
-    """When a message was handed over, and the bytes that had been acknowledged before."""
+    """When a message was sent, and the number of bytes acknowledged before."""
 
     at: float
     acknowledged: int
@@ -37,11 +37,11 @@ class SendingSpeed:
         """Bytes a second; None: not known yet."""
 
     def stamp(self) -> Stamp:
-        """For a message that is handed over now."""
+        """The stamp of a message that is sent now."""
         return Stamp(self._clock(), self._acknowledged)
 
     def note(self, size: int, stamp: Stamp | None) -> None:
-        """A message of `size` bytes is acknowledged. `stamp`: its own; None: it was sent more than once."""
+        """Note the acknowledgement of a message of `size` bytes. `stamp` is None if it was sent again."""
         self._acknowledged += size
         if size < TELLING or stamp is None:
             return
@@ -51,7 +51,7 @@ class SendingSpeed:
 
     @property
     def under_way(self) -> int:
-        """Bytes that may be unacknowledged."""
+        """Largest number of unacknowledged bytes."""
         return FIRST_UNDER_WAY if self.rate is None else max(LEAST_UNDER_WAY, int(UNDER_WAY * self.rate))
 
     @property

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: made, traced, measured, and cut (`split`)."""
+"""Networks: building, tracing, measuring, and cutting them (`split`)."""

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class ExitHead(nn.Module):
-    """Averages the features over halves of each axis but the channels, normalises them, one linear layer.
+    """Averages the features over halves of each axis but the channels, normalises them; one linear layer.
 
-    So of an image map (C, H, W) it sees the means of four quarters: 4 C numbers. They are normalised over the
-    batch, for means that are all positive and nearly equal make the linear layer learn slowly.
+    For image features (C, H, W) these are the means of four quarters: 4 C numbers. They are normalised over
+    the batch, because the linear layer learns slowly from means that are all positive and nearly equal.
 
     Takes features (B, *feature_shape) and gives logits (B, num_classes). `channel_axis` counts within
     feature_shape: 0 for image maps (C, H, W) and flat features (C,), 1 for token sequences (T, C), 2 for
@@ -39,7 +39,7 @@ class ExitHead(nn.Module):
 
 
 def exit_inputs(feature_shape: tuple[int, ...], channel_axis: int) -> int:
-    """How many numbers of a sample reach the exit's linear layer."""
+    """Number of inputs of the exit's linear layer."""
     cells = prod(_parts(size) for axis, size in enumerate(feature_shape) if axis != channel_axis)
     return cells * feature_shape[channel_axis]
 

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def set_training(part: nn.Module, frozen: Collection[str]) -> None:
-    """Training mode, but for frozen layers: BatchNorm keeps its statistics there, and nothing is dropped.
+    """Set training mode except in frozen layers, where BatchNorm keeps its statistics and dropout is off.
 
     Args:
         part: a network, or stages of it.

@@ -17,7 +17,7 @@ PROBE = (2, 3, 5, 7, 11, 13, 17, 19)  # sizes that tell the axes apart
 def channel_axes(values: Mapping[fx.Node, torch.Tensor], network: nn.Module) -> dict[fx.Node, int]:
     """The channel axis of every value that comes from the input, counted with the batch axis.
 
-    The input's is 1; layers keep it, permutations move it, and reshaping keeps it where its elements stay.
+    The input's is 1; layers keep it, permutations move it, and reshaping keeps it if its elements stay.
     """
     axes: dict[fx.Node, int] = {}
     for node, value in values.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a traced network on the meta device: what shape every value has, and what every operation costs."""
+"""Runs a traced network on the meta device to find the shapes of values and the costs of operations."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 5  # unlike any size that a network is likely to have by itself, so the 
 
 @dataclass(frozen=True)
 class Value:
-    """What a node gives, for those that give one tensor."""
+    """The output of a node that gives one tensor."""
 
     shape: tuple[int, ...]  # with a batch of BATCH
     channel_axis: int  # counted with the batch axis, so 1 for image maps and for flat features
@@ -38,9 +38,9 @@ class Value:
 def measure(
     graph: fx.Graph, network: nn.Module, name: str, input_shape: tuple[int, ...]
 ) -> tuple[dict[fx.Node, Value], dict[fx.Node, int]]:
-    """What every node gives, and its multiply-accumulates a sample, found without computing it.
+    """The output and the multiply-accumulates per sample of every node, without computing them.
 
-    Raises NetworkError where the network does not take such an input.
+    Raises NetworkError if the network does not accept such an input.
     """
     run = _Run(_on_meta(network), graph)
     try:

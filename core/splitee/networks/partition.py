@@ -25,7 +25,7 @@ KEPT = 8  # partitions of this process's last networks
 
 @dataclass(frozen=True)
 class Stage:
-    """What lies between two neighbouring cuts."""
+    """The layers between two neighbouring cuts."""
 
     index: int  # from 1
     name: str  # the path of the stage's last module, such as "layer1.1"
@@ -54,7 +54,7 @@ class Partition:
 
 
 def partition(name: str, network: nn.Module, num_classes: int, input_shape: tuple[int, ...]) -> Partition:
-    """The partition of a network; networks that are built alike share one.
+    """The partition of a network; networks of the same structure share one.
 
     Raises:
         NetworkError: it does not take such an input, gives no logits of `num_classes`, or cannot be cut.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that is cut: gives the client network and the trunk of any cut."""
+"""A network that can be cut: gives the client network and the trunk for any cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from splitee.protocol.run_spec import RunSpec
 
 
 class SplitNetwork:
-    """A network and its stages; client networks and trunks share its weights, and name them as it does.
+    """A network and its stages; client networks and trunks share its weights and parameter names.
 
     A parameter that the network's forward never uses belongs to no stage.
     """
@@ -35,7 +35,7 @@ class SplitNetwork:
 
     @property
     def num_layers(self) -> int:
-        """How many stages there are (L); a cut is in 1..L-1."""
+        """Number of stages (L); a cut is in 1..L-1."""
         return len(self.stages)
 
     def client(self, cut: int) -> nn.Module:
@@ -112,7 +112,7 @@ class SplitNetwork:
         return exit_inputs(stage.feature_shape, stage.channel_axis) * self.num_classes
 
     def check_cut(self, cut: int) -> None:
-        """Raises NetworkError where there is no such cut."""
+        """Raises NetworkError if there is no such cut."""
         if not 1 <= cut < self.num_layers:
             raise NetworkError(
                 f"cut {cut} is out of range: {self.name} can be cut at 1..{self.num_layers - 1}; "
@@ -167,7 +167,7 @@ class _BothModes(DualGraphModule):  # type: ignore[misc]
 def build_for(spec: RunSpec, device: str = "cpu") -> SplitNetwork:
     """The network of a run, with the weights that its seed gives, and its frozen stages frozen.
 
-    `device`: of torch; on "meta" it has its description, but no weights.
+    `device`: a torch device; on "meta" the network has its description, but no weights.
     """
     network = build_network(
         spec.network,

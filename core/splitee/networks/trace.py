@@ -84,7 +84,7 @@ class Trace:
 
 
 def trace(network: nn.Module, name: str) -> dict[bool, Trace]:
-    """The traces by `training`; the network's own mode is left as it was.
+    """The traces by `training`; the network's mode does not change.
 
     Raises NetworkError where the network cannot be traced, or has more than one input or output.
     """

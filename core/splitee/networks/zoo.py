@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a network from its name: any torchvision classifier, or `module:factory` of the user's own."""
+"""Builds a network from its name: any torchvision classifier, or the user's `module:factory`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def make(
 
 
 def check_factory(name: str, allowed: str | None, *, whose: str, command: str) -> None:
-    """A factory is code of this machine's choice: never of the wire's, nor of who made a file.
+    """Check that this machine's user has named the factory: neither the wire nor a file may choose code.
 
     Args:
         allowed: the factory that the user has named.

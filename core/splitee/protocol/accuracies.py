@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good a fleet is on held-out images, as the figures of a round hold it."""
+"""Accuracies of a fleet on held-out images, as parts of a round's metrics."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Accuracies(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ClassRecall(msgspec.Struct, frozen=True):
-    """How much of one class the adaptive prediction finds.
+    """The recall of one class by the adaptive prediction.
 
     Attributes:
         name: name of the class.
         images: held-out images of the class.
-        recall: share of them that are predicted as of this class.
+        recall: share of them that are predicted as this class.
     """
 
     name: Annotated[str, Meta(min_length=1, max_length=200)]
@@ -49,12 +49,12 @@ ClassRecalls = Annotated[tuple[ClassRecall, ...], Meta(max_length=MOST_CLASSES)]
 
 
 class ReleasedThreshold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """When a released model predicts by itself.
+    """The threshold up to which a released model predicts by itself.
 
     Attributes:
         threshold: uncertainty up to which the exit predicts.
-        images: held-out images that it was chosen on; 0: it is the run's, for there were too few.
-        expected_offload: share of held-out images above the threshold, which are asked of the trunk.
+        images: held-out images on which it was chosen; 0: too few, so it is the run's threshold.
+        expected_offload: share of held-out images above the threshold, which are offloaded.
         expected_accuracy: of adaptive inference on the held-out images.
     """
 
@@ -65,7 +65,7 @@ class ReleasedThreshold(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
 
 
 class ConfusionMatrix(msgspec.Struct, frozen=True):
-    """Which classes are taken for which: counts of held-out images, by the adaptive prediction.
+    """Confusion matrix of the adaptive predictions: counts of held-out images.
 
     Attributes:
         classes: the K classes that have images or predictions, in the order of their labels.

@@ -44,7 +44,7 @@ class EncodedTensor(msgspec.Struct, frozen=True):
 class Codec(ABC):
     """Turns float32 arrays into bytes and back.
 
-    The lossy ones work in blocks that stay in a core's cache: over a whole batch the same NumPy operations
+    The lossy codecs work in blocks that fit a core's cache: over a whole batch the same NumPy operations
     would each read and write main memory.
     """
 
@@ -222,7 +222,7 @@ def codec(name: str) -> Codec:
 
 
 def encode_tensor(name: str, array: Array, largest: float = LARGEST) -> EncodedTensor:
-    """`array` (B, ...) as it travels; float32, of any memory layout.
+    """Encode `array` (B, ...), float32 with any memory layout.
 
     Raises:
         ConfigError: it is larger than MAX_PACKED as float32.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One batch at the cut: what the device computes, sends as `Features`, and the server trains or evaluates."""
+"""A batch at the cut: the device sends it as `Features`, and the server trains or evaluates with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EVALUATION_BATCH = 64  # held-out samples that are forwarded, and sent, at once
 
 
 def oversized(spec: RunSpec, feature_shape: tuple[int, ...]) -> str:
-    """Why the features of a batch at a cut do not fit a message; empty: they do."""
+    """Why the features of a batch at a cut do not fit into a message; empty if they do."""
     samples = max(spec.batch_size, EVALUATION_BATCH)
     size = 4 * samples * prod(feature_shape)
     if size <= MAX_PACKED:
@@ -36,7 +36,7 @@ def oversized(spec: RunSpec, feature_shape: tuple[int, ...]) -> str:
 class CutBatch:
     """`features` float32 (B, ...), `labels` int64 (B,).
 
-    In evaluation also what the exit predicted: `exit_labels` int64 (B,) and `exit_entropy` (B,) in 0..1.
+    In an evaluation also the exit's predictions: `exit_labels` int64 (B,) and `exit_entropy` (B,) in 0..1.
     """
 
     features: npt.NDArray[np.float32]
@@ -45,7 +45,7 @@ class CutBatch:
     exit_entropy: npt.NDArray[np.float32] | None = None
 
     def message(self, spec: RunSpec, opened: RoundOpen, phase: Phase, step: int) -> Features:
-        """What travels; the entropy does as float16."""
+        """The message of this batch; it has the entropy as float16."""
         predicted: dict[str, bytes] = {}
         if self.exit_labels is not None and self.exit_entropy is not None:
             predicted["exit_labels"] = encode_labels(self.exit_labels, spec.num_classes)

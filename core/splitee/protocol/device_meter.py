@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one device sends and receives, counted where its links move it."""
+"""Counts the bytes that one device sends and receives, at its links."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DeviceMeter:
         self._count("down", topic, payload, headers)
 
     def traffic(self) -> Traffic:
-        """Since the process has started."""
+        """The bytes since the start of the process."""
         return self._tally.traffic()
 
     def _count(self, direction: Direction, topic: str, payload: int, headers: int) -> None:

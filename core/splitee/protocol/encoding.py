@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How messages become bytes and back: JSON for what people read, msgpack for tensors."""
+"""Encoding of messages: JSON for those that people read, msgpack for those with tensors."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class PackedMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 def unpack(payload: bytes, kind: type[Struct]) -> Struct:
     """The `kind` that msgpack `payload` holds.
 
-    It is checked field by field while it is read: a length is compared with its bound, and with the bytes
-    that are left, before anything is allocated for it. So it is not msgpack's own decoder that reads it:
-    that builds the whole value first, and 3 KB of nested arrays take it 82 MB.
+    Each field is checked while it is read: a length is compared with its bound, and with the bytes
+    that are left, before anything is allocated for it. msgpack's own decoder is not used,
+    because it builds the whole value first, and needs 82 MB for 3 KB of nested arrays.
 
     Raises:
         MalformedMessage: it is too long, truncated, has trailing bytes, is no msgpack or no `kind`.

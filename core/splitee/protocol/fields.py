@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of the messages' fields, each with its bounds."""
+"""Types of message fields with their bounds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of who is there and how it stands: devices, their profiles, the server, the figures of a round."""
+"""Messages about the members of a fleet: statuses, profiles, dismissals, and the metrics of a round."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from splitee.protocol.traffic import Traffic
 
 
 class DeviceStatus(JsonMessage, frozen=True):
-    """How a device is: published about once a second, and by the broker as its last will.
+    """Status of a device: published about once a second, and by the broker as its last will.
 
     Attributes:
         state: `offline` in the last will and in the farewell.
@@ -50,13 +50,13 @@ class DeviceStatus(JsonMessage, frozen=True):
         temperature: of the hottest sensor, in degrees Celsius.
         time: seconds since the epoch, by the device's clock.
         predicted: images that this process has classified for its owner.
-        offloaded: images of these that it has asked the server about.
-        written: bytes that this process has written to its disk; none where its system does not say.
+        offloaded: number of these images that it has offloaded.
+        written: bytes that this process has written to its disk; none if its system does not report them.
         traffic: bytes that this process has sent and received, by purpose; none of an earlier release. What
             measures the link is not counted.
-        upload: bytes a second that its link carries, where that is little and it is busy; else none.
-        memory: bytes of memory that this process takes (resident); none where its system does not say.
-        memory_limit: bytes that it may take at most, by its control groups or its machine.
+        upload: throughput of its link in bytes per second, if that is low and the link is busy; else none.
+        memory: resident memory of this process in bytes; none if its system does not report it.
+        memory_limit: limit of its memory in bytes, by its control groups or its machine.
     """
 
     state: Literal["online", "offline"]
@@ -81,14 +81,14 @@ class DeviceStatus(JsonMessage, frozen=True):
 
 
 class CutCost(msgspec.Struct, frozen=True):
-    """What one cut costs a device: seconds to train, encode and send a batch, bytes on the wire, memory.
+    """The cost of one cut for a device.
 
     Attributes:
         cut: stage after which the network is cut.
         seconds: seconds to train, encode and send a batch.
         bytes: bytes of a batch on the wire.
         memory: bytes of memory that training takes.
-        fits: whether that fits the memory that training may take.
+        fits: whether this is within the memory that training may take.
     """
 
     cut: Positive
@@ -99,7 +99,7 @@ class CutCost(msgspec.Struct, frozen=True):
 
 
 class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a device can do, as its profiler measured it; fields that are None are not known to it.
+    """Capabilities of a device as measured by its profiler; None: unknown.
 
     Attributes:
         network: network that was measured.
@@ -129,7 +129,7 @@ class Capability(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Profile(JsonMessage, frozen=True):
-    """What a device is, and the cut it chose. Publishing it asks to join.
+    """Properties of a device, and the cut that it chose. Publishing the profile requests to join.
 
     Attributes:
         protocol: version of the protocol that the device speaks.
@@ -139,14 +139,14 @@ class Profile(JsonMessage, frozen=True):
         class_names: names of the classes, in the order of the labels; the same on every device of a run.
         train_samples: images for training.
         held_out_samples: images for evaluation.
-        run: run that it asks to join; empty, of an earlier release: whichever there is.
+        run: run that it requests to join; empty, from an earlier release: any.
         committed: its last committed round in that run.
-        next_cut: cut that it asks for, after the round under way; 0: it stays.
+        next_cut: cut that it requests after the current round; 0: none.
         capability: measurements of a device that was profiled.
-        codec: codec of its features, where the run leaves that to the device.
+        codec: codec of its features, if the run lets devices choose.
         alone_accuracy: accuracy on its held-out images of the exit that it has trained by itself for as many
             rounds, before it joined.
-        pixel_mean: means of its training images' channels, of pixels in 0..1, where the run asks for them.
+        pixel_mean: means of its training images' channels, for pixels in 0..1, if the run requests them.
         pixel_std: their deviations.
         empty_classes: names of class folders without images: the device can take these classes, too, if the
             fleet has them, once it is started again.
@@ -171,13 +171,13 @@ class Profile(JsonMessage, frozen=True):
 
 
 class ErrorReport(JsonMessage, frozen=True):
-    """Why a message of a device was not taken, or why the device cannot take part.
+    """The reason why a message of a device was rejected, or why the device cannot take part.
 
     Attributes:
         code: exit code that belongs to the error.
         message: one line for people.
         fatal: whether the device cannot take part.
-        instance: instance of the process that is meant; 0: any.
+        instance: instance of the process concerned; 0: any.
     """
 
     code: Annotated[int, Meta(ge=1, le=255)]
@@ -187,7 +187,7 @@ class ErrorReport(JsonMessage, frozen=True):
 
 
 class ServerStatus(JsonMessage, frozen=True):
-    """How the server is: published every few seconds, and by the broker as its last will.
+    """Status of the server: published every few seconds, and by the broker as its last will.
 
     Attributes:
         state: `offline` in the last will and in the farewell.
@@ -196,8 +196,8 @@ class ServerStatus(JsonMessage, frozen=True):
         doing: one line for people.
         waiting_for: devices whose next message the run waits for.
         rejected: messages that were rejected.
-        quarantined: devices of which nothing is read any more, as too much was rejected.
-        dismissed: devices that an operator has said are gone: the run goes on without them.
+        quarantined: devices whose messages are ignored, because too many were rejected.
+        dismissed: devices that an operator has dismissed; the run continues without them.
         time: seconds since the epoch, by the server's clock.
     """
 
@@ -213,10 +213,10 @@ class ServerStatus(JsonMessage, frozen=True):
 
 
 class ServerClaim(JsonMessage, frozen=True):
-    """A server that wants to serve the fleet asks whether another one does.
+    """A server that starts asks whether another one serves the fleet.
 
-    One that serves says its status at once. Of two that begin together the later one ends: the earlier says
-    its claim again when it hears a later one.
+    A serving server publishes its status at once. Of two that start together the later one ends: the earlier
+    repeats its claim when it receives a later one.
 
     Attributes:
         instance: instance of the server that asks.
@@ -226,12 +226,12 @@ class ServerClaim(JsonMessage, frozen=True):
 
 
 class Dismissal(JsonMessage, frozen=True):
-    """An operator says that devices are gone for good, and the run is to go on without them.
+    """An operator's request to continue the run without devices that are gone for good.
 
     Attributes:
-        request: number that the answer repeats.
-        devices: the devices that are meant; all of them, or none where one of them is not known.
-        undo: they are let in again.
+        request: number that the reply repeats.
+        devices: the devices to dismiss; if one of them is unknown, none is dismissed.
+        undo: let the devices in again.
     """
 
     request: Count
@@ -240,11 +240,11 @@ class Dismissal(JsonMessage, frozen=True):
 
 
 class DismissalAnswer(JsonMessage, frozen=True):
-    """What the server has made of a dismissal, once that is durable.
+    """The server's reply to a dismissal, sent when that is durable.
 
     Attributes:
         request: number of the dismissal.
-        code: exit code for whoever asked; 0: it is done.
+        code: exit code for the requester; 0: success.
         message: one line for people.
     """
 
@@ -260,16 +260,16 @@ class DeviceMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
         cut: stage after which the device is cut.
         stage: name of that stage.
         train_samples: images for training.
-        held_out_samples: held-out images that its accuracies rest on.
+        held_out_samples: number of held-out images for its accuracies.
         batches: batches trained so far, over all rounds.
-        bytes: bytes of payloads that the server has got of the device so far.
+        bytes: bytes of payloads that the server has received from the device so far.
         exit_loss: mean loss of the exit over the round.
         trunk_loss: mean loss of the trunk over the round.
         weakest_class: class whose recall has the lowest upper end of its 95 % interval.
-        released: when the model that was released to the device predicts by itself.
-        alone_accuracy: accuracy of an exit that the device has trained by itself, without the fleet.
-        evaluated: earlier round that the accuracies are of, where the device was not evaluated after this
-            one; 0: they are of this one.
+        released: threshold of the model that was released to the device.
+        alone_accuracy: accuracy of an exit that the device has trained alone, without the fleet.
+        evaluated: earlier round of these accuracies, if the device was not evaluated after this
+            one; 0: this round.
     """
 
     cut: Positive
@@ -301,15 +301,15 @@ class FleetMetrics(Accuracies, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RoundSeconds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where the time of a round went at the server, in seconds; other work is in none of them.
+    """The server's time of a round in seconds, without other work.
 
     Attributes:
         training: in training steps of the trunk.
-        waiting: in training without a batch to train on: for devices, and for what travels.
+        waiting: in training phases without a batch to train on.
         statistics: taking BatchNorm's statistics.
         evaluation: evaluating the round.
-        aggregation: averaging what the devices and the trunk have come to.
-        commit: making the round durable, and saying so.
+        aggregation: averaging the networks of devices and trunks.
+        commit: saving the round durably and announcing it.
     """
 
     training: NonNegative = 0.0
@@ -329,12 +329,12 @@ class Metrics(JsonMessage, frozen=True):
         rounds: rounds of the run.
         seconds: seconds since the run began.
         batches_trained: batches that the trunk was trained on so far.
-        duplicates_dropped: batches that came again after they had been taken.
+        duplicates_dropped: batches that arrived again after they had been taken.
         devices: figures of each device; on the wire each has a message of its own, so that this one is small
             in a fleet of any size.
         fleet: figures of the fleet as a whole.
         time: seconds since the epoch at which it was evaluated, by the server's clock; 0: an earlier release.
-        spent: where the time of the round went; none of an earlier release.
+        spent: how the time of the round was spent; none from an earlier release.
     """
 
     run: Text
@@ -356,7 +356,7 @@ class DeviceFigures(JsonMessage, frozen=True):
         run: id of the run.
         round: round that was evaluated.
         figures: of the device.
-        confusion: which classes it takes for which; none of many classes, or where it was not evaluated.
+        confusion: its confusion matrix; none with many classes, or if it was not evaluated.
     """
 
     run: Text

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet as its retained topics tell it: fold messages in, take a snapshot out."""
+"""The view of a fleet from its retained topics: takes messages in, and gives snapshots."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ WATCHED = tuple(route for route in routes.ROUTES if "viewer" in route.readers)
 
 @dataclass(frozen=True)
 class DeviceView:
-    """One device as last heard; what it has not said yet is None. Accuracies are fractions.
+    """The last known state of one device; None: not reported yet. Accuracies are fractions.
 
-    `held_out_samples`: images that they rest on.
+    `held_out_samples`: the number of images for these.
     """
 
     id: str
@@ -111,7 +111,7 @@ class DeviceView:
 
 @dataclass(frozen=True)
 class FleetSnapshot:
-    """The fleet at one moment, without those that were dismissed.
+    """The fleet at one moment, without dismissed devices.
 
     `run`, `phase` and `metrics` are of the present run, or None; so is all that follows `malformed`, but for
     `traffic` and `releases`, which devices tell, and `rollouts`. Times are seconds since the epoch.
@@ -141,7 +141,7 @@ class FleetSnapshot:
 
     @property
     def empty(self) -> bool:
-        """Nothing at this broker says that there is such a fleet."""
+        """Whether this broker has no message of such a fleet."""
         return self.server is None and self.run is None and not self.devices and not self.rollouts
 
     @property
@@ -167,11 +167,11 @@ class FleetView:
 
     @property
     def filters(self) -> tuple[str, ...]:
-        """What to subscribe to."""
+        """The topic filters to subscribe to."""
         return self._gate.filters
 
     def take(self, message: Message, now: float) -> None:
-        """Folds one message in; one that is malformed is counted and changes nothing.
+        """Take in one message; a malformed one is counted and changes nothing.
 
         Args:
             now: seconds since the epoch, by this machine's clock.
@@ -184,12 +184,12 @@ class FleetView:
             self._touched.add(received.device)
 
     def snapshot(self) -> FleetSnapshot:
-        """The fleet now; the view of a device that nothing was said of is the very same object as before."""
+        """The fleet now; the view of an unchanged device is the same object as before."""
         found = self._members(sorted(self._devices))
         return self.overview([view for view in found.values() if view is not None])
 
     def changes(self) -> dict[str, DeviceView | None]:
-        """The devices that may look otherwise than at the last call, at the first call all.
+        """The devices that may have changed since the last call; at the first call all.
 
         None: it is not of the fleet any more. Costs nothing for a device of which nothing has come, unless
         something of the fleet itself has.

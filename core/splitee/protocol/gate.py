@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The boundary around what others send, at both ends: everything that comes is read and applied here.
+"""The gate at both ends of the link: every received message is checked and applied here.
 
-A message that cannot be taken, for whatever reason, changes nothing and ends nothing. It is counted by its
-sender and the reason, the first few of a sender are logged, and whoever owns the gate is told.
+A message that is rejected, for whatever reason, changes nothing and ends nothing. It is counted by its
+sender and the reason, the first few of a sender are logged, and the gate's owner is notified.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Received:
-    """A message that has been read: of its type, within its bounds. `message`: None, a topic was cleared."""
+    """A message that has been decoded and checked. `message`: None: a topic was cleared."""
 
     route: Route
     device: str  # that the topic is of; "" where it is no device's
@@ -44,9 +44,9 @@ class Received:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A message that was not taken. `is_logged`: it is one of the first of its sender.
+    """A rejected message. `is_logged`: it is one of the first of its sender.
 
-    `envelope`: None of a message that was read earlier, such as a batch that has waited for its turn.
+    `envelope`: None for a message that was read earlier, such as a batch that has waited for its turn.
     """
 
     route: Route
@@ -102,7 +102,7 @@ class Gate:
         return tuple(sorted(route.topic(self._topics, self._device) for route in self._routes))
 
     def read(self, envelope: Message) -> Received | None:
-        """The message, once all of its parts are here; None: there is none, or it is rejected."""
+        """The message, once all its parts have arrived; None: it is incomplete or rejected."""
         found = find(self._topics, envelope.topic)
         if found is None or found[0] not in self._routes:
             return None
@@ -131,7 +131,7 @@ class Gate:
         return None
 
     def apply(self, received: Received, action: Callable[[Received], object]) -> bool:
-        """Do what a message asks for; False: it is rejected after all.
+        """Carry out a message; False: it is rejected after all.
 
         `action` checks all of a message before it changes anything.
         """
@@ -140,7 +140,7 @@ class Gate:
     def guard(
         self, route: Route, device: str, action: Callable[[], object], envelope: Message | None = None
     ) -> bool:
-        """Do something with what a device has sent; False: it is rejected, as `action` has raised an error.
+        """Run `action` on a device's message; False: it raised an error, and the message is rejected.
 
         Raises:
             Exception: one of those that pass.
@@ -159,7 +159,7 @@ class Gate:
         return False
 
     def reject(self, route: Route, device: str, envelope: Message | None, error: MalformedMessage) -> None:
-        """Count a message that is not taken, and tell of it."""
+        """Count a rejected message, and report it."""
         sender = device if route.sender == "device" else "server"
         if sender not in self._by_sender and len(self._by_sender) >= SENDERS:
             sender = OTHERS
@@ -173,7 +173,7 @@ class Gate:
         self._on_rejected(Rejection(route, device, envelope, error, is_logged))
 
     def forget_parts(self, device: str) -> None:
-        """A new process speaks for `device`: what its last one left unfinished is dropped."""
+        """Drop the incomplete messages of `device`, whose process has restarted."""
         for route in self._routes:
             self._parts.forget(_key(route, device))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one device has said last on each of its topics, and what it was offered."""
+"""The last message of one device on each of its topics, and its offers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_CUTS = 200  # of a profile whose costs are kept: what a device says of itse
 
 @dataclass(frozen=True)
 class Heard:
-    """The last word of one device on each topic; None: it has said nothing there, or has taken it back."""
+    """The last message of one device on each topic; None: there was none, or it was cleared."""
 
     status: DeviceStatus | None = None
     profile: Profile | None = None
@@ -42,7 +42,7 @@ class Heard:
         return replace(self, serving=serving, seen=max(self.seen, sent_at(serving.time, envelope, now)))
 
     def with_predicted_state(self, state: PredictedState | None, envelope: Message, now: float) -> Heard:
-        """With its times by this machine's clock; how long it has lasted, the device's own clock measures."""
+        """Add a predicted state, with its times converted to this machine's clock."""
         if state is None:
             return replace(self, predicted_state=None)
         said = sent_at(state.time, envelope, now)
@@ -50,7 +50,7 @@ class Heard:
         return replace(self, predicted_state=msgspec.structs.replace(state, time=said, since=since))
 
     def with_profile(self, profile: Profile | None) -> Heard:
-        """Without names of classes, which nobody looks up here: they may be a megabyte of one device."""
+        """Add a profile without its class names, which are not needed here and may take a megabyte."""
         if profile is None:
             return replace(self, profile=None)
         can = profile.capability
@@ -61,7 +61,7 @@ class Heard:
 
     @property
     def has_spoken(self) -> bool:
-        """Whether the device itself has said anything: an offer alone makes none."""
+        """Whether the device itself has published anything; an offer does not count."""
         return any((self.status, self.profile, self.serving, self.report, self.predicted_state))
 
     @property
@@ -74,7 +74,7 @@ class Heard:
 
     @property
     def doing(self) -> str:
-        """What it does; where it only serves, it has no status, or one of a process that is gone."""
+        """The device's activity; a device that only serves has no status, or one of an ended process."""
         status = self.status
         if self.is_serving and (status is None or status.state == "offline"):
             return "serving"
@@ -98,7 +98,7 @@ class Heard:
 
 
 def sent_at(said: float, envelope: Message, now: float) -> float:
-    """When a message was sent, by this machine's clock; its sender's own may be wrong by years."""
+    """When a message was sent, by this machine's clock; the sender's clock may be wrong by years."""
     if not envelope.retained:
         return now
     return min(said, now) if envelope.age is None else now - envelope.age

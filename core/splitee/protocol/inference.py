@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of inference and of models on their way to devices; those of training are in rounds.py."""
+"""Messages of inference and of releases; those of training are in rounds.py."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MOST_LAST = 5  # predictions that a device tells of in its `Serving`
 
 
 class InferRequest(PackedMessage, frozen=True):
-    """Features that a device's exit is not sure of: the trunk shall predict.
+    """Features of offloaded images, for which the trunk shall predict.
 
     Attributes:
         run: run that the model comes from.
@@ -46,13 +46,13 @@ class InferRequest(PackedMessage, frozen=True):
 
 
 class InferAnswer(PackedMessage, frozen=True):
-    """The trunk's logits, or why there are none.
+    """The trunk's logits, or the reason why there are none.
 
     Attributes:
         run: run that the trunk comes from.
         round: round that the trunk comes from.
         logits: logits (B, classes) in fp32.
-        error: why there are no logits.
+        error: the reason why there are no logits.
         together: samples that shared the forward pass.
     """
 
@@ -64,7 +64,7 @@ class InferAnswer(PackedMessage, frozen=True):
 
 
 class ReleaseOffer(JsonMessage, frozen=True):
-    """A release that the device shall fetch and put into service, or go back from.
+    """A release that the device shall fetch and put into service, or roll back.
 
     Attributes:
         release: SHA-256 of the bundle.
@@ -95,7 +95,7 @@ class ModelOffer(ReleaseOffer, frozen=True, kw_only=True):
 
 
 class SoftwareOffer(ReleaseOffer, frozen=True, kw_only=True):
-    """Software for a device; it is taken only signed.
+    """Software for a device; it must be signed.
 
     What is signed is the JSON array of "splitee software 1" ("splitee software roll back 1"), the fleet, the
     device, `version`, `release` and `signed_at`, without spaces.
@@ -110,7 +110,7 @@ class SoftwareOffer(ReleaseOffer, frozen=True, kw_only=True):
 
 
 class ReleaseWant(JsonMessage, frozen=True):
-    """The device asks for the next bytes of a release.
+    """A device's request for the next bytes of a release.
 
     Attributes:
         release: SHA-256 of the bundle.
@@ -152,7 +152,7 @@ class ServedModel(msgspec.Struct, frozen=True):
 
 
 class ReleaseReport(JsonMessage, frozen=True):
-    """What has become of a release on its device, so far.
+    """The progress of a release on its device.
 
     Attributes:
         release: SHA-256 of the bundle.
@@ -172,11 +172,11 @@ class ReleaseReport(JsonMessage, frozen=True):
 
 
 class ModelReport(ReleaseReport, frozen=True):
-    """What has become of a model on its device, so far.
+    """The progress of a model on its device.
 
     Attributes:
         run: run that the release comes from, as far as it is known.
-        serves: model in service now, whatever became of this release.
+        serves: model in service now, whatever the state of this release.
     """
 
     run: Text = ""
@@ -184,14 +184,14 @@ class ModelReport(ReleaseReport, frozen=True):
 
 
 class SoftwareReport(ReleaseReport, frozen=True):
-    """What has become of a release of the software on its device, so far.
+    """The progress of a release of software on its device.
 
     Attributes:
         release: SHA-256 of the bundle; "": what the device runs came by no release.
         version: version of the release, as far as it is known.
-        runs: version that the device runs now, whatever became of this release.
-        machine: of the device, such as aarch64; "": it does not say.
-        python: of the device, such as cp311; "": it does not say.
+        runs: version that the device runs now, whatever the state of this release.
+        machine: the device's machine, such as aarch64; "" if unknown.
+        python: the device's Python, such as cp311; "" if unknown.
     """
 
     release: Annotated[str, Meta(pattern=r"^([0-9a-f]{64})?\Z")]
@@ -240,7 +240,7 @@ class LastPrediction(msgspec.Struct, frozen=True):
 
 
 class Serving(JsonMessage, frozen=True):
-    """How a device predicts: published every few seconds, and by the broker as its last will.
+    """Status of a device's predictions: published every few seconds, and by the broker as its last will.
 
     Attributes:
         state: `offline` in the last will and in the farewell.
@@ -248,10 +248,10 @@ class Serving(JsonMessage, frozen=True):
         time: seconds since the epoch, by the device's clock.
         per_minute: images a minute over the last minutes.
         latency: milliseconds from the image to the prediction, their median over the last minutes.
-        offloaded_share: share of these images that the trunk was asked about.
-        fallback_share: share of these images of which the trunk was asked, and did not respond in time.
+        offloaded_share: share of these images that were offloaded.
+        fallback_share: share of these images that were offloaded without a prediction of the trunk in time.
         last: the last predictions, the newest first.
-        dropped: images since the process began that were not predicted, as newer ones had come.
+        dropped: images since the start of the process that were dropped for newer ones.
     """
 
     state: Literal["online", "offline"]
@@ -266,7 +266,7 @@ class Serving(JsonMessage, frozen=True):
 
 
 class PredictedState(JsonMessage, frozen=True):
-    """What several images in a row agree on: it changes more rarely than predictions do.
+    """The class on which several images in a row agree; it changes less often than predictions.
 
     Attributes:
         label: name of the class, which may be one of images that show none of the others; `unsure`: the

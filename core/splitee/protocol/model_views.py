@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has become of released models, as a fleet's devices tell it."""
+"""The states of released models on the devices of a fleet."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee.protocol.inference import ServedModel
 
 @dataclass(frozen=True)
 class ModelInService:
-    """What has become of the last release on a device, and what serves there now.
+    """The state of the last release on a device, and the model in service there.
 
     `run`, `round`, `since` are those of the release; a round of 0 and a `since` of None are not known.
     `serves`: the model that is in service now, if there is one; of another release where `state` is no

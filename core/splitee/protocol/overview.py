@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages for those who only watch a fleet: its network, how the rounds went, whom the server waits for."""
+"""Messages for viewers of a fleet: its network, curves over the rounds, and the devices waited for."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST_CURVES = 32  # devices that have curves of their own
 
 
 class WaitedFor(msgspec.Struct, frozen=True):
-    """A device without whose next word the run does not go on.
+    """A device whose next message the run needs to continue.
 
     Attributes:
         device: its id.
@@ -30,7 +30,7 @@ class WaitedFor(msgspec.Struct, frozen=True):
 
 
 class Timing(JsonMessage, frozen=True):
-    """The times of the phase that is under way, and when the run probably ends.
+    """The times of the current phase, and the estimated end of the run.
 
     Attributes:
         run: id of the run.
@@ -112,12 +112,12 @@ class Baselines(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class History(JsonMessage, frozen=True):
-    """How the fleet's accuracy went over the rounds.
+    """The fleet's accuracy over the rounds.
 
     Attributes:
         run: id of the run.
         points: evaluated rounds in their order, the last one included; of a long run every so many.
-        baselines: what the curves are compared with.
+        baselines: accuracies to compare the curves with.
     """
 
     run: Text
@@ -142,7 +142,7 @@ class DevicePoint(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 class DeviceHistory(JsonMessage, frozen=True):
-    """How a device's accuracy went over the rounds; of the first 32 devices of a fleet, by name.
+    """A device's accuracy over the rounds, for the first 32 devices of a fleet by name.
 
     Attributes:
         run: id of the run.
@@ -154,7 +154,7 @@ class DeviceHistory(JsonMessage, frozen=True):
 
 
 class FleetConfusion(JsonMessage, frozen=True):
-    """Which classes the fleet takes for which.
+    """The fleet's confusion matrix.
 
     Attributes:
         run: id of the run.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages larger than the broker takes: cut into numbered parts, and put together under bounds."""
+"""Messages larger than the broker accepts: split into numbered parts, and joined within bounds."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
 
 
 def split(payload: bytes, limit: int, message: int) -> Iterator[bytes]:
-    """`payload` itself when it fits `limit` bytes, else its parts, each at most `limit` bytes.
+    """`payload` itself if it fits into `limit` bytes, else its parts, each of at most `limit` bytes.
 
     Args:
         message: a number below 2^61 that no other message of this process has.
@@ -76,7 +76,7 @@ def publish_in_parts(
     most: int = MAX_PACKED,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> bool:
-    """Publish `payload`, in parts where it would take the link too long as a whole; False: not connected.
+    """Publish `payload`, in parts if it would take the link too long as a whole; False: not connected.
 
     `most`: bytes of a part, where the reader's link may be slower than this one.
     `meanwhile` is called before each part: over a slow link they take minutes.
@@ -125,7 +125,7 @@ class Assembler:
         self._finished: dict[tuple[str, int], None] = {}
 
     def add(self, sender: str, payload: bytes, limit: int | None = None) -> bytes | None:
-        """The whole message when `payload` completes one, or is one by itself; else None.
+        """The whole message if `payload` completes one or is one by itself; else None.
 
         Args:
             limit: bytes of one message, where they are fewer than a sender may hold.
@@ -160,7 +160,7 @@ class Assembler:
         return whole
 
     def forget(self, sender: str) -> None:
-        """Drop what is unfinished, when a sender starts anew."""
+        """Drop the incomplete messages of a sender that has restarted."""
         for message in tuple(self._open.get(sender, ())):
             self._drop(sender, message)
 

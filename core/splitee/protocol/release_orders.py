@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an operator tells the server to do with releases, by the server's identity: `splitee release`."""
+"""An operator's orders about releases, sent with the server's identity by `splitee release`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PlannedFile(msgspec.Struct, frozen=True):
 
 
 class PlannedRelease(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What one device shall get: a bundle, which is `head` and then a file.
+    """The release for one device: a bundle, which is `head` followed by a file.
 
     Attributes:
         device: whose it is.

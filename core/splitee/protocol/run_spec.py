@@ -85,7 +85,7 @@ class RunSpec(JsonMessage, frozen=True, kw_only=True):
         ),
     ] = "imagenet"
     num_classes: Annotated[
-        int, _setting("Number of classes that the network tells apart.", costs=True, ge=2, le=10_000)
+        int, _setting("Number of classes that the network distinguishes.", costs=True, ge=2, le=10_000)
     ]
     input_shape: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=3)], Side, Side],

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images as networks see them, and those that a device keeps beside its model."""
+"""Images as inputs of networks, and the images that a device keeps beside its model."""

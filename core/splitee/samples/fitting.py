@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image becomes what the network takes: the same in training, in evaluation and in inference."""
+"""Fits an image to the network's input, in the same way for training, evaluation and inference."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What is made of each image; it is called with one.
+    """The preparation of images; it is called with one image.
 
     Attributes:
         shape: of what comes out; 1 channel (grey) or 3 (RGB).
@@ -107,7 +107,7 @@ class Preparation:
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
     def enlargement(self, size: Size) -> float:
-        """By how much the pixels grow in number of an upright image of `size`; below 1: they become fewer."""
+        """Factor by which the number of pixels of an upright image of `size` grows; below 1: it shrinks."""
         width, height = size if self.region is None else (self.region.width, self.region.height)
         across, down = self.shape[2] / width, self.shape[1] / height
         if self.fit == "stretch":
@@ -128,7 +128,7 @@ def from_array(array: Pixels, make: Callable[[Image.Image], T]) -> T:
 
 
 def upright_size(image: Image.Image) -> Size:
-    """Width and height as people see it, by its header alone."""
+    """Width and height of the upright image, from its header alone."""
     # A TIFF's size is that already; a PNG, which hardly ever has an orientation, would be decoded for it.
     turned = image.format not in {"TIFF", "PNG"} and image.getexif().get(ORIENTATION, 1) in TURNED
     return (image.height, image.width) if turned else image.size

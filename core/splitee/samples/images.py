@@ -92,7 +92,7 @@ def read_encoded(source: Path | bytes) -> bytes:
 
 
 def content_digest(path: Path) -> str:
-    """What an image file is known by wherever it lies: a digest of its bytes, 32 hexadecimal digits.
+    """The identity of an image file, wherever it is: a digest of its bytes, 32 hexadecimal digits.
 
     Raises OSError or UnreadableImage: it cannot be read, or is no regular file.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device keeps of its images beside its weights: some of them, and which part of them it sees."""
+"""What a device keeps beside its weights: some of its images, and the region of images that it uses."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def some_of(count: int, most: int, each: int) -> npt.NDArray[np.intp]:
 
 
 def keep_region(directory: Path, region: Region | None) -> None:
-    """Notes which part of its pictures the device of this state or model directory sees; None: all."""
+    """Save the region of images that the device of this state or model directory uses; None: all."""
     if region is None:
         (directory / REGION).unlink(missing_ok=True)
     else:
@@ -82,7 +82,7 @@ def keep_region(directory: Path, region: Region | None) -> None:
 
 
 def kept_region(directory: Path) -> Region | None:
-    """The part of its pictures that the device of a state or model directory sees; None: all.
+    """The region of images that the device of a state or model directory uses; None: all.
 
     Of a release in a device's store of models, it is the store's. Raises ModelError: the note is damaged.
     """

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every trainer of a fleet shares. Imports torch."""
+"""The code that all trainers of a fleet share. Imports torch."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation of training images: each mirrored, shifted, cropped, recoloured as chance will have it."""
+"""Augmentation of training images: random mirroring, shifts, crops and colour changes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ JITTER = 0.25  # by how much of itself brightness, contrast and saturation chang
 
 
 def augment(pictures: Tensor, spec: RunSpec) -> Tensor:
-    """Normalised pictures (B, C, H, W) as the run's `augmentation` has them.
+    """Apply the run's `augmentation` to normalised images (B, C, H, W).
 
     `flip` exchanges left and right in half of them; `flip-crop` also shifts them, and what a shift brings in
     is zero; `photo` shows a part of each at full size, exchanges left and right in half of them, and changes
     brightness, contrast and saturation. Draws from torch's global generator, which trainers seed for every
     batch.
 
-    torchvision's `v2` transforms treat one picture at a time, which takes half as long as a small device's
-    training step; here a batch is treated at once.
+    torchvision's `v2` transforms process one image at a time, which takes half as long as a small device's
+    training step; here a batch is processed at once.
     """
     how = spec.augmentation
     if how == "none":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BatchNorm's running mean and variance, taken anew: means over a few batches of weights that stand still.
+"""BatchNorm's running mean and variance, computed again over a few batches with constant weights.
 
 The running values of training lag behind the weights, and no device has seen those of an average (precise
 statistics: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, section 3).
@@ -32,7 +32,7 @@ def statistics_steps(spec: RunSpec, samples: int) -> int:
 
 
 class FreshStatistics:
-    """What the BatchNorm layers of a module see in the forward passes made within `batch`."""
+    """Collects the statistics of a module's BatchNorm layers over the forward passes inside `batch`."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -41,7 +41,7 @@ class FreshStatistics:
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """A forward pass in here counts, of layers in training mode; it leaves the module as it was."""
+        """A context whose forward passes count for layers in training mode; the module does not change."""
         layers = {
             name: layer
             for name, layer in self._module.named_modules()
@@ -61,13 +61,13 @@ class FreshStatistics:
                     buffer.copy_(values[name])
 
     def add(self, other: FreshStatistics) -> None:
-        """Count the batches of another one of the same module, too."""
+        """Add the batches of another instance for the same module."""
         self._batches += other._batches
         for name, total in other._sums.items():
             self._sums[name] = self._sums[name] + total if name in self._sums else total
 
     def state(self) -> dict[str, Any]:
-        """What has been seen, for another process that has the same module."""
+        """The collected statistics, for another process with the same module."""
         return {"sums": dict(self._sums), "batches": self._batches}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's committed rounds on disk: each state whole, once; what changes of it later, in a file beside it.
+"""A server's committed rounds on disk: one file per state, and one beside it for later changes.
 
 Tensors that are equal, as all trunks are after an average, are written once, and share memory when they are
 read: a commit of a thousand devices is little more than one network. BatchNorm's statistics are taken anew
@@ -86,7 +86,7 @@ class _Written:
         self._version = tensor._version  # torch counts what is written in place
 
     def is_still(self, tensor: Tensor) -> bool:
-        """Whether another tensor is this one, which nobody has written to since."""
+        """Whether another tensor is the same one, unchanged since."""
         return memory_of(tensor) == memory_of(self._tensor) and tensor._version == self._version
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training computes, in multiply-accumulates (MACs)."""
+"""The compute of training, in multiply-accumulates (MACs)."""
 
 from __future__ import annotations
 

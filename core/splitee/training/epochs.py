@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of a device's samples make which batch of a round, and how many batches there are."""
+"""The division of a device's samples into the batches of a round."""
 
 from __future__ import annotations
 

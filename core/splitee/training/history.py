@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluated rounds of a run, as its server's state keeps them, and which of them is the best."""
+"""The evaluated rounds of a run in its server's state, and the choice of the best one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Course:
-    """How the fleet's accuracy went over the rounds.
+    """The fleet's accuracy over the rounds.
 
     Attributes:
         best: figures of the best round; None: no round was evaluated on any image.
@@ -49,7 +49,7 @@ def read_lines(path: Path) -> Iterator[tuple[Metrics, int]]:
 
 
 def course(history: Iterable[Metrics], committed: int) -> Course:
-    """How rounds 1..`committed` went, by the adaptive accuracy over all held-out images of the fleet.
+    """The course of rounds 1..`committed`, by the adaptive accuracy over all held-out images of the fleet.
 
     The best round is the latest whose accuracy is within one standard error of the highest one (Breiman et
     al., Classification and Regression Trees, 1984): on few images the highest is a matter of chance, and

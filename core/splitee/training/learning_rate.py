@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learning rate's schedule: warm-up, then a cosine over the run, or level."""
+"""The learning rate's schedule: warm-up, then a cosine over the run, or constant."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trunks of a commit by name, as its file holds them: who exports or serves them needs no strategy."""
+"""The trunks of a commit by name, so that export and serving do not need the strategy."""
 
 from __future__ import annotations
 

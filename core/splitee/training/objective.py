@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device's loss allows for: its own mix of classes."""
+"""The correction of a device's loss for its own class mix."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What depends on where a network computes, on the CPU or on a GPU, and on how precisely."""
+"""Settings that depend on where a network runs (CPU or GPU), and on its precision."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeds: everything random depends on what it is for, such as (seed, device, round, step)."""
+"""Seeds: each random choice is seeded by its purpose, such as (seed, device, round, step)."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States in which tensors that are equal are one tensor, so that it is written once, and held once when read.
+"""Sharing of equal tensors in a state, so that each is written once and held once.
 
 After a round that averages, a thousand devices have the same trunk.
 """

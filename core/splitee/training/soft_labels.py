@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Soft labels: what the trunk answered to a device's batches, from which its exit learns a round later.
+"""Soft labels: the trunk's predictions for a device's batches, from which its exit learns a round later.
 
 That is distillation of the trunk into the exit (Hinton et al. 2015, arXiv 1503.02531) without a gradient that
 comes back: probabilities, two bytes each, for the device's own images.
@@ -37,7 +37,7 @@ def soften(logits: Tensor) -> Tensor:
 
 
 def rows_a_round(spec: RunSpec, samples: int) -> int:
-    """Pictures that a device with so many trains on in a round, those that come twice counted twice."""
+    """Number of images that a device trains on in a round; repeated images count each time."""
     return steps_a_round(spec, samples) * min(spec.batch_size, samples)
 
 
@@ -71,10 +71,10 @@ class SoftLabelsAssembler:
         return self.next_row == self._rows
 
     def add(self, message: SoftLabelRows) -> None:
-        """Rows that were not asked for, or have come already, change nothing.
+        """Rows that were not requested, or have already arrived, change nothing.
 
         Raises:
-            MalformedMessage: they are no probabilities, or more than this device has pictures.
+            MalformedMessage: they are no probabilities, or more than this device's images.
         """
         if (message.run, message.attempt, message.round, message.first) != (*self._key, self.next_row):
             return
@@ -87,5 +87,5 @@ class SoftLabelsAssembler:
         self.next_row += len(rows)
 
     def labels(self) -> SoftLabels:
-        """What has come, once it is whole."""
+        """The soft labels, once all have arrived."""
         return SoftLabels(self._key[2], torch.cat(self._came))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every trainer of a fleet shares: seeds, learning rate, optimizer, digests of weights."""
+"""Packing of states into bytes, and digests of weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def weights_digest(weights: Mapping[str, Tensor]) -> str:
 
 
 def answers_digest(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the `weights` that decide a network's answers: all but BatchNorm's counters."""
+    """SHA-256 over the `weights` that determine a network's output: all but BatchNorm's counters."""
     return weights_digest({name: tensor for name, tensor in weights.items() if not name.endswith(COUNTER)})
 
 
@@ -69,7 +69,7 @@ def pack_state(state: Mapping[str, Any]) -> bytes:
 
 
 def packing(state: Mapping[str, Any]) -> Callable[[Writable], None]:
-    """What writes the bytes of `pack_state`, which are never all in memory."""
+    """A writer of the bytes of `pack_state`, which are never all in memory."""
 
     def write(file: Writable) -> None:
         checked = get_crc32_options()
@@ -83,10 +83,10 @@ def packing(state: Mapping[str, Any]) -> Callable[[Writable], None]:
 
 
 def unpack_state(data: bytes) -> dict[str, Any]:
-    """What `pack_state` made; nothing but tensors and plain values is ever unpickled.
+    """Load the result of `pack_state`; nothing but tensors and plain values is ever unpickled.
 
     Raises:
-        StateError: it is something else.
+        StateError: the bytes are something else.
     """
     try:
         state = torch.load(io.BytesIO(data), weights_only=True)

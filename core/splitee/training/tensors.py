@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays that came over the wire, as tensors."""
+"""Conversion of received arrays to tensors."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Client networks on their way between a device and the server: tensors by name, checked against a cut."""
+"""Transfer of client networks between a device and the server: tensors by name, checked against a cut."""
 
 from __future__ import annotations
 

@@ -131,18 +131,18 @@ log = logging.getLogger(__name__)
         "--lowest-cut",
         type=whole(1),
         metavar="CUT",
-        help="Lowest cut that anybody may ask for: the later the cut, the less of an image is shown.",
+        help="Lowest cut that may be requested: the deeper the cut, the less of an image features show.",
         show_default="--cut, or 1 for auto",
     ),
     setting(
-        "--adapt-cut", is_flag=True, help="Ask for another cut when rounds no longer take what was measured."
+        "--adapt-cut", is_flag=True, help="Request another cut when rounds no longer take the measured time."
     ),
     setting(
         "--adapt-after",
         type=whole(1),
         default=ROUNDS,
         metavar="ROUNDS",
-        help="Number of rounds in a row that must depart from what was measured, before it is said.",
+        help="Number of rounds in a row that must differ from what was measured, before it is reported.",
     ),
     setting(
         "--prefer",
@@ -174,7 +174,7 @@ log = logging.getLogger(__name__)
     setting(
         "--network",
         metavar="MODULE:FACTORY",
-        help="Factory that the run's network may be made by: it is code that runs here.",
+        help="Factory that may build the run's network: its code runs here.",
         show_default="none",
     ),
     setting(

@@ -112,7 +112,7 @@ def predict(
     threads: int | None,
     link: LinkOptions | None,
 ) -> None:
-    """Classify IMAGES: files and folders. With --broker, the server is asked where the exit is unsure.
+    """Classify IMAGES: files and folders. With --broker, uncertain images are offloaded to the server.
 
     After several images a summary goes to the standard error; with --json or --quiet there is none.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee trust`: what released models are held to on this device."""
+"""`splitee trust`: what this device requires of released models."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from splitee_device.inference.trust import Trust, Trusted
     switch(
         "--forget",
         is_flag=True,
-        help="Let the next release set it again, after a change of network or classes.",
+        help="Forget it, so that the next release sets it again: after a change of network or classes.",
     ),
 )
 def trust(models: Path, forget: bool) -> None:
-    """Show what released models are held to: the first release's network and structure, the newest signature.
+    """Show what this device requires of released models: network, structure, and the newest signature.
 
-    Whatever a release brings beyond other weights is refused. The key itself is named by --release-key of
-    `splitee device` and `splitee infer`.
+    A release may change only the weights; anything else is refused. The key that must sign releases is set
+    by --release-key of `splitee device` and `splitee infer`.
     """
     if not models.is_dir():
         raise ModelError(f"{models}: there are no models here; --models names what the device uses")
     kept = Trust(models)
     if forget:
         kept.forget()
-        echo("forgotten: the next release sets what later ones are held to")
+        echo("forgotten: the next release sets the requirements again")
         return
     for line in _words(kept.read()):
         echo(line)

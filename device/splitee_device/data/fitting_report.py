@@ -31,7 +31,7 @@ def report_fitting(spec: str, split: Split, indices: Indices, preparation: Prepa
     (commonest, count), *others = sizes.most_common()
     _, height, width = preparation.shape
     log.info(
-        "%s: images of %d x %d (%d of %d looked at%s) are %s %d x %d",
+        "%s: images of %d x %d (%d of %d checked%s) are %s %d x %d",
         spec, *commonest, count, sizes.total(), _range(others), _words(commonest, preparation), width, height,
     )  # fmt: skip
     enlargement = preparation.enlargement(commonest)

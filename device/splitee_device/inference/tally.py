@@ -15,14 +15,14 @@ class Tally:
     """Counts predictions.
 
     Attributes:
-        predicted: images, all together.
-        offloaded: of these, those that the trunk was asked about, whether it responded in time or not.
+        predicted: number of images.
+        offloaded: number of them that were offloaded, whether the trunk's prediction came in time or not.
     """
 
     def __init__(self) -> None:
         self.predicted = 0
         self.offloaded = 0
-        self._failed = 0  # offloaded, without a response in time
+        self._failed = 0  # offloaded, without the server's prediction
         self._by_class: Counter[str] = Counter()
         self._labelled = 0
         self._right = 0
@@ -43,7 +43,7 @@ class Tally:
             f"{label} {count}" for label, count in self._by_class.most_common()
         )
         if self.offloaded:
-            unanswered = f", {self._failed} of them without a response in time" if self._failed else ""
+            unanswered = f", {self._failed} of them without the server's prediction" if self._failed else ""
             yield f"offloaded: {self.offloaded} ({self.offloaded / self.predicted:.1%}){unanswered}"
         if self._labelled:
             low, high = wilson(self._right, self._labelled)

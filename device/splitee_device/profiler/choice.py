@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
-from splitee.cli.words import mib, milliseconds
+from splitee.cli.words import mib, milliseconds, three_digits
 from splitee_device.profiler.cost_model import CutRow, Work, modelled_memory
 from splitee_device.profiler.costs import Measured
 
@@ -46,7 +46,7 @@ def choose(rows: Sequence[CutRow], prefer: Preference, measured: Measured, work:
         words = f"the least memory to train, {mib(best.memory)}, {_of_those(fitting, rows)}"
     else:
         best = _least(fitting, lambda row: row.round)
-        words = f"the fastest round, {best.round:.3g} s, {_of_those(fitting, rows)}; {_pace(best)}"
+        words = f"the fastest round, {three_digits(best.round)} s, {_of_those(fitting, rows)}; {_pace(best)}"
     return Choice(best.cut, f"cut {best.cut} ({best.stage}): {words}{_others(best, fitting, prefer)}")
 
 
@@ -82,7 +82,7 @@ def _others(best: CutRow, fitting: Sequence[CutRow], prefer: Preference) -> str:
         return (
             f"; cut {next_best.cut} is as fast, with {next_best.payload / best.payload:.1f} times the bytes"
         )
-    return f"; cut {next_best.cut} takes {next_best.round:.3g} s"
+    return f"; cut {next_best.cut} takes {three_digits(next_best.round)} s"
 
 
 def _why_deepest(best: CutRow, rows: Sequence[CutRow], measured: Measured, work: Work) -> str:

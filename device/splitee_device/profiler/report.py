@@ -13,14 +13,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from splitee.cli.words import MIB, bit_rate, mib, milliseconds
+from splitee.cli.words import MIB, bit_rate, mib, milliseconds, three_digits
 from splitee.errors import ExtraMissing
 from splitee_device.machine.hardware import Fact
 from splitee_device.profiler.choice import Choice
 from splitee_device.profiler.cost_model import CutRow, Work
 from splitee_device.profiler.costs import Measured
 
-WIDTH = 110  # columns of the table
+WIDTH = 80  # columns of the table
 
 
 def as_json(
@@ -90,23 +90,18 @@ def cuts_table(measured: Measured, work: Work, rows: Sequence[CutRow], choice: C
     return Group(Text(title, "bold"), table, *_notes(measured, work, rows))
 
 
-_NUMBERS = (
-    "step ms", "forward + back\n+ optimizer", "train\nMiB", "infer\nMiB", "parameters",
-    "KB a\nbatch", "upload\nms", "round\ns", "CPU",
-)  # fmt: skip
+_NUMBERS = ("step\nms", "train\nMiB", "infer\nMiB", "KB a\nbatch", "upload\nms", "round\ns", "CPU")
 
 
 def _numbers(row: CutRow) -> tuple[str, ...]:
     mark = "" if row.measured else "~"
     return (
-        f"{mark}{1000 * row.step:.4g} ±{1000 * row.spread:.2g}",
-        " + ".join(f"{1000 * part:.3g}" for part in (row.forward, row.backward, row.optimizer)),
+        f"{mark}{three_digits(1000 * row.step)} ±{three_digits(1000 * row.spread)}",
         f"{mark}{row.memory / MIB:.0f}",
         f"{row.inference_memory / MIB:.0f}",
-        f"{row.parameters:,}",
-        f"{row.payload / 1000:.4g}",
-        "-" if row.upload is None else f"{1000 * row.upload:.3g}",
-        f"{row.round:.3g}",
+        three_digits(row.payload / 1000),
+        "-" if row.upload is None else three_digits(1000 * row.upload),
+        three_digits(row.round),
         f"{row.cpu_share:.0%}",
     )
 

@@ -133,11 +133,11 @@ def calibrate(
 ) -> None:
     """Find the threshold for a wanted accuracy or offload share, and store it in the model's manifest.
 
-    With it is stored how exit and trunk are combined in the predictions of offloaded images. Both follow
-    from 200 held-out images or more, for none that are fewer say enough.
+    The manifest also gets the weights that combine exit and trunk for offloaded images. Both need at least
+    200 held-out images.
     """
     if (trunk is None) == (link is None):
-        raise ConfigError("the trunk's answers are needed: give one of --trunk DIR and --broker URL")
+        raise ConfigError("the trunk's predictions are needed: give one of --trunk DIR and --broker URL")
     require("--broker", link is not None, "--timeout", "--fleet")
     if max_drop is None and max_offload is None:
         max_drop = MAX_DROP

@@ -60,7 +60,7 @@ class RoundType(click.ParamType[str]):
     setting(
         "--network",
         metavar="MODULE:FACTORY",
-        help="Factory that the state's network may be made by: it is code that runs here.",
+        help="Factory that may build the state's network: its code runs here.",
         show_default="none",
     ),
     setting(

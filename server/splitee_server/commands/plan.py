@@ -20,6 +20,7 @@ from splitee.cli.link_options import link_options
 from splitee.cli.plain_text import echo_json, plain_cell
 from splitee.cli.settings import setting, settings_file, switch
 from splitee.cli.verbosity import log_options
+from splitee.cli.words import three_digits
 from splitee.commands.status import gather
 from splitee.errors import ConfigError
 from splitee.mqtt.link import Link
@@ -90,13 +91,13 @@ def _table(planned: Sequence[Planned], frozen: int) -> Table:
     slowest = max((row.seconds for row in fitting if row.seconds is not None), default=0.0)
     table = Table(box=None, header_style="bold", pad_edge=False)
     untrained = f"; stages 1..{frozen} are frozen" if frozen else ""
-    table.title = f"The fleet's round: {slowest:.3g} s{untrained}"
+    table.title = f"The fleet's round: {three_digits(slowest)} s{untrained}"
     table.title_justify = "left"
     for heading in ("device", "cut", "round s", "idle", "why"):
         table.add_column(heading, justify="left" if heading in ("device", "why") else "right")
     for row in planned:
         idle = "" if row.seconds is None else f"{1 - row.seconds / slowest if slowest else 0:.0%}"
-        seconds = "" if row.seconds is None else f"{row.seconds:.3g}"
+        seconds = "" if row.seconds is None else three_digits(row.seconds)
         cut = "-" if row.cut is None else str(row.cut)
         table.add_row(*map(plain_cell, (row.device, cut, seconds, idle, row.reason)))
     return table

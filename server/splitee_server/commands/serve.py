@@ -84,7 +84,7 @@ def serve(
     threads: int | None,
     releases: Path | None,
 ) -> None:
-    """Answer devices that are not sure, from a finished run's exported trunks; keep and send out releases."""
+    """Predict offloaded images with a finished run's exported trunks; keep and send out releases."""
     trunks = TrunkModels(model, threads=threads)
     with _store(releases, model) as store:
         if store is None and discovery.wanted:

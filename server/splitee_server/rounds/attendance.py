@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who takes part in a phase, how many devices it needs, and who is waited for."""
+"""The participants of a phase, the number of devices that it needs, and the devices it waits for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Release(Protocol):
-    """The end of a run: what was trained is exported, and offered to the devices."""
+    """The end of a run: the trained models are exported and offered to the devices."""
 
     def start(self, spec: RunSpec, committed: Committed, scores: Mapping[str, Score]) -> None: ...
 
@@ -41,15 +41,15 @@ class Release(Protocol):
 
     @property
     def missing(self) -> list[str]:
-        """Devices that have not said what became of their model."""
+        """Devices that have not reported the outcome of their model."""
 
     @property
     def thresholds(self) -> Mapping[str, ReleasedThreshold]:
-        """When the offered models predict by themselves, by device."""
+        """Thresholds of the offered models, by device."""
 
 
 class Attendance:
-    """The devices of a run against what its policy asks for."""
+    """Compares the devices of a run with the requirements of its policy."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Attendance:
         self._reminder = Reminder()
 
     def missing(self, committed: int) -> int:
-        """Devices that must still come before the next round opens, after `committed` rounds."""
+        """Number of devices that must still join before the round after `committed` opens."""
         active, online = len(self._members.active()), len(self._members.online())
         first = self._members.expected(self._policy.devices)
         if self._policy.missing == "wait":
@@ -82,7 +82,7 @@ class Attendance:
 
     @property
     def quorum(self) -> int:
-        """Devices that a round needs at least under `skip`: no more than there are without the dismissed."""
+        """Smallest number of devices of a round under `skip`; at most the devices that are not dismissed."""
         there = max(self._members.expected(self._policy.devices), len(self._members.active()))
         return min(self._policy.quorum, there)
 
@@ -92,7 +92,7 @@ class Attendance:
         return not there and len(dismissed) >= (1 if committed else self._policy.devices)
 
     def outlook(self, committed: int) -> str:
-        """Whom the run goes on with, for people. `committed`: rounds."""
+        """The devices that the run continues with, as a phrase. `committed`: number of rounds."""
         if self.is_deserted(committed):
             return NOBODY
         if not committed:
@@ -103,11 +103,11 @@ class Attendance:
         return f"the run goes on with {', '.join(active[:SHOWN])}{more}"
 
     def in_training(self, number: int) -> dict[str, Participant]:
-        """The participants of round `number`, and what each does in it."""
+        """The participants of round `number`, each with its task."""
         return {member.device: self._in_training(number, member) for member in self._picked(number)}
 
     def in_statistics(self, committed: int) -> dict[str, Participant]:
-        """The participants when statistics are taken of a committed round: those that hold it."""
+        """The participants in a phase of statistics: the devices that hold the committed round."""
         return {
             member.device: Participant(
                 member.cut,
@@ -121,7 +121,7 @@ class Attendance:
         }
 
     def in_evaluation(self, committed: int) -> dict[str, Participant]:
-        """The participants when a committed round is evaluated: those that hold it and can judge it."""
+        """The participants in an evaluation: devices with the committed round and held-out images."""
         return {
             member.device: Participant(
                 member.cut,
@@ -135,7 +135,7 @@ class Attendance:
         }
 
     def waited_for(self, phase: Phase) -> tuple[str, ...]:
-        """The known devices without whose next word the phase does not go on."""
+        """The known devices whose next message the phase needs to continue."""
         if phase.kind == "release":
             online = {member.device for member in self._members.online()}
             return tuple(device for device in self._release.missing if device in online)
@@ -145,7 +145,7 @@ class Attendance:
         return phase.late()
 
     def remind(self, phase: Phase, doing: str, committed: int) -> None:
-        """Log now and then who is waited for, while nothing comes."""
+        """Log from time to time which devices are waited for, while nothing comes."""
         if not self._reminder.due(self._clock(), phase.progressed, (phase.kind, phase.opened.round)):
             return
         if not self.is_deserted(committed):  # then `doing` says it all

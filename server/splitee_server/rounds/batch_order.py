@@ -17,7 +17,7 @@ Turn = tuple[float, int, str]
 
 
 def turn_of(order: Order, device: str, step: int, steps: int) -> Turn:
-    """When a batch's turn is, of a device that sends `steps` of them: the least is the next one.
+    """The sort key of a batch of a device that sends `steps` batches; the smallest key is next.
 
     step: each device's batch of a step, then of the next; joint: so, too, and those of a step as
     `splitee_server.learning.lanes.in_order` has their devices; share: the batch of whoever has done the
@@ -31,7 +31,7 @@ def turn_of(order: Order, device: str, step: int, steps: int) -> Turn:
 
 
 class BatchOrder(Generic[Batch]):
-    """Holds what has arrived and hands it out in order; each (device, step) exactly once."""
+    """Keeps batches that have arrived and returns them in order, each (device, step) exactly once."""
 
     def __init__(
         self,
@@ -71,31 +71,31 @@ class BatchOrder(Generic[Batch]):
         return self._next[device]
 
     def has_next(self, device: str) -> bool:
-        """Whether the device's next batch is here, and waits for its turn."""
+        """Whether the device's next batch has arrived and waits for its turn."""
         return self._next[device] in self._held[device]
 
     def lacks(self, device: str) -> bool:
-        """Whether the device's next batch, or one before its last that has come, is not here."""
+        """Whether the device's next batch, or one before the last that has arrived, is missing."""
         held, following = self._held[device], self._next[device]
         return following not in held or self._seen[device] - following > len(held)
 
     def seen(self, device: str) -> int:
-        """The step behind the last one of the device that has come."""
+        """The step after the device's last batch that has arrived."""
         return self._seen[device]
 
     def held_of(self, device: str) -> int:
-        """Batches of the device that are here and have not been handed out."""
+        """Number of the device's batches that have arrived and not been handed out."""
         return len(self._held[device])
 
     def held(self) -> int:
-        """Batches that are here and have not been handed out."""
+        """Number of batches that have arrived and not been handed out."""
         return sum(len(batches) for batches in self._held.values())
 
     def __contains__(self, device: str) -> bool:
         return device in self._steps
 
     def offer(self, device: str, step: int, batch: Batch) -> Offer:
-        """A batch has arrived; it is kept when it is new and within the window."""
+        """Keep a batch that has arrived, if it is new and within the window."""
         held, following = self._held[device], self._next[device]
         if step < following or step in held:
             return "duplicate"
@@ -108,14 +108,14 @@ class BatchOrder(Generic[Batch]):
         return "taken"
 
     def admit(self, device: str) -> None:
-        """From now on the device's batches are handed out."""
+        """Begin to hand out the device's batches."""
         if device in self._waiting:
             self._waiting.remove(device)
             if self.has_next(device):
                 self._ready.append(device)
 
     def take(self) -> tuple[str, int, Batch] | None:
-        """The next batch in order, when it is here."""
+        """The next batch in order; None if it has not arrived."""
         device = self._next_device()
         if device is None:
             return None
@@ -141,7 +141,7 @@ class BatchOrder(Generic[Batch]):
             self._ready.append(device)
 
     def advance(self, device: str, step: int) -> None:
-        """The device's batches below `step` have been handed out elsewhere."""
+        """Note that another rank has handed out the device's batches below `step`."""
         self._seen[device] = step
         self._note_next(device, step)
 
@@ -153,16 +153,16 @@ class BatchOrder(Generic[Batch]):
             self._due.discard(device)
 
     def open_step(self, step: int) -> None:
-        """In the order "joint": from now on batches up to this step are handed out, none of later ones."""
+        """In the order "joint": hand out batches up to this step, and none of later steps."""
         self._last_open = step
         self._due = {device for device in self._unfinished if self._next[device] <= step}
 
     def is_step_complete(self) -> bool:
-        """Whether all batches up to the step that was opened last have been handed out, here or elsewhere."""
+        """Whether all batches up to the last opened step have been handed out, by any rank."""
         return self._last_open is not None and not self._due
 
     def drop(self, device: str) -> None:
-        """Go on without `device` in this round."""
+        """Continue this round without `device`."""
         self._steps.pop(device)
         self._next.pop(device)
         self._seen.pop(device)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on the batches of the phase under way: trunks are trained, observed, evaluated, a batch at a time."""
+"""Trains, observes or evaluates trunks on the batches of the current phase, one batch at a time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Worked(NamedTuple):
 
 
 class BatchWork:
-    """Takes batches in, and works on them in their order.
+    """Accepts batches and processes them in their order.
 
     Attributes:
         trained: what has been trained so far.
@@ -64,7 +64,7 @@ class BatchWork:
         }
 
     def take_in(self, phase: Phase, device: str, cut: int, message: Features) -> Taken | None:
-        """What becomes of a batch that has come; None: it is of another phase or attempt.
+        """Accept a batch that has arrived; None: it belongs to another phase or attempt.
 
         A device's batches come in their order: after a gap those in between are lost.
 
@@ -81,7 +81,7 @@ class BatchWork:
         return "gap" if offer == "taken" and message.step > expected else offer
 
     def work_one(self, phase: Phase) -> Worked | None:
-        """Work on the batch that is next; None: it is not here."""
+        """Process the next batch; None: it has not arrived."""
         taken = phase.take()
         if taken is None:
             return None

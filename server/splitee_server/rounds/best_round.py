@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which committed round is released, and whether a run ends before its last round."""
+"""Chooses the committed round to release, and whether a run ends before its last round."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ class BestRound:
         self._scores: Mapping[str, Score] = {}
 
     def note(self, metrics: Metrics, scores: Mapping[str, Score]) -> None:
-        """A round has been evaluated, and its `metrics` are in the history."""
+        """Note a round that has been evaluated; its `metrics` are in the history."""
         best = self._checkpoints.course(metrics.round).best
         if best is not None and best.round == metrics.round:
             self._scored, self._scores = metrics.round, scores
 
     def metrics(self, committed: int) -> Metrics | None:
-        """Figures of the best of the rounds 1..`committed`; None: no image was held out."""
+        """Metrics of the best of the rounds 1..`committed`; None: no image was held out."""
         best = self._checkpoints.course(committed).best
         return None if best is None else self._checkpoints.evaluated(best.round)
 
     def ends_run(self, committed: int) -> bool:
-        """Whether the run is over after round `committed`, as too many rounds brought nothing better."""
+        """Whether the run ends after round `committed` because too many rounds did not improve."""
         return self.rounds_left(committed) <= 0
 
     def rounds_left(self, evaluated: int) -> float:
-        """How many rounds after round `evaluated` the run has at most, if none of them is a better one."""
+        """The largest number of rounds after round `evaluated`, if none of them is better."""
         if not self._stop_after:
             return inf
         return self._stop_after - self._checkpoints.course(evaluated).without_better
 
     def release(self, committed: int) -> tuple[Committed, Mapping[str, Score]]:
-        """The commit that is released, and its scores by device where this process evaluated it.
+        """The commit to release, and its scores by device if this process evaluated it.
 
         From now on the devices' requests are answered with its trunks. Where no round was evaluated, or the
         file of the best one is lost, it is the last commit.

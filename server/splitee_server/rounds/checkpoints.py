@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Committed:
-    """A committed round as it is stored; `strategy` is for the strategy alone."""
+    """A committed round as it is stored; only the strategy reads `strategy`."""
 
     round: int
     strategy: dict[str, Any]
@@ -74,7 +74,7 @@ class Checkpoints:
         return self._directory.path
 
     def begun(self) -> RunSpec | None:
-        """The run that is stored; None: there is none. Raises StateError: it is not of this release."""
+        """The stored run; None: there is none. Raises StateError: another version of splitee wrote it."""
         facts = self._directory.facts()
         try:
             return None if facts is None else msgspec.convert(facts, RunSpec)
@@ -86,7 +86,7 @@ class Checkpoints:
     def open(
         self, spec: RunSpec, *, fresh: bool, weights: bytes | None = None, seasons: Seasons | None = None
     ) -> RunSpec:
-        """The run to serve: the stored one when its settings are those of `spec`, else `spec` itself.
+        """The run to serve: the stored one if its settings are those of `spec`, else `spec` itself.
 
         Args:
             weights: that a new run begins from; they are durable before the run is.
@@ -141,17 +141,17 @@ class Checkpoints:
         return spec
 
     def settle(self, spec: RunSpec) -> None:
-        """The run is as `spec` says; durable when this returns."""
+        """Save `spec` as the run's settings; durable when this returns."""
         self._directory.save_facts(json.loads(spec.encode()))
 
     def seasons(self) -> Seasons | None:
-        """The earlier runs that the run's weights come from; None: there are none, or nothing readable."""
+        """The earlier runs from which the weights come; None: there are none, or the file is damaged."""
         seasons = seasons_before(self.path)
         run = self.begun()
         return Seasons(run=run.run, seasons=seasons) if run is not None and seasons else None
 
     def dismissed(self) -> list[str]:
-        """The devices that the run goes on without. Raises StateError: the file of their names is damaged."""
+        """The dismissed devices. Raises StateError: the file of their names is damaged."""
         path = self.path / DISMISSED
         try:
             return msgspec.json.decode(path.read_bytes(), type=list[fields.Name])
@@ -161,11 +161,11 @@ class Checkpoints:
             raise StateError(f"{path}: expected a list of devices ({error}); mend or remove it") from None
 
     def save_dismissed(self, devices: Iterable[str]) -> None:
-        """Durable when this returns; only then may anybody hear of it."""
+        """Save the dismissed devices; durable when this returns, and announced only after that."""
         write_atomically(self.path / DISMISSED, msgspec.json.encode(sorted(devices)) + b"\n")
 
     def traffic(self) -> StoredTraffic | None:
-        """The bytes that were counted so far; None: none were, or the file is damaged."""
+        """The bytes counted so far; None: none were, or the file is damaged."""
         path = self.path / TRAFFIC
         try:
             return msgspec.json.decode(path.read_bytes(), type=StoredTraffic)
@@ -179,13 +179,13 @@ class Checkpoints:
         write_atomically(self.path / TRAFFIC, msgspec.json.encode(traffic) + b"\n")
 
     def first_weights(self) -> bytes | None:
-        """What the run began from; None: the seed's weights, or the file is damaged."""
+        """The initial weights of the run; None: they follow from the seed, or the file is damaged."""
         return self._directory.load(FIRST_WEIGHTS)
 
     def save(self, committed: Committed, *, changes_follow: bool = True) -> None:
-        """Durable when this returns; only then may the commit be published. The best round so far is kept.
+        """Save a commit; durable when this returns, and published only after that. The best round is kept.
 
-        Where the round has been saved before, what has changed of it is written.
+        If the round has been saved before, only its changes are written.
 
         Args:
             changes_follow: the round is likely to be saved once more.
@@ -199,15 +199,15 @@ class Checkpoints:
         return next(iter(self._directory.rounds()), 0)
 
     def release(self, number: int) -> None:
-        """From now on the trunks of round `number` answer the devices, as it is released to them."""
+        """Use the trunks of round `number` for offloaded images from now on."""
         self._released = number
 
     def answering(self) -> int:
-        """The round whose trunks answer the devices' requests: the last one, until one is released."""
+        """The round whose trunks predict offloaded images: the last one, until one is released."""
         return self._released or self.newest()
 
     def load(self, upto: int | None = None) -> Committed | None:
-        """The newest committed round, of those up to `upto`, whose file is whole; None: there is none."""
+        """The newest committed round up to `upto` with an undamaged file; None: there is none."""
         for number in self._directory.rounds():
             if upto is not None and number > upto:
                 continue
@@ -217,15 +217,15 @@ class Checkpoints:
         return None
 
     def add_metrics(self, metrics: Metrics) -> None:
-        """A round has been evaluated, or has more figures."""
+        """Add the metrics of an evaluated round, or further ones."""
         self._history.add(metrics)
 
     def history(self) -> Iterator[Metrics]:
-        """The rounds that were evaluated, as they stand in history.jsonl."""
+        """The evaluated rounds, as they are in history.jsonl."""
         return self._history.all()
 
     def evaluated(self, number: int) -> Metrics | None:
-        """The metrics of round `number`, when it was evaluated."""
+        """The metrics of round `number`; None: it was not evaluated."""
         return self._history.evaluated(number)
 
     def course(self, committed: int) -> Course:
@@ -237,7 +237,7 @@ class Checkpoints:
         return self._history.of_fleet(committed)
 
     def evaluation(self) -> ClassReport | None:
-        """The last evaluated round, class by class; None: there is none, or it is of another release."""
+        """The last evaluated round, class by class; None: there is none, or another version wrote it."""
         try:
             return msgspec.json.decode((self.path / EVALUATION).read_bytes(), type=ClassReport)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError):

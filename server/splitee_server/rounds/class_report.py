@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""evaluation.json: the last evaluated round class by class, each figure with the images that it rests on."""
+"""evaluation.json: the last evaluated round class by class, each figure with its number of images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Interval = tuple[float, float]  # of 95 %, Wilson's
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """A share of `images` that was counted; None: of none."""
+    """A share of `images`; None: there are none."""
 
     share: float | None
     images: int
@@ -28,7 +28,7 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class ClassFigures(msgspec.Struct, frozen=True):
-    """One class. `recall`: of the images of the class; `precision`: of those that were predicted as of it."""
+    """One class. `recall`: over the images of the class; `precision`: over those predicted as this class."""
 
     name: str
     recall: Figure
@@ -71,7 +71,7 @@ class ClassReport(msgspec.Struct, frozen=True):
 def class_report(
     run: str, number: int, scores: Mapping[str, Score], classes: int, names: Sequence[str]
 ) -> ClassReport:
-    """Of round `number`. `scores`: by device; `classes`: that the network tells apart."""
+    """The report of round `number`. `scores`: by device; `classes`: number of classes of the network."""
     return ClassReport(
         run,
         number,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commits: a round's models are aggregated and saved durably, and only then announced."""
+"""Commits: the models of a round are aggregated, saved durably, and only then announced."""
 
 from __future__ import annotations
 
@@ -70,28 +70,28 @@ class Commits:
 
     @property
     def weights_sha256(self) -> str:
-        """Over all trunk and client weights of that round."""
+        """SHA-256 of all trunk and client weights of that round."""
         return self._weights_sha256
 
     @property
     def duplicates(self) -> int:
-        """Batches that came twice, in this run."""
+        """Number of batches that arrived twice in this run."""
         return self._duplicates
 
     @property
     def losses(self) -> dict[str, tuple[float, float | None]]:
-        """Of exit and trunk by device: means over the batches of the last round that it took part in."""
+        """Losses of exit and trunk by device: means over the batches of its last round."""
         return self._losses
 
     def elapsed(self) -> float:
-        """Seconds that the run has taken, those of earlier processes included."""
+        """Seconds of the run so far, including those of earlier processes."""
         return self._seconds + self._clock() - self._started
 
     def note_duplicates(self, count: int) -> None:
         self._duplicates += count
 
     def resume(self) -> None:
-        """Go on from the last commit in the state directory; a new run has none."""
+        """Load the last commit of the state folder; a new run has none."""
         stored = self._checkpoints.load()
         if stored is None:
             return
@@ -110,14 +110,14 @@ class Commits:
         log.info("resuming run %s after round %d", self._spec.run, self._round)
 
     def join(self, member: Member) -> None:
-        """A device has joined, or a new process of it; a late one starts from the average of its cut."""
+        """Note a device that has joined or restarted; a late one starts from the average of its cut."""
         self._model.join(member.device, member.cut, member.train_samples)
         if not member.committed:
             self._model.adopt(member.device)
             self._start_from_held(member.device)
 
     def commit(self, phase: Phase) -> None:
-        """End a training phase: aggregate, save durably, and only then tell the devices."""
+        """End a training phase: aggregate, save durably, and only then announce the commit."""
         self._round = number = phase.opened.round
         self._members.note_picked(phase.begun_with, number)
         for device, done in phase.done.items():
@@ -140,7 +140,7 @@ class Commits:
         log.info("round %d of %d: committed by %d devices", number, self._spec.rounds, len(phase.done))
 
     def refresh(self, phase: Phase) -> None:
-        """End a phase of statistics: what they change of the commit is saved, and told as the commit was."""
+        """End a phase of statistics: save their changes of the commit, and announce it again."""
         with self.round_clock.of("aggregation"):
             self._model.refresh({device: phase.weights(device) or {} for device in phase.done})
         with self.round_clock.of("commit"):

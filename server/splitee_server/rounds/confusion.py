@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes are taken for which: counts of held-out images by their class and by the predicted one."""
+"""Confusion between classes: counts of held-out images by their class and the predicted one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Confusion:
 
 
 def class_name(names: Sequence[str], index: int) -> str:
-    """A network may tell more classes apart than have names."""
+    """Name of a class, also of one beyond the names that are known."""
     return names[index] if index < len(names) else f"class {index}"
 
 
@@ -62,7 +62,7 @@ def class_recalls(confusion: Confusion, names: Sequence[str]) -> tuple[ClassReca
 
 
 def weakest_class(recalls: Sequence[ClassRecall]) -> ClassRecall | None:
-    """The one whose recall has the lowest upper end of its 95 % interval.
+    """The class whose recall has the lowest upper bound of its 95 % interval.
 
     A class of which one image was missed is not called weak: that one may have been bad luck.
     """

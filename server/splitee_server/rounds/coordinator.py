@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run from its last committed round to its end: rounds are opened, trained, committed, and evaluated."""
+"""Coordinates a run from its last commit to its end: opens, trains, commits and evaluates rounds."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class Coordinator:
-    """One run. `phases` yields what is to be done; whoever iterates takes in what devices send meanwhile."""
+    """One run. `phases` yields the phases; its caller receives the devices' messages meanwhile."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Coordinator:
         return self._commits
 
     def resume(self) -> None:
-        """Go on from the last commit; first of all."""
+        """Load the last commit. Must be called first."""
         self._commits.resume()
         self._metrics = self._checkpoints.evaluated(self._commits.round)
         self._overview.resume(self._metrics, self._members.dismissed)
@@ -131,7 +131,7 @@ class Coordinator:
             self._evaluated(self._metrics)
 
     def phases(self) -> Iterator[Phase]:
-        """The phases of the run in their order. Each must be over before the next is asked for."""
+        """The phases of the run in order. Each must end before the next is requested."""
         if not self._is_over():
             self._open("gather")  # first: who hears of a run that goes on must not take it for finished
         self._announce.run(self._spec_now())
@@ -163,7 +163,7 @@ class Coordinator:
     # What whoever iterates `phases` calls meanwhile
 
     def work_one(self) -> bool:
-        """Train, observe or evaluate the next batch; False: it is not here."""
+        """Train, observe or evaluate the next batch; False: it has not arrived."""
         for device in self._phase.leaving():
             self._model.sum_up(device)
         worked = self._work.work_one(self._phase)
@@ -179,9 +179,9 @@ class Coordinator:
         return True
 
     def tick(self) -> None:
-        """Say where the run stands, and who is missing; at the deadline go on without them.
+        """Publish the run's progress and the missing devices; at the deadline continue without these.
 
-        At most every LOOK seconds, for it looks at all devices, and is called after each batch.
+        Goes through all devices, so it acts at most every LOOK seconds, although each batch calls it.
         """
         if self._ranks.follow(self._phase, self._model):
             self._check_divergence()
@@ -199,11 +199,11 @@ class Coordinator:
             log.warning("%s: going on without %s after %.0f s", self._doing, names, late.seconds)
 
     def note_arriving(self, device: str) -> None:
-        """Part of a batch, or of a client network, has come from a device."""
+        """Note that part of a batch, or of a client network, has arrived from a device."""
         self._phase.note_arriving(device)
 
     def exclude(self, device: str) -> None:
-        """Go on without a device that is in quarantine."""
+        """Continue without a device that is in quarantine."""
         if device in self._phase:
             self._go_on_without((device,))
         self.beat(now=True)
@@ -222,7 +222,7 @@ class Coordinator:
                 self._replies.acknowledge(phase, other)
 
     def depends_on(self, devices: Iterable[str]) -> bool:
-        """Whether what is under way, and not committed, would be another without these devices."""
+        """Whether uncommitted work depends on these devices."""
         if self._phase.kind in ("release", "finished"):
             return False
         return any(
@@ -231,11 +231,11 @@ class Coordinator:
         )
 
     def outlook(self) -> str:
-        """Whom the run goes on with, for people."""
+        """The devices that the run continues with, as a phrase."""
         return self._attendance.outlook(self._commits.round)
 
     def join(self, member: Member, *, is_new: bool) -> None:
-        """A device has joined, or a new process of it; else it says again, or differently, what it is."""
+        """Note a device that has joined, restarted, or repeated or changed what it reports of itself."""
         self._commits.join(member)
         self._announce.run(self._spec_now())
         if is_new:
@@ -244,14 +244,14 @@ class Coordinator:
             self._replies.assign(member.device, known_for=inf)
 
     def say_all_again(self) -> None:
-        """The link is up again; the broker, or what was under way, may have been lost."""
+        """Publish everything again after a reconnection: messages and retained state may have been lost."""
         self._announce.again()
         self.beat()
         for device in self._phase.participants:
             self._replies.acknowledge(self._phase, device, resend=self._phase.lacks(device))
 
     def ask_again(self) -> None:
-        """Messages were lost: whoever's may be among them is asked for them at once, not when it asks."""
+        """After a loss of messages, request at once what may be missing, without waiting for a `sync`."""
         asked = sum(self._replies.ask_again(self._phase, device) for device in self._phase.late())
         if self._log_lost.due():
             log.warning(
@@ -259,7 +259,7 @@ class Coordinator:
             )
 
     def beat(self, *, now: bool = False) -> None:
-        """Publish the server's status when it is due, or `now`."""
+        """Publish the server's status if it is due, or if `now` is set."""
         waited_for = self._attendance.waited_for(self._phase)
         members = self._members
         out = members.quarantined(), members.dismissed
@@ -417,7 +417,7 @@ class Coordinator:
     # Where it stands
 
     def progress(self) -> RunProgress:
-        """Where the run stands now."""
+        """The run's progress."""
         phase, waited_for = self._phase, self._attendance.waited_for(self._phase)
         missing = self._attendance.missing(self._commits.round) if phase.kind == "gather" else len(waited_for)
         return RunProgress(
@@ -438,7 +438,7 @@ class Coordinator:
         )
 
     def report(self) -> dict[str, Any]:
-        """The run as report.json holds it, once a round has been evaluated."""
+        """The content of report.json. A round must have been evaluated."""
         assert self._metrics is not None
         return run_report(
             self._spec,
@@ -464,7 +464,7 @@ class Coordinator:
 
     @property
     def under_way(self) -> str:
-        """What is opened, for people."""
+        """The current phase, as a phrase."""
         opened = self._phase.opened
         return f"round {opened.round}: {IN_WORDS[opened.phase]}"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How accuracy went over the rounds, as curves of bounded length for those who watch."""
+"""Accuracy over the rounds, as curves of bounded length for viewers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def fleet_history(run: str, rounds: Sequence[Metrics], last: Metrics) -> History
 
 
 def baselines(metrics: Metrics) -> Baselines:
-    """Of the images that were evaluated."""
+    """Accuracies of the baselines on the evaluated images."""
     images = [found.images for found in metrics.fleet.class_recalls]
     all_told = sum(images) == metrics.fleet.images > 0  # of many classes only some are told
     alone = [
@@ -55,7 +55,7 @@ def baselines(metrics: Metrics) -> Baselines:
 
 
 def thinned(points: Sequence[T]) -> list[T]:
-    """At most MOST_POINTS of them, in ascending rounds: every so many rounds, the first and the last.
+    """At most MOST_POINTS points in ascending rounds: the first, the last, and evenly spaced ones between.
 
     Those whose numbers a power of two divides stay, so that a curve may be thinned again and again.
     """
@@ -76,7 +76,7 @@ class DeviceCurves:
             self.add(metrics)
 
     def add(self, metrics: Metrics) -> None:
-        """A round has been evaluated, or has been again."""
+        """Note a round that has been evaluated, possibly again."""
         if len(metrics.devices) > MOST_CURVES:
             self._points.clear()
             return
@@ -113,7 +113,7 @@ def _points(number: int, devices: Mapping[str, DeviceMetrics]) -> Iterator[tuple
 
 
 def round_took(metrics: Metrics, before: Metrics | None) -> float | None:
-    """Seconds of a round; None: it is not known."""
+    """Seconds of a round; None: unknown."""
     if metrics.spent is not None:
         return float(sum(msgspec.structs.astuple(metrics.spent)))
     if before is not None and before.round == metrics.round - 1:

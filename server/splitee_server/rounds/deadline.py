@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a device is late: how long a phase waits for it, learnt from what rounds took."""
+"""When a device is late: how long a phase waits for it, learnt from earlier rounds."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SENDING = 10  # times as long one is waited for whose bytes arrive: a hostile on
 
 
 class AdaptiveLimit:
-    """Median + k x MAD of what devices' rounds took, with a floor (MAD: median absolute deviation).
+    """Median + k x MAD of the devices' round times, with a floor (MAD: median absolute deviation).
 
-    So single slow rounds hardly change it.
+    Single slow rounds hardly change it.
     """
 
     def __init__(self, floor: float, k: float = 6.0) -> None:
@@ -39,7 +39,7 @@ class AdaptiveLimit:
         return bool(self._took)
 
     def seconds(self) -> float:
-        """How long the next round may take; the floor until a round has ended."""
+        """Seconds that the next round may take; the floor until a round has ended."""
         if not self._took:
             return self._floor
         middle = median(self._took)
@@ -49,14 +49,14 @@ class AdaptiveLimit:
 
 @dataclass(frozen=True)
 class Late:
-    """Devices that are waited for no longer, and the seconds that they were given."""
+    """Devices that a phase no longer waits for, and the seconds that they had."""
 
     devices: tuple[str, ...]
     seconds: float
 
 
 class Deadline:
-    """Says which devices a phase goes on without. Under `--missing wait` there are none."""
+    """Decides which devices a phase continues without; none under `--missing wait`."""
 
     def __init__(self, policy: Policy, clock: Clock) -> None:
         self._policy = policy
@@ -64,11 +64,11 @@ class Deadline:
         self._limit = AdaptiveLimit(policy.floor)
 
     def note(self, phase: Phase) -> None:
-        """A training phase is over in which every participant has done its part."""
+        """Note a training phase in which every participant has done its part."""
         self._limit.note(self._clock() - phase.started)
 
     def expired(self, phase: Phase, quorum: int, is_online: Callable[[str], bool]) -> Late | None:
-        """The devices that are late; None: nobody is, or too few would be left.
+        """The late devices; None: there are none, or too few would be left.
 
         Until a whole round has been seen nothing is known of how long one takes. Then only those count as
         late without whom nothing comes: for the floor, of one that is offline, else for FIRST_DEADLINE of it.

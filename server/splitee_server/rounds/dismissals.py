@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that are gone for good: an operator says so, and the run goes on without them.
+"""Devices that an operator has dismissed as gone for good; the run continues without them.
 
-A phase that such a device takes part in begins anew from the last commit, as after a restart of the server.
-So the weights are the same, whether or not the server is killed after that.
+A phase with such a device starts again from the last commit, as after a restart of the server.
+The weights are therefore the same whether or not the server is killed after that.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class DevicesDismissed(Unwinding):
-    """The run begins anew from its last commit, without some devices; until then none is a member."""
+    """The run starts again from its last commit without some devices; until then there are no members."""
 
 
 class Dismissals:
-    """Takes dismissals, and answers what dismissed devices go on to say."""
+    """Carries out dismissals, and replies to later messages of dismissed devices."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class Dismissals:
         self._take = take
 
     def say_again(self) -> None:
-        """The link is up: what a broker retains of devices that were dismissed is cleared, once more."""
+        """After a reconnection, clear again what the broker retains of dismissed devices."""
         for device in self._members.dismissed:
             self._forget(device)
             self._clear(retained_topics(self._topics, device))
 
     def on_dismissal(self, received: Received) -> None:
-        """An operator dismisses devices, or lets them in again.
+        """Dismiss devices for an operator, or let them in again.
 
         Raises:
-            DevicesDismissed: the run is to begin anew.
+            DevicesDismissed: the run has to start again.
         """
         request: Dismissal = received.message
         try:
@@ -101,7 +101,7 @@ class Dismissals:
             self._dismiss(request, devices)
 
     def on_rejected(self, rejection: Rejection) -> None:
-        """A dismissed device says something: it is told why it is not heard, and nothing of it stays."""
+        """Reply to a message of a dismissed device with the reason, and clear what is retained of it."""
         envelope = rejection.envelope
         if envelope is None or not envelope.payload:
             return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What exits and trunks predict for the devices' held-out images, and how good that is."""
+"""Predictions of exits and trunks for the devices' held-out images, and their accuracy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Predictions:
 
     @classmethod
     def join(cls, batches: Sequence[Predictions]) -> Predictions:
-        """All of them, in their order."""
+        """All parts joined, in their order."""
         kept = batches or [_NONE]
         return cls(*(np.concatenate([vars(each)[field.name] for each in kept]) for field in fields(cls)))
 
@@ -67,7 +67,7 @@ _NONE = Predictions(_NO_LABELS, _NO_LABELS, _NO_LABELS, np.empty(0, np.bool_), n
 
 
 class Score:
-    """What was predicted for the held-out images of one device, or of several."""
+    """The predictions for the held-out images of one device or several."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class Score:
         trunk_labels: Labels,
         threshold: float,
     ) -> None:
-        """One batch, all of shape (B,)."""
+        """Add one batch; all arrays have shape (B,)."""
         self._batches.append(
             Predictions(
                 labels.astype(np.int16),
@@ -104,7 +104,7 @@ class Score:
         )
 
     def keep_logits(self, exit_logits: Array, trunk_logits: Array, labels: Labels) -> None:
-        """Of the batch that was added last, (B, classes) each, as long as there is room."""
+        """Keep the logits (B, classes) of the last added batch, as long as there is room."""
         self._room -= len(labels)
         if self._room >= 0:
             self._logits.append(HeldOutLogits(_half(exit_logits), _half(trunk_logits), labels))

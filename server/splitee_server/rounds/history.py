@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a run's evaluated rounds in history.jsonl: only appended to, and read once."""
+"""The metrics of a run's evaluated rounds in history.jsonl, which is only appended to, and read once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Entry:
 
 
 class History:
-    """A file with a line for each evaluated round; after a crash a round may stand there twice."""
+    """A file with one line per evaluated round; after a crash a round may be in it twice."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -39,7 +39,7 @@ class History:
         self._entries: dict[int, Entry] | None = None  # by round; None: not read yet
 
     def mend(self) -> None:
-        """Drop the half line that a power cut may have left: what follows it could not be read either."""
+        """Remove the incomplete line that a power cut may have left: lines after it could not be read."""
         data = self._path.read_bytes() if self._path.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
@@ -48,7 +48,7 @@ class History:
         self._entries = None
 
     def add(self, metrics: Metrics) -> None:
-        """Append a round's figures; they count from now on. Raises StateError: they cannot be written."""
+        """Append a round's metrics. Raises StateError: they cannot be written."""
         entries = self._read()
         try:
             with self._path.open("ab") as file:
@@ -59,11 +59,11 @@ class History:
         entries[metrics.round] = _entry(offset, metrics)
 
     def all(self) -> Iterator[Metrics]:
-        """Every line, as it stands in the file."""
+        """Every line of the file."""
         return read_history(self._directory)
 
     def evaluated(self, number: int) -> Metrics | None:
-        """The figures of round `number`; None: it was not evaluated."""
+        """The metrics of round `number`; None: it was not evaluated."""
         entry = self._read().get(number)
         if entry is None:
             return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A phase is opened: whose batches come here, in which order, and how many may be on their way."""
+"""Opens a phase: which devices' batches this rank trains, in which order, and within which windows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def open_phase(
     clock: Clock,
     is_over: Callable[[], bool] | None = None,
 ) -> Phase:
-    """The phase of `opened`; nothing of it has come yet.
+    """A new phase as `opened` describes it.
 
     Args:
         ranks: the others that train; they are dealt the participants, and begin theirs.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is said of a run to those who only watch: worked out once a round, or with the server's heartbeat."""
+"""The overview of a run for viewers, computed once per round or with the server's heartbeat."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ REMEMBERED = 20  # rounds, of whose seconds the next ones are estimated
 
 
 class Overview:
-    """One run as its viewers see it."""
+    """One run for its viewers."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Overview:
     # What is known of the rounds
 
     def resume(self, metrics: Metrics | None, dismissed: Collection[str]) -> None:
-        """Say what the run's earlier processes have come to. `metrics`: of the committed round."""
+        """Publish the results of the run's earlier processes. `metrics`: of the committed round."""
         self._tell_network()
         if metrics is None:
             return
@@ -75,13 +75,13 @@ class Overview:
         self.tell(metrics, dismissed)
 
     def evaluated(self, metrics: Metrics, report: ClassReport, dismissed: Collection[str]) -> None:
-        """Say what a round has come to; it is in the history."""
+        """Publish the results of a round; it is in the history already."""
         self._curves.add(metrics)
         self._note_confusions(report)
         self.tell(metrics, dismissed)
 
     def tell(self, metrics: Metrics, dismissed: Collection[str]) -> None:
-        """Say the figures of the last evaluated round, and how it came to them."""
+        """Publish the metrics of the last evaluated round and the curves up to it."""
         rounds = self._checkpoints.fleet_history(metrics.round)
         pairs = zip([None, *rounds], rounds, strict=False)
         took = (round_took(each, before) for before, each in list(pairs)[-REMEMBERED:])
@@ -104,11 +104,11 @@ class Overview:
             self._begun = self._opened
 
     def look(self, phase: Phase, waited_for: Iterable[str]) -> None:
-        """These are waited for now."""
+        """Note the devices that are waited for now."""
         self._waiting.note(phase, waited_for)
 
     def beat(self, phase: Phase) -> None:
-        """Say the times of the phase, where they have changed."""
+        """Publish the times of the phase if they have changed."""
         opened = phase.opened
         timing = Timing(
             run=opened.run,
@@ -122,7 +122,7 @@ class Overview:
         self._announce.overview(routes.TIMING, timing)
 
     def estimate(self, phase: Phase) -> float | None:
-        """When the run's last round is evaluated, if rounds take as long as the last ones (their median).
+        """The estimated time at which the last round is evaluated, by the median of the latest rounds.
 
         Under `--stop-after`: if none of the rounds to come is a better one. In seconds since the epoch; None:
         no round has ended, or all have.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast a device is, and how many batches that makes in the time of a round."""
+"""The pace of a device, and the number of batches that it trains in a round of a given time."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Arrivals:
         self._pass(now, -1)
 
     def pace(self, done: RoundDone, steps: int, now: float) -> float:
-        """Seconds a batch that the device needs for itself, as it has ended a round of `steps` batches now.
+        """Seconds per batch of a device that has just ended a round of `steps` batches.
 
-        What it has said of the round counts within what was seen here: it cannot make itself faster than its
-        batches came, nor slower than the round.
+        The device's own report counts only within what the server saw: it cannot appear faster than its
+        batches arrived, nor slower than the round.
         """
         self._pass(now, 0)
         elapsed = now - self._started
@@ -47,7 +47,7 @@ class Arrivals:
 
 
 def profiled_pace(profile: Profile) -> float | None:
-    """Seconds a batch at its cut, as the device's profiler has measured it; None: it has not."""
+    """Seconds per batch at its cut, as measured by the device's profiler; None: not measured."""
     can = profile.capability
     for cost in can.cuts if can is not None else ():
         if can is not None and cost.cut == profile.cut:
@@ -57,12 +57,12 @@ def profiled_pace(profile: Profile) -> float | None:
 
 
 def smoothed(before: float | None, pace: float) -> float:
-    """The pace to plan with. `before`: that of earlier rounds; None: there is none."""
+    """The pace for planning. `before`: that of earlier rounds; None: there is none."""
     return pace if before is None else (before + pace) / 2
 
 
 def steps_within(seconds: float, pace: float | None, most: int) -> int:
-    """Batches of a round that is to take so long: at least one.
+    """Number of batches in a round of the given time: at least one.
 
     Args:
         pace: seconds a batch; None: not known.

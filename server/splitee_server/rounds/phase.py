@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One phase of a round while it is under way: what has come, what is missing, since when."""
+"""The current phase of a round: what has arrived, what is missing, and since when."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of
 
 
 class Standing(msgspec.Struct, frozen=True, array_like=True):
-    """How far a rank is with the batches of one device.
+    """A rank's progress with the batches of one device.
 
     Attributes:
         step: all below it have been taken.
@@ -55,7 +55,7 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Phase:
-    """Gathering, training, evaluating or releasing, with what its participants have sent."""
+    """A phase (gathering, training, evaluating or releasing) with the messages of its participants."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class Phase:
         self._is_over = is_over
 
     def is_current(self, number: int, attempt: int, kind: str) -> bool:
-        """Whether a message speaks of this phase."""
+        """Whether a message belongs to this phase."""
         return (number, attempt, kind) == (self.opened.round, self.opened.attempt, self.opened.phase)
 
     def __contains__(self, device: str) -> bool:
@@ -131,47 +131,47 @@ class Phase:
 
     @property
     def begun_with(self) -> Collection[str]:
-        """The participants when the phase was opened; some may have been dropped since."""
+        """The participants at the opening of the phase; some may have been dropped since."""
         return self.scores.keys()
 
     def has_begun_with(self, device: str) -> bool:
-        """Whether it was a participant when the phase was opened; it may have been dropped since."""
+        """Whether a device was a participant at the opening of the phase; it may have been dropped since."""
         return device in self.scores
 
     # What comes
 
     def offer(self, device: str, step: int, batch: CutBatch) -> Offer:
-        """A batch has come; it waits for its turn when it is new and within the window."""
+        """Keep a batch that has arrived until its turn, if it is new and within the window."""
         offer = self._batches.offer(device, step, batch)
         if offer == "taken" and device in self._arrivals:
             self._arrivals[device].came(self._clock())
         return offer
 
     def seen(self, device: str) -> int:
-        """The step behind the last one of the device that has come."""
+        """The step after the device's last batch that has arrived."""
         return self._batches.seen(device)
 
     def lacks_before(self, device: str, steps: int) -> bool:
-        """Whether batches below a step were to come here, and have not."""
+        """Whether batches below a step are expected by this rank and have not arrived."""
         return device not in self._elsewhere and self.seen(device) < steps
 
     def add_weights(self, device: str, message: Weights) -> None:
-        """Tensors of a client network, or its statistics. Raises MalformedMessage."""
+        """Add tensors of a client network, or its statistics. Raises MalformedMessage."""
         if device in self._assemblers and self.is_current(message.round, message.attempt, message.phase):
             self._assemblers[device].add(message)
             self.progressed = self._arrived[device] = self._clock()
 
     def note_arriving(self, device: str) -> None:
-        """Part of a message has come from a device, over a link that may be slow."""
+        """Note that part of a message has arrived from a device, whose link may be slow."""
         if device in self:
             self._arrived[device] = self._clock()
 
     def is_sending(self, device: str) -> bool:
-        """Whether bytes of it have come lately that are no whole message yet."""
+        """Whether parts of an incomplete message have arrived recently."""
         return device in self._arrived and self._clock() - self._arrived[device] <= STALLED
 
     def end_for(self, device: str, message: RoundDone) -> bool:
-        """A device has done its part; False: not all tensors of its client network are here.
+        """Note that a device has done its part; False: tensors of its client network are missing.
 
         Raises:
             MalformedMessage: the tensors are not those it speaks of.
@@ -189,9 +189,9 @@ class Phase:
         return True
 
     def may_ask(self, device: str) -> bool:
-        """Whether to ask a device for what has not come; it is taken to be asked, at most once in ASK_EVERY.
+        """Whether to request missing messages from a device now; True at most once in ASK_EVERY.
 
-        Else who sends what cannot be taken would be asked for it as fast as it answers.
+        Without this limit, a device that sends unusable messages would be asked as fast as it replies.
         """
         now = self._clock()
         if now - self._asked.get(device, -ASK_EVERY) < ASK_EVERY:
@@ -202,7 +202,7 @@ class Phase:
     # What is done with it
 
     def take(self) -> tuple[str, int, CutBatch] | None:
-        """The next batch in order, when it is here."""
+        """The next batch in order; None if it has not arrived."""
         taken = self._batches.take()
         if taken is not None:
             self._note_part(taken[0])
@@ -211,7 +211,7 @@ class Phase:
         return taken
 
     def leaving(self) -> Iterator[str]:
-        """The devices that have done their part and are served no more; others are then, with time anew."""
+        """Devices that have done their part and leave; others take their place, with a new deadline."""
         if self._waves is not None:
             for device in self._waves.leaving(self._has_finished):
                 self.since = self._clock()
@@ -224,20 +224,20 @@ class Phase:
         return device in self.done and self.next_step(device) == self.participants[device].steps
 
     def note_trained(self, device: str, loss: float) -> None:
-        """The trunk has been trained on a batch that was taken."""
+        """Note that the trunk has been trained on a batch."""
         self._losses[device] += loss
         self.progressed = self._clock()
 
     def note_observed(self) -> None:
-        """Statistics have been taken of a batch."""
+        """Note that statistics have been taken of a batch."""
         self.progressed = self._clock()
 
     def open_step(self, step: int) -> None:
-        """Where ranks join their steps: batches of this step may be taken, and none of later ones."""
+        """With joint steps of ranks: permit batches up to this step, and none of later ones."""
         self._batches.open_step(step)
 
     def is_step_complete(self) -> bool:
-        """Whether all batches up to the step that was opened last have been taken, here or elsewhere."""
+        """Whether all batches up to the last opened step have been taken, by any rank."""
         return self._batches.is_step_complete()
 
     def has_batches_left(self) -> bool:
@@ -245,16 +245,16 @@ class Phase:
         return self._batches.has_missing()
 
     def rejected(self, device: str) -> int:
-        """Batches of a device that were taken and could not be worked on."""
+        """Number of a device's batches that could not be processed."""
         return self._rejected[device]
 
     def note_rejected(self, device: str) -> None:
-        """A batch that was taken could not be worked on."""
+        """Note a batch that could not be processed."""
         self._rejected[device] += 1
         self.progressed = self._clock()
 
     def standing(self, device: str) -> Standing:
-        """How far this rank is with a device, for the one that leads."""
+        """This rank's progress with a device, for the leading rank."""
         return Standing(
             self.next_step(device),
             self._losses[device],
@@ -263,7 +263,7 @@ class Phase:
         )
 
     def note_elsewhere(self, device: str, standing: Standing) -> None:
-        """Another rank, which has this device's batches, is so far with them."""
+        """Note the progress of the rank that has this device's batches."""
         self._batches.advance(device, standing.step)
         self._losses[device], self._rejected[device] = standing.loss, standing.rejected
         (self._ready.add if standing.waits else self._ready.discard)(device)
@@ -271,13 +271,13 @@ class Phase:
         self.progressed = self._clock()
 
     def spoiled(self) -> list[str]:
-        """The participants of which SPOILED batches or more could not be worked on."""
+        """The participants with at least SPOILED batches that could not be processed."""
         return [device for device, count in self._rejected.items() if count >= SPOILED and device in self]
 
     def note_evaluated(
         self, device: str, batch: CutBatch, trunk: Array, threshold: float, exit_logits: Array | None = None
     ) -> None:
-        """A batch that was taken has been evaluated.
+        """Note the evaluation of a batch.
 
         Args:
             trunk: the trunk's logits (B, classes).
@@ -297,7 +297,7 @@ class Phase:
         return self._batches.next_step(device)
 
     def is_ahead(self, device: str) -> bool:
-        """Whether a device loses nothing if it hears later that its last batch was taken.
+        """Whether the acknowledgement of a device's last batch may wait without slowing the device.
 
         More than half of what it may have on its way is here; or all that it had to send, and it has heard
         half a room of batches ago.
@@ -309,7 +309,7 @@ class Phase:
         return 2 * held > room
 
     def waiting_batches(self) -> int:
-        """Batches that are here and have not been taken."""
+        """Number of batches that have arrived and not been taken."""
         return self._batches.held()
 
     def weights(self, device: str) -> Mapping[str, Tensor] | None:
@@ -326,11 +326,11 @@ class Phase:
         return tuple(sorted(self._behind))
 
     def lacks(self, device: str) -> bool:
-        """Whether something of a participant is not here that it must have sent, or must send next."""
+        """Whether a message is missing that a participant must have sent, or must send next."""
         return device in self._behind and self._batches.lacks(device)
 
     def late(self) -> tuple[str, ...]:
-        """Those of them that are waited for: what they must send next is not here.
+        """The participants behind whose next message has not arrived.
 
         The others wait themselves, for their turn or for a window.
         """
@@ -351,7 +351,7 @@ class Phase:
             self._behind.discard(device)
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
-        """Drop participants that are missing; the others, which may have waited for them, get time anew."""
+        """Drop missing participants; the others, which may have waited for them, get a new deadline."""
         self.started = self.since = self.progressed = self._clock()
         for device in devices:
             self._batches.drop(device)

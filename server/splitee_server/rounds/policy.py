@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the server deals with devices that are missing, late or many, and when it ends a run early."""
+"""How the server treats missing, late or many devices, and when it ends a run early."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ class Policy:
 
     @property
     def budget(self) -> Budget:
-        """What batches that are on their way may take: half of the link's events are for them."""
+        """The budget of batches on their way: half of the link's events."""
         return Budget(self.memory, queue_events(self.devices) // 2)

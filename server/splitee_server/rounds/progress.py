@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a run stands at one moment: taken by the thread that trains, read by whoever watches."""
+"""A snapshot of a run's progress, taken by the training thread and read by viewers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee_server.members.members import Member
 
 
 class Trained(msgspec.Struct):
-    """What this process has trained so far, and how long that alone took."""
+    """What this process has trained so far, and the time of the training alone."""
 
     batches: int = 0
     samples: int = 0
@@ -44,7 +44,7 @@ def standing(member: Member, traffic: Traffic) -> Standing:
 
 
 class RunProgress(msgspec.Struct, frozen=True):
-    """What the coordinator knows."""
+    """Progress as the coordinator knows it."""
 
     spec: RunSpec
     phase: str
@@ -61,7 +61,7 @@ class RunProgress(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """What the server knows."""
+    """Progress as the server knows it."""
 
     fleet: str
     run: RunProgress

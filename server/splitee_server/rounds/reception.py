@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What devices send, once the gate has read it: checked against the run, then applied."""
+"""Messages of devices after the gate: checked against the run, then applied."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEMBERS_ONLY = (routes.FEATURES, routes.ROUND_DONE, routes.WEIGHTS)
 
 
 class Reception:
-    """One method for each route; each checks all of a message before it changes anything."""
+    """One method per route; each checks the whole message before it changes anything."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Reception:
         }
 
     def check_sender(self, route: Route, device: str) -> None:
-        """Raises MalformedMessage: nothing of this route is to be kept of this device."""
+        """Raises MalformedMessage: messages of this route are not accepted from this device."""
         if self._members.is_dismissed(device):
             raise MalformedMessage("from a device that was dismissed", "dismissed")
         self._quarantine.check(device)
@@ -93,7 +93,7 @@ class Reception:
         self.take(found)
 
     def take(self, found: list[Admitted | Refusal]) -> None:
-        """Let devices in, and tell those that may not take part why."""
+        """Admit devices, and send the reason to those that may not take part."""
         for one in found:
             if isinstance(one, Refusal):
                 if self._log_refused[one.device].due():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the server tells one device: how far it is with its batches, and where the device stands."""
+"""The server's messages to one device: acknowledgements and assignments."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Replies:
         self._ranks = ranks
 
     def acknowledge(self, phase: Phase, device: str, *, resend: bool = False) -> None:
-        """Everything below a step is trained; so many batches may follow."""
+        """Acknowledge all batches below a step, and grant room for further ones."""
         if self._ranks.serves(device):
             self._ranks.acknowledge(device)
             return
@@ -32,12 +32,12 @@ class Replies:
         self._announce.ack(device, phase.opened, step, room, resend=resend)
 
     def assign_part(self, phase: Phase, device: str, *, known_for: float = 0.0) -> None:
-        """What the device does in a phase, and how many batches it may have under way at first."""
+        """Send a device its task in a phase, and the number of batches that it may send at first."""
         part, room = phase.participants[device], phase.windows.room(device)
         self._announce.participation(device, phase.opened, part, room, known_for=known_for)
 
     def ask_again(self, phase: Phase, device: str) -> bool:
-        """What the device has sent may be lost; False: it was asked just now."""
+        """Request messages of a device that may be lost; False: they were requested just now."""
         if not phase.may_ask(device):
             return False
         self.acknowledge(phase, device, resend=True)
@@ -46,7 +46,7 @@ class Replies:
     def assign(self, device: str, *, known_for: float = 0.0) -> None:
         """The device's cut, its last commit, and whether the server holds its client network.
 
-        Nothing is said to a device that was dismissed, nor where the same was said less than `known_for`
+        Sends nothing to a dismissed device, nor if the same was sent less than `known_for`
         seconds ago.
         """
         if self._members.is_dismissed(device):
@@ -58,9 +58,9 @@ class Replies:
         )
 
     def answer_sync(self, phase: Phase, device: str) -> None:
-        """Where the server stands with a device, which may have missed the last word.
+        """Send a device the server's position, because it may have missed earlier messages.
 
-        Only what is not here is asked for: a device's messages come in their order, so those before its
+        Requests only what has not arrived: a device's messages come in order, so those before its
         request have been handled, or are lost.
         """
         if device in phase:  # first: who joins has its present room before it is taken in

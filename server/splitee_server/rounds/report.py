@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run came to: a line in the log for each round, and report.json."""
+"""The results of a run: one line in the log per round, and report.json."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def round_metrics(
     spent: RoundSeconds,
     before: Metrics | None = None,
 ) -> Metrics:
-    """The figures of a round that has been committed and evaluated.
+    """The metrics of a round that has been committed and evaluated.
 
     Args:
         spec: with the class names.
@@ -109,7 +109,7 @@ def _recalls(spec: RunSpec, score: Score) -> tuple[ClassRecall, ...]:
 
 
 def with_thresholds(metrics: Metrics, released: Mapping[str, ReleasedThreshold]) -> Metrics:
-    """The figures, with the thresholds of the models that were released, by device."""
+    """The metrics with the thresholds of the released models, by device."""
     devices = {
         device: replace(values, released=released.get(device, values.released))
         for device, values in metrics.devices.items()
@@ -118,7 +118,7 @@ def with_thresholds(metrics: Metrics, released: Mapping[str, ReleasedThreshold])
 
 
 def log_metrics(metrics: Metrics) -> None:
-    """A line for the fleet, and one a device."""
+    """Log one line for the fleet and one per device."""
     at = f"round {metrics.round} of {metrics.rounds}"
     fleet = metrics.fleet
     if fleet.images:
@@ -150,7 +150,7 @@ def run_report(
     rejected: int,
     traffic: FleetTraffic,
 ) -> dict[str, Any]:
-    """The run as report.json holds it; accuracies are fractions, times seconds, `bytes` those of payloads.
+    """The content of report.json; accuracies are fractions, times seconds, `bytes` those of payloads.
 
     Args:
         metrics: of the last round. `best`: of the best one; None: no image was held out.

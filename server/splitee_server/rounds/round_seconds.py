@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time of a round goes at the server."""
+"""How the server's time of a round is spent."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ KIND_OF: dict[RunPhase, Kind] = {
 
 
 class RoundClock:
-    """Measures phase by phase; what comes between two phases is measured by `of`, or not at all.
+    """Measures each phase; time between two phases is measured only by `of`.
 
-    The gathering before the first round of this process is in none: it is as long as people take.
+    The gathering before the first round of this process does not count: it takes as long as people do.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -36,27 +36,27 @@ class RoundClock:
         self._has_trained = False
 
     def open(self, kind: RunPhase) -> None:
-        """A phase is opened, and the one before is over."""
+        """Start a phase, and end the one before."""
         self.close()
         self._has_trained |= kind == "train"
         counts = kind != "gather" or self._has_trained
         self._kind, self._opened = KIND_OF.get(kind) if counts else None, self._clock()
 
     def close(self) -> None:
-        """The phase is over."""
+        """End the phase."""
         if self._kind is not None:
             self._spent[self._kind] += self._clock() - self._opened
         self._kind = None
 
     @contextmanager
     def of(self, kind: Kind) -> Iterator[None]:
-        """What is done meanwhile is of this kind."""
+        """Count the time inside the context as this kind."""
         began = self._clock()
         yield
         self._spent[kind] += self._clock() - began
 
     def take(self, trained: float) -> RoundSeconds:
-        """Of the round that is over; the next one begins.
+        """The times of the round that has ended; starts those of the next.
 
         Args:
             trained: seconds in training steps so far, of all rounds.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices take part in a round, where not all do.
+"""Chooses the devices of a round if not all take part.
 
-The choice follows from the seed, the round and what is committed, so that a server that was killed makes the
-same one. A device's lot is its own: it does not change when others come or go.
+The choice depends on the seed, the round and the commit, so that a server that was killed makes the
+same one. A device's random number does not change when other devices come or go.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def pick(spec: RunSpec, number: int, last_picked: Mapping[str, int], least: int 
 
 
 def sample_size(sample_of: str, devices: int, least: int = 1) -> int:
-    """How many of so many devices a round has: a share is rounded up.
+    """Number of devices in a round, of so many; a share is rounded up.
 
     Args:
         sample_of: as RunSpec.sample.
@@ -51,7 +51,7 @@ def _lot(seed: int, number: int, device: str) -> int:
 
 
 def picks(spec: RunSpec, devices: Mapping[str, object]) -> Iterator[list[str]]:
-    """The devices of each round of a run in which all are there all the time."""
+    """The devices of each round of a run in which all are always available."""
     last_picked = dict.fromkeys(devices, 0)
     for number in range(1, spec.rounds + 1):
         picked = pick(spec, number, last_picked)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seasons before a run: what an earlier run's state says of itself, and of those before it."""
+"""The seasons before a run, read from the state of an earlier run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def seasons_up_to(state: Path, run: str, committed: int) -> tuple[Season, ...]:
-    """The seasons of a server's state, its own last: `run`, of which `committed` rounds are."""
+    """The seasons in a server's state; the last is its own `run`, with `committed` rounds."""
     found: Metrics | None = None
     for metrics in read_history(state):
         if metrics.round <= committed:
@@ -28,7 +28,7 @@ def seasons_up_to(state: Path, run: str, committed: int) -> tuple[Season, ...]:
 
 
 def seasons_before(state: Path) -> tuple[Season, ...]:
-    """Those before the run of a server's state; none where what it kept of them is damaged."""
+    """The seasons before the run of a server's state; none if their file is damaged."""
     try:
         return Seasons.decode((state / SEASONS).read_bytes()).seasons
     except FileNotFoundError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run leaves to the fleet: frozen stages of `auto`, mean and deviation and exits of `fleet`."""
+"""Settings that depend on the devices: frozen stages of `auto`; mean, deviation and exits of `fleet`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Joined:
-    """What a device has said: its cut, and of its training images how many, and where it was asked a mean
-    and a deviation for each channel.
+    """What a device has reported: its cut, and the number of its training images.
+
+    `mean` and `std` have one value per channel; they are empty if the run does not need them.
     """
 
     cut: int
@@ -36,7 +37,7 @@ class Joined:
 
 
 def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: Checkpoints) -> RunSpec:
-    """The run with what follows from the devices that are here: durable before any of them hears of it."""
+    """The run with the settings that depend on the devices present; saved before any device gets them."""
     devices = [
         Joined(member.cut, member.train_samples, member.pixel_mean, member.pixel_std)
         for member in members.active()
@@ -45,8 +46,8 @@ def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: 
     checkpoints.settle(settled)
     model.settle(settled)
     log.info(
-        "settled by the fleet: stages 1..%d are frozen, mean %s, deviation %s, exits %s",
-        settled.frozen,
+        "settings that depend on the devices' images: %s, mean %s, deviation %s, exits %s",
+        f"stages 1 to {settled.frozen} frozen" if settled.frozen else "no stage frozen",
         _words(settled.mean),
         _words(settled.std),
         f"at the cuts {', '.join(map(str, settled.exit_cuts))}" if settled.exit_cuts else "of their own",
@@ -55,10 +56,10 @@ def settle_run(spec: RunSpec, model: FleetModel, members: Members, checkpoints: 
 
 
 def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> RunSpec:
-    """The specification with what follows from the devices.
+    """The specification with the settings that depend on the devices.
 
-    Mean and deviation are the medians over the devices, channel by channel: half of the devices would have
-    to lie to move them.
+    Mean and deviation are medians over the devices, channel by channel, so that fewer than half of the
+    devices cannot shift them by false values.
     """
     changed: dict[str, object] = {"settled": True}
     if spec.shares_exits:
@@ -78,9 +79,9 @@ def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> R
 
 
 def frozen_stages(spec: RunSpec, network: SplitNetwork, images: int) -> int:
-    """How many stages `--freeze auto` leaves untrained, with so many training images in the fleet.
+    """Number of stages that `--freeze auto` freezes, for a number of training images in the fleet.
 
-    None of weights that nobody has trained. Of trained ones the first half, where a class has few images;
+    None of random weights. Of trained weights the first half if a class has few images,
     else none.
     """
     if not spec.weights or images >= FEW_IMAGES * spec.num_classes:

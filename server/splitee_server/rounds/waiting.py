@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Since when a device is waited for: since the first look that missed its next word."""
+"""Since when each device is waited for: since the first check that missed its next message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Word = tuple[str, int, int]  # what is waited for: phase, round, batch
 
 
 class WaitingSince:
-    """Looked at every second or so; a device that has sent something meanwhile is waited for anew."""
+    """Updated about every second; the time of a device that has sent something starts again."""
 
     def __init__(self, wall: Clock) -> None:
         """`wall`: seconds since the epoch."""
@@ -23,7 +23,7 @@ class WaitingSince:
         self._since: dict[str, tuple[Word, float]] = {}
 
     def note(self, phase: Phase, devices: Iterable[str]) -> None:
-        """These are waited for now."""
+        """Note the devices that are waited for now."""
         now, before = self._wall(), self._since
         self._since = {}
         for device in devices:
@@ -33,7 +33,7 @@ class WaitingSince:
             self._since[device] = known if known is not None and known[0] == word else (word, now)
 
     def longest(self) -> tuple[WaitedFor, ...]:
-        """Those that are waited for longest come first, and not those that are only just waited for."""
+        """The devices waited for, longest first, except those that have been waited for only a moment."""
         latest = self._wall() - LEAST
         waiting = sorted((since, device) for device, (_, since) in self._since.items() if since <= latest)
         return tuple(WaitedFor(device, round(since, 1)) for since, device in waiting[:MOST_WAITED_FOR])

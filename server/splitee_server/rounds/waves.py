@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices of a round may have their trunks in memory, where not all of them may at once."""
+"""Chooses the devices whose trunks are in memory if there is no room for all at once."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from itertools import islice
 
 
 class Waves:
-    """Serves devices in a defined order, a few at a time: one leaves, the next one enters.
+    """Serves devices in a defined order, a few at a time: when one leaves, the next one enters.
 
-    A device leaves when it has finished the round, and all before it have left: sums of trunks depend on
+    A device leaves when it has finished the round and all before it have left: sums of trunks depend on
     their order.
     """
 
@@ -25,11 +25,11 @@ class Waves:
         return islice(self._left, self._resident)
 
     def drop(self, device: str) -> None:
-        """The round goes on without a device."""
+        """Continue the round without a device."""
         if device in self._left:
             self._left.remove(device)
 
     def leaving(self, is_done: Callable[[str], bool]) -> Iterator[str]:
-        """The devices that leave now, one after the other."""
+        """The devices that leave now, in order."""
         while self._left and is_done(self._left[0]):
             yield self._left.popleft()

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many batches each participant of a phase may have on their way: all rooms together are bounded.
+"""The number of batches that each participant of a phase may have on their way, bounded in total.
 
-A batch is on its way from when its device publishes it until it is acknowledged: in the server's event
-queue, or decoded and waiting for its turn. What the rooms of a phase promise never takes more than a `Budget`
-of bytes and of events; a batch that comes in parts takes an event for each. (A process that was killed may
-leave as many behind it again: half of the queue's events, and its bytes beyond the budget, are no batches'.)
+A batch is on its way from its publication until its acknowledgement: in the server's event
+queue, or decoded and waiting for its turn. The rooms of a phase together never exceed a `Budget`
+of bytes and events; a batch in parts takes one event per part. (A process that was killed may
+leave as many batches behind again: half of the queue's events are not for batches.)
 
-Where the budget is too small for one batch of each participant, a few of them have a window of one batch, and
-it passes on with each batch that is taken: to whoever's batch is needed first, so that it always comes to the
-device that the order waits for. Who has one and is away keeps it until it is back, or dropped.
+If the budget is too small for one batch of each participant, a few of them have a window of one batch.
+With each batch taken the window passes to the device whose batch is needed first: it always reaches the
+device that the order waits for. A device that is away keeps its window until it is back or dropped.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ LONGEST_GATHERING = 0.01  # seconds
 
 
 def queue_events(devices: int) -> int:
-    """Events that the server's link holds: half of them are for batches."""
+    """Size of the server's event queue; half of it is for batches."""
     return LEAST_EVENTS + 2 * EVENTS * devices
 
 
 def gathered(devices: int) -> float:
-    """Seconds for which messages gather before the server reads them: 0.01 of 1,000 devices, less of fewer.
+    """Seconds for which messages gather before the server reads them: 0.01 for 1,000 devices, less for fewer.
 
-    Each reading wakes a thread, which costs as much as a message; so many devices notice no such delay.
+    Each read wakes a thread, which costs as much as a message. Large fleets do not notice the delay.
     """
     return min(LONGEST_GATHERING, devices / 100_000)
 
 
 def batch_cost(samples: int, feature_shape: tuple[int, ...], max_packet: int) -> Budget:
-    """What a batch takes at most: of float32 features, with labels and the exit's predictions.
+    """The largest cost of a batch: float32 features with labels and the exit's predictions.
 
     Its parts may be as small as those of a device behind a slow link.
     """
@@ -56,13 +56,13 @@ def batch_cost(samples: int, feature_shape: tuple[int, ...], max_packet: int) ->
 
 @dataclass(frozen=True)
 class Budget:
-    """What all that is on its way may take. A batch costs as much."""
+    """Limits for all batches on their way; also the cost of a single batch."""
 
     size: int  # bytes
     events: int
 
     def holds(self, cost: Budget) -> int:
-        """How many batches of this cost fit."""
+        """Number of batches of this cost that fit."""
         return min(self.size // cost.size, self.events // cost.events)
 
     def share(self, participants: int) -> Budget:
@@ -109,11 +109,11 @@ class Windows:
                 self._open_next()
 
     def room(self, device: str) -> int:
-        """Batches that the device may have on their way."""
+        """Number of batches that the device may have on their way."""
         return self._rooms.get(device, 0)
 
     def note_taken(self, device: str, step: int) -> str | None:
-        """A batch was taken: who has a window now that had none, where windows go round."""
+        """Note that a batch was taken; returns the device that gets its window, if windows rotate."""
         if not self._in_turns:
             return None
         self._rooms[device] = 0
@@ -122,7 +122,7 @@ class Windows:
         return self._open_next()
 
     def drop(self, device: str) -> str | None:
-        """A device takes no part any more: who has its window now, where windows go round."""
+        """Remove a device; returns the device that gets its window, if windows rotate."""
         self._steps.pop(device, None)
         had = self._rooms.pop(device, 0)
         return self._open_next() if self._in_turns and had else None
@@ -153,7 +153,7 @@ def open_windows(
     order: Order,
     served: Sequence[str] = (),
 ) -> Windows:
-    """Those of `participants` in a phase. `feature_shape`: of a sample at a cut."""
+    """The windows of `participants` in a phase. `feature_shape`: of one sample at a cut."""
     samples = EVALUATION_BATCH if opened.batches == "evaluate" else spec.batch_size
     steps = {device: part.steps for device, part in participants.items()}
     costs = {

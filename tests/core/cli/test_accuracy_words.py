@@ -25,5 +25,5 @@ def test_the_weakest_class() -> None:
 
 def test_thresholds() -> None:
     chosen = ReleasedThreshold(threshold=0.4123, images=1000, expected_offload=0.23)
-    assert threshold_in_words(chosen) == "threshold 0.412, chosen on 1,000 images, offloads about 23.0 %"
-    assert threshold_in_words(ReleasedThreshold(threshold=0.5)) == "threshold 0.500, the run's"
+    assert threshold_in_words(chosen) == "threshold 0.412 (chosen on 1,000 images): expected 23.0 % offloaded"
+    assert threshold_in_words(ReleasedThreshold(threshold=0.5)) == "threshold 0.500 (the run's)"

@@ -73,6 +73,13 @@ finally:
     assert done.stdout.splitlines()[-1] == " ".join([os.devnull] * len(closed)), done.stderr
 
 
+@pytest.mark.parametrize("group", [(), ("broker",)], ids=["splitee", "broker"])
+def test_a_group_alone_shows_its_help(group: tuple[str, ...], tmp_path: Path) -> None:
+    bare, asked = splitee(*group, cwd=tmp_path), splitee(*group, "--help", cwd=tmp_path)
+    assert (bare.returncode, bare.stdout, bare.stderr) == (ExitCode.CONFIG, "", asked.stdout)
+    assert "..." not in asked.stdout.replace("[ARGS]...", "")
+
+
 def test_every_command_has_a_summary() -> None:
     assert {entry.name for entry in entry_points(group="splitee.commands")} == set(SUMMARIES)
 

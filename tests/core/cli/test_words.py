@@ -60,7 +60,8 @@ def test_multiply_accumulates(count: float, shown: str) -> None:
 
 def test_short_times_and_rates_have_three_digits() -> None:
     assert (milliseconds(0.012345), milliseconds(0.9876)) == ("12.3 ms", "988 ms")
-    assert bit_rate(11_640_000) == "93.1 Mbit/s"
+    assert milliseconds(16.79) == "16,790 ms"
+    assert (bit_rate(11_640_000), bit_rate(537_500_000)) == ("93.1 Mbit/s", "4,300 Mbit/s")
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (75, "1 min 15 s")])

@@ -121,7 +121,7 @@ def test_the_status_says_how_good_the_fleet_is_and_on_how_many_images() -> None:
     assert "weakest class glass 40.0 % (21.9 to 61.3, 20 images)" in shown
     assert (
         "pi-1  weakest class [red]\\n 0.0 % (0.0 to 56.2, 3 images); "
-        "threshold 0.400, chosen on 400 images, offloads about 20.0 %"
+        "threshold 0.400 (chosen on 400 images): expected 20.0 % offloaded"
     ) in shown
     assert device_of(view).held_out_samples == 31
 
@@ -172,7 +172,7 @@ def test_what_a_device_has_predicted_and_what_it_is_alone_are_shown() -> None:
             TOPICS.device("pi-1", "profile"): alone,
         }
     )
-    assert "1234, 25% asked" in printed(view)
+    assert "1234, 25% offloaded" in printed(view)
     assert "61.2" in printed(view)
 
 

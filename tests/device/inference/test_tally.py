@@ -23,7 +23,7 @@ def test_classes_the_share_that_was_offloaded_and_the_accuracy_are_counted() -> 
     tally.add(prediction("cat"))
     assert list(tally.lines()) == [
         "4 images: cat 3, dog 1",
-        "offloaded: 2 (50.0%), 1 of them without a response in time",
+        "offloaded: 2 (50.0%), 1 of them without the server's prediction",
         "right, where the folder is a class: 2 of 3 (66.7%; 95 % interval 20.8% to 93.9%)",
     ]
 

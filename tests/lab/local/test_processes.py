@@ -55,7 +55,7 @@ def test_a_failed_child_is_named_with_its_exit_code_and_last_words(tmp_path: Pat
         with pytest.raises(ChildFailed) as failed:
             wait_until_all_done(children)
     first, *said = str(failed.value).splitlines()
-    assert first.startswith("watcher ended with exit code 3 (no broker answered within --connect-timeout)")
+    assert first.startswith("watcher ended with exit code 3 (no broker was reached within --connect-timeout)")
     assert str(tmp_path / "watcher.log") in first
     assert said[-1].startswith("  splitee: no broker at mqtt://127.0.0.1:1 within 1 s")
     assert running() == []

@@ -97,7 +97,7 @@ def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
         assert manifest.threshold_images == 240
         assert manifest.threshold == pytest.approx(0.4, abs=0.03)
         assert manifest.expected_offload == pytest.approx(0.6, abs=0.1)
-    assert "cut 1 (pi-1): threshold 0.500, the run's, offloads about" in caplog.text
+    assert "cut 1 (pi-1): threshold 0.500 (the run's): expected " in caplog.text
     assert "(120 images held out; choosing one takes 200)" in caplog.text
     assert re.search(
         r"cut 2 \(pi-2, pi-3, pi-4\): threshold 0\.\d+, chosen on 240 images, offloads", caplog.text
