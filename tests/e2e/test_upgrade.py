@@ -158,7 +158,7 @@ def device(
     running.process.wait(60)
 
 
-@pytest.mark.slow(25)
+@pytest.mark.slow(12)
 def test_released_software_comes_up_or_is_rolled_back(
     device: Device, files: Path, mosquitto_broker: RunningBroker, request: pytest.FixtureRequest
 ) -> None:
@@ -207,7 +207,7 @@ def test_software_by_hand(device: Device, files: Path) -> None:
     assert device.process.poll() is None
 
 
-@pytest.mark.slow(6)
+@pytest.mark.slow(4)
 def test_a_device_that_trains_is_healthy_while_it_waits_and_stops_once(
     mosquitto_broker: RunningBroker, tmp_path: Path
 ) -> None:
@@ -247,7 +247,7 @@ main(sys.argv[1:])
 """
 
 
-@pytest.mark.slow(8)
+@pytest.mark.slow(2)
 @pytest.mark.parametrize("steps", [0, 1, 2])
 def test_an_installation_that_is_cut_off_changes_nothing(files: Path, tmp_path: Path, steps: int) -> None:
     """Before the packages are installed, before what they require is checked, and before they are loaded."""
@@ -282,7 +282,7 @@ class Index(AbstractContextManager["Index"]):
         self._server.server_close()
 
 
-@pytest.mark.slow(20)
+@pytest.mark.slow(5)
 def test_an_index_serves_and_earlier_upgrades_stay(files: Path, tmp_path: Path) -> None:
     """A package that the first file brings is there after the second, which comes from an index."""
     software, extra = Software(tmp_path / "software"), small_wheel(tmp_path, "extra", "1")
@@ -333,7 +333,7 @@ SMALL_DISK = ("unshare", "--map-root-user", "--mount", "sh", "-ec")
 MOUNT = 'mount -t tmpfs -o size=$1 tmpfs "$0"; shift; "$@" || code=$?; ls -A "$0" >&2; exit ${code:-0}'
 
 
-@pytest.mark.slow(3)
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["2m", "70m"], ids=["is-too-small", "fills-up"])
 def test_a_full_disk_leaves_nothing_behind(files: Path, tmp_path: Path, size: str) -> None:
     """The list of the wheels says less than they take, so that the second disk fills up on the way."""

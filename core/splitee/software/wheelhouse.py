@@ -132,6 +132,14 @@ class Wheelhouse:
         key.check_software(data, signature)
         return cls(_manifest(file, data, start), hashlib.sha256(data).hexdigest(), file, start)
 
+    def file_digest(self) -> str:
+        """SHA-256 of the whole file, hexadecimal. Raises OSError: it cannot be read."""
+        digest = hashlib.sha256()
+        self._file.seek(0)
+        while piece := self._file.read(PIECE):
+            digest.update(piece)
+        return digest.hexdigest()
+
     def extract(self, folder: Path) -> list[Path]:
         """Writes the wheels into `folder`, each checked; the paths in the manifest's order.
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import platform
@@ -57,8 +56,7 @@ class SoftwareInstaller:
         """
         try:
             wheelhouse = Wheelhouse.read(file, key)
-            file.seek(0)
-            release = hashlib.file_digest(file, "sha256").hexdigest()
+            release = wheelhouse.file_digest()
         except OSError as error:
             raise SoftwareError(f"the software cannot be read: {error.strerror}") from None
         manifest = wheelhouse.manifest
