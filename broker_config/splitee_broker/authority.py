@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from itertools import repeat
 from pathlib import Path
 
 import msgspec
@@ -24,13 +25,15 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from splitee.durable import StateDirectory, write_atomically
-from splitee.errors import ConfigError, StateError
+from splitee.errors import ConfigError, StateError, StateInUse
+from splitee.mqtt.backoff import tries
 from splitee.protocol.topics import check_name
 from splitee_broker.limits import DEVICES
 from splitee_broker.outside_topics import check_outside
 
 BACKDATED = timedelta(days=1)  # clocks differ
 AUTHORITY_DAYS = 20 * 365
+PATIENCE = 5.0  # seconds for another command of `splitee broker` to end
 HOST = re.compile(r"(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]{0,62})(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}))*")
 
 
@@ -87,6 +90,8 @@ class Authority:
     def __init__(self, directory: Path, fleet: str | None = None) -> None:
         """Opens the authority; `fleet`: makes one for this fleet where there is none.
 
+        Waits a little where another command has it: an invitation does for a moment with each device.
+
         Raises:
             ConfigError: there is none, or it is another fleet's.
             StateError: the directory cannot be written, is damaged, or is in use.
@@ -95,7 +100,7 @@ class Authority:
             raise ConfigError(f"no authority in {directory}: make it with `splitee broker init`")
         if directory.is_symlink():
             raise StateError(f"authority in {directory}: it is a link; take another --directory")
-        self._state = StateDirectory(directory)
+        self._state = _locked(directory)
         try:
             _keep_private(directory)
             if fleet is not None and not (directory / "ledger.json").exists():
@@ -302,6 +307,16 @@ class Authority:
 
     def _write(self, name: str, data: bytes) -> None:
         write_atomically(self._state.path / name, data)
+
+
+def _locked(directory: Path) -> StateDirectory:
+    for pause in tries(PATIENCE, repeat(0.1)):
+        try:
+            return StateDirectory(directory)
+        except StateInUse:
+            if not pause:
+                raise
+    raise AssertionError("the last try returns or raises")
 
 
 def _keep_private(directory: Path) -> None:

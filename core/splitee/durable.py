@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from splitee.cli.systemd import slow_disk
-from splitee.errors import StateError
+from splitee.errors import StateError, StateInUse
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,8 @@ class StateDirectory:
         """Creates `path` and locks it for this process.
 
         Raises:
-            StateError: it cannot be written, or another process uses it.
+            StateError: it cannot be written.
+            StateInUse: another process uses it.
         """
         self.path = path
         try:
@@ -163,7 +164,7 @@ class StateDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
-            raise StateError(f"state directory {path} is in use by another process; stop it first") from None
+            raise StateInUse(f"state directory {path} is in use by another process; stop it first") from None
         try:
             self._tidy()
         except BaseException:

@@ -136,6 +136,10 @@ class StateError(SpliteeError):
     exit_code = ExitCode.STATE
 
 
+class StateInUse(StateError):
+    """Another process works on it."""
+
+
 class Stalled(SpliteeError):
     exit_code = ExitCode.STALLED
 

@@ -29,6 +29,7 @@ from splitee.errors import (
 from splitee.mqtt.link import Link
 from splitee.pairing.code import new_code
 from splitee.protocol.topics import Topics
+from splitee_broker.authority import Authority
 from splitee_device.joining.exchange import Hub, connected
 from splitee_device.joining.identity_files import IdentityFiles
 from splitee_lab.local.brokers import free_port
@@ -284,6 +285,15 @@ def test_somebody_else_works_with_the_authority_meanwhile(directory: Path, tmp_p
         assert run_broker("add-device", "pi-1", directory=directory).exception is None
         assert joined(invitation.hub, invitation.code, tmp_path / "d", "--id", "pi-2").exception is None
         assert invitation.ended() == 0
+
+
+def test_commands_wait_for_one_that_is_at_work(directory: Path) -> None:
+    """An invitation has the authority for a moment with each device, and so often with many."""
+    authority = Authority(directory / "authority")
+    ends = threading.Timer(0.5, authority.close)
+    ends.start()
+    assert names(directory) == []
+    ends.join()
 
 
 def test_what_the_settings_say_besides_stays(directory: Path, tmp_path: Path) -> None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from cryptography import x509
@@ -15,13 +13,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from splitee.errors import ConfigError, StateError
+from splitee.errors import ConfigError
 from splitee.pairing.messages import Granted, Request
 from splitee_broker.authority import Authority, Issued, Role, check_device
 from splitee_broker.files import RELOAD, access_files, write_broker_folder
 from splitee_broker.signing_keys import RELEASE_KEY, SOFTWARE_KEY, pinned_keys
 
-PATIENCE = 5.0  # seconds for another command of `splitee broker` to end
 UNIT = "splitee-broker.service"
 
 
@@ -108,7 +105,9 @@ class Registrar:
         if not self._reload:
             return f"{name}: {RELOAD}"
         try:
-            done = subprocess.run(self._reload, capture_output=True, timeout=30, text=True, check=False)
+            done = subprocess.run(
+                self._reload, capture_output=True, timeout=30, text=True, errors="replace", check=False
+            )
             failed = done.stderr.strip().splitlines()[-1:] if done.returncode else None
         except (OSError, subprocess.TimeoutExpired) as error:
             failed = [str(error)]
@@ -117,19 +116,8 @@ class Registrar:
             return f"{name}: the broker did not read who is let in ({command}: {' '.join(failed)})"
         return f"{name}: the broker has read who is let in ({command})"
 
-    @contextmanager
-    def _authority(self) -> Iterator[Authority]:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                opened = Authority(self._directory / "authority")
-                break
-            except StateError:  # in use by another command
-                if time.monotonic() >= until:
-                    raise
-                time.sleep(0.1)
-        with closing(opened):
-            yield opened
+    def _authority(self) -> closing[Authority]:
+        return closing(Authority(self._directory / "authority"))
 
 
 def _words(command: str) -> list[str]:
