@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from splitee.clock import Clock
 from splitee.errors import DataError
+from splitee.log_limits import FirstFew
 from splitee.samples.images import IMAGE_SUFFIXES
 from splitee_device.capture.backlog import NewImage
 
@@ -77,6 +78,7 @@ class Folder:
         self._all_due = 0.0  # when all names are looked at again
         self._ready: deque[str] = deque()  # that are to be told of
         self.skipped: set[Path] = set()
+        self._log_skips = FirstFew()
         self._done = {} if existing else self._at_start()
 
     def images(self, stop: threading.Event) -> Iterator[NewImage]:
@@ -154,7 +156,8 @@ class Folder:
             return (status.st_size, status.st_mtime_ns) if status.st_size else None
         if path not in self.skipped:
             self.skipped.add(path)
-            log.warning("skipped: %s: expected an image, got no regular file", name)
+            if self._log_skips.due():
+                log.warning("skipped: %s: expected an image, got no regular file", name)
         return None
 
     def _names(self) -> set[str] | None:

@@ -166,7 +166,7 @@ def kept_guess(image: Path) -> KeptGuess | None:
 def _file_name(candidate: _Candidate) -> str:
     """The image's own name after the time, which keeps names apart: 20260131T104501.250-NAME."""
     at = time.strftime("%Y%m%dT%H%M%S", time.gmtime(candidate.guess.time))
-    own = re.sub(r"[^\w.-]", "_", candidate.name)[-100:]
+    own = re.sub(r"[^\w.-]", "_", candidate.name).encode()[-100:].decode(errors="ignore")
     if Path(own).suffix.lower() not in IMAGE_SUFFIXES:
         own += ".jpg"  # of a camera
     return f"{at}.{int(candidate.guess.time * 1000) % 1000:03}-{own}"

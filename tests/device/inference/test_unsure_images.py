@@ -142,7 +142,15 @@ def test_a_folder_that_cannot_be_written_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "name", ["../../evil.png", "camera", "\x1b[2J.png", "caf\udce9.png", "x" * 300 + ".png"]
+    "name",
+    [
+        "../../evil.png",
+        "camera",
+        "\x1b[2J.png",
+        "caf\udce9.png",
+        "x" * 300 + ".png",
+        "\N{SNOWMAN}" + "\u732b" * 80,
+    ],
 )
 def test_names_stay_within_the_folder(
     tmp_path: Path, clock: FakeClock, images: list[Path], name: str
