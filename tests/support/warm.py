@@ -30,12 +30,12 @@ FORK = "splitee.tests.fork"  # audit event of each start
 
 
 def children_cpu() -> float:
-    """CPU seconds of the forked processes that have ended."""
+    """CPU seconds of the fork server, and of its processes that have ended."""
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]
     if pid is None:
         return 0.0
     times = psutil.Process(pid).cpu_times()
-    return float(times.children_user + times.children_system)
+    return float(times.user + times.system + times.children_user + times.children_system)
 
 
 class WarmProcess(ForkedCommand):
