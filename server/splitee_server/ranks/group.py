@@ -77,6 +77,8 @@ class Group:
         able = all(self._can_read(other, said[other]) for other in self._memories)
         if all(msgspec.json.decode(one) for one in self.exchange("able", msgspec.json.encode(able))):
             self._memory = memory
+        elif memory is not None:
+            memory.close()
 
     def _can_read(self, rank: int, written: Written | None) -> bool:
         if written is None:

@@ -84,8 +84,11 @@ def _laid_out(memory: mmap.mmap, outlines: Iterable[Tensor]) -> list[Tensor]:
     found, offset = [], 0
     for outline in outlines:
         kind, count = outline.dtype, outline.numel()
-        flat = torch.frombuffer(memory, dtype=kind, count=count, offset=offset) if count else torch.empty(0)
-        found.append(flat.to(kind).as_strided(outline.shape, outline.stride()))
+        if count:
+            flat = torch.frombuffer(memory, dtype=kind, count=count, offset=offset)
+        else:  # which frombuffer refuses
+            flat = torch.empty(0, dtype=kind)
+        found.append(flat.as_strided(outline.shape, outline.stride()))
         offset += _room(outline)
     return found
 
