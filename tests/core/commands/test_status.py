@@ -292,7 +292,7 @@ def test_rollouts_are_a_table_with_the_reason_below_it() -> None:
     assert spring[3] == "running"
 
 
-def test_the_rollout_of_a_run_is_one_line_of_80_columns_without_empty_counts() -> None:
+def test_names_of_a_run_and_its_rollout_are_whole_at_80_columns_and_empty_counts_left_out() -> None:
     run = "20261130T020327-d445"
     finished = rollout(
         f"{run}-2", "finished", version=f"{run} round 2", wave=1, waves=(Wave(2, in_service=2),)
@@ -305,7 +305,7 @@ def test_the_rollout_of_a_run_is_one_line_of_80_columns_without_empty_counts() -
     [header] = [line.split() for line in lines if line.startswith("rollout ")]
     assert header == ["rollout", "release", "state", "wave", "service"]
     [row] = [line.split() for line in lines if line.startswith(f"{run}-2 ")]
-    assert row == [f"{run}-2", "model", run, "round", "2", "finished", "1", "of", "1", "2"]
+    assert row == [f"{run}-2", "model", run, "round", "finished", "1", "of", "1", "2"]
 
 
 def test_rollouts_are_shown_before_any_device_has_spoken() -> None:
