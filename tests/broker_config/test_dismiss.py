@@ -49,7 +49,7 @@ def test_the_servers_settings_are_enough(
     server.publish(TOPICS.server_status, ServerStatus(state="online", instance=1).encode(), retain=True)
     settings = ("--config", str(fleet.directory / "server" / "server.toml"))
     code, line = call(capsys, "dismiss", "pi-2", "pi-2", "--undo", *settings, "--wait", "0.5")
-    assert (code, "no word of `splitee server`" in line) == (ExitCode.STALLED, True)
+    assert (code, "no reply of `splitee server`" in line) == (ExitCode.STALLED, True)
     (asked,) = messages(server, 1)
     request = Dismissal.decode(asked.payload)
     assert (request.devices, request.undo) == (("pi-2",), True)

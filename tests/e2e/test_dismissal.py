@@ -175,4 +175,4 @@ def test_a_server_that_says_nothing_is_not_waited_for_for_ever(
     code, line = call(capsys, "dismiss", "pi-1", *arguments)
     link.close()
     assert code == ExitCode.STALLED
-    assert line.startswith("splitee: no word of `splitee server` within 1 s: ")
+    assert line.startswith("splitee: no reply of `splitee server` within 1 s: ")

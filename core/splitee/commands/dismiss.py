@@ -97,8 +97,8 @@ def _ask(
                 "`splitee server` first"
             )
     raise Stalled(
-        f"no word of `splitee server` within {wait:.0f} s: is it `splitee serve` that runs, or has the "
-        "server been killed? Asking again does no harm, and --wait gives a busy one longer"
+        f"no reply of `splitee server` within {wait:.0f} s: start it if only `splitee serve` runs, or none; "
+        "else repeat the command, with a longer --wait"
     )
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -15,20 +15,24 @@ from splitee.protocol.rollouts import Rollout, RolloutState
 
 COUNTS = ("in\nservice", "failed", "asleep", "late", "waiting", "later")
 STYLES: dict[RolloutState, str] = {"finished": "green", "stopped": "red", "paused": "yellow"}
+WHOLE_NAME = 24  # characters of a name that is not folded; those of a run's own release have 22
 
 
 def rollouts_table(snapshot: FleetSnapshot) -> Table | None:
-    """A row a rollout, the newest first; None: the server keeps none."""
+    """One row per rollout, the newest first, without empty counts; None: the server keeps no rollout."""
     if not snapshot.rollouts:
         return None
+    counts = [list(devices_by_state(rollout).values()) for rollout in snapshot.rollouts]
+    shown = [at for at in range(len(COUNTS)) if at == 0 or any(row[at] for row in counts)]
     table = Table(box=None, header_style="bold", pad_edge=False, collapse_padding=True)
-    table.add_column("rollout", overflow="fold")
+    longest = max(len(rollout.rollout) for rollout in snapshot.rollouts)
+    table.add_column("rollout", overflow="fold", min_width=min(longest, WHOLE_NAME))
     table.add_column("release", overflow="fold")
     table.add_column("state", no_wrap=True)
-    for name in ("wave", *COUNTS):
+    for name in ("wave", *(COUNTS[at] for at in shown)):
         table.add_column(name, justify="right", no_wrap=True)
-    for rollout in snapshot.rollouts:
-        table.add_row(*_cells(rollout))
+    for rollout, row in zip(snapshot.rollouts, counts, strict=True):
+        table.add_row(*_cells(rollout, [row[at] for at in shown]))
     return table
 
 
@@ -41,9 +45,9 @@ def rollout_reasons(snapshot: FleetSnapshot) -> Iterator[Text]:
             )
 
 
-def _cells(rollout: Rollout) -> tuple[Text, ...]:
+def _cells(rollout: Rollout, counts: Sequence[int]) -> tuple[Text, ...]:
     release = plain_cell(f"{rollout.kind} {rollout.version}")
     state = Text(rollout.state, STYLES.get(rollout.state, ""))
     wave = f"{min(rollout.wave, len(rollout.waves))} of {len(rollout.waves)}"
-    counts = [f"{count:,}" if count else "" for count in devices_by_state(rollout).values()]
-    return plain_cell(rollout.rollout), release, state, *map(plain_cell, (wave, *counts))
+    figures = [f"{count:,}" if count else "" for count in counts]
+    return plain_cell(rollout.rollout), release, state, *map(plain_cell, (wave, *figures))

@@ -80,7 +80,7 @@ def gather(connection: Link, view: FleetView) -> None:
 def _print_once(console: Console, link: LinkOptions, snapshot: FleetSnapshot, as_json: bool) -> None:
     if snapshot.empty:
         raise ConfigError(
-            f"no fleet {link.fleet!r} at {link.address}: no server or device of it has spoken; check --fleet"
+            f"no fleet {link.fleet!r} at {link.address}: nothing was published for it; check --fleet"
         )
     if as_json:
         echo_json(snapshot)

@@ -42,7 +42,7 @@ from splitee.protocol.fleet import (
 )
 from splitee.protocol.fleet_view import FleetView
 from splitee.protocol.inference import ModelReport, PredictedState, Serving
-from splitee.protocol.rollouts import DeviceUpdate, Rollouts, Update
+from splitee.protocol.rollouts import DeviceUpdate, Rollouts, Update, Wave
 from splitee.protocol.traffic import ByPurpose, Traffic
 from splitee_lab.local.brokers import RunningBroker
 
@@ -290,6 +290,22 @@ def test_rollouts_are_a_table_with_the_reason_below_it() -> None:
     assert reason == ["summer", "stopped:", *stopped.reason.split()]
     [spring] = [line.split() for line in lines if line.startswith("spring")]
     assert spring[3] == "running"
+
+
+def test_names_of_a_run_and_its_rollout_are_whole_at_80_columns_and_empty_counts_left_out() -> None:
+    run = "20261130T020327-d445"
+    finished = rollout(
+        f"{run}-2", "finished", version=f"{run} round 2", wave=1, waves=(Wave(2, in_service=2),)
+    )
+    console = Console(file=io.StringIO(), width=80)
+    console.print(
+        render(view_of({f"{TOPICS.base}/rollouts": Rollouts(rollouts=(finished,))}).snapshot(), NOW)
+    )
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    [header] = [line.split() for line in lines if line.startswith("rollout ")]
+    assert header == ["rollout", "release", "state", "wave", "service"]
+    [row] = [line.split() for line in lines if line.startswith(f"{run}-2 ")]
+    assert row == [f"{run}-2", "model", run, "round", "finished", "1", "of", "1", "2"]
 
 
 def test_rollouts_are_shown_before_any_device_has_spoken() -> None:
