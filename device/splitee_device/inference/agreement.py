@@ -52,18 +52,28 @@ class Rule(Protocol):
 
 
 class Votes:
-    """So many of the latest images have the same label."""
+    """So many of the latest images have the same label.
 
-    def __init__(self, count: int, window: int) -> None:
-        """`count`: more than half of `window`, so that no two labels can have it."""
+    Images from before a label was agreed on do not count against it: of labels that alternate, each would
+    else be agreed on in turn, with every image.
+    """
+
+    def __init__(self, count: int, window: int, held: str | None = None) -> None:
+        """`count`: more than half of `window`, so that no two labels can have it. `held`: as in `Weighted`."""
         self.window = window
         self._count = count
+        self._agreed = held
         self._labels: deque[str] = deque(maxlen=window)
 
     def take(self, label: str, probability: float) -> str | None:
         self._labels.append(label)
         [(most, count)] = Counter(self._labels).most_common(1)
-        return most if count >= self._count else None
+        if count < self._count:
+            return None
+        if most != self._agreed:
+            self._agreed = most
+            self._labels = deque([most] * count, self.window)
+        return most
 
 
 class Weighted:
@@ -125,8 +135,8 @@ def parse_rule(text: str) -> Callable[[int, str | None], Rule]:
     )
 
 
-def _votes(count: int, window: int, _classes: int, _held: str | None) -> Rule:
-    return Votes(count, window)
+def _votes(count: int, window: int, _classes: int, held: str | None) -> Rule:
+    return Votes(count, window, held)
 
 
 class Agreement:

@@ -59,6 +59,11 @@ def test_no_image_alone_changes_the_state(images: list[tuple[str, float]], rule:
     assert made.state is None or 0 <= made.state.confidence <= 1
 
 
+def test_labels_that_alternate_do_not_change_the_state_with_every_image() -> None:
+    assert changes(agreement("3/5"), shown("baabba")) == [(4, "b")]
+    assert changes(agreement("3/5", held="a"), shown("babababababa")) == [(4, "b"), (9, "a")]
+
+
 @given(
     st.lists(
         st.tuples(

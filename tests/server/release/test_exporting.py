@@ -100,7 +100,7 @@ def test_devices_whose_networks_were_averaged_share_a_graph_and_a_threshold(
     assert "cut 1 (pi-1): threshold 0.500 (the run's): expected " in caplog.text
     assert "(120 images held out; choosing one takes 200)" in caplog.text
     assert re.search(
-        r"cut 2 \(pi-2, pi-3, pi-4\): threshold 0\.\d+, chosen on 240 images, offloads", caplog.text
+        r"cut 2 \(pi-2, pi-3, pi-4\): threshold 0\.\d+ \(chosen on 240 images\): expected", caplog.text
     )
     manifest = TrunkModels(tmp_path / "trunks").manifest
     assert manifest.devices == {
