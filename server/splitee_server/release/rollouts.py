@@ -340,7 +340,7 @@ class Rollouts:
         """Offers and updates that have changed; False: some of them wait for the next look."""
         for device in list(self._touched):
             if self._clock() > now + TELL_FOR:
-                self._look_due = 0.0
+                self._look_due = self._clock() + LOOK
                 return False
             del self._touched[device]
             known = self._known(device)
