@@ -260,8 +260,10 @@ def test_a_device_that_asks_for_the_same_bytes_again_and_again_does_not_take_the
     parts = [fleet.fetch("d0") for _ in range(50)]
     assert sum(part is not None for part in parts) == 16
     assert fleet.fetch("d1") is not None
+    fleet.begin("b", data=bytes(1 << 19), pace=AT_ONCE)
+    assert fleet.fetch("d0", name="b") is not None, "a newer release is another one"
     fleet.tick(60)
-    assert fleet.fetch("d0") is not None
+    assert fleet.fetch("d0", name="b") is not None
 
 
 def test_what_cannot_be_written_is_not_announced(
