@@ -211,9 +211,12 @@ def test_software_goes_to_the_machines_that_it_is_for(fleet: Fleet) -> None:
     words = ("--signing-key", key, "--name", "new", "--detach")
     code, said = fleet.release(file, *words)
     assert (code, "rollout new: 2 devices, at once" in said) == (0, True), said
-    assert "splitee 90.0.0 is for aarch64 and Python cp311; left out are hub (x86_64 and cp311)" in said
+    assert "splitee 90.0.0 is for aarch64 and Python cp311; left out are " in said
+    assert "hub (x86_64 and cp311)" in said
     latest = {"pi-1": "90.0.0", "pi-2": "90.0.0", "hub": "0.1.0"}
-    fleet.see(lambda: {device: one.software.latest for device, one in fleet.updates.items()} == latest)
+    fleet.see(
+        lambda: latest.items() <= {name: one.software.latest for name, one in fleet.updates.items()}.items()
+    )
     code, said = fleet.release(file, *words, "--devices", "hub")
     assert (code, "there is no device that it is for" in said) == (ExitCode.CONFIG, True), said
     file.write_bytes(b"notes")

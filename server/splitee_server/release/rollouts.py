@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -70,16 +71,17 @@ class _Device:
     reports: dict[ReleaseKind, ReleaseReport] = field(default_factory=dict)
     told: DeviceUpdate | None = None
     tell_due: float = 0.0
-    sent: int = 0  # bytes of releases, in the minute that began at `sent_since`
+    sent: Counter[str] = field(default_factory=Counter)  # bytes by release, in the minute from `sent_since`
     sent_since: float = 0.0
 
-    def may_be_sent(self, count: int, size: int, now: float) -> bool:
+    def may_be_sent(self, release: str, count: int, size: int, now: float) -> bool:
         """Whether so many bytes of a release of `size` are due: in a minute all of it twice, or 16 parts."""
         if now - self.sent_since > 60:
-            self.sent, self.sent_since = 0, now
-        if self.sent + count > max(2 * size, 16 * PART):
+            self.sent_since = now
+            self.sent.clear()
+        if self.sent[release] + count > max(2 * size, 16 * PART):
             return False
-        self.sent += count
+        self.sent[release] += count
         return True
 
     def installed(self, kind: ReleaseKind) -> str:
@@ -271,7 +273,8 @@ class Rollouts:
         release = rollout.releases[device]
         count = min(PART, self._port.max_packet - 256)
         known = self._known(device)
-        if known is None or not known.may_be_sent(min(count, offer.size), offer.size, self._clock()):
+        of_part = min(count, offer.size - want.offset)
+        if known is None or not known.may_be_sent(want.release, of_part, offer.size, self._clock()):
             return
         data = release.head[want.offset : want.offset + count]
         try:
@@ -344,7 +347,7 @@ class Rollouts:
         """Offers and updates that have changed; False: some of them wait for the next look."""
         for device in list(self._touched):
             if self._clock() > now + TELL_FOR:
-                self._look_due = 0.0
+                self._look_due = self._clock() + LOOK
                 return False
             del self._touched[device]
             known = self._known(device)

@@ -260,8 +260,10 @@ def test_a_device_that_asks_for_the_same_bytes_again_and_again_does_not_take_the
     parts = [fleet.fetch("d0") for _ in range(50)]
     assert sum(part is not None for part in parts) == 16
     assert fleet.fetch("d1") is not None
+    fleet.begin("b", data=bytes(1 << 19), pace=AT_ONCE)
+    assert fleet.fetch("d0", name="b") is not None, "a newer release is another one"
     fleet.tick(60)
-    assert fleet.fetch("d0") is not None
+    assert fleet.fetch("d0", name="b") is not None
 
 
 def test_what_cannot_be_written_is_not_announced(
@@ -302,3 +304,17 @@ def test_viewers_are_told_of_as_many_as_one_message_carries(fleet: ReleaseFleet)
     assert [one.rollout for one in said.rollouts][:2] == ["r24", "r23"]
     assert said.rollouts[-1].rollout == "open"
     assert len(list(fleet.store.path.glob("*.json"))) == MOST_ROLLOUTS
+
+
+def test_on_a_slow_link_telling_devices_leaves_time_for_other_work(tmp_path: Path) -> None:
+    fleet = ReleaseFleet(tmp_path, devices=20)
+    fleet.wake(*fleet.devices)
+    fleet.port.on_sent = lambda _sent: fleet.now.advance(0.1)
+    before = fleet.now()
+    fleet.begin(pace=AT_ONCE)
+    assert fleet.now() - before < 2.0, "the others have their turn at the next look"
+    assert 0 < len(fleet.offered) < 20
+    for _ in range(20):
+        fleet.tick()
+    assert fleet.offered == set(fleet.devices)
+    assert fleet.rollout().state == "running"
