@@ -55,7 +55,7 @@ def test_the_commonest_size_and_what_is_made_of_it(
     words: str,
 ) -> None:
     open_data(str(tmp_path), input_shape=shape, fit=fit, region=region)
-    expected = f"{tmp_path}: images of 128 x 96 (6 of 9 looked at, others 64 x 48) {words}"
+    expected = f"{tmp_path}: images of 128 x 96 (6 of 9 checked, others 64 x 48) {words}"
     assert expected in lines(said, logging.INFO)
     assert not [line for line in lines(said, logging.WARNING) if "enlarged" in line]
 
@@ -97,6 +97,6 @@ def test_enlarged_images_are_a_warning_with_the_smaller_input(
 
 def test_two_hundred_images_are_looked_at(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     open_data("builtin:fashion-mnist", input_shape=(3, 32, 32), limit=1000)
-    assert "builtin:fashion-mnist: images of 28 x 28 (200 of 200 looked at) are scaled to 32 x 32" in lines(
+    assert "builtin:fashion-mnist: images of 28 x 28 (200 of 200 checked) are scaled to 32 x 32" in lines(
         said, logging.INFO
     )
