@@ -59,7 +59,7 @@ class Votes:
     """
 
     def __init__(self, count: int, window: int, held: str | None = None) -> None:
-        """`count`: more than half of `window`, so that two labels cannot both have it. `held`: see `Weighted`."""
+        """`count`: more than half of `window`, so two labels cannot both have it. `held`: see `Weighted`."""
         self.window = window
         self._count = count
         self._agreed = held
