@@ -49,10 +49,7 @@ SECTIONS = {  # what runs within another section is not counted there
     ),
 }
 BARE_EVERY, BARE_STEPS = 60, 3
-SLOW_STEPS, SLOW_SECONDS = (
-    6,
-    8.0,
-)  # of a trunk that is slow to begin with: the first batches, and each one's time
+SLOW_STEPS, SLOW_SECONDS = 6, 8.0  # batches with which a slow trunk begins, and each one's time
 
 
 class Stopwatch:

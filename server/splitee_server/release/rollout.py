@@ -107,10 +107,9 @@ class Rollout:
         self.releases: Mapping[str, PlannedRelease] = {one.device: one for one in plan.releases}
         self._sizes = {one.sha256: one.size for one in plan.files}
         self._places = {device: place for place, device in enumerate(record.devices)}
-        self._held: dict[str, float] = defaultdict(
-            float
-        )  # seconds for which a device has held the next wave up
-        self._tried: dict[str, float] = defaultdict(float)  # seconds for which a device has been trying it
+        # Seconds for which a device has held the next wave up, and for which it has been trying the release.
+        self._held: defaultdict[str, float] = defaultdict(float)
+        self._tried: defaultdict[str, float] = defaultdict(float)
 
     @property
     def is_open(self) -> bool:

@@ -44,9 +44,7 @@ LOOK = 0.5  # seconds between two looks at what has come, and at what time has c
 SETTLE = 2.0  # seconds after the last retained message, within which a broker tells the next
 LONGEST_LOOK = 10.0  # seconds that count between two looks, where this process was held up
 TELL_EVERY = 1.0  # seconds between two words on the bytes that a device has
-TELL_FOR = (
-    0.5  # seconds, within which so many devices are told as the link allows; the others have their turn
-)
+TELL_FOR = 0.5  # seconds in which devices are told, as fast as the link allows; the others follow later
 KINDS: tuple[ReleaseKind, ...] = ("model", "software")
 
 WANTS: dict[routes.Route, ReleaseKind] = {routes.RELEASES[kind].want: kind for kind in KINDS}

@@ -64,7 +64,9 @@ class Device:
         module = "splitee_device.upgrade.launcher"
         command = [sys.executable, "-m", module, "--software", str(self.software.path), *flags, "infer"]
         with self.log.open("ab") as log:
-            process = subprocess.Popen(command, stderr=log, env={**os.environ, **environment})
+            process = subprocess.Popen(
+                command, stderr=log, env={**os.environ, **environment}, start_new_session=True
+            )
         self.running.append(process)
         return process
 
@@ -156,7 +158,7 @@ def test_a_trial_that_was_cut_off_is_given_up(device: Device) -> None:
     device.tries(NEW, WORKS)
     process = device.start("--within", "100")
     device.await_starts(NEW)
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait(20)
     device.start()
     device.await_starts(NEW, OLD)
