@@ -147,9 +147,9 @@ class Notes:
                 yield phase
             self.note("finished", coordinator.commits.round)
 
-        def opened(link: Link, timeout: float | None) -> None:
+        def opened(link: Link, *arguments: Any) -> None:
             self._links.append(link)
-            opens(link, timeout)
+            opens(link, *arguments)
 
         _replace(Coordinator, phases, noted)
         _replace(Link, opens, opened)
