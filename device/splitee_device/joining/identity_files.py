@@ -8,7 +8,6 @@ the folder's owner alone.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import tomllib
@@ -16,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from splitee.durable import unwritable, write_atomically
+from splitee.durable import sync_folder, unwritable, write_atomically
 from splitee.errors import ConfigError, StateError
 from splitee_device.joining.exchange import Joined
 
@@ -109,11 +108,7 @@ class IdentityFiles:
             there.rename(old)
         (self.directory / NEW).rename(there)
         shutil.rmtree(old, ignore_errors=True)
-        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.directory)
 
     def _take_back(self) -> None:
         """After a power cut between the two renames of an exchange."""

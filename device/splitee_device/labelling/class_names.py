@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from splitee.cli.plain_text import plain
-from splitee.durable import unwritable
+from splitee.durable import sync_folder, unwritable
 from splitee.errors import DataError
 from splitee.protocol.fields import LONGEST_CLASS_NAME
 from splitee_device.data.folder import TEST, TRAINING, is_foreign
-from splitee_device.labelling.durable_moves import sync_folder
 
 # Hidden, so that training passes them over.
 NONE_OF_THESE = ".none-of-these"  # the images that a person has said to be of no class

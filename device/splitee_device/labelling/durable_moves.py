@@ -61,15 +61,6 @@ def free_name(path: Path) -> Path:
     return numbered
 
 
-def sync_folder(path: Path) -> None:
-    """What has been renamed, made or removed in a folder is durable when this returns. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def open_regular(path: Path) -> BinaryIO:
     """A regular file, not followed to where a link leads. Raises OSError: it is none."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb")

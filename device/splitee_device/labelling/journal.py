@@ -12,11 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from splitee.durable import unwritable
+from splitee.durable import sync_folder, unwritable
 from splitee.errors import StateError
 from splitee.protocol.fields import Fraction, Milliseconds, Positive
 from splitee_device.labelling.class_names import WORKSPACE
-from splitee_device.labelling.durable_moves import sync_folder
 
 FILE, LOCK = "journal.jsonl", ".lock"
 

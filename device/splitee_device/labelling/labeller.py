@@ -13,11 +13,11 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from splitee.durable import unwritable
+from splitee.durable import sync_folder, unwritable
 from splitee.errors import DataError, SpliteeError, StateError
 from splitee_device.data.folder import find_classes
 from splitee_device.labelling.class_names import NONE_OF_THESE, check_class_name, make_folder
-from splitee_device.labelling.durable_moves import finish_move, free_name, move_file, sync_folder
+from splitee_device.labelling.durable_moves import finish_move, free_name, move_file
 from splitee_device.labelling.journal import Journal, LabelledElsewhere, Moved, Step
 from splitee_device.labelling.unlabelled import Unlabelled, UnlabelledFolders, look_at
 
