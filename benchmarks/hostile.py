@@ -158,6 +158,7 @@ def with_rare_ones(heard: dict[str, list[bytes]], run: str) -> dict[str, list[by
             run=run, round=1, attempt=1, first=0, rows=tensor
         ),
         TOPICS.device(VICTIM, "model-want"): ReleaseWant(release="0" * 64, offset=1),
+        TOPICS.device(VICTIM, "software-want"): ReleaseWant(release="0" * 64, offset=1),
         TOPICS.device(VICTIM, "model"): ModelReport(release="0" * 64, state="failed", reason="parity"),
         TOPICS.device(VICTIM, "inbox/error"): ErrorReport(code=ExitCode.REJECTED, message="features: ..."),
         TOPICS.server_claim: ServerClaim(instance=1),
@@ -170,13 +171,15 @@ class Payloads:
 
     def __init__(self, samples: Mapping[str, list[bytes]], generator: random.Random) -> None:
         self._samples = samples
+        self._all = [payload for kept in samples.values() for payload in kept]
         self._random = generator
         self._makers = (self._noise, self._crafted, self._cut_short, self._changed, self._changed)
 
     def draw(self, target: Target) -> bytes:
         """The next payload that the target's readers refuse."""
+        samples = self._samples.get(target.topic, self._all)  # others', of what this fleet says nothing of
         while True:
-            payload = self._random.choice(self._makers)(self._random.choice(self._samples[target.topic]))
+            payload = self._random.choice(self._makers)(self._random.choice(samples))
             try:
                 target.check(payload)
             except MalformedMessage:
