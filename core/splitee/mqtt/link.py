@@ -104,6 +104,7 @@ class Link:
         self._pace = Pace()
         self._log_refused = RateLimiter()
         self._refused_topic = ""
+        self._repeats = False  # a `Connected` waits by which the reader sends again what was refused
         self.refused = 0
         self.meter: Meter | None = None
         self._connection = Connection(
@@ -253,6 +254,8 @@ class Link:
     def receive(self, timeout: float | None) -> Event | None:
         """The next event; None when `timeout` seconds are over. BrokerRefused: a subscription was denied."""
         event = self._inbox.get(timeout)
+        if isinstance(event, Connected):
+            self._repeats = False  # what is refused from here on may have been sent again by then
         if isinstance(event, Message):
             log.debug("received %s, %d bytes", event.topic, len(event.payload))
         return event
@@ -443,7 +446,9 @@ class Link:
         if not reason.is_failure:
             return
         if reason.getName().lower() in COMPLAINTS:
-            if self._slow_down(reason.getName().lower()):
+            self._slow_down(reason.getName().lower())
+            if not self._repeats:
+                self._repeats = True
                 self._inbox.put(Connected(fresh=True))  # so that its reader sends again what is not confirmed
             return
         self.refused += 1
