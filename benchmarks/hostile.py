@@ -272,7 +272,7 @@ class Flood:
             self.sent[reader] += reader != missed
 
     def _wait(self, backlog: int, drawn: list[tuple[Target, bytes]]) -> None:
-        """Until no reader is further behind; a status of the victim's own may have taken the place of ours."""
+        """Until no reader is further behind; the victim's own status may have taken the place of ours."""
         started = again = time.monotonic()
         counted = self._observer.rejected
         while any(sent - counted[name] > backlog for name, sent in self.sent.items()):
