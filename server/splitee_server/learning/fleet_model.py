@@ -372,6 +372,10 @@ class FleetModel:
         """As `Strategy.end_step`."""
         return self._strategy.end_step(*others, lanes=lanes)
 
+    def move_to(self, places: Mapping[str, Tensor]) -> None:
+        """As `Strategy.move_to`."""
+        self._strategy.move_to(places)
+
     def follow_step(self, changed: Mapping[str, Tensor]) -> None:
         """As `Strategy.follow_step`."""
         self._strategy.follow_step(changed)

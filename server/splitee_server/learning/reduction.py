@@ -69,11 +69,19 @@ class LaneSums:
         self._nodes: list[Partial] = []  # complete, from left to right; no two are halves of one
         self._open = Partial(first_lane, 1)
 
-    def add(self, device: str, tensors: Mapping[str, Tensor], weight: float | Mapping[str, float]) -> None:
+    def add(
+        self,
+        device: str,
+        tensors: Mapping[str, Tensor],
+        weight: float | Mapping[str, float],
+        *,
+        takes_over: bool = False,
+    ) -> None:
         """The next device's tensors, which are copied.
 
         Args:
             weight: above 0; by name, where it is not the same for all tensors.
+            takes_over: they are changed in place instead; nobody else may use them any more.
 
         Raises:
             ValueError: it is not the device's turn.
@@ -88,7 +96,8 @@ class LaneSums:
             own = float(weights[name])
             dtype = self._dtype if tensor.is_floating_point() else torch.float64
             value = tensor.detach()
-            product = value * own if value.dtype == dtype else value.to(dtype).mul_(own)
+            is_ours = takes_over or value.dtype != dtype
+            product = value.to(dtype).mul_(own) if is_ours else value * own
             self._open.take({name: product}, {name: own})  # rounded before it is added
 
     def partials(self, end: int = 0) -> list[Partial]:

@@ -72,7 +72,7 @@ class Group:
     def share_memory(self) -> None:
         """From now on tensors are read in the memory of who sends them, if every rank can open all of it."""
         memory, probe = OwnMemory() if hasattr(os, "memfd_create") else None, torch.tensor([self.rank])
-        written = msgspec.json.encode(memory and memory.write([probe]))
+        written = msgspec.json.encode(memory and memory.write([probe])[0])
         said = [msgspec.json.decode(one, type=Written | None) for one in self.exchange("memory", written)]
         able = all(self._can_read(other, said[other]) for other in self._memories)
         if all(msgspec.json.decode(one) for one in self.exchange("able", msgspec.json.encode(able))):
@@ -169,17 +169,23 @@ class Group:
             distributed.recv(data, rank)
         return data.numpy().tobytes()
 
-    def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> None:
-        """The same to some ranks, which receive them now; they have no gaps. Raises RankLost."""
+    def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The same to some ranks, which receive them now; they have no gaps. Raises RankLost.
+
+        Returns:
+            The tensors in the memory that the ranks share, if they do; what lies there need not be copied
+            when it is sent again.
+        """
         if self._memory is not None:
-            written = msgspec.json.encode(self._memory.write(tensors))
+            written, places = self._memory.write(tensors)
             for rank in ranks:
-                self.send(rank, written)
-            return
+                self.send(rank, msgspec.json.encode(written))
+            return places
         for rank in ranks:
             with _bounded(f"rank {rank} takes no state"):
                 for tensor in tensors:
                     distributed.send(_flat(tensor), rank)
+        return tensors
 
     def receive_tensors(self, rank: int, outlines: Iterable[Tensor]) -> list[Tensor]:
         """What a rank sends, to be used before anything is sent to it again. Raises RankLost.

@@ -147,7 +147,7 @@ class Leader(Ranks):
             self._tell(rank, JoinStep(self._step + 1, (lanes.start, lanes.stop)))
         parts = [receive_apart(self._group, rank) for rank in self._group.others()]
         changed = model.end_step(*parts, lanes=own)
-        send_apart(self._group, self._group.others(), changed)
+        model.move_to(send_apart(self._group, self._group.others(), changed))
         self._step = self._step + 1 if phase.has_batches_left() else None
         if self._step is not None:
             phase.open_step(self._step)

@@ -5,7 +5,7 @@ values is ever unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,9 +31,12 @@ def pack(state: Mapping[str, Any]) -> bytes:
 unpack = unpack_state
 
 
-def send_apart(group: Group, ranks: Collection[int], state: Any) -> None:
+def send_apart(group: Group, ranks: Collection[int], state: Any) -> dict[str, Any]:
     """Send some ranks a state of mappings and lists, whose tensors travel by themselves, as they are in
     memory: where no two of them are equal, and time counts.
+
+    Returns:
+        The state, with the tensors that `Group.send_tensors` returns.
     """
     tensors: list[Tensor] = []
 
@@ -46,7 +49,7 @@ def send_apart(group: Group, ranks: Collection[int], state: Any) -> None:
     outlines = encode(state, enc_hook=outline)
     for rank in ranks:
         group.send(rank, outlines)
-    group.send_tensors(ranks, tensors)
+    return _with_tensors(outlines, group.send_tensors(ranks, tensors))
 
 
 def receive_apart(group: Group, rank: int) -> dict[str, Any]:
@@ -59,8 +62,13 @@ def receive_apart(group: Group, rank: int) -> dict[str, Any]:
         outlines.append(torch.empty_strided(shape, stride, dtype=kind, device="meta"))
 
     decode(state, ext_hook=note)
-    tensors = iter(group.receive_tensors(rank, outlines))
-    found: dict[str, Any] = decode(state, ext_hook=lambda _code, _outline: next(tensors))
+    return _with_tensors(state, group.receive_tensors(rank, outlines))
+
+
+def _with_tensors(state: bytes, tensors: Iterable[Tensor]) -> dict[str, Any]:
+    """A state with tensors in the places of their outlines."""
+    following = iter(tensors)
+    found: dict[str, Any] = decode(state, ext_hook=lambda _code, _outline: next(following))
     return found
 
 

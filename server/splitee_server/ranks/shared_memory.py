@@ -36,15 +36,23 @@ class OwnMemory:
         self._number = 0
         self._allocate(1)
 
-    def write(self, tensors: Sequence[Tensor]) -> Written:
-        """Copy tensors (without gaps) there, over those before them, which nobody may read any more."""
+    def write(self, tensors: Sequence[Tensor]) -> tuple[Written, list[Tensor]]:
+        """Copy tensors (without gaps) there, over those before them, which nobody may read any more.
+
+        Tensors that lie there already, as the last call returned them, are not copied.
+
+        Returns:
+            What another rank needs to read them, and the same tensors in this memory.
+        """
         needed = sum(map(_room, tensors))
         if needed > len(self._map):
             self.close()
             self._allocate(needed)
-        for tensor, place in zip(tensors, _laid_out(self._map, tensors), strict=True):
-            place.copy_(tensor)
-        return Written(f"/proc/{os.getpid()}/fd/{self._file}", self._number, len(self._map))
+        places = _laid_out(self._map, tensors)
+        for tensor, place in zip(tensors, places, strict=True):
+            if tensor.data_ptr() != place.data_ptr():
+                place.copy_(tensor)
+        return Written(f"/proc/{os.getpid()}/fd/{self._file}", self._number, len(self._map)), places
 
     def _allocate(self, size: int) -> None:
         self._file = os.memfd_create("splitee-rank")

@@ -156,6 +156,7 @@ def join(ranks: Sequence[FleetModel], dealing: LaneDealing) -> None:
     changed = first.end_step(*[unpack(pack_state(part)) for part in parts], lanes=dealing.lanes(0))
     for other in others:
         other.follow_step(unpack(pack_state(changed)))
+    first.move_to(unpack(pack_state(changed)))
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,11 @@ class MemoryGroup(Group):
     def receive(self, rank: int) -> bytes:
         return self._states[rank, self.rank].get(timeout=60)
 
-    def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> None:
+    def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         for rank in ranks:
             for tensor in tensors:
                 self.send(rank, tensor.numpy().tobytes())
+        return tensors
 
     def receive_tensors(self, rank: int, outlines: Iterable[Tensor]) -> list[Tensor]:
         return [

@@ -76,3 +76,13 @@ def test_a_state_arrives_as_it_was_sent(group: Group) -> None:
         assert all(tensor.dtype == came[name].dtype for name, tensor in sent.items())
     group.send(1, b"read")
     assert found["sums"][0]["channels-last"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_has_been_sent_lies_where_it_can_be_sent_again(group: Group) -> None:
+    places = send_apart(group, [1], {"weights": torch.zeros(1000)})
+    receive_apart(group, 1)
+    places["weights"].fill_(1)
+    again = send_apart(group, [1], places)
+    assert again["weights"].data_ptr() == places["weights"].data_ptr()
+    assert receive_apart(group, 1)["weights"].tolist() == [1] * 1000
+    group.send(1, b"read")

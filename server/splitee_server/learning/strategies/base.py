@@ -177,7 +177,16 @@ class Strategy(ABC):
             lanes: as in `part_of_step`, of this process.
 
         Returns:
-            The tensors that it has changed, by name.
+            The tensors that a step may change, by name; always the same, in the same order. Empty: there
+            was no batch.
+        """
+        raise NotImplementedError
+
+    def move_to(self, places: Mapping[str, Tensor]) -> None:
+        """Keep weights of the trunk in other memory from now on.
+
+        Args:
+            places: tensors there, by name, which have the weights' values already.
         """
         raise NotImplementedError
 

@@ -70,8 +70,9 @@ class DataParallel(Sequential):
         self._at = max(self._at, (round_number, step, steps))
         self._joined.add(device)
         parameters, buffers = self._named[self._cuts[device]]
-        gradients = {name: one.grad for name, one in parameters.items() if one.grad is not None}
-        self._sums.add(device, {**gradients, **buffers}, samples)
+        seen = {name: one.grad for name, one in parameters.items() if one.grad is not None}
+        seen |= {name: buffer.clone() for name, buffer in buffers.items()}
+        self._sums.add(device, seen, samples, takes_over=True)
         for name, buffer in buffers.items():
             buffer.copy_(self._before[name])
 
@@ -98,14 +99,19 @@ class DataParallel(Sequential):
         sums = LaneSums()
         sums.merge(Partial(**node) for part in parts for node in part["sums"])
         means = sums.means()
-        parameters, buffers = ({name: one for name, one in of.items() if name in means} for of in self._all)
-        for name, parameter in parameters.items():
-            parameter.grad = means[name].to(parameter.dtype)
-        for name, buffer in buffers.items():
-            buffer.copy_(means[name])
+        parameters, buffers = self._all
+        for name in means.keys() & parameters.keys():
+            parameters[name].grad = means[name].to(parameters[name].dtype)
+        for name in means.keys() & buffers.keys():
+            buffers[name].copy_(means[name])
         self._step(self._optimizer, *max(tuple(part["at"]) for part in parts))
         forget_gradients(self._optimizer)
         return {**parameters, **buffers}
+
+    def move_to(self, places: Mapping[str, Tensor]) -> None:
+        for name, parameter in self._all.parameters.items():
+            if name in places:
+                parameter.data = places[name]
 
     def follow_step(self, changed: Mapping[str, Tensor]) -> None:
         self._write(self._whole, changed)
