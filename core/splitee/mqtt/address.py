@@ -28,11 +28,11 @@ class BrokerAddress:
     tls: bool = False
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    path: str | None = field(default=None, repr=False)  # of websockets, with its query; None: plain MQTT
+    path: str | None = field(default=None, repr=False)  # websocket path and query; None: plain MQTT
 
     @classmethod
     def parse(cls, text: str) -> BrokerAddress:
-        """Reads SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/PATH] as `FORMS` has them.
+        """Parse SCHEME://[USER[:PASSWORD]@]HOST[:PORT][/PATH]; `FORMS` lists the schemes.
 
         A path is for websockets only: ws://HOST is ws://HOST:80/mqtt.
 
@@ -72,7 +72,7 @@ class BrokerAddress:
 
 
 def _check_account(text: str) -> None:
-    """A character of a password that ends a URL's part would be told as a mistake of the port or the host."""
+    """Reject unencoded delimiters in the account: urlsplit would report them as a wrong port or host."""
     account = text.partition("://")[2].rpartition("@")[0]
     if set(account) & set("/?#@") or _STRAY_PERCENT.search(account):
         raise ConfigError(f"broker address: before the @ of the host, {_ENCODE}; or use --password-file")

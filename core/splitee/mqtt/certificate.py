@@ -64,7 +64,7 @@ def own_certificate(tls: TlsFiles | None) -> OwnCertificate | None:
     """
     if tls is None or tls.certificate is None:
         return None
-    # Only where there is a certificate: it takes memory that a device without one need not spend.
+    # Imported here because the package takes memory, which a device without a certificate can save.
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 

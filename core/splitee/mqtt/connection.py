@@ -44,9 +44,9 @@ from splitee.mqtt.websockets import carrier
 CONNECT_LIMIT = 5.0  # seconds for one try
 LONGEST_KEEP_ALIVE = 60  # seconds
 LARGEST_INCOMING = 16 << 20  # bytes of a packet
-LINGER = 2.0  # seconds that the broker has to read the last word
+LINGER = 2.0  # seconds that the broker has to read the last packet
 LOOP = 1.0  # seconds between two looks at the keep-alive, where there is nothing else to do
-CERTAIN = 3  # closed connections, each beside an answer to MQTT 3.1.1: that is no coincidence
+CERTAIN = 3  # connections closed although MQTT 3.1.1 is answered, before the broker counts as 3.1.1 only
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +113,10 @@ class Connection:
         self._opened = True
 
     def _ask_a_stranger(self, deadline: float) -> ReasonCode:
-        """As `_ask`, of an address where nobody has answered yet: it finds out what does.
+        """As `_ask`, for an address that has not answered yet; finds out what kind of server is there.
 
-        A broker of MQTT 3.1.1 may close the connection at a CONNECT of v5, as a full one does at any.
+        A broker of MQTT 3.1.1 may close the connection when it receives a CONNECT of v5. A full broker closes
+        every connection.
         """
         for _ in range(CERTAIN):
             try:
@@ -128,7 +129,7 @@ class Connection:
         raise speaks_mqtt_311_only(self._address)
 
     def _answers_311_only(self, failure: Unanswered, limit: float) -> bool:
-        """Whether what gave v5 no answer gives MQTT 3.1.1 one. BrokerRefused, TryFailed: it is no broker."""
+        """Whether the server answers MQTT 3.1.1 but not v5. BrokerRefused, TryFailed: it is no broker."""
         web = None if self._address.path else ask_for_http(self._address, self._context, limit)
         if web is not None:
             raise web_failure(self._address, web) from None
@@ -166,8 +167,8 @@ class Connection:
             self.client.set_next_keepalive(self._next_keepalive)
             self.client.reconnect()
             return
-        # connect() starts a clean session, reconnect() takes the session up: what an earlier process left
-        # unread on the broker belongs to no one.
+        # connect() starts a clean session and so discards messages that an earlier process left unread on the
+        # broker; reconnect() resumes the session.
         properties = packet_properties(
             PacketTypes.CONNECT,
             SessionExpiryInterval=self._session_expiry or None,
@@ -216,8 +217,8 @@ class Connection:
     def _let_broker_read(self, _client: Client, _data: Any, closed: socket.socket) -> None:
         """Wait until the broker has read DISCONNECT and hung up.
 
-        To close while there is something to read resets a connection: what was sent last may be lost with it,
-        and the session would stay at the broker, with all that is queued for it, until it expires.
+        Closing a socket that has unread data resets the connection, and the last packets may be lost. The
+        broker would then keep the session and its queued messages until the session expires.
         """
         if self._closing.is_set():
             let_broker_read(closed, LINGER)
@@ -250,7 +251,7 @@ class Connection:
         self._on_lost()
 
     def _bear_silence(self, lasted: float) -> None:
-        """A path that falls silent soon, and again, may be slow, not dead: one message can take as long."""
+        """Double the next keep-alive after an early silence: on a slow path one message can take as long."""
         keepalive = self.client.keepalive
         soon = lasted < 10 * keepalive
         longer = min(2 * keepalive, max(LONGEST_KEEP_ALIVE, self._keepalive))
@@ -258,7 +259,7 @@ class Connection:
 
 
 class _Trouble(logging.Handler):
-    """Keeps the error that paho only logs when a socket fails: it tells TLS from other troubles."""
+    """Keeps the error that paho only logs when a socket fails; it separates TLS errors from others."""
 
     _error: Exception | None = None
 
@@ -283,7 +284,7 @@ def quietly(callback: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Packed(Properties):
-    """Properties that nobody changes any more: paho packs them whenever it sends them, and takes long."""
+    """Constant properties, packed once: paho packs properties again for each packet, which is slow."""
 
     _packed: bytes
 
@@ -292,7 +293,7 @@ class _Packed(Properties):
         for name, value in fields.items():
             setattr(self, name, value)
         packed = super().pack()  # type: ignore[no-untyped-call]
-        object.__setattr__(self, "_packed", packed)  # paho's own lets only what MQTT names be set
+        object.__setattr__(self, "_packed", packed)  # paho's __setattr__ accepts MQTT's names only
 
     def pack(self) -> bytes:
         return self._packed

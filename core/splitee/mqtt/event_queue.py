@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Latest:
-    """The place of a message that a newer one of its key replaces."""
+    """A slot in the queue for the latest message of a key."""
 
     key: Hashable
     message: Message
@@ -32,13 +32,12 @@ Queued = Event | Exception | _Latest
 class EventQueue:
     """A queue bounded in events and payload bytes; events that do not fit are dropped and counted.
 
-    Where something was dropped, whoever reads comes upon an `Overflow`. Connected, Disconnected and errors
-    have a reserve of their own: a flood of messages never hides them. Of the messages that say the same, or
-    of which only the last word counts, no more than one waits.
+    The reader gets an `Overflow` in the place of dropped events. Connected, Disconnected and errors have
+    reserved room, so that a flood of messages never hides them. Only the latest message of a key waits.
     """
 
     def __init__(self, capacity: int, capacity_bytes: int, key: Key = lambda _message: None) -> None:
-        """`key`: of a message that takes the place of the one that waits with the same; None: of none."""
+        """`key`: a message replaces the waiting message with the same key; None: it replaces none."""
         self._capacity = capacity
         self._capacity_bytes = capacity_bytes
         self._key = key
@@ -90,7 +89,7 @@ class EventQueue:
         with self._lock:
             if self._held is None:
                 self._held = deque()
-                self._latest.clear()  # what comes from here on does not come before it
+                self._latest.clear()  # a later message must not take an earlier place
 
     def release(self, first: Event | None = None) -> bool:
         """Deliver `first`, then the events held back; False if none are held back."""

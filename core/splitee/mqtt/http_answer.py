@@ -80,7 +80,7 @@ def ask_for_http(address: BrokerAddress, tls: ssl.SSLContext | None, limit: floa
 
 
 def _first_line(address: BrokerAddress, tls: ssl.SSLContext | None, request: bytes, deadline: float) -> bytes:
-    """What comes for a request, as far as it may be a status line of HTTP."""
+    """The start of the response to a request, read as long as it can be an HTTP status line."""
     head = b""
     left = deadline - time.monotonic()
     try:
@@ -100,5 +100,5 @@ def _first_line(address: BrokerAddress, tls: ssl.SSLContext | None, request: byt
 
 
 def _begins_as_http(head: bytes) -> bool:
-    """Whether this may be the begin of a status line that has not ended."""
+    """Whether this may be the beginning of an incomplete status line."""
     return head[:5] == b"HTTP/"[: len(head)] and b"\n" not in head and len(head) < LARGEST_LINE

@@ -58,7 +58,7 @@ class InFlight:
             return self._busy + (self._clock() - self._busy_since if self._up and self._flights else 0.0)
 
     def _pause_busy(self) -> None:
-        """Until `_busy_since` is set again: the last one is about to go, or the link to change."""
+        """Add the time since `_busy_since`; called before the last message goes or the link changes state."""
         if self._up and self._flights:
             now = self._clock()
             self._busy, self._busy_since = self._busy + now - self._busy_since, now

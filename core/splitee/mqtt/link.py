@@ -34,9 +34,9 @@ __all__ = ["BrokerAddress", "Connected", "Disconnected", "Event", "Link", "Messa
 ENVELOPE = 1024  # bytes of a packet set aside for its header, topics and properties
 INBOX_BYTES = 256 << 20
 STABLE = 30.0  # seconds that a connection lasts before its loss counts as a first one again
-TAKEOVER_PAUSE = 5.0  # seconds, at least, before we take an id back from who took it
+TAKEOVER_PAUSE = 5.0  # seconds, at least, before reconnecting after another client has taken over the id
 KEEP_ALIVE = 15  # seconds: a connection that is dead, and does not show it, is noticed within twice as many
-SESSION_EXPIRY = 60  # seconds, for who goes on after a broken connection with what was under way
+SESSION_EXPIRY = 60  # seconds within which a client can resume its session after a broken connection
 RETAINED_FOR = 60 * 365 * 86400  # seconds; a broker that counts them down tells how old a retained message is
 MOMENT = 0.2  # seconds between two looks at whether to stop
 SHORT = 5.0  # seconds: a paced connection that ends sooner counts as another complaint
@@ -50,11 +50,11 @@ class Link:
     """One client of the broker; `publish` may be called from any thread, `receive` from one.
 
     `meter` counts each message: a published one once, however often MQTT sends it again after a
-    reconnect, and of one that has come, whether it is admitted or not.
+    reconnect, and each received one, admitted or not.
 
-    The broker's acknowledgement proves nothing about a reader: a message counts as received when its reader
-    says so in a message of its own. After a `Connected`, send again what has no such word yet. It comes when
-    the subscriptions are in force, and before any message of the new connection.
+    The broker's acknowledgement says nothing about the reader. A message counts as received when its reader
+    confirms it in a message of its own. After a `Connected`, send again all messages that are not confirmed.
+    `Connected` comes when the subscriptions are in force, before any message of the new connection.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Link:
     ) -> None:
         """`will`: topic and payload that the broker retains when this side vanishes. `keepalive`: seconds.
 
-        `session_expiry`: seconds that the broker keeps subscriptions and their queue for while the connection
-        is broken; 0: not at all. What a process leaves behind that was killed takes the broker's memory for
-        so long, unless the next one has the same id.
+        `session_expiry`: seconds for which the broker keeps subscriptions and their queue while the
+        connection is broken; 0: not at all. The session of a killed process takes the broker's memory for
+        this time, unless the next process has the same id.
         `max_packet`: bytes of the largest packet to send. `capacity`, `capacity_bytes`: events to hold for
         `receive`, and bytes of their payloads. `key`: as for `EventQueue`. `admits`: whether a message on a
-        topic is taken; asked on the network thread. `gather`: seconds for which what comes may wait to be
-        read together, which spares who only watches a large fleet most of the CPU.
+        topic is taken; asked on the network thread. `gather`: seconds for which incoming data may wait to be
+        read together; this saves most of the CPU time of a viewer of a large fleet.
         """
         if not client_id or set(client_id) & set("/+#$"):
             # MQTT allows them, but rumqttd 0.20 stops serving everybody when it meets one.
@@ -327,7 +327,7 @@ class Link:
                 self._pauses, self._log_tries = delays(), FirstFew(SELDOM)
             if not self._inbox.release():
                 self._inbox.put(Disconnected(reason))
-            # Who is hung up on in the middle of a packet does not get to read why.
+            # If the broker closes the connection in the middle of a packet, its reason is not read.
             is_paced = self._pace.pause > 0 and time.monotonic() - started < SHORT
             if reason in COMPLAINTS or is_paced:
                 if self._slow_down(reason):
@@ -344,8 +344,8 @@ class Link:
     def _reconnect(self, reason: str) -> bool:
         """Tries until it is connected; False when `close` came first.
 
-        Pauses go on growing over short-lived connections: two clients with one id throw each other out, and
-        not every broker tells them so (Mosquitto 2.0.11 does not).
+        Pauses keep growing while connections are short-lived. Two clients with the same id disconnect each
+        other, and not every broker reports this (Mosquitto 2.0.11 does not).
         """
         for jitter in self._pauses:
             pause = jitter + (TAKEOVER_PAUSE if reason == "session taken over" else 0.0)
@@ -363,7 +363,7 @@ class Link:
         return False
 
     def _slow_down(self, complaint: str) -> bool:
-        """Publish less often from now on. False: that has been settled already."""
+        """Publish less often from now on. False: the pace was lowered already."""
         if not self._pace.slow_down():
             return False
         self._in_flight.narrow(PACED_WINDOW)
@@ -458,6 +458,6 @@ class Link:
 
 
 def _age(message: MQTTMessage) -> int | None:
-    """Seconds since a retained message was published; None: the broker does not count, or none has passed."""
+    """Seconds since a retained message was published; None: under 1, or the broker does not count them."""
     left = getattr(message.properties, "MessageExpiryInterval", RETAINED_FOR)
     return RETAINED_FOR - left if message.retain and left < RETAINED_FOR else None

@@ -28,7 +28,7 @@ def headers_of(topic: str, payload: int, properties: Properties | None) -> int:
 
     Its acknowledgement, pings, TLS and TCP are not among them.
     """
-    # Paho tries every property there is when it packs none: that costs as much as receiving the message.
+    # To pack an empty set, paho tries every property, which costs as much as receiving the message.
     is_empty = properties is None or vars(properties).keys() == _UNSET
     packed = 1 if is_empty else len(properties.pack())  # type: ignore[union-attr]
     variable = 2 + len(topic.encode()) + 2 + packed

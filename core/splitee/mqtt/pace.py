@@ -12,7 +12,7 @@ LONGEST = 10.0
 RECOVERY = 300.0  # seconds without a complaint after which it tries to be a fifth faster
 CALM = 1.0  # seconds, at least, until what was under way at a complaint is over
 
-# What a broker says to a client that publishes too fast, when it hangs up and for a single message.
+# Reasons that a broker gives a client that publishes too fast: on closing, and for a single message.
 COMPLAINTS = {"message rate too high", "quota exceeded"}
 
 
@@ -44,7 +44,7 @@ class Pace:
         self._next = max(self._next, self._clock() + max(CALM, self._pause))
 
     def turn(self) -> float:
-        """Seconds until the next publication may go; the one after it waits its turn then."""
+        """Seconds until the next publication may go; reserves its turn, so that a later one waits longer."""
         if not self._pause:
             return 0.0
         now = self._clock()

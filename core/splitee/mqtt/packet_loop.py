@@ -89,9 +89,9 @@ class PacketLoop:
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
     def _wake(self, *_: Any) -> None:
-        """Paho calls it on the thread that queues a packet: none but the loop's own writes to the socket.
+        """Wake the loop; paho calls this on the thread that queues a packet.
 
-        A packet would be torn if two did.
+        Only the loop's thread writes to the socket, because two writers would interleave their packets.
         """
         if threading.get_ident() != self._owner:
             with contextlib.suppress(OSError):  # a full pipe wakes it as well
@@ -99,5 +99,5 @@ class PacketLoop:
 
 
 def _pending(opened: Any) -> int:
-    """Bytes that are read already, from the system's point of view."""
+    """Bytes that the client's socket has buffered; the system does not report them as readable."""
     return int(opened.pending()) if hasattr(opened, "pending") else 0

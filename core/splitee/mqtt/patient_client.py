@@ -13,24 +13,24 @@ TOGETHER = 1 << 14  # bytes that are handed to the system at once
 
 
 class PatientClient(Client):
-    """Paho hangs up when no answer to its ping has come in time. A slow link carries that behind all else."""
+    """Accepts any data as a sign of life: on a slow link the ping's response is queued behind other data."""
 
     def set_next_keepalive(self, seconds: int) -> None:
-        """For the next connection. Paho's own setter refuses: of a silent one it does not note the end."""
+        """For the next connection. Paho's setter refuses: after a silence its state is still connected."""
         self._keepalive = seconds
 
     def _easy_log(self, level: LogLevel, fmt: str, *args: Any) -> None:
-        """Paho describes each packet that it moves, and it costs to have a logger throw that away."""
+        """Log errors only: paho describes each packet, and discarding that in a logger costs time."""
         if level is LogLevel.MQTT_LOG_ERR:
             super()._easy_log(level, fmt, *args)
 
     def _packet_write(self) -> MQTTErrorCode:
-        """Paho asks the system once for each packet, which takes longer than to make an acknowledgement."""
+        """Write small packets together: paho's system call for each takes longer than building one."""
         self._join_packets()
         return super()._packet_write()
 
     def _join_packets(self) -> None:
-        """Make one packet of those that are to be written first, while they are small and nothing follows."""
+        """Join the first packets of the queue into one, as long as they are small and have no follow-up."""
         first = []
         size = 0
         while self._out_packet and _is_small(self._out_packet[0]) and size < TOGETHER:
@@ -47,7 +47,7 @@ class PatientClient(Client):
 
 
 def _is_small(packet: Mapping[str, Any]) -> bool:
-    """Whether it may be written with others: it has not been begun, and paho does nothing once it is out."""
+    """Whether it may be joined: it is not partly written, and paho does nothing after it is written."""
     kind = packet["command"] & 0xF0
     acknowledged = kind == MessageType.PUBACK or (kind == MessageType.PUBLISH and packet["qos"] > 0)
     return acknowledged and packet["pos"] == 0 and len(packet["packet"]) < TOGETHER

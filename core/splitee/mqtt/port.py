@@ -10,7 +10,7 @@ from splitee.mqtt.meter import Meter
 
 
 class Port(Protocol):
-    """Publishes, and hands out what has come. `link.Link` says what each of these promises."""
+    """Publishes and receives messages. `link.Link` documents each method."""
 
     @property
     def connected(self) -> bool: ...
@@ -24,7 +24,7 @@ class Port(Protocol):
         """Bytes that the parts of a larger message should have."""
 
     meter: Meter | None
-    """Is told of each message from now on; None: nobody is."""
+    """Counts each message from now on; None: messages are not counted."""
 
     def subscribe(self, *filters: str) -> None: ...
 

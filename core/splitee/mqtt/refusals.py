@@ -10,7 +10,7 @@ from splitee.errors import BrokerRefused
 from splitee.mqtt.address import BrokerAddress
 from splitee.mqtt.http_answer import HttpAnswer
 
-# What passes, and what it means.
+# Reasons that may be temporary, and what they mean.
 TEMPORARY = {
     "Server unavailable": "the broker takes no clients now",
     "Server busy": "the broker takes no clients now",
@@ -44,7 +44,7 @@ class Garbage(Unanswered):
 
 
 def no_answer(address: BrokerAddress, error: OSError, accepted: bool) -> TryFailed:
-    """`accepted`: there was a connection, and of websockets their handshake, before the error came."""
+    """`accepted`: the connection, and the handshake of websockets, succeeded before the error."""
     words = error.strerror or str(error)
     if not isinstance(error, ConnectionError) or isinstance(error, ConnectionRefusedError):
         return Unanswered(words) if accepted else TryFailed(words)
@@ -61,9 +61,9 @@ def web_failure(address: BrokerAddress, answer: HttpAnswer) -> Exception:
     return answer.refusal(address)
 
 
-NO_QOS_1 = "offers QoS 0 only (Maximum QoS): use one with QoS 1, which no message of a fleet does without"
+NO_QOS_1 = "offers QoS 0 only (Maximum QoS): use one with QoS 1, which all messages of a fleet need"
 NO_RETAINED = "keeps no retained messages (Retain Available): use one that does; a fleet's state is in them"
-# What a broker says that would not take our last will.
+# Reasons of a broker that does not accept our last will.
 NOT_OFFERED = {"QoS not supported": NO_QOS_1, "Retain not supported": NO_RETAINED}
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from splitee.clock import Clock
 
-UNDER_WAY = 4.0  # seconds that what is under way may take: a ping, or a status, comes behind it
+UNDER_WAY = 4.0  # seconds that unacknowledged data may take: a ping or a status waits behind it
 PART = 1.0  # seconds that one message may take
 FIRST_UNDER_WAY, FIRST_PART = 256 << 10, 64 << 10  # bytes, while the speed is not known
 LEAST_UNDER_WAY, LEAST_PART = 80 << 10, 20 << 10  # bytes, however slow it is
@@ -26,8 +26,8 @@ class Stamp(NamedTuple):
 class SendingSpeed:
     """The speed at which the broker acknowledges, as BBR takes it: bytes acknowledged during each flight.
 
-    A sender that has little to send seems slower than its link is; but with as much under way as four seconds
-    take, it finds the true speed within a few round trips once it has more.
+    A sender with little to send underestimates the speed of its link. Once it has more, the window of four
+    seconds lets it find the true speed within a few round trips.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:

@@ -18,7 +18,7 @@ from splitee.errors import (
 from splitee.mqtt.address import BrokerAddress, TlsFiles
 from splitee.mqtt.certificate import own_certificate
 
-# What a broker's TLS alert means for the one whose certificate it is about.
+# Meaning of a broker's TLS alert for the owner of the certificate.
 _ALERTS: dict[str, tuple[type[BrokerRefused], str]] = {
     "certificate required": (CertificateMissing, "it wants to know who this is; give --cert and --key"),
     "handshake failure": (CertificateMissing, "it may want to know who this is; give --cert and --key"),
@@ -31,7 +31,7 @@ _ALERTS: dict[str, tuple[type[BrokerRefused], str]] = {
 
 
 def tls_failure(address: BrokerAddress, error: ssl.SSLError, tls: TlsFiles | None) -> BrokerRefused:
-    """What the broker, or this side, has against the other's certificate, and what to do."""
+    """Why the broker or this side rejects the other's certificate, and what to do."""
     if not isinstance(error, ssl.SSLCertVerificationError):
         return _alert(address, error, tls)
     hint = "check the authority's file and the host's name"

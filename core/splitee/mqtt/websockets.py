@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MQTT over websockets by paho's transport, with what it lacks: bounds, reasons, whole messages."""
+"""MQTT over websockets: paho's transport, with bounds, error reasons and complete writes added."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def carrier(opened: Any) -> socket.socket:
 
 
 class _Handshake:
-    """The socket during the handshake, which paho reads without an end: bounded, and kept."""
+    """The socket during the handshake: bounds the response, which paho does not, and keeps it."""
 
     def __init__(self, opened: socket.socket, limit: float) -> None:
         self.socket = opened
@@ -72,7 +72,7 @@ class _Handshake:
         return data
 
     def failure(self) -> OSError:
-        """Why paho gave up: it stops in the middle, and what it has not read may hold the cause."""
+        """Why the handshake failed, from the response; paho may stop before it has read the cause."""
         with contextlib.suppress(OSError):
             while b"\r\n\r\n" not in self.head and self.recv(1024):
                 pass
@@ -94,14 +94,14 @@ class _Websocket(_WebsocketWrapper):
         self._socket = socket.socket
 
     def send(self, data: bytes | bytearray) -> int:
-        """Paho takes "nothing sent" for the end of a packet, and forgets the rest of what did not fit."""
+        """Send; BlockingIOError if nothing fits, because paho takes 0 for the end of a packet."""
         sent = super().send(data)
         if sent == 0:
             raise BlockingIOError
         return sent
 
     def _create_frame(self, opcode: int, data: bytearray, do_masking: int = 1) -> bytearray:
-        """Masked always (RFC 6455, 5.1), also where paho does not; and at once, not byte by byte."""
+        """A frame, masked (RFC 6455, 5.1) even if paho asks for none; in one operation, not bytewise."""
         head = bytearray([0x80 | opcode])
         if len(data) < 126:
             head.append(0x80 | len(data))

@@ -191,8 +191,8 @@ class FleetView:
     def changes(self) -> dict[str, DeviceView | None]:
         """The devices that may have changed since the last call; at the first call all.
 
-        None: it is not of the fleet any more. Costs nothing for a device of which nothing has come, unless
-        something of the fleet itself has.
+        None: the device has left the fleet. A device without new messages costs nothing, unless a message
+        about the whole fleet has arrived.
         """
         touched, self._touched = self._touched, set()
         if touched is None:
@@ -296,12 +296,12 @@ class FleetView:
         return message if isinstance(message, kind) else None
 
     def _present(self, route: Route, kind: type[M]) -> M | None:
-        """The last word on a topic, where it is of the present run."""
+        """The latest message on a topic, if it belongs to the present run."""
         message, run = self._last(route, kind), self._last(routes.RUN, RunSpec)
         return message if message is not None and run is not None and _run_of(message) == run.run else None
 
     def _present_timing(self) -> Timing | None:
-        """That of the phase that is under way: the retained one of a server that was killed is not."""
+        """The timing of the current phase; a message that a killed server left retained is ignored."""
         timing, phase = self._present(routes.TIMING, Timing), self._present(routes.ROUND, RoundOpen)
         if timing is None or phase is None:
             return None
@@ -404,7 +404,7 @@ def _run_of(message: JsonMessage) -> str:
 
 
 def _keep(known: dict[str, M], device: str, message: M | None, most: int = MAX_DEVICES) -> None:
-    """The server's last word on a device, of so many at most; None: it is taken back."""
+    """Store the server's latest message about a device, for at most `most` devices; None removes it."""
     if message is None:
         known.pop(device, None)
     elif device in known or len(known) < most:
@@ -414,11 +414,11 @@ def _keep(known: dict[str, M], device: str, message: M | None, most: int = MAX_D
 
 
 def _traffic(devices: Sequence[DeviceView]) -> Traffic | None:
-    """Of all devices that say theirs."""
+    """The total traffic of all devices that report theirs."""
     known = [device.traffic for device in devices if device.traffic is not None]
     return total(known) if known else None
 
 
 def _plausible(degrees: float | None) -> float | None:
-    """Sensors that are not there are read as thousands of degrees."""
+    """The temperature, or None if it is implausible: missing sensors read as thousands of degrees."""
     return degrees if degrees is not None and -100 <= degrees <= 1000 else None

@@ -72,15 +72,15 @@ class Gate:
         passes: tuple[type[Exception], ...] = (SpliteeError, Unwinding),
         log_first: int = LOGGED,
     ) -> None:
-        """What is on other routes is passed over in silence.
+        """Messages on other routes are ignored.
 
         Args:
             device: whose topics are read; default: every device's.
             admit: raises MalformedMessage for a device whose messages are not even to be kept.
-            on_rejected: is told of each message that is not taken.
-            on_part: is told of each part of a message that is not here as a whole yet.
+            on_rejected: called for each rejected message.
+            on_part: called for each part of a message that is still incomplete.
             takes_cleared: an empty payload clears a retained topic; else it is malformed.
-            passes: what an action may raise to whoever applies it. Everything else rejects the message.
+            passes: exceptions of an action that reach the caller. All others reject the message.
             log_first: rejected messages of each sender that are logged; all are counted.
         """
         self._topics = topics

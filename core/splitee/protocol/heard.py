@@ -32,7 +32,7 @@ class Heard:
             return replace(self, status=None, seen=0.0)
         seen = sent_at(status.time, envelope, now)
         if status.state == "offline" and self.status is not None:
-            # A last will knows nothing but that; what the device said before still holds.
+            # A last will says only that the device is offline; its earlier fields still hold.
             status = msgspec.structs.replace(self.status, state="offline")
         return replace(self, status=status, seen=seen)
 

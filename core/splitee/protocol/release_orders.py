@@ -135,7 +135,7 @@ class ReleaseUpload(PackedMessage, frozen=True):
 
 
 class ReleaseAnswer(JsonMessage, frozen=True):
-    """The server's word on an order.
+    """The server's reply to an order.
 
     Attributes:
         request: number of the order.

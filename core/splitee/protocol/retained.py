@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a broker retains of a device, and how it is cleared when the device is gone for good."""
+"""A device's retained topics, and how they are cleared when the device is gone for good."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from splitee.protocol.topics import Topics
 
 
 def retained_topics(topics: Topics, device: str) -> tuple[str, ...]:
-    """The topics of a device on which a broker retains something, whoever writes there."""
+    """All retained topics of a device, whether the device or the server publishes there."""
     return tuple(route.topic(topics, device) for route in ROUTES if route.of_device and route.retained)
 
 
 def clear(port: Port, cleared: Iterable[str]) -> tuple[str, ...]:
-    """Have the broker forget what it retains on these topics; those that it was told of.
+    """Clear the retained messages on these topics; returns the topics that were published to.
 
-    Whoever subscribes to them hears of it by an empty message.
+    Subscribers receive an empty message.
     """
     return tuple(topic for topic in cleared if port.publish(topic, b"", retain=True))

@@ -12,12 +12,12 @@ STATES: tuple[DeviceState, ...] = get_args(DeviceState)
 
 
 def waiting_in(wave: Wave) -> int:
-    """Devices of a wave that may still decide in time; what a server counts wrongly is none."""
+    """Devices of a wave that may still decide in time; 0 if the server's counts are inconsistent."""
     return max(wave.devices - wave.in_service - wave.failed - wave.asleep - wave.late, 0)
 
 
 def devices_by_state(rollout: Rollout) -> dict[DeviceState, int]:
-    """Its devices: those of waves up to the one under way by what they do, and those of `later` ones."""
+    """Its number of devices by state; devices of waves after the current one count as `later`."""
     begun, later = rollout.waves[: rollout.wave], rollout.waves[rollout.wave :]
     return {
         "in service": sum(wave.in_service for wave in begun),

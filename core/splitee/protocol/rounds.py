@@ -77,7 +77,7 @@ class RoundOpen(JsonMessage, frozen=True):
 
 
 class Participation(JsonMessage, frozen=True):
-    """What the device does in a phase, before that is opened; or that the phase goes on without it.
+    """A device's part in a phase, sent before the phase opens; or the phase continues without the device.
 
     Attributes:
         run: id of the run.
@@ -97,7 +97,7 @@ class Participation(JsonMessage, frozen=True):
 
 
 class Commit(JsonMessage, frozen=True):
-    """A round is final. Whose parts count in it, the assignments say, which come before.
+    """A round is final. The assignments, which are published before it, say whose parts count.
 
     Attributes:
         run: id of the run.
@@ -113,7 +113,7 @@ class Commit(JsonMessage, frozen=True):
 
 
 class Assignment(JsonMessage, frozen=True):
-    """The server's word on one device, and its last commit.
+    """The server's instructions for one device, and the device's last commit.
 
     Attributes:
         run: id of the run.
@@ -165,7 +165,7 @@ class Ack(JsonMessage, frozen=True):
 
 
 class Sync(JsonMessage, frozen=True):
-    """A device that has heard nothing asks for a fresh acknowledgement, or for what the server holds.
+    """A device requests a new acknowledgement after a silence, or tensors that the server holds for it.
 
     Attributes:
         run: id of the run.

@@ -218,9 +218,9 @@ def find(topics: Topics, topic: str) -> tuple[Route, str] | None:
 
 
 def latest_key(topics: Topics, message: Message) -> Hashable | None:
-    """What makes a message stand for those before it that still wait: see `EventQueue`.
+    """The key by which a message replaces earlier ones that still wait: see `EventQueue`.
 
-    On a retained topic only the last word counts, and a request says no more when it comes twice.
+    On a retained topic only the latest message counts, and a repeated request adds nothing.
     """
     found = find(topics, message.topic) if message.payload else None
     if found is None:

@@ -71,7 +71,7 @@ def season_of(metrics: Metrics, ended: float = 0.0) -> Season:
 
 
 def bounded(run: str, seasons: tuple[Season, ...]) -> Seasons:
-    """The message for `run`: of `seasons` the latest ones, and of their classes what it has room for."""
+    """The message for `run`: the latest of `seasons`, with as many class recalls as fit."""
     kept = list(seasons[-MOST_SEASONS:])
     length = len(Seasons(run=run, seasons=tuple(kept)).encode())
     for place, season in enumerate(kept):

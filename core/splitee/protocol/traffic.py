@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes by what they are for: the one model of traffic that device, server and lab count by."""
+"""Bytes by purpose: the model of traffic that device, server and lab share."""
 
 from __future__ import annotations
 
