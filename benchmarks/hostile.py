@@ -103,7 +103,7 @@ def targets(spec: RunSpec) -> list[Target]:
             route.topic(TOPICS, VICTIM),
             _check(route, spec, shape),
             tuple(who),
-            route.retained or route is routes.SYNC,
+            routes.latest_key(TOPICS, Message(route.topic(TOPICS, VICTIM), b"{}")) is not None,
         )
         for route, who in readers.items()
         if who

@@ -178,8 +178,9 @@ class Group:
         """
         if self._memory is not None:
             written, places = self._memory.write(tensors)
+            where = msgspec.json.encode(written)
             for rank in ranks:
-                self.send(rank, msgspec.json.encode(written))
+                self.send(rank, where)
             return places
         for rank in ranks:
             with _bounded(f"rank {rank} takes no state"):

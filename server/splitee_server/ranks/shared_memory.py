@@ -42,7 +42,8 @@ class OwnMemory:
         Tensors that lie there already, as the last call returned them, are not copied.
 
         Returns:
-            What another rank needs to read them, and the same tensors in this memory.
+            What another rank needs to read them, and the same tensors in this memory; those of a GPU, which
+            must stay there, as they came.
         """
         needed = sum(map(_room, tensors))
         if needed > len(self._map):
@@ -52,7 +53,8 @@ class OwnMemory:
         for tensor, place in zip(tensors, places, strict=True):
             if tensor.data_ptr() != place.data_ptr():
                 place.copy_(tensor)
-        return Written(f"/proc/{os.getpid()}/fd/{self._file}", self._number, len(self._map)), places
+        kept = [place if tensor.is_cpu else tensor for tensor, place in zip(tensors, places, strict=True)]
+        return Written(f"/proc/{os.getpid()}/fd/{self._file}", self._number, len(self._map)), kept
 
     def _allocate(self, size: int) -> None:
         self._file = os.memfd_create("splitee-rank")
