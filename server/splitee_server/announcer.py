@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's side of the topics: what is retained, what goes to a device, and who serves the fleet."""
+"""What the server publishes: retained messages, messages to one device, and its claim on the fleet."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:  # members.py needs torch, and `splitee serve` does without
 log = logging.getLogger(__name__)
 
 HEARTBEAT = 5.0  # seconds between two server/status
-DELIVERED = 64 << 10  # bytes of a part: of the link that a device reads it over, nothing is known here
-CLAIM = 1.0  # seconds a running server has to answer a claim, where that does not come back
-ECHO, TRIPS = 0.25, 4  # seconds, and round trips, that it has where it does
-SILENT = 2.5 * HEARTBEAT  # seconds without a word after which a server that was online counts as gone
+DELIVERED = 64 << 10  # bytes of a part: the server does not know how fast a device's link is
+CLAIM = 1.0  # seconds that a running server has to reply, if the claim does not come back
+ECHO, TRIPS = 0.25, 4  # seconds, and round trips, that it has after the claim came back
+SILENT = 2.5 * HEARTBEAT  # seconds without a message after which a server that was online counts as gone
 
 
 def offline(topics: Topics, instance: int) -> tuple[str, bytes]:
@@ -56,14 +56,15 @@ def claim_fleet(
 ) -> None:
     """Make sure that no other server serves this fleet.
 
-    The claim comes back from each broker, after all that it retains. Then another server has TRIPS times as
-    long as that took to say that it is there, and ECHO seconds at least; a later one is told of this claim.
+    Each broker returns the claim after its retained messages. From then on another server has TRIPS times
+    the claim's round trip, and at least ECHO seconds, to reply. If a server claims the fleet later, this one
+    repeats its claim.
 
     Args:
-        brokers: how many the port speaks to.
+        brokers: number of brokers that the port is connected to.
 
     Raises:
-        IdInUse: one does.
+        IdInUse: another server serves the fleet.
     """
     gate = Gate(topics, (routes.SERVER_STATUS, routes.SERVER_CLAIM))
     claim = ServerClaim(instance=instance).encode()
@@ -88,26 +89,26 @@ def claim_fleet(
         elif received.route is routes.SERVER_CLAIM:
             port.publish(topics.server_claim, claim)
         elif received.message.state == "online":
-            log.info("another server was online; waiting %.0f s for a word of it", SILENT)
+            log.info("another server was online; waiting %.0f s for a message from it", SILENT)
             until, suspected = clock() + SILENT, True
         else:
             until = min(until, clock() + CLAIM)
 
 
 def _is_taken(received: Received, instance: int) -> bool:
-    """Another server lives, or has claimed the fleet earlier; what is retained may be of one that is gone."""
+    """Whether another server runs or claimed the fleet earlier; a retained status may be outdated."""
     if received.route is routes.SERVER_CLAIM:
         return bool(received.message.instance < instance)
     return received.message.state == "online" and not received.envelope.retained
 
 
 class Announcer:
-    """Publishes; remembers what is retained, to publish it again when a broker has lost it."""
+    """Publishes the server's messages, and keeps the retained ones to publish them again."""
 
     def __init__(
         self, port: Port, topics: Topics, instance: int, run: str, *, clock: Clock = time.monotonic
     ) -> None:
-        """`instance`: of the server; it is also the attempt at which its rounds are opened."""
+        """`instance`: of the server; also the attempt number of the rounds that it opens."""
         self._port = port
         self._topics = topics
         self._clock = clock
@@ -123,7 +124,7 @@ class Announcer:
         return self._port.max_packet
 
     def run(self, spec: RunSpec) -> None:
-        """Publish the run, where anything of it has changed."""
+        """Publish the run if any of its settings has changed."""
         self._retain(routes.RUN, spec, known_for=inf)
 
     def round(self, opened: RoundOpen) -> None:
@@ -138,7 +139,7 @@ class Announcer:
         *,
         known_for: float = 0.0,
     ) -> None:
-        """What a device does in a phase; None: it is dropped from it. `known_for`: as of `_retain`."""
+        """A device's part in a phase; None: it is dropped from it. `known_for`: as in `_retain`."""
         told = Participation(
             run=opened.run,
             round=opened.round,
@@ -173,21 +174,21 @@ class Announcer:
         self._retain(routes.METRICS, replace(metrics, devices={}))
 
     def overview(self, route: Route, message: JsonMessage, device: str = "") -> None:
-        """What viewers are told, where it has changed, and fits what every broker takes."""
+        """Publish a message for viewers, if it has changed and is small enough for every broker."""
         payload = message.encode()
         if len(payload) <= min(LARGEST_WHOLE, self.max_packet):
             self._retain_payload(route.topic(self._topics, device), payload, known_for=inf)
         else:
-            log.debug("%s is too large to be told", route.topic(self._topics, device))
+            log.debug("%s is too large to be published", route.topic(self._topics, device))
 
     def assignment(
         self, member: Member, *, held: bool, first: str | None, fresh: bool, known_for: float = 0.0
     ) -> None:
-        """Where a device stands.
+        """Publish a device's assignment.
 
         Args:
             held, first, fresh: as in `Assignment`.
-            known_for: as of `_retain`.
+            known_for: as in `_retain`.
         """
         assignment = Assignment(
             run=self._run,
@@ -204,7 +205,7 @@ class Announcer:
         self._retain(routes.ASSIGNMENT, assignment, member.device, known_for=known_for)
 
     def ack(self, device: str, opened: RoundOpen, step: int, room: int, *, resend: bool) -> None:
-        """Everything below `step` is trained, and `room` batches may be under way."""
+        """All batches below `step` are trained; the device may have `room` batches under way."""
         ack = Ack(
             run=self._run,
             round=opened.round,
@@ -217,7 +218,7 @@ class Announcer:
         self._port.publish(routes.ACK.topic(self._topics, device), ack.encode())
 
     def deliver(self, device: str, route: Route, payloads: Iterable[bytes]) -> None:
-        """What a device has asked for."""
+        """Send a device what it requested, in parts."""
         for payload in payloads:
             publish_in_parts(self._port, route.topic(self._topics, device), payload, most=DELIVERED)
 
@@ -256,25 +257,25 @@ class Announcer:
         return True
 
     def answer(self, request: int, code: ExitCode, message: str) -> None:
-        """What has become of a dismissal."""
+        """Publish the result of a dismissal."""
         answer = DismissalAnswer(request=request, code=int(code), message=message[:1000])
         self._port.publish(routes.DISMISSED.topic(self._topics), answer.encode())
 
     def forget(self, device: str) -> None:
-        """What was told to a device is not said again."""
+        """Do not publish this device's retained messages again."""
         for topic in retained_topics(self._topics, device):
             self._retained.pop(topic, None)
             self._said.pop(topic, None)
 
     def again(self) -> None:
-        """The broker may have lost what was retained."""
+        """Publish all retained messages again: the broker may have lost them."""
         for topic, payload in self._retained.items():
             self._publish_retained(topic, payload)
 
     def _retain(
         self, route: Route, message: JsonMessage, device: str = "", *, known_for: float = 0.0
     ) -> None:
-        """Publish a message, to be retained; not the same again within `known_for` seconds."""
+        """Publish a retained message, unless the same was published within the last `known_for` seconds."""
         self._retain_payload(route.topic(self._topics, device), message.encode(), known_for=known_for)
 
     def _retain_payload(self, topic: str, payload: bytes, *, known_for: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the broker has said of its limits, held against the number of devices: said once, at the start."""
+"""Compares the broker's stated limits with what the run needs, and logs the result once at the start."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from splitee.mqtt.in_flight import IN_FLIGHT
 from splitee.mqtt.link import ENVELOPE, Link
 from splitee.protocol.routes import LARGEST_WHOLE
 
-LARGEST = 1 << 20  # bytes of a packet that a link sends where the broker takes it
-MANY = 200  # devices from which a broker's descriptors, connections and queues are worth a check
+LARGEST = 1 << 20  # bytes of the largest packet that a link sends if the broker allows it
+MANY = 200  # from this number of devices, a broker's descriptors, connections and queues need a check
 
 log = logging.getLogger(__name__)
 
 
 def say_limits(link: Link, devices: int) -> None:
-    """Warns where the broker's packets are too small, or its window slows the link down.
+    """Log if the broker's packets are too small, or its window slows the link down.
 
-    A broker that lacks a feature has been refused before; how many connections it takes, and how much it
-    queues, it does not say.
+    A broker that lacks a feature was refused before. A broker does not state how many connections it
+    accepts, or how much it queues.
     """
     packet, whole = link.max_packet + ENVELOPE, LARGEST_WHOLE + ENVELOPE
     if packet < whole:
@@ -37,14 +37,14 @@ def say_limits(link: Link, devices: int) -> None:
         )
     if link.window < IN_FLIGHT:
         log.info(
-            "broker %s lets %d messages be unacknowledged, not %d: slower behind a long way",
+            "broker %s allows %d unacknowledged messages, not %d: slower if the round trip is long",
             link.address,
             link.window,
             IN_FLIGHT,
         )
     if devices >= MANY:
         log.info(
-            "whether broker %s has connections and queues for %s: splitee broker check --devices %d",
+            "to test whether broker %s has connections and queues for %s: splitee broker check --devices %d",
             link.address,
             words.devices(devices),
             devices,

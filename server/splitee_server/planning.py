@@ -10,12 +10,12 @@ from splitee.cli.words import three_digits
 from splitee.protocol.fleet import Capability
 from splitee.round_time import round_seconds
 
-SLOWEST_LINK = 1.0  # bytes a second: a member may say anything
+SLOWEST_LINK = 1.0  # bytes per second, a lower bound: a device may report any speed
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cut that fits a device, the seconds of its round, and bytes a batch."""
+    """A cut that fits a device, the seconds of its round, and its bytes per batch."""
 
     cut: int
     seconds: float
@@ -44,10 +44,10 @@ def candidates(capability: Capability, steps: int, window: int) -> list[Candidat
 
 
 def plan_fleet(by_device: Mapping[str, Sequence[Candidate]]) -> list[Planned]:
-    """The cuts with the least time of the slowest device; within it, the deepest for each.
+    """Choose cuts with the shortest time of the slowest device, and within it the deepest for each device.
 
-    The least time of the slowest is the largest of the devices' own least times: no choice of others can
-    make a device faster, and any cut within it delays nobody.
+    This time is the largest of the devices' own shortest times: cuts of other devices do not make a device
+    faster, and a cut within this time delays nobody.
     """
     least = {device: min(choices, key=_seconds) for device, choices in by_device.items() if choices}
     slowest = max(least, key=lambda device: least[device].seconds, default=None)
@@ -68,7 +68,7 @@ def _why(sets_the_time: bool, best: Candidate, choices: Sequence[Candidate]) -> 
         return "the slowest: its fastest cut sets the fleet's time"
     deeper = next((choice for choice in choices if choice.cut > best.cut), None)
     if deeper is None:
-        return "the deepest that fits it keeps within the fleet's time"
+        return "the deepest cut that fits it is within the fleet's time"
     return (
         f"the deepest within the fleet's time; cut {deeper.cut} would take {three_digits(deeper.seconds)} s"
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server process: the loop that takes what comes to the run, and lets it work."""
+"""The server process: its loop hands incoming messages to the run and trains on its batches."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ from splitee_server.rounds.replies import Replies
 
 log = logging.getLogger(__name__)
 
-MODELS, RELEASES = "models", "releases"  # folders of what is exported, and in it of what is released
+MODELS, RELEASES = "models", "releases"  # the folder of exported models, and in it that of releases
 IDLE = 0.5  # seconds to wait for an event when there is no batch to work on
-IN_QUARANTINE = "too many messages of this device were refused: nothing of it is read any more in this run"
+IN_QUARANTINE = "too many messages of this device were refused: the server ignores it in this run"
 
 
 class ServerPort(Port, Protocol):
-    """A port that also tells how its connection does."""
+    """A port that also reports whether its network thread runs."""
 
     @property
     def alive(self) -> bool:
@@ -94,10 +94,11 @@ class Service:
         ranks: Ranks = ALONE,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`limits`: what the port's messages are held to. `ranks`: the server's others.
+        """`limits`: on the messages that the port admits. `ranks`: the other processes of this server.
 
-        `signer`: of the models that the run's end releases; None: they are not signed. `pace`: of it.
-        `initial`: the weights that `network` begins from, for devices; None: they are the seed's.
+        `signer`: signs the models that are released at the end of the run; None: they are not signed.
+        `pace`: of that release. `initial`: the initial weights of `network`, which devices also need; None:
+        they come from the seed.
         """
         self._port = port
         self._topics = topics
@@ -111,7 +112,7 @@ class Service:
         self._observers = tuple(observers)
         self._limits = limits or SenderLimits(topics)
         self._clock = clock
-        self._cleared: Counter[str] = Counter()  # topics on which something was retained that must not be
+        self._cleared: Counter[str] = Counter()  # by topic: empty messages of its own to come
         self._readmit = policy.readmit
         self._best = BestRound(checkpoints, policy.stop_after)
         self._deadline = Deadline(policy, clock)
@@ -151,16 +152,16 @@ class Service:
         self._heard = [
             route
             for route in self._handlers
-            if not (ranks.listens_by_name and route is routes.FEATURES)  # which ranks ask for by device
+            if not (ranks.listens_by_name and route is routes.FEATURES)  # ranks subscribe by device
         ]
         self._audience = Audience(
             port, topics, self._heard, lambda: [member.device for member in members.active()], clock
         )
 
     def _begin(self, network: SplitNetwork) -> None:
-        """The run from its last commit, in the service's present attempt at it.
+        """Set up the run from its last commit, for the current attempt.
 
-        `network`: with the weights that the run begins from.
+        `network`: has the run's initial weights.
         """
         spec, members, policy = self._spec, self._members, self._policy
         model = FleetModel(spec, network, self._initial)
@@ -251,7 +252,7 @@ class Service:
         return self._coordinator.report()
 
     def _serve(self) -> ClassNamesChanged | DevicesDismissed | None:
-        """Serve until the run is finished, or is to begin anew from its last commit."""
+        """Serve until the run is finished (None), or must restart from its last commit (the reason)."""
         if (seasons := self._checkpoints.seasons()) is not None:
             self._announce.overview(routes.SEASONS, seasons)
         try:
@@ -263,13 +264,13 @@ class Service:
                         self._handle_event(min(IDLE, self._ranks.idle))
                     self._coordinator.tick()
         except (ClassNamesChanged, DevicesDismissed) as changed:
-            return changed.with_traceback(None)  # it would keep the models
+            return changed.with_traceback(None)  # a traceback would keep the models in memory
         return None
 
     def _begin_anew(self) -> None:
-        """A new attempt at the run: from its last commit, or from the weights and settings it began with.
+        """Start a new attempt at the run, from its last commit or from its initial weights and settings.
 
-        What is known of devices outlives it: statuses, votes, who is in quarantine, what was refused.
+        What the server knows of devices is kept: statuses, votes, quarantine, counts of refused messages.
         """
         del self._coordinator, self._reception, self._dismissals, self._handlers
         gc.collect()  # a small server has no room for the models of both attempts
@@ -284,13 +285,13 @@ class Service:
         self._coordinator.resume()
 
     def _handle_events(self) -> None:
-        """Take in what has come, but no more than EVENTS_AT_ONCE."""
+        """Handle the events that have arrived, at most EVENTS_AT_ONCE."""
         for _ in range(EVENTS_AT_ONCE):
             if not self._handle_event(0):
                 return
 
     def _look_around(self) -> None:
-        """What is due between two turns of work, whether anything has come or not."""
+        """Do what is due between two batches, whether a message has arrived or not."""
         if self._port.alive:
             feed_watchdog()
         if self._stop():
@@ -306,7 +307,7 @@ class Service:
         self._audience.tick()
 
     def _handle_event(self, timeout: float) -> bool:
-        """Take in one event, waiting at most so many seconds; False when none came."""
+        """Handle one event, after waiting at most `timeout` seconds; False: none came."""
         event = self._port.receive(timeout)
         if event is None:
             self._predictions.answer()
@@ -327,7 +328,7 @@ class Service:
             self._coordinator.ask_again()
         elif isinstance(event, Message):
             if not event.payload and event.topic in self._cleared:
-                self._cleared -= Counter([event.topic])  # the word of this server's own clearing
+                self._cleared -= Counter([event.topic])  # this server cleared the topic itself
                 return
             for observer in self._observers:
                 if event.topic in observer.filters:
@@ -337,15 +338,15 @@ class Service:
                 self.gate.apply(received, self._handlers[received.route])
 
     def _check_sender(self, route: routes.Route, device: str) -> None:
-        """Raises MalformedMessage: nothing of this route is to be kept of this device."""
+        """Raises MalformedMessage: the server takes no messages of this route from this device."""
         self._reception.check_sender(route, device)
 
     def _guard(self, route: routes.Route) -> Callable[[str, Callable[[], None]], bool]:
-        """What works on messages of a route that have waited for their turn, by their device."""
+        """A guard for later work on queued messages of a route: an error counts against their device."""
         return lambda device, action: self.gate.guard(route, device, action)
 
     def _on_rejected(self, rejection: Rejection) -> None:
-        """A device learns why: of a request always, of other messages a few times."""
+        """Tell the device why: always for a request, a few times for other messages."""
         route, device, reason = rejection.route, rejection.device, rejection.error.reason
         if reason == "retained":
             self._clear([route.topic(self._topics, device)])
@@ -364,7 +365,7 @@ class Service:
             self._coordinator.note_arriving(device)
 
     def _clear(self, topics: Iterable[str]) -> None:
-        """Have the broker forget what it retains there. Of its own topics this server hears an empty word."""
+        """Clear retained messages. From topics that it reads, this server will receive an empty message."""
         told = clear(self._port, topics)
         self._cleared.update(topic for topic in told if self._reads(topic))
 
@@ -373,7 +374,7 @@ class Service:
         return found is not None and found[0] in self._handlers
 
     def _on_flood(self, device: str, count: int) -> None:
-        """So many messages of a device were more than any has to send; they were not read."""
+        """A device exceeded the limits on its messages: `count` of them were dropped unread."""
         self.gate.rejected[device, "flood"] += count
         self._note(device, "flood", count)
         self._audience.shut_out(device)

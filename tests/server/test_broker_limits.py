@@ -48,7 +48,7 @@ def test_packets_too_small_for_a_whole_message_are_a_warning(said: Callable[[str
         in packet
     )
     assert "max_packet_size" in packet
-    assert "lets 5 messages be unacknowledged, not 20" in window
+    assert "allows 5 unacknowledged messages, not 20" in window
 
 
 def test_small_packets_cost_parts(said: Callable[[str, int], list[str]]) -> None:

@@ -98,7 +98,7 @@ def test_who_still_has_the_old_names_is_told_whose_the_fleets_are(tmp_path: Path
     correct_in_round_1(fleet)
     fleet.run()
     (first,) = fatal(fleet, "pi-1")
-    assert "until round 1 is committed, they are those that more than half of the 3 devices" in first.message
+    assert "until round 1 is committed, the fleet's names are those that more than half" in first.message
     (last,) = fatal(fleet, "pi-3")
     assert (last.code, last.instance) == (ExitCode.REJECTED, 1)
     assert "pi-3 has the classes [a, b, x], the fleet [a, b, c] (set by pi-1, pi-2)" in last.message

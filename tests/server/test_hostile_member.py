@@ -81,7 +81,7 @@ def is_refused_until_quarantine(
     assert report["weights_sha256"] == without_the_evil_one(tmp_path)
     assert fleet.rejected[EVIL, reason] == 20
     assert fleet.rejected[EVIL, "quarantined"] == 10
-    assert "nothing of it is read any more" in evil.errors[-1].message
+    assert "the server ignores it in this run" in evil.errors[-1].message
     said = [ServerStatus.decode(payload) for payload in fleet.port.payloads(TOPICS.server_status)]
     assert said[-1].quarantined == (EVIL,)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags that say how a run learns, shared by `splitee server` and the simulation."""
+"""The flags for a run's training, shared by `splitee server` and the simulation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_strategy_settings(strategies: Collection[str], settings: dict[str, Any
 
 
 def check_timed_steps(spec: RunSpec) -> None:
-    """Raises ConfigError: `--steps` is a time, and a setting needs the same number of batches each round."""
+    """Raises ConfigError: `--steps` is a time, and a setting needs equal numbers of batches."""
     unlike = {
         "--soft-labels": spec.soft_labels,
         "--aggregation-every": spec.aggregation_every,
@@ -77,7 +77,7 @@ def check_timed_steps(spec: RunSpec) -> None:
     for flag, is_set in unlike.items():
         if spec.round_seconds and is_set:
             raise ConfigError(
-                f"{flag} does not go with --steps time:{spec.round_seconds:g}, by which devices have unlike "
+                f"{flag} does not go with --steps time:{spec.round_seconds:g}, which gives devices different "
                 "numbers of batches: give --steps a number"
             )
 
@@ -88,12 +88,12 @@ def _check(name: str, settings: dict[str, Any], counterpart: str, is_there: bool
 
 
 threshold_setting = run_setting("threshold", default=0.4, metavar="ENTROPY")
-"""Adds the flag of the uncertainty up to which exits predict, as a run begins."""
+"""Adds the flag of the uncertainty up to which exits predict, at the start of a run."""
 weights_setting = setting(
     "--weights",
     metavar="SOURCE",
-    help="Weights that networks begin from: torchvision (its published ones), FILE.safetensors, FILE.pt, or "
-    "run:DIR (the last commit of an earlier run, a server's --state).",
+    help="Initial weights: torchvision (its published ones), FILE.safetensors, FILE.pt, or run:DIR (the last "
+    "commit of an earlier run; DIR is its server's --state).",
     show_default="random ones by --seed",
 )
-"""Adds the flag that names the weights a run begins from."""
+"""Adds the flag for a run's initial weights."""

@@ -40,9 +40,9 @@ from splitee_server.commands.signing_flag import signing_key
     ),
 )
 def pack(wheels: tuple[Path, ...], signing_key: Path | None, out: Path | None, index: str | None) -> None:
-    """Make a file of WHEELS, signed, that devices take by `splitee upgrade` or `splitee release`.
+    """Make a signed file of WHEELS, which devices install by `splitee upgrade` or `splitee release`.
 
-    splitee's own wheel is among them; what a device has already need not be.
+    WHEELS must include splitee's own wheel. Packages that a device already has may be left out.
     """
     if not wheels:
         raise ConfigError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee plan`: the cuts by which the rounds of a whole fleet would end together, from its profiles."""
+"""`splitee plan`: the cuts with which the rounds of all devices would end together, from their profiles."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ log = logging.getLogger(__name__)
 )
 @link_options
 def plan(link: LinkOptions, steps: int, as_json: bool) -> None:
-    """Show the cuts that would let all devices' rounds end together.
+    """Show the cuts with which all devices' rounds would end together.
 
-    Reads the profiles that devices have published (`splitee device --cut auto`). No device can end before its
-    fastest cut lets it; the slowest of these sets the fleet's time. Every other device takes the deepest cut
-    that keeps within it, which leaves the server the least to train.
+    Reads the profiles that devices have published (`splitee device --cut auto`). The device whose fastest cut
+    takes longest sets the fleet's time. Every other device takes the deepest cut that is within this time,
+    which leaves the server the least to train.
     """
     view = FleetView(link.fleet)
     identity = f"splitee-plan-{os.getpid()}-{secrets.token_hex(4)}"

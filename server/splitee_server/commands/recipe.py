@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`--recipe`: what a run has where nobody says otherwise, by name."""
+"""`--recipe`: a named set of defaults for a run's settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ METHOD_ALONE: dict[str, Any] = {
     "statistics_batches": 0,
     "soft_labels": 0.0,
 }
-"""The method as it was published: each device has an exit of its own, and nothing but features travels."""
+"""The method as published: each device has an exit of its own, and client networks are not averaged."""
 
 log = logging.getLogger(__name__)
 
@@ -28,16 +28,16 @@ recipe_setting = setting(
     "--recipe",
     type=click.Choice([AUTO, PLAIN]),
     default=AUTO,
-    help="Settings of training that are not given; auto: what was measured to help; plain: the method as "
+    help="Defaults of training settings; auto: those that were measured to help; plain: the method as "
     "published.",
 )
 """Adds the flag to a command."""
 
 
 def follow(recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the command under way, by their names, with the recipe's where none was given.
+    """The current command's settings by name, with the recipe's value for each that was not given.
 
-    What is given by a flag, a variable, a settings file or a protocol counts. Logs what a run has by it.
+    A setting is given by a flag, a variable, a settings file or a protocol. Logs the resulting values.
     """
     source = click.get_current_context().get_parameter_source
     if recipe == PLAIN:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee release`: have the server release models or software to the fleet, and see how it goes."""
+"""`splitee release`: have the server release models or software to the fleet, and follow the result."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ from splitee_server.release.watching import Watch, listed, wait_for
 
 Receive = Callable[[float], Event | None]
 
-LISTEN = 2.0  # seconds in which a broker tells what it retains
-RETAINED = 4 * MOST_DEVICES  # events: what it tells of a whole fleet
+LISTEN = 2.0  # seconds in which a broker sends its retained messages
+RETAINED = 4 * MOST_DEVICES  # events: retained messages of a whole fleet
 ALL = "all"
 GOES_ON = "the server goes on with it, as `splitee release --list` shows"
 OFFER_STAYS = (
@@ -84,25 +84,25 @@ log = logging.getLogger(__name__)
         type=Span(),
         default="1h",
         metavar="SPAN",
-        help="How long the next wave waits for a device that is online and has not decided: 20m, 3h.",
+        help="How long the next wave waits for a device that is online and undecided: 20m, 3h.",
     ),
     setting(
         "--expires",
         type=Span(),
         default="30d",
         metavar="SPAN",
-        help=f"How long devices that sleep are offered it: 12h, 30d; up to {LONGEST // 86_400}d.",
+        help=f"How long it is offered to devices that sleep: 12h, 30d; up to {LONGEST // 86_400}d.",
     ),
     switch("--name", metavar="NAME", help="Name of the release.", show_default="release- and the time"),
     setting(
         "--devices",
         default=ALL,
         metavar="IDS",
-        help="Devices that software is for, with commas between; each model names its own.",
+        help="Devices that software is for, separated by commas; a model names its own device.",
         show_default="all that can install it, and run nothing newer",
     ),
     signing_key,
-    switch("--detach", is_flag=True, help="End once the server has it all."),
+    switch("--detach", is_flag=True, help="End as soon as the server has all files."),
     setting(
         "--wait",
         type=number(0),
@@ -114,10 +114,10 @@ log = logging.getLogger(__name__)
 @section(
     "Releases under way",
     switch("--list", "lists", is_flag=True, help="Show the releases that the server keeps."),
-    switch("--pause", metavar="NAME", help="Offer it to no further device; downloads under way go on."),
-    switch("--resume", metavar="NAME", help="Go on with one that was paused."),
-    switch("--stop", metavar="NAME", help="Take it back from all that have not got it."),
-    switch("--roll-back", metavar="NAME", help="Have every device that has it return to the one before."),
+    switch("--pause", metavar="NAME", help="Pause one: offer it to no further device; downloads under way go on."),
+    switch("--resume", metavar="NAME", help="Resume one that was paused."),
+    switch("--stop", metavar="NAME", help="Stop one: withdraw it from all devices that do not have it in service."),
+    switch("--roll-back", metavar="NAME", help="Undo one: every device that has it returns to its previous one."),
 )
 @link_options
 def release(
@@ -141,9 +141,9 @@ def release(
 ) -> None:
     """Release MODELS, which `splitee export` wrote for devices, each to its device; or a file of software.
 
-    The server keeps them, and offers them to the devices wave by wave, also to those that sleep now. A device
-    checks what it gets, tries it, and switches over only then. Where no server runs, this command does the
-    server's part for as long as it runs.
+    The server keeps the release and offers it to the devices wave by wave, also to those that sleep now. A
+    device checks and tries what it receives before it switches to it. If no server runs, this command does
+    the server's work while it runs.
     """
     orders: dict[OrderAction, str | None] = {
         "pause": pause,
@@ -181,7 +181,7 @@ def release(
 
 
 def _order(has_models: bool, lists: bool, orders: dict[OrderAction, str | None]) -> tuple[OrderAction, str]:
-    """What is to be done, and with which rollout. Raises ConfigError: nothing, or more than one thing."""
+    """The action, and its rollout. Raises ConfigError: no action is given, or several."""
     named = [(action, name) for action, name in orders.items() if name is not None]
     if has_models + lists + len(named) > 1:
         raise ConfigError("give MODELS, --list, --pause, --resume, --stop or --roll-back: one of them")
@@ -191,7 +191,7 @@ def _order(has_models: bool, lists: bool, orders: dict[OrderAction, str | None])
 
 
 def _is_software(models: tuple[Path, ...]) -> bool:
-    """Raises ConfigError: a file of software comes with something else."""
+    """Raises ConfigError: a file of software is named with something else."""
     is_file = [path.is_file() for path in models]
     if any(is_file) and len(models) > 1:
         raise ConfigError("release one file of software, or directories of models")
@@ -215,7 +215,7 @@ def _recipients(connection: Link, topics: Topics, software: Path, wanted: str) -
 
 
 def _known(connection: Link, topics: Topics) -> dict[str, SoftwareReport | None]:
-    """All devices of which the broker retains something, with what they have said of their software."""
+    """All devices of which the broker retains a message, with their reports on their software."""
     gate = Gate(
         topics, (routes.STATUS, routes.SERVING, routes.SOFTWARE_REPORT), takes_cleared=True, log_first=0
     )
@@ -285,7 +285,7 @@ def _release(
 def _release_here(
     connection: Link, topics: Topics, content: Content, rollout: str, how: Pace, stack: ExitStack
 ) -> Receive:
-    """Does the server's part until `stack` is closed; how to receive events meanwhile."""
+    """Do the server's work until `stack` is closed; returns what receives events meanwhile."""
     store = RolloutStore(Path(stack.enter_context(tempfile.TemporaryDirectory())))
     here = Here(connection, topics, store)
     stack.callback(here.close)
@@ -306,7 +306,7 @@ def _progress() -> Progress:
 
 
 def _list(connection: Link, topics: Topics) -> None:
-    """The releases that the server keeps. Raises Stalled: there is no word of a server."""
+    """The releases that the server keeps. Raises Stalled: no server replies."""
     watch = Watch(connection, topics, "")
     until = time.monotonic() + LISTEN
     while watch.all is None and (left := until - time.monotonic()) > 0:
@@ -315,7 +315,7 @@ def _list(connection: Link, topics: Topics) -> None:
             watch.take(event)
     if watch.all is None:
         raise Stalled(
-            f"no server has told of releases of fleet {topics.fleet!r}: start `splitee serve` first"
+            f"no server has reported releases of fleet {topics.fleet!r}: start `splitee serve` first"
         )
     for one in watch.all:
         for line in _lines(one):

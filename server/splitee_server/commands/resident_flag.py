@@ -12,8 +12,8 @@ from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 from splitee_server.learning.strategies.registry import with_setting
 
-STRATEGY = with_setting("trunk_momentum")  # those that have a trunk for each device
-# A trunk can be summed up and let go where its weight is known then, and nothing of it is needed later.
+STRATEGY = with_setting("trunk_momentum")  # which have a trunk for each device
+# A trunk can be added to a sum and freed if its weight is known then, and it is not needed later.
 NEEDED = {
     "trunk_momentum": "dropped",
     "aggregation_every": 0,
@@ -27,7 +27,7 @@ resident_setting = setting(
     type=whole(0),
     default=0,
     metavar="COUNT",
-    help="Largest number of devices' trunks in memory: devices are served so many at a time, with the same "
+    help="Largest number of devices' trunks in memory: so many devices are served at a time, with the same "
     f"result; 0: all at once (with --strategy {STRATEGY} and --trunk-momentum dropped).",
 )
 """Adds the flag."""

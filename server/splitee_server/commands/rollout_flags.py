@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags that say how a release goes through the fleet, of `splitee release` and `splitee server`."""
+"""The flags for the pace of a release, of `splitee release` and `splitee server`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def waves_setting(flag: str = "--waves", **more: Any) -> Any:
         flag,
         type=Waves(),
         metavar="WAVES",
-        help="Devices up to each wave of a release, as counts or shares with commas between: 1,10%,100%.",
+        help="Devices up to each wave of a release, as counts or shares, separated by commas: 1,10%,100%.",
         show_default="100%, all at once",
         **more,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee serve`: answer a fleet's devices from exported trunks; needs no torch."""
+"""`splitee serve`: predict a fleet's offloaded images with exported trunks; needs no torch."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from splitee_server.release.orders import refuse
 from splitee_server.release.releases import Releases
 from splitee_server.release.rollout_store import RolloutStore, open_store
 
-CAPACITY = 4 * MOST_DEVICES  # events: what a broker retains of a whole fleet comes at once
-ASK_AGAIN = 60.0  # seconds, at least, between two times at which the broker is asked for all of that again
+CAPACITY = 4 * MOST_DEVICES  # events: a broker sends the retained messages of a whole fleet at once
+ASK_AGAIN = 60.0  # least number of seconds between two requests for all of them again
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
         type=click.Path(path_type=Path),
         required=True,
         metavar="DIR",
-        help="What `splitee export` wrote for the server.",
+        help="Folder that `splitee export` wrote for the server.",
     ),
     setting(
         "--threads",
@@ -89,16 +89,16 @@ def serve(
     with _store(releases, model) as store:
         if store is None and discovery.wanted:
             raise ConfigError(
-                "--home-assistant: what is announced is remembered beside releases: --releases DIR"
+                "--home-assistant needs --releases DIR: what is announced is recorded there"
             )
         _serve(link, metrics, discovery, trunks, store)
 
 
 @contextmanager
 def _store(releases: Path | None, model: Path) -> Iterator[RolloutStore | None]:
-    """Where releases are kept; None: nowhere, as nobody named a folder, and that beside the model is none.
+    """Where releases are kept; None: nowhere, as no folder was named, and the default one cannot be used.
 
-    Raises StateError: the folder that was named cannot be worked on.
+    Raises StateError: the folder that was named cannot be used.
     """
     with ExitStack() as stack:
         store = None
@@ -150,7 +150,7 @@ def _serve(
 
 
 class TrunkServer:
-    """Answers requests and carries releases out, on the caller's thread; the counts go to `server/status`."""
+    """Replies to requests and carries out releases, on the caller's thread; counts go to `server/status`."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class TrunkServer:
         instance: int,
         observers: Sequence[Observer] = (),
     ) -> None:
-        """`store`: of releases, where some are kept."""
+        """`store`: of releases; None: none are kept."""
         self._port = port
         self._topics = topics
         self._observers = observers
@@ -177,20 +177,20 @@ class TrunkServer:
             passes=(BrokerRefused, Unwinding),
         )
         self._announce = Announcer(port, topics, instance, trunks.run)
-        self._is_lost = False  # something that came
+        self._is_lost = False  # an event was lost
         self._ask_again = RateLimiter(ASK_AGAIN)
         port.subscribe(*self._gate.filters, *(topic for one in observers for topic in one.filters))
         for observer in observers:
             observer.start()
 
     def run(self, stop: Callable[[], bool]) -> None:
-        """Until `stop`."""
+        """Serve until `stop`."""
         self._beat(now=True)
         while not stop():
             self._take_in(self._port.receive(0 if self._predictions.waiting else 0.5))
             if self._is_lost and self._ask_again.due():
                 self._is_lost = False
-                self._port.subscribe(*self._gate.filters)  # the broker tells what it retains once more
+                self._port.subscribe(*self._gate.filters)  # the broker sends its retained messages again
             self._beat()
             if self._releases is not None:
                 self._releases.rollouts.tick()

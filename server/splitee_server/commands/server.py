@@ -56,7 +56,7 @@ from splitee_server.rounds.policy import Policy
 
 log = logging.getLogger(__name__)
 
-ROUNDS_TIMES = 2  # a round of `--steps time:60` may take so many times as long before anybody is late
+ROUNDS_TIMES = 2  # with `--steps time:60` a round may take so many times 60 s before a device is late
 DIRECTORY = click.Path(path_type=Path)
 
 
@@ -83,8 +83,8 @@ DIRECTORY = click.Path(path_type=Path)
         type=whole(0),
         default=0,
         metavar="ROUNDS",
-        help="Number of evaluated rounds without a better accuracy of the fleet, after which the run ends; "
-        "0: it never does.",
+        help="Number of evaluated rounds without a better accuracy of the fleet after which the run ends; "
+        "0: it goes on.",
     ),
     run_setting("seed", default=1),
     run_setting("release", default=True),
@@ -97,7 +97,7 @@ DIRECTORY = click.Path(path_type=Path)
     setting(
         "--brokers",
         metavar="URLS",
-        help="Brokers of the ranks, in their order, with commas between.",
+        help="Brokers of the ranks, in the order of ranks, separated by commas.",
         show_default="all ranks use --broker",
     ),
 )
@@ -110,7 +110,7 @@ DIRECTORY = click.Path(path_type=Path)
         "--classes",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="File with the class names, one a line.",
+        help="File with the class names, one per line.",
         show_default="those of more than half of --devices",
     ),
     run_setting("input_shape", default=PHOTOGRAPHS),
@@ -153,12 +153,12 @@ DIRECTORY = click.Path(path_type=Path)
         type=whole(0),
         default=20,
         metavar="MESSAGES",
-        help="Number of refused messages after which a device is read no more; 0: it always is.",
+        help="Number of refused messages after which the server ignores a device; 0: it never does.",
     ),
     setting(
         "--readmit",
         metavar="IDS",
-        help="Devices to let back from quarantine, with commas between; all: each.",
+        help="Devices to let back from quarantine, separated by commas; all: each.",
         show_default="none",
     ),
     setting(
@@ -166,7 +166,7 @@ DIRECTORY = click.Path(path_type=Path)
         type=whole(1),
         default=10_000_000,
         metavar="COUNT",
-        help="Largest number of images that a device may say it has.",
+        help="Largest number of images that a device may report.",
     ),
 )
 @section(
@@ -243,7 +243,7 @@ def server(
         resident=resident,
     )
 
-    import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
+    import torch  # this takes seconds, so wrong flags are reported before it
 
     from splitee_server.learning.initial.begin import open_run
     from splitee_server.ranks.begin import lead, leading_port, links_of, side_by_side, train
@@ -257,7 +257,7 @@ def server(
         place,
         {
             **asdict(spec),
-            "run": "",  # it is named by the time
+            "run": "",  # its name comes from the time
             **vars(policy),
             "fleet": link.fleet,
             "brokers": [str(address) for address in addresses],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flag that names the key by which releases are signed, of `splitee server` and `splitee release`."""
+"""The flag for the key that signs releases, of `splitee server` and `splitee release`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ signing_key = setting(
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Private key that releases are signed with: server/release.key of `splitee broker init`. Devices "
-    "that have its public half take nothing that is not signed.",
+    "that have its public half take only signed releases.",
     show_default="none",
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may join a run: the rules, and the devices that have said one half of what joining takes."""
+"""Which devices may join a run, and the devices whose status or profile is still missing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class Refusal(Exception):
-    """Why a device may not take part, and its exit code. `instance`: the process of it that is meant."""
+    """Why a device may not take part, and its exit code. `instance`: of the device's refused process."""
 
     def __init__(self, device: str, instance: int, code: ExitCode, message: str) -> None:
         super().__init__(message)
@@ -33,7 +33,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Admitted:
-    """A device has joined. `is_new`: this process of it was not known."""
+    """A device has joined. `is_new`: the server did not know this process of it."""
 
     member: Member
     profile: Profile
@@ -41,11 +41,11 @@ class Admitted:
 
 
 class ClassNamesChanged(Unwinding):
-    """The devices have voted for other class names than the fleet's: no member is left, the run begins anew.
+    """The devices have voted for other class names than the fleet's: all members leave, the run restarts.
 
     Attributes:
-        device: whose word it was.
-        found: whom that lets in, and whom it shuts out.
+        device: the one whose vote decided.
+        found: the devices that are now admitted or refused.
     """
 
     def __init__(self, device: str, message: str, found: list[Admitted | Refusal]) -> None:
@@ -55,14 +55,15 @@ class ClassNamesChanged(Unwinding):
 
 
 class Admission:
-    """Lets a device in once it is online and has sent its profile; retained, that may be of one that is gone.
+    """Admits a device once it is online and has sent its profile.
 
-    As long as the run's class names are not decided, devices that could join wait for the others. Before the
-    first commit devices may decide on other names.
+    A profile alone does not suffice: the broker may retain that of a device that is gone. While the run's
+    class names are undecided, devices that could join wait for the others. Before the first commit devices
+    may decide on other names.
 
     Attributes:
-        last_status: what each device has said last.
-        vote: on the class names, where the run does not have them.
+        last_status: the last status of each device.
+        vote: on the class names, if the run does not have them.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Admission:
     ) -> None:
         """`num_layers`: of the run's network; a cut is in 1..num_layers - 1.
 
-        `devices`: that the run waits for. `most_images`: of a device, for training and held out each.
+        `devices`: number that the run waits for. `most_images`: of a device, for training and held out each.
         `committed`: the run's last committed round; 0 before the first.
         """
         self._spec = spec
@@ -95,15 +96,15 @@ class Admission:
 
     @property
     def conflict(self) -> str:
-        """Why devices that are here wait to be let in, for people; empty where none do."""
+        """Why devices wait to be admitted, for people; empty if none do."""
         return "" if self._members.class_names else self.vote.conflict
 
     def on_status(self, device: str, status: DeviceStatus) -> list[Admitted | Refusal]:
-        """Whom that lets in or shuts out.
+        """The devices that this status admits or refuses.
 
         Raises:
             MalformedMessage: there are too many devices.
-            ClassNamesChanged: with it, the devices have voted for other class names.
+            ClassNamesChanged: the devices have now voted for other class names.
         """
         _check_room(self.last_status, device)
         self.last_status[device] = status
@@ -114,30 +115,30 @@ class Admission:
         return self._admit(device)
 
     def on_profile(self, device: str, profile: Profile) -> list[Admitted | Refusal]:
-        """Whom that lets in or shuts out.
+        """The devices that this profile admits or refuses.
 
         Raises:
             MalformedMessage: there are too many devices.
-            ClassNamesChanged: with it, the devices have voted for other class names.
+            ClassNamesChanged: the devices have now voted for other class names.
         """
         _check_room(self._profiles, device)
         self._profiles[device] = profile
         return self._admit(device)
 
     def known(self) -> list[str]:
-        """The devices that have joined, or have said something; not those that were dismissed."""
+        """The devices that have joined or sent a status or profile, without those that were dismissed."""
         members = (member.device for member in self._members.remaining())
         return sorted({*self.last_status, *self._profiles, *members})
 
     def waiting_profile(self, device: str) -> Profile | None:
-        """Of a device that has not joined; None: it has, or has not asked to."""
+        """The profile of a device that has not joined; None: it has joined, or has sent none."""
         return self._profiles.get(device)
 
     def dismiss(self, devices: Iterable[str]) -> bool:
-        """Nothing that these devices have said counts any more.
+        """Discard the statuses, profiles and votes of these devices.
 
         Returns:
-            Whether the fleet has other class names then.
+            Whether that changes the fleet's class names.
         """
         for device in devices:
             for said in (self.last_status, self._profiles, self._joined):
@@ -150,16 +151,16 @@ class Admission:
         return bool(before) and self._members.class_names != before
 
     def wait_for_remaining(self) -> None:
-        """More than half of those devices decide that were not dismissed."""
+        """From now on, more than half of the devices that were not dismissed decide on class names."""
         self.vote.devices = max(self._members.expected(self._devices), min(self._devices, len(self.vote)))
 
     def admit_again(self) -> list[Admitted | Refusal]:
-        """The run begins anew from its last commit: whom of those that had joined it lets in again."""
+        """The run restarts from its last commit: admit or refuse all devices that had joined or wait."""
         self._profiles, self._joined = {**self._joined, **self._profiles}, {}
         return self.admit_waiting()
 
     def admit_waiting(self) -> list[Admitted | Refusal]:
-        """Whom of those that wait the run lets in or shuts out, as it is now."""
+        """Admit or refuse the devices that wait, by the run's present state."""
         return [found for device in sorted(self._profiles) for found in self._admit(device)]
 
     def _admit(self, device: str) -> list[Admitted | Refusal]:
@@ -187,7 +188,7 @@ class Admission:
         return not self._are_given and not self._committed()
 
     def _disband(self, before: ClassNames) -> list[Refusal]:
-        """No member is left; what is said to those that still have the names of before."""
+        """Remove all members; the refusals of those that still have the previous names."""
         voters = self.vote.voters(before)
         told = [
             self._other_classes(member.device, member.instance, before)
@@ -199,7 +200,7 @@ class Admission:
         return told
 
     def _change(self, before: ClassNames, left: list[Refusal]) -> str:
-        """That the fleet's names have changed, for people."""
+        """Says that the fleet's class names have changed, for people."""
         names = self._members.class_names
         voters = tuple(self.vote.voters(names))
         leave = f", without {in_short(tuple(refusal.device for refusal in left))[1:-1]}" if left else ""
@@ -210,9 +211,9 @@ class Admission:
         )
 
     def _is_ready(self, device: str) -> bool:
-        """Whether one process of it has sent its profile for this run, and is online.
+        """Whether one and the same process of it is online and has sent its profile for this run.
 
-        Of a device that stayed after an earlier run, the broker retains what it had then.
+        The broker may still retain a device's profile for an earlier run.
         """
         status, profile = self.last_status.get(device), self._profiles.get(device)
         if status is None or profile is None or profile.run not in ("", self._spec.run):
@@ -269,7 +270,7 @@ class Admission:
             )
 
     def _check_classes(self, device: str, profile: Profile) -> None:
-        """Whether its names could be the fleet's."""
+        """Raises Refusal: it has more classes than the run."""
         names = profile.class_names
         if len(names) <= self._spec.num_classes:
             return
@@ -285,7 +286,7 @@ class Admission:
         )
 
     def _other_classes(self, device: str, instance: int, names: ClassNames) -> Refusal:
-        """Of a device that has other names than the fleet."""
+        """The refusal of a device whose class names differ from the fleet's."""
         fleets = self._members.class_names
         if self.vote.could_have(device, fleets):
             return Refusal(
@@ -306,18 +307,18 @@ class Admission:
         )
 
     def _what_helps(self) -> str:
-        """Against wrong names of the fleet, for people."""
+        """How to correct wrong class names of the fleet, for people."""
         if self._may_vote:
             return (
-                "correct the other devices, and start it again then: until round 1 is committed, they "
-                f"are those that more than half of the {self.vote.devices} devices were last started with"
+                "correct the other devices, then start it again: until round 1 is committed, the fleet's "
+                f"names are those that more than half of the {self.vote.devices} devices last started with"
             )
         if self._are_given:
             return "start the server anew with --fresh and the right names in --classes FILE"
         return "start the server anew with --fresh, or with --fresh and --classes FILE"
 
     def _who_set(self, fleets: ClassNames) -> str:
-        """Whose names the fleet's are, for people; empty where devices have not set them since the start."""
+        """The devices that set the fleet's names, for people; empty if none has since the server's start."""
         voters = self.vote.voters(fleets)
         return f" (set by {in_short(tuple(voters))[1:-1]})" if voters else ""
 

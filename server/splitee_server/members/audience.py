@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whom the broker lets the server hear: everybody; after a flood, for a while, members only."""
+"""Whose topics the server subscribes to: all devices', or, for a while after a flood, members' only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Audience:
         members: Callable[[], Iterable[str]],
         clock: Clock,
     ) -> None:
-        """`routes`: that the server reads. `members`: the devices that are heard, when strangers are not."""
+        """`routes`: that the server reads. `members`: the devices to listen to after a flood."""
         self._port = port
         self._topics = topics
         self._routes = [route for route in routes if route.of_device]
@@ -36,10 +36,10 @@ class Audience:
         self._members_only_until: float | None = None  # by the clock; None: everybody is heard
 
     def shut_out(self, device: str) -> None:
-        """It floods the server: the broker shall not even hand out what it sends."""
+        """Unsubscribe from the topics of a device that floods the server."""
         if self._members_only_until is None:
             log.warning(
-                "%s floods this server: for %.0f s only the other devices that have joined are heard",
+                "%s floods this server: for %.0f s only other devices that have joined are heard",
                 device,
                 MEMBERS_ONLY,
             )
@@ -49,7 +49,7 @@ class Audience:
         self._port.unsubscribe(*self._of([device]))
 
     def tick(self) -> None:
-        """Listen to everybody again, once it is time to look whether the flood goes on."""
+        """Listen to all devices again after MEMBERS_ONLY seconds; if the flood goes on, it is noticed again."""
         if self._members_only_until is not None and self._clock() > self._members_only_until:
             self._members_only_until = None
             self._port.subscribe(*self._of("+"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which classes a run tells apart: the operator says so, or more than half of the devices it waits for."""
+"""The class names of a run: set by the operator, or by more than half of the devices it waits for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from splitee.refusals import refusal
 
 ClassNames = tuple[str, ...]
 
-CANDIDATES = 16  # lists of names, those with the most votes, that are looked at where none has most of them
-MOST_CHANGES = 10  # of a device's vote that count: else it could have a run begin anew for ever
+CANDIDATES = 16  # lists of names with the most votes, which are compared if none has a majority
+MOST_CHANGES = 10  # of a device's vote that count: more could restart the run for ever
 
 
 def read_class_names(path: Path, most: int) -> ClassNames:
-    """The names in a file, one a line, in the order of the labels; `most`: of the run.
+    """The names in a file, one per line, in the order of the labels; `most`: the run's number of classes.
 
     Raises:
         ConfigError: it cannot be read, names one twice, or names too few or too many.
@@ -38,10 +38,10 @@ def read_class_names(path: Path, most: int) -> ClassNames:
 
 
 class ClassVote:
-    """Each device has one vote, which it may change; what is decided holds until more have decided else.
+    """One vote per device, which it may change. A decision holds until a larger majority decides otherwise.
 
     Attributes:
-        devices: that the run waits for.
+        devices: number that the run waits for.
         decided: the names that more than half of them have agreed on; empty: they have not yet.
     """
 
@@ -49,14 +49,14 @@ class ClassVote:
         self.devices = devices
         self.decided: ClassNames = ()
         self._votes: dict[str, ClassNames] = {}
-        self._empty: dict[str, ClassNames] = {}  # names that a device could have beside its own
+        self._empty: dict[str, ClassNames] = {}  # names of a device's empty class folders
         self._changes: Counter[str] = Counter()
 
     def cast(self, device: str, names: ClassNames, empty: ClassNames = ()) -> ClassNames:
-        """The names that are decided on then; empty where none are.
+        """Take a vote; returns the decided names, empty if there are none.
 
-        Others take the place of decided ones with the votes of more than half of the devices, and with more
-        than the decided ones still have. A device that goes on changing its vote is heard MOST_CHANGES times.
+        Other names replace decided ones if they have the votes of more than half of the devices, and more
+        votes than the decided ones still have. Only MOST_CHANGES changes of a device's vote count.
 
         Args:
             empty: names that the device has no images of, and could have as well.
@@ -69,9 +69,9 @@ class ClassVote:
         return self.count()
 
     def count(self) -> ClassNames:
-        """The names that are decided on by the votes there are; empty where none are.
+        """The names that the present votes decide on; empty if there are none.
 
-        Where no names have more than half of the votes, a device votes for all that it could have, too.
+        If no names have a majority, a device also counts for all names that it could have.
         """
         counts = Counter(self._votes.values())
         leading = counts.most_common(CANDIDATES)
@@ -85,12 +85,12 @@ class ClassVote:
         return self.decided
 
     def could_have(self, device: str, names: ClassNames) -> bool:
-        """Whether a device has these names when it is started again: its own, and those of empty folders."""
+        """Whether a device would have these names after a restart: its own and those of empty folders."""
         own = set(self._votes.get(device, ()))
         return bool(own) and own < set(names) <= own.union(self._empty[device])
 
     def withdraw(self, device: str) -> None:
-        """The device is not heard any more; what is decided stays."""
+        """Discard the device's vote; a decision stays."""
         self._votes.pop(device, None)
         self._empty.pop(device, None)
 
@@ -109,12 +109,12 @@ class ClassVote:
         )
 
     def __len__(self) -> int:
-        """Of the votes."""
+        """The number of votes."""
         return len(self._votes)
 
     @property
     def conflict(self) -> str:
-        """Whose names differ, for people; empty where nobody's do."""
+        """Whose names differ, for people; empty if all agree."""
         lists = Counter(self._votes.values())
         if len(lists) < 2:
             return ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devices of a run as the server knows them: only this module changes what is known of one."""
+"""The devices of a run as the server knows them; only this module changes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Totals:
-    """What counts, summed over committed rounds."""
+    """Counts, summed over committed rounds."""
 
     batches: int = 0
     published: int = 0
@@ -28,7 +28,7 @@ class Totals:
 
 @dataclass
 class Member:
-    """One admitted device. What is `committed`, its digest and its totals outlive the server process."""
+    """One admitted device. The server saves all but `instance`, `online` and the pixel statistics."""
 
     device: str
     cut: int
@@ -37,17 +37,17 @@ class Member:
     instance: int
     committed: int = 0
     digest: str | None = None  # of the client network that its next round starts from
-    trained: str | None = None  # of what it has trained in its last round
-    next_cut: int = 0  # that it has asked for; 0: it stays
+    trained: str | None = None  # of the client network that it trained in its last round
+    next_cut: int = 0  # the cut that it has requested; 0: none
     picked: int = 0  # the last committed round that it was picked for, whether it ended it or not
-    pace: float | None = None  # seconds a batch, of its rounds so far, else as its profiler says
-    previous_cut: int = 0  # that a process may still speak of, if it has missed its move
-    pixel_mean: tuple[float, ...] = ()  # of its images' channels, where the run asks for them
+    pace: float | None = None  # seconds per batch, from its rounds, or else from its profiler
+    previous_cut: int = 0  # which a process that missed the change may still report
+    pixel_mean: tuple[float, ...] = ()  # per channel of its images, if the run requests it
     pixel_std: tuple[float, ...] = ()
-    quarantined: bool = False  # in this run nothing of it is read any more
+    quarantined: bool = False  # the server ignores it in this run
     totals: Totals = field(default_factory=Totals)
     online: bool = True
-    alone_accuracy: float | None = None  # of what it has trained by itself, where it has said so
+    alone_accuracy: float | None = None  # of what it trained by itself, if it reported that
 
     def durable(self) -> dict[str, Any]:
         """What is kept in the server's state."""
@@ -55,9 +55,9 @@ class Member:
 
     @classmethod
     def restored(cls, state: dict[str, Any]) -> Member:
-        """A member of a stored run; offline until it is heard of."""
+        """A member of a stored run; offline until it sends a message."""
         totals = dict(state["totals"])
-        totals.pop("bytes", None)  # of earlier releases, which did not tell them apart
+        totals.pop("bytes", None)  # written by earlier releases
         return cls(**{**state, "totals": Totals(**totals)}, instance=0, online=False)
 
 
@@ -107,7 +107,7 @@ class Members:
         return self._list("remaining", lambda: [one for one in self if one.device not in self._dismissed])
 
     def expected(self, devices: int) -> int:
-        """Of so many that a run is to begin with, those that were not dismissed; at least one."""
+        """The number of devices that a run starts with, without those that were dismissed; at least one."""
         return max(devices - len(self._dismissed), 1)
 
     def active(self) -> list[Member]:
@@ -136,7 +136,7 @@ class Members:
         return [member.durable() for member in self]
 
     def load(self, states: list[dict[str, Any]], class_names: tuple[str, ...]) -> None:
-        """Take up what is stored; who is in quarantine stays there.
+        """Load the stored members; those in quarantine stay there.
 
         Raises:
             StateError: the run has other class names than the stored one.
@@ -174,18 +174,18 @@ class Members:
         return member
 
     def note_status(self, device: str, status: DeviceStatus) -> None:
-        """A device came, went, or is alive; what an earlier process of it says is passed over."""
+        """Note whether a device is online; the status of an earlier process of it is ignored."""
         member = self._by_name.get(device)
         if member is not None and status.instance >= member.instance:
             self._set_online(member, status.state == "online")
 
     def quarantine(self, device: str) -> None:
-        """Nothing of the device is read any more, until `readmit`."""
+        """Ignore the device, until `readmit`."""
         self._by_name[device].quarantined = True
         self._listed.clear()
 
     def readmit(self, devices: Iterable[str]) -> None:
-        """Let devices back from quarantine, or "all" of them; unknown ones are passed over."""
+        """Let devices back from quarantine, or "all" of them; unknown ones are ignored."""
         names = set(devices)
         for member in self:
             if member.quarantined and names & {member.device, "all"}:
@@ -194,22 +194,22 @@ class Members:
                 log.info("%s is let back from quarantine", member.device)
 
     def dismiss(self, devices: Iterable[str]) -> None:
-        """They are gone, until `take_back`; what they have trained stays."""
+        """Mark devices as gone, until `take_back`; what they have trained is kept."""
         self._dismissed.update(devices)
         self._listed.clear()
 
     def take_back(self, devices: Iterable[str]) -> None:
-        """They are dismissed no longer."""
+        """Undo the dismissal of devices."""
         self._dismissed.difference_update(devices)
         self._listed.clear()
 
     def leave(self) -> None:
-        """All but those in quarantine are members no longer."""
+        """Remove all members but those in quarantine."""
         self._by_name = {member.device: member for member in self.remaining() if member.quarantined}
         self._listed.clear()
 
     def absent(self, devices: Iterable[str]) -> None:
-        """They were waited for in vain: offline until they are heard of again."""
+        """Mark devices that did not come as offline, until they send a message."""
         for device in devices:
             self._set_online(self._by_name[device], False)
 
@@ -223,8 +223,8 @@ class Members:
         """A device has taken part in a round.
 
         Args:
-            trained: its batches that the trunk was trained on.
-            pace: seconds that it took a batch.
+            trained: number of its batches that the trunk was trained on.
+            pace: its seconds per batch.
         """
         member = self._by_name[device]
         member.committed, member.digest, member.trained = done.round, done.digest, done.digest
@@ -234,7 +234,7 @@ class Members:
         totals.published = min(totals.published + done.batches, LARGEST_COUNT)
 
     def move(self, device: str, cut: int) -> None:
-        """A device is cut elsewhere, as it has asked."""
+        """Give a device its new cut."""
         member = self._by_name[device]
         member.previous_cut, member.cut, member.next_cut = member.cut, cut, 0
 
@@ -249,7 +249,7 @@ class Members:
             self._listed.clear()
 
     def _list(self, what: str, find: Callable[[], list[Member]]) -> list[Member]:
-        """A list that is asked for with every event, and changes seldom; whoever gets it changes nothing."""
+        """A cached list: it is needed with every event and changes seldom. Callers must not change it."""
         if what not in self._listed:
             self._listed[what] = find()
         return self._listed[what]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices that go on sending what is refused: from some message on, nothing of them is read in this run."""
+"""Quarantine: after too many refused messages of a device, the server ignores it in this run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from splitee.errors import MalformedMessage, Reason
 from splitee_server.members.members import Members
 
 COUNTED: tuple[Reason, ...] = ("malformed", "oversized", "retained", "untrainable", "flood", "unhandled")
-"""Reasons that speak against a device; what is of another run, or comes before its join, may be late."""
+"""Reasons that count against a device. Messages of another run, or before its join, may only be late."""
 
 log = logging.getLogger(__name__)
 
 
 class Quarantine:
-    """Counts what was refused, and says who is kept out."""
+    """Counts refused messages per device, and decides which devices are in quarantine."""
 
     def __init__(self, members: Members, after: int) -> None:
         """`after`: refused messages that put a device in quarantine; 0: none ever is."""
@@ -26,13 +26,13 @@ class Quarantine:
         self._strangers: set[str] = set()  # in quarantine without having joined
 
     def check(self, device: str) -> None:
-        """Raises MalformedMessage: nothing of this device is read."""
+        """Raises MalformedMessage: the device is in quarantine."""
         member = self._members.get(device)
         if device in self._strangers or (member is not None and member.quarantined):
             raise MalformedMessage("from a device in quarantine", "quarantined")
 
     def note(self, device: str, reason: Reason, times: int = 1) -> bool:
-        """So many messages of a device were refused; True: that puts it in quarantine."""
+        """Count refused messages of a device; True: they put it in quarantine."""
         if not self._after or reason not in COUNTED:
             return False
         before = self._refused[device]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What travels between the server and each device of a run, by purpose, over all processes of the server."""
+"""Traffic between the server and each device of a run, by purpose, over all processes of the server."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from splitee.protocol.routes import find
 from splitee.protocol.topics import Topics
 from splitee.protocol.traffic import ByPurpose, Direction, Tally, Traffic
 
-DEVICES = 10_000  # ids come from topics that anyone may write
+DEVICES = 10_000  # at most so many are counted: ids come from topics that anyone may write
 
 
 class StoredTraffic(msgspec.Struct, frozen=True, omit_defaults=True):
-    """As it is kept beside the commits. `to_all`: what every device may read, once for each message."""
+    """Traffic as it is saved beside the commits. `to_all`: messages to all devices, each counted once."""
 
     run: str
     devices: dict[Name, Traffic] = {}
@@ -26,12 +26,12 @@ class StoredTraffic(msgspec.Struct, frozen=True, omit_defaults=True):
 class FleetTraffic:
     """A `Meter` for the server's link: the messages of each device's topics, and those to all devices.
 
-    A message counts whenever the link moves it: what is sent again, of a round too that was begun anew,
-    counts again. What a killed process had counted since the last `stored`, in a round that had not been
-    evaluated, is lost.
+    A message counts each time the link moves it: messages that are sent again, also those of a round that
+    restarts, count again. If the process is killed, its counts since the last `stored`, of a round that had
+    not been evaluated, are lost.
 
     Attributes:
-        phase: that is under way; it tells batches of training from those of evaluation.
+        phase: the current one; it distinguishes batches of training from those of evaluation.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class FleetTraffic:
         earlier: StoredTraffic | None = None,
         elsewhere: Callable[[str], Traffic] = lambda _device: Traffic(),
     ) -> None:
-        """`earlier`: what processes before this one have counted; passed over where it is of another run.
+        """`earlier`: counts of earlier processes; ignored if they are of another run.
 
-        `elsewhere`: what links of other ranks of this server have moved of a device's messages.
+        `elsewhere`: a device's traffic on the links of this server's other ranks.
         """
         if earlier is None or earlier.run != run:
             earlier = StoredTraffic(run)
@@ -53,10 +53,10 @@ class FleetTraffic:
         self._elsewhere = elsewhere
         self._devices = {device: Tally(traffic) for device, traffic in earlier.devices.items()}
         self._to_all = Tally(Traffic(down=earlier.to_all))
-        self._link = Tally()  # of this process, whatever the messages are of
+        self._link = Tally()  # all messages of this process
 
     def stored(self, devices: Iterable[str]) -> StoredTraffic:
-        """What is to be kept, of these devices."""
+        """The traffic of these devices, to be saved."""
         return StoredTraffic(self._run, {device: self.of(device) for device in devices}, self.to_all())
 
     def published(self, topic: str, payload: int, headers: int) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predictions for devices whose exit is not sure."""
+"""Predictions for images that devices offload."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicts for devices whose exit is not sure: requests that wait together share a forward pass."""
+"""Predicts for images that devices offload; requests that wait together share a forward pass."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ NO_ADDRESS = (
     f"expected CorrelationData of at most {MAX_CORRELATION} bytes, "
     "and the device's own inbox/answer as ResponseTopic"
 )
-MAX_WAITING = 256  # requests; more are answered before the next is taken
+MAX_WAITING = 256  # requests; then all get their replies before the next is read
 
 Guard = Callable[[str, Callable[[], None]], bool]
-"""Does something for a device; False: that has raised an error, and the device's request is rejected."""
+"""Runs an action for a device; False: it raised an error, and the device's request is rejected."""
 
 
 class Trunks(Protocol):
@@ -42,10 +42,10 @@ class Trunks(Protocol):
 
     @property
     def round(self) -> int:
-        """That the trunks are of."""
+        """The committed round of the trunks."""
 
     def entry(self, device: str) -> Entry | None:
-        """Where `device` enters; None: it has no trunk here."""
+        """The trunk and cut of `device`; None: it has no trunk here."""
 
     def logits(self, trunk: str, features: Array) -> Array:
         """Features (B, *feature_shape) -> logits (B, classes)."""
@@ -53,7 +53,7 @@ class Trunks(Protocol):
 
 @dataclass(frozen=True)
 class Request:
-    """One device's question, checked: features (B, ...) at its cut, and what the answer is known by."""
+    """One device's request, checked: features (B, ...) at its cut, and its correlation data."""
 
     device: str
     cut: int
@@ -62,7 +62,7 @@ class Request:
 
 
 class Predictions:
-    """Collects requests, then answers all of them; counts what it did."""
+    """Collects requests, then replies to all of them; counts requests and forward passes."""
 
     def __init__(self, port: Port, topics: Topics, trunks: Trunks, guard: Guard) -> None:
         self._port = port
@@ -79,7 +79,7 @@ class Predictions:
         return bool(self._waiting)
 
     def add(self, received: Received) -> None:
-        """Takes an InferRequest. Raises MalformedMessage: it cannot be answered."""
+        """Queue an InferRequest. Raises MalformedMessage: there can be no prediction for it."""
         device, request = received.device, received.message
         correlation = self._correlation(
             received.envelope.response_topic, received.envelope.correlation, device
@@ -88,7 +88,7 @@ class Predictions:
             raise MalformedMessage(NO_ADDRESS)
         if (
             request.run != self._trunks.run
-        ):  # the device's model is an earlier run's, until it gets its new one
+        ):  # until it gets its new model, a device has one of an earlier run
             self._say_why(
                 device,
                 correlation,
@@ -104,7 +104,7 @@ class Predictions:
             self.answer()
 
     def refuse(self, rejection: Rejection) -> None:
-        """Tells a device why its request is not answered."""
+        """Tell a device why its request is refused."""
         if rejection.envelope is None:
             return
         response_topic, correlation = rejection.envelope.response_topic, rejection.envelope.correlation
@@ -113,12 +113,12 @@ class Predictions:
             self._say_why(rejection.device, correlation, str(rejection.error))
 
     def _say_why(self, device: str, correlation: bytes, error: str) -> None:
-        """There are no logits for a device."""
+        """Reply with an error instead of logits."""
         answer = InferAnswer(run=self._trunks.run, round=self._trunks.round, error=error[:1000])
         self._reply(device, correlation, answer)
 
     def answer(self) -> None:
-        """Answers what is waiting, by the trunks that are committed now."""
+        """Reply to all waiting requests, with the trunks of the present commit."""
         waiting, self._waiting = self._waiting, []
         by_trunk: dict[str, list[Request]] = defaultdict(list)
         for request in waiting:
@@ -128,7 +128,7 @@ class Predictions:
                 self._answer(trunk, together)
 
     def _answer(self, trunk: str, requests: list[Request]) -> None:
-        """In one forward pass; where that is not to be had, each request by itself, to its own harm only."""
+        """In one forward pass; if that fails, each request by itself, so that a bad one harms no other."""
         if len(requests) == 1:
             self._guard(requests[0].device, lambda: self._predict(trunk, requests))
             return
@@ -160,11 +160,11 @@ class Predictions:
             start = end
 
     def _sort_in(self, request: Request, by_trunk: dict[str, list[Request]]) -> None:
-        """Raises MalformedMessage: a commit has cut the device elsewhere since."""
+        """Raises MalformedMessage: a commit has changed the device's cut since."""
         by_trunk[self._entry(request.device, request.cut).trunk].append(request)
 
     def _entry(self, device: str, cut: int) -> Entry:
-        """Raises MalformedMessage: there is none for a device with this cut."""
+        """Raises MalformedMessage: there is no trunk for this device with this cut."""
         entry = self._trunks.entry(device)
         if entry is None:
             raise MalformedMessage(f"there is no trunk for {device} in run {self._trunks.run}", "unknown")
@@ -177,9 +177,10 @@ class Predictions:
     def _correlation(
         self, response_topic: str | None, correlation: bytes | None, device: str
     ) -> bytes | None:
-        """What a response is known by; None: it must not be sent where the request wants it.
+        """The reply's correlation data; None: the server must not reply where the request wants it.
 
-        Elsewhere than to the inbox's own topic, the server would write where the device itself may not.
+        The only topic allowed is the device's inbox: a device could use any other to have the server
+        publish where the device itself may not.
         """
         is_own = response_topic == routes.ANSWER.topic(self._topics, device)
         return correlation if is_own and correlation and len(correlation) <= MAX_CORRELATION else None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The committed trunks of a run that is still training, for devices that ask meanwhile."""
+"""The committed trunks of a run that is still training, for predictions during the run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from splitee_server.rounds.checkpoints import Checkpoints
 
 
 class CommittedTrunks:
-    """A second set of trunks, read from the last or the released commit when a device first asks after it.
+    """A second set of trunks, read from the last or the released commit at the first request after it.
 
-    The set in training cannot answer: it is ahead of the client networks that devices have committed.
+    The trunks in training are of no use here: they are ahead of the devices' committed client networks.
     """
 
     def __init__(self, spec: RunSpec, store: Checkpoints) -> None:
@@ -35,7 +35,7 @@ class CommittedTrunks:
         return self._state.round if self._state else 0
 
     def entry(self, device: str) -> Entry | None:
-        """Where `device` enters the trunk of that commit; None: it has no part in it."""
+        """The trunk and cut of `device` in that commit; None: it has no part in it."""
         self._follow()
         if self._state is None or device not in self._state.cuts:
             return None
@@ -44,7 +44,7 @@ class CommittedTrunks:
 
     @torch.inference_mode()
     def logits(self, trunk: str, features: Array) -> Array:
-        """`trunk`: the device that it is of. Features (B, ...) -> logits (B, classes)."""
+        """`trunk`: named by its device. Features (B, ...) -> logits (B, classes)."""
         assert self._state is not None
         logits: Array = self._state.trunks[trunk](tensor_of(features)).numpy()
         return logits

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Servers side by side: rank 0 leads the run, and every rank trains the trunks of the devices dealt to it.
+"""Servers side by side: rank 0 leads the run, and every rank trains the trunks of its own devices.
 
-Everything that decides about the run, members, phases, commits, metrics, is rank 0's alone, and is what a
-server by itself does. The other ranks keep nothing: with each phase that opens they are sent the trunks of
-their devices, train them on the batches that those devices send to them, and give back what has become of
-them when the phase is over. So a commit is rank 0's file, the same whatever the number of ranks; averages are
-taken where they always were, in the same order, with the same bits; and after a restart any number of ranks
-goes on from it.
+Rank 0 alone decides about the run (members, phases, commits, metrics), like a server without ranks. The other
+ranks keep nothing. When a phase opens, rank 0 sends them the trunks of their devices. They train these on
+the batches that the devices send them, and return the trunks at the end of the phase. A commit is therefore
+a file of rank 0, the same for any number of ranks. Rank 0 computes the averages in the same order as without
+ranks, so they are bit-identical. After a restart any number of ranks can go on from a commit.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How ranks begin: they meet, compare their settings before anything else, and take their parts."""
+"""How ranks begin: they meet, compare their settings, and take their roles."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def side_by_side(place: Place | None, settings: Mapping[str, object]) -> Iterator[Group | None]:
-    """The group of the ranks, that agree on their `settings`; None: this process is alone.
+    """The group of the ranks, all with the same `settings`; None: this process is the only one.
 
-    What a rank fails by ends the others, too, with its line.
+    If a rank fails, its line also ends the others.
 
     Raises:
         ConfigError: the ranks were started with different settings.
@@ -64,7 +64,7 @@ def side_by_side(place: Place | None, settings: Mapping[str, object]) -> Iterato
 
 
 def agree(group: Group, settings: Mapping[str, object]) -> None:
-    """Raises ConfigError: another rank has a setting that this one has not, with the first of them."""
+    """Raises ConfigError: another rank has different settings; the error names the first."""
     mine = {name: str(value) for name, value in settings.items()}
     for rank, said in enumerate(group.exchange("settings", msgspec.json.encode(mine))):
         theirs = msgspec.json.decode(said, type=dict[str, str])
@@ -85,7 +85,7 @@ def leading_port(
     policy: Policy,
     will: tuple[str, bytes],
 ) -> Link | SeveralBrokers:
-    """What rank 0 speaks to devices by, whichever of the brokers they use; not open yet."""
+    """Rank 0's port to all devices, whichever broker they use; not open yet."""
     links = [
         Link(
             address,
@@ -105,7 +105,7 @@ def leading_port(
 
 
 def links_of(port: Link | SeveralBrokers) -> Sequence[Link]:
-    """One to each broker."""
+    """The port's links, one per broker."""
     return port.links if isinstance(port, SeveralBrokers) else [port]
 
 
@@ -119,14 +119,14 @@ def lead(
     *,
     joint: bool,
 ) -> Ranks:
-    """Rank 0's side of the others, which may begin.
+    """Tell the other ranks to begin; returns rank 0's view of them.
 
     Args:
-        group: None: there are none.
-        joint: a step joins the batches of all devices.
+        group: None: there are no others.
+        joint: a step combines a batch of every device.
         addresses: of each rank's broker.
-        client: this process's id at the brokers.
-        initial: the weights that the run begins from; None: the seed's.
+        client: this process's client id at the brokers.
+        initial: the run's initial weights; None: they come from the seed.
     """
     if group is None:
         return ALONE
@@ -142,7 +142,7 @@ def lead(
 
 
 def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event) -> None:
-    """The part of a rank that does not lead, until the run ends, or the process is asked to stop."""
+    """The work of a rank other than 0, until the run ends or the process is asked to stop."""
     topics, limits = Topics(link.fleet), SenderLimits(Topics(link.fleet))
 
     def begun() -> Begin | None:
@@ -167,7 +167,7 @@ def train(group: Group, link: LinkOptions, policy: Policy, stop: threading.Event
         )
         connection.open(link.connect_timeout)
         with closing(connection):
-            log.info("rank %d of %d: trains what rank 0 deals to it", group.rank, group.size)
+            log.info("rank %d of %d: trains for the devices that rank 0 gives it", group.rank, group.size)
             Trainer(group, connection, topics, policy, initial, stop=stop.is_set, limits=limits).run()
     except (Stopped, RankLost):
         if not stop.is_set():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rank 0's port where ranks have brokers of their own: one that stands for all of them."""
+"""Rank 0's port if ranks have brokers of their own: one port for all brokers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from splitee.mqtt.link import Link
 from splitee.mqtt.meter import Meter
 from splitee.protocol.topics import Topics
 
-PAUSE = 0.005  # seconds between two looks at all brokers, while nothing comes
+PAUSE = 0.005  # seconds between two polls of all brokers, while no message arrives
 
 
 class SeveralBrokers:
-    """What is said to everybody is said at each broker; what is said to a device, where it was last heard.
+    """Publishes messages for all devices at every broker, and those for one device at the device's broker.
 
-    What a broker retains may be of a device that uses another one by now: it tells where the device is only
-    until the device itself has spoken.
+    This is the broker of the device's latest message. A retained message counts only until the device has
+    sent another one: the device may have moved to another broker since.
     """
 
     def __init__(self, links: Sequence[Link], topics: Topics) -> None:
-        """`links`: one to each broker."""
+        """`links`: one per broker."""
         self._links = list(links)
         self._topics = topics
-        self._at: dict[str, int] = {}  # by device, which of the brokers
+        self._at: dict[str, int] = {}  # index of a device's broker
         self._has_spoken: set[str] = set()
         self._turns = itertools.cycle(range(len(links)))
         self._meter: Meter | None = None
 
     def broker_of(self, device: str) -> BrokerAddress | None:
-        """The broker that a device uses; None: nothing was heard of it."""
+        """The broker that a device uses; None: it has sent no message."""
         return self._links[self._at[device]].address if device in self._at else None
 
     @property
@@ -65,7 +65,7 @@ class SeveralBrokers:
 
     @property
     def links(self) -> Sequence[Link]:
-        """One to each broker."""
+        """One per broker."""
         return self._links
 
     @property
@@ -77,7 +77,7 @@ class SeveralBrokers:
         return sum(link.cpu for link in self._links)
 
     def open(self, timeout: float | None, stop: Callable[[], bool] = lambda: False) -> None:
-        """Raises what `Link.open` does, of the first broker that is not reached."""
+        """Raises what `Link.open` raises for the first broker that it cannot reach."""
         for link in self._links:
             link.open(timeout, stop)
 
@@ -103,7 +103,7 @@ class SeveralBrokers:
         response_topic: str | None = None,
         correlation: bytes | None = None,
     ) -> bool:
-        """False: one of the brokers that it is for is not connected."""
+        """False: one of the brokers to publish at is not connected."""
         of_device = self._topics.parse_device(topic)
         at = None if of_device is None else self._at.get(of_device[0])
         links = self._links if at is None else [self._links[at]]

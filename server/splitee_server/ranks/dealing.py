@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rank takes the batches of which device."""
+"""Which rank trains on the batches of which device."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Bound = Callable[[str], Sequence[int] | None]
 
 
 class LaneDealing:
-    """Deals ranges of lanes, in the order of the ranks, so that each sums its devices for itself.
+    """Gives each rank a range of lanes, in the order of the ranks, so that a rank can sum over its devices.
 
-    A range of a whole node of the tree of lanes has one sum: bounds that make large nodes are worth an eighth
-    more, or less, devices.
+    A range that is a whole node of the tree of lanes has a single sum. Bounds that allow large nodes are
+    therefore preferred, even if they are off by an eighth of a rank's share of the devices.
     """
 
     def __init__(self, ranks: int) -> None:
@@ -33,7 +33,7 @@ class LaneDealing:
         return {device: bisect_right(inner, lane_of(device)) for device in devices}
 
     def lanes(self, rank: int) -> range:
-        """Those whose devices a rank has since they were dealt."""
+        """The lanes of a rank, since the last `deal`."""
         return range(self._bounds[rank], self._bounds[rank + 1])
 
     def _bound(self, before: Sequence[int], rank: int) -> int:
@@ -46,9 +46,9 @@ class LaneDealing:
 
 
 class Dealing:
-    """Deals devices by their ids, each to a rank that has the fewest; a device stays where it is.
+    """Gives each device, in the order of ids, to a rank that has the fewest; a device keeps its rank.
 
-    It decides about the load alone: weights do not depend on which rank has trained a trunk.
+    This affects only the load: weights do not depend on which rank has trained a trunk.
     """
 
     def __init__(self, ranks: int, bound: Bound = lambda _device: None) -> None:

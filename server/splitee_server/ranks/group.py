@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processes of one server under torchrun: small messages over its store, states over gloo.
 
-Messages are posted under keys and looked for, which takes a tenth of a millisecond: no rank's loop stands
-still for another's. Only states are sent from one rank to another that waits for them.
+Messages are keys in the store, and ranks poll for them, which takes a tenth of a millisecond: no rank's loop
+blocks another's. Only for states does the receiver wait.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from splitee_server.ranks.place import Place
 from splitee_server.ranks.shared_memory import OthersMemory, OwnMemory, Written
 from splitee_server.ranks.signs import SILENCE, Signs
 
-PATIENCE = 600.0  # seconds for a rank to come, or for one word or state, before it counts as lost
-LOOK = 5.0  # seconds between two looks for ranks that have failed
+PATIENCE = 600.0  # seconds to wait for a rank, or for its message or state, before it counts as lost
+LOOK = 5.0  # seconds between two checks for ranks that have failed
 FAILED = "failed"
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class Group:
         return group
 
     def share_memory(self) -> None:
-        """From now on tensors are read in the memory of who sends them, if every rank can open all of it."""
+        """From now on read tensors in the sender's memory, if every rank can open every other's."""
         memory, probe = OwnMemory() if hasattr(os, "memfd_create") else None, torch.tensor([self.rank])
         written = msgspec.json.encode(memory and memory.write([probe])[0])
         said = [msgspec.json.decode(one, type=Written | None) for one in self.exchange("memory", written)]
@@ -90,19 +90,19 @@ class Group:
         return int(found) == rank
 
     def others(self) -> range:
-        """The ranks but 0."""
+        """All ranks but 0."""
         return range(1, self.size)
 
     # Messages
 
     def post(self, rank: int, message: bytes) -> None:
-        """A message to another rank, which hears it when it looks."""
+        """Post a message to another rank, which polls for it."""
         with _bounded():
             self._store.set(f"{self.rank}>{rank}/{self._posted[rank]}", message)  # type: ignore[arg-type]
         self._posted[rank] += 1
 
     def heard(self, rank: int) -> Iterator[bytes]:
-        """What another rank has posted since the last call, in its order. Raises RankLost."""
+        """Another rank's messages since the last call, in their order. Raises RankLost."""
         self.look()
         while True:
             key = f"{rank}>{self.rank}/{self._heard[rank]}"
@@ -115,23 +115,23 @@ class Group:
             yield message
 
     def exchange(self, what: str, message: bytes) -> list[bytes]:
-        """What each rank says of the same thing, once all have. Raises RankLost: one does not."""
-        with _bounded(f"{what}: not all ranks have said theirs"):
+        """Each rank's message about `what`, once all have sent theirs. Raises RankLost: one does not."""
+        with _bounded(f"{what}: not all ranks have sent theirs"):
             self._store.set(f"{what}/{self.rank}", message)  # type: ignore[arg-type]
             return [bytes(self._store.get(f"{what}/{rank}")) for rank in range(self.size)]
 
     def fail(self, line: str) -> None:
-        """This rank ends; the others, which cannot go on without it, are to say why."""
-        with suppress(RuntimeError):  # where the store is gone, all hear of that
+        """This rank ends; the others cannot go on without it, and end with the same line."""
+        with suppress(RuntimeError):  # if the store is gone, all ranks notice that
             if not self._store.check([FAILED]):
                 self._store.set(FAILED, f"rank {self.rank}: {line}")
 
     def leave(self) -> None:
-        """As `fail`, of a rank that was asked to stop."""
+        """As `fail`, for a rank that was asked to stop."""
         self.fail("it was asked to stop")
 
     def look(self) -> None:
-        """Look for ranks that have failed, when it is time. Raises RankLost: one has, or gives no sign."""
+        """Check for failed ranks, every LOOK seconds. Raises RankLost: one has failed, or gives no sign."""
         if self._clock() < self._look_due:
             return
         self._look_due = self._clock() + LOOK
@@ -143,7 +143,7 @@ class Group:
             raise RankLost(f"rank {missing} has given no sign of life for {SILENCE:.0f} s")
 
     def wait_for(self, found: Callable[[], T | None], what: str) -> T:
-        """What `found` gives, as soon as it gives something. Raises RankLost: it does not in PATIENCE."""
+        """Poll `found` until it returns something. Raises RankLost: it does not within PATIENCE."""
         until = self._clock() + PATIENCE
         while (result := found()) is None:
             self.look()
@@ -155,13 +155,13 @@ class Group:
     # States
 
     def send(self, rank: int, data: bytes) -> None:
-        """To a rank that receives it now. Raises RankLost."""
+        """Send a state to a rank that waits for it. Raises RankLost."""
         with _bounded(f"rank {rank} takes no state"):
             distributed.send(torch.tensor([len(data)]), rank)
             distributed.send(torch.frombuffer(bytearray(data), dtype=torch.uint8), rank)
 
     def receive(self, rank: int) -> bytes:
-        """What a rank sends. Raises RankLost."""
+        """Receive a state of a rank. Raises RankLost."""
         with _bounded(f"rank {rank} sends no state"):
             length = torch.zeros(1, dtype=torch.int64)
             distributed.recv(length, rank)
@@ -170,11 +170,11 @@ class Group:
         return data.numpy().tobytes()
 
     def send_tensors(self, ranks: Iterable[int], tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The same to some ranks, which receive them now; they have no gaps. Raises RankLost.
+        """Send tensors without gaps to ranks that wait for them. Raises RankLost.
 
         Returns:
-            The tensors in the memory that the ranks share, if they do; what lies there need not be copied
-            when it is sent again.
+            The tensors in the memory that the ranks share, if they share one; from there they can be sent
+            again without a copy.
         """
         if self._memory is not None:
             written, places = self._memory.write(tensors)
@@ -189,7 +189,7 @@ class Group:
         return tensors
 
     def receive_tensors(self, rank: int, outlines: Iterable[Tensor]) -> list[Tensor]:
-        """What a rank sends, to be used before anything is sent to it again. Raises RankLost.
+        """Receive a rank's tensors, to be used before anything is sent to it again. Raises RankLost.
 
         `outlines`: tensors of the same shapes, types and strides.
         """
@@ -211,13 +211,13 @@ class Group:
 
 
 def meet(store: Store, rank: int, size: int) -> str:
-    """A name of this meeting of the ranks, by which their words differ from those of ranks before them.
+    """Agree on a name for this meeting of the ranks, which separates their keys from those of earlier ranks.
 
-    torchrun's store outlives the ranks: whoever is started after a rank has died finds there what that one
-    wrote, its address among it. So each rank says hello by a name that nobody had, and rank 0 answers to it.
+    torchrun's store outlives the ranks: after a restart it still has what dead ranks wrote, including their
+    addresses. Each rank therefore says hello with a new random name, and rank 0 replies to that name.
 
     Raises:
-        RankLost: rank 0 waits for one that does not come. RuntimeError: another one does, for rank 0.
+        RankLost: rank 0 has waited in vain for a rank. RuntimeError: another rank has, for rank 0.
     """
     if rank:
         own = secrets.token_hex(8)
@@ -238,15 +238,15 @@ def meet(store: Store, rank: int, size: int) -> str:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    """Its values (N,) as they follow each other in memory."""
+    """Its values (N,), in the order of memory."""
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
 @contextmanager
 def _bounded(what: str = "the ranks' store is gone") -> Iterator[None]:
-    """What torch raises of a peer that is gone, or too slow, in a line."""
+    """Turn torch's errors about a peer that is gone or too slow into a RankLost of one line."""
     try:
         yield
-    except (RuntimeError, OSError) as error:  # DistError is one, and so is all that gloo raises
+    except (RuntimeError, OSError) as error:  # includes DistError and gloo's errors
         reason = str(error).partition("\n")[0][:200]
         raise RankLost(f"{what} ({reason}): is another rank gone?") from None

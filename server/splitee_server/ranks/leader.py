@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rank 0's side of the others: it lends them a phase's trunks, follows them, and takes back what came."""
+"""Rank 0's side: it lends the other ranks a phase's trunks, follows their work, and takes it back."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from splitee_server.rounds.progress import Trained
 
 
 class Leader(Ranks):
-    """What the others hold of a device is known here, so that only what they lack is sent."""
+    """Records what the other ranks hold of each device, so that only what they lack is sent."""
 
     idle = LOOK
     listens_by_name = True
@@ -64,11 +64,11 @@ class Leader(Ranks):
         self._dealing = dealing
         self._dealt: dict[str, int] = {}  # of the phase under way
         self._orders = 0
-        self._step: int | None = None  # that is open, where steps are joined
+        self._step: int | None = None  # the open one, if the strategy has joint steps
         self._edition = 0  # of the models
         self._averages: dict[int, int] = {}  # the edition that a rank has
         self._memories: dict[str, tuple[int, int]] = {}  # the rank that has its momentum, and for which cut
-        self._run: tuple[RunSpec, int] | None = None  # that these are of, and its attempt
+        self._run: tuple[RunSpec, int] | None = None  # of the two above, and its attempt
         self._look_due = 0.0
         self._trained: dict[int, Trained] = {}
         self._traffic: dict[int, dict[str, Traffic]] = {}
@@ -77,7 +77,7 @@ class Leader(Ranks):
         self._listening = Listening(port, topics)
 
     def begin(self, client: str, initial: InitialWeights | None) -> None:
-        """The run is open. `client`, `initial`: as in `Begin`."""
+        """Tell the others that the run is open. `client`, `initial`: as in `Begin`."""
         for rank in self._group.others():
             self._tell(rank, Begin(client, initial is not None))
             if initial is not None:
@@ -98,7 +98,7 @@ class Leader(Ranks):
         self._orders += 1
         own = [device for device, rank in self._dealt.items() if rank == 0]
         self._listening.to(own)
-        for device in own:  # what another rank has had of it will be of an earlier round
+        for device in own:  # what another rank still has of it will be outdated
             self._memories.pop(device, None)
         for rank in self._group.others():
             self._lend(rank, phase, spec, model)
@@ -160,7 +160,7 @@ class Leader(Ranks):
             theirs = tuple(device for device in devices if self._dealt.get(device) == rank)
             if theirs:
                 self._tell(rank, GoOnWithout(theirs))
-        for device in devices:  # whatever was trained of it counts nowhere
+        for device in devices:  # the batches they have trained do not count
             self._memories.pop(device, None)
             self._dealt.pop(device, None)
         self._listening.without(devices)
@@ -225,7 +225,7 @@ class Leader(Ranks):
         self._group.wait_for(found, f"rank {rank} does not end")
 
     def _opened(self, rank: int) -> None:
-        """Wait until a rank has opened the phase; standings that it has told before are of an earlier one."""
+        """Wait until a rank has opened the phase; standings that it sent before are of an earlier one."""
 
         def found() -> Opened | None:
             for word in self._words(rank):
@@ -245,10 +245,10 @@ class Leader(Ranks):
                 self._take_in(rank, word, phase)
             return None
 
-        return self._group.wait_for(found, f"rank {rank} does not say that this was all")
+        return self._group.wait_for(found, f"rank {rank} does not complete its states")
 
     def _take_in(self, rank: int, word: Word, phase: Phase) -> bool:
-        """Whether it tells of a batch that could not be worked on."""
+        """True: it reports a batch that could not be worked on."""
         if not isinstance(word, Progress):
             return False
         self._count(rank, word)
@@ -260,7 +260,7 @@ class Leader(Ranks):
         return rejected
 
     def _count(self, rank: int, word: Progress) -> None:
-        """What counts for the run, whichever phase it is of."""
+        """Add to the run's counts, whichever phase it is of."""
         self._trained[rank] = word.trained
         self._duplicates += word.duplicates
         for device, reason, count in word.refused:

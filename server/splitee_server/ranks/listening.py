@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The devices whose features a rank asks its broker for: its own, by their names."""
+"""A rank's subscriptions to the features of its own devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from splitee.protocol.topics import Topics
 
 
 class Listening:
-    """Subscribes to what is new, and unsubscribes from what is not wanted any more."""
+    """Subscribes to the features of new devices, and unsubscribes from those of others."""
 
     def __init__(self, port: Port, topics: Topics) -> None:
         self._port = port
@@ -22,7 +22,7 @@ class Listening:
         return device in self._devices
 
     def to(self, devices: Collection[str]) -> frozenset[str]:
-        """Listen to these devices alone; those that were listened to, and are not any more."""
+        """Listen to these devices only; returns those that it no longer listens to."""
         wanted = frozenset(devices)
         gone, new = self._devices - wanted, wanted - self._devices
         if gone:
@@ -33,7 +33,7 @@ class Listening:
         return gone
 
     def without(self, devices: Collection[str]) -> frozenset[str]:
-        """Listen to these no longer."""
+        """Stop listening to these devices; returns those that it had listened to."""
         return self.to(self._devices.difference(devices))
 
     def _features(self, devices: Collection[str]) -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rank 0 tells the others, and they it; states follow apart, as `parcels` packs them."""
+"""Messages between rank 0 and the others; states are sent separately, as `parcels` packs them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from splitee.protocol.traffic import Traffic
 from splitee_server.rounds.phase import Standing
 from splitee_server.rounds.progress import Trained
 
-LOOK = 0.02  # seconds between two looks for messages
-LOOK_IN_STEP = 0.005  # where ranks wait for each other in each step
+LOOK = 0.02  # seconds between two polls for messages
+LOOK_IN_STEP = 0.005  # if ranks wait for each other in each step
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
     """The run is open.
 
-    `client`: id of rank 0 at the broker. `initial`: the weights that the run begins from
-    follow, as a state.
+    `client`: client id of rank 0 at the broker. `initial`: the run's initial weights follow, as a state.
     """
 
     client: str
@@ -27,9 +26,9 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
-    """A phase begins; what `FleetModel.lend` gives follows, then `lend_memory` of each of `memories`.
+    """A phase begins; the state of `FleetModel.lend` follows, then `lend_memory` for each of `memories`.
 
-    `number`: of this order. `spec`: a RunSpec. `participants`: those that are the rank's.
+    `number`: of this order. `spec`: a RunSpec. `participants`: those of this rank.
     """
 
     number: int
@@ -40,7 +39,7 @@ class Open(msgspec.Struct, frozen=True, tag=True):
 
 
 class GoOnWithout(msgspec.Struct, frozen=True, tag=True):
-    """Devices take no part in the phase any longer."""
+    """The phase goes on without these devices."""
 
     devices: tuple[str, ...]
 
@@ -48,7 +47,7 @@ class GoOnWithout(msgspec.Struct, frozen=True, tag=True):
 class JoinStep(msgspec.Struct, frozen=True, tag=True):
     """All batches of the open step have been worked on: each rank sends what `FleetModel.part_of_step` gives,
     receives what the step has changed, and opens the next one, `step`. `lanes`: the rank's first, and the one
-    behind its last.
+    after its last.
     """
 
     step: int
@@ -56,13 +55,13 @@ class JoinStep(msgspec.Struct, frozen=True, tag=True):
 
 
 class Acknowledge(msgspec.Struct, frozen=True, tag=True):
-    """A device has not heard the last acknowledgement, or what it has sent may be lost: say it again."""
+    """Repeat the acknowledgement of a device, which may have missed it, or whose batches may be lost."""
 
     device: str
 
 
 class Collect(msgspec.Struct, frozen=True, tag=True):
-    """The phase is over: a state of each of these devices is to follow, in this order, and `Collected`."""
+    """The phase is over: send a state of each of these devices, in this order, then `Collected`."""
 
     devices: tuple[str, ...]
 
@@ -78,9 +77,9 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """What has changed since the last word: by device; `refused`: messages by device and reason.
+    """Changes since the last message: `standings` by device, `refused` messages by device and reason.
 
-    `duplicates`: batches that came twice. `trained`: by this process in all.
+    `duplicates`: batches that arrived twice. `trained`: by this process in total.
     """
 
     standings: dict[str, Standing]
@@ -90,13 +89,13 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
 
 class Collected(msgspec.Struct, frozen=True, tag=True):
-    """What has travelled to and from the rank's devices in this process, by device."""
+    """The traffic of the rank's devices in this process, by device."""
 
     traffic: dict[str, Traffic]
 
 
 class Gone(msgspec.Struct, frozen=True, tag=True):
-    """The rank has heard of the end."""
+    """The rank has received `End`."""
 
 
 Order = Begin | Open | GoOnWithout | JoinStep | Acknowledge | Collect | End

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""States on their way between ranks: tensors that are equal travel once, and no more than tensors and plain
-values is ever unpacked.
-"""
+"""States sent between ranks: equal tensors are sent once, and only tensors and plain values are unpacked."""
 
 from __future__ import annotations
 
@@ -18,13 +16,11 @@ from splitee_export.combination import HeldOutLogits
 from splitee_server.ranks.group import Group
 from splitee_server.rounds.evaluation import Predictions, Score
 
-OUTLINE = 1  # code of a tensor's type, shape and strides in its place
+OUTLINE = 1  # code of what stands for a tensor: its type, shape and strides
 
 
 def pack(state: Mapping[str, Any]) -> bytes:
-    """A state of nested mappings, with each tensor once, whoever has it: after an average all trunks' are
-    equal.
-    """
+    """Pack a state of nested mappings, with equal tensors once: after an average all trunks are equal."""
     return pack_state(share_equal(state))
 
 
@@ -32,8 +28,9 @@ unpack = unpack_state
 
 
 def send_apart(group: Group, ranks: Collection[int], state: Any) -> dict[str, Any]:
-    """Send some ranks a state of mappings and lists, whose tensors travel by themselves, as they are in
-    memory: where no two of them are equal, and time counts.
+    """Send ranks a state of mappings and lists, with its tensors separately, as they are in memory.
+
+    This is faster than `pack`, for states without equal tensors.
 
     Returns:
         The state, with the tensors that `Group.send_tensors` returns.
@@ -53,7 +50,7 @@ def send_apart(group: Group, ranks: Collection[int], state: Any) -> dict[str, An
 
 
 def receive_apart(group: Group, rank: int) -> dict[str, Any]:
-    """What `send_apart` sends, to be used before anything is sent to this rank again."""
+    """Receive what `send_apart` sends, to be used before anything is sent to this rank again."""
     state, outlines = group.receive(rank), list[Tensor]()
 
     def note(_code: int, outline: memoryview) -> None:
@@ -73,7 +70,7 @@ def _with_tensors(state: bytes, tensors: Iterable[Tensor]) -> dict[str, Any]:
 
 
 def pack_score(score: Score) -> bytes:
-    """What was predicted for a device's held-out images, in their order."""
+    """Pack the predictions for a device's held-out images, in their order."""
     logits = score.logits
     return pack_state(
         {
@@ -84,7 +81,7 @@ def pack_score(score: Score) -> bytes:
 
 
 def unpack_score(data: bytes) -> Score:
-    """What `pack_score` has packed."""
+    """Unpack what `pack_score` has packed."""
     state = unpack_state(data)
     logits = state["logits"]
     return Score(

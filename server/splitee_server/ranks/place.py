@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rank of a server a process is, as torchrun tells it, and what several ranks cannot do."""
+"""The rank of a process in its server, as torchrun sets it, and the settings that several ranks refuse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from splitee_server.learning.strategies.registry import STRATEGIES
 
 @dataclass(frozen=True)
 class Place:
-    """Of this process among the ranks.
+    """This process's place among the ranks.
 
     `on_one_machine`: all ranks were started by one torchrun.
     """
@@ -26,7 +26,7 @@ class Place:
 
     @classmethod
     def of(cls, environment: Mapping[str, str] = os.environ) -> Place | None:
-        """As torchrun has set it; None: this process is the whole server.
+        """The place that torchrun has set; None: this process is the whole server.
 
         Raises:
             ConfigError: the variables are not those that torchrun sets.
@@ -68,8 +68,8 @@ def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:
         )
     if spec.round_seconds:
         raise ConfigError(
-            f"--steps time:{spec.round_seconds:g} goes by when batches come to one process, and {place.size} "
-            "ranks share them: give a number of steps, or start one rank"
+            f"--steps time:{spec.round_seconds:g} measures when batches arrive at one process, but "
+            f"{place.size} ranks share them: give a number of steps, or start one rank"
         )
     if resident:
         raise ConfigError(
@@ -86,7 +86,7 @@ def place_in(spec: RunSpec, devices: int, resident: int) -> Place | None:
 def brokers_of_ranks(
     urls: str | None, own: BrokerAddress, place: Place | None, spec: RunSpec
 ) -> Sequence[BrokerAddress]:
-    """The broker of each rank; by default all have the one of `own`, whose account they all use.
+    """The broker of each rank, by default `own`; one without an account gets that of `own`.
 
     Raises:
         ConfigError: there are not as many as ranks, one is malformed, or ranks of this run need the same.
@@ -97,7 +97,7 @@ def brokers_of_ranks(
     named = [BrokerAddress.parse(url.strip()) for url in urls.split(",")]
     if len(named) != size:
         raise ConfigError(
-            f"--brokers names {len(named)} brokers for {size} ranks: expected one a rank, in order"
+            f"--brokers names {len(named)} brokers for {size} ranks: expected one per rank, in order"
         )
     if STRATEGIES[spec.strategy].joint and len(set(named)) > 1:
         raise ConfigError(

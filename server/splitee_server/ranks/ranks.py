@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other ranks of a server as the one that leads sees them; a server by itself has none."""
+"""The other ranks of a server, as rank 0 sees them; a single server has none."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Ranks:
-    """None: all devices are this process's own. `Leader` has the others.
+    """No other ranks: this process serves all devices. The subclass `Leader` has others.
 
     Attributes:
-        idle: seconds that this process may wait for an event without a look at the others.
-        listens_by_name: devices' features are subscribed to by `open`, and not by a filter for all.
+        idle: seconds that this process may wait for an event before it checks the others.
+        listens_by_name: `open` subscribes to features by device, in place of one filter for all devices.
     """
 
     idle = float("inf")
@@ -35,34 +35,34 @@ class Ranks:
         return False
 
     def deal(self, devices: Collection[str]) -> frozenset[str]:
-        """Deal the participants of a phase that is to open; those whose batches go to other ranks."""
+        """Divide the participants of a new phase among ranks; returns those of the other ranks."""
         return frozenset()
 
     def open(self, phase: Phase, spec: RunSpec, model: FleetModel) -> None:
-        """Open a phase, whose participants were dealt, at the other ranks; it is announced after that."""
+        """Open a phase at the other ranks, after `deal` and before the phase is announced."""
 
     def follow(self, phase: Phase, model: FleetModel) -> bool:
-        """Take in how far the others are, and end a joint step; whether a batch could not be worked on."""
+        """Read the others' progress, and end a joint step; True: a batch could not be worked on."""
         return False
 
     def acknowledge(self, device: str) -> None:
-        """Have a device that another rank serves told again how far it is."""
+        """Have another rank repeat its acknowledgement of a device."""
 
     def go_on_without(self, devices: tuple[str, ...]) -> None:
-        """These take no part in the phase any longer."""
+        """The phase goes on without these devices."""
 
     def collect(self, phase: Phase, model: FleetModel) -> None:
-        """The phase is over: have here what the others have trained, observed or evaluated."""
+        """The phase is over: collect what the others have trained, observed or evaluated."""
 
     def models_have_changed(self) -> None:
-        """Trunks are no longer what the others hold."""
+        """The trunks have changed since the others received them."""
 
     def with_trained(self, own: Trained) -> Trained:
-        """What was trained here, and elsewhere."""
+        """What was trained by this process, `own`, and by the others."""
         return replace(own)
 
     def traffic_of(self, device: str) -> Traffic:
-        """What the others' links have moved of a device's messages."""
+        """A device's traffic on the others' links."""
         return Traffic()
 
     def take_refused(self) -> Counter[tuple[str, Reason]]:
@@ -70,11 +70,11 @@ class Ranks:
         return Counter()
 
     def take_duplicates(self) -> int:
-        """Batches that came twice to the others, since the last call."""
+        """Number of batches that arrived twice at the others, since the last call."""
         return 0
 
     def end(self) -> None:
-        """The run is over; returns when the others have heard of it."""
+        """The run is over; returns when the others have confirmed that."""
 
     def leave(self) -> None:
         """This process was asked to stop before the run is over."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory that the ranks of one machine share: what one has written there, others read without a copy."""
+"""Memory that the ranks of one machine share: others read there without a copy what one has written."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import msgspec
 import torch
 from torch import Tensor
 
-ALIGNMENT = 64  # bytes: of a cache line
+ALIGNMENT = 64  # bytes of a cache line
 
 
 class Written(msgspec.Struct, frozen=True):
     """Where a rank has written.
 
     Attributes:
-        path: of its memory, for other processes of the user.
-        number: of this memory among those that the rank has had, whose paths may be the same.
-        size: of all of it, in bytes.
+        path: of its memory, for other processes of the same user.
+        number: of this memory; a later memory of the rank may have the same path.
+        size: of the whole memory, in bytes.
     """
 
     path: str
@@ -30,20 +30,20 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class OwnMemory:
-    """Where this process writes. It has no name in a file system, and is gone with those who use it."""
+    """The memory that this process writes. It is no file on disk, and ends with its last user."""
 
     def __init__(self) -> None:
         self._number = 0
         self._allocate(1)
 
     def write(self, tensors: Sequence[Tensor]) -> tuple[Written, list[Tensor]]:
-        """Copy tensors (without gaps) there, over those before them, which nobody may read any more.
+        """Copy tensors (without gaps) into the memory, over earlier ones, which nobody may be reading.
 
-        Tensors that lie there already, as the last call returned them, are not copied.
+        Tensors that are already there, as the last call returned them, are not copied.
 
         Returns:
-            What another rank needs to read them, and the same tensors in this memory; those of a GPU, which
-            must stay there, as they came.
+            What another rank needs to read them, and the same tensors in this memory. Tensors of a GPU must
+            stay there, and are returned as they are.
         """
         needed = sum(map(_room, tensors))
         if needed > len(self._map):
@@ -63,19 +63,19 @@ class OwnMemory:
         self._number += 1
 
     def close(self) -> None:
-        """Nobody opens it any more; who has opened it keeps it."""
+        """No rank can open it after this; one that has opened it keeps it."""
         os.close(self._file)
 
 
 class OthersMemory:
-    """Where another rank writes."""
+    """The memory of another rank."""
 
     def __init__(self) -> None:
         self._map: mmap.mmap
         self._number = 0
 
     def read(self, written: Written, outlines: Iterable[Tensor]) -> list[Tensor]:
-        """What the other rank has written, in its memory: it stays until that one writes again.
+        """The tensors that the other rank has written, in its memory, until it writes again.
 
         `outlines`: tensors of the same shapes, types and strides.
 
@@ -90,7 +90,7 @@ class OthersMemory:
 
 
 def _laid_out(memory: mmap.mmap, outlines: Iterable[Tensor]) -> list[Tensor]:
-    """Tensors like `outlines`, one behind the other in memory."""
+    """Tensors like `outlines`, one after the other in memory."""
     found, offset = [], 0
     for outline in outlines:
         kind, count = outline.dtype, outline.numel()
@@ -104,5 +104,5 @@ def _laid_out(memory: mmap.mmap, outlines: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _room(tensor: Tensor) -> int:
-    """Bytes that it takes."""
+    """Bytes that it takes, with the gap to the next one."""
     return -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signs of life: each rank gives them on a thread, however long its work takes, and looks for the others'."""
+"""Signs of life: each rank gives them on a thread, also during long work, and checks those of the others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SILENCE = 60.0  # seconds without one after which a rank, or its machine, counts
 
 
 class Signs:
-    """Those of all ranks, in their store."""
+    """The signs of all ranks, as counters in their store."""
 
     def __init__(self, rank: int, size: int, store: Store, clock: Clock) -> None:
         self._rank = rank
@@ -35,10 +35,10 @@ class Signs:
         """Give no more."""
         self._is_over.set()
         if self._thread.is_alive():
-            self._thread.join(SIGN)  # a store whose machine is gone keeps it for longer
+            self._thread.join(SIGN)  # it may take longer if the store's machine is gone
 
     def missing(self) -> int | None:
-        """A rank that has given no sign for SILENCE seconds; to be asked every few seconds.
+        """A rank that has given no sign for SILENCE seconds; to be called every few seconds.
 
         Raises:
             RuntimeError: the store is gone.
@@ -53,10 +53,10 @@ class Signs:
         return None
 
     def _give(self, store: Store) -> None:
-        """`store`: a connection of the thread's own, as that of the main thread may wait for a rank."""
+        """`store`: the thread's own connection, because the main thread's may be waiting for a rank."""
         try:
             store.add(f"sign/{self._rank}", 1)
             while not self._is_over.wait(SIGN):
                 store.add(f"sign/{self._rank}", 1)
-        except RuntimeError:  # it is gone, of which the main thread hears as well
+        except RuntimeError:  # the store is gone, which the main thread notices as well
             return

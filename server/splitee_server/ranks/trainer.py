@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rank that does not lead: it trains, observes and evaluates the batches of the devices dealt to it."""
+"""A rank other than 0: it trains, observes and evaluates the batches of its devices."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ from splitee_server.rounds.progress import Trained
 from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.windows import open_windows
 
-TELL = 0.02  # seconds between two words on the progress
+TELL = 0.02  # seconds between two messages about its progress
 
 
 class PhaseUnderWay:
-    """One phase at this rank: what works on its batches, and what is said of them."""
+    """One phase at this rank: the work on its batches, and the replies to its devices."""
 
     def __init__(self, phase: Phase, work: BatchWork, replies: Replies, announcer: Announcer) -> None:
         self.phase = phase
@@ -67,11 +67,11 @@ class PhaseUnderWay:
         self._noted = set(phase.participants)
 
     def note(self, *devices: str) -> None:
-        """Something has become of their batches, which `standings` is to tell."""
+        """The standings of these devices have changed, and are to be sent."""
         self._noted.update(devices)
 
     def standings(self) -> dict[str, Standing]:
-        """Of the devices that were noted since the last call; at first of all."""
+        """Those of the devices that were noted since the last call; the first call returns all."""
         noted, self._noted = self._noted, set()
         return {device: self.phase.standing(device) for device in sorted(noted) if device in self.phase}
 
@@ -91,7 +91,7 @@ class Trainer:
         limits: SenderLimits,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`initial`: what the run begins from; None: the seed's weights."""
+        """`initial`: the run's initial weights; None: they come from the seed."""
         self._group = group
         self._port = port
         self._topics = topics
@@ -109,7 +109,7 @@ class Trainer:
         self._duplicates = 0
         self._listening = Listening(port, topics)
         self._is_over = False
-        self._look = LOOK  # seconds between two looks for orders, and that an event is waited for
+        self._look = LOOK  # seconds between two polls for orders, and to wait for an event
         self._look_due = self._tell_due = 0.0
         self._gate = Gate(
             topics,
@@ -194,7 +194,7 @@ class Trainer:
             announcer,
         )
         self._forget(self._listening.to(order.participants))
-        for device in order.participants:  # rank 0 has no window for them
+        for device in order.participants:  # their windows are here, not at rank 0
             self._under_way.replies.acknowledge(phase, device)
         self._tell(Opened(order.number))
 
@@ -218,7 +218,7 @@ class Trainer:
         self._acknowledge_all((order.device,))
 
     def _acknowledge_all(self, devices: Iterable[str]) -> None:
-        """Tell participants how far they are, and to send again what has not come."""
+        """Acknowledge participants' batches, and request missing ones again."""
         if self._under_way is None:
             return
         phase = self._under_way.phase
@@ -246,7 +246,7 @@ class Trainer:
     # Events
 
     def _handle_event(self, timeout: float) -> bool:
-        """Take in one event, waiting at most so many seconds; False when none came."""
+        """Handle one event, after waiting at most `timeout` seconds; False: none came."""
         if self._stop():
             raise Stopped
         for device, count in self._limits.take_refused().items():
@@ -305,7 +305,7 @@ class Trainer:
         return self._gate.guard(routes.FEATURES, device, action)
 
     def _on_rejected(self, rejection: Rejection) -> None:
-        """Rank 0 counts it, and the device learns why a few times."""
+        """Count it for rank 0, and tell the device why, a few times."""
         device, reason = rejection.device, rejection.error.reason
         self._refused[device, reason] += 1
         if reason == "retained":

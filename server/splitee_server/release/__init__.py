@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was trained on its way to the devices: exported, offered, delivered."""
+"""Releases: trained models are exported, offered to the devices and delivered."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a run: what it has trained is exported, and goes to the devices as a rollout."""
+"""The end of a run: its models are exported, and go to the devices as a rollout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class EndOfRun:
-    """Exports on a thread of its own, while the server goes on answering; then releases what came of it."""
+    """Exports models on a thread of its own, while the server goes on; then releases them."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class EndOfRun:
         signer: ReleaseSigner | None = None,
         pace: Pace = AT_ONCE,
     ) -> None:
-        """`models`: the folder that the exported models go to. `signer`: of the offers; None: nobody."""
+        """`models`: the folder for exported models. `signer`: of the offers; None: they are not signed."""
         self._releases = releases
         self._fleet = fleet
         self._models = models
@@ -42,12 +42,12 @@ class EndOfRun:
         self._worker = ThreadPoolExecutor(1, "export")
         self._exported: Future[list[Path]] | None = None
         self._rollout = ""
-        self.thresholds: dict[str, ReleasedThreshold] = {}  # when the models predict by themselves, by device
+        self.thresholds: dict[str, ReleasedThreshold] = {}  # of the released models, by device
 
     def start(self, spec: RunSpec, committed: Committed, scores: Mapping[str, Score]) -> None:
         """Export the `committed` round; `scores`: of its evaluation, to choose each exit's threshold."""
         from splitee_server.release.exporting import (
-            export_run,  # training does without what it needs: 1 s, 40 MB
+            export_run,  # takes 1 s and 40 MB, which training does not need
         )
 
         self._rollout = plans.rollout_name(f"{spec.run}-{committed.round}")
@@ -58,7 +58,7 @@ class EndOfRun:
         return self._exported is not None and self._exported.done()
 
     def offer(self) -> None:
-        """Offer the devices their models. What cannot be exported is said; the run is none the worse."""
+        """Offer the devices their models. A failed export is logged, and does not fail the run."""
         assert self._exported is not None
         self._worker.shutdown()
         try:
@@ -75,5 +75,5 @@ class EndOfRun:
 
     @property
     def missing(self) -> list[str]:
-        """Devices that have not said what became of their model."""
+        """Devices that have not reported the result of their model."""
         return self._releases.rollouts.undecided(self._rollout)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run has trained, as ONNX: a model directory for each device, and one of all trunks."""
+"""Exports what a run has trained as ONNX: a model directory for each device, and one of all trunks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from splitee_server.rounds.evaluation import Predictions, Score
 
 log = logging.getLogger(__name__)
 
-TRUNKS = "trunks"  # the server's model directory; `splitee serve` answers from it
+TRUNKS = "trunks"  # the server's model directory; `splitee serve` predicts with it
 DEVICES = "devices"  # the folder of the devices' model directories
 
 
@@ -35,7 +35,7 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
         Those of the devices.
 
     Raises:
-        ModelError: torch cannot export a network, or a graph does not answer as torch does.
+        ModelError: torch cannot export a network, or a graph does not compute what torch computes.
     """
     folders = {device: models / DEVICES / device for device in sorted(committed.clients)}
     trunks = NamedTrunks.read(vars(committed))
@@ -58,7 +58,7 @@ def export_run(spec: RunSpec, committed: Committed, scores: Mapping[str, Score],
 
 
 def _is_there(trunks: Path, spec: RunSpec, committed: Committed) -> bool:
-    """The trunks are written last: a server that is started again has no scores to do it anew."""
+    """Whether the export is complete: trunks come last. A restarted server has no scores to repeat it."""
     try:
         manifest = read_manifest(trunks, TrunkManifest)
     except ModelError:
@@ -69,7 +69,7 @@ def _is_there(trunks: Path, spec: RunSpec, committed: Committed) -> bool:
 def _calibrations(
     spec: RunSpec, trunks: NamedTrunks, clients: Mapping[str, str], scores: Mapping[str, Score]
 ) -> dict[str, Calibration]:
-    """When each device predicts by itself, from the held-out images of all that have its networks.
+    """Each device's threshold and combination, from the held-out images of all devices with its networks.
 
     `clients`: digests of the client networks, by device.
     """
@@ -88,9 +88,9 @@ def _calibrations(
 
 
 def _held_out(scores: list[Score]) -> tuple[HeldOut, Combination]:
-    """The images of several devices, and what is made of those that are offloaded.
+    """The held-out images of several devices, and the combination for those that are offloaded.
 
-    Those of devices that hold out the very same ones count once.
+    If devices hold out the same images, these count once.
     """
     distinct = {_bytes(score.predictions): score for score in scores}
     found = Predictions.join([score.predictions for score in distinct.values()])

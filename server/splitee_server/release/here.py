@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a server's part about releases in another process, for as long as it runs."""
+"""Does a server's work on releases in another process, as long as that runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from splitee_server.release.rollout_store import RolloutStore
 
 
 class Here:
-    """What `splitee release` does where no server runs.
+    """What `splitee release` does if no server runs.
 
     Attributes:
         releases: what it keeps.
@@ -26,7 +26,7 @@ class Here:
         port.subscribe(*self._gate.filters)
 
     def receive(self, timeout: float) -> Event | None:
-        """The next event, in so many seconds; what it means for the releases is done already."""
+        """The next event within `timeout` seconds, after the releases have handled it."""
         event = self._port.receive(timeout)
         if isinstance(event, Message):
             received = self._gate.read(event)
@@ -38,5 +38,5 @@ class Here:
         return event
 
     def close(self) -> None:
-        """Says what has not been said."""
+        """Publish what is still to be published."""
         self.releases.rollouts.tick(at_once=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operator's end of an order: says it to the server, and sends what the server lacks."""
+"""The operator's side of an order: sends it to the server, then the files that the server lacks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from splitee.protocol.gate import Gate
 from splitee.protocol.release_orders import ReleaseAnswer, ReleaseOrder, ReleaseUpload
 from splitee.protocol.topics import Topics
 
-TICK = 0.2  # seconds between two looks at the clock
-NO_STATUS = 2.0  # seconds after which no server runs of which the broker retains no status
-ASK_AGAIN = 5.0  # seconds without a word before the order is said again
+TICK = 0.2  # seconds between two checks of the clock
+NO_STATUS = 2.0  # seconds after which no server runs if the broker has retained no status
+ASK_AGAIN = 5.0  # seconds without a reply before the order is sent again
 PART = 256 << 10  # bytes
 
 Source = bytes | Path
@@ -33,7 +33,7 @@ class Operator:
     """One order of one command."""
 
     def __init__(self, connection: Link, topics: Topics, *, wait: float, stop: Callable[[], bool]) -> None:
-        """`wait`: seconds without a word, after which it is given up."""
+        """`wait`: seconds without a reply, after which it gives up."""
         self._connection = connection
         self._topics = topics
         self._wait = wait
@@ -42,16 +42,16 @@ class Operator:
         self._server: ServerStatus | None = None
 
     def give(self, order: ReleaseOrder, files: Mapping[str, Source], sent: Sent = lambda _bytes: None) -> str:
-        """The server's word, once the order is carried out.
+        """Send an order; returns the server's reply, once the order is carried out.
 
         Args:
-            order: it may be said several times.
-            files: what the server may want, by SHA-256.
-            sent: is told how many bytes have gone.
+            order: it may be sent several times.
+            files: that the server may request, by SHA-256.
+            sent: called with the number of bytes after each upload.
 
         Raises:
             NoServer: there is none.
-            SpliteeError: the server has refused it, with the server's exit code; or it says nothing.
+            SpliteeError: the server has refused it, with the server's exit code; or it does not reply.
         """
         self._connection.subscribe(*self._gate.filters)
         heard = started = said = time.monotonic()
@@ -61,7 +61,7 @@ class Operator:
             now = time.monotonic()
             if self._connection.refused:
                 raise BrokerRefused(
-                    "the broker does not let this client release: it takes the server's identity "
+                    "the broker does not let this client release: use the server's identity "
                     "(--config server/server.toml)"
                 )
             received = self._gate.read(event) if isinstance(event, Message) else None
@@ -81,7 +81,7 @@ class Operator:
                 raise NoServer
             if now - heard > self._wait:
                 raise Stalled(
-                    f"no word of the server within {self._wait:.0f} s; the same command goes on from here"
+                    f"no reply from the server within {self._wait:.0f} s; the same command goes on from here"
                 )
         raise Stalled("stopped before the server had everything; the same command goes on from there")
 
@@ -89,7 +89,7 @@ class Operator:
         self._connection.publish(routes.RELEASE.topic(self._topics), order.encode())
 
     def _send(self, answer: ReleaseAnswer, files: Mapping[str, Source]) -> int:
-        """The next bytes of what is wanted; how many."""
+        """Send the next bytes of the requested file; returns their number."""
         source = files.get(answer.want)
         if source is None:
             raise ModelError(f"the server wants {answer.want[:12]}, which is not part of this release")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes an operator's orders: asks for the plan and the files that are not here, then begins a rollout."""
+"""Takes an operator's orders: requests the plan and the files that it lacks, then begins a rollout."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from splitee_server.release.rollout_store import RolloutStore
 from splitee_server.release.rollouts import Rollouts
 
 ROUTES = (routes.RELEASE, routes.RELEASE_UPLOAD)
-MOST_OPEN = 4  # orders whose files are on their way
+MOST_OPEN = 4  # orders whose files have not all arrived
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class _Order:
-    """An order of a release, until all of it is here."""
+    """An order of a release, until all its files have arrived."""
 
     order: ReleaseOrder
     plan: RolloutPlan | None = None
@@ -41,12 +41,12 @@ class _Order:
 
     @property
     def files(self) -> set[str]:
-        """Digests of what it is made of, as far as that is known."""
+        """Digests of its files, as far as they are known."""
         return {self.order.plan, *(one.sha256 for one in (self.plan.files if self.plan else ()))}
 
 
 class Orders:
-    """Of the server's operators."""
+    """The orders of the server's operators."""
 
     def __init__(self, port: Port, topics: Topics, store: RolloutStore, rollouts: Rollouts) -> None:
         self._port = port
@@ -56,7 +56,7 @@ class Orders:
         self._open: OrderedDict[int, _Order] = OrderedDict()
 
     def handle(self, received: Received) -> None:
-        """Raises MalformedMessage: bytes of what was not asked for."""
+        """Raises MalformedMessage: bytes that were not requested."""
         message = received.message
         request = message.request
         try:
@@ -116,7 +116,7 @@ class Orders:
         self._say(order.request, f"rollout {order.rollout}: {words.devices(count)}, {how}")
 
     def _lacks(self, open_order: _Order) -> PlannedFile | None:
-        """The next file that is not here: first the plan, then what it names."""
+        """The next file that is missing: first the plan, then the files that it names."""
         order = open_order.order
         if open_order.plan is None:
             plan = PlannedFile(order.plan, order.plan_size)
@@ -127,7 +127,7 @@ class Orders:
         return next((one for one in open_order.plan.files if not self._has(one)), None)
 
     def _has(self, file: PlannedFile) -> bool:
-        """Raises ModelError: as many bytes have come, and they are others."""
+        """Whether a file is complete. Raises ModelError: all its bytes have come, and they are wrong."""
         if not self._store.has(file.sha256) and self._store.received(file.sha256) >= file.size:
             self._store.finish(file.sha256)
         return self._store.has(file.sha256)
@@ -139,14 +139,14 @@ class Orders:
 
 
 def refuse(port: Port, topics: Topics, order: ReleaseOrder) -> None:
-    """The word of a server that keeps no releases."""
+    """The reply of a server that keeps no releases."""
     message = "this server keeps no releases: start it with a folder for them (--releases DIR)"
     answer = ReleaseAnswer(request=order.request, code=int(ExitCode.STATE), message=message)
     port.publish(routes.RELEASED.topic(topics), answer.encode())
 
 
 def _checked(data: bytes, order: ReleaseOrder) -> RolloutPlan:
-    """The plan, where it agrees with itself and with its order. Raises ModelError."""
+    """The plan, if it is consistent and fits its order. Raises ModelError."""
     try:
         plan = RolloutPlan.decode(data)
     except MalformedMessage as error:

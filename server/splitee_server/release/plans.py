@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From exported models, or a file of software, to the plan of a rollout and the files that it takes."""
+"""Makes the plan of a rollout, and lists its files, from exported models or a file of software."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Pace:
         max_failures: above which it stops, as a count or a share.
         soak: seconds without a failure between two waves.
         expires: seconds after which nobody is offered it any more.
-        late_after: seconds for which a device that is online and has not decided may hold the next wave up.
+        late_after: seconds for which a device that is online and undecided may delay the next wave.
     """
 
     waves: tuple[str, ...] = ("100%",)
@@ -42,12 +42,12 @@ class Pace:
     late_after: float = LATE_AFTER
 
 
-AT_ONCE = Pace(max_failures="100%", soak=0.0)  # to all, and each decides for itself
+AT_ONCE = Pace(max_failures="100%", soak=0.0)  # to all devices; failures of some do not stop it
 
 
 @dataclass
 class Content:
-    """What is released: to each device its bundle, and where the files of the bundles are."""
+    """What is released: each device's bundle, and the paths of the bundles' files."""
 
     kind: ReleaseKind
     version: str
@@ -111,7 +111,7 @@ def software(path: Path, devices: Sequence[str], fleet: str, signer: ReleaseSign
     """A file of software, the same for all devices.
 
     Raises:
-        ConfigError: it is not to be signed, or is for nobody.
+        ConfigError: there is no signer, or no device.
         ModelError: it cannot be read, or is too large.
         SoftwareError: it is no file of software, or damaged.
     """
@@ -137,7 +137,7 @@ def software(path: Path, devices: Sequence[str], fleet: str, signer: ReleaseSign
 
 
 def software_manifest(path: Path) -> SoftwareManifest:
-    """What a file of software says of itself: devices check who has signed that.
+    """The manifest in a file of software, unverified: devices check its signature.
 
     Raises:
         ModelError: it cannot be read.
@@ -166,9 +166,9 @@ def rollout_name(text: str) -> str:
 def _signed(
     release: PlannedRelease, offer: ModelOffer | SoftwareOffer, signer: ReleaseSigner, fleet: str
 ) -> PlannedRelease:
-    """With the signatures of the offer, and of the one to roll back: whoever signs one allows the other.
+    """The release with the signatures of its offer and of its roll-back: who signs one allows the other.
 
-    The latter is dated a millisecond later: so it undoes this release, and none that is signed after it.
+    The roll-back is dated a millisecond later, so it undoes this release, and none that is signed after it.
     """
     there = signer.sign(offer, fleet, release.device)
     back = signer.sign(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices a file of software is for, by what they have told of their machine and their software."""
+"""Which devices a file of software is for, by the machine and the software that they have reported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee.software.wheelhouse import ANY, SoftwareManifest
 
 @dataclass(frozen=True)
 class Recipients:
-    """Devices that a file is for, and of others why it is not for them; both by name."""
+    """Devices that a file is for, and the reason for each other device, by name."""
 
     devices: tuple[str, ...]
     others: Mapping[str, str]
@@ -23,12 +23,12 @@ class Recipients:
 def choose(
     manifest: SoftwareManifest, known: Mapping[str, SoftwareReport | None], named: Collection[str] = ()
 ) -> Recipients:
-    """Whoever can install it, and has nothing newer.
+    """Choose the devices that can install the software and run an older version.
 
     Args:
-        known: devices of the fleet, with what they have said of their software.
-        named: by the operator, which counts more than what is not known, or was said of a version; empty: all
-            that are known.
+        known: devices of the fleet, with their reports on their software.
+        named: devices that the operator names: these are chosen also if they run no older version, or if
+            their machine is unknown; empty: all that are known.
     """
     devices, others = [], {}
     for device in sorted(set(named or known)):

@@ -22,7 +22,7 @@ ROUTES = (*rollouts.ROUTES, *orders.ROUTES)
 
 
 class Releases:
-    """Of one fleet; on the caller's thread.
+    """The releases of one fleet; on the caller's thread.
 
     Attributes:
         rollouts: those that are kept.
@@ -49,7 +49,7 @@ class Releases:
         (self._orders if received.route in orders.ROUTES else self.rollouts).handle(received)
 
     def begin(self, content: Content, rollout: str, pace: Pace) -> None:
-        """A rollout of what lies on this machine; one of this name goes on as it was.
+        """Begin a rollout of files on this machine; one that has this name goes on unchanged.
 
         Raises:
             ConfigError: a wave does not fit.

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One release on its way to the fleet, wave by wave: what each device's word does to it, and time.
+"""One rollout of a release, wave by wave: how devices' reports and time change it.
 
-Nothing here reads a clock, a disk or a broker: what is kept is in `Record`, which is written before anybody
-hears of it.
+This module uses no clock, disk or broker. The state is in `Record`, which is saved before it is published.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ Is = Callable[[str], bool]  # of a device
 
 
 class Standing(msgspec.Struct, omit_defaults=True):
-    """Where one device stands with the rollout.
+    """The state of one device in the rollout.
 
     Attributes:
-        back: the device is told to go back, or did.
-        early: it has the offer before its wave.
-        old: seconds since the epoch, by the device's clock: time of its report on the same release in an
-            earlier rollout, which the broker may tell again; 0: there was none.
-        have, size: bytes while it downloads; they are not worth a write of their own.
+        back: the device was told to roll back, or did.
+        early: it got the offer before its wave.
+        old: time of its report on the same release in an earlier rollout, which the broker may send again,
+            in seconds since the epoch, by the device's clock; 0: there was none.
+        have, size: bytes of a download under way; they alone are not saved.
     """
 
     state: UpdateState = "queued"
@@ -48,15 +47,15 @@ class Standing(msgspec.Struct, omit_defaults=True):
 
 
 class Record(msgspec.Struct, omit_defaults=True):
-    """A rollout as it is kept.
+    """A rollout as it is saved.
 
     Attributes:
         plan: SHA-256 of its plan.
         order: number of the rollout; a later one has a greater one.
         waves: devices up to each wave.
-        wave: under way, from 1.
-        quiet_since: seconds since the epoch, from when on the wave has nothing left but to wait; 0: it has.
-        late_after: seconds for which a device may hold the next wave up.
+        wave: the current one, from 1.
+        quiet_since: start of the wave's soak time, in seconds since the epoch; 0: it has not begun.
+        late_after: seconds for which a device may delay the next wave.
         devices: in the order of the waves.
     """
 
@@ -107,7 +106,7 @@ class Rollout:
         self.releases: Mapping[str, PlannedRelease] = {one.device: one for one in plan.releases}
         self._sizes = {one.sha256: one.size for one in plan.files}
         self._places = {device: place for place, device in enumerate(record.devices)}
-        # Seconds for which a device has held the next wave up, and for which it has been trying the release.
+        # Seconds for which a device has delayed the next wave, and for which it has been trying the release.
         self._held: defaultdict[str, float] = defaultdict(float)
         self._tried: defaultdict[str, float] = defaultdict(float)
 
@@ -117,18 +116,18 @@ class Rollout:
 
     @property
     def undecided(self) -> list[str]:
-        """Devices of the waves that have not said what has become of it."""
+        """Devices of the waves that have not reported a result."""
         reached = list(self.record.devices.items())[: self.record.waves[-1]]
         return [device for device, standing in reached if standing.state in UNDECIDED]
 
     @property
     def failures(self) -> list[str]:
-        """Devices on which it failed, or that have gone back by themselves."""
+        """Devices on which it failed, or that have rolled back by themselves."""
         return [device for device, standing in self.record.devices.items() if _has_failed(standing)]
 
     @property
     def files(self) -> set[str]:
-        """Digests of the files that a device may still ask for."""
+        """Digests of the files that a device may still request."""
         wanted = ("in service", *(UNDECIDED if self.is_open else OFFERED))
         return {
             self.releases[device].file
@@ -139,7 +138,7 @@ class Rollout:
     # What devices and operators say
 
     def take(self, device: str, report: ReleaseReport) -> bool:
-        """A device's word; True: something has changed that is to be kept."""
+        """Handle a device's report; True: it changes what is saved."""
         standing, release = self.record.devices.get(device), self.releases.get(device)
         if standing is None or release is None:
             return False
@@ -160,13 +159,13 @@ class Rollout:
         return has_changed
 
     def _is_news(self, standing: Standing, report: ReleaseReport) -> bool:
-        """Whether a report on this release says something of this rollout."""
-        if report.state in OFFERED:  # it may be on its way from an offer that is taken back
+        """Whether a report on this release is about this rollout."""
+        if report.state in OFFERED:  # it may be about an offer that was withdrawn since
             return standing.back or (self.is_open and standing.state != "expired")
         return report.state == "in service" or not report.time or report.time != standing.old
 
     def take_earlier(self, device: str, report: ReleaseReport) -> None:
-        """A report from before the rollout, of which only what is in service counts."""
+        """Handle a report from before the rollout; it counts only if the release is in service."""
         standing, release = self.record.devices[device], self.releases[device].release
         if report.release == release and report.state == "in service":
             self.take(device, report)
@@ -174,7 +173,7 @@ class Rollout:
             standing.old = report.time
 
     def install_now(self, device: str) -> bool:
-        """The device gets its offer before its wave; False: there is nothing for it."""
+        """Offer it to a device before its wave; False: there is nothing to offer."""
         standing = self.record.devices.get(device)
         if standing is None or not self.is_open or standing.state != "queued":
             return False
@@ -182,12 +181,12 @@ class Rollout:
         return True
 
     def give_way(self, devices: Iterable[str], newer: str) -> bool:
-        """Devices that have not decided get a newer rollout instead; False: there are none."""
+        """Undecided devices get a newer rollout instead; False: there are none."""
         replaced = [device for device in devices if self._expire(device, f"replaced by {newer}")]
         return bool(replaced)
 
     def pause(self) -> bool:
-        """No device is offered it any more; downloads under way go on. False: it is not running."""
+        """Offer it to no further device; downloads under way go on. False: it is not running."""
         return self._turn("running", "paused", "paused")
 
     def resume(self) -> bool:
@@ -195,7 +194,7 @@ class Rollout:
         return self._turn("paused", "running", "")
 
     def stop(self, reason: str) -> bool:
-        """It goes no further, and devices that have not decided lose the offer. False: it is over."""
+        """Offer it to no further device, and withdraw it from undecided ones. False: it is over."""
         if not self.is_open:
             return False
         self.record.state, self.record.reason = "stopped", reason
@@ -205,7 +204,7 @@ class Rollout:
         return True
 
     def roll_back(self, is_elsewhere: Is) -> bool:
-        """Devices that have it in service go back, those that have not decided keep what they have.
+        """Devices that have it in service roll back; undecided ones keep what they have.
 
         Args:
             is_elsewhere: whether a device has another release in service by now.
@@ -227,7 +226,7 @@ class Rollout:
     # What time does
 
     def advance(self, now: float, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
-        """What is due now; True: something has changed.
+        """Do what is due now; True: something has changed.
 
         Args:
             now: seconds since the epoch.
@@ -247,9 +246,9 @@ class Rollout:
         return has_changed | self._offer_wave() | self._next_wave(now, is_awake, is_gone)
 
     def _count_time(self, elapsed: float, is_awake: Is, is_gone: Is) -> bool:
-        """Adds to the time that devices take to decide; True: the time of one is over.
+        """Add to the time that devices take to decide; True: the time of one is over.
 
-        A device that has vanished in its trial has not gone to sleep: the release may have broken it.
+        A device that goes offline during its trial does not count as asleep: the release may have broken it.
         """
         late_after, has_changed = self.record.late_after, False
         for device, standing in self._reached().items():
@@ -266,7 +265,7 @@ class Rollout:
         return has_changed
 
     def _holds(self, device: str, standing: Standing, is_awake: Is) -> bool:
-        """Whether the next wave waits for a device that has not decided."""
+        """Whether the next wave waits for an undecided device."""
         return standing.state == "trying" or (is_awake(device) and not self._is_late(device, standing))
 
     def _is_late(self, device: str, standing: Standing) -> bool:
@@ -279,7 +278,7 @@ class Rollout:
         return bool(queued)
 
     def _next_wave(self, now: float, is_awake: Is, is_gone: Is) -> bool:
-        """Goes on once nobody holds it up, one has it in service, and the soak time is over."""
+        """Go on once no device delays it, one has it in service, and the soak time is over."""
         record, reached = self.record, self._reached()
         waits = [device for device, one in reached.items() if one.state in UNDECIDED and not is_gone(device)]
         if record.wave == len(record.waves):
@@ -301,12 +300,12 @@ class Rollout:
         return False
 
     def _reached(self) -> dict[str, Standing]:
-        """Up to the wave under way."""
+        """The devices up to the current wave."""
         count = self.record.waves[self.record.wave - 1]
         return dict(list(self.record.devices.items())[:count])
 
     def _end(self, state: RolloutState, reason: str, is_spared: Is = lambda _device: False) -> bool:
-        """`reason`: for devices that have not decided. `is_spared`: may still take it, should it be back."""
+        """`reason`: for undecided devices. `is_spared`: whether a device may still take it if it comes back."""
         undecided = [
             device
             for device, standing in self.record.devices.items()
@@ -320,7 +319,7 @@ class Rollout:
         return True
 
     def _expire(self, device: str, reason: str) -> bool:
-        """False: the device has decided, or is none of the rollout's."""
+        """False: the device has decided, or is not in the rollout."""
         standing = self.record.devices.get(device)
         if standing is None or standing.state not in UNDECIDED:
             return False
@@ -339,10 +338,10 @@ class Rollout:
         more = f" and {len(failures) - SHOWN} more" if len(failures) > SHOWN else ""
         return f"{len(failures)} failed, {self.record.max_failures} may: {'; '.join(named)}{more}"[:1000]
 
-    # What others are told
+    # What is published
 
     def offer(self, device: str) -> ModelOffer | SoftwareOffer | None:
-        """What the broker is to keep for the device; None: nothing."""
+        """The offer that the broker is to retain for the device; None: none."""
         standing, release = self.record.devices.get(device), self.releases.get(device)
         if standing is None or release is None:
             return None
@@ -384,7 +383,7 @@ class Rollout:
         return next((number for number, size in enumerate(self.record.waves, 1) if place < size), 0)
 
     def update(self, device: str, installed: str) -> Update:
-        """Where the device stands, with the version that it has `installed`."""
+        """The device's state, with the version that it has `installed`."""
         standing, release = self.record.devices[device], self.releases[device]
         never_comes = standing.state == "queued" and not self.is_open
         is_late = self._is_late(device, standing)
@@ -432,7 +431,7 @@ class Rollout:
 
 
 def in_service(report: ReleaseReport) -> str:
-    """The release that a device has in service, by its report; "": it does not say."""
+    """The release that a device has in service, by its report; "": it names none."""
     if isinstance(report, ModelReport) and report.serves is not None:
         return report.serves.release
     return report.release if report.state == "in service" else ""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rollouts on disk: a record and a plan for each, and their files by digest.
 
-`NAME.json` is the record, `NAME.plan` the plan that it follows, `files/SHA256` what is released. A file on
-its way here is `files/SHA256.incoming`.
+`NAME.json` is the record, `NAME.plan` the plan that it follows, `files/SHA256` what is released. A file
+that has not arrived completely is `files/SHA256.incoming`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class RolloutStore:
             raise unwritable(path, error) from None
 
     def load(self) -> list[Rollout]:
-        """All of them, in their order. What is damaged is named in the log, and left alone."""
+        """All rollouts, in their order. Damaged ones are logged and left as they are."""
         found = []
         for path in self.path.glob("*.json"):
             try:
@@ -60,7 +60,7 @@ class RolloutStore:
                 found.append(Rollout(record, RolloutPlan.decode(data)))
             except (OSError, msgspec.MsgspecError, UnicodeDecodeError, MalformedMessage, ModelError) as error:
                 log.warning("releases: %s cannot be read (%s): it is left out", path, error)
-        for plan in self.path.glob("*.plan"):  # of a process that was killed between the two
+        for plan in self.path.glob("*.plan"):  # of a process that was killed between the two writes
             if not plan.with_suffix(".json").exists():
                 plan.unlink(missing_ok=True)
         return sorted(found, key=lambda rollout: rollout.record.order)
@@ -71,7 +71,7 @@ class RolloutStore:
         self.save(record)
 
     def save(self, record: Record) -> None:
-        """Raises StateError: what was kept before still is."""
+        """Raises StateError: it cannot be written; the previous record is kept."""
         write_atomically(self.path / f"{record.rollout}.json", msgspec.json.encode(record))
 
     def remove(self, rollout: str) -> None:
@@ -91,7 +91,7 @@ class RolloutStore:
             raise StateError(f"{self._files / digest}: {error.strerror}") from None
 
     def take_file(self, source: Path, digest: str) -> None:
-        """A file of this machine; where the disk allows it, it is not copied. Raises StateError."""
+        """Take a file of this machine, by a link if the disk allows it, or else a copy. Raises StateError."""
         path = self._files / digest
         if path.exists():
             return
@@ -108,7 +108,7 @@ class RolloutStore:
     # A file that comes in parts
 
     def received(self, digest: str) -> int:
-        """Bytes of a file that have come so far."""
+        """Bytes of a file that have arrived so far."""
         with suppress(OSError):
             return self._incoming(digest).stat().st_size
         return 0
@@ -122,11 +122,11 @@ class RolloutStore:
         if free < size + MARGIN:
             raise StateError(
                 f"the server has no room for {size_in_words(size)} in {self.path}: "
-                f"{size_in_words(free)} are free, {size_in_words(MARGIN)} must stay so"
+                f"{size_in_words(free)} are free, {size_in_words(MARGIN)} must stay free"
             )
 
     def append(self, digest: str, data: bytes) -> int:
-        """Keeps the next bytes of a file; how many have come. Raises StateError."""
+        """Append the next bytes of a file; returns how many it has. Raises StateError."""
         path = self._incoming(digest)
         try:
             with path.open("ab") as file:
@@ -136,10 +136,10 @@ class RolloutStore:
             raise unwritable(path, error) from None
 
     def finish(self, digest: str) -> None:
-        """A file has come as a whole; durable when this returns.
+        """Check and keep a file that has arrived completely; durable when this returns.
 
         Raises:
-            ModelError: it is another one, and is dropped.
+            ModelError: its digest is another one; it is deleted.
             StateError: it cannot be read or written.
         """
         path = self._incoming(digest)
@@ -158,8 +158,8 @@ class RolloutStore:
             raise ModelError(f"what was sent as {digest[:12]} is something else: release it again")
 
     def keep_only(self, digests: Collection[str]) -> None:
-        """Drops all files but these. Those on their way go when nothing of them has come for a day."""
-        with suppress(OSError):  # what cannot be removed now may be at the next time
+        """Delete all files but these. Incomplete ones go when nothing of them has arrived for a day."""
+        with suppress(OSError):  # removal may succeed the next time
             for path in self._files.iterdir():
                 is_coming = path.suffix == INCOMING and time.time() - path.stat().st_mtime < KEEP_INCOMING
                 if path.name not in digests and path.name not in self.reserved and not is_coming:
@@ -171,6 +171,6 @@ class RolloutStore:
 
 @contextmanager
 def open_store(path: Path) -> Iterator[RolloutStore]:
-    """The rollouts of a folder, for this process alone. Raises StateError: another one works on it."""
+    """The rollouts of a folder, for this process only. Raises StateError: another one uses it."""
     with closing(StateDirectory(path)):
         yield RolloutStore(path)

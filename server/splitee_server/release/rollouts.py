@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps releases, and sends them to the fleet in waves: the part of a server that devices and viewers meet.
+"""Keeps releases, and sends them to the fleet in waves: exchanges messages with devices and viewers.
 
-Whatever is decided is on disk before anybody hears of it. What devices have decided themselves they retain at
-the broker, so that a server that was gone learns of it.
+Every decision is on disk before it is published. Devices retain their own decisions at the broker, so that a
+server that was offline learns of them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from splitee_server.release.plans import version_of
 from splitee_server.release.rollout import Rollout, in_service, new_record
 from splitee_server.release.rollout_store import RolloutStore
 
-LINES = 20  # of the log on what one device says, at once; then one a minute
-PART = 256 << 10  # bytes; a part that is lost is asked for again
-LOOK = 0.5  # seconds between two looks at what has come, and at what time has changed
-SETTLE = 2.0  # seconds after the last retained message, within which a broker tells the next
-LONGEST_LOOK = 10.0  # seconds that count between two looks, where this process was held up
-TELL_EVERY = 1.0  # seconds between two words on the bytes that a device has
-TELL_FOR = 0.5  # seconds in which devices are told, as fast as the link allows; the others follow later
+LINES = 20  # of the log about one device, at once; then one per minute
+PART = 256 << 10  # bytes; devices request lost parts again
+LOOK = 0.5  # seconds between two updates, from messages and time
+SETTLE = 2.0  # seconds after a retained message within which a broker sends the next one
+LONGEST_LOOK = 10.0  # at most so many seconds count between two updates
+TELL_EVERY = 1.0  # seconds between two messages on a device's download
+TELL_FOR = 0.5  # seconds of publishing to devices per update; the rest follows later
 KINDS: tuple[ReleaseKind, ...] = ("model", "software")
 
 WANTS: dict[routes.Route, ReleaseKind] = {routes.RELEASES[kind].want: kind for kind in KINDS}
@@ -73,7 +73,7 @@ class _Device:
     sent_since: float = 0.0
 
     def may_be_sent(self, release: str, count: int, size: int, now: float) -> bool:
-        """Whether so many bytes of a release of `size` are due: in a minute all of it twice, or 16 parts."""
+        """Whether `count` bytes of a release may be sent: per minute twice its `size`, or 16 parts."""
         if now - self.sent_since > 60:
             self.sent_since = now
             self.sent.clear()
@@ -105,9 +105,9 @@ class Rollouts:
         now: Clock = time.time,
         clock: Clock = time.monotonic,
     ) -> None:
-        """`is_gone`: whether a device is to be offered nothing. `told`: is told what viewers are.
+        """`is_gone`: whether a device gets no offers. `told`: called with each overview for viewers.
 
-        `now`: seconds since the epoch. `clock`: of what must not depend on the time that is set.
+        `now`: seconds since the epoch. `clock`: for intervals, which must not depend on the time of day.
         """
         self._port = port
         self._topics = topics
@@ -120,25 +120,25 @@ class Rollouts:
         self._rollouts = {rollout.record.rollout: rollout for rollout in store.load()}  # the oldest first
         self._devices: dict[str, _Device] = {}
         self._unsaved: set[str] = set()
-        self._touched: dict[str, None] = {}  # devices of which something may have changed, in their turn
+        self._touched: dict[str, None] = {}  # devices of which something may have changed, in order
         self._views: dict[str, View] = {}  # of rollouts that are over and have not changed
         self._offered: dict[str, bytes] = {}  # by topic
         self._overview: Overview | None = None
         self._overview_due = 0.0
         self._look_due = 0.0
         self._looked = clock()
-        self._settling_since = clock()  # since then the broker tells what devices have said
+        self._settling_since = clock()  # since then the broker sends retained messages
         self._log_disk = RateLimiter()
         for rollout in self._rollouts.values():
-            self._replace_older(rollout)  # a process that was killed may not have come to that
+            self._replace_older(rollout)  # the last process may have been killed before it
         self._touch_all()
 
     # What is asked of it
 
     def add(self, plan: RolloutPlan, digest: str, data: bytes) -> Rollout:
-        """A new rollout of a plan, whose files are here; durable when this returns.
+        """Begin a rollout of a plan whose files are complete; durable when this returns.
 
-        Devices that have not decided on an earlier one of its kind get this one instead.
+        Devices that are undecided on an earlier one of its kind get this one instead.
 
         Args:
             digest: SHA-256 of the plan.
@@ -171,10 +171,10 @@ class Rollouts:
                 self._keep(other)
 
     def carry_out(self, action: OrderAction, name: str) -> str:
-        """Pause, resume, stop or roll back a rollout; what was done, for people. It is durable then.
+        """Pause, resume, stop or roll back a rollout; returns what was done, for people, when it is durable.
 
         Raises:
-            ConfigError: there is no such rollout, or it is in no state for it.
+            ConfigError: there is no such rollout, or its state does not allow it.
             StateError: it cannot be written.
         """
         rollout = self._rollouts.get(name)
@@ -210,7 +210,7 @@ class Rollouts:
         return sorted(device for device in rollout.undecided if not self._is_gone(device))
 
     def again(self) -> None:
-        """The broker may have lost what was said, or devices that were gone are back."""
+        """Publish everything again: the broker may have lost it, or devices are back that were gone."""
         self._settling_since = self._clock()
         self._offered.clear()
         self._overview = None
@@ -218,10 +218,10 @@ class Rollouts:
             device.told = None
         self._touch_all()
 
-    # What comes
+    # Messages
 
     def handle(self, received: Received) -> None:
-        """What devices say, and Home Assistant of them. Raises MalformedMessage."""
+        """Handle messages of devices, and of Home Assistant about them. Raises MalformedMessage."""
         device, message = received.device, received.message
         if isinstance(message, ReleaseWant):
             self._send(device, WANTS[received.route], message)
@@ -256,7 +256,7 @@ class Rollouts:
     def _on_install(self, device: str, kind: ReleaseKind) -> None:
         for rollout in reversed(self._of_kind(kind)):
             if rollout.install_now(device):
-                log.info("%s: %s %s is asked for before its wave", device, kind, rollout.record.rollout)
+                log.info("%s: %s %s was requested before its wave", device, kind, rollout.record.rollout)
                 self._keep(rollout)
                 self._touch([device])
                 return
@@ -265,9 +265,9 @@ class Rollouts:
         rollout = self._decisive(device, kind)
         offer = rollout.offer(device) if rollout is not None and not self._is_gone(device) else None
         if rollout is None or offer is None or offer.action != "install":
-            return  # it was taken back while the device asked
+            return  # the offer was withdrawn in the meantime
         if want.release != offer.release or want.offset >= offer.size:
-            raise MalformedMessage(f"ReleaseWant: {device} asks for what is not on offer")
+            raise MalformedMessage(f"ReleaseWant: {device} requests what is not offered")
         release = rollout.releases[device]
         count = min(PART, self._port.max_packet - 256)
         known = self._known(device)
@@ -289,13 +289,13 @@ class Rollouts:
     # What is due
 
     def tick(self, *, at_once: bool = False) -> None:
-        """Goes on with what is due; keeps what has changed, then tells it. What comes is gathered for LOOK.
+        """Every LOOK seconds: advance the rollouts, save what has changed, then publish it.
 
-        After a connect the broker tells what it retains. Until that has ended, changes are kept, no rollout
-        goes on, and nobody is told anything.
+        After a connection the broker sends retained messages. Until they have arrived, changes are saved, but
+        no rollout advances, and nothing is published.
 
         Args:
-            at_once: also what could wait: there will be no other tick.
+            at_once: also do what could wait: this is the last tick.
         """
         now = self._clock()
         if now < self._look_due and not at_once:
@@ -322,7 +322,7 @@ class Rollouts:
                     log.info("rollout %s: %s", rollout.record.rollout, standing)
 
     def _save(self) -> bool:
-        """False: not all could be written, and nothing is said before it is."""
+        """Save changed records; False: not all could be written, and nothing may be published yet."""
         had = bool(self._unsaved)
         try:
             for name in sorted(self._unsaved):
@@ -338,11 +338,11 @@ class Rollouts:
 
     @property
     def files(self) -> set[str]:
-        """Digests of the files that a device may still ask for."""
+        """Digests of the files that a device may still request."""
         return {digest for rollout in self._rollouts.values() for digest in rollout.files}
 
     def _tell_devices(self, now: float) -> bool:
-        """Offers and updates that have changed; False: some of them wait for the next look."""
+        """Publish offers and updates that have changed; False: some wait for the next tick."""
         for device in list(self._touched):
             if self._clock() > now + TELL_FOR:
                 self._look_due = self._clock() + LOOK
@@ -356,7 +356,7 @@ class Rollouts:
         return True
 
     def _tell_viewers(self, now: float) -> None:
-        """How far rollouts have come, after the word of each device that this rests on."""
+        """Publish the overview, after the updates of all devices that it covers."""
         if now < self._overview_due:
             return
         overview = self.overview()
@@ -376,7 +376,7 @@ class Rollouts:
             self._offered[topic] = payload
 
     def _publish_update(self, device: str, known: _Device, now: float) -> bool:
-        """False: it is to be said later."""
+        """False: it must be published later."""
         if self._is_gone(device):
             return True
         update = DeviceUpdate(
@@ -398,7 +398,7 @@ class Rollouts:
         return Update(installed=installed, latest=installed)
 
     def overview(self) -> Overview:
-        """What viewers are told: all that are open, then the newest, as many as one message carries."""
+        """The overview for viewers: open rollouts, then the newest, as many as fit one message."""
         ranked = sorted(self._rollouts.values(), key=lambda one: (not one.is_open, -one.record.order))
         shown = ranked[:MOST_ROLLOUTS]
         while True:
@@ -417,7 +417,7 @@ class Rollouts:
         return self._views[name]
 
     def _decisive(self, device: str, kind: ReleaseKind) -> Rollout | None:
-        """The newest rollout that the device was reached by: what it says stands; None: none ever did."""
+        """The newest rollout that has reached the device, or else the oldest for it; None: there is none."""
         found = None
         for rollout in reversed(self._of_kind(kind)):
             standing = rollout.record.devices.get(device)
@@ -439,12 +439,12 @@ class Rollouts:
         return report is not None and in_service(report) not in ("", release)
 
     def _keep(self, rollout: Rollout) -> None:
-        """It has changed, and is to be written."""
+        """Mark a rollout as changed, to be saved."""
         self._unsaved.add(rollout.record.rollout)
         self._views.pop(rollout.record.rollout, None)
 
     def _changed(self, rollout: Rollout) -> None:
-        """Likewise, and for devices that have said nothing."""
+        """Likewise, if its devices may have changed, too."""
         self._keep(rollout)
         self._touch(rollout.record.devices)
 
@@ -458,7 +458,7 @@ class Rollouts:
         self._touch(self._devices)
 
     def _forget_old(self) -> None:
-        """The oldest that are over, where there are more than viewers are told of."""
+        """Remove the oldest rollouts that are over, if there are more than viewers are shown."""
         over = [rollout for rollout in self._rollouts.values() if not rollout.is_open]
         for rollout in over[: max(0, len(self._rollouts) - MOST_ROLLOUTS)]:
             name = rollout.record.rollout

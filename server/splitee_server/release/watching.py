@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Watches a rollout from `splitee release`: until it is over, whoever carries it out."""
+"""Watches a rollout for `splitee release` until it is over, whichever process carries it out."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ SHOWN = 20  # devices that a message names
 
 
 class Watch:
-    """What a server tells of one rollout.
+    """What a server publishes about one rollout.
 
     Attributes:
-        rollout: as it stands; None: nothing has been heard of it.
+        rollout: its latest state; None: none was received.
         updates: of its devices, by their names.
     """
 
@@ -52,7 +52,7 @@ class Watch:
 
     @property
     def decided(self) -> int:
-        """Devices that have said what became of it."""
+        """Number of devices that have reported a result."""
         return sum(one.in_service + one.failed for one in self.rollout.waves) if self.rollout else 0
 
     @property
@@ -60,7 +60,7 @@ class Watch:
         return sorted(device for device, one in self.updates.items() if one.state not in DECIDED)
 
     def lines(self) -> list[str]:
-        """What has become of it on each device."""
+        """The result on each device."""
         return [
             f"{device}: {one.state}{': ' if one.reason else ''}{one.reason}"
             for device, one in sorted(self.updates.items())
@@ -85,13 +85,13 @@ def wait_for(
     stop: Callable[[], bool],
     hint: str,
 ) -> None:
-    """Until the rollout is over.
+    """Wait until the rollout is over.
 
     Args:
-        receive: the next event, in so many seconds.
-        tell: shows how it stands.
-        wait: seconds, after which it is given up.
-        hint: what becomes of the rollout then.
+        receive: returns the next event within a number of seconds.
+        tell: shows the state of the rollout.
+        wait: seconds after which it gives up.
+        hint: what happens to the rollout then.
 
     Raises:
         Stalled: it takes longer, or the command is stopped.

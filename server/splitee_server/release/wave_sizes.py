@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many devices each wave of a rollout reaches, and in which order devices come."""
+"""How many devices each wave of a rollout reaches, and in which order."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def read_waves(text: str) -> tuple[str, ...]:
 def wave_sizes(waves: Sequence[str], devices: int) -> tuple[int, ...]:
     """Devices up to each wave, strictly ascending.
 
-    A share is rounded up. Where a share comes to no more than the wave before, the fleet is too small for
-    both, and they are one.
+    A share is rounded up. If a share is no larger than the wave before it, the fleet is too small for both,
+    and they become one wave.
 
     Raises:
         ConfigError: a wave is of more devices than there are, or of fewer than the one before.
@@ -60,5 +60,5 @@ def devices_in(amount: str, devices: int) -> int:
 
 
 def in_wave_order(rollout: str, devices: Iterable[str]) -> list[str]:
-    """The devices as waves take them: for each rollout in another order, and always the same for one."""
+    """The devices in the order of the waves: different for each rollout, always the same for one."""
     return sorted(devices, key=lambda device: hashlib.sha256(f"{rollout}/{device}".encode()).digest())
