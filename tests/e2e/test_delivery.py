@@ -336,7 +336,7 @@ def test_what_a_hostile_sender_offers_changes_nothing(models: Path, pair: Pair) 
         topic = pair.topics.device("pi-2", "model-want")
         received = Gate(pair.topics, ROUTES).read(Message(topic, want.encode()))
         assert received is not None
-        with pytest.raises(MalformedMessage, match="not on offer"):
+        with pytest.raises(MalformedMessage, match="not offered"):
             pair.server.releases.handle(received)
 
 

@@ -114,10 +114,10 @@ log = logging.getLogger(__name__)
 @section(
     "Releases under way",
     switch("--list", "lists", is_flag=True, help="Show the releases that the server keeps."),
-    switch("--pause", metavar="NAME", help="Pause one: offer it to no further device; downloads under way go on."),
+    switch("--pause", metavar="NAME", help="Offer it to no further device; downloads under way go on."),
     switch("--resume", metavar="NAME", help="Resume one that was paused."),
-    switch("--stop", metavar="NAME", help="Stop one: withdraw it from all devices that do not have it in service."),
-    switch("--roll-back", metavar="NAME", help="Undo one: every device that has it returns to its previous one."),
+    switch("--stop", metavar="NAME", help="Withdraw it from all devices that do not have it in service."),
+    switch("--roll-back", metavar="NAME", help="Have every device that has it return to its previous one."),
 )
 @link_options
 def release(

@@ -88,9 +88,7 @@ def serve(
     trunks = TrunkModels(model, threads=threads)
     with _store(releases, model) as store:
         if store is None and discovery.wanted:
-            raise ConfigError(
-                "--home-assistant needs --releases DIR: what is announced is recorded there"
-            )
+            raise ConfigError("--home-assistant needs --releases DIR: what is announced is recorded there")
         _serve(link, metrics, discovery, trunks, store)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Averages: each tensor over all who hold it, of trunks layer by layer and of client networks with them."""
+"""Averages each tensor over all devices that hold it: of trunks, layer by layer, and of client networks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def average_statistics(
 
 
 def weigh(samples: Mapping[str, int], how: Weighting) -> dict[str, int]:
-    """What each device counts in an average: its samples, or the same for all who have any."""
+    """Each device's weight in an average: its samples, or the same for all that have any."""
     return {device: count if how == "samples" else min(count, 1) for device, count in samples.items()}
 
 
@@ -75,14 +75,14 @@ def average_clients(
 ) -> dict[str, Tensor]:
     """Average what the devices hold, weighted by their `weights`, and write it back to all holders.
 
-    `same-cut`: client networks and exits over the devices of each cut. `layerwise`: each exit over all who
+    `same-cut`: client networks and exits over the devices of each cut. `layerwise`: each exit over all that
     train it, and each stage over all its holders, client networks and trunks alike; a shared trunk counts
-    once for each device whose batches train the stage there. By `trimmed` and `median`, what is averaged over
-    a cut stays as it is where fewer than three devices have that cut.
+    once for each device whose batches train the stage there. With `trimmed` and `median`, tensors that are
+    averaged over a cut stay unchanged if fewer than three devices have that cut.
 
     Args:
         clients: client networks and exits by device, averaged in place.
-        apart: cuts over whose devices nothing is averaged.
+        apart: cuts without an average over their devices.
 
     Returns:
         With `layerwise` the averages, by the names of the network and of `exits_by_cut`.
@@ -109,10 +109,10 @@ def _with_cut(
     weights: Mapping[str, float],
     rule: Rule,
 ) -> dict[str, Weights]:
-    """What is averaged over the devices of a cut; nothing where a robust rule finds no majority among them.
+    """The tensors to average over the devices of a cut; none if they are too few for a robust rule.
 
-    With a robust rule and `layerwise` these are the exits: averaged among two of a cut first, a hostile
-    client network would be two of the values that its stages are chosen from.
+    With a robust rule and `layerwise` these are only the exits. If client networks were averaged over a cut
+    first, a hostile one would be in several of the values from which the rule chooses those of its stages.
     """
     mates = {name: clients[name] for name in clients if cuts[name] == cut}
     if rule.average == "mean":
@@ -134,7 +134,7 @@ def _shared_exits(
     rule: Rule,
     apart: Collection[int],
 ) -> dict[str, Weights]:
-    """By device, the exits that devices of several cuts train; nothing where each trains only its own."""
+    """By device, the exits that devices of several cuts train; none if each trains only its own."""
     if not any(name.startswith(EXITS) for tensors in clients.values() for name in tensors):
         return {}
     held = {device: exits_by_cut(tensors, cuts[device]) for device, tensors in clients.items()}
@@ -154,7 +154,7 @@ def _shared_exits(
 def average(
     holders: Mapping[str, Weights], weights: Mapping[str, float], rule: Rule = MEAN
 ) -> dict[str, Tensor]:
-    """Replaces every tensor by its average over those who hold it, in place; BatchNorm's counters are kept.
+    """Replace every tensor by its average over its holders, in place; BatchNorm's counters are kept.
 
     Returns:
         The averages.
@@ -168,11 +168,11 @@ def average(
 
 
 def size_of(weights: Weights) -> int:
-    """Bytes of weights on their way."""
+    """Bytes of weights when they are sent."""
     return sum(tensor.nbytes for tensor in weights.values())
 
 
 def _whole(client: Weights, trunk: Weights) -> dict[str, Tensor]:
-    """The network as one device's pictures see it: its own stages, and those of its trunk."""
+    """The whole network for one device's images: its own stages, and those of its trunk."""
     own = {name.removeprefix(CLIENT): tensor for name, tensor in client.items() if name.startswith(CLIENT)}
     return {**trunk, **own}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How often each device's batches have had each class, for the trunk's loss to allow for it."""
+"""Counts of classes in each device's batches, with which the trunk's loss corrects for unequal shares."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from splitee.training.objective import log_shares
 class ClassMix:
     """Counts the labels of the batches that trunks are trained with, by device.
 
-    Where devices have unlike mixes of classes, a trunk that takes their batches in turn would follow each
-    one's mix. The logarithm of the shares, added to its logits in training, spares it that: balanced softmax
-    (Ren et al. 2020, arXiv 2007.10740), at the server as SCALA has it.
+    If devices have different mixes of classes, a trunk that takes their batches in turn would follow each
+    one's mix. Adding the logarithm of the shares to its logits in training prevents that: balanced softmax
+    (Ren et al. 2020, arXiv 2007.10740), used at the server as in SCALA.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -32,17 +32,17 @@ class ClassMix:
             self._counts[device] = self._counts.get(device, torch.zeros_like(found)) + found
 
     def offsets(self, device: str, place: torch.device) -> Tensor | float:
-        """What is added to a trunk's logits: (classes,); 0 where the run does not ask for it."""
+        """Offsets to add to a trunk's logits: (classes,); 0 if the run does not want them."""
         if device not in self._counts:
             return 0.0
         return log_shares(self._counts[device].numpy()).to(place)
 
     def of(self, device: str) -> dict[str, Tensor]:
-        """As `state`, of one device."""
+        """As `state`, for one device."""
         return {device: self._counts[device]} if device in self._counts else {}
 
     def take(self, counts: Mapping[str, Tensor]) -> None:
-        """Go on from these counts, of these devices."""
+        """Replace the counts of these devices."""
         self._counts.update(counts)
 
     def state(self) -> dict[str, Tensor]:

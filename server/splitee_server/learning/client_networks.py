@@ -33,9 +33,9 @@ Weights = Mapping[str, Tensor]
 
 
 class ClientNetworks:
-    """By device, as of the last commit; they are there when a round has collected them.
+    """Client networks by device, as of the last commit, if rounds collect them.
 
-    Tensors of frozen stages are the same everywhere: they do not travel, and are not averaged.
+    Tensors of frozen stages are the same everywhere: they are neither sent nor averaged.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ClientNetworks:
         strategy: Strategy,
         initial: InitialWeights | None = None,
     ) -> None:
-        """`initial`: what the run begins from, which `network` has; None: the seed's weights."""
+        """`initial`: the run's initial weights, which `network` has; None: they come from the seed."""
         self._spec = spec
         self._network = network
         self._strategy = strategy
@@ -76,7 +76,7 @@ class ClientNetworks:
         return WeightsAssembler(like, {name: self._frozen[name] for name in like if name in self._frozen})
 
     def statistics_assembler(self, cut: int) -> WeightsAssembler:
-        """Takes the messages with the statistics of such a device, which frozen stages keep."""
+        """Takes the messages with such a device's statistics, except those of frozen stages."""
         like = self._like(cut)
         return WeightsAssembler(
             {name: like[name] for name in like if is_statistic(name) and name not in self._frozen}
@@ -90,7 +90,7 @@ class ClientNetworks:
         return self._likes[cut]
 
     def absorb(self, statistics: Weights, cuts: Mapping[str, int]) -> None:
-        """Take over tensors into all networks that are held.
+        """Put tensors into all networks that are held.
 
         Args:
             statistics: by the network's names, and those of `exits_by_cut`.
@@ -109,7 +109,7 @@ class ClientNetworks:
         return self._heads[digest]
 
     def exits(self, cuts: Mapping[str, int]) -> dict[int, nn.Module]:
-        """The fleet's exits by cut, to learn through; before the first commit those that devices begin with.
+        """The fleet's exits by cut, for deep supervision; before the first commit the initial ones.
 
         `cuts`: of all devices.
         """
@@ -128,7 +128,7 @@ class ClientNetworks:
         return head.to(next(self._network.module.parameters()).device)
 
     def first(self, cut: int) -> Weights:
-        """What a device with this cut begins the run from."""
+        """The initial client network and exits of a device with this cut."""
         fresh = client_model(self._network, cut, self._spec).state_dict()
         exits = {
             f"{EXITS}{at}.{name}": tensor for at, own in self._exits.items() for name, tensor in own.items()
@@ -141,7 +141,7 @@ class ClientNetworks:
         }
 
     def first_digest(self, cut: int) -> str | None:
-        """SHA-256 of `first`; None: the seed gives it, and it need not travel."""
+        """SHA-256 of `first`; None: it follows from the seed, and need not be sent."""
         if self._sends_first and cut not in self._first_digests:
             self._first_digests[cut] = weights_digest(self.first(cut))
         return self._first_digests.get(cut)
@@ -149,14 +149,14 @@ class ClientNetworks:
     def commit(
         self, received: Mapping[str, Weights], cuts: Mapping[str, int], samples: Mapping[str, int]
     ) -> None:
-        """Average what a round has collected, where the run does; trunks take part as the setting says.
+        """Average what a round has collected, if the run does so; trunks take part as the setting says.
 
         Args:
             received: client networks of devices that have finished the round; they are averaged in place.
-            cuts: of all devices. One that was absent takes the average of its cut, or keeps what is held;
-                where rounds have a sample of the devices, it takes the averages of its stages and exits then.
-            samples: that the trunk was trained with, of the devices that have finished the round. One with
-                none does not count, and takes the average as one that was absent.
+            cuts: of all devices. An absent device takes the average of its cut, or keeps what is held; if
+                rounds sample devices, it takes the averages of its stages and exits then.
+            samples: number that the trunk was trained on, by device that has finished the round. A device
+                with none does not count, and takes the average like an absent one.
         """
         before = self._held
         received = {device: self._with_own_frozen(weights) for device, weights in received.items()}
@@ -196,7 +196,7 @@ class ClientNetworks:
         trained: Mapping[str, Weights],
         cuts: Mapping[str, int],
     ) -> Weights:
-        """Let what the last commits have changed go on: in the networks of a round, in place, and in trunks.
+        """Apply the server's momentum to a round's averages: in its networks, in place, and in trunks.
 
         Args:
             means: of the round; before: the networks of the last commit; trained: those of the round.
@@ -219,7 +219,7 @@ class ClientNetworks:
     def _apart(
         trained: Mapping[str, Weights], starts: Mapping[str, Weights], cuts: Mapping[str, int]
     ) -> set[int]:
-        """The cuts of just two devices whose exits have learnt the contrary of each other."""
+        """The cuts of exactly two devices whose exits' updates contradict each other."""
         by_cut: dict[int, list[str]] = {}
         for device in sorted(trained):
             by_cut.setdefault(cuts[device], []).append(device)
@@ -237,10 +237,10 @@ class ClientNetworks:
             self._held[device] = self._held[peer]
 
     def move(self, moves: Mapping[str, int], cuts: Mapping[str, int]) -> None:
-        """Cut devices elsewhere: stages keep their weights, on whichever side they are.
+        """Change devices' cuts: stages keep their weights, on whichever side they are.
 
-        An exit is that of the others at that cut, where client networks are averaged, or the device's own if
-        it has trained one there; else a new one.
+        An exit is that of the other devices with that cut, if client networks are averaged, or the device's
+        own, if it has trained one there; otherwise it is new.
 
         Args:
             moves: the new cuts, of devices whose networks are held.
@@ -261,9 +261,9 @@ class ClientNetworks:
         return self._digests[device]
 
     def select(self, device: str, cut: int, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of a device's tensors that it asks for, no more than a message holds.
+        """The tensors that a device requests, as many as fit one message.
 
-        Of a device for which nothing is held they are what it has begun the run from, where it was sent.
+        If nothing is held for the device, they are its initial ones, if the server sends these.
         """
         if device not in self._held and self._sends_first and (names := list(names)):
             return select(self.first(cut), names)
@@ -276,9 +276,9 @@ class ClientNetworks:
         self._held, self._digests, self._heads = dict(state), {}, {}
 
     def exit_tensors(self, devices: Iterable[str], cuts: Mapping[str, int]) -> dict[str, Weights]:
-        """The exits alone that are held, of these devices and of the first of each cut, by device.
+        """The held exits of these devices and of the first device of each cut, by device.
 
-        `cuts`: of all devices. They are all that a network predicts, and learns, with beside its trunks.
+        `cuts`: of all devices. Beside trunks, training and prediction need nothing else.
         """
         firsts = {self._same_cut_peer(cut, cuts, self._held) for cut in set(cuts.values())}
         return {
@@ -289,7 +289,7 @@ class ClientNetworks:
 
     @property
     def momentum(self) -> ServerMomentum:
-        """Of the averages; a part of the state for itself."""
+        """The momentum of the averages; its state is separate from `state`."""
         return self._momentum
 
     @staticmethod
@@ -341,7 +341,7 @@ def by_network_names(weights: Weights, cut: int) -> dict[str, Tensor]:
 
 
 def _exits_of(held: Mapping[str, Weights], cuts: Mapping[str, int]) -> dict[str, Tensor]:
-    """All exits that are held: of each, that of the first device, by name, of its cut, or else of another."""
+    """All held exits: each from the first device, by name, with its cut, or else with another cut."""
     found: dict[str, Tensor] = {}
     for own in (EXIT, EXITS):
         for device in sorted(device for device in held if device in cuts):
@@ -351,5 +351,5 @@ def _exits_of(held: Mapping[str, Weights], cuts: Mapping[str, int]) -> dict[str,
 
 
 def _if_alike(tensor: Tensor | None, fresh: Tensor) -> Tensor:
-    """`tensor`, if it has the shape of `fresh`, which stands in for it else."""
+    """`tensor`, if it has the shape of `fresh`; otherwise `fresh`."""
     return tensor if tensor is not None and tensor.shape == fresh.shape else fresh

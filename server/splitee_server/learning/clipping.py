@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Updates of client networks: none beyond a multiple of the median; whether two contradict each other."""
+"""Clips updates of client networks to a multiple of the median, and detects contradictory ones."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Weights = Mapping[str, Tensor]
 
 
 def clip_updates(trained: Mapping[str, Weights], starts: Mapping[str, Weights], multiple: float) -> None:
-    """Shorten, in place, what lies between a device's start and its weights, where it is too long.
+    """Shorten, in place, updates (a device's weights minus its start) that are too large.
 
     An update's size is the root of its mean square, so that networks of different cuts compare; the limit is
     `multiple` of the devices' median. Parameters and BatchNorm's statistics, which have other scales, are
-    measured and clipped apart. What is clipped lies on the line to the start: a variance stays above 0.
+    measured and clipped separately. Clipped weights lie on the line to the start: a variance stays above 0.
 
     Args:
         trained: each device's tensors by name.
@@ -50,10 +50,10 @@ def update_size(tensors: Weights, start: Weights, names: Iterable[str]) -> float
 
 
 def contradict(trained: Sequence[Weights], starts: Sequence[Weights], prefix: str) -> bool:
-    """Whether two devices' updates of the parameters whose names begin so point away from each other.
+    """Whether two devices' updates of the parameters with this prefix point away from each other.
 
-    Their mean would take back what one of them has learnt, and of two nobody knows which is wrong. Two that
-    have begun the round apart have contradicted each other before.
+    Their mean would undo what one of them has learnt, and with two it is unknown which is wrong. Two that
+    began the round with different weights have contradicted each other before.
     """
     names = [name for name in _names(trained[0], statistics=False) if name.startswith(prefix)]
     if any(not torch.equal(starts[0][name], starts[1][name]) for name in names):

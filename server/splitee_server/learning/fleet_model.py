@@ -33,12 +33,12 @@ from splitee_server.learning.strategies.registry import make_strategy
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a device has brought to a round that it has finished.
+    """A device's contribution to a round that it has finished.
 
     Args:
         weights: its client network and exit, averaged in place; None: it has sent none. A device that
             moves must have sent them.
-        next_cut: where it is cut from this commit on; 0: it stays.
+        next_cut: its cut from this commit on; 0: unchanged.
     """
 
     weights: Mapping[str, Tensor] | None = None
@@ -52,8 +52,8 @@ class FleetModel:
         """A fleet's models before the first round.
 
         Args:
-            network: with the weights that the run begins from; the trunks are made of its layers.
-            initial: these weights, where devices are to get them; None: the seed gives them.
+            network: has the run's initial weights; the trunks are made of its layers.
+            initial: these weights, if devices are to receive them; None: they come from the seed.
         """
         lay_out(network.module, spec.precision)
         self.network = network
@@ -66,7 +66,7 @@ class FleetModel:
         self._loss_filter = LossFilter(spec.largest_loss)
         self._cuts: dict[str, int] = {}
         self._trained: dict[str, int] = {}  # samples by device, since the last commit
-        self._committed: dict[str, int] = {}  # of the last commit, in the same way
+        self._committed: dict[str, int] = {}  # the same, of the last commit
         self._observed: dict[str, FreshStatistics] = {}  # of trunks by device, since then
         self._fresh = False
         self._supervise()
@@ -77,21 +77,21 @@ class FleetModel:
         return self._strategy.order
 
     def stage_name(self, cut: int) -> str:
-        """What the last stage before a cut is called in the network."""
+        """The name of the last stage before a cut."""
         return self.network.stages[cut - 1].name
 
     def feature_shape(self, cut: int) -> tuple[int, ...]:
-        """Of a sample's features at a cut, without the batch."""
+        """The shape of a sample's features at a cut, without the batch."""
         return self.network.stages[cut - 1].feature_shape
 
     def join(self, device: str, cut: int, samples: int) -> None:
-        """Make a device known; it may be told again. Soft labels of another number of samples are dropped."""
+        """Register a device; may be repeated. Soft labels for another number of samples are dropped."""
         self._strategy.join(device, cut)
         self._soft_labels.count(device, samples)
         self._cuts[device] = cut
 
     def settle(self, spec: RunSpec) -> None:
-        """Go on by what has been settled of the run: frozen stages, exits; nothing may have been trained."""
+        """Apply settings that are now decided (frozen stages, exits), before anything is trained."""
         self._spec = spec
         self.network.freeze(spec.frozen)
         self._strategy = make_strategy(self.network, spec)
@@ -110,7 +110,7 @@ class FleetModel:
 
     @property
     def is_fresh(self) -> bool:
-        """Whether BatchNorm's statistics have been taken anew since the last commit."""
+        """Whether BatchNorm's statistics have been recomputed since the last commit."""
         return self._fresh
 
     def statistics_assembler(self, cut: int) -> WeightsAssembler:
@@ -120,7 +120,7 @@ class FleetModel:
     def train(
         self, device: str, features: Tensor, labels: Tensor, *, round_number: int, step: int, steps: int
     ) -> float:
-        """One step of the device's trunk; of a device that is left out, a look at the loss only.
+        """One step of the device's trunk; for a device that is left out, only the loss is computed.
 
         Args:
             features: (B, *feature_shape) float32 at the device's cut.
@@ -131,7 +131,7 @@ class FleetModel:
             The mean loss of the batch, before the step.
 
         Raises:
-            Untrainable: the batch gives no step that can be taken; nothing has changed.
+            Untrainable: no step can be taken on the batch; nothing has changed.
         """
         self._strategy.reach(step)
         self._class_mix.add(device, labels)
@@ -157,15 +157,15 @@ class FleetModel:
         return loss
 
     def sum_up(self, device: str) -> None:
-        """A device has finished the round: where each has a trunk, it is summed up for the average, and gone.
+        """A device has finished the round: if it has its own trunk, add that to the average, and free it.
 
-        Devices come in the order of `splitee_server.learning.lanes.in_order`; those that do not come
-        are averaged when the round is committed, and the result is the same.
+        Devices come in the order of `splitee_server.learning.lanes.in_order`. Trunks for which this is not
+        called are averaged when the round is committed, with the same result.
         """
         self._strategy.sum_up(device, self._trained.get(device, 0))
 
     def forget(self, device: str) -> None:
-        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+        """A device drops out of the round: discard what only its own trunk has learnt in it."""
         self._strategy.forget(device)
         self._trained.pop(device, None)
 
@@ -174,26 +174,26 @@ class FleetModel:
         return self._strategy.predict(device, features)
 
     def logits(self, device: str, features: Tensor) -> Tensor:
-        """Those of the device's trunk, (B, classes), for its features (B, *feature_shape)."""
+        """Logits (B, classes) of the device's trunk for its features (B, *feature_shape)."""
         return self._strategy.logits(device, features)
 
     @torch.no_grad()
     def exit_logits(self, device: str, features: Tensor) -> Tensor | None:
-        """Those of the device's exit; None: its network is not held."""
+        """Logits of the device's exit; None: its network is not held."""
         if device not in self._clients:
             return None
         logits: Tensor = self._clients.exit(device, self._cuts[device])(features)
         return logits
 
     def observe(self, device: str, features: Tensor, *, round_number: int, step: int) -> None:
-        """Let the device's trunk, which stays as it is, see a batch: its part of the statistics.
+        """Observe the statistics of a batch in the device's trunk, which does not change.
 
         Args:
             features: (B, *feature_shape) float32 at the device's cut.
             step: of the device in this phase, from 0.
 
         Raises:
-            Untrainable: they give statistics that are out of bounds; the device's are taken without them.
+            Untrainable: the batch gives statistics that are out of bounds; it is left out.
         """
         trunk = self._strategy.trunk(device)
         batch = FreshStatistics(trunk)
@@ -203,9 +203,9 @@ class FleetModel:
         self._observed.setdefault(device, FreshStatistics(trunk)).add(batch)
 
     def refresh(self, received: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Give the committed networks the statistics that devices and their trunks have found in them.
+        """Give the committed networks the statistics that devices and their trunks have observed in them.
 
-        They are averaged over the devices that count in the commit, weighed and clipped as there.
+        They are averaged over the devices that count in the commit, weighted and clipped as there.
 
         Args:
             received: of client networks and exits, by device; their trunks' are known from `observe`.
@@ -234,7 +234,7 @@ class FleetModel:
     def commit(self, number: int, contributions: Mapping[str, Contribution]) -> dict[str, int]:
         """End round `number`: soft labels, averages of trunks and client networks, then moves.
 
-        Where a run weighs by samples, a device counts with those that the trunk was trained on in the round.
+        If a run weights by samples, a device's weight is the number that the trunk was trained on.
 
         Args:
             contributions: by device, of those that have finished the round; each has joined.
@@ -274,22 +274,22 @@ class FleetModel:
         return self._clients.digest(device)
 
     def first_digest(self, device: str) -> str | None:
-        """SHA-256 of what the device begins the run from; None: the seed gives it."""
+        """SHA-256 of the device's initial client network and exit; None: they come from the seed."""
         return self._clients.first_digest(self._cuts[device])
 
     def first_client(self, device: str) -> Mapping[str, Tensor]:
-        """The client network and exit that the device begins the run from, by name."""
+        """The device's initial client network and exit, by name."""
         return self._clients.first(self._cuts[device])
 
     def tensors(self, device: str, names: Iterable[str]) -> dict[str, Tensor]:
         """Those of `names` that are held for a device, as many as a message may carry.
 
-        Where nothing is held for it they are what it begins the run from, if the seed does not give that.
+        If nothing is held for it, they are its initial ones, if these do not come from the seed.
         """
         return self._clients.select(device, self._cuts[device], names)
 
     def soft_labels(self, device: str) -> SoftLabels | None:
-        """What the device's exit learns from next; None: the labels alone."""
+        """The soft labels that the device's exit learns from next; None: it learns from labels alone."""
         return self._soft_labels.of(device)
 
     def trunk_weights(self) -> dict[str, Tensor]:
@@ -311,7 +311,7 @@ class FleetModel:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a commit's `state`; its devices are known then, but not how many samples they have.
+        """Go on from a commit's `state`; this registers its devices, but not their numbers of samples.
 
         Raises:
             KeyError, RuntimeError: it is the state of another strategy or network.
@@ -327,7 +327,7 @@ class FleetModel:
         self._cuts = NamedTrunks.read(state).cuts
         self._supervise()
 
-    # What ranks of one server hand each other
+    # What the ranks of one server exchange
 
     def lend(self, devices: Collection[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs for a phase with some of the devices; tensors are shared, not copied.
@@ -342,7 +342,7 @@ class FleetModel:
         }
 
     def borrow(self, state: Mapping[str, Any]) -> None:
-        """Begin a phase with what `lend` has given, and `lend_memory`; what was trained here is forgotten."""
+        """Begin a phase with the states of `lend` and `lend_memory`; discards what was trained here."""
         self._strategy.borrow(state["strategy"])
         self._clients.load(state["clients"])
         self._loss_filter = LossFilter(self._spec.largest_loss)
@@ -353,14 +353,14 @@ class FleetModel:
         self._supervise()
 
     def lend_memory(self, device: str) -> dict[str, Any]:
-        """What training goes on from beside a trunk's tensors: momentum, and the classes so far."""
+        """What training needs beside a trunk's tensors: momentum, and the counts of classes."""
         return {
             "momentum": self._strategy.lend_momentum(device),
             "class_mix": self._class_mix.of(device),
         }
 
     def borrow_memory(self, device: str, state: Mapping[str, Any]) -> None:
-        """Takes `lend_memory`."""
+        """Load the state of `lend_memory`."""
         self._strategy.borrow_momentum(device, state["momentum"])
         self._class_mix.take(state["class_mix"])
 
@@ -381,7 +381,7 @@ class FleetModel:
         self._strategy.follow_step(changed)
 
     def hand_over(self, device: str) -> dict[str, Any]:
-        """What training has made of a device's trunk since `borrow`, for whoever commits it; it is let go."""
+        """What training has changed for a device since `borrow`, for the rank that commits; frees its trunk."""
         return {
             "strategy": self._strategy.hand_over(device),
             "class_mix": self._class_mix.of(device),
@@ -391,7 +391,7 @@ class FleetModel:
         }
 
     def take_back(self, device: str, state: Mapping[str, Any]) -> None:
-        """Takes `hand_over`, as if it had been trained here."""
+        """Load the state of `hand_over`, as if it had been trained here."""
         self._strategy.take_back(device, state["strategy"])
         self._class_mix.take(state["class_mix"])
         if state["trained"]:
@@ -406,7 +406,7 @@ class FleetModel:
         return self._observed[device].state() if device in self._observed else {}
 
     def take_seen(self, device: str, state: Mapping[str, Any]) -> None:
-        """Takes `seen_of`, as if it had been observed here."""
+        """Load the state of `seen_of`, as if it had been observed here."""
         if state:
             self._observed[device] = FreshStatistics(self._strategy.trunk(device))
             self._observed[device].load(state)

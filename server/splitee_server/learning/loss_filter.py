@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which devices' batches the trunk learns from: not from those that fit the others' far worse than usual."""
+"""Leaves out of training the devices whose loss is far above that of the others."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import fmean, median
 
-FEWEST = 3  # devices among which one can be told from the others
+FEWEST = 3  # least number of devices among which an outlier can be found
 
 
 class LossFilter:
     """Leaves a device out of a round when, in its last one, its loss was above a multiple of the median.
 
-    Wrong labels, or features that say nothing of them, cannot be learnt together with the others', and their
-    loss stays high while the others' falls. A device that is left out is still measured, and takes part again
-    when its loss allows it.
+    Wrong labels, or features that do not determine them, cannot be learnt together with the others': their
+    loss stays high while the others' falls. The loss of a device that is left out is still computed, and the
+    device takes part again when its loss allows that.
     """
 
     def __init__(self, multiple: float) -> None:
-        """`multiple`: of the median over the devices of a round; 0: nobody is left out."""
+        """`multiple`: of the median over the devices of a round; 0: no device is left out."""
         self._multiple = multiple
         self._losses: dict[str, list[float]] = {}
         self._left_out: set[str] = set()
@@ -33,11 +33,11 @@ class LossFilter:
             self._losses.setdefault(device, []).append(loss)
 
     def losses(self, device: str) -> list[float]:
-        """What was added of a device in this round."""
+        """The losses that were added for a device in this round."""
         return self._losses.get(device, [])
 
     def end_round(self) -> None:
-        """Decide who takes part in the next round; a device that sent no batch in this one stays as it is."""
+        """Decide which devices the next round leaves out; one without a batch in this round stays as it is."""
         means = {device: fmean(losses) for device, losses in self._losses.items()}
         if len(means) >= FEWEST:
             limit = self._multiple * median(means.values())

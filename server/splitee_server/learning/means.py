@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How one tensor comes of several devices' own: a mean with bounded shares, a trimmed mean, a median."""
+"""Combines one tensor of several devices: a mean with bounded shares, a trimmed mean, or a median."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from splitee_server.learning.lanes import in_order
 from splitee_server.learning.reduction import LaneSums
 
 TRIMMED = 5  # one in so many values is left out at each end
-FEWEST = 3  # holders among whom one can be told from the others
+FEWEST = 3  # least number of holders among which an outlier can be found
 AT_ONCE = 1 << 20  # coordinates that are sorted together, to bound the memory
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a run asks of its averages.
+    """How a run averages.
 
     Args:
         average: `mean` is weighted; in `trimmed` and `median`, taken of each coordinate, all devices count
             the same (Yin et al. 2018, arXiv 1803.01498). One or two holders of a tensor are averaged by
-            `mean` all the same: no majority tells which of them is wrong.
+            `mean` in any case: without a majority it is unknown which of them is wrong.
         largest_share: of the weight in a mean that one of its n holders may have; at least 1/n.
     """
 
@@ -38,7 +38,7 @@ class Rule:
         return cls(spec.average, spec.largest_share)
 
     def combine(self, tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-        """What `tensors` of one shape come to, in float64.
+        """Combine `tensors` of one shape, in float64.
 
         Args:
             tensors: by device, at least one.
@@ -51,14 +51,14 @@ class Rule:
         return trimmed_mean([tensors[device] for device in sorted(tensors)], trim)
 
     def shares(self, weights: Mapping[str, float], holders: Iterable[str]) -> dict[str, float]:
-        """What each of the holders of a tensor counts in its mean."""
+        """Each holder's weight in the mean of a tensor."""
         devices = list(holders)
         found = bounded([weights[device] for device in devices], self.largest_share)
         return dict(zip(devices, found, strict=True))
 
 
 def weighted_mean(tensors: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The weighted mean over devices, in float64, summed as `LaneSums` has it."""
+    """The weighted mean over devices, in float64, summed in the order of `LaneSums`."""
     sums = LaneSums()
     for device in in_order(tensors):
         sums.add(device, {"": tensors[device]}, weights[device])
@@ -83,7 +83,7 @@ def trimmed_mean(tensors: Sequence[Tensor], trim: int) -> Tensor:
 def bounded(weights: Sequence[float], largest: float) -> Sequence[float]:
     """The same weights with a ceiling, so that none is more than the share `largest` of their sum.
 
-    Of n weights, where `largest` is 1/n or less, all become equal.
+    If `largest` is 1/n or less for n weights, all become equal.
     """
     if max(weights) <= largest * sum(weights):
         return weights
@@ -91,7 +91,7 @@ def bounded(weights: Sequence[float], largest: float) -> Sequence[float]:
         return [1.0] * len(weights)
     descending = sorted(weights, reverse=True)
     ceiling = descending[0]
-    for above in range(1, len(weights)):  # as many reach the ceiling
+    for above in range(1, len(weights)):  # number of weights that reach the ceiling
         ceiling = largest * sum(descending[above:]) / (1 - above * largest)
         if descending[above] <= ceiling:
             break

@@ -3,7 +3,7 @@
 
 A sum of floating-point numbers depends on its order. Here it is fixed: each device belongs to one of `LANES`
 lanes by its id; in a lane, devices are added in the order of their ids; the sums of lanes are added pairwise
-in a binary tree: 0 + 1, 2 + 3, ..., then those. Whoever holds a range of lanes sums its part alone.
+in a binary tree: 0 + 1, 2 + 3, ..., then those. A process can therefore sum a range of lanes by itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from splitee_server.learning.lanes import LANES, lane_of
 
 @dataclass(frozen=True)
 class Partial:
-    """What the devices of lanes `first`..`first` + `lanes` - 1 come to: a node of the tree.
+    """The sum over the devices of lanes `first`..`first` + `lanes` - 1: a node of the tree.
 
     Attributes:
         lanes: a power of two, of which `first` is a multiple.
@@ -37,13 +37,13 @@ class Partial:
         return self.lanes == other.lanes and self.first % (2 * self.lanes) == 0
 
     def joined(self, other: Partial) -> Partial:
-        """The node of which `self` and `other` are the halves, in the place of both."""
+        """The node whose halves are `self` and `other`; it replaces both."""
         self.take(other.sums, other.weights)
         return Partial(self.first, 2 * self.lanes, self.sums, self.weights)
 
     @torch.no_grad()
     def take(self, sums: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
-        """Add sums, in place; of what is not here yet the tensors themselves are kept."""
+        """Add sums, in place; tensors with new names are kept without a copy."""
         for name, tensor in sums.items():
             if name in self.sums:
                 self.sums[name].add_(tensor)
@@ -53,14 +53,14 @@ class Partial:
 
 
 class LaneSums:
-    """Sums up devices that come as `in_order` has them, with a partial sum a level of the tree."""
+    """Sums up devices in the order of `in_order`, with one partial sum per level of the tree."""
 
     def __init__(self, first_lane: int = 0, dtype: torch.dtype = torch.float64) -> None:
-        """Nothing is summed yet.
+        """Begin an empty sum.
 
         Args:
             first_lane: devices of the lanes before it are not summed here.
-            dtype: of the sums; those of integers are float64 in any case, which has room for them.
+            dtype: of the sums; those of integers are float64 in any case, which holds them exactly.
         """
         self._first = first_lane
         self._dtype = dtype
@@ -77,14 +77,14 @@ class LaneSums:
         *,
         takes_over: bool = False,
     ) -> None:
-        """The next device's tensors, which are copied.
+        """Add the next device's tensors, which are copied.
 
         Args:
-            weight: above 0; by name, where it is not the same for all tensors.
-            takes_over: they are changed in place instead; nobody else may use them any more.
+            weight: above 0; by name, if it is not the same for all tensors.
+            takes_over: change them in place instead; the caller must not use them afterwards.
 
         Raises:
-            ValueError: it is not the device's turn.
+            ValueError: the device is out of order.
         """
         lane = lane_of(device)
         if lane < self._next or (lane == self._next and device <= self._last):
@@ -101,18 +101,18 @@ class LaneSums:
             self._open.take({name: product}, {name: own})  # rounded before it is added
 
     def partials(self, end: int = 0) -> list[Partial]:
-        """What was summed: the fewest nodes of the tree, from left to right; no device of them follows.
+        """The sums, as the fewest nodes of the tree, from left to right; their lanes are then complete.
 
-        `end`: the first lane whose devices others sum; 0: it is the one behind the last device's.
+        `end`: the first lane whose devices others sum; 0: the one after the last device's.
         """
         self._complete(end or self._next + bool(self._open.sums))
         return [node for node in self._nodes if node.sums]
 
     def merge(self, partials: Iterable[Partial]) -> None:
-        """Take over what another has summed of lanes that follow; its tensors are changed in place.
+        """Add another's sums over the lanes that follow; their tensors are changed in place.
 
         Raises:
-            ValueError: these are not lanes that follow.
+            ValueError: these lanes do not follow.
         """
         self.partials()
         for node in partials:
@@ -127,7 +127,7 @@ class LaneSums:
         """The weighted means by name, in the place of the sums.
 
         Raises:
-            ValueError: it is not all lanes that have been summed.
+            ValueError: not all lanes have been summed.
         """
         if self._first:
             raise ValueError(f"a mean is taken over all {LANES} lanes, not from lane {self._first} on")
@@ -136,7 +136,7 @@ class LaneSums:
         return {name: total.div_(root.weights[name]) for name, total in root.sums.items()}
 
     def _complete(self, lane: int) -> None:
-        """No device of a lane below `lane` follows; lanes without any make the largest nodes at once."""
+        """Complete the lanes below `lane`; lanes without devices make the largest nodes at once."""
         while self._next < lane:
             node, lanes = self._open, 1
             if not node.sums:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Momentum of the averages over rounds: what one commit changes goes on in the next."""
+"""Momentum of the averages over rounds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Weights = Mapping[str, Tensor]
 class ServerMomentum:
     """w <- w + v, where v <- beta v + (mean - w): w of the last commit, mean of the round's networks.
 
-    That is FedAvgM (Hsu et al. 2019, arXiv 1909.06335) with a server's learning rate of 1. BatchNorm's
-    statistics are taken as they are averaged. What was in no commit yet begins without momentum.
+    This is FedAvgM (Hsu et al. 2019, arXiv 1909.06335) with a server's learning rate of 1. BatchNorm's
+    statistics have no momentum. A tensor that was in no commit yet begins without momentum.
     """
 
     def __init__(self, beta: float) -> None:
@@ -27,11 +27,11 @@ class ServerMomentum:
 
     @torch.no_grad()
     def carry_on(self, means: Weights, committed: Weights) -> dict[str, Tensor]:
-        """What is to be committed in the place of `means`, of those names for which it is something else.
+        """The tensors to commit in place of `means`, for the names for which they differ.
 
         Args:
             means: a round's averages, by name.
-            committed: the same tensors as of the last commit, as far as they were in one.
+            committed: the same tensors as of the last commit, if they were in one.
         """
         if not self._beta:
             return {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The soft labels that the server holds: the trunk's answers in each device's last committed round."""
+"""The soft labels that the server holds: the trunk's predictions in each device's last committed round."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee.training.soft_labels import SoftLabels, rows_a_round, soften
 
 
 class SoftLabelStore:
-    """By device; the answers of the round under way count once it ends."""
+    """Soft labels by device; those of the current round count once it ends."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
@@ -23,23 +23,23 @@ class SoftLabelStore:
         self._coming: dict[str, list[Tensor]] = {}
 
     def count(self, device: str, samples: int) -> None:
-        """The device has so many training pictures; if it had another number, it has other pictures now."""
+        """Note a device's number of training images; soft labels for another number are dropped."""
         if self._samples.get(device, samples) != samples:
             self._held.pop(device, None)
             self._coming.pop(device, None)
         self._samples[device] = samples
 
     def add(self, device: str, round_number: int, logits: Tensor) -> None:
-        """What the trunk answered to the device's next batch; nobody learns from the last round's."""
+        """Add the trunk's logits for the device's next batch; those of the last round are not needed."""
         if self._spec.soft_labels and round_number < self._spec.rounds:
             self._coming.setdefault(device, []).append(soften(logits))
 
     def coming(self, device: str) -> list[Tensor]:
-        """What was added of a device in the round under way."""
+        """What was added for a device in the current round."""
         return self._coming.get(device, [])
 
     def take(self, device: str, coming: list[Tensor]) -> None:
-        """What was added of it elsewhere, in the place of what was here."""
+        """Replace what was added for a device by what another rank has added."""
         self._coming[device] = coming
 
     def end_round(self, number: int, devices: Iterable[str]) -> None:
@@ -51,7 +51,7 @@ class SoftLabelStore:
         self._coming = {}
 
     def of(self, device: str) -> SoftLabels | None:
-        """What is held for the device's training pictures."""
+        """What is held for the device's training images."""
         return self._held.get(device)
 
     def state(self) -> dict[str, Any]:

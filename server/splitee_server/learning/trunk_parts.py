@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each training step needs of a trunk, found once; and trunks of one graph."""
+"""What each training step needs of a trunk, collected once; and copies of trunks that share a graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from splitee.networks.frozen import set_training
 
 
 def copied(trunk: nn.Module) -> nn.Module:
-    """The trunk with weights of its own, which still has the graph and the code of `trunk`.
+    """A copy of the trunk with weights of its own, which shares the graph and the code of `trunk`.
 
     `copy.deepcopy` generates the code anew, which takes longer than a small network's training step.
     """
@@ -22,7 +22,7 @@ def copied(trunk: nn.Module) -> nn.Module:
         return copy.deepcopy(trunk)
     other = object.__new__(type(trunk))
     other.__dict__.update(vars(trunk))
-    memo: dict[int, Any] = {}  # what is shared within the trunk stays so
+    memo: dict[int, Any] = {}  # parts that are shared within the trunk stay shared
     for held in ("_parameters", "_buffers", "_modules"):
         other.__dict__[held] = copy.deepcopy(vars(trunk)[held], memo)
     return other
@@ -31,7 +31,7 @@ def copied(trunk: nn.Module) -> nn.Module:
 class TrunkParts:
     """A trunk's weights and buffers, and the modes of its layers in training.
 
-    To look for them in a network takes as long as a small one's forward pass. The trunk itself is not kept.
+    Collecting them takes as long as a small network's forward pass. The trunk itself is not kept.
 
     Attributes:
         parameters: all weights, frozen ones too.
@@ -47,6 +47,6 @@ class TrunkParts:
         self.buffers = list(trunk.buffers())
 
     def set_training(self, trunk: nn.Module) -> None:
-        """Training mode again, where an evaluation has changed it; layers are shared with other trunks."""
+        """Restore training mode, if an evaluation has changed it; layers are shared with other trunks."""
         if not trunk.training or any(part.training != mode for part, mode in self._modes):
             set_training(trunk, self._frozen)

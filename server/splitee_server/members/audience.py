@@ -49,7 +49,7 @@ class Audience:
         self._port.unsubscribe(*self._of([device]))
 
     def tick(self) -> None:
-        """Listen to all devices again after MEMBERS_ONLY seconds; if the flood goes on, it is noticed again."""
+        """Listen to all devices again after MEMBERS_ONLY seconds, to see whether the flood goes on."""
         if self._members_only_until is not None and self._clock() > self._members_only_until:
             self._members_only_until = None
             self._port.subscribe(*self._of("+"))

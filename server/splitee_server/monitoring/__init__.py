@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""For people who watch: Prometheus, Home Assistant, TensorBoard."""
+"""Monitoring: Prometheus, Home Assistant, TensorBoard."""

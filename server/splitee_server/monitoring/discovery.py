@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What Home Assistant is told of a device: the payload of its discovery topic.
+"""The payload of a device's discovery topic, for Home Assistant.
 
 Source: home-assistant.io, MQTT, "Device discovery payload" (Home Assistant 2024.11 or later).
 """
@@ -42,7 +42,7 @@ def discovery(
     Args:
         profile: None: the device predicts, and does not train.
         class_names: a binary sensor for each of these, too.
-        gone: keys of binary sensors of earlier payloads; those that are in this one no more are removed.
+        gone: keys of binary sensors of earlier payloads; those that this one no longer has are removed.
     """
     unique = f"splitee/{topics.fleet}/{device}"
     components = (training_sensors(topics, device) if profile is not None else {}) | {
@@ -71,7 +71,7 @@ def discovery(
 
 
 def _described(profile: Profile | None) -> dict[str, str]:
-    """What the device says of itself."""
+    """What the device reports of itself."""
     if profile is None:
         return {}
     version = {"sw_version": profile.version}
@@ -89,7 +89,7 @@ def class_key(name: str) -> str:
 
 
 def training_sensors(topics: Topics, device: str) -> dict[str, Component]:
-    """Status and accuracy say something of a device that is gone, too; round and temperature do not."""
+    """Status and accuracy are valid for an offline device, too; round and temperature are not."""
     metrics = topics.device(device, routes.FIGURES.leaf)
     status: Component = {"platform": "sensor", "state_topic": topics.device(device, routes.STATUS.leaf)}
     online = available(status["state_topic"])
@@ -133,7 +133,7 @@ def training_sensors(topics: Topics, device: str) -> dict[str, Component]:
 
 
 def last_prediction(topics: Topics, device: str) -> Component:
-    """The newest of the stream, whether the device is there or not."""
+    """The newest prediction, whether the device is online or not."""
     predictions = topics.device(device, routes.PREDICTIONS.leaf)
     return {
         "platform": "sensor",
@@ -146,7 +146,7 @@ def last_prediction(topics: Topics, device: str) -> Component:
 
 
 def predicted_state(topics: Topics, device: str) -> Component:
-    """What the images agree on, while the device predicts."""
+    """The class on which several predictions agree, while the device predicts."""
     state = topics.device(device, routes.PREDICTED_STATE.leaf)
     return {
         "platform": "sensor",
@@ -175,10 +175,11 @@ def class_sensor(topics: Topics, device: str, name: str) -> Component:
 
 
 def update(topics: Topics, device: str, kind: ReleaseKind, title: str) -> Component:
-    """Of one kind of release, as the server sees it; an installation may be ordered for a device asleep.
+    """The update of one kind of release, as the server sees it; it can be ordered for a sleeping device.
 
-    What has failed or was taken back cannot be ordered: the latest is then that installed, and the summary
-    says why. The update_percentage is of the bytes that have come; while they are tried, there is none.
+    A release that failed or was withdrawn cannot be ordered: the latest version is then the installed one,
+    and the summary gives the reason. update_percentage is the share of bytes received; during a trial there
+    is none.
     """
     return {
         "platform": "update",

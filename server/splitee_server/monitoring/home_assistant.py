@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Home Assistant finds the fleet's devices by MQTT discovery, and reads the topics that are there anyway."""
+"""Announces the fleet's devices to Home Assistant by MQTT discovery; it reads topics that exist anyway."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = Path("home-assistant") / "topics"  # in the server's state; a folder ou
 
 
 class HomeAssistant(Observer):
-    """Announces each device that joins or predicts; takes back what is not wanted any more, or elsewhere."""
+    """Announces each device that joins or predicts; removes devices that are not wanted there any more."""
 
     def __init__(
         self,
@@ -39,13 +39,13 @@ class HomeAssistant(Observer):
         """Reads what earlier processes have announced.
 
         Args:
-            state: remembers what is announced.
+            state: folder that records what is announced.
             prefix: Home Assistant's discovery prefix.
             classes: a binary sensor for each class of a device.
             class_names: the classes of devices that only predict; empty: they are not known.
 
         Raises:
-            ConfigError: no such prefix can be.
+            ConfigError: the prefix is not valid.
             StateError: `state` cannot be written.
         """
         if not prefix or set(prefix) & set("+#\0") or prefix.startswith(("$", "/")) or prefix.endswith("/"):
@@ -123,7 +123,7 @@ class HomeAssistant(Observer):
         """An empty payload removes a device from Home Assistant."""
         gone = [topic for topic in self._stale if self._link.publish(topic, b"", retain=True)]
         if gone:
-            log.info("Home Assistant: %d devices taken back", len(gone))
+            log.info("Home Assistant: %d devices removed", len(gone))
             self._stale = [topic for topic in self._stale if topic not in gone]
             self._save()
 
@@ -157,4 +157,4 @@ class HomeAssistant(Observer):
             with self._record.open("a") as file:
                 file.write(self._line(topic))
         except OSError as error:
-            log.warning("%s: %s; %s will not be taken back by itself", self._record, error.strerror, topic)
+            log.warning("%s: %s; %s will not be removed by itself", self._record, error.strerror, topic)

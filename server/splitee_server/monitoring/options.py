@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's flags for people who watch; Prometheus, Home Assistant and TensorBoard are off by default."""
+"""The server's flags for monitoring; Prometheus, Home Assistant and TensorBoard are off by default."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class Discovery:
     def observer(
         self, link: Port, topics: Topics, state: Path, class_names: Sequence[str] = ()
     ) -> HomeAssistant | None:
-        """None: nothing is to be announced, nor to be taken back.
+        """The observer; None: there is nothing to announce or to remove.
 
         Args:
-            state: remembers what is announced.
+            state: folder that records what is announced.
             class_names: the classes of devices that only predict; empty: they are not known.
 
         Raises:
-            ConfigError: no such prefix can be.
+            ConfigError: the prefix is not valid.
             StateError: `state` cannot be written.
         """
         if not self.wanted and not (state / RECORD).exists():
@@ -70,10 +70,10 @@ class Exporter:
 
     @contextmanager
     def figures(self, certificate: OwnCertificate | None) -> Iterator[Figures | None]:
-        """Figures that are served while the context lasts; None: nobody has asked for them.
+        """Figures that are served while the context lasts; None: they are not wanted.
 
         Args:
-            certificate: by which the link is let in, if by any.
+            certificate: the link's own, if it has one.
 
         Raises:
             ConfigError: the port is in use.
@@ -90,7 +90,7 @@ class Exporter:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """What was asked for."""
+    """The monitoring that the flags ask for."""
 
     metrics: Exporter
     discovery: Discovery
@@ -103,11 +103,11 @@ class Monitoring:
         """The observers of one run; /metrics is served while the context lasts.
 
         Args:
-            certificate: by which the link is let in, if by any.
+            certificate: the link's own, if it has one.
 
         Raises:
-            ConfigError: a setting that cannot be; the port is in use.
-            StateError: a directory that cannot be written.
+            ConfigError: a setting is not valid, or the port is in use.
+            StateError: a directory cannot be written.
         """
         with ExitStack() as stack:
             found: list[Observer] = []

@@ -27,7 +27,7 @@ from splitee_server.monitoring.observer import Observer
 from splitee_server.monitoring.rollout_metrics import rollout_families
 from splitee_server.rounds.progress import Progress, Standing
 
-EVERY = 1.0  # seconds between two looks at the run
+EVERY = 1.0  # seconds between two updates from the run
 DEVICES = 2000  # that have series of their own, the first by name; the sums count all
 CERTIFICATE = "splitee_certificate_expiry_timestamp_seconds"
 STATES = (*get_args(Doing), "offline")
@@ -162,7 +162,7 @@ def _estimate(progress: Progress) -> list[Sample]:
 
 
 def _traffic(progress: Progress) -> Iterator[Sample]:
-    """What nothing has travelled for has no series."""
+    """Purposes without traffic have no series."""
     for standing in progress.run.devices[:DEVICES]:
         for direction in DIRECTIONS:
             for purpose, count in asdict(getattr(standing.traffic, direction)).items():
@@ -183,7 +183,7 @@ FIGURES = (
     _one("splitee_rounds_committed", "Rounds that are committed", lambda p: p.run.committed),
     Figure("splitee_phase", "1 for the phase that is under way, 0 for the others", _phases, ("phase",)),
     Figure("splitee_devices", "Devices of the run by what they do", _states, ("state",)),
-    _one("splitee_devices_waited_for", "Devices without which it does not go on", lambda p: p.run.missing),
+    _one("splitee_devices_waited_for", "Devices that the run waits for", lambda p: p.run.missing),
     Figure("splitee_device_waited_for", "1 for a device that is waited for", _waited_for, ("device",)),
     _one(
         "splitee_waiting_seconds", "Time without a batch while devices are waited for", lambda p: p.run.waited
@@ -191,44 +191,44 @@ FIGURES = (
     Figure("splitee_round_seconds", "Where the time of the last evaluated round went", _spent, ("kind",)),
     Figure(
         "splitee_run_end_timestamp_seconds",
-        "When the last round is evaluated, if rounds take as long as before, since the epoch",
+        "Estimated end of the last round's evaluation, in seconds since the epoch",
         _estimate,
     ),
-    _one("splitee_queue_batches", "Batches that are here and not trained", lambda p: p.run.queued),
+    _one("splitee_queue_batches", "Batches that have arrived and are not trained", lambda p: p.run.queued),
     _count("splitee_trained_batches", "Batches that the trunk has trained", lambda p: p.run.trained.batches),
     _count("splitee_trained_samples", "Samples that the trunk has trained", lambda p: p.run.trained.samples),
     _count("splitee_training_seconds", "Time in training steps", lambda p: p.run.trained.seconds),
-    _count("splitee_duplicate_batches", "Batches that came twice", lambda p: p.run.duplicates),
+    _count("splitee_duplicate_batches", "Batches that arrived twice", lambda p: p.run.duplicates),
     Figure(
         "splitee_rejected_messages",
-        "Messages that were not taken, by reason",
+        "Messages that were rejected, by reason",
         _rejected,
         ("reason",),
         CounterMetricFamily,
     ),
     Figure("splitee_device_quarantined", "1 for a device in quarantine", _quarantined, ("device",)),
-    _count("splitee_received_bytes", "Payloads that have come from the broker", lambda p: p.received),
-    _count("splitee_sent_bytes", "Payloads that were sent to the broker", lambda p: p.sent),
+    _count("splitee_received_bytes", "Bytes of payloads received from the broker", lambda p: p.received),
+    _count("splitee_sent_bytes", "Bytes of payloads sent to the broker", lambda p: p.sent),
     _of_device("splitee_device_cut", "The last stage that the device trains", lambda _, d: d.cut),
     _of_device(
         "splitee_device_batches", "Batches in committed rounds", lambda _, d: d.batches, CounterMetricFamily
     ),
     Figure(
         "splitee_device_bytes",
-        "What the device has sent (up) and was sent (down), by purpose",
+        "Bytes that the device has sent (up) and received (down), by purpose",
         _traffic,
         ("device", "direction", "purpose"),
         CounterMetricFamily,
     ),
     Figure(
         "splitee_server_written_bytes",
-        "What the server process has written to its disk",
+        "Bytes that the server process has written to its disk",
         _own_writes,
         kind=CounterMetricFamily,
     ),
     _of_device(
         "splitee_device_written_bytes",
-        "What the device's process has written to its disk",
+        "Bytes that the device's process has written to its disk",
         _written,
         CounterMetricFamily,
     ),
@@ -251,11 +251,11 @@ FIGURES = (
     ),
     _evaluated(
         "splitee_device_adaptive_accuracy_ratio",
-        "Held-out accuracy of both, the exit answering where it is sure",
+        "Held-out accuracy of adaptive predictions",
         lambda m: m.adaptive_accuracy,
     ),
     _evaluated(
-        "splitee_device_offload_ratio", "Held-out images left to the trunk", lambda m: m.offload_share
+        "splitee_device_offload_ratio", "Share of held-out images offloaded", lambda m: m.offload_share
     ),
     _evaluated(
         "splitee_device_held_out_images", "Images behind its accuracies", lambda m: m.held_out_samples or None
@@ -268,7 +268,7 @@ FIGURES = (
     Figure("splitee_accuracy_ratio", "Accuracy over all of them", _fleet_accuracies, ("predictor",)),
     Figure(
         "splitee_class_recall",
-        "Share of a class's held-out images that are predicted as of it, adaptively",
+        "Share of a class's held-out images that adaptive predictions assign to it",
         _of_classes(lambda found: found.recall),
         ("class",),
     ),
@@ -282,10 +282,10 @@ FIGURES = (
 
 
 class Figures(Observer, Collector):
-    """Keeps the run's last progress; a scrape reads that, on a thread of its own, and disturbs nobody."""
+    """Keeps the run's last progress, which a scrape reads on a thread of its own."""
 
     def __init__(self, certificate_end: datetime | None = None) -> None:
-        """`certificate_end`: when the certificate ends by which the server is let in."""
+        """`certificate_end`: when the server's own certificate ends."""
         self._certificate_end = certificate_end
         self._latest: Progress | None = None
         self._rollouts: Rollouts | None = None
@@ -318,7 +318,7 @@ def serving(figures: Figures, bind: str, port: int) -> Iterator[None]:
     """Serves http://BIND:PORT/metrics while the context lasts.
 
     Raises:
-        ConfigError: nobody can listen there.
+        ConfigError: it cannot listen there.
     """
     registry = CollectorRegistry()
     registry.register(figures)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of rollouts for Prometheus; of so many rollouts as the fleet is told of."""
+"""The figures of rollouts for Prometheus: of the rollouts in the published overview."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ BY_STATE = (*OF_ONE, "state")
 
 
 def rollout_families(told: Rollouts) -> Iterator[GaugeMetricFamily]:
-    """Devices by what they do, the state of the whole, and its waves."""
+    """Of each rollout: devices by what they do, its state, and its waves."""
     count = GaugeMetricFamily(
         "splitee_rollout_devices", "Devices of a rollout by what they do", labels=BY_STATE
     )
     state = GaugeMetricFamily(
         "splitee_rollout_state", "1 for the state of a rollout, 0 for others", labels=BY_STATE
     )
-    wave = GaugeMetricFamily("splitee_rollout_wave", "The wave that is under way", labels=OF_ONE)
+    wave = GaugeMetricFamily("splitee_rollout_wave", "The current wave", labels=OF_ONE)
     waves = GaugeMetricFamily("splitee_rollout_waves", "Waves that a rollout has", labels=OF_ONE)
     for of_one, rollout in {(one.rollout, one.kind): one for one in reversed(told.rollouts)}.items():
         for of_devices, number in devices_by_state(rollout).items():

@@ -19,7 +19,7 @@ from splitee_server.monitoring.observer import Observer
 
 log = logging.getLogger(__name__)
 
-DEVICES = 100  # that have curves of their own: each keeps a file open, and writes it through each round
+DEVICES = 100  # that have curves of their own: each keeps a file open, and flushes it after each round
 ACCURACIES = {
     "accuracy/exit": "exit_accuracy",
     "accuracy/trunk": "trunk_accuracy",
@@ -38,10 +38,10 @@ TAGS = {
 class TensorBoard(Observer):
     """Writes DIR/RUN/cut-3/pi-1 for a device, DIR/RUN/cut-3 for the mean over all devices of that cut.
 
-    And DIR/RUN/fleet for the accuracies over all held-out images, and each class's recall.
+    DIR/RUN/fleet has the accuracies over all held-out images, and each class's recall.
 
-    The files are made from the run's history when the first round is told, so that a server that is resumed
-    has each round once, whenever the one before was killed; what follows is appended.
+    At the first evaluated round the files are written anew from the run's history, so that a resumed server
+    has each round once, whenever the last process was killed. Later rounds are appended.
     """
 
     def __init__(self, directory: Path, history: Callable[[], Iterable[Metrics]]) -> None:
@@ -52,8 +52,8 @@ class TensorBoard(Observer):
         """
         self._directory = directory
         self._history = history
-        self._files: dict[str, EventsWriter] = {}  # by their folder; none: they are to be written anew
-        self._began = 0.0  # seconds since the epoch at which the run began, had it never stood still
+        self._files: dict[str, EventsWriter] = {}  # by their folder; empty: they must be written anew
+        self._began = 0.0  # seconds since the epoch at which the run began, without its pauses
         try:
             directory.mkdir(parents=True, exist_ok=True)
             (directory / ".probe").touch()
@@ -64,7 +64,7 @@ class TensorBoard(Observer):
             ) from None
 
     def on_evaluated(self, metrics: Metrics) -> None:
-        """A disk that is full costs the curves, not the run; all is written anew when there is room."""
+        """A full disk costs the curves, not the run; everything is written anew when there is room."""
         try:
             if self._files:
                 self._add(metrics)
@@ -81,7 +81,7 @@ class TensorBoard(Observer):
             path.unlink()
         self._began = time() - last.seconds
         rounds = {metrics.round: metrics for metrics in self._history() if metrics.round <= last.round}
-        for number in sorted(rounds):  # what stands twice counts as it stands last
+        for number in sorted(rounds):  # of a round that is there twice, the later entry counts
             self._add(rounds[number])
 
     def _add(self, metrics: Metrics) -> None:
@@ -109,14 +109,14 @@ class TensorBoard(Observer):
             folder = self._directory / metrics.run / name
             folder.mkdir(parents=True, exist_ok=True)
             file = self._files[name] = EventsWriter(str(folder / "events"))
-            # A TensorBoard that is watching forgets what it has read of the file before.
+            # Makes a running TensorBoard discard what it has read of the earlier file.
             start = SessionLog(status=SessionLog.START)
             file.write_event(Event(wall_time=time(), step=metrics.round, session_log=start))
         return file
 
 
 def _scalars(devices: list[DeviceMetrics]) -> dict[str, float]:
-    """The mean of each that is known."""
+    """The mean of each value that is known."""
     known = {
         tag: [value for values in devices if (value := getattr(values, field)) is not None]
         for tag, field in TAGS.items()

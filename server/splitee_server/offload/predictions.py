@@ -86,9 +86,7 @@ class Predictions:
         )
         if correlation is None:
             raise MalformedMessage(NO_ADDRESS)
-        if (
-            request.run != self._trunks.run
-        ):  # until it gets its new model, a device has one of an earlier run
+        if request.run != self._trunks.run:  # until it gets its new model, a device has an earlier run's
             self._say_why(
                 device,
                 correlation,

@@ -305,7 +305,7 @@ class Rollout:
         return dict(list(self.record.devices.items())[:count])
 
     def _end(self, state: RolloutState, reason: str, is_spared: Is = lambda _device: False) -> bool:
-        """`reason`: for undecided devices. `is_spared`: whether a device may still take it if it comes back."""
+        """`reason`: for undecided devices. `is_spared`: whether a device may take it when it comes back."""
         undecided = [
             device
             for device, standing in self.record.devices.items()

@@ -105,7 +105,7 @@ def spoilt(tmp_path: Path, how: str) -> Path:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("pt with code", "it holds more than tensors, which is not loaded, for it could run code"),
+        ("pt with code", "it holds more than tensors, which could run code and is not loaded"),
         ("pt of numbers", "expected a state_dict"),
         ("pt truncated", "it is damaged, or no weights file"),
         ("pt noise", "it "),

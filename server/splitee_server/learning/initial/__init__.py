@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weights that a run begins from, where they are not the seed's: one file a source."""
+"""A run's initial weights, if they do not come from the seed: one file per source."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run begins: its first weights are found, fitted and kept, so that a restart needs no source."""
+"""How a run begins: its initial weights are loaded, fitted and saved, so that a restart needs no source."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 def with_weights(spec: RunSpec, source: str | None) -> tuple[RunSpec, Found | None]:
-    """The specification that follows from a run's settings, and the weights that it begins from.
+    """The specification that follows from a run's settings, and its initial weights.
 
     Args:
-        source: of the weights, as `--weights` names it; None: the seed's.
+        source: of the weights, as `--weights` names it; None: the seed.
 
     Raises:
-        ConfigError: the weights cannot be had, or --normalize does not fit.
+        ConfigError: the weights cannot be loaded, or --normalize does not fit.
     """
     found = None
     if source is not None:
@@ -36,7 +36,7 @@ def with_weights(spec: RunSpec, source: str | None) -> tuple[RunSpec, Found | No
         spec = replace(spec, weights=f"{label(source)} {digest[:SHOWN]}")
         log.info("weights: %s, from %s", spec.weights, found.name)
         if not found.mean and not spec.normalize:
-            log.info("weights: %s does not say its images' mean and deviation: see --normalize", found.name)
+            log.info("weights: %s does not give its images' mean and deviation: see --normalize", found.name)
     text = spec.normalize or (WEIGHTS if found is not None and found.mean else "")
     chosen = normalization(text, spec.input_shape[0], found)
     return replace(spec, frozen=0 if spec.freeze == "auto" else spec.freeze, **chosen), found
@@ -45,12 +45,12 @@ def with_weights(spec: RunSpec, source: str | None) -> tuple[RunSpec, Found | No
 def open_run(
     spec: RunSpec, source: str | None, checkpoints: Checkpoints, class_names: tuple[str, ...], *, fresh: bool
 ) -> tuple[RunSpec, SplitNetwork, InitialWeights | None]:
-    """The stored run, where these are its settings, with the weights that it began from; else a new one.
+    """The stored run with its initial weights, if these are its settings; otherwise a new one.
 
     Raises:
         StateError: the directory holds a run with other settings, or its weights are damaged.
-        ConfigError: of a new run, the weights cannot be had or are another network's, or --normalize does
-            not fit.
+        ConfigError: a new run's weights cannot be loaded or are another network's, or --normalize does not
+            fit.
         NetworkError: there is no such network, or --freeze is beyond its deepest cut.
     """
     stored = None if fresh else checkpoints.begun()
@@ -77,6 +77,6 @@ def _stored_weights(checkpoints: Checkpoints, spec: RunSpec) -> InitialWeights:
     data = checkpoints.first_weights()
     if data is None:
         raise StateError(
-            f"{checkpoints.path}: the weights that run {spec.run} began from are damaged: --fresh starts over"
+            f"{checkpoints.path}: the initial weights of run {spec.run} are damaged: --fresh starts over"
         )
     return InitialWeights.decode(data)

@@ -19,7 +19,7 @@ from splitee_server.rounds.seasons import seasons_up_to
 
 
 def read_run(path: Path, spec: RunSpec) -> Found:
-    """What a server's state directory holds, for a run with the settings `spec`.
+    """The weights in a server's state directory, for a run with the settings `spec`.
 
     The network is that of a device with the deepest cut, the first by name: its client network, and the
     trunk that continues it.
@@ -29,7 +29,7 @@ def read_run(path: Path, spec: RunSpec) -> Found:
         StateError: another process uses it, or its files are damaged.
     """
     if not (path / "run.json").is_file():
-        raise ConfigError(f"--weights run:{path}: no state of a server is there, there is no run.json")
+        raise ConfigError(f"--weights run:{path}: this is no server's state: it has no run.json")
     with closing(StateDirectory(path)) as directory:
         committed = Checkpoints(directory).load()
         facts = directory.facts() or {}
@@ -47,7 +47,7 @@ def read_run(path: Path, spec: RunSpec) -> Found:
         )
     if found is None:
         raise ConfigError(
-            f"--weights run:{path}: it holds no client networks: they travel to the server with "
+            f"--weights run:{path}: it holds no client networks: devices send them with "
             "--client-averaging or --release"
         )
     tensors, exits = found

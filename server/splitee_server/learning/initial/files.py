@@ -46,7 +46,7 @@ def _read_pickled(path: Path) -> dict[str, Tensor]:
         held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise ConfigError(
-            f"--weights {path}: it holds more than tensors, which is not loaded, for it could run code: "
+            f"--weights {path}: it holds more than tensors, which could run code and is not loaded: "
             f"save its state_dict alone, best as {SAFE}"
         ) from None
     except Exception as error:  # on damaged bytes, torch raises anything

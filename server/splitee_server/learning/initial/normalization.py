@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mean and deviation of a run's images, as `--normalize` says them."""
+"""Mean and deviation of a run's images, as `--normalize` sets them."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import TypedDict
 from splitee.errors import ConfigError
 from splitee_server.learning.initial.weights import Found
 
-PLAIN = (0.5,)  # mean and deviation where nothing is said
+PLAIN = (0.5,)  # default mean and deviation
 WEIGHTS, FLEET = "weights", "fleet"
 
 
 class Normalization(TypedDict, total=False):
-    """Fields of RunSpec; none where they follow from the fleet's images."""
+    """Fields of RunSpec; none if they follow from the fleet's images."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def normalization(text: str, channels: int, found: Found | None) -> Normalization:
-    """What `text` says for images of so many channels.
+    """The mean and deviation that `text` gives for images with this number of channels.
 
     Args:
-        found: the weights of the run; None: the seed's.
+        found: the weights of the run; None: they come from the seed.
 
     Raises:
-        ConfigError: it is no mean and deviation, not one a channel, or the weights do not tell theirs.
+        ConfigError: it is no mean and deviation, not one per channel, or the weights do not give theirs.
     """
     if text == FLEET:
         return {}

@@ -13,7 +13,7 @@ from splitee.errors import ConfigError
 from splitee.networks.zoo import first_line
 from splitee_server.learning.initial.weights import Found
 
-# Their networks map what ImageNet's mean and deviation give to these, which the networks here do not.
+# Their torchvision classes convert images from ImageNet's mean and deviation to these; networks here do not.
 OWN_PREPARATION = ("googlenet", "inception_v3")
 
 
@@ -21,7 +21,7 @@ def read_published(network: str) -> Found:
     """The default weights of a torchvision classifier, out of torch's cache or downloaded into it.
 
     Raises:
-        ConfigError: there are none for this network, or they are not in the cache and cannot be had.
+        ConfigError: there are none for this network, or they are not in the cache and cannot be downloaded.
     """
     if ":" in network:
         raise ConfigError(f"--weights torchvision: {network} is none of torchvision's networks; give a file")
@@ -34,7 +34,7 @@ def read_published(network: str) -> Found:
         )
     except Exception as error:  # without internet URLError; with a damaged file, torch raises anything
         raise ConfigError(
-            f"--weights torchvision: no {folder / name} that can be read, and {weights.url} does not give it "
+            f"--weights torchvision: {folder / name} cannot be read, and {weights.url} not downloaded "
             f"({first_line(error)}): put that file there, or give one"
         ) from None
     if network in OWN_PREPARATION:

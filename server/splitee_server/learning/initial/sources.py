@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms in which `--weights` names what a run begins from."""
+"""The forms in which `--weights` names the source of a run's initial weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RUN = "run:"
 
 
 def read_weights(source: str, spec: RunSpec) -> Found:
-    """Raises ConfigError or StateError: it cannot be had, or is none."""
+    """Raises ConfigError or StateError: the source cannot be loaded, or is none."""
     if source == TORCHVISION:
         return read_published(spec.network)
     if source.startswith(RUN):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained weights as a run begins from them: fitted to its network, durable, and known by their digest."""
+"""A run's initial weights from a source: fitted to its network, durable, and identified by their digest."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Found:
         name: of the source, for people.
         tensors: of the whole network, by its names.
         exits: by cut, by the exit's names.
-        class_names: of the classes that head and exits tell apart; empty: not known.
-        mean, std: of the images that they were trained with, one a channel or one for all; empty: not known.
+        class_names: of the classes that head and exits distinguish; empty: not known.
+        mean, std: of the images they were trained with, one per channel or one for all; empty: not known.
         seasons: the runs that they come from, in their order.
     """
 
@@ -49,12 +49,12 @@ class Found:
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What a run begins from.
+    """A run's initial weights.
 
     Attributes:
         tensors: all of the network's, by its names.
         exits: by cut, of those that are not new.
-        class_names: that the run takes over with them; empty: none.
+        class_names: which the run takes over with them; empty: none.
     """
 
     tensors: Weights
@@ -62,7 +62,7 @@ class InitialWeights:
     class_names: tuple[str, ...] = ()
 
     def load_into(self, network: SplitNetwork) -> None:
-        """Parts of `network` that are made later, and those that are there, have these weights."""
+        """Load the weights into `network`; parts that are made of it later have them, too."""
         network.module.load_state_dict(self.tensors)
 
     def encode(self) -> bytes:
@@ -77,8 +77,8 @@ class InitialWeights:
 
 
 def fit(found: Found, network: SplitNetwork, spec: RunSpec, class_names: tuple[str, ...]) -> InitialWeights:
-    """The weights of a source in a run's network. The head and exits are new, as the seed gives them, where
-    the source tells other classes apart.
+    """Fit a source's weights to a run's network. If the source has other classes, head and exits come from
+    the seed.
 
     Args:
         network: of the run, with the weights that its seed gives.
@@ -86,7 +86,7 @@ def fit(found: Found, network: SplitNetwork, spec: RunSpec, class_names: tuple[s
             run's.
 
     Raises:
-        ConfigError: they are another network's, with the first tensor that differs.
+        ConfigError: they are another network's; names the first tensor that differs.
     """
     own = network.module.state_dict()
     head = _head(network, spec)
@@ -103,9 +103,9 @@ def fit(found: Found, network: SplitNetwork, spec: RunSpec, class_names: tuple[s
     }
     _check_values(found.name, tensors)
     if ignored := len(found.tensors.keys() - own.keys()):
-        log.info("weights: %d tensors of %s are none of %s, and are left", ignored, found.name, network.name)
+        log.info("weights: %d tensors of %s are not in %s: ignored", ignored, found.name, network.name)
     if not is_same:
-        log.info("weights: the classes are not those of %s: the head is new, and so are exits", found.name)
+        log.info("weights: the classes are not those of %s: the head and the exits are new", found.name)
     exits = {cut: dict(weights) for cut, weights in found.exits.items()} if is_same else {}
     return InitialWeights(tensors, exits, (class_names or found.class_names) if is_same else ())
 

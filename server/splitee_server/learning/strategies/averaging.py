@@ -29,28 +29,28 @@ class InTraining(NamedTuple):
     optimizer: torch.optim.Optimizer
 
     def free(self) -> None:
-        """Give its memory back at once: modules are in cycles, which are collected some time."""
+        """Free its memory at once: modules are in reference cycles, which are collected only later."""
         self.optimizer.state.clear()
         for tensor in (*self.trunk.parameters(), *self.trunk.buffers()):
             tensor.grad, tensor.data = None, tensor.new_empty(0)
 
 
 class Averaging(Strategy):
-    """A trunk per device in the round that it trains in; between rounds the averages are everybody's.
+    """A trunk per device while it trains in a round; between rounds all devices share the averages.
 
-    They are in the network that trunks are made of, which each device enters at its cut. Of a device is kept
-    what differs: how many batches its BatchNorm layers have seen, its optimizer's state where momentum is
-    kept, and, until the next average, stages that came to its trunk by a move.
+    The averages are in the network that trunks are made of, which each device enters at its cut. For each
+    device only differences are kept: how many batches its BatchNorm layers have seen, its optimizer's state
+    if momentum is kept, and, until the next average, stages that a change of its cut added to its trunk.
     """
 
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
         super().__init__(network, spec)
         self._entries: dict[int, nn.Module] = {}  # by cut; they share the averages' tensors
-        self._own: dict[str, dict[str, Tensor]] = {}  # by device, in the place of the averages
+        self._own: dict[str, dict[str, Tensor]] = {}  # by device, in place of the averages
         self._counters: dict[str, dict[str, int]] = {}  # of its BatchNorm layers, by device
         self._momentum: dict[str, dict[str, Any]] = {}  # states of optimizers by device
         self._in_training: dict[str, InTraining] = {}
-        self._sums: LaneSums | None = None  # of trunks that have finished the round and are gone
+        self._sums: LaneSums | None = None  # of trunks that have finished the round and were freed
         self._period = 0  # of the round, from 0
         self._trained: dict[str, int] = {}  # samples by device, in this period
 
@@ -80,12 +80,12 @@ class Averaging(Strategy):
         return trunk
 
     def _differences(self, device: str) -> dict[str, Tensor]:
-        """What is to be put in the place of the averages."""
+        """What replaces the averages for a device."""
         counters = self._counters.get(device, {}).items()
         return {**self._own.get(device, {}), **{name: torch.tensor(count) for name, count in counters}}
 
     def shared_with(self, device: str) -> str:
-        """Devices of a cut share their trunk between rounds; but for one that has moved."""
+        """Devices with the same cut share their trunk between rounds, except one that has moved."""
         return device if self._own.get(device) else f"cut-{self._cuts[device]}"
 
     def optimizer(self, device: str) -> torch.optim.Optimizer:
@@ -108,12 +108,12 @@ class Averaging(Strategy):
         self._in_training[device] = InTraining(trunk, optimizer)
 
     def sum_up(self, device: str, samples: int) -> None:
-        """A device has finished the round: its trunk is added to the average that is to come, and is gone.
+        """A device has finished the round: add its trunk to the next average, and free it.
 
-        Devices come in the order of `in_order`; those that finish the round otherwise come after them.
+        Devices come in the order of `in_order`; those for which `aggregate` calls this come after the others.
 
         Args:
-            samples: that its trunk was trained with; 0: it does not count.
+            samples: number that its trunk was trained on; 0: it does not count.
         """
         if self._sums is None:
             self._sums = LaneSums()
@@ -125,14 +125,14 @@ class Averaging(Strategy):
         self._keep(device)
 
     def forget(self, device: str) -> None:
-        """Its momentum is gone, too. A trunk that has been summed up already counts."""
+        """Discards its momentum, too. A trunk that has already been summed up counts."""
         self._free(device)
         self._trained.pop(device, None)
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
-        """Average each stage over the devices that trained it. From here on it is everybody's.
+        """Average each stage over the devices that trained it; from here on all devices share it.
 
-        What a device has trained that has not finished the round is forgotten, its momentum with it.
+        The training of devices that have not finished the round is discarded, with their momentum.
         """
         if self._sums is None:
             self._average(samples)
@@ -156,7 +156,7 @@ class Averaging(Strategy):
         self.absorb(average_by_name(holders, weights, Rule.of(self._spec)))
 
     def _keep(self, device: str) -> None:
-        """The device's trunk is gone; what of it is no average goes on in the next round."""
+        """Free the device's trunk; keep its counters and its momentum for the next round."""
         if device not in self._in_training:
             return
         training = self._in_training[device]
@@ -178,7 +178,7 @@ class Averaging(Strategy):
             self._own[device] = {name: tensor for name, tensor in own.items() if name not in means}
 
     def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
-        """The device's trunk keeps its stages; their momentum starts anew."""
+        """The device's trunk keeps its stages; its momentum is discarded."""
         before = self.tensors(device)
         self._in_training.pop(device, None)
         self._momentum.pop(device, None)
@@ -197,7 +197,7 @@ class Averaging(Strategy):
         }
 
     def tensors(self, device: str) -> dict[str, Tensor]:
-        """Those of its trunk in training, or of the averages with what differs from them."""
+        """Those of its trunk in training, or else the averages with the device's differences."""
         found = super().tensors(device)
         return found if device in self._in_training else found | self._differences(device)
 
@@ -262,7 +262,7 @@ class Averaging(Strategy):
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Also of commits that hold all of each device's trunk, with its counters."""
+        """Also loads earlier releases' commits, which hold each device's whole trunk, with its counters."""
         self._network.trunk(1).load_state_dict(state["base"])
         for device, cut in state["cuts"].items():
             self._enter(device, cut)

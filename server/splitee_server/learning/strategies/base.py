@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a cooperative strategy must do. Strategies know tensors and devices' names, not MQTT.
+"""The interface of a cooperative strategy. Strategies know tensors and devices' names, not MQTT.
 
 A new strategy is a file beside this one with a subclass of `Strategy` (the shortest to begin from is
 sequential.py), and a line in registry.py.
@@ -40,7 +40,7 @@ class Untrainable(Diverged):
 
 
 class TrunkStep(NamedTuple):
-    """What one step of a trunk came to: its loss, and `logits` (B, classes) as they were before the step."""
+    """The result of one step of a trunk: its loss, and `logits` (B, classes) from before the step."""
 
     loss: float
     logits: Tensor
@@ -48,7 +48,7 @@ class TrunkStep(NamedTuple):
 
 @contextmanager
 def statistics_kept_on_error(buffers: Sequence[Tensor]) -> Iterator[None]:
-    """A forward pass changes BatchNorm's statistics; whatever is raised after it takes that back."""
+    """Restore BatchNorm's statistics, which a forward pass changes, if an error follows."""
     before = [(buffer, buffer.clone()) for buffer in buffers]
     try:
         yield
@@ -100,7 +100,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
-        """Cut `device` elsewhere; stages that come to its trunk have their tensors in `own`, its client's."""
+        """Change the cut of `device`. `own`: its client network's tensors, for stages added to its trunk."""
 
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
@@ -118,62 +118,62 @@ class Strategy(ABC):
         """
 
     def sum_up(self, device: str, samples: int) -> None:  # noqa: B027  most hold no trunk for each device
-        """A device, trained on so many samples, has finished the round: its trunk may be let go.
+        """A device, trained on `samples` samples, has finished the round: its trunk may be freed.
 
         Devices come in the order of `splitee_server.learning.lanes.in_order`.
         """
 
     def forget(self, device: str) -> None:  # noqa: B027
-        """A device has no part in the round any more: what only its own trunk has learnt in it is gone."""
+        """A device drops out of the round: discard what only its own trunk has learnt in it."""
 
     def lend(self, devices: Iterable[str], *, averages: bool) -> dict[str, Any]:
         """What another process needs to train these devices' own trunks; tensors are shared, not copied.
 
-        Only of strategies that are registered as `side_by_side`, as all that follows up to `take_back`.
+        Only for strategies that are registered as `side_by_side`, like all methods up to `take_back`.
 
         Args:
-            averages: with what all trunks have in common, which changes at a commit.
+            averages: include what all trunks have in common, which changes at a commit.
         """
         raise NotImplementedError
 
     def borrow(self, state: Mapping[str, Any]) -> None:
-        """Begin a phase with what `lend` has given."""
+        """Begin a phase with the state of `lend`."""
         raise NotImplementedError
 
     def lend_momentum(self, device: str) -> dict[str, Any]:
-        """What a device's trunk has of earlier rounds beside its tensors; empty: nothing."""
+        """What a device's trunk has from earlier rounds beside its tensors; empty: nothing."""
         raise NotImplementedError
 
     def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
-        """Takes `lend_momentum`."""
+        """Load the state of `lend_momentum`."""
         raise NotImplementedError
 
     def hand_over(self, device: str) -> dict[str, Any]:
-        """What a round has made of a device's trunk, which is let go; empty: it was not trained."""
+        """A device's trunk after a round's training, which is freed; empty: it was not trained."""
         raise NotImplementedError
 
     def take_back(self, device: str, state: Mapping[str, Any]) -> None:
-        """Takes `hand_over`, as if the trunk had been trained here."""
+        """Load the state of `hand_over`, as if the trunk had been trained here."""
         raise NotImplementedError
 
     def reach(self, step: int) -> None:  # noqa: B027
-        """Batches of step `step` of a round follow, where batches of one step are joined."""
+        """Batches of step `step` of a round follow, with the order "joint"."""
 
     def part_of_step(self, lanes: range) -> dict[str, Any]:
-        """What this process's batches of the joint step under way come to, for `end_step`; it is gone here.
+        """The sums of this process's batches in the open joint step, for `end_step`; they are not kept here.
 
-        Only of strategies with the order "joint", as all that follows up to `follow_step`.
+        Only for strategies with the order "joint", like all methods up to `follow_step`.
 
         Args:
-            lanes: those whose devices are all here.
+            lanes: those whose devices this process serves.
         """
         raise NotImplementedError
 
     def end_step(self, *others: Mapping[str, Any], lanes: range = range(LANES)) -> dict[str, Tensor]:
-        """Take the joint step: of the batches here, and of what `part_of_step` has given elsewhere.
+        """Take the joint step, with the batches here and what `part_of_step` has returned elsewhere.
 
         Args:
-            others: in the order of their lanes, behind those here.
+            others: in the order of their lanes, which follow those here.
             lanes: as in `part_of_step`, of this process.
 
         Returns:
@@ -191,11 +191,11 @@ class Strategy(ABC):
         raise NotImplementedError
 
     def follow_step(self, changed: Mapping[str, Tensor]) -> None:
-        """Takes what `end_step` has changed elsewhere."""
+        """Load what `end_step` has changed elsewhere."""
         raise NotImplementedError
 
     def supervise(self, exits: Mapping[int, nn.Module]) -> None:
-        """From now on trunks learn through these exits too, which stay as they are: by cut."""
+        """From now on trunks also learn through these exits, by cut, which do not change."""
         self._exits = exits
 
     def train(
@@ -233,7 +233,7 @@ class Strategy(ABC):
                 self._bound_gradient(parts.parameters, loss.item())
             self._use_gradient(device, len(labels), round_number, step, steps)
         finally:
-            forget_gradients(optimizer)  # of many trunks they would take as much memory as the weights
+            forget_gradients(optimizer)  # for many trunks they would take as much memory as the weights
         return TrunkStep(loss.item(), logits.detach())
 
     def _parts_of(self, trunk: nn.Module) -> TrunkParts:
@@ -245,7 +245,7 @@ class Strategy(ABC):
         """What a strategy does before step `step` of a round, on a batch of so many samples."""
 
     def _use_gradient(self, device: str, samples: int, round_number: int, step: int, steps: int) -> None:
-        """The device's trunk has the gradient of a batch of so many samples: by it a step is taken."""
+        """Take a step with the gradient that the device's trunk has, of a batch of `samples` samples."""
         self._step(self.optimizer(device), round_number, step, steps)
 
     def _step(self, optimizer: torch.optim.Optimizer, round_number: int, step: int, steps: int) -> None:
@@ -273,9 +273,9 @@ class Strategy(ABC):
         return self._spec.deep_supervision * torch.stack(losses).sum()
 
     def _bound_gradient(self, parameters: Sequence[nn.Parameter], loss: float) -> None:
-        """Clip the gradient's norm as the run asks for. Raises Untrainable."""
+        """Clip the gradient's norm as the run sets it. Raises Untrainable."""
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        # As get_total_norm, which sorts gradients by device: longer than a small network's norms take.
+        # Like get_total_norm, but that also sorts gradients by device, which takes longer than small norms.
         norm = vector_norm(torch.stack([vector_norm(gradient) for gradient in gradients]))
         if not (math.isfinite(loss) and norm.item() <= LARGEST_GRADIENT):
             raise Untrainable(f"a batch gives the loss {loss:g} and a gradient of norm {norm.item():g}")
@@ -284,7 +284,7 @@ class Strategy(ABC):
 
     @torch.no_grad()
     def logits(self, device: str, features: Tensor) -> Tensor:
-        """What the trunk answers to features (B, ...) of `device`: (B, classes); it learns nothing."""
+        """The trunk's logits (B, classes) for features (B, ...) of `device`; it learns nothing."""
         trunk = self.trunk(device)
         trunk.eval()
         return _outputs(trunk, features)[-1]
@@ -301,11 +301,11 @@ class Strategy(ABC):
             trunk(features)
 
     def tensors(self, device: str) -> dict[str, Tensor]:
-        """Those of a device's trunk, by name."""
+        """The tensors of a device's trunk, by name."""
         return dict(self.trunk(device).state_dict())
 
     def trained(self, device: str) -> dict[str, Tensor]:
-        """The tensors of a device's trunk but for those of frozen stages, by name."""
+        """The tensors of a device's trunk except those of frozen stages, by name."""
         frozen = set(self._network.frozen_keys)
         return {name: tensor for name, tensor in self.tensors(device).items() if name not in frozen}
 
@@ -316,7 +316,7 @@ class Strategy(ABC):
     @staticmethod
     @torch.no_grad()
     def _write(trunk: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-        """Those of `tensors` that the trunk has."""
+        """Copy those of `tensors` that the trunk has."""
         for name, tensor in trunk.state_dict().items():
             if name in tensors:
                 tensor.copy_(tensors[name])
@@ -330,6 +330,6 @@ class Strategy(ABC):
 
 
 def _outputs(trunk: nn.Module, features: Tensor) -> list[Tensor]:
-    """The logits, last, and before them the features at deeper cuts, where the trunk gives them."""
+    """The logits, last, and before them the features at deeper cuts, if the trunk returns them."""
     found: Tensor | list[Tensor] = trunk(features)
     return found if isinstance(found, list) else [found]

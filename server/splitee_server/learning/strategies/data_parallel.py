@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DataParallel: one shared trunk, and a step that joins a batch of each device, whatever their cuts."""
+"""DataParallel: one shared trunk, whose steps combine a batch of each device, whatever their cuts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Named(NamedTuple):
 
 
 class DataParallel(Sequential):
-    """Sequential's one trunk, with synchronous steps: those of one large batch.
+    """Sequential's one trunk, with synchronous steps, as if on one large batch.
 
-    In step s each device's batch s goes through the trunk as the step before has left it. The gradient of a
+    In step s each device's batch s goes through the trunk as the previous step has left it. The gradient of a
     stage is the mean over the samples that have passed through it; so are BatchNorm's new running statistics,
-    while each batch is normalised by its own. Gradients are clipped batch by batch, so that no device has all
-    the say in a step. A device that makes fewer steps than others is in the first ones; the batch of one that
-    falls away counts if it was there.
+    while each batch is normalised by its own. Gradients are clipped per batch, so that no device dominates a
+    step. A device with fewer steps than others takes part in the first ones. The batch of a device that drops
+    out counts if it is already in the step, and is not alone there.
 
-    Sums are those of `LaneSums`: who has a part of the lanes gives its sums to who ends the step.
+    Sums are those of `LaneSums`: a process with a range of lanes gives its sums to the one that ends a step.
     """
 
     def __init__(self, network: SplitNetwork, spec: RunSpec) -> None:
@@ -55,7 +55,7 @@ class DataParallel(Sequential):
             self._named[cut] = _named(self._entries[cut], self._network.frozen_keys)
 
     def reach(self, step: int) -> None:
-        """The step before is complete: who has no batch in it has fewer, or is out."""
+        """The previous step is complete: devices without a batch in it have fewer, or have dropped out."""
         if step != self._at[1]:
             self.end_step()
 
@@ -77,7 +77,7 @@ class DataParallel(Sequential):
             buffer.copy_(self._before[name])
 
     def forget(self, device: str) -> None:
-        """What it has joined counts, if others have a part in the step."""
+        """Its batch in the open step counts if other devices have batches there."""
         self._joined.discard(device)
         if not self._joined:
             self._sums = None
@@ -129,14 +129,14 @@ class DataParallel(Sequential):
             self.join(device, cut)
 
     def lend_momentum(self, device: str) -> dict[str, Any]:
-        """Nothing: the optimizer is where steps are ended."""
+        """Nothing: the process that ends steps has the optimizer."""
         return {}
 
     def borrow_momentum(self, device: str, state: Mapping[str, Any]) -> None:
         """Nothing to do."""
 
     def hand_over(self, device: str) -> dict[str, Any]:
-        """Nothing: what it has learnt was joined."""
+        """Nothing: its training is in the joint steps."""
         return {}
 
     def take_back(self, device: str, state: Mapping[str, Any]) -> None:
@@ -144,7 +144,7 @@ class DataParallel(Sequential):
 
 
 def _named(trunk: nn.Module, frozen: Iterable[str]) -> Named:
-    """What is not frozen."""
+    """The tensors that are not frozen."""
     kept = set(frozen)
     parameters = {name: one for name, one in trunk.named_parameters() if name not in kept}
     return Named(parameters, {name: one for name, one in trunk.named_buffers() if name not in kept})

@@ -23,13 +23,13 @@ HERE = __name__.rpartition(".")[0]
 
 @dataclass(frozen=True)
 class Known:
-    """A strategy that runs can ask for.
+    """A strategy that a run can choose.
 
     Attributes:
         module, cls: where its class is.
         settings: the fields of RunSpec that concern no other strategy.
         side_by_side: several ranks can train it.
-        joint: a step joins the batches of all devices.
+        joint: a step combines a batch of every device.
     """
 
     module: str
@@ -55,7 +55,7 @@ def register(
     side_by_side: bool = False,
     joint: bool = False,
 ) -> None:
-    """Makes a strategy known by its name, before the commands that offer it are loaded."""
+    """Register a strategy under its name, before the commands that offer it are loaded."""
     STRATEGIES[name] = Known(module, cls, settings, side_by_side, joint)
 
 
@@ -71,7 +71,7 @@ register("data-parallel", f"{HERE}.data_parallel", "DataParallel", side_by_side=
 
 
 def make_strategy(network: SplitNetwork, spec: RunSpec) -> Strategy:
-    """The strategy that a run asks for; its trunks are made of the layers of `network`.
+    """The strategy that a run has chosen; its trunks are made of the layers of `network`.
 
     Raises:
         ConfigError: there is none of this name.

@@ -25,7 +25,7 @@ class Sequential(Strategy):
 
     @property
     def order(self) -> Literal["step", "joint", "share", "device", "any"]:
-        """With `--steps time:` devices have unlike numbers of batches, and are to end together."""
+        """With `--steps time:` devices have different numbers of batches, and should end together."""
         is_timed = self._spec.round_seconds and self._spec.order == "step"
         return "share" if is_timed else self._spec.order
 
@@ -44,13 +44,13 @@ class Sequential(Strategy):
         return self._optimizer
 
     def aggregate(self, samples: Mapping[str, int]) -> None:
-        """Nothing to do: the trunk is already everybody's."""
+        """Nothing to do: all devices share the trunk."""
 
     def absorb(self, means: Mapping[str, Tensor]) -> None:
         self._write(self._whole, means)
 
     def move(self, device: str, cut: int, own: Mapping[str, Tensor]) -> None:
-        """A stage that others train in the trunk already stays as it is there."""
+        """A stage that others already train in the trunk stays as it is there."""
         shallowest = min(self._cuts.values())
         coming = set(self._network.stage_keys(cut + 1, shallowest))
         self._write(self._whole, {name: tensor for name, tensor in own.items() if name in coming})
