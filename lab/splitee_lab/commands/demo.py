@@ -63,7 +63,7 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
         "--samples",
         type=whole(10),
         metavar="COUNT",
-        help="Largest number of training images a device.",
+        help="Largest number of training images per device.",
         show_default=f"all, with --quick {QUICK_SAMPLES}",
     ),
     run_setting("network", default="resnet18", metavar="NAME"),
@@ -82,13 +82,13 @@ ROUNDS, QUICK_ROUNDS, QUICK_SAMPLES = 5, 3, 400
     switch(
         "--keep-page",
         is_flag=True,
-        help="As --page, and serve it when all is done until Ctrl-C ends it.",
+        help="As --page, and go on serving it after the demo, until Ctrl-C.",
     ),
     switch("--quick", is_flag=True, help="Take fewer images and rounds: under 90 s on two cores."),
     switch(
         "--no-baselines",
         is_flag=True,
-        help="Train nothing for comparison: neither all in one place, nor each device alone.",
+        help="Skip the baselines: neither centralized training, nor each device alone.",
     ),
     setting(
         "--out",
@@ -118,11 +118,11 @@ def demo(
 ) -> None:
     """Train a fleet on this machine: broker, server and devices as processes, on real images.
 
-    Ends with a table, report.json, report.html, and what joining was worth.
+    It ends with a table, report.json, report.html, and what each device gains by joining.
     """
     started = time.monotonic()
 
-    # With torch and matplotlib, which nobody waits for to be told of a wrong flag.
+    # These load torch and matplotlib, which takes seconds: wrong flags are reported before.
     from splitee_lab.demo.fleet import Demo, run
     from splitee_lab.demo.progress import open_display
 
@@ -155,7 +155,7 @@ def demo(
 
 
 def _show(report: Report, page: Path, console: Console, seconds: float) -> None:
-    """What has come out. `page`: the report for a browser."""
+    """Print the results. `page`: the report for a browser."""
     from splitee_lab.report.conclusion import conclusion
     from splitee_lab.report.demo_page import choices_table, table
     from splitee_lab.report.inference_table import inference_table

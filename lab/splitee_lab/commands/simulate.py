@@ -37,7 +37,7 @@ from splitee_server.learning.strategies.registry import STRATEGIES
 
 
 def _names(known: Collection[str]) -> Callable[[click.Context, click.Parameter, str], tuple[str, ...]]:
-    """A callback for names with commas between, each once."""
+    """A callback for names separated by commas, each once."""
 
     def parse(context: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
         names = [name.strip() for name in value.split(",") if name.strip()]
@@ -87,7 +87,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
     setting(
         "--test",
         metavar="SPEC",
-        help="Images to hold out, all of them, written as for --data.",
+        help="Source of images that are all held out, written as for --data.",
         show_default="a part of --data",
     ),
     setting(
@@ -111,8 +111,8 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         default="iid",
         metavar="LIST",
         callback=_partitions,
-        help="Partitions of the images over clients: of iid, dirichlet:ALPHA, shards:K; each of several has "
-        "a folder of its own in --out.",
+        help="Partitions of the images over clients: of iid, dirichlet:ALPHA, shards:K; if there are "
+        "several, each has a folder of its own in --out.",
     ),
 )
 @section(
@@ -147,7 +147,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         metavar="COUNT:KIND",
         callback=_hostile,
         help=f"Number of clients that harm the others, and how: {', '.join(HOSTILE)}; accuracies are those "
-        "of the others.",
+        "of the honest ones.",
         show_default="none",
     ),
     setting(
@@ -155,7 +155,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         default="1",
         metavar="LIST",
         callback=_numbers,
-        help="Seeds with each of which all is run, such as 1,2,3.",
+        help="Seeds; all is run with each of them, such as 1,2,3.",
     ),
     run_setting("rounds", default=5),
     run_settings("sample", "sample_by"),
@@ -164,7 +164,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         type=whole(1),
         default=1,
         metavar="ROUNDS",
-        help="Number of rounds after which all is evaluated; the last one always is.",
+        help="Number of rounds from one evaluation to the next; the last round is always evaluated.",
     ),
 )
 @section(
@@ -183,7 +183,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         "--accelerator",
         type=click.Choice(["cpu", "cuda"]),
         default="cpu",
-        help="What networks are trained on; cuda: untried so far.",
+        help="Where networks are trained; cuda: untried so far.",
     ),
     resident_setting,
     renamed("--device", "--accelerator", type=click.Choice(["cpu", "cuda"])),
@@ -192,7 +192,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         "--workers",
         type=whole(1),
         metavar="COUNT",
-        help="Number of runs at once, a thread each.",
+        help="Number of runs at once, with one thread each.",
         show_default="all cores, 1 with --accelerator cuda",
     ),
     setting(
@@ -200,7 +200,7 @@ def _hostile(_context: click.Context, _parameter: click.Parameter, value: str) -
         type=click.Path(path_type=Path),
         required=True,
         metavar="DIR",
-        help="Folder for results.json, report.html and each run's result; what is there is not run again.",
+        help="Folder for results.json, report.html and each run's result; runs that have one are skipped.",
     ),
 )
 def simulate(
@@ -224,10 +224,10 @@ def simulate(
     out: Path,
     **run: Any,
 ) -> None:
-    """Train fleets in this process's children, without a broker: the fleet's own trainer and strategies.
+    """Train fleets in child processes, without a broker, with the fleet's own trainer and strategies.
 
-    Each strategy and each baseline is run with every seed, on the same images; ends with a table of means
-    over the seeds. Started again with the same --out, it runs only what is missing.
+    Each strategy and each baseline is run with every seed, on the same images. The command ends with a table
+    of means over the seeds. Started again with the same --out, it runs only what is missing.
     """
     check_strategy_settings(strategy, run)
     require("--sample", run["sample"] != "all", "--sample-by")
@@ -246,7 +246,7 @@ def simulate(
     if cuts is not None and len(cuts) > clients:
         raise ConfigError(f"--cuts {','.join(map(str, cuts))} --clients {clients}: more cuts than clients")
 
-    # With torch, which nobody waits for to be told of a wrong flag.
+    # This loads torch, which takes seconds: wrong flags are reported before.
     from splitee_lab.simulate.comparison import Comparison, compare
     from splitee_lab.simulate.jobs import PictureChoice
 

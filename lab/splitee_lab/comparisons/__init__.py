@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the fleet's strategies are compared with: same images, rounds, batches and schedule."""
+"""Baselines for the fleet's strategies, with the same images, rounds, batches and schedule."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a demo is: what its displays show, and when all of it should have ended."""
+"""The progress of a demo: what its displays show, and when it will probably end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WORDS: Mapping[str | None, str] = {
     RELEASE: "release: models are exported and sent to the devices",
     PREDICTIONS: "predictions: released models on held-out images, alone and with the server",
 }
-EXACT = 600.0  # seconds; what takes longer is told in minutes
+EXACT = 600.0  # seconds; longer times are shown in minutes
 RELEASE_SECONDS = 8.0  # an export takes about so long, before one is seen
 PREDICTION_SECONDS = 0.003  # likewise each of an image's
 
 
 @dataclass
 class DeviceRow:
-    """One device. `done`: rounds, with the part of the present one."""
+    """One device. `done`: rounds, with the fraction of the current one."""
 
     id: str
     done: float = 0.0
@@ -39,7 +39,7 @@ class DeviceRow:
     bytes: int = 0
 
     def take(self, view: DeviceView, sent: int) -> None:
-        """What is done stays done, also where the device has begun something else since."""
+        """`done` never decreases, even if the device has begun something else since."""
         self.done = max(self.done, view.done)
         self.cut = view.cut
         self.loss = self.loss if view.loss is None else view.loss
@@ -50,7 +50,7 @@ class DeviceRow:
 
 @dataclass
 class BaselineRow:
-    """One baseline. `work`: of its training, beside the others'; `done`: share of it."""
+    """One baseline. `work`: of its training, relative to the others; `done`: share of it."""
 
     name: str
     work: float
@@ -60,7 +60,7 @@ class BaselineRow:
 
 
 class Course:
-    """All that a demo does, part after part."""
+    """All parts of a demo, in order."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Course:
         baselines: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`measuring`: seconds at most that the devices' profilers take; 0: none measures."""
+        """`measuring`: most seconds that the devices' profilers take; 0: none measures."""
         parts = [TRAINING, RELEASE, PREDICTIONS, *([BASELINES] if baselines else [])]
         self._estimate = Estimate(*([MEASURING] if measuring else []), *parts, clock=clock)
         self._estimate.expect(MEASURING, measuring)
@@ -84,7 +84,7 @@ class Course:
         self._ratio: float | None = None
 
     def fleet(self, snapshot: FleetSnapshot) -> None:
-        """The fleet as it is now."""
+        """Note the fleet's present state."""
         metrics = snapshot.metrics
         for view in snapshot.devices:
             measured = metrics.devices.get(view.id) if metrics else None
@@ -105,16 +105,16 @@ class Course:
             self._estimate.advance(MEASURING, self.measured_for / self.measuring)
 
     def expect(self, workload: Workload) -> None:
-        """What there is to compute."""
+        """Note how much there is to compute."""
         self._ratio = workload.ratio
         self.baselines = {name: BaselineRow(name, work) for name, work in workload.baselines.items()}
 
     def predicted(self, done: float) -> None:
-        """A share of the held-out images' predictions has been made, in service."""
+        """Note the share of the released models' predictions that has been made."""
         self._estimate.advance(PREDICTIONS, done)
 
     def baseline(self, progress: Progress) -> None:
-        """A baseline has come so far."""
+        """Note a baseline's progress."""
         row = self.baselines.setdefault(progress.name, BaselineRow(progress.name, 1.0))
         row.done, row.loss, row.accuracy = progress.step / progress.steps, progress.loss, progress.accuracy
         work = sum(one.work for one in self.baselines.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When all that a demo runs will have ended: one estimate over the parts that are done one after another."""
+"""Estimates when a demo will end, over its parts, which run one after another."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-CERTAIN = (
-    0.04  # share of a part that is done, from which its pace tells how long a part without a guess takes
-)
-TRUSTED = 0.2  # share from which the pace alone counts, where there was a guess
+CERTAIN = 0.04  # share of a part that must be done before its pace is used, if there was no guess for it
+TRUSTED = 0.2  # share from which the pace alone counts, if there was a guess
 
 
 @dataclass
 class Part:
-    """One of them. `guess`: seconds that it should take; None: nothing is known yet."""
+    """One part. `guess`: seconds that it should take; None: nothing is known yet."""
 
     name: str
     guess: float | None = None
@@ -51,16 +49,16 @@ class Estimate:
 
     @property
     def under_way(self) -> str | None:
-        """The part that is being done; None: none has begun, or all have ended."""
+        """The current part; None: none has begun, or all have ended."""
         return next((part.name for part in self._begun() if part.took is None), None)
 
     def expect(self, name: str, seconds: float) -> None:
-        """So long a part should take; nothing where there is no such part."""
+        """Set the guess for a part; ignored if there is no such part."""
         if name in self._parts:
             self._parts[name].guess = seconds
 
     def advance(self, name: str, done: float) -> None:
-        """A part has begun, and so much of it is done, as a share; it never goes back."""
+        """Note that a part has begun, and which share of it is done; the share never decreases."""
         if name not in self._parts:
             return
         now = self._clock()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole fleet on one machine: broker, server and devices as processes, and what they are compared with."""
+"""A whole fleet on one machine: broker, server and devices as processes, and the baselines."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ DATA = "builtin:fashion-mnist"
 SMALL: Shape = (3, 32, 32)  # for the built-in images of 28 x 28 pixels
 DEPTHS = (0.3, 0.5, 0.7)  # of the network's stages; resnet18: after layer1, layer2, layer3
 CONNECT = 30.0  # seconds
-BUDGET = 120  # seconds in which a device with limits measures what cuts cost it, also beside other work
-TICK = 0.25  # seconds between looks at the processes while no message comes
+BUDGET = 120  # seconds in which a device with limits measures the cost of cuts, also beside other work
+TICK = 0.25  # seconds between checks of the processes while no message arrives
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class DemoDevice:
 
 @dataclass(frozen=True)
 class Demo:
-    """What to run. `samples`: at most so many training images a device, None for its whole share."""
+    """What to run. `samples`: most training images per device; None: its whole share."""
 
     network: str
     strategy: str
@@ -111,7 +111,7 @@ def run(demo: Demo, display: Display, say: Callable[[str], None], held: ExitStac
 
     Raises:
         StateError: OUT is in use, or cannot be written.
-        ChildFailed: a process of it ended too early.
+        ChildFailed: one of its processes ended too early.
     """
     with _new_folder(demo.out):
         return _run(demo, display, say, held)
@@ -204,7 +204,7 @@ def _limits_in_words(devices: list[DemoDevice], shares: CpuShares) -> str:
 
 
 def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[DeviceChoice]:
-    """What the devices with limits have chosen, and why, as their profiles tell it."""
+    """What the devices with limits have chosen, and why, by their profiles."""
     known = {device.id: device for device in snapshot.devices}
     return [
         DeviceChoice(device.id, device.limits.cpu, device.limits.memory, view.cut, view.capability.reason)
@@ -218,12 +218,12 @@ def choices_of(devices: list[DemoDevice], snapshot: FleetSnapshot) -> list[Devic
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[None]:
-    """Makes an empty folder; where nothing comes into it, it is gone afterwards, with those made for it."""
+    """Make an empty folder; if it stays empty, it is removed afterwards, with parents made for it."""
     made = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
-            raise StateError(f"--out {out} is not empty: name a new folder, for the runs' states do not mix")
+            raise StateError(f"--out {out} is not empty: name a new folder: the states of runs do not mix")
     except OSError as error:
         raise StateError(f"--out {out}: {error.strerror}") from None
     try:
@@ -235,13 +235,13 @@ def _new_folder(out: Path) -> Iterator[None]:
 
 
 def _settings(demo: Demo, broker: RunningBroker, fleet: str) -> dict[str, str]:
-    """What all processes share; an address with a password is for no process list to show."""
+    """Settings for all processes, as variables: a process list must not show an address with a password."""
     address = str(broker.address) if broker.process is not None else demo.broker
     return {"SPLITEE_BROKER": address, "SPLITEE_FLEET": fleet, "SPLITEE_THREADS": "1"}
 
 
 def server_arguments(demo: Demo, num_classes: int) -> list[str]:
-    """Of `splitee`: a demo's server."""
+    """Arguments of `splitee` for a demo's server."""
     flags = {
         "--network": demo.network,
         "--num-classes": num_classes,
@@ -258,7 +258,7 @@ def server_arguments(demo: Demo, num_classes: int) -> list[str]:
 
 
 def device_arguments(demo: Demo, device: DemoDevice) -> list[str]:
-    """Of `splitee`: a demo's device."""
+    """Arguments of `splitee` for a demo's device."""
     flags = {
         "--id": device.id,
         "--data": DATA,
@@ -278,7 +278,7 @@ def device_arguments(demo: Demo, device: DemoDevice) -> list[str]:
 
 @dataclass
 class _Look:
-    """What is watched while a fleet runs, and shown now and then."""
+    """Watches a fleet while it runs, and updates the display."""
 
     link: Link
     view: FleetView
@@ -288,7 +288,7 @@ class _Look:
     peaks: PeakMemory
 
     def follow(self, demo: Demo, devices: list[DemoDevice]) -> FleetSnapshot:
-        """Until all processes have ended well: the fleet now and then, and each round's figures."""
+        """Show the fleet and each round's figures, until all processes have ended well."""
         metrics = Topics(self.view.snapshot().fleet).metrics
         shown, is_expected = 0.0, False
         event: Event | None = None
@@ -305,7 +305,7 @@ class _Look:
         return self.view.snapshot()
 
     def await_serving(self) -> None:
-        """Until `splitee serve` predicts for the fleet."""
+        """Wait until `splitee serve` predicts for the fleet."""
         while (server := self.view.snapshot().server) is None or not server.doing.startswith("serving"):
             self.children.check()
             self._next()
@@ -318,7 +318,7 @@ class _Look:
         return event
 
     def _expect(self, demo: Demo, devices: list[DemoDevice]) -> bool:
-        """Say what there is to compute, once all devices take part; whether that is known."""
+        """Tell the display how much there is to compute, once all devices take part; True: it is known."""
         snapshot = self.view.snapshot()
         if snapshot.phase is None or snapshot.phase.participants < len(devices):
             return False
@@ -329,7 +329,7 @@ class _Look:
 
 
 def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
-    """Clears what the fleet has retained at a broker that is not ours."""
+    """Clear the fleet's retained messages at a broker that the demo has not started."""
     topics = Topics(fleet)
     retained = [topics.server_status, topics.run, topics.round, topics.commit, topics.metrics]
     for device in devices:
@@ -341,7 +341,7 @@ def _tidy(link: Link, fleet: str, devices: list[DemoDevice]) -> None:
 def _serve(
     demo: Demo, devices: list[DemoDevice], history: list[Metrics], options: LinkOptions, display: Display
 ) -> list[InService]:
-    """What each device's released model predicts of the images that it holds out."""
+    """What each device's released model predicts for its held-out images."""
     evaluated = {metrics.round: metrics.devices for metrics in history}
     found = []
     for place, device in enumerate(devices):
@@ -354,7 +354,7 @@ def _serve(
 
 
 def _classes(snapshot: FleetSnapshot, served: list[InService]) -> ClassReport | None:
-    """Of all devices' images, as they were predicted in service."""
+    """The class report of all devices' images, as predicted in service."""
     if snapshot.run is None or not served:
         return None
     names = served[0].class_names

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's last act: the devices' released models predict held-out images, alone and with the server."""
+"""The demo's last part: the devices' released models predict held-out images, alone and with the server."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ TIMEOUT = 5.0  # seconds
 WAYS = 3  # of predicting each image
 TELL_EVERY = 20  # images
 
-Tell = Callable[[float], None]  # the share of all predictions that is made
+Tell = Callable[[float], None]  # called with the share of all predictions that is done
 
 
 @dataclass(frozen=True)
 class InService:
-    """What a device's released model predicts: its figures, and image by image.
+    """What a device's released model predicts: its figures, and each prediction.
 
     `score`: the labels that exit and offload predict; offload is the trunk, combined with the exit as the
     model says. `class_names`: of the model.

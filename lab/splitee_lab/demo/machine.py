@@ -11,7 +11,7 @@ from splitee_device.machine.memory import peak
 
 
 def machine() -> str:
-    """Its model or processor, and the cores that may be used: "Raspberry Pi 5 Model B, 4 cores"."""
+    """The machine's model or processor, and the cores that may be used: "Raspberry Pi 5 Model B, 4 cores"."""
     known = facts(observe=0)
     what = known["model"].value or known["cpu"].value or known["architecture"].value or "unknown machine"
     cores = f"{usable_cores():g}"
@@ -19,18 +19,18 @@ def machine() -> str:
 
 
 class PeakMemory:
-    """Bytes that processes have allocated at their peak: what each look finds, and the kernel's own mark."""
+    """Bytes that processes have allocated at their peak, from samples and the kernel's own peak."""
 
     def __init__(self) -> None:
         self._processes: dict[str, Path] = {}
         self.found: dict[str, int] = {}
 
     def watch(self, name: str, process: int) -> None:
-        """From now on; `process`: its id."""
+        """Watch a process from now on; `process`: its id."""
         self._processes[name] = Path(f"/proc/{process}/status")
 
     def look(self) -> None:
-        """At all that still run."""
+        """Sample all processes that still run."""
         for name, status in self._processes.items():
             with suppress(OSError, KeyError):  # it has ended
                 self.found[name] = max(self.found.get(name, 0), peak(status))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a demo's fleet: a process beside the others, that outlives them for as long as it is wanted."""
+"""The page of a demo's fleet: a process of its own, which may outlive the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from splitee_lab.local.brokers import HOST, free_port
 from splitee_lab.local.processes import Children
 
-PORT = 8080  # where nobody else has it
+PORT = 8080  # if it is free
 POLL = 0.05  # seconds
 
 

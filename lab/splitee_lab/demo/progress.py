@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a demo shows itself while it runs: bars on a terminal, a line a round in a log."""
+"""Displays of a running demo: bars on a terminal, or a line per round in a log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEAST_ROWS = 4
 
 
 class Display(Protocol):
-    """What is told of a demo's course."""
+    """Receives a demo's progress."""
 
     def begin(self, course: Course) -> None: ...
 
@@ -45,7 +45,7 @@ def open_display(console: Console) -> AbstractContextManager[Display]:
 
 
 class LineDisplay:
-    """A line when something else begins, one a round, one a baseline."""
+    """Prints a line when a part begins, and for each round and each baseline."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -93,7 +93,7 @@ class LineDisplay:
             self._say(f"baseline {progress.name}: {percent(progress.accuracy)}")
 
     def _say_what_begins(self) -> None:
-        """Up to the first figure: what follows it changes."""
+        """Print what is being done if its text has changed before the first figure."""
         begun = self._open.now.partition(":")[0].partition(",")[0]
         if begun != self._said:
             self._said = begun
@@ -109,7 +109,7 @@ class LineDisplay:
 
 
 class LiveDisplay:
-    """A row a device and a row a baseline, drawn again as news comes in."""
+    """A row per device and per baseline, drawn again at each update."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -187,7 +187,7 @@ def _device_cells(row: DeviceRow, course: Course) -> tuple[str, ...]:
 
 
 def _baselines(baselines: Sequence[BaselineRow], room: int, width: int) -> list[RenderableType]:
-    """Those under way before those that are done, which are told in the end."""
+    """Running baselines before finished ones, which the final table shows."""
     table = _table("baseline", "", "loss", "accuracy")
     rows, more = _fitting(sorted(baselines, key=lambda row: row.accuracy is not None), max(room, LEAST_ROWS))
     bar = _bar_width(width, [row.name for row in rows], 20)
@@ -208,12 +208,12 @@ def _table(name: str, *columns: str) -> Table:
 
 
 def _bar_width(width: int, names: Sequence[str], others: int) -> int:
-    """What a line leaves. `others`: columns of what stands beside name and bar."""
+    """The width that a line leaves. `others`: width of all columns beside name and bar."""
     return max(NARROWEST, min(WIDEST, width - others - max(map(len, names)) - 2))
 
 
 def _fitting(rows: list[Row], room: int) -> tuple[list[Row], list[RenderableType]]:
-    """As many as there is room for, and a line for the others."""
+    """As many rows as fit, and a line for the others."""
     if len(rows) <= room:
         return rows, []
     shown = rows[: room - 1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a demo has to compute, in multiply-accumulates: to tell how long its parts take from those before."""
+"""A demo's multiply-accumulates, from which the time of a part is estimated by that of earlier parts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from splitee_lab.methods.baselines import ALONE_EXIT, Baseline
 
 @dataclass(frozen=True)
 class Workload:
-    """A round of everything.
+    """The multiply-accumulates of one round.
 
     Attributes:
         fleet: what devices and server compute.
-        baselines: what training each by itself takes, by its name.
+        baselines: what training each of them takes, by its name.
         shares: by device, what it computes in the fleet as a share of training the whole network.
     """
 
@@ -29,12 +29,12 @@ class Workload:
 
     @property
     def ratio(self) -> float:
-        """Of all baselines to the fleet."""
+        """The ratio of all baselines to the fleet."""
         return sum(self.baselines.values()) / self.fleet if self.fleet else 0.0
 
 
 def workload(snapshot: FleetSnapshot, baselines: Sequence[Baseline]) -> Workload | None:
-    """Of a run whose devices are all known, at the cuts that they have now; None: they are not known yet."""
+    """The workload of a run with the devices' present cuts; None: not all devices are known yet."""
     run = snapshot.run
     devices = {
         device.id: (device.train_samples, device.cut)

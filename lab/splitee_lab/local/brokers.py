@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brokers for work on one machine: Mosquitto or the embedded iotcore on loopback, or one that runs."""
+"""Brokers for work on one machine: Mosquitto or the embedded iotcore on loopback, or a running one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ max_inflight_count = 20
 
 @dataclass(frozen=True)
 class RunningBroker:
-    """A broker that accepts connections; `process` is None when somebody else runs it."""
+    """A broker that accepts connections; `process` is None if this program has not started it."""
 
     kind: str
     address: BrokerAddress
@@ -81,7 +81,7 @@ class RunningBroker:
         return None if self.process is None else self.process.pid
 
     def check(self) -> None:
-        """Raises ChildFailed with the broker's last words when it has died."""
+        """Raises ChildFailed, with the last lines of its log, if the broker has died."""
         if self.process is not None and (status := self.process.poll()) is not None:
             raise ChildFailed(f"the {self.kind} broker ended with status {status}: {self._last_words()}")
 
@@ -118,7 +118,7 @@ class OwnBroker:
 
 
 def find_mosquitto() -> str | None:
-    """The program's path; Debian keeps it where a user's PATH does not look."""
+    """The program's path; Debian installs it outside a user's PATH."""
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -153,7 +153,7 @@ def embedded(directory: Path, port: int | None = None) -> Iterator[RunningBroker
     port = port or free_port()
     config = directory / f"embedded-{port}.toml"
     config.write_text(EMBEDDED_SETTINGS.format(port=port))
-    # rumqttd logs every packet as an error; what matters comes as a Python exception.
+    # rumqttd logs every packet as an error; real errors are raised as Python exceptions.
     command = [sys.executable, "-P", "-m", "iotcore", "--config", str(config), "--log-level", "CRITICAL"]
     with _running("embedded", command, directory, port) as broker:
         yield broker
@@ -219,10 +219,10 @@ def _check_that_it_is_free(port: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the system gives to no connection of its own accord.
+    """A port without a listener, outside the range that the system gives to outgoing connections.
 
-    A client that tries a port of that range before there is a broker may get it for its own end, and is
-    connected to itself.
+    A client that tries a port of that range before the broker listens may get the same port for its own end,
+    and is then connected to itself.
     """
     for port in random.SystemRandom().sample(GIVEN_TO_NOBODY, 100):
         with socket.socket() as probe, suppress(OSError):

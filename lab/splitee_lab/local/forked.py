@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes that are forked from one which has loaded torch: each starts in a moment instead of seconds.
+"""Processes that are forked from one that has loaded torch: each starts in a moment instead of seconds.
 
-The one is multiprocessing's fork server, made for the first of them; it ends with the process that uses it.
+That one is multiprocessing's fork server. It starts with the first of them, and ends with the process that
+uses it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ LOADED_ONCE = [
     "splitee.cli.main",
     "torch",
     "torchvision",
-    "torch.fx.experimental.symbolic_shapes",  # measuring a network asks for it
+    "torch.fx.experimental.symbolic_shapes",  # measuring a network needs it
     "splitee_device.commands.device",
     "splitee_device.participate",
 ]
@@ -39,7 +40,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def load_once(*modules: str) -> None:
-    """Have the fork server load these too, if it is not there yet."""
+    """Have the fork server load these, too, if it has not started yet."""
     CONTEXT.set_forkserver_preload([*LOADED_ONCE, *modules, LAST])
 
 
@@ -54,7 +55,7 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
     """
     process = CONTEXT.Process(target=_begin, args=(target, arguments), daemon=daemon)
     try:
-        resource_tracker.ensure_running()  # its own start would let the signals through again
+        resource_tracker.ensure_running()  # a later start of it would unblock the signals
         with _signals_blocked(), _one_thread():
             process.start()
     except (OSError, EOFError) as error:
@@ -68,7 +69,7 @@ def start(target: Callable[..., None], *arguments: Any, daemon: bool = False) ->
 class ForkedCommand:
     """`splitee ARGUMENTS` in a session of its own, so that a terminal's signals do not reach it.
 
-    It has what subprocess.Popen has of the methods here, and ends with the process that started it.
+    Its methods are those of subprocess.Popen. It ends with the process that started it.
     """
 
     def __init__(
@@ -81,10 +82,10 @@ class ForkedCommand:
         errors: Path | None = None,
         program: Callable[[], object] | None = None,
     ) -> None:
-        """`environment`: the whole of it. `title`: in the list of processes, as `splitee TITLE`.
+        """`environment`: all its variables. `title`: in the list of processes, as `splitee TITLE`.
 
-        `log` takes what it prints; `errors`: to another file what it says on stderr. `program`: what runs
-        instead of the command, with these arguments; it is pickled.
+        `log`: file for its output; `errors`: another file for stderr. `program`: runs instead of the command,
+        with these arguments; it is pickled.
 
         Raises:
             ChildFailed: no process can be forked here.
@@ -122,7 +123,7 @@ class ForkedCommand:
 
 
 def without_settings() -> dict[str, str]:
-    """This process's environment without its SPLITEE_* variables: they are not its children's."""
+    """This process's environment without its SPLITEE_* variables: its children must not inherit them."""
     return {key: value for key, value in os.environ.items() if not key.startswith("SPLITEE_")}
 
 
@@ -141,9 +142,9 @@ def _be_command(
     from splitee.cli.main import main
 
     os.setsid()
-    with contextlib.suppress(OSError):  # where there is no /proc
+    with contextlib.suppress(OSError):  # if there is no /proc
         COMM.write_text(f"splitee {title}")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell ignores it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even if a shell ignores it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ.clear()
@@ -167,7 +168,7 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """The fork server and its processes begin with them blocked: none is lost, and none ends the server."""
+    """The fork server and its processes start with signals blocked: none is lost, none ends the server."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_OUTSIDE)
     try:
         yield

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imported last by the fork server: what has been loaded by then is left alone by garbage collectors.
+"""Imported last by the fork server: garbage collectors then ignore what has been loaded.
 
-Else each collection in a forked process touches, and so copies, every page that the modules share.
+Otherwise each collection in a forked process would touch, and so copy, every page that the modules share.
 """
 
 import gc

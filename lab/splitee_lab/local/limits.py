@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small devices on one machine: a share of a core for each process, and the memory that it shall respect.
+"""Small devices on one machine: a share of a core for each process, and a limit of memory.
 
-A share needs a control group (v1 or v2) that this process may make: root may, most users may not. Without one
-devices are pinned to a core each, in turn. Memory is a setting of the device's own: its choice of a cut
-respects it, nothing enforces it.
+A share needs a control group (v1 or v2), which root may create, but most users may not. Without one, devices
+are pinned to a core each, in turn. Memory is a setting of the device: its choice of a cut respects it, but
+nothing enforces it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEP = 10  # MiB
 
 @dataclass(frozen=True)
 class Limits:
-    """What a device may use: cores, and MiB for training in all."""
+    """What a device may use: cores, and MiB in total when it trains."""
 
     cpu: float
     memory: int
@@ -41,7 +41,7 @@ def kinds_of_devices(count: int) -> list[Limits]:
 
 
 class CpuShares:
-    """Gives processes their share of a core, and takes the control groups away at the end."""
+    """Gives processes their share of a core, and removes the control groups at the end."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
@@ -60,7 +60,7 @@ class CpuShares:
                 group.rmdir()
 
     def limit(self, process: int, share: float) -> float:
-        """Limits a process that has just started, with all that it will start; returns what share it got."""
+        """Limit a process that has just started, and those that it will start; returns the share it got."""
         for version, parent in self._parents():
             with suppress(OSError):
                 self._make_group(parent, version, process, share)
@@ -71,7 +71,7 @@ class CpuShares:
         return 1.0
 
     def _parents(self) -> list[tuple[int, Path]]:
-        """Where a group may be: below this process's own in v1; in v2, where that has members, at the top."""
+        """Where a group may be: below this process's own in v1; in v2, if that has members, at the top."""
         return [
             *((1, folder) for folder in cgroup.folders("cpu", 1, self._root)[:1]),
             *((2, folder) for folder in cgroup.folders("cpu", 2, self._root)[-1:]),

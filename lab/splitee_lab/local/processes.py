@@ -34,7 +34,7 @@ class Children:
     """`splitee` commands as processes; leaving the context ends every one that still runs."""
 
     def __init__(self, logs: Path, settings: Mapping[str, str]) -> None:
-        """`settings`: SPLITEE_* variables for all of them; this command's own are not theirs."""
+        """`settings`: SPLITEE_* variables for all of them; they do not inherit this command's own."""
         self._logs = logs
         self._environment = {**without_settings(), **settings}
         self._children: list[Child] = []
@@ -115,7 +115,7 @@ def signals_unwind() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _deferred() -> Iterator[None]:
-    """Signals wait until it is over: a child that has started must be known before anything unwinds."""
+    """Defer signals: a child that has started must be registered before the stack unwinds."""
     came: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -128,7 +128,7 @@ def _deferred() -> Iterator[None]:
 
 
 def _undisturbed() -> contextlib.AbstractContextManager[None]:
-    """Signals wait for no one here: what ends the children is short, and must not be cut short."""
+    """Ignore signals: ending the children takes little time, and must not be interrupted."""
     return _handling(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

@@ -29,11 +29,11 @@ Work = Callable[[Job, Callable[[News], None]], None]
 
 
 class _Done:
-    """The last word on a job."""
+    """The last message about a job."""
 
 
 class _Failed:
-    """The last word on a job that met a mistake of the user's."""
+    """The last message about a job that failed by a mistake of the user."""
 
     def __init__(self, line: str) -> None:
         self.line = line
@@ -41,10 +41,10 @@ class _Failed:
 
 @contextmanager
 def at_work(jobs: Sequence[Job], work: Work[Job, News], workers: int) -> Iterator[Iterator[tuple[Job, News]]]:
-    """What `work(job, tell)` tells of each job, as it comes, until all are done; leaving ends the processes.
+    """The news that `work(job, tell)` tells of each job, until all are done; leaving ends the processes.
 
-    One thread each: two such processes train more pictures a second on two cores than one with two threads,
-    and the result does not depend on the number of cores. `work` and jobs are pickled for the processes.
+    Each process has one thread: two of them train more images per second on two cores than one with two
+    threads, and the result does not depend on the number of cores. `work` and jobs are pickled.
 
     Raises:
         ChildFailed: a job met an error, or its process ended before its result.

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet is compared with, one file a method."""
+"""The methods that a fleet is compared with, one file per method."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alignment of an auxiliary network with a trunk: its gradients at the cut are to be the trunk's."""
+"""Aligns an auxiliary network with a trunk, so that its gradients at the cut match the trunk's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EPOCHS = 5  # over the samples, of one alignment
 
 @dataclass(frozen=True)
 class Target:
-    """Of one batch: features and the gradients they get from the trunk (B, *feature_shape), labels (B,)."""
+    """One batch: features and their gradients by the trunk, both (B, *feature_shape), and labels (B,)."""
 
     features: Tensor
     labels: Tensor
@@ -41,7 +41,7 @@ def feature_gradients(
 ) -> Tensor:
     """The gradients of the samples' cross-entropies with respect to their features: (B, *feature_shape).
 
-    Where BatchNorm ties the samples of a batch together: of the sum of all.
+    If BatchNorm couples the samples of a batch, they are the gradients of the sum.
 
     Args:
         part: features (B, *feature_shape) to logits (B, classes).
@@ -59,9 +59,9 @@ def feature_gradients(
 
 
 def gradient_error(auxiliary: nn.Module, target: Target, offsets: Tensor, *, differentiable: bool) -> Tensor:
-    """Squared error of the auxiliary's gradients, of a sample on average: a scalar.
+    """Squared error of the auxiliary's gradients, on average over samples: a scalar.
 
-    In the mode that the auxiliary is in; its running statistics stay as they are.
+    It is computed in the auxiliary's present mode; its running statistics do not change.
     """
     found = feature_gradients(
         undisturbed(auxiliary), target.features, target.labels, offsets, differentiable=differentiable
@@ -72,9 +72,9 @@ def gradient_error(auxiliary: nn.Module, target: Target, offsets: Tensor, *, dif
 def align(
     auxiliary: nn.Module, optimizer: torch.optim.Optimizer, targets: Sequence[Target], offsets: Tensor
 ) -> None:
-    """Trains the auxiliary by the error of its gradients (a second derivative), EPOCHS times over.
+    """Train the auxiliary on the error of its gradients (a second derivative), for EPOCHS epochs.
 
-    A batch whose error is not finite, as BatchNorm's gradients can make it, trains nothing.
+    A batch whose error is not finite, which BatchNorm's gradients can cause, is skipped.
     """
     for _ in range(EPOCHS):
         for target in targets:

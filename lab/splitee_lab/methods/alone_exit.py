@@ -12,7 +12,7 @@ from splitee_lab.methods.experiment import Accuracy, Experiment, RoundResult
 
 
 def alone_exit(experiment: Experiment) -> Iterator[RoundResult]:
-    """What a device reaches at its cut by itself: the exits of a fleet that averages no client networks."""
+    """What a device reaches alone at its cut: the exits of a fleet that averages no client networks."""
     run, cuts = (
         by_itself(experiment.spec),
         {name: experiment.devices[name].cut for name in experiment.samples},

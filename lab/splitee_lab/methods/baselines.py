@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fleet is compared with: training on all images in one place, and on each device alone."""
+"""The baselines of a fleet: training on all images in one place, and on each device alone."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ REPORT_EVERY = 8  # steps
 
 
 class DataSource(msgspec.Struct, frozen=True):
-    """Which pictures the fleet's devices have: `spec` and `limit` as `splitee device` takes them."""
+    """The images of the fleet's devices: `spec` and `limit` as `splitee device` takes them."""
 
     spec: str
     limit: int | None = None
 
 
 class Baseline(msgspec.Struct, frozen=True):
-    """One network to train, on the pictures of all `shards` ("K/N") together, with the fleet's settings.
+    """One network to train, on the images of all `shards` ("K/N") together, with the fleet's settings.
 
     Attributes:
         device: whose batches and seeds it has; of CENTRALIZED, its own name.
@@ -71,7 +71,7 @@ class Baseline(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where one baseline stands: `accuracy` (a fraction, on the held-out pictures) when it is done."""
+    """The progress of one baseline: `accuracy` (a fraction, on the held-out images) when it is done."""
 
     name: str
     step: int
@@ -83,7 +83,7 @@ class Progress:
 def baselines_of(
     run: RunSpec, data: DataSource, shards: Mapping[str, str], cuts: Mapping[str, int]
 ) -> list[Baseline]:
-    """Those that take longest first, so that no process is left alone with one at the end.
+    """All baselines, the longest first, so that at the end no single process is still busy with one.
 
     Centralized; each device alone with the whole network; then with what it can train, the deepest cut first.
     `shards`, `cuts`: by device id.
@@ -102,10 +102,10 @@ def baselines_of(
 def train_all(
     baselines: Sequence[Baseline], workers: int, show: Callable[[Progress], None]
 ) -> dict[Baseline, float]:
-    """Held-out accuracy of each, trained in `workers` processes at once.
+    """The held-out accuracy of each, trained in `workers` processes at once.
 
     Raises:
-        ChildFailed: one met an error, or its process ended before its result.
+        ChildFailed: one failed, or its process ended before its result.
     """
     accuracies: dict[Baseline, float] = {}
     with at_work(baselines, _train, workers) as news:
@@ -167,7 +167,7 @@ class WholeTrainer:
 
 
 def evaluate(network: nn.Module, pictures: LabelledImages, run: RunSpec) -> float:
-    """The share of `pictures` that the network gets right."""
+    """The share of `pictures` that the network predicts correctly."""
     network.eval()
     place = next(network.parameters()).device
     correct = 0
@@ -185,7 +185,7 @@ def held_out_batches(pictures: LabelledImages, run: RunSpec) -> Iterator[tuple[T
 
 @dataclass(frozen=True)
 class _Training:
-    """Batches a round, what trains round number N (from 1) and yields losses, and the held-out accuracy."""
+    """Batches per round, the training of round N (from 1), which yields losses, and the held-out accuracy."""
 
     steps: int
     round: Callable[[int], Iterator[float]]
@@ -207,7 +207,7 @@ def _training(baseline: Baseline) -> _Training:
 
 
 def _pictures(baseline: Baseline) -> list[DeviceData]:
-    """Of each shard."""
+    """The images of each shard."""
     run, data = baseline.run, baseline.data
     return [
         open_data(

@@ -58,7 +58,7 @@ def cse_fsl(experiment: Experiment) -> Iterator[RoundResult]:
 def _round(
     experiment: Experiment, name: str, client: ClientTrainer, trunk: SharedTrunk, number: int
 ) -> Iterator[None]:
-    """Trains a client's round, batch by batch."""
+    """Train a client's round, batch by batch."""
     for step, batch in enumerate(client.round(number)):
         if is_sent(step):
             features = trunk.receive(batch, number, step)

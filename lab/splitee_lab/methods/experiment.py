@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every method of a comparison is given, and what it says of each round."""
+"""The input of every method of a comparison, and its result of each round."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SERVER = "server"  # in `accuracies`: of the one network that all clients share
 
 
 class Accuracy(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Shares of the held-out pictures, for one client; `accuracy`: of its trunk, or of the whole network."""
+    """Shares of the held-out images of one client; `accuracy`: of its trunk, or of the whole network."""
 
     accuracy: float | None = None  # None: it has an exit only
     exit_accuracy: float | None = None
@@ -43,7 +43,7 @@ class RoundResult(msgspec.Struct, frozen=True):
         bytes: that all devices have sent and received in it; not those of evaluation, which methods without
             a server need not send.
         macs: multiply-accumulates of all devices in it, for training.
-        traffic: the bytes by purpose, those of evaluation too; None: of a release that did not tell.
+        traffic: the bytes by purpose, those of evaluation too; None: written by an earlier release.
     """
 
     round: int
@@ -54,63 +54,63 @@ class RoundResult(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, number: int, accuracies: dict[str, Accuracy], traffic: Traffic, macs: int) -> RoundResult:
-        """The result of round `number`, in which all devices together have had this traffic."""
+        """The result of round `number`. `traffic`: of all devices together."""
         without = traffic.payload - traffic.up.evaluation - traffic.down.evaluation
         return cls(number, accuracies, without, macs, traffic)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The clients with their cuts and pictures, and the run's settings; `on_batch`: called after each."""
+    """The clients with their cuts and images, and the run's settings; `on_batch`: called after each one."""
 
     spec: RunSpec
     devices: Mapping[str, SimulatedDevice]
     evaluate_every: int = 1  # rounds; the last one is always evaluated
     on_batch: Callable[[], None] = lambda: None
-    place: str = "cpu"  # of torch: where the networks are
-    initial: InitialWeights | None = None  # that all networks begin from; None: the seed's
-    resident: int = 0  # devices' trunks in memory at a time, where each has one; 0: all
+    place: str = "cpu"  # torch's name of where the networks are
+    initial: InitialWeights | None = None  # of all networks; None: from the seed
+    resident: int = 0  # trunks in memory at a time, if each device has one; 0: all
 
     @cached_property
     def network(self) -> SplitNetwork:
-        """For its description; each method builds its own to train."""
+        """The network, for its description; each method builds its own to train."""
         return build_for(self.spec)
 
     @cached_property
     def samples(self) -> dict[str, int]:
-        """Training pictures by client, in the order of the names."""
+        """Number of training images by client, in the order of the names."""
         return {name: len(self.devices[name].data.train) for name in sorted(self.devices)}
 
     @property
     def held_out(self) -> LabelledImages:
-        """The clients of one experiment hold out the same pictures."""
+        """The held-out images, which all clients of an experiment share."""
         return next(iter(self.devices.values())).data.held_out
 
     def build(self) -> SplitNetwork:
-        """A network to train, with the weights that the run begins from."""
+        """A network to train, with the run's initial weights."""
         return build_at(self.spec, self.place, self.initial)
 
     def is_evaluated(self, number: int) -> bool:
         return number % self.evaluate_every == 0 or number == self.spec.rounds
 
     def batches(self, samples: int) -> int:
-        """Batches of a round on so many pictures."""
+        """Batches of a round on `samples` images."""
         return steps_a_round(self.spec, samples)
 
     def macs(self, name: str, cut: int | None, exits: Sequence[int] = ()) -> int:
-        """Of client `name` in one round, for training stages 1..cut and the exits at `exits`.
+        """Multiply-accumulates of client `name` in one round, to train stages 1..cut and these `exits`.
 
         `cut` None: the whole network.
         """
         return round_macs(self.network, self.spec, self.samples[name], cut, exits)
 
     def fleet_macs(self, name: str) -> int:
-        """Of client `name` in one round of the fleet."""
+        """Multiply-accumulates of client `name` in one round of the fleet."""
         return fleet_round_macs(self.network, self.spec, self.samples[name], self.devices[name].cut)
 
     @property
     def centralized_spec(self) -> RunSpec:
-        """The run's, where one network trains on all images: steps that are given are a client's."""
+        """The run's settings for one network on all images: a given number of steps is that of one client."""
         return msgspec.structs.replace(self.spec, steps=self.spec.steps * len(self.samples))
 
     def trained(self, name: str) -> int:

@@ -2,19 +2,19 @@
 """FSL-SAGE (Nair et al. 2025, arXiv 2505.23182): clients estimate the gradient that the trunk would return.
 
 As in the paper, after its authors' code: each client has an auxiliary network of its own. The gradient of its
-loss at the cut trains the client network, in the place of the trunk's; itself it is not trained there.
+loss at the cut trains the client network, in place of the trunk's; the client does not train the auxiliary.
 Features and labels of every H-th batch (as in CSE-FSL) train the only trunk, and the server keeps the latest
 BUFFER samples of each client. Now and then it aligns each auxiliary network with the trunk, by the squared
 error between the two gradients for these samples (Adam), and sends it down. After each round client networks
 are averaged by samples; auxiliary networks are not.
 
 Not as there: alignment comes at the end of round 1 and of every second one from there (theirs: in the first
-batch of rounds 1, 11, 21, .. of 200), for runs here are short. It takes the samples in the batches in which
-they came, both networks in training mode, as a client trains with, and EPOCHS times over (theirs: all samples
-at once, 100 times). The BatchNorm statistics of both stay as they were; an auxiliary's follow its client's
-batches. Optimizer, schedule and loss of clients and trunk are the run's, which all methods share; where it
-balances losses, the auxiliary's has the client's offsets, in alignment too, the trunk's in training only. All
-clients have one cut, the middle one of the experiment's.
+batch of rounds 1, 11, 21, .. of 200), because runs here are short. It takes the samples in the batches in
+which they came, with both networks in training mode, as in a client's training, for EPOCHS epochs (theirs:
+all samples at once, 100 times). The BatchNorm statistics of both do not change; an auxiliary's follow its
+client's batches. Optimizer, schedule and loss of clients and trunk are the run's, which all methods share. If
+the run balances losses, the auxiliary's has the client's offsets, in alignment too, the trunk's in training
+only. All clients have one cut, the middle one of the experiment's.
 
 The auxiliary network is of the form of the trunk's first stage, and our exit behind it (theirs: a whole group
 of residual blocks, pooled, and a linear layer). With AUXILIARY_STAGES = 0 it is the exit alone, whose
@@ -57,7 +57,7 @@ ESTIMATE_PASSES = 2  # of the auxiliary at a client: forward, and gradient to th
 def fsl_sage(experiment: Experiment) -> Iterator[RoundResult]:
     """The mean is weighted by samples, BatchNorm's statistics included; momentum starts anew each round.
 
-    An alignment sends each client its auxiliary's parameters, as float32; what it computes is the server's.
+    An alignment sends each client its auxiliary's parameters, as float32; the server computes it.
     Exit accuracies are those of the auxiliary networks, over all clients.
     """
     trunk = SharedTrunk(experiment)
@@ -102,7 +102,7 @@ class _Client:
         self._buffer: deque[tuple[Tensor, Tensor]] = deque()  # features and labels of a batch each
 
     def round(self, number: int) -> Iterator[None]:
-        """Trains round `number`, batch by batch."""
+        """Train round `number`, batch by batch."""
         self.auxiliary.train()
         for step, features, labels in self.network.round(number):
             gradients = feature_gradients(self.auxiliary, features, labels, self._offsets)
@@ -120,7 +120,7 @@ class _Client:
             self._buffer.popleft()
 
     def align(self, number: int) -> None:
-        """Aligns the auxiliary with the trunk after round `number`, and sends it down."""
+        """Align the auxiliary with the trunk after round `number`, and send it to the client."""
         trunk = self._trunk.module
         set_training(trunk, self._experiment.network.frozen_modules)
         seed_at(self._place, seed_for(self._experiment.spec.seed, "alignment", self._name, number))
@@ -148,7 +148,7 @@ class _Client:
             yield CutBatch(features.cpu().numpy(), labels.numpy(), predicted, entropy)
 
     def macs(self) -> int:
-        """In one round."""
+        """Multiply-accumulates in one round."""
         stages = auxiliary_stages(self._experiment, self._trunk.cut)
         each = sum(self._experiment.network.stages[index - 1].macs for index in stages)
         each += self._experiment.network.exit_macs(stages.stop - 1)

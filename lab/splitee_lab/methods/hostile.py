@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients of a simulation that harm the others: what they send has the right form, and is wrong.
+"""Clients of a simulation that harm the others: their messages are well-formed, but wrong.
 
-They start each round from what the fleet hands out, and send through the fleet's own classes, as honest
+They start each round from the fleet's client network, and send through the fleet's own classes, as honest
 clients do.
 """
 
@@ -22,11 +22,11 @@ from splitee.training.soft_labels import SoftLabels
 from splitee_device.data.images import DeviceData
 from splitee_device.training.trainer import ClientTrainer
 
-FLIP_SCALE = 5.0  # of the reversed update: alone among five honest ones it takes back what they have learnt
+FLIP_SCALE = 5.0  # of the reversed update: one such client undoes what five honest ones have learnt
 
 
 class FlipLabels(ClientTrainer):
-    """Trains, and lets the trunk train, with class y as classes - 1 - y."""
+    """Labels class y as classes - 1 - y, for its own training and the trunk's."""
 
     def __init__(self, network: SplitNetwork, cut: int, spec: RunSpec, device: str, data: DeviceData) -> None:
         train = data.train.in_memory()

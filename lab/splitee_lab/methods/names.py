@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be simulated, by name: the command line names it before anything of it is loaded."""
+"""Names of all that can be simulated: the command line needs them before it loads any of it."""
 
 from __future__ import annotations
 

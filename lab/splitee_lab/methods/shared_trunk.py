@@ -19,11 +19,11 @@ from splitee_server.learning.strategies.sequential import Sequential
 
 
 class SharedTrunk:
-    """Trained as Sequential trains its own, and without the fleet's exits.
+    """A trunk that is trained like Sequential's, without the fleet's exits.
 
     Attributes:
-        cut: all clients', the middle one of the experiment's.
-        spec: the run's, for clients with no exit but that at the cut.
+        cut: of all clients, the middle one of the experiment's.
+        spec: the run's, for clients with no exit but the one at the cut.
         wire: between the clients and this server.
     """
 
@@ -51,8 +51,8 @@ class SharedTrunk:
     def train(self, name: str, features: Tensor, labels: Tensor, number: int, step: int) -> None:
         """One step on a batch of client `name`: `step` (from 0) of round `number` (from 1).
 
-        `features` (B, *feature_shape), as received, have their gradient then, if they require one; `labels`
-        (B,).
+        `features` (B, *feature_shape), as received, have their gradient afterwards, if they require one;
+        `labels` (B,).
         """
         steps = self._experiment.batches(self._experiment.samples[name])
         self._class_mix.add(name, labels)
@@ -66,6 +66,6 @@ class SharedTrunk:
         return self.predict(batch.features)
 
     def predict(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-        """Labels (B,) for held-out features (B, *feature_shape), which travel as those of training do."""
+        """Labels (B,) for held-out features (B, *feature_shape), which are encoded like those of training."""
         received = across_the_wire(self.spec.codec, features)
         return self._strategy.predict(self._any_client, received.to(self._place)).cpu().numpy()

@@ -43,11 +43,11 @@ class SimulatedDevice:
 
 @dataclass(frozen=True)
 class SimulatedRound:
-    """What a round came to.
+    """The result of a round.
 
-    `devices`: that have taken part in it; losses are theirs. `accuracies`: of the honest devices, if the
-    round was evaluated. `traffic`: of all devices, in the messages that the fleet makes, without
-    acknowledgements and other words between device and server.
+    `devices`: those that have taken part; losses are theirs. `accuracies`: of the honest devices, if the
+    round was evaluated. `traffic`: of all devices, in messages as the fleet makes them, without
+    acknowledgements and other small messages between device and server.
     """
 
     round: int
@@ -66,10 +66,10 @@ class Simulation:
     devices: Mapping[str, SimulatedDevice]
     evaluate_every: int = 1  # rounds; the last one is always evaluated
     on_batch: Callable[[], None] = lambda: None
-    place: str = "cpu"  # of torch: where all networks are, as if each had a machine of its own
+    place: str = "cpu"  # torch's name of where all networks are, as if each had a machine of its own
     moves: Mapping[int, Mapping[str, int]] = field(default_factory=dict)  # new cuts, by round and device
-    initial: InitialWeights | None = None  # that the run begins from; None: the seed's
-    resident: int = 0  # trunks in memory at a time, where each device has one; 0: all
+    initial: InitialWeights | None = None  # of the run; None: from the seed
+    resident: int = 0  # trunks in memory at a time, if each device has one; 0: all
     _model: FleetModel = field(init=False)
     _trainers: dict[str, ClientTrainer] = field(init=False)
     _wire: Wire = field(init=False)
@@ -122,7 +122,7 @@ class Simulation:
     def _commit(self, number: int, picked: Sequence[str]) -> None:
         """Devices start from what the commit holds for them.
 
-        Those that were not picked have it at once, to be evaluated; it travels when they next take part.
+        Devices that were not picked get it at once, to be evaluated; its bytes count when they take part.
         """
         moves = self.moves.get(number, {})
         contributions = {
@@ -149,7 +149,7 @@ class Simulation:
                     self._behind.add(name)
 
     def _take_statistics(self, number: int, picked: Sequence[str]) -> None:
-        """What is committed gets BatchNorm statistics of its own."""
+        """Take BatchNorm's statistics of the committed networks."""
         received = {}
         for name in picked:
             trainer = self._trainers[name]
@@ -195,7 +195,7 @@ class Simulation:
     def _one_by_one(
         self, batches: Mapping[str, Iterator[tuple[int, CutBatch]]]
     ) -> Iterator[tuple[str, int, CutBatch]]:
-        """All of a device's batches, after which its trunk is summed up and gone, then those of the next."""
+        """All of a device's batches, after which its trunk is summed up and freed, then those of the next."""
         for name in in_order(batches):
             for step, batch in batches[name]:
                 yield name, step, batch
@@ -204,7 +204,7 @@ class Simulation:
     def _in_order(
         self, batches: Mapping[str, Iterator[tuple[int, CutBatch]]], steps: Mapping[str, int]
     ) -> Iterator[tuple[str, int, CutBatch]]:
-        """Devices' batches as the strategy's order asks for them; a batch is trained when its turn comes."""
+        """Devices' batches in the strategy's order; a batch is trained when its turn comes."""
         order = self._model.order
         schedule: BatchOrder[CutBatch] = BatchOrder("step" if order == "any" else order, steps, window=1)
         while missing := schedule.missing():
@@ -232,7 +232,7 @@ def score(
     predict: Callable[[CutBatch], npt.NDArray[np.int64]],
     threshold: float,
 ) -> Score:
-    """How good exit and trunk are on evaluated batches.
+    """The predictions of exit and trunk on evaluated batches.
 
     Args:
         predict: the trunk's labels (B,) for a batch.
@@ -241,18 +241,18 @@ def score(
     found = Score()
     for batch in batches:
         assert batch.exit_labels is not None and batch.exit_entropy is not None
-        entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it travels
+        entropy = batch.exit_entropy.astype(np.float16).astype(np.float32)  # as it is sent
         found.add(batch.labels, batch.exit_labels, entropy, predict(batch), threshold)
     return found
 
 
 def copies_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of their own, as they come over the wire: a commit averages them in place and keeps them."""
+    """Copies of tensors, as they come over the wire: a commit averages them in place and keeps them."""
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def build_at(spec: RunSpec, place: str, initial: InitialWeights | None = None) -> SplitNetwork:
-    """The network of a run, its weights at `place`; `initial`: that it begins from, None: the seed's."""
+    """The network of a run, its weights at `place`; `initial`: its initial ones, None: from the seed."""
     network = build_for(spec)
     if initial is not None:
         initial.load_into(network)

@@ -22,7 +22,7 @@ from splitee_lab.methods.experiment import Experiment
 
 
 class Forward(NamedTuple):
-    """What a batch has become at the cut: `features` (B, *feature_shape) for `learn`, `labels` (B,)."""
+    """A batch at the cut: `features` (B, *feature_shape) for `learn`, `labels` (B,)."""
 
     step: int
     features: Tensor
@@ -45,7 +45,7 @@ class SplitClient:
         self._optimizer = make_optimizer(trained, self._spec) if trained else None
 
     def round(self, number: int) -> Iterator[Forward]:
-        """The batches of round `number` (from 1); each is to be learnt from before the next."""
+        """The batches of round `number` (from 1); `learn` must be called for each before the next."""
         spec, samples = self._spec, self._experiment.samples[self._name]
         steps = self._experiment.batches(samples)
         set_training(self.network, self._frozen)
@@ -60,14 +60,14 @@ class SplitClient:
             yield Forward(step, features, batch.labels)
 
     def learn(self, features: Tensor, gradient: Tensor | None) -> None:
-        """One step by the `gradient` of a loss with respect to `features`; none where all is frozen."""
+        """One step by the `gradient` of a loss with respect to `features`; None: all is frozen."""
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
             features.backward(gradient)  # type: ignore[no-untyped-call]
             self._optimizer.step()
 
     def trained_weights(self) -> dict[str, Tensor]:
-        """Those that training changes, by name: not those of frozen stages."""
+        """The weights that training changes, by name: not those of frozen stages."""
         weights = self.network.state_dict()
         return {name: one for name, one in weights.items() if name not in self._frozen_keys}
 

@@ -38,7 +38,7 @@ def splitfed(experiment: Experiment) -> Iterator[RoundResult]:
 
 
 def _round(name: str, client: SplitClient, trunk: SharedTrunk, number: int) -> Iterator[None]:
-    """Trains a client's round, batch by batch."""
+    """Train a client's round, batch by batch."""
     for step, features, labels in client.round(number):
         batch = CutBatch(features.detach().cpu().numpy(), labels.cpu().numpy())
         received = trunk.receive(batch, number, step)
@@ -50,7 +50,7 @@ def _round(name: str, client: SplitClient, trunk: SharedTrunk, number: int) -> I
 
 
 def _accuracy(client: SplitClient, trunk: SharedTrunk) -> float:
-    """Of client network and trunk together, on the held-out images."""
+    """The accuracy of client network and trunk together, on the held-out images."""
     right = images = 0
     for features, labels in client.held_out():
         right += int((trunk.predict(features.cpu().numpy()) == labels.numpy()).sum())

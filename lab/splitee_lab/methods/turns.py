@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whose batch is next where clients train side by side and one trunk learns from all of them."""
+"""Whose batch is next if clients train side by side and one trunk learns from all of them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def centralized(experiment: Experiment) -> Iterator[RoundResult]:
 
 
 def alone(experiment: Experiment) -> Iterator[RoundResult]:
-    """A network for each client, which sends nothing and sees its own pictures only."""
+    """A network for each client, which sends nothing and trains on its own images only."""
     trainers = {
         name: whole_trainer(experiment, name, experiment.devices[name].data.train)
         for name in experiment.samples

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would travel if a simulation were a fleet: the fleet's own messages, counted by purpose."""
+"""Counts what a fleet would send in place of a simulation: its own messages, by purpose."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from splitee.protocol.traffic import Direction, Tally, Traffic
 from splitee.training.soft_labels import SoftLabels, pack_rows, rows_together
 from splitee.training.weights import pack_weights
 
-ATTEMPT = 1 << 60  # of messages: it takes as many bytes there as a server's, the time of its start
+ATTEMPT = 1 << 60  # of messages: it takes as many bytes as a server's attempt, which is its start time
 
 Key = tuple[Phase, int, tuple[tuple[str, torch.Size], ...]]
 
 
 class Wire:
-    """Between all devices of a simulation and its server; there are no acknowledgements on it."""
+    """The wire between all devices of a simulation and its server, without acknowledgements."""
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
@@ -34,7 +34,7 @@ class Wire:
         self._sizes: dict[Key, int] = {}  # of weights' messages
 
     def take(self) -> Traffic:
-        """What has travelled since the last call."""
+        """The traffic since the last call."""
         tally, self._tally = self._tally, Tally()
         return tally.traffic()
 
@@ -64,7 +64,7 @@ class Wire:
             self._tally.add("down", routes.SOFT_LABELS.purpose, len(payload))
 
     def bare(self, direction: Direction, purpose: Purpose, size: int) -> None:
-        """So many bytes travel for which the fleet has no message."""
+        """Count `size` bytes for which the fleet has no message."""
         self._tally.add(direction, purpose, size)
 
 

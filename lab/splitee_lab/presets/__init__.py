@@ -14,7 +14,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def _load(context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
-    """What a protocol sets counts less than flags, variables and --config, in whatever order they come."""
+    """Flags, variables and --config override a protocol's settings, in whatever order they come."""
     if name is not None:
         settings = read_settings(context.command, FOLDER / f"{name}.toml")
         context.default_map = {**settings, **(context.default_map or {})}
@@ -27,6 +27,6 @@ protocol_option = switch(
     is_eager=True,
     expose_value=False,
     callback=_load,
-    help="Set of settings, by its name; flags, variables and --config come before it.",
+    help="Name of a set of settings; flags, variables and --config override it.",
     show_default="none",
 )

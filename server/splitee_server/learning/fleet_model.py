@@ -381,7 +381,7 @@ class FleetModel:
         self._strategy.follow_step(changed)
 
     def hand_over(self, device: str) -> dict[str, Any]:
-        """What training has changed for a device since `borrow`, for the rank that commits; frees its trunk."""
+        """What training has changed since `borrow`, for the rank that commits; frees the device's trunk."""
         return {
             "strategy": self._strategy.hand_over(device),
             "class_mix": self._class_mix.of(device),

@@ -37,7 +37,7 @@ class LossFilter:
         return self._losses.get(device, [])
 
     def end_round(self) -> None:
-        """Decide which devices the next round leaves out; one without a batch in this round stays as it is."""
+        """Decide which devices the next round leaves out; one without a batch in this round is unchanged."""
         means = {device: fmean(losses) for device, losses in self._losses.items()}
         if len(means) >= FEWEST:
             limit = self._multiple * median(means.values())

@@ -61,7 +61,7 @@ class Attendance:
         clock: Clock,
         conflict: Callable[[], str],
     ) -> None:
-        """`conflict`: why devices that are here may not join; empty where nothing hinders them."""
+        """`conflict`: why devices that wait may not join; empty if nothing hinders them."""
         self._spec = spec
         self._model = model
         self._members = members
@@ -77,7 +77,7 @@ class Attendance:
         first = self._members.expected(self._policy.devices)
         if self._policy.missing == "wait":
             return max(len(self._gone(committed)) if committed else first - online, 1 - online, 0)
-        to_join = 0 if committed else first - active  # who has, and is gone, is not waited for
+        to_join = 0 if committed else first - active  # members that are offline are not waited for
         return max(to_join, self.quorum - online, 1 - online, 0)
 
     @property
@@ -148,7 +148,7 @@ class Attendance:
         """Log from time to time which devices are waited for, while nothing comes."""
         if not self._reminder.due(self._clock(), phase.progressed, (phase.kind, phase.opened.round)):
             return
-        if not self.is_deserted(committed):  # then `doing` says it all
+        if not self.is_deserted(committed):  # otherwise `doing` says it already
             more = self.missing(committed)
             unknown = f"{more} more device{'s' if more > 1 else ''}" if more else ""
             waited_for = self.waited_for(phase)
@@ -165,20 +165,20 @@ class Attendance:
         return self._members.online() if self._policy.missing == "skip" else self._members.active()
 
     def _picked(self, number: int) -> list[Member]:
-        """Those that are to train round `number`."""
+        """The devices that are to train round `number`."""
         last_picked = {member.device: member.picked for member in self._taking_part()}
         least = self.quorum if self._policy.missing == "skip" else 1
         return [self._members[device] for device in pick(self._spec, number, last_picked, least)]
 
     def _was_picked(self, member: Member, committed: int) -> bool:
-        """Whether a committed round began with the device; of a run that samples none all rounds did."""
+        """Whether a committed round began with the device; without sampling all rounds did."""
         return not self._spec.is_sampled or member.picked == committed
 
     def _evaluates(self, member: Member, committed: int) -> bool:
         """Whether a device is to evaluate a committed round.
 
-        After the last round all devices do: so each has its final network, and its figures are of it. Where
-        client networks are not averaged, that may be one of an earlier round.
+        After the last round all devices do, so that each has its final network, and its figures are of that.
+        If client networks are not averaged, it may be one of an earlier round.
         """
         spec = self._spec
         if not spec.is_sampled or (spec.evaluated_by == "sample" and committed < spec.rounds):
@@ -205,7 +205,7 @@ class Attendance:
             self._steps(member),
             member.committed,
             member.train_samples,
-            # Of a run that releases its best round, any round may be that one.
+            # If a run releases its best round, any round may be that one.
             weights=spec.client_averaging != "none" or bool(next_cut) or spec.release,
             next_cut=next_cut,
             soft_labels=soft_labels.round if soft_labels else 0,

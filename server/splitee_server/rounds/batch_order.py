@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The order in which a round's batches are trained: free for Averaging, defined where a trunk is shared."""
+"""The order in which a round's batches are trained: free for Averaging, defined if a trunk is shared."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ Turn = tuple[float, int, str]
 def turn_of(order: Order, device: str, step: int, steps: int) -> Turn:
     """The sort key of a batch of a device that sends `steps` batches; the smallest key is next.
 
-    step: each device's batch of a step, then of the next; joint: so, too, and those of a step as
-    `splitee_server.learning.lanes.in_order` has their devices; share: the batch of whoever has done the
-    least share of its own; device: one device's after another's.
+    step: each device's batch of a step, then those of the next step. joint: likewise, with the devices of a
+    step in the order of `splitee_server.learning.lanes.in_order`. share: the batch of the device that has
+    done the smallest share of its own. device: all batches of one device, then those of the next.
     """
     if order == "share":
         return step / steps, 0, device
@@ -42,29 +42,29 @@ class BatchOrder(Generic[Batch]):
         waits: Container[str] = (),
         elsewhere: Container[str] = (),
     ) -> None:
-        """A round in which nothing has come yet.
+        """A round in which no batch has arrived yet.
 
         Args:
-            order: any: as they are here; the others are those of `turn_of`.
+            order: any: as they arrive; the others are those of `turn_of`.
             steps: batches each device will send, from step 0.
-            window: how far ahead one may be held.
+            window: how many steps ahead a batch may be held.
             waits: devices none of whose batches is handed out before `admit`, in the order "any".
-            elsewhere: devices whose batches are handed out elsewhere, as `advance` tells.
+            elsewhere: devices whose batches another rank hands out, which `advance` notes.
         """
         self._steps = dict(steps)
         self._window = window
         self._next = dict.fromkeys(self._steps, 0)
         self._unfinished = {device for device, count in self._steps.items() if count}
-        self._seen = dict.fromkeys(self._steps, 0)  # the step behind the last one that has come
+        self._seen = dict.fromkeys(self._steps, 0)  # the step after the last one that has arrived
         self._held: dict[str, dict[int, Batch]] = {device: {} for device in self._steps}
         self._order = order
         self._waiting = {device for device in self._steps if device in waits}
         self._ready: deque[str] = deque()  # order "any": devices whose next batch is here
-        self._in_a_row = 0  # batches that the present one has had
+        self._in_a_row = 0  # batches in a row of the current device
         self._turns = [self._turn(device) for device in self._unfinished if device not in elsewhere]  # a heap
         heapq.heapify(self._turns)
         self._last_open: int | None = None  # order "joint": batches of later steps wait
-        self._due: set[str] = set()  # devices of whose batches not all up to there have been handed out
+        self._due: set[str] = set()  # devices with batches up to there that have not been handed out
 
     def next_step(self, device: str) -> int:
         """All of the device's steps below this one have been handed out."""
@@ -131,7 +131,7 @@ class BatchOrder(Generic[Batch]):
         return device, step, batch
 
     def _go_on_with(self, device: str) -> None:
-        """A device has as many batches in a row as a window holds: its trunk's weights are in the caches."""
+        """Take as many batches of a device in a row as a window holds: its trunk is in the caches then."""
         self._in_a_row = (self._in_a_row + 1) % self._window
         if not self.has_next(device):
             self._in_a_row = 0

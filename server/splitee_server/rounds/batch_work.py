@@ -25,7 +25,7 @@ Taken = Offer | Literal["gap"]
 class Worked(NamedTuple):
     """A batch of `device` was taken; `is_done`: it could be worked on.
 
-    `unlocked`: another device that has a window now, and had none.
+    `unlocked`: another device, which now has a window.
     """
 
     device: str
@@ -48,9 +48,9 @@ class BatchWork:
         clock: Clock,
         trained: Trained | None = None,
     ) -> None:
-        """`guard`: works on a device's batch; False: that has raised an error, and the batch is rejected.
+        """`guard`: works on a device's batch; False: it raised an error, and the batch is rejected.
 
-        `trained`: what this process has trained before; it is counted on.
+        `trained`: counts of what this process has trained before, which go on.
         """
         self._spec = spec
         self._model = model
@@ -66,10 +66,10 @@ class BatchWork:
     def take_in(self, phase: Phase, device: str, cut: int, message: Features) -> Taken | None:
         """Accept a batch that has arrived; None: it belongs to another phase or attempt.
 
-        A device's batches come in their order: after a gap those in between are lost.
+        A device's batches arrive in order: after a gap those in between are lost.
 
         Raises:
-            MalformedMessage: it is none of this run, or not what the cut gives.
+            MalformedMessage: it is not of this run, or does not fit the cut.
         """
         if message.run != self._spec.run:
             raise MalformedMessage(f"of run {message.run!r}, this is {self._spec.run!r}", "foreign")

@@ -49,8 +49,8 @@ class BestRound:
     def release(self, committed: int) -> tuple[Committed, Mapping[str, Score]]:
         """The commit to release, and its scores by device if this process evaluated it.
 
-        From now on the devices' requests are answered with its trunks. Where no round was evaluated, or the
-        file of the best one is lost, it is the last commit.
+        From now on its trunks predict offloaded images. If no round was evaluated, or the file of the best
+        one is lost, it is the last commit.
         """
         best = self.metrics(committed)
         chosen = self._checkpoints.load(committed if best is None else best.round)

@@ -28,7 +28,7 @@ from splitee_server.rounds.seasons import SEASONS, seasons_before
 
 DISMISSED = "dismissed.json"
 TRAFFIC = "traffic.json"
-FIRST_WEIGHTS = "weights.state"  # that the run began from, where they are not the seed's
+FIRST_WEIGHTS = "weights.state"  # the run's initial weights, if they do not come from the seed
 # Fields of RunSpec that are no settings, and the one that may be changed.
 FOLLOWING = ("run", "class_names", "frozen", "exit_cuts", "settled", "fused", "mean", "std", "rounds")
 
@@ -51,8 +51,8 @@ class Committed:
     trunks: dict[str, Any] = field(default_factory=dict)  # by name, as `NamedTrunks` reads them
     trunk_of: dict[str, str] = field(default_factory=dict)  # by device
     left_out: list[str] = field(default_factory=list)  # devices that the next round does not train with
-    samples: dict[str, int] = field(default_factory=dict)  # that trunks were trained with in it, by device
-    fresh: bool = False  # BatchNorm's statistics have been taken anew
+    samples: dict[str, int] = field(default_factory=dict)  # that trunks were trained on in it, by device
+    fresh: bool = False  # BatchNorm's statistics have been recomputed
     server_momentum: dict[str, Any] = field(default_factory=dict)  # tensors by name
     class_mix: dict[str, Any] = field(default_factory=dict)  # labels of each class so far, by device
 
@@ -89,8 +89,8 @@ class Checkpoints:
         """The run to serve: the stored one if its settings are those of `spec`, else `spec` itself.
 
         Args:
-            weights: that a new run begins from; they are durable before the run is.
-            seasons: that these weights come from; None: from no earlier run.
+            weights: initial weights of a new run; they are durable before the run is.
+            seasons: from which these weights come; None: from no earlier run.
 
         Raises:
             StateError: the directory holds a run with other settings, or with more rounds committed.
@@ -119,7 +119,7 @@ class Checkpoints:
         return self._with_rounds(stored, spec.rounds)
 
     def _with_rounds(self, stored: RunSpec, rounds: int) -> RunSpec:
-        """The stored run with so many rounds, durably. Raises StateError: more are committed."""
+        """The stored run with `rounds` rounds, durably. Raises StateError: more are committed."""
         if rounds == stored.rounds:
             return stored
         committed = self.newest()

@@ -41,7 +41,7 @@ class PredictorFigures(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         classes: those of which there are images or predictions, in the order of the labels.
         confusion: (K, K) images, class by predicted class, of all K classes of the network; None above 256
-            classes, and of a device but for both together in a network of at most 20.
+            classes; for a device only for both together, and with at most 20 classes.
     """
 
     accuracy: Figure
@@ -85,9 +85,9 @@ def class_report(
 
 
 def confusion_matrix(found: Evaluated, most: int) -> ConfusionMatrix | None:
-    """Of the adaptive predictions, without the classes that have neither images nor predictions.
+    """The matrix of adaptive predictions, without classes that have neither images nor predictions.
 
-    None: they are not known, or of more than `most` classes.
+    None: it is not known, or has more than `most` classes.
     """
     matrix = found.adaptive.confusion
     if matrix is None:
@@ -129,7 +129,7 @@ def _figures(confusion: Confusion, names: Sequence[str], *, with_matrix: bool) -
     )
 
 
-@lru_cache(maxsize=1 << 12)  # devices have few images of a class: the same counts come again and again
+@lru_cache(maxsize=1 << 12)  # devices have few images of a class, so the same counts are frequent
 def _figure(hits: int, images: int) -> Figure:
     low, high = wilson(hits, images)
     return Figure(round(hits / images, 6) if images else None, images, (round(low, 6), round(high, 6)))

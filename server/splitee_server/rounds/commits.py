@@ -27,7 +27,7 @@ class Commits:
     """The run's last commit, and the step to the next one.
 
     Attributes:
-        round_clock: where the time of a round goes, that of commits included.
+        round_clock: how the time of a round is spent, including commits.
     """
 
     def __init__(
@@ -147,18 +147,18 @@ class Commits:
             self._save_and_tell()
 
     def _save_and_tell(self) -> None:
-        """Make what the round has come to durable, then publish it."""
+        """Make the result of the round durable, then publish it."""
         for member in self._members:
             self._start_from_held(member.device)
         self._weights_sha256 = fleet_digest(self._model.trunk_weights(), self._members.digests())
         self._save()
         for member in self._members:
-            if member.committed in (0, self._round):  # who begins next, begins from this commit, too
+            if member.committed in (0, self._round):  # a device that begins next also begins from this commit
                 self._replies.assign(member.device)
         self._announce_commit()
 
     def _start_from_held(self, device: str) -> None:
-        """A device that was not picked, and whose network is its own, goes on from where it stands."""
+        """A device that was not picked, and has a network of its own, goes on from that."""
         if not self._model.holds(device):
             return
         digest, is_own = self._model.digest(device), self._spec.client_averaging == "none"
@@ -166,11 +166,11 @@ class Commits:
             self._members.start_from(device, self._round, digest)
 
     def _save(self) -> None:
-        """Raises Diverged: a value is not finite; the commit before stays the last one."""
+        """Raises Diverged: a value is not finite; the previous commit stays the last one."""
         state = self._model.state()
         if (where := first_not_finite(state)) is not None:
             raise Diverged(
-                f"round {self._round} is not committed, for {where} holds a value that is not finite: "
+                f"round {self._round} is not committed, because {where} holds a value that is not finite: "
                 f"{START_ANEW}"
             )
         members = self._members.state()

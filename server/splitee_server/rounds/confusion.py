@@ -18,13 +18,13 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Confusion:
-    """Of K classes.
+    """Counts of images for K classes.
 
     Attributes:
-        images: (K,), of each class.
-        predicted: (K,), that were predicted as of each class.
-        hits: (K,), of each class that were predicted as of it.
-        matrix: (K, K), class by predicted class; None where K is above MOST_CLASSES, for its size.
+        images: (K,), images of each class.
+        predicted: (K,), images that were predicted as each class.
+        hits: (K,), images of each class that were predicted as this class.
+        matrix: (K, K), class by predicted class; None if K is above MOST_CLASSES.
     """
 
     images: Counts
@@ -34,7 +34,7 @@ class Confusion:
 
     @classmethod
     def count(cls, labels: Labels, predictions: Labels, classes: int) -> Confusion:
-        """Of images with the `labels` (N,) and `predictions` (N,), both below `classes`."""
+        """Count images with the `labels` (N,) and `predictions` (N,), both below `classes`."""
         images, predicted, hits = (
             np.bincount(of, minlength=classes) for of in (labels, predictions, labels[labels == predictions])
         )
@@ -50,7 +50,7 @@ def class_name(names: Sequence[str], index: int) -> str:
 
 
 def class_recalls(confusion: Confusion, names: Sequence[str]) -> tuple[ClassRecall, ...]:
-    """Of each class that has images."""
+    """The recall of each class that has images."""
     return tuple(
         ClassRecall(
             class_name(names, int(index)),
@@ -64,6 +64,6 @@ def class_recalls(confusion: Confusion, names: Sequence[str]) -> tuple[ClassReca
 def weakest_class(recalls: Sequence[ClassRecall]) -> ClassRecall | None:
     """The class whose recall has the lowest upper bound of its 95 % interval.
 
-    A class of which one image was missed is not called weak: that one may have been bad luck.
+    A class with a single missed image is not called weak, because that may be chance.
     """
     return min(recalls, key=lambda found: share_interval(found.recall, found.images)[1], default=None)

@@ -41,7 +41,7 @@ from splitee_server.rounds.replies import Replies
 from splitee_server.rounds.report import log_metrics, round_metrics, run_report, with_thresholds
 from splitee_server.rounds.settling import settle_run
 
-LOOK = 1.0  # seconds between two looks at who is missing
+LOOK = 1.0  # seconds between two checks for missing devices
 
 log = logging.getLogger(__name__)
 
@@ -74,11 +74,11 @@ class Coordinator:
     ) -> None:
         """`best`, `deadline`, `traffic`: what this process knows of the run's earlier rounds.
 
-        `attempt`: at which this process opens rounds. `rejected`: how many messages were.
+        `attempt`: of the rounds that this process opens. `rejected`: number of rejected messages.
 
-        `conflict`: why devices that are here may not join; empty where nothing hinders them.
-        `ranks`: the others that train, where this server has several.
-        `guard`: works on a device's batch; False: that has raised an error, and the batch is rejected.
+        `conflict`: why devices that wait may not join; empty if nothing hinders them.
+        `ranks`: the other ranks that train, if this server has several.
+        `guard`: works on a device's batch; False: it raised an error, and the batch is rejected.
         """
         self._spec = spec
         self._model = model
@@ -111,7 +111,7 @@ class Coordinator:
 
     @property
     def work(self) -> BatchWork:
-        """On the batches of the phase."""
+        """The work on the batches of the phase."""
         return self._work
 
     def is_elsewhere(self, device: str) -> bool:
@@ -133,12 +133,12 @@ class Coordinator:
     def phases(self) -> Iterator[Phase]:
         """The phases of the run in order. Each must end before the next is requested."""
         if not self._is_over():
-            self._open("gather")  # first: who hears of a run that goes on must not take it for finished
+            self._open("gather")  # first: no device may take a run that goes on for finished
         self._announce.run(self._spec_now())
         yield from self._gather()
         if self._spec.awaits_fleet:
             self._spec = settle_run(self._spec, self._model, self._members, self._checkpoints)
-            for member in self._members.active():  # before it hears of that: what it begins from has changed
+            for member in self._members.active():  # first: its initial weights have changed
                 self._replies.assign(member.device)
             self._announce.run(self._spec_now())
         if self._commits.round and self._metrics is None:
@@ -152,7 +152,7 @@ class Coordinator:
         if self._spec.release:
             yield from self._hand_over()
         self._open("finished")
-        self._write_report()  # once more, as models have travelled
+        self._write_report()  # once more, because models were sent
         log.info(
             "run %s finished: %d rounds, weights %s",
             self._spec.run,
@@ -160,7 +160,7 @@ class Coordinator:
             self._commits.weights_sha256,
         )
 
-    # What whoever iterates `phases` calls meanwhile
+    # Called by the code that iterates over `phases`
 
     def work_one(self) -> bool:
         """Train, observe or evaluate the next batch; False: it has not arrived."""
@@ -255,7 +255,7 @@ class Coordinator:
         asked = sum(self._replies.ask_again(self._phase, device) for device in self._phase.late())
         if self._log_lost.due():
             log.warning(
-                "messages were lost, for more came than were handled: %s asked again", words.devices(asked)
+                "messages were lost, as more came than were handled: %s asked again", words.devices(asked)
             )
 
     def beat(self, *, now: bool = False) -> None:
@@ -284,7 +284,7 @@ class Coordinator:
         return committed >= self._spec.rounds or self._best.ends_run(committed)
 
     def _train(self, number: int) -> Iterator[Phase]:
-        """Open a round, train what comes, commit; once more where no device was left in it."""
+        """Open a round, train, commit; once more if no device was left in it."""
         while True:
             if self._policy.missing == "skip" or not self._members.active():
                 yield from self._gather()
@@ -302,7 +302,7 @@ class Coordinator:
         self._ranks.models_have_changed()
 
     def _check_divergence(self) -> None:
-        """Raises Diverged: most devices' batches cannot be trained, so it is not the devices."""
+        """Raises Diverged: most devices' batches cannot be trained, so the cause is not a device."""
         spoiled, of = self._phase.spoiled(), len(self._phase.participants)
         if self._phase.kind == "train" and 2 * len(spoiled) > of:
             raise Diverged(
@@ -311,7 +311,7 @@ class Coordinator:
             )
 
     def _judge(self) -> Iterator[Phase]:
-        """Take statistics of the committed round where the run does, then evaluate it."""
+        """Take statistics of the committed round, if the run does so, then evaluate it."""
         if self._spec.takes_statistics and not self._model.is_fresh:
             phase = self._open("statistics", self._attendance.in_statistics(self._commits.round))
             yield phase
@@ -365,7 +365,7 @@ class Coordinator:
             )
 
     def _note_thresholds(self) -> None:
-        """Of the released models: in the round's figures and the report."""
+        """Add the thresholds of the released models to the round's metrics and the report."""
         assert self._metrics is not None
         metrics = with_thresholds(self._metrics, self._release.thresholds)
         if metrics != self._metrics:
@@ -407,7 +407,7 @@ class Coordinator:
             is_over=is_over,
         )
         if announce:
-            for device in participants:  # before it hears that the phase is open
+            for device in participants:  # before it learns that the phase is open
                 self._replies.assign_part(self._phase, device)
             self._announce.round(opened)
             self._overview.opened(self._phase)
@@ -459,7 +459,7 @@ class Coordinator:
         self._checkpoints.write_traffic(self._traffic.stored(member.device for member in self._members))
 
     def _spec_now(self) -> RunSpec:
-        """With the class names, once they are decided."""
+        """The settings, with the class names once they are decided."""
         return replace(self._spec, class_names=self._members.class_names)
 
     @property

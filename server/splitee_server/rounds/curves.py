@@ -57,7 +57,7 @@ def baselines(metrics: Metrics) -> Baselines:
 def thinned(points: Sequence[T]) -> list[T]:
     """At most MOST_POINTS points in ascending rounds: the first, the last, and evenly spaced ones between.
 
-    Those whose numbers a power of two divides stay, so that a curve may be thinned again and again.
+    Kept rounds are multiples of a power of two, so that a curve may be thinned again and again.
     """
     stride = 1
     while sum(point.round % stride == 0 for point in points) > MOST_POINTS - 2:
@@ -70,7 +70,7 @@ class DeviceCurves:
     """The devices' own curves, in a fleet of at most MOST_CURVES devices."""
 
     def __init__(self, history: Iterable[Metrics] = ()) -> None:
-        """`history`: the rounds so far; of one that stands twice the last counts."""
+        """`history`: the rounds so far; if one is there twice, the last counts."""
         self._points: dict[str, dict[int, DevicePoint]] = {}
         for metrics in history:
             self.add(metrics)
@@ -87,7 +87,7 @@ class DeviceCurves:
                 self._points[device] = {kept.round: kept for kept in _thinned(points)}
 
     def of(self, run: str, devices: Iterable[str]) -> Iterator[tuple[str, DeviceHistory]]:
-        """The curves of those of these devices that were evaluated."""
+        """The curves of these devices, if they were evaluated."""
         for device in devices:
             if points := self._points.get(device):
                 yield device, DeviceHistory(run=run, points=tuple(_thinned(points)))
@@ -98,7 +98,7 @@ def _thinned(points: Mapping[int, DevicePoint]) -> list[DevicePoint]:
 
 
 def _points(number: int, devices: Mapping[str, DeviceMetrics]) -> Iterator[tuple[str, DevicePoint]]:
-    """Of the devices that were evaluated in this very round."""
+    """The points of the devices that were evaluated in this round."""
     for device, found in devices.items():
         if found.held_out_samples and not found.evaluated:
             yield (

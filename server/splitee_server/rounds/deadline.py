@@ -13,8 +13,8 @@ from splitee_server.rounds.phase import Phase
 from splitee_server.rounds.policy import Policy
 
 REMEMBERED = 20  # rounds
-FIRST_DEADLINE = 10  # times the floor: while nothing is known of how long a round takes
-SENDING = 10  # times as long one is waited for whose bytes arrive: a hostile one sends for ever
+FIRST_DEADLINE = 10  # times the floor: while the length of a round is unknown
+SENDING = 10  # times the limit for a device whose bytes arrive: a hostile one could send for ever
 
 
 class AdaptiveLimit:
@@ -30,7 +30,7 @@ class AdaptiveLimit:
         self._took: deque[float] = deque(maxlen=REMEMBERED)
 
     def note(self, seconds: float) -> None:
-        """A round took so long."""
+        """Note the length of a round."""
         self._took.append(seconds)
 
     @property
@@ -70,11 +70,11 @@ class Deadline:
     def expired(self, phase: Phase, quorum: int, is_online: Callable[[str], bool]) -> Late | None:
         """The late devices; None: there are none, or too few would be left.
 
-        Until a whole round has been seen nothing is known of how long one takes. Then only those count as
-        late without whom nothing comes: for the floor, of one that is offline, else for FIRST_DEADLINE of it.
+        Until one round has ended, the length of a round is unknown. Until then devices are late only if there
+        was no progress: offline ones after the floor, all others after FIRST_DEADLINE times the floor.
 
         Args:
-            quorum: devices that a round needs at least.
+            quorum: smallest number of devices of a round.
         """
         if self._policy.missing != "skip" or phase.kind not in ("train", "statistics", "evaluate"):
             return None
@@ -97,9 +97,9 @@ class Deadline:
 
 
 def _late_at(now: float, phase: Phase, since: float, limit: float) -> tuple[str, ...]:
-    """Who is late; nobody while one that is waited for is sending, or until `limit` seconds after that.
+    """The late devices; none while one that is waited for is sending, or until `limit` seconds after that.
 
-    Over a slow link a batch, or a client network, takes minutes, and others may wait for it with theirs.
+    Over a slow link a batch or a client network takes minutes, and other devices may have to wait for it.
     """
     if now - max(since, phase.excused) <= limit:
         return ()

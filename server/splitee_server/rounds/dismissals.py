@@ -55,12 +55,12 @@ class Dismissals:
         forget: Callable[[str], None],
         take: Callable[[list[Admitted | Refusal]], None],
     ) -> None:
-        """How dismissals are taken.
+        """Sets what dismissals call.
 
         Args:
-            clear: has the broker forget what it retains on these topics.
-            forget: a device is dismissed, and whoever keeps something of it need not any longer.
-            take: lets devices in, or tells them why not.
+            clear: clears what the broker retains on these topics.
+            forget: called for a dismissed device, of which nothing needs to be kept.
+            take: admits devices, or tells them why not.
         """
         self._topics = topics
         self._members = members
@@ -109,11 +109,11 @@ class Dismissals:
             self._say_why(rejection.device, instance)
         if rejection.route.retained:
             self._clear([envelope.topic])
-        if rejection.route is routes.SERVING:  # which is said after each state, that nobody here reads
+        if rejection.route is routes.SERVING:  # it follows each state, which the server does not read
             self._clear([routes.PREDICTED_STATE.topic(self._topics, rejection.device)])
 
     def _named(self, request: Dismissal) -> list[str]:
-        """The devices that a request changes something for. Raises ConfigError: one is not known."""
+        """The devices for which a request changes something. Raises ConfigError: one is not known."""
         dismissed = self._members.dismissed
         known = dismissed if request.undo else (*self._admission.known(), *dismissed)
         unknown = sorted(set(request.devices).difference(known))
@@ -157,7 +157,7 @@ class Dismissals:
         self._coordinator.beat(now=True)
 
     def _say_why(self, device: str, instance: int) -> None:
-        """To one process of it: a later one may be let in again."""
+        """Tell one process of a device why: a later one may be let in again."""
         said = (
             f"{device} was dismissed from fleet {self._topics.fleet}, which goes on without it: "
             f"`splitee dismiss --undo {device}` lets it in again"
@@ -166,7 +166,7 @@ class Dismissals:
 
 
 def _instance_of(rejection: Rejection) -> int:
-    """The process that speaks, where it wants to be heard; 0: it does not, or says something malformed."""
+    """The process that sent a message, if it expects a reply; 0: it does not, or the message is malformed."""
     kind = HEARD.get(rejection.route)
     if kind is None or rejection.envelope is None:
         return 0

@@ -76,9 +76,9 @@ class Score:
         *,
         room: int = 0,
     ) -> None:
-        """`logits`: of the batches, where they are known.
+        """`logits`: of the batches, if they are known.
 
-        `room`: images of which the logits of exit and trunk are kept, in half precision.
+        `room`: number of images whose logits of exit and trunk are kept, in half precision.
         """
         self._batches = list(batches)
         self._logits = list(logits or ())

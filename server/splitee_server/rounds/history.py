@@ -23,7 +23,7 @@ class Entry:
 
     Attributes:
         offset: bytes of the file before it.
-        fleet: what the round is judged by, without the devices' own figures, which may be thousands.
+        fleet: the fleet's metrics, without those of the devices, which may be thousands.
     """
 
     offset: int

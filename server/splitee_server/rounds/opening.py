@@ -33,9 +33,9 @@ def open_phase(
     """A new phase as `opened` describes it.
 
     Args:
-        ranks: the others that train; they are dealt the participants, and begin theirs.
+        ranks: the other ranks; the participants are divided among them, and they open the phase.
         max_packet: bytes of the largest payload that the broker takes.
-        is_over: as of `Phase`.
+        is_over: as in `Phase`.
     """
     trains = opened.phase == "train"
     in_waves = trains and policy.resident > 0

@@ -124,8 +124,8 @@ class Overview:
     def estimate(self, phase: Phase) -> float | None:
         """The estimated time at which the last round is evaluated, by the median of the latest rounds.
 
-        Under `--stop-after`: if none of the rounds to come is a better one. In seconds since the epoch; None:
-        no round has ended, or all have.
+        With `--stop-after` it assumes that no later round is better. In seconds since the epoch; None: no
+        round has ended, or all have.
         """
         if not self._took or phase.kind in ("release", "finished"):
             return None

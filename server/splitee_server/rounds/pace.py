@@ -7,20 +7,20 @@ from splitee import round_time
 from splitee.protocol.fleet import Profile
 from splitee.protocol.rounds import RoundDone
 
-FIRST_STEPS = 8  # of a device of which nothing is known: so few that no default window holds it back
+FIRST_STEPS = 8  # of an unknown device: so few that no default window delays it
 
 
 class Arrivals:
-    """When a device's batches come, and are taken: of a phase's time, that in which others held it back.
+    """When a device's batches arrive and are taken: for how much of a phase other devices delayed it.
 
-    Where the trunk takes batches in a defined order, a fast device waits until its turn comes, with its
-    window full. So the time in which as many of its batches lay here as ever did is not its own.
+    If the trunk takes batches in a defined order, a fast device waits for its turn with its window full. The
+    time in which the largest number of its batches waited here is therefore not its own.
     """
 
     def __init__(self, started: float) -> None:
         self._started = self._since = started
         self._here = 0
-        self._seconds: dict[int, float] = {}  # by the number of batches that lay here
+        self._seconds: dict[int, float] = {}  # by the number of batches that waited here
 
     def came(self, now: float) -> None:
         self._pass(now, 1)
@@ -65,7 +65,7 @@ def steps_within(seconds: float, pace: float | None, most: int) -> int:
     """Number of batches in a round of the given time: at least one.
 
     Args:
-        pace: seconds a batch; None: not known.
+        pace: seconds per batch; None: not known.
         most: batches of one pass over the device's images.
     """
     if pace is None:

@@ -32,7 +32,7 @@ IN_WORDS: Mapping[RunPhase, str] = {
 }
 
 
-STALLED = 30.0  # seconds without a byte after which nobody counts as sending; a dead link is noticed by then
+STALLED = 30.0  # seconds without a byte after which a device is not sending; a dead link is noticed by then
 SPOILED = 5  # batches
 ASK_EVERY = 5.0  # seconds
 KEPT = 1 << 23  # logits of exits that are kept of an evaluation, and as many of trunks: 32 MiB together
@@ -45,7 +45,7 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
         step: all below it have been taken.
         loss: of the trunk, summed over them.
         rejected: of them, those that could not be worked on.
-        waits: the next one is there, or the device has no window for it.
+        waits: the next one has arrived, or the device has no window for it.
     """
 
     step: int
@@ -76,18 +76,18 @@ class Phase:
 
         Args:
             order: of the batches of different devices.
-            window: batches of a device that may be here before their turn.
+            window: batches of a device that may be held before their turn.
             windows: batches of each device that may be on their way.
-            assemblers: for the client networks, or their statistics, of those who send theirs.
+            assemblers: for the client networks, or their statistics, of the devices that send theirs.
             is_over: for the other phases.
-            waves: who is served at a time; None: all at once.
+            waves: which devices are served at a time; None: all at once.
             elsewhere: participants whose batches go to another rank of the server.
         """
         self.opened = opened
         self.participants = dict(participants)
         self.windows = windows
         self._clock = clock
-        self._asked: dict[str, float] = {}  # when a device was last asked for what has not come
+        self._asked: dict[str, float] = {}  # when missing messages were last requested, by device
         self._assemblers = dict(assemblers or {})
         self._is_over = is_over  # no closure over `self`: a cycle would keep its networks for many rounds
         steps = {device: participant.steps for device, participant in participants.items()}
@@ -100,15 +100,15 @@ class Phase:
         self._losses = dict.fromkeys(participants, 0.0)
         self._rejected: Counter[str] = Counter()
         self._elsewhere = frozenset(elsewhere)
-        self._ready: set[str] = set()  # of these, those that wait themselves
+        self._ready: set[str] = set()  # of these, those that wait for their turn or a window
         self.done: dict[str, RoundDone] = {}
         self._paces: dict[str, float] = {}
         room = KEPT // (num_classes * max(1, opened.participants))
         self.scores = {device: Score(room=room) for device in participants}
-        self._arrived: dict[str, float] = {}  # when something of a message came that is not here as a whole
+        self._arrived: dict[str, float] = {}  # when a part of an incomplete message arrived
         self.started = self.progressed = clock()
-        self.since = self.started  # who is late is given time since then
-        self.excused = self.started  # when the deadline was last put off, as somebody was sending
+        self.since = self.started  # start of the time that late devices have
+        self.excused = self.started  # when the deadline was last extended, as a device was sending
         self._arrivals = {device: Arrivals(self.started) for device in steps} if self.kind == "train" else {}
 
     @property
@@ -119,7 +119,7 @@ class Phase:
         return self._is_over() if self._is_over is not None else not self._behind
 
     def prolong(self, is_over: Callable[[], bool]) -> None:
-        """The phase goes on until something else."""
+        """The phase goes on until another condition is met."""
         self._is_over = is_over
 
     def is_current(self, number: int, attempt: int, kind: str) -> bool:
@@ -174,7 +174,7 @@ class Phase:
         """Note that a device has done its part; False: tensors of its client network are missing.
 
         Raises:
-            MalformedMessage: the tensors are not those it speaks of.
+            MalformedMessage: the tensors do not have the digest that it names.
         """
         assembler = self._assemblers.get(device)
         if assembler is not None and assembler.missing:
@@ -220,7 +220,7 @@ class Phase:
                 self._batches.admit(device)
 
     def _has_finished(self, device: str) -> bool:
-        """Whether all of a device's batches have been taken, too: it may say that it is done before."""
+        """Whether all of a device's batches have been taken, too: it may report its end before that."""
         return device in self.done and self.next_step(device) == self.participants[device].steps
 
     def note_trained(self, device: str, loss: float) -> None:
@@ -281,7 +281,7 @@ class Phase:
 
         Args:
             trunk: the trunk's logits (B, classes).
-            exit_logits: the exit's, where they are known here.
+            exit_logits: the exit's, if they are known here.
         """
         score, labels = self.scores[device], batch.labels
         if batch.exit_labels is not None and batch.exit_entropy is not None:
@@ -299,8 +299,8 @@ class Phase:
     def is_ahead(self, device: str) -> bool:
         """Whether the acknowledgement of a device's last batch may wait without slowing the device.
 
-        More than half of what it may have on its way is here; or all that it had to send, and it has heard
-        half a room of batches ago.
+        It may if more than half of the batches that the device may have on their way are here. If all its
+        remaining batches are here, one acknowledgement per half a room of batches suffices.
         """
         held, room = self._batches.held_of(device), self.windows.room(device)
         taken = self.next_step(device)
@@ -313,12 +313,12 @@ class Phase:
         return self._batches.held()
 
     def weights(self, device: str) -> Mapping[str, Tensor] | None:
-        """The client network, or its statistics, that has come from a device; None where it sends none."""
+        """The client network, or its statistics, that a device has sent; None: it sends none."""
         assembler = self._assemblers.get(device)
         return None if assembler is None else assembler.tensors
 
     def pace(self, device: str) -> float:
-        """Seconds a batch that a device took which has ended its round of training."""
+        """Seconds per batch of a device that has ended its round of training."""
         return self._paces[device]
 
     def behind(self) -> tuple[str, ...]:
@@ -332,7 +332,7 @@ class Phase:
     def late(self) -> tuple[str, ...]:
         """The participants behind whose next message has not arrived.
 
-        The others wait themselves, for their turn or for a window.
+        The others wait for their turn or for a window.
         """
         return tuple(device for device in self.behind() if self._is_late(device))
 
@@ -346,7 +346,7 @@ class Phase:
         return self._batches.has_next(device) or not self.windows.room(device)
 
     def _note_part(self, device: str) -> None:
-        """Count a participant as behind no longer, once its batches are taken and its round-done is here."""
+        """Count a participant as done, once its batches are taken and its round-done has arrived."""
         if self._batches.is_finished(device) and (self.kind == "evaluate" or device in self.done):
             self._behind.discard(device)
 

@@ -11,19 +11,19 @@ from splitee_server.rounds.windows import Budget, queue_events
 
 @dataclass(frozen=True)
 class Policy:
-    """Of one run; times are in seconds."""
+    """The policy of one run; times are in seconds."""
 
     devices: int  # that must have joined before the first round
     quorum: int  # that a round needs at least
-    missing: Literal["wait", "skip"] = "wait"  # for who has not finished at the deadline
+    missing: Literal["wait", "skip"] = "wait"  # what to do about devices that are late at the deadline
     floor: float = 60.0  # seconds a round may always take
     memory: int = 1 << 30  # bytes of features that may be on their way, or wait to be trained
     release: float = 600.0  # seconds for the devices to take their models
-    quarantine_after: int = 20  # messages of a device that are refused; 0: never
+    quarantine_after: int = 20  # refused messages of a device; 0: never
     readmit: tuple[str, ...] = ()  # devices that are let back from quarantine
     most_images: int = 10_000_000  # of a device, for training and held out each
     stop_after: int = 0  # evaluated rounds without a better one, after which the run ends; 0: never
-    resident: int = 0  # trunks in memory at a time, where each device has one; 0: all
+    resident: int = 0  # trunks in memory at a time, if each device has one; 0: all
 
     @property
     def budget(self) -> Budget:

@@ -51,9 +51,9 @@ class RunProgress(msgspec.Struct, frozen=True):
     committed: int  # rounds
     devices: tuple[Standing, ...]
     waiting_for: tuple[str, ...]
-    missing: int  # devices that are waited for, those included that nobody knows yet
+    missing: int  # devices that are waited for, including those that are not known yet
     waited: float  # seconds without a batch while devices are missing
-    queued: int  # batches that are here and not trained
+    queued: int  # batches that have arrived and are not trained
     duplicates: int
     trained: Trained
     metrics: Metrics | None  # of the last evaluated round

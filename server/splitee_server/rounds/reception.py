@@ -26,7 +26,7 @@ from splitee_server.rounds.replies import Replies
 
 log = logging.getLogger(__name__)
 
-REFUSALS_EVERY = 600.0  # seconds between lines that say why a device may not take part: it tries for ever
+REFUSALS_EVERY = 600.0  # seconds between log lines on why a device may not take part: it tries for ever
 MEMBERS_ONLY = (routes.FEATURES, routes.ROUND_DONE, routes.WEIGHTS)
 
 
@@ -47,7 +47,7 @@ class Reception:
         attempt: int,
         admitted: Callable[[Admitted], None],
     ) -> None:
-        """`admitted`: is told of each device that has joined."""
+        """`admitted`: called with each device that has joined."""
         self._spec = spec
         self._model = model
         self._members = members
@@ -84,7 +84,7 @@ class Reception:
         self._hear_of(received.device, self._admission.on_profile(received.device, received.message))
 
     def _hear_of(self, device: str, found: list[Admitted | Refusal]) -> None:
-        """`device`: whose word it was that lets them in, or shuts them out."""
+        """`device`: the one whose message admits or refuses them."""
         conflict = self._admission.conflict
         if conflict and conflict != self._said:
             log.warning("%s", conflict)
@@ -107,9 +107,9 @@ class Reception:
             self._admitted(one)
 
     def _on_features(self, received: Received) -> None:
-        """A batch; one of an older attempt is dropped: its device learns of this one by itself."""
+        """A batch; one of an older attempt is dropped: the device will read of the new attempt."""
         device, phase = received.device, self._coordinator.phase
-        if self._coordinator.is_elsewhere(device):  # it was not, when this was sent
+        if self._coordinator.is_elsewhere(device):  # since this was sent
             return
         cut = self._members[device].cut
         taken = self._coordinator.work.take_in(phase, device, cut, received.message)
@@ -117,7 +117,7 @@ class Reception:
             self._coordinator.commits.note_duplicates(1)
             self._replies.acknowledge(phase, device)
         elif taken == "gap":
-            self._replies.ask_again(phase, device)  # for those in between: they come in their order
+            self._replies.ask_again(phase, device)  # those in between are lost: batches come in order
 
     def _on_weights(self, received: Received) -> None:
         """Tensors of a client network, or its statistics, before its device's round-done."""
@@ -137,7 +137,7 @@ class Reception:
             self._replies.assign(device)  # it has missed the commit
 
     def _on_sync(self, received: Received) -> None:
-        """A device asks where the server stands with it, or for what the server holds for it."""
+        """A device requests the server's position, or what the server holds for it."""
         device, message = received.device, received.message
         if device not in self._members:
             return

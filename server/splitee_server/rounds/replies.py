@@ -9,11 +9,11 @@ from splitee_server.members.members import Members
 from splitee_server.ranks.ranks import ALONE, Ranks
 from splitee_server.rounds.phase import Phase
 
-JUST_NOW = 10.0  # seconds: what is retained, and was said since, comes to who connects by itself
+JUST_NOW = 10.0  # seconds: a device that has just connected receives newer retained messages anyway
 
 
 class Replies:
-    """Acknowledgements of the phase under way, and assignments."""
+    """Acknowledgements of the current phase, and assignments."""
 
     def __init__(
         self, model: FleetModel, members: Members, announcer: Announcer, ranks: Ranks = ALONE
@@ -63,7 +63,7 @@ class Replies:
         Requests only what has not arrived: a device's messages come in order, so those before its
         request have been handled, or are lost.
         """
-        if device in phase:  # first: who joins has its present room before it is taken in
+        if device in phase:  # first: a device that joins has its room before its assignment
             self.assign_part(phase, device, known_for=JUST_NOW)
         if device in self._members:
             self.assign(device, known_for=JUST_NOW)

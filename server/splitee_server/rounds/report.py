@@ -46,9 +46,9 @@ def round_metrics(
         losses: of exit and trunk by device, means over the round's batches.
         scores: by device, on its held-out images.
         traffic: what the devices have sent so far.
-        spent: where the time of the round went.
-        before: figures of the round before, from which those of devices stay that were not evaluated now;
-            None: none do.
+        spent: how the time of the round was spent.
+        before: metrics of the previous round, which devices keep that were not evaluated now; None: there are
+            none.
     """
     devices = {}
     for member, stage in members:
@@ -86,7 +86,7 @@ def round_metrics(
 
 
 def _with_accuracies_of(known: DeviceMetrics, values: DeviceMetrics, number: int) -> DeviceMetrics:
-    """What was found of a device's network in an earlier round, beside the figures of this one."""
+    """The figures of this round, with a device's accuracies of an earlier round."""
     shares = {name: getattr(known, name) for name in Accuracies.__struct_fields__}
     weakest, count = known.weakest_class, known.held_out_samples
     return replace(values, weakest_class=weakest, held_out_samples=count, evaluated=number, **shares)
@@ -103,7 +103,7 @@ def _fleet_metrics(spec: RunSpec, score: Score) -> FleetMetrics:
 
 
 def _recalls(spec: RunSpec, score: Score) -> tuple[ClassRecall, ...]:
-    """Of the adaptive predictions."""
+    """Each class's recall by the adaptive predictions."""
     found = score.predictions
     return class_recalls(Confusion.count(found.labels, found.adaptive, spec.num_classes), spec.class_names)
 

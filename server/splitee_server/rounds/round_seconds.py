@@ -15,7 +15,7 @@ from splitee.protocol.fleet import RoundSeconds
 Kind = Literal["training", "waiting", "statistics", "evaluation", "aggregation", "commit"]
 KIND_OF: dict[RunPhase, Kind] = {
     "gather": "waiting",
-    "train": "waiting",  # but for its training steps
+    "train": "waiting",  # except its training steps
     "statistics": "statistics",
     "evaluate": "evaluation",
 }
@@ -24,13 +24,13 @@ KIND_OF: dict[RunPhase, Kind] = {
 class RoundClock:
     """Measures each phase; time between two phases is measured only by `of`.
 
-    The gathering before the first round of this process does not count: it takes as long as people do.
+    The gathering before the first round of this process does not count: it takes as long as people need.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._spent: defaultdict[Kind, float] = defaultdict(float)
-        self._kind: Kind | None = None  # of the phase that is under way
+        self._kind: Kind | None = None  # of the current phase
         self._opened = clock()
         self._trained = 0.0  # seconds in training steps, when the round began
         self._has_trained = False

@@ -33,11 +33,11 @@ def pick(spec: RunSpec, number: int, last_picked: Mapping[str, int], least: int 
 
 
 def sample_size(sample_of: str, devices: int, least: int = 1) -> int:
-    """Number of devices in a round, of so many; a share is rounded up.
+    """Number of devices in a round, out of `devices`; a share is rounded up.
 
     Args:
         sample_of: as RunSpec.sample.
-        least: that the round needs; never more than there are.
+        least: number that the round needs; capped at `devices`.
     """
     if sample_of == "all":
         return devices

@@ -17,7 +17,7 @@ from splitee_server.learning.initial.normalization import FLEET
 from splitee_server.members.members import Members
 from splitee_server.rounds.checkpoints import Checkpoints
 
-FEW_IMAGES = 200  # of a class in the whole fleet, below which trained stages are better left as they are
+FEW_IMAGES = 200  # per class in the whole fleet; with fewer, trained stages are better left unchanged
 LEAST_STD = 1 / 255  # of a channel; images of one grey have none
 
 log = logging.getLogger(__name__)
@@ -74,15 +74,15 @@ def settle(spec: RunSpec, network: SplitNetwork, devices: Sequence[Joined]) -> R
             std = np.maximum(np.median([one.std for one in told], axis=0), LEAST_STD)
             changed |= {"mean": tuple(mean.tolist()), "std": tuple(std.tolist())}
         else:
-            log.warning("no device says its images' mean and deviation: 0.5 is taken for both")
+            log.warning("no device reports its images' mean and deviation: 0.5 is taken for both")
     return replace(spec, **changed)
 
 
 def frozen_stages(spec: RunSpec, network: SplitNetwork, images: int) -> int:
     """Number of stages that `--freeze auto` freezes, for a number of training images in the fleet.
 
-    None of random weights. Of trained weights the first half if a class has few images,
-    else none.
+    None with random weights. With trained weights the first half, if a class has few images,
+    otherwise none.
     """
     if not spec.weights or images >= FEW_IMAGES * spec.num_classes:
         return 0

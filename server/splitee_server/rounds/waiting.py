@@ -9,7 +9,7 @@ from splitee.clock import Clock
 from splitee.protocol.overview import MOST_WAITED_FOR, WaitedFor
 from splitee_server.rounds.phase import Phase
 
-LEAST = 2.0  # seconds; a fleet that trains waits for somebody at any moment
+LEAST = 2.0  # seconds; a fleet in training waits for some device at any moment
 
 Word = tuple[str, int, int]  # what is waited for: phase, round, batch
 

@@ -25,9 +25,9 @@ from splitee.protocol.rounds import Participant, RoundOpen
 from splitee.protocol.run_spec import RunSpec
 from splitee_server.rounds.batch_order import Order, Turn, turn_of
 
-EVENTS = 256  # of a device: what it promises to take of batches, and as many for all else
+EVENTS = 256  # per device for its batches, and as many for its other messages
 LEAST_EVENTS = 1 << 17
-BESIDE = 6  # bytes a sample: label, the exit's label and its entropy, two each
+BESIDE = 6  # bytes per sample: label, the exit's label and its entropy, two each
 HEADER = 1024
 LONGEST_GATHERING = 0.01  # seconds
 
@@ -89,7 +89,7 @@ class Windows:
             costs: of one batch of each.
             window: the largest room.
             order: in which the devices' batches are taken.
-            served: the devices in the order in which they are served, where not all are at once.
+            served: the devices in the order in which they are served, if not all are served at once.
         """
         self._steps = {device: count for device, count in steps.items() if count}
         self._order = order
@@ -128,7 +128,7 @@ class Windows:
         return self._open_next() if self._in_turns and had else None
 
     def _turn(self, device: str, step: int) -> Turn:
-        """The least of all has the next window."""
+        """The sort key of a device; the smallest has the next window."""
         if self._places:
             return self._places[device], 0, device
         return turn_of(self._order, device, step, self._steps[device])
