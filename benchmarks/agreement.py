@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the states that predictions agree on follow the truth, by rule and by noise.
+"""How well predicted states, on which several predictions agree, follow the truth, by rule and by noise.
 
     python -m benchmarks.agreement [--record FILE]
 
 A tiny network learns four classes of the built-in images and `none`, an empty scene. Sequences of 300 images
-show one after the other, each shifted, lit and noisy in its own way. Some images are spoilt, alone or two in
-a row: dark, moved, or half covered; so are some that the network learns. What it does not know is left out:
-no rule mends that. One line for each rule and noise; FILE gets the predictions of one sequence.
+show one class after the other, each image with its own shift, lighting and noise. Some images are spoilt,
+alone or two in a row: dark, moved, or half covered. So are some training images. Images of unknown classes
+are left out, because no rule helps there. Prints one line for each rule and noise; FILE gets the predictions
+of one sequence.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights by which a network of a fleet's own structure hands its input on: what a hostile server would send.
+"""Weights with which a network of the fleet's structure passes its input on, as a hostile server could send.
 
-Each convolution gathers what lies under it: of all linear maps into its channels, that from which the pixels
-there can be estimated best (reduced-rank regression; Izenman, 1975), fitted on images of the attacker's own.
-Each normalisation brings a channel into 0.1 to 5.9, so that neither ReLU nor ReLU6 takes anything away, and
-branches beside a shortcut are silenced. Before the average over all places, zero padding helps: copies of a
-channel that are shifted over the border have other sums, from which each place can be told.
+Each convolution gets the linear map into its channels from which the pixels under it can be estimated best
+(reduced-rank regression; Izenman, 1975), fitted on the attacker's own images. Each normalisation scales a
+channel to 0.1 to 5.9, so that neither ReLU nor ReLU6 removes anything. Branches beside a shortcut are set to
+zero. Before the average over all places, zero padding helps: copies of a channel that are shifted over the
+border have different sums, from which each place can be computed.
 
-Only what these weights achieve is known; others may do better.
+Other weights may achieve more than these.
 """
 
 from __future__ import annotations

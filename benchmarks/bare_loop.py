@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training of trunks as anybody would write it, with torch alone: what no server can do with less."""
+"""The training of trunks as a plain loop, with torch alone: the least that any server needs."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Mosquitto keeps: sessions of clients that are not connected, and its database on the disk."""
+"""What a Mosquitto stores: sessions of clients that are not connected, and its database on disk."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
 
     python -m benchmarks.chaos [--strategy NAME|all] [--faults 20] [--seed 1]
 
-A real fleet on a real Mosquitto: at seeded random moments devices, server or broker are killed with SIGKILL
+A real fleet on a real Mosquitto. At seeded random moments devices, server or broker are killed with SIGKILL
 (also twice in a row, and with the newest state file torn, as by a power cut) or frozen, clocks jump by a
-year, a device's network is cut or becomes a black hole, or its broker throttles it; all come back later.
-Prints one JSON line a strategy, and exits with 1 when a figure is not what it must be.
+year, a device's network is cut or drops all packets, or its broker throttles it. Each fault ends later.
+Prints one JSON line per strategy, and exits with 1 if a figure is out of its bounds.
 """
 
 from __future__ import annotations
@@ -107,9 +107,9 @@ def compare(calm: dict[str, Any], stormy: dict[str, Any], wanted: int) -> dict[s
 @click.command()
 @click.option("--strategy", type=click.Choice([*STRATEGIES, "all"]), default="all")
 @click.option("--faults", default=20, show_default=True)
-@click.option("--seed", default=1, show_default=True, help="Of the faults; the fleet's own seed is always 1.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the faults; the fleet's own is 1.")
 @click.option("--rounds", default=12, show_default=True)
-@click.option("--samples", default=320, show_default=True, help="Training images a device.")
+@click.option("--samples", default=320, show_default=True, help="Training images per device.")
 @out_option
 def main(strategy: str, faults: int, seed: int, rounds: int, samples: int, out: Path | None) -> None:
     """Kill a fleet's parts at random; compare with an undisturbed run."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a codec costs in accuracy: the same runs with each, in one process, on the built-in Fashion-MNIST."""
+"""The accuracy with each codec: the same runs, in one process, on the built-in Fashion-MNIST."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to train on more photographs than fit in memory: peak memory, and decoding's share of a step.
+"""The cost of training on more photographs than fit in memory: peak memory, and decoding's share of a step.
 
     python -m benchmarks.decoding --source TRAIN.parquet --folder /tmp/photographs
 
 It makes a folder of JPEG files of 128 x 96 from the images of a Parquet file, if there is none, and trains
-the first steps of a round on it, with one thread on one core, as `splitee device` does it on a device of
-1 GiB: the images stay encoded. Decoding's share is the CPU time of the threads that decode, of all that the
-process takes; how long training waits for them is shown beside it. To limit the memory as well, start it in
-a control group of 1 GiB. It ends with 1 if a bound is missed.
+the first steps of a round on it, with one thread on one core, like `splitee device` on a device with 1 GiB:
+the images stay encoded. Decoding's share is the CPU time of the decoding threads, as a part of the process's.
+The time for which training waits for them is printed, too. To limit the memory as well, start it in a control
+group of 1 GiB. It exits with 1 if a bound is missed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many CPU seconds the demo's fleet takes, and with what accuracy, against another checkout by turns.
+"""CPU seconds and accuracy of the demo's fleet, in turns with another checkout.
 
     python -m benchmarks.demo_cpu [--than ../before] [--repetitions 3] [-- --quick]
 
-`splitee demo --no-baselines` with all its processes, from the first import to the last prediction: user and
-system time of everything that it starts, also of what outlives it. What follows `--` are flags of the demo.
-Prints one JSON line. A CPU second is worth more or less while others work on the machine: the checkouts take
-turns, and the median of each counts.
+Runs `splitee demo --no-baselines`, and measures the user and system time of all processes that it starts,
+from the first import to the last prediction, including those that outlive it. Flags after `--` are the
+demo's.
+Prints one JSON line. The work of a CPU second varies with other load on the machine. The checkouts therefore
+take turns, and the median of each counts.
 """
 
 from __future__ import annotations

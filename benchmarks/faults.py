@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens to a fleet in the field, done to a benchmark's: each fault is undone after a while."""
+"""Faults as in the field, for a benchmark's fleet: each is undone after a while."""
 
 from __future__ import annotations
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many devices does one server take? Thousands of synthetic ones, a real broker and a real server.
+"""How many devices can one server serve? Thousands of synthetic ones, a real broker and a real server.
 
     python -m benchmarks.fleet --devices 1000 [--strategy averaging] [--kill 100] [--slow-trunk]
     python -m benchmarks.fleet --curve 10,100,1000
 
-All devices run in this process, on one epoll: the product's own agent, session, outbox, messages and codecs
-on its own link. Only their training is left out, and their disk: features are made once, states are kept in
-memory. The network is tiny, so that what is measured is the fleet and not the trunk. Broker and `splitee
-server` are processes of their own; the server notes its CPU by the product's functions
+All devices run in this process, on one epoll, with the product's own agent, session, outbox, messages, codecs
+and link. Only their training and their disks are left out: features are computed once, states are kept in
+memory. The network is tiny, so that the overhead of the fleet is visible beside the trunk's training. Broker
+and `splitee server` are processes of their own. The server records its CPU time by function
 (`benchmarks.synthetic.measured_server`).
 
-Prints a table and a line of JSON. Exits with 1 where an event was dropped or nothing moved for `--patience`
-seconds; and with `--curve`, where from 100 devices on the CPU a batch grows by more than 15 %, is above 2.3
-times what the bare torch loop takes for its step in the same minutes, or where a device takes more than
+Prints a table and a line of JSON. Exits with 1 if an event was dropped or nothing moved for `--patience`
+seconds. With `--curve` it also exits with 1 if from 100 devices on the CPU time per batch grows by more than
+15 % or is above 2.3 times the step of the bare torch loop in the same minutes, or if a device takes more than
 200 KB of memory beyond the models.
 """
 
@@ -243,8 +243,8 @@ class Counts(click.ParamType[list[int]]):
     "--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Batches of a device."
 )
 @click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
-@click.option("--held-out", type=click.IntRange(min=1), default=64, show_default=True, help="64 are a batch.")
-@click.option("--kill", type=click.IntRange(min=0), default=0, help="So many devices vanish in every round.")
+@click.option("--held-out", type=click.IntRange(min=1), default=64, show_default=True, help="64 make a batch.")
+@click.option("--kill", type=click.IntRange(min=0), default=0, help="Devices that vanish in every round.")
 @click.option("--slow-trunk", is_flag=True, help="The run's first batches take seconds.")
 @click.option("--patience", type=click.FloatRange(min=1), default=90.0, show_default=True)
 @out_option

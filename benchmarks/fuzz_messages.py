@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fuzzes all that is decoded from the wire; anything but MalformedMessage is a finding.
+"""Fuzzes every decoder of messages; any exception but MalformedMessage is a finding.
 
     python -m benchmarks.fuzz_messages [-max_total_time=60] [CORPUS]
 
-libFuzzer (atheris) drives the strategies of the tests, so that what it tries is nearly valid; the flags are
-libFuzzer's. Input that fails is left in ./crash-*: name that file to run it again.
+libFuzzer (atheris) drives the strategies of the tests, so that its inputs are nearly valid; the flags are
+libFuzzer's. An input that fails is written to ./crash-*: name that file to run it again.
 """
 
 from __future__ import annotations

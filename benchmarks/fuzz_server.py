@@ -5,8 +5,8 @@
 
 A server trains a round on a fake port, with three members that have joined and stay silent. libFuzzer
 (atheris) plays one of them: the first byte of an input is the topic, the second the envelope, the rest the
-payload. Anything that ends the server's loop is a finding, and left in ./crash-*. The flags are libFuzzer's;
-CORPUS is a folder that inputs are taken from and new ones go to, such as benchmarks/corpus/server.
+payload. An input that ends the server's loop is a finding, and is written to ./crash-*. The flags are
+libFuzzer's. CORPUS is a folder of inputs, to which new ones are added, such as benchmarks/corpus/server.
 """
 
 from __future__ import annotations

@@ -5,17 +5,17 @@
 
 In a run on a real Mosquitto four more devices join, each with a valid profile: one while the server gathers
 devices, one in a training phase, one while statistics are taken, one in an evaluation. Each sends mutations
-of every message class that a device may send (`benchmarks.mutations`), under its own name: fields out of all
-bounds, values that are not finite, torn bytes, retained messages, addresses that are not its own. What the
-server would take as a proper batch of the phase is not sent: such a lie is within the bounds, and
-docs/explanation/security.md has its price. Three quarters of a device's messages are refused one by one, the
-others because it is in quarantine.
+of every message class that a device may send (`benchmarks.mutations`), under its own name: fields far out of
+bounds, values that are not finite, torn bytes, retained messages, addresses that are not its own. Messages
+that the server would accept as a batch of the phase are not sent: such false batches are within the bounds,
+and docs/explanation/security.md describes their effect. Three quarters of a device's messages are refused one
+by one, the others because it is in quarantine.
 
-Then the server's CPU time a round is taken, without and with a device that sends 27,000 tiny messages a
-second.
+Then the server's CPU time per round is measured, without and with a device that sends 27,000 tiny messages
+per second.
 
-Prints one JSON line; exits with 1 when a process has ended, when honest devices' weights are not those of the
-undisturbed run, or when the flood costs the server more than a third of its time again.
+Prints one JSON line. Exits with 1 if a process has ended, if honest devices' weights differ from those of the
+undisturbed run, or if the flood adds more than a third to the server's time.
 """
 
 from __future__ import annotations
@@ -291,8 +291,8 @@ def _shape(spec: RunSpec) -> tuple[int, ...]:
 @click.option(
     "--messages", type=click.IntRange(min=12), default=12_000, show_default=True, help="Of all members."
 )
-@click.option("--seed", default=1, show_default=True, help="Of the messages; the fleet's own is always 1.")
-@click.option("--samples", default=64, show_default=True, help="Training images a device.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the messages; the fleet's own is 1.")
+@click.option("--samples", default=64, show_default=True, help="Training images per device.")
 @out_option
 def main(messages: int, seed: int, samples: int, out: Path | None) -> None:
     """Let hostile members into a fleet; compare with an undisturbed run."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images estimated from features, by ridge regression, and how good the estimates are."""
+"""Estimates images from features by ridge regression, and measures the estimates."""
 
 from __future__ import annotations
 

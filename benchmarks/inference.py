@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inference on a device: cold start, against torch, adaptive accuracy, a lost server, eight at once.
+"""Inference on a device: cold start, comparison with torch, adaptive accuracy, a lost server, eight at once.
 
     python benchmarks/inference.py [--run DIR] [--broker mosquitto]
 
 DIR is what `splitee demo --out DIR` wrote; without it, a demo of the default length is trained first. One
-JSON line for each claim, with what was measured and whether its target is met.
+JSON line for each claim, with the measurement and whether its target is met.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a device's training step costs at each input: time, memory, and bytes on the wire.
+"""The cost of a device's training step for each input size: time, memory, and bytes on the wire.
 
     python -m benchmarks.input_sizes [--network resnet18] [--cut 1 --cut 3]
 
 Each cut is trained in a process of its own on one thread: a warm-up, then `--steps` steps of a batch of 32.
-Time is CPU time, so that others on the machine disturb it little; memory is anonymous memory beyond that of
-torch itself, at its peak. docs/reference/inputs.md has the tables.
+Time is CPU time, which other load on the machine disturbs little; memory is the peak of anonymous memory
+beyond that of torch itself. docs/reference/inputs.md has the tables.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does the link cost a message, beside plain paho-mqtt? CPU of a process that receives, and publishes.
+"""What does the link cost per message, compared with plain paho-mqtt? CPU time to receive and to publish.
 
     python -m benchmarks.link_cost [--messages 5000] [--turns 7]
 
-Messages of 8 KB at QoS 1 go from one process through a real Mosquitto to another. In turns the one that
-receives, and then the one that publishes, is paho with a callback that counts, or the link with a thread that
-receives and the meter that a device has. All threads of that process count, from the first message to the
-last; what a turn of the one costs over the turn of the other beside it is a ratio, and their median counts.
-Prints one JSON line, and exits with 1 when a ratio is above 1.2.
+Messages of 8 KB at QoS 1 go from one process through a real Mosquitto to another. In turns the receiver, and
+then the publisher, is either paho with a counting callback, or the link with a receiving thread and a
+device's meter. The CPU time of all threads of that process counts, from the first message to the last. Each
+turn of the link is divided by the neighbouring turn of paho, and the median of these ratios counts.
+Prints one JSON line, and exits with 1 if a ratio is above 1.2.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def turn(address: str, messages: int, receive: Role, publish: Role) -> tuple[flo
 
 
 @click.command()
-@click.option("--messages", default=5000, show_default=True, type=click.IntRange(min=100), help="Of a turn.")
+@click.option("--messages", default=5000, show_default=True, type=click.IntRange(min=100), help="In a turn.")
 @click.option("--turns", default=7, show_default=True, type=click.IntRange(min=1))
 def main(messages: int, turns: int) -> None:
     """Measure the link's CPU a message beside paho's."""

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does `splitee page` cost, where each of 1,000 devices says its status once a second?
+"""What does `splitee page` cost if each of 1,000 devices sends its status once per second?
 
     python -m benchmarks.page_load [--devices 1000] [--browsers 1] [--seconds 30]
 
-Synthetic statuses, with traffic and step as those of devices that train, go over a real Mosquitto to a real
-`splitee page`, to which so many browsers' streams are open. Prints one JSON line: CPU seconds a second of the
-page's process, its resident memory, and what a second brings to each browser. Exits with 1 when, with one
-browser, it would take more than 0.2 of a core at one status a second of each device, whatever rate a busy
-machine has come to.
+Synthetic statuses, with traffic and step like those of devices that train, go over a real Mosquitto to a real
+`splitee page`, to which `--browsers` streams are open. Prints one JSON line: CPU seconds per second of the
+page's process, its resident memory, and the bytes per second to each browser. Exits with 1 if, with one
+browser, it would take more than 0.2 of a core at one status per second and device, scaled from the rate that
+the machine has reached.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The peaks of other processes' memory, as Linux keeps them."""
+"""The peak memory of other processes, as recorded by Linux."""
 
 from __future__ import annotations
 

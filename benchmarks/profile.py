@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well `splitee profile` predicts: against every cut trained, unlimited and on parts of a core.
+"""How well `splitee profile` predicts: compared with training at every cut, unlimited and on parts of a core.
 
     python benchmarks/profile.py [--network NAME] [--freeze N] [--share PERCENT] [--memory] [--json]
 
-Each setting is profiled by the command itself, then every cut is trained in a process of its own, over a
-Mosquitto on loopback, all of them one after the other and then once more: median errors of the step and of
-peak memory. The machine's own speed comes and goes, so both sides time the same reference between their steps
-(profiler/reference.py), and what was trained is told at the speed that the profile was told at: "as
-timed" is the error without that, "noise" how much the same step differs from one pass to the other. Cuts
-whose rounds are close to the best are trained by turns a few times more: how the recommended cut's round
-compares with the best. `--memory` trains the recommended `deepest` cut under memory limits. CPU shares and
-memory limits are control groups, which need root. Let nothing else run.
+Each setting is profiled by the command itself. Then every cut is trained in a process of its own, over a
+Mosquitto on loopback, all cuts one after the other, twice. The results are median errors of the step and of
+peak memory. The machine's speed varies, so both sides time the same reference between their steps
+(profiler/reference.py), and training times are scaled to the speed during the profile. "as timed" is the
+error without scaling, "noise" the difference of the same step between the two passes. Cuts whose rounds are
+close to the best are trained in turns a few times more, to compare the recommended cut's round with the best.
+`--memory` trains the recommended `deepest` cut under memory limits. CPU shares and memory limits are control
+groups, which need root. Let nothing else run.
 """
 
 from __future__ import annotations

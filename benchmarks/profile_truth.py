@@ -3,7 +3,7 @@
 
 python benchmarks/profile_truth.py SPEC THREADS BROKER CUT...   (SPEC: RunSpec as JSON)
 
-Several cuts are trained in processes forked from this one, which has imported torch and done nothing with it.
+Several cuts are trained in processes forked from this one, which has only imported torch.
 """
 
 from __future__ import annotations

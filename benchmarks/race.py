@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How soon, and with how much CPU, is an accuracy reached on unequal devices? Against Flower.
+"""How soon, and with how much CPU time, do unequal devices reach an accuracy? Compared with Flower.
 
     python -m benchmarks.race [--target 0.80] [--rounds N] [--methods splitee,fedavg,fedprox] [--out DIR]
 
 The demo's job, a resnet18 at 32 pixels on the built-in Fashion-MNIST, on three devices that are held to 100,
 40 and 15 % of a core (as root: by control groups). splitee is a Mosquitto, a server and three devices at cuts
 7, 5 and 3. fedavg and fedprox are Flower's: its SuperLink, three SuperNodes and `flwr run`, in an environment
-that is made in --env; every client trains the whole network, on the same images in the same batches, with
-the same first weights, optimizer and learning rates. One method after the other, each until it reaches the
-target, its rounds end, or --limit is over. The clock starts with the devices' processes, when the server is
-up; CPU is that of the devices' processes and of all that they start. Flower gives every message to a client
-a new process, which imports torch again, so it is also said what its training steps alone took: of seconds,
-those of the slowest client of each round. Let nothing else run.
-Exits with 1 when splitee is not faster than Flower's FedAvg, or takes more CPU, than its bounds say.
+that is made in --env. Every client trains the whole network, on the same images in the same batches, with the
+same initial weights, optimizer and learning rates. The methods run one after the other, each until it reaches
+the target, its rounds end, or --limit is over. The clock starts with the devices' processes, when the server
+is up. CPU time is that of the devices' processes and of all that they start. Flower starts a new process,
+which imports torch again, for every message to a client. Therefore the time of its training steps alone is
+printed, too; in seconds that of the slowest client of each round. Let nothing else run.
+Exits with 1 if splitee misses its bounds on time and CPU time, relative to Flower's FedAvg.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ def judge(outcomes: list[Outcome]) -> list[Bound]:
 @click.option("--target", type=click.FloatRange(0, 1, min_open=True), default=0.8, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Of the schedule.")
 @click.option("--methods", type=Methods(), default=",".join(METHODS), show_default=True)
-@click.option("--samples", type=click.IntRange(64), help="Training images a device.  [default: its third]")
+@click.option("--samples", type=click.IntRange(64), help="Training images per device.  [default: its third]")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @click.option(
-    "--limit", type=click.FloatRange(1), default=1500.0, show_default=True, help="Seconds a method."
+    "--limit", type=click.FloatRange(1), default=1500.0, show_default=True, help="Seconds per method."
 )
 @click.option(
     "--env",
@@ -157,7 +157,7 @@ def judge(outcomes: list[Outcome]) -> list[Bound]:
     help="Flower's environment: made if it is not there, several GB.",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Keep logs and states here.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line a method instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line per method instead of the table.")
 def main(
     target: float,
     rounds: int,

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What do ranks bring, and what does killing them cost? A server of two ranks beside one of a single process.
+"""What do ranks gain, and what does killing them cost? A server of two ranks beside one of a single process.
 
     python -m benchmarks.ranks [--repetitions 3] [--kills 10] [--strategy data-parallel] [--devices 8]
 
-A real server, under torchrun where it has ranks, on a real Mosquitto, with synthetic devices that send
-features made from (device, round, step) alone: so what a run ends with is known, and devices cost little.
+A real server, under torchrun if it has ranks, on a real Mosquitto, with synthetic devices that send features
+computed from (device, round, step) alone. The result of a run is therefore known, and devices cost little.
 
-Speed: both servers train a network at 32 pixels at the same time, by --strategy, a thread a process. A
-machine that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for
-each CPU second of the rank that takes most of them, from the opening of the second round to the last commit.
-That is the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median
-of the repetitions counts. Four devices are two batches a rank in a joint step, the fewest that are worth a
-rank; of more devices, a smaller part of a step is no training.
-Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun starts all anew.
-Prints a JSON line for each, and exits with 1 when a figure is not what it must be.
+Speed: both servers train a network at 32 pixels at the same time, with --strategy, one thread per process. On
+a shared machine wall time says little, so CPU time counts: the batches trained per CPU second of the busiest
+rank, from the opening of the second round to the last commit. This is the pace of ranks that have a core
+each, with all that rank 0 does while the others wait. The median of the repetitions counts. With four devices
+a rank has two batches in a joint step, the fewest for which ranks make sense. With more devices a larger part
+of a step is training.
+Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun restarts all of
+them.
+Prints a JSON line for each part, and exits with 1 if a figure is out of its bounds.
 """
 
 from __future__ import annotations
@@ -385,13 +386,13 @@ def kill(directory: Path, broker: OwnBroker, settings: Settings, kills: int, see
 
 
 @click.command()
-@click.option("--repetitions", default=3, show_default=True, help="Of the speed; 0: it is not measured.")
-@click.option("--kills", default=10, show_default=True, help="0: none.")
-@click.option("--seed", default=1, show_default=True, help="Of the kills; the run's own seed is always 1.")
-@click.option("--network", default="resnet18", show_default=True, help="That the speed is measured with.")
-@click.option("--rounds", default=3, show_default=True, help="Of the speed; the first is not measured.")
-@click.option("--devices", default=4, show_default=True, help="Of the speed; more share a step's costs.")
-@click.option("--steps", default=40, show_default=True, help="Batches of a device in a round of it.")
+@click.option("--repetitions", default=3, show_default=True, help="Of the speed test; 0: none.")
+@click.option("--kills", default=10, show_default=True, help="Number; 0: none.")
+@click.option("--seed", default=1, show_default=True, help="Seed of the kills; the run's own is 1.")
+@click.option("--network", default="resnet18", show_default=True, help="Network of the speed test.")
+@click.option("--rounds", default=3, show_default=True, help="Of the speed test; the first is not measured.")
+@click.option("--devices", default=4, show_default=True, help="Of the speed test; more share a step's costs.")
+@click.option("--steps", default=40, show_default=True, help="Of the speed test, per device and round.")
 @click.option("--strategy", default="averaging", show_default=True, help="One that ranks can share.")
 @out_option
 def main(

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of an image comes back from the features of each cut, by honest weights and by a hostile server's.
+"""How well images can be reconstructed from the features of each cut, with honest and with hostile weights.
 
     python -m benchmarks.reconstruction --data cifar10-train.parquet [--images 700] [--json FILE]
 
-A server that sends client networks chooses their weights, not their structure. For each network and cut the
-features of held-out images go through each codec, and a linear decoder that was fitted on other images
-estimates the images from them: once with weights that were trained for a while, once with weights made to
-hand the image on (benchmarks/attacker_weights.py). Beside them stands what is known without any features: the
-mean image. All of it is a lower bound of what an attacker gets: better decoders and weights may be found.
-Prints a table in Markdown. Images smaller than the network's input are scaled up, and hold no fine detail to
-be lost. Takes about 10 minutes of one core.
+A server that sends client networks chooses their weights, but not their structure. For each network and cut,
+the features of held-out images go through each codec, and a linear decoder, fitted on other images, estimates
+the images from them: once with weights that were trained for a while, once with weights that pass the image
+on (benchmarks/attacker_weights.py). For comparison, the table has the estimate without any features: the mean
+image. All figures are lower bounds for an attacker: better decoders and weights may exist.
+Prints a table in Markdown. Images smaller than the network's input are scaled up, and have no fine detail to
+lose. Takes about 10 minutes of one core.
 """
 
 from __future__ import annotations
@@ -185,12 +185,12 @@ KINDS = ("honest", "hostile")
 
 @click.command()
 @click.option("--data", required=True, metavar="SPEC", help="Images, as for `splitee simulate`.")
-@click.option("--images", "count", default=700, show_default=True, help="To fit the decoders on.")
+@click.option("--images", "count", default=700, show_default=True, help="Images to fit the decoders on.")
 @click.option("--test", default=100, show_default=True, help="Held-out images to reconstruct.")
-@click.option("--steps", default=40, show_default=True, help="By which honest weights are trained.")
-@click.option("--network", help="Only this one.")
+@click.option("--steps", default=40, show_default=True, help="Training steps of the honest weights.")
+@click.option("--network", help="Only this network.")
 @click.option("--threads", default=1, show_default=True)
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the rows there, too.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the rows to this file, too.")
 def main(
     data: str, count: int, test: int, steps: int, network: str | None, threads: int, target: Path | None
 ) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models and software to release: made by the product's own commands from a run of one device."""
+"""Makes models and software to release, with the product's own commands, from a run of one device."""
 
 from __future__ import annotations
 

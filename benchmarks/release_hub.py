@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fleet that releases go to: a hub with the shipped access rules, devices that predict, and a watcher."""
+"""A fleet that receives releases: a hub with the shipped access rules, devices that predict, a watcher."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Do releases come to a fleet whole, or not at all? Twenty devices, models and software, in waves.
+"""Do releases reach a fleet completely or not at all? Twenty devices, models and software, in waves.
 
     python -m benchmarks.releases [--out DIR]
 
-Twenty `splitee infer` at a Mosquitto with TLS and the shipped access rules, releases kept by `splitee serve`.
-Three devices are paired by a code. A bad model stops at its first wave, and is rolled back. A good one comes
-to all: five devices sleep and get it when they wake, one is killed in the middle of its download and goes on
-from there. One upgrade of the software comes up, one does not and is rolled back. One device is paired anew.
+Twenty `splitee infer` use a Mosquitto with TLS and the shipped access rules; `splitee serve` keeps releases.
+Three devices are paired by a code. A bad model stops at its first wave, and is rolled back. A good one
+reaches all devices: five sleep and get it when they wake, one is killed in the middle of its download and
+goes on from there. One software upgrade starts, another one does not and is rolled back. One device is paired
+anew.
 
-Prints a table and a line of JSON, and exits with 1 when something is not as it must be.
+Prints a table and a line of JSON, and exits with 1 if a result is wrong.
 """
 
 from __future__ import annotations

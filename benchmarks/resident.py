@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What do trunks cost a server in memory and on disk? Averaging, with all of them at once or in waves.
+"""What do trunks cost a server in memory and on disk? Averaging, with all trunks at once or in waves.
 
     python -m benchmarks.resident [--devices 3,10,20,100] [--resident 0,1] [--momentum dropped]
 
-The models of a fleet of resnet18 at 32 pixels, driven as the server drives them, on random features: a few
-rounds of a batch a device, averaged layer by layer and committed to disk. Each fleet has a process of its
-own, whose peak of resident memory counts. Prints a JSON line a fleet; exits with 1 when fleets that differ in
---resident only differ in weights, or when one in waves needs more than it may.
+The models of a fleet of resnet18 at 32 pixels, called as the server calls them, on random features: a few
+rounds of one batch per device, averaged layer by layer and committed to disk. Each fleet has a process of its
+own, whose peak of resident memory counts. Prints a JSON line per fleet. Exits with 1 if fleets that differ
+only in --resident have different weights, or if a fleet in waves needs too much memory.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many images a second does a device classify on one core? The service, beside the model alone.
+"""How many images per second does a device classify on one core? The service, and the model alone.
 
     python -m benchmarks.service_throughput [--source stdin] [--size 640x480] [--frames 900]
 
 A real `splitee infer` with mobilenet_v3_small at 96 pixels, cut at its last stage, bound to one core and with
-one thread, takes JPEGs through a pipe (or from a folder) as fast as it can, and publishes each prediction on
-a real Mosquitto. What counts is its CPU time an image, which other work on the machine disturbs less than the
-clock does: 1 / CPU seconds are the images a second of a core that is its own. In the same run, on the same
-core: reading and preparing an image, and the model's pass of one and of several, without a service.
+one thread, reads JPEGs from a pipe (or a folder) as fast as it can, and publishes each prediction on a real
+Mosquitto. The CPU time per image counts, which other load on the machine disturbs less than wall time: 1 /
+CPU seconds is the number of images per second on a core of its own. The same run measures on the same core,
+without the service, reading and preparing an image, and a forward pass of one and of several images.
 
-Then it takes 30 images a second, as a camera delivers them, and must drop none of them.
+Then it gets 30 images per second, like from a camera, and must not drop any.
 
-Prints one JSON line, and exits with 1 when fewer images a second than MIN are classified, or one is dropped.
+Prints one JSON line, and exits with 1 if fewer than MIN images per second are classified, or one is dropped.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def settled(watcher: Watcher) -> bool:
 
 @click.command()
 @click.option("--source", type=click.Choice(["stdin", "folder"]), default="stdin")
-@click.option("--size", default="640x480", help="Of the images, WIDTHxHEIGHT.")
+@click.option("--size", default="640x480", help="Size of the images, WIDTHxHEIGHT.")
 @click.option("--frames", default=900)
 def main(source: str, size: str, frames: int) -> None:
     """Prints one JSON line."""

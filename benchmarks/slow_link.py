@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a device behind a slow, far and lossy link train to its end, and is it shown as slow, not as dead?
+"""Does a device behind a slow, distant and lossy link train to the end, and is it shown as slow, not offline?
 
     python -m benchmarks.slow_link [--rate 1000] [--round-trip 0.4] [--loss 5]
 
-A real fleet of resnet18 on a real Mosquitto, under `--missing skip` with a floor far below what the link
-takes; the first device is behind a link of so many kbit/s, which loses so many percent of the packets each
-way. The kernel's own TCP (cubic, as most devices have it) runs over it: it needs root and /dev/net/tun, but
-no netem.
-Prints one JSON line, and exits with 1 when the device was left out of a round, lost its connection once it
-was up, was shown as offline, or was never shown as slow.
+A real fleet of resnet18 on a real Mosquitto, with `--missing skip` and a floor far below the time that the
+link needs. The first device is behind a link with --rate kbit/s, which loses --loss percent of the packets
+each way. The kernel's own TCP (cubic, as on most devices) runs over it. The benchmark needs root and
+/dev/net/tun, but no netem.
+Prints one JSON line, and exits with 1 if the device was left out of a round, lost an established connection,
+was shown as offline, or was never shown as slow.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def slow_run(directory: Path, strategy: str, settings: Settings, kind: LinkKind)
 @click.option("--loss", default=5.0, show_default=True, help="Percent of the packets each way.")
 @click.option("--strategy", default="averaging", show_default=True)
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--samples", default=96, show_default=True, help="Of all devices together.")
+@click.option("--samples", default=96, show_default=True, help="Training images of all devices together.")
 @out_option
 def main(
     rate: float, round_trip: float, loss: float, strategy: str, rounds: int, samples: int, out: Path | None

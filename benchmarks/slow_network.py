@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device's network whose link to the broker is slow, far and lossy; it needs no netem in the kernel."""
+"""A device's network with a slow, distant and lossy link to the broker; it needs no netem in the kernel."""
 
 from __future__ import annotations
 

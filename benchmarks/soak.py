@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A day in five minutes: twenty devices, and what a day in the field brings, in one run of one fleet.
+"""A day in five minutes: twenty devices, and the faults of a day in the field, in one run of one fleet.
 
     python -m benchmarks.soak [--devices 20] [--rounds 240]
 
-Real processes on a real Mosquitto with a database. On the way the broker is started anew three times, a disk
-is full, a card dies and is dismissed, a device comes back after the run has gone on without it, a card is
-cloned, and a clock jumps by a year. Then: all rounds are committed, whoever was left alone has a part in each
-of them, nobody has ended who should not have, and memory and descriptors of those that ran through are flat.
-Prints a table (standard error) and a JSON line, and exits with 1 when a figure is not what it must be.
+Real processes use a real Mosquitto with a database. During the run the broker is restarted three times, a
+disk is full, a card dies and is dismissed, a device comes back after the run has gone on without it, a card
+is cloned, and a clock jumps by a year. At the end all rounds must be committed, undisturbed devices must have
+taken part in each of them, no process may have ended that should not have, and memory and descriptors of the
+processes that ran throughout must not grow.
+Prints a table (standard error) and a JSON line, and exits with 1 if a figure is out of its bounds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What grows while the server stands still? A fleet whose server is stopped in mid-round, beside one without.
+"""What grows while the server is stopped? A fleet whose server is stopped during a round, beside one without.
 
     python -m benchmarks.stall [--seconds 60] [--strategy sequential|averaging]
 
 A real fleet on a real Mosquitto, with big batches. In the middle of round 3 the server gets SIGSTOP, and
-SIGCONT so many seconds later; round 4 shows that training goes on. The memory of every process and of the
-broker is sampled all the time. Prints one JSON line, and exits with 1 when a figure is not what it must be.
+SIGCONT after --seconds; round 4 shows that training goes on. The memory of every process and of the broker is
+sampled all the time. Prints one JSON line, and exits with 1 if a figure is out of its bounds.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def compare(calm: dict[str, Any], stalled: Stalled, seconds: float) -> dict[str,
 
 
 @click.command()
-@click.option("--seconds", default=60.0, show_default=True, help="That the server stands still.")
+@click.option("--seconds", default=60.0, show_default=True, help="Seconds for which the server is stopped.")
 @click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
 @click.option("--rounds", type=click.IntRange(min=4), default=4, show_default=True)
 @out_option

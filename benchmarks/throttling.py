@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A proxy that makes a broker limit how fast each client may publish, as managed ones do."""
+"""A proxy that limits how fast each client may publish to a broker, as managed brokers do."""
 
 from __future__ import annotations
 

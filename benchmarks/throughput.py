@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does serving add to training? CPU seconds of a server over those of the bare torch loop.
+"""What does the server add to training? Its CPU seconds divided by those of the bare torch loop.
 
     python -m benchmarks.throughput [--strategy sequential] [--codec fp16]
 
-A real service on a port that has the devices' messages ready: it decodes them, trains the trunk of resnet18
-at 32 pixels, and acknowledges. Beside it, in the same process and on one thread, a loop as anybody would
-write it trains the same trunk on the same batches, which are tensors already, with the same optimizer. The
-two take turns of a few batches, so that what else works on the machine disturbs one as much as the other;
-the median of the turns counts. Printed beside the ratio: how long decoding takes, and the optimizer's step
-with one pass over each weight (`fused`, as runs have it) and without.
+A real service, on a port that has the devices' messages ready, decodes them, trains the trunk of resnet18 at
+32 pixels, and acknowledges them. In the same process and on one thread, a plain loop trains the same trunk on
+the same batches, which are tensors already, with the same optimizer. The two take turns of a few batches, so
+that other load on the machine disturbs both equally; the median of the turns counts. The time of decoding,
+and of the optimizer's step with one pass over each weight (`fused`, as in runs) and without, is printed, too.
 
-Prints one JSON line, and exits with 1 when the ratio is above its bound.
+Prints one JSON line, and exits with 1 if the ratio is above its bound.
 """
 
 from __future__ import annotations
@@ -247,7 +246,7 @@ def measure(spec: RunSpec) -> dict[str, Any]:
 @click.command()
 @click.option("--strategy", type=click.Choice(["sequential", "averaging"]), default="sequential")
 @click.option("--codec", type=click.Choice(CODECS), default="fp16", show_default=True)
-@click.option("--batches", type=click.IntRange(min=8), default=48, show_default=True, help="Of a device.")
+@click.option("--batches", type=click.IntRange(min=8), default=48, show_default=True, help="Per device.")
 def main(strategy: str, codec: str, batches: int) -> None:
     """Measure what a server takes beside the training itself."""
     torch.set_num_threads(1)

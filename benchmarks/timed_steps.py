@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does it help to give unequal devices as many batches as they make in the same time? Against equal steps.
+"""Does it help if unequal devices train as many batches as they can in the same time? Beside equal steps.
 
     python -m benchmarks.timed_steps [--seconds 10] [--limit 120] [--target 0.7] [--seeds 1] [--scale 1]
 
 A real fleet on a real Mosquitto: a tiny network on the built-in Fashion-MNIST, cut at the same place on three
-devices that control groups hold to 100, 40 and 15 % of a core (as root) once they have begun; of --scale as
-much where other work runs on the machine. First with `--steps time:SECONDS`; then, with the same seed, with
-the number of steps that gives the fleet as many batches a round, a third of them each device. Each side goes
-on for --limit seconds from the opening of its first round, at a constant learning rate. Compared are the
-trunk's accuracy when the time is up, on held-out images, and the time until it reached --target.
+devices that control groups limit to 100, 40 and 15 % of a core (as root) once they have begun; --scale
+reduces these shares if other work runs on the machine. First the fleet runs with `--steps time:SECONDS`;
+then, with the same seed, with a number of steps that gives the fleet as many batches per round, a third of
+them per device. Each side runs for --limit seconds from the opening of its first round, at a constant
+learning rate. The benchmark compares the trunk's accuracy on held-out images at the end, and the time until
+it reached --target.
 Prints a JSON line for each side, and one that compares them: only ratios within one call count.
 """
 
@@ -169,7 +170,7 @@ def equal_steps(timed: Side) -> int:
 @click.command()
 @click.option("--strategies", default="sequential,averaging", show_default=True)
 @click.option("--seconds", type=click.IntRange(1), default=10, show_default=True, help="Of a timed round.")
-@click.option("--limit", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds a side.")
+@click.option("--limit", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds per side.")
 @click.option("--target", type=click.FloatRange(0, 1), default=0.7, show_default=True)
 @click.option("--scale", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Of the shares.")
 @click.option("--seeds", default="1", show_default=True)

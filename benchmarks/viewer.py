@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What it costs to watch a large fleet: CPU of a message, of a snapshot, and bytes of what is retained.
+"""The cost of watching a large fleet: CPU time per message and per snapshot, and bytes of retained messages.
 
     python -m benchmarks.viewer --devices 1000 --rounds 1000
 
-Every device has said all that there is to say; then each says its status, once a second in truth. No broker:
-this is the fold and the snapshot alone, as `splitee status` and a page make them.
+Every device has sent all messages that a viewer reads; then each sends its status, in reality once per
+second. There is no broker: this measures only the view and its snapshot, as in `splitee status` and the page.
 """
 
 from __future__ import annotations

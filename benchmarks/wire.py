@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each codec makes of real features at every cut: bytes, speed, and its share of the training step.
+"""Each codec on real features at every cut: bytes, speed, and its share of the training step.
 
     python -m benchmarks.wire [--rounds 5] [--seeds 1,2,3]
 
-Every cut of resnet18 is trained for a few batches on one thread, as a device does it, on the built-in
-Fashion-MNIST. Each batch's features go through every codec, beside a plain copy in memory. Then a small
-network is trained with each codec, to see what it costs in accuracy. Prints a table on stderr and one JSON
-line, and exits with 1 when a figure is not what it must be. int8+zstd need not keep within its share of the
-step: a first convolution trains faster than an entropy coder takes what it makes. There `--codec auto` takes
-another codec.
+Every cut of resnet18 is trained for a few batches on one thread, as on a device, on the built-in
+Fashion-MNIST. Each batch's features go through every codec, and for comparison through a plain copy in
+memory. Then a small network is trained with each codec, to measure the loss of accuracy. Prints a table on
+stderr and one JSON line, and exits with 1 if a figure is out of its bounds. int8+zstd may exceed its share of
+the step: a first convolution trains faster than an entropy coder encodes its features. There `--codec auto`
+chooses another codec.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ _NUMBERS = {
 @click.option("--stem", "stems", multiple=True, default=("imagenet", "small"), show_default=True)
 @click.option("--cut", "cuts", type=int, multiple=True, help="Only these cuts.  [default: all]")
 @click.option("--batch-size", type=click.IntRange(min=2), default=32, show_default=True)
-@click.option("--steps", type=click.IntRange(min=WARM_UP + 1), default=12, show_default=True, help="A cut.")
+@click.option("--steps", type=click.IntRange(min=WARM_UP + 1), default=12, show_default=True, help="Per cut.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="For accuracy.")
 @click.option("--seeds", default="1,2,3", show_default=True, help="For accuracy.")
 def main(

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wears a card? Bytes and fsyncs that a fleet writes a round, against the state that it must keep.
+"""What wears out a card? Bytes and fsyncs of a fleet per round, compared with the state that it must keep.
 
     python -m benchmarks.writes [--rounds 5] [--averaging layerwise|none] [--idle 0]
 
-A real fleet of resnet18 at 32 pixels, on a real Mosquitto that saves as the shipped configuration says. Of
-each process the kernel counts the bytes that it has dirtied on disks (`write_bytes`), from the opening of the
-second round to that of the last; strace counts fsyncs, where it is installed. State is what a process must
-have on disk at the end of a round: its newest file, and for the broker its database.
-With --idle the server then waits so many seconds for a device that is not there: what the broker's saves cost
-a hub that does nothing but heartbeats.
-Prints a table, then one JSON line; exits with 1 when a device or the server writes much more than its state.
+A real fleet of resnet18 at 32 pixels, on a real Mosquitto that saves like the shipped configuration. The
+kernel counts the bytes that each process has dirtied on disks (`write_bytes`), from the opening of the second
+round to that of the last; strace counts fsyncs, if it is installed. State is what a process must have on disk
+at the end of a round: its newest file, and for the broker its database.
+With --idle the server then waits for --idle seconds for a device that is not there. This measures the
+broker's saves on a hub that only sends heartbeats.
+Prints a table, then one JSON line; exits with 1 if a device or the server writes much more than its state.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all methods of a race train, the demo's job: images, batches, learning rates and first weights.
+"""What all methods of a race train, the demo's job: images, batches, learning rates and initial weights.
 
 Flower's side has an environment without splitee, so it gets all of that as arrays.
 """

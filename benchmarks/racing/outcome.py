@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a race has shown: a method's evaluated rounds, its time and device CPU to the target, the bounds."""
+"""The result of a race: a method's evaluated rounds, its time and device CPU to the target, the bounds."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processes of a race, each on its share of a core; what they take, and their end with all they started."""
+"""Processes of a race, each on its share of a core: measures their CPU time, and ends all they started."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a run with synthetic devices, from what its server has noted at each phase."""
+"""The figures of a run with synthetic devices, from what its server has recorded at each phase."""
 
 from __future__ import annotations
 

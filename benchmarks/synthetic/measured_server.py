@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`splitee server` that also notes what its CPU goes into, by the product's own functions.
+"""`splitee server` that also records how it spends its CPU time, by the product's own functions.
 
     python -m benchmarks.synthetic.measured_server NOTES BROKER_PID [--slow-trunk] server ...
 
-At each phase that it opens it appends a line of JSON to NOTES, with what it has taken so far: nothing is
-sampled, and between two lines nothing runs but the product and, around the functions of SECTIONS, two
-readings of its thread's clock (less than a microsecond each). A machine that others use is at times twice as
-fast as at others, so every BARE_EVERY batches the bare torch loop trains BARE_STEPS more, whose time is noted
-apart.
+At each phase that it opens it appends a line of JSON to NOTES, with the CPU time so far. Nothing is sampled.
+Between two lines only the product runs and, around the functions of SECTIONS, two readings of its thread's
+clock (less than a microsecond each). The speed of a shared machine may vary by a factor of two, so every
+BARE_EVERY batches the bare torch loop trains BARE_STEPS more, whose time is recorded separately.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The product's link without its network thread: whoever has the socket in an epoll moves its packets."""
+"""The product's link without its network thread: an epoll loop moves its packets."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a synthetic device has for training and for a disk: features made once, and states in memory."""
+"""A synthetic device's substitutes for training and disk: features computed once, and states in memory."""
 
 from __future__ import annotations
 

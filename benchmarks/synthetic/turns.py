@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocking code of many devices in one process: each on a thread of its own, one at a time, by turns."""
+"""Blocking code of many devices in one process: each on a thread of its own, one at a time, in turns."""
 
 from __future__ import annotations
 

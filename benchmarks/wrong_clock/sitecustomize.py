@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python imports this before all else where its folder is on PYTHONPATH: a clock that a benchmark can set.
+"""A clock that a benchmark can set: Python imports this file first if its folder is on PYTHONPATH.
 
-The file that CLOCK_FILE names holds by how many seconds this process's clock is wrong.
+The file that CLOCK_FILE names holds the error of this process's clock, in seconds.
 """
 
 import os

@@ -274,7 +274,7 @@ def test_a_page_whose_server_is_gone_says_so_and_comes_back(browser: Browser) ->
         port = int(first.url.rstrip("/").rpartition(":")[2])
         first.stop()
         expect(page.locator(".trouble")).to_contain_text(
-            "The page's server does not answer since", timeout=FIVE_SECONDS
+            "The page's server has not replied since", timeout=FIVE_SECONDS
         )
         expect(row(page, "pi-1")).to_be_attached()  # what was known is still there
         second = MadeUpPage(fleets.dead(now), [], fleets.CONNECTED, replace(first.where, port=port))

@@ -96,7 +96,7 @@ def test_a_fleet_whose_processes_die_and_come_back(
 
             kill(fleet, "page")
             (tmp_path / "page.log").unlink()
-            expect(page.locator(".trouble")).to_contain_text("The page's server does not answer since")
+            expect(page.locator(".trouble")).to_contain_text("The page's server has not replied since")
             assert url_of(fleet, url.removeprefix("http://").rstrip("/")) == url
             expect(page.locator(".trouble")).to_have_count(0)
             expect(page.locator("[data-id] .state.good")).to_have_count(3)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages in the browser: of the fleet, and what any page of a device rests on."""
+"""Pages in the browser: the fleet's, and the parts that every page shares."""

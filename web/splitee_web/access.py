@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may see a page: a token, no page of another site, and no browser that another site led here."""
+"""Who may see a page: browsers with the token, and no request that another site has caused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COOKIE = "splitee"
 LOGIN = "/login"
 DELAY = 0.25  # seconds that the first wrong token waits; each further one waits twice as long
 LONGEST_DELAY = 8.0  # seconds
-MOST_WAITING = 64  # wrong tokens that wait at once; more are turned away
+MOST_WAITING = 64  # wrong tokens that wait at once; more are refused
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -55,7 +55,7 @@ class Access:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._is_foreign(request):
-            raise web.HTTPForbidden(text="this page does not serve requests that another site has made\n")
+            raise web.HTTPForbidden(text="this page does not serve requests from another site\n")
         if self._token is None or request.path.startswith("/shared/"):
             return await handler(request)
         if request.path == LOGIN and request.method == "POST":
@@ -65,10 +65,10 @@ class Access:
             return await handler(request)
         if given:
             await self._slow_down(request)
-        return _form("This page is opened by a token: see --token-file.")
+        return _form("This page needs a token: see --token-file.")
 
     def _is_foreign(self, request: web.Request) -> bool:
-        """Whether another site made the request, or leads to this one by a name of its own."""
+        """Whether another site made the request, or reaches this one by a host name of its own."""
         if self._token is None and not is_loopback(_host_name(request)):
             return True
         if request.method in ("GET", "HEAD"):
@@ -80,7 +80,7 @@ class Access:
         given = (await request.post()).get("token", "")
         if not isinstance(given, str) or not self._is_token(given.strip()):
             await self._slow_down(request)
-            return _form("That is not the token.")
+            return _form("The token is wrong.")
         response = web.Response(status=303, headers={"Location": "/"})
         response.set_cookie(COOKIE, self._ticket, httponly=True, samesite="Strict", max_age=30 * 86_400)
         return response
@@ -94,7 +94,7 @@ class Access:
         return hmac.compare_digest(given.encode(errors="replace"), self._ticket.encode())
 
     async def _slow_down(self, request: web.Request) -> None:
-        """A wrong token waits before it hears so; a right one never does."""
+        """Delay the reply to a wrong token; a right one is never delayed."""
         self.wrong += 1
         if self._log_wrong.due():
             log.warning("a wrong token from %s (%d so far)", request.remote, self.wrong)
@@ -108,7 +108,7 @@ class Access:
 
 
 def _ticket(token: str) -> str:
-    """What the cookie says: it proves that the token was known, and does not tell it."""
+    """The value of the cookie: it proves that the browser knew the token, and does not reveal it."""
     return hmac.new(token.encode(), b"splitee page", hashlib.sha256).hexdigest()
 
 

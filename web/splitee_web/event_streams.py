@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Server-sent events: what has changed, to every browser that looks."""
+"""Server-sent events: sends changes to all browsers that show a page."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterable
 from aiohttp import web
 
 MOST = 50  # browsers at once
-WAITING = 256  # events that may wait for a slow browser; then it has to come again, and gets all anew
+WAITING = 256  # events that may wait for a slow browser; then it must reconnect, and gets everything anew
 WAITING_BYTES = 16 << 20  # likewise
-ALIVE = 15.0  # seconds of silence after which a comment is sent: a proxy closes what is silent
-AGAIN = 1000  # milliseconds after which a browser comes again
+ALIVE = 15.0  # seconds of silence after which a comment is sent: proxies close silent connections
+AGAIN = 1000  # milliseconds after which a browser reconnects
 
 Event = tuple[str, bytes]  # its name, and one line of JSON
 
 
 class _Waiting:
-    """What waits for one browser, in the stream's own form."""
+    """The events that wait for one browser, encoded for the stream."""
 
     def __init__(self, transport: asyncio.Transport | None) -> None:
         self._transport = transport
@@ -41,20 +41,20 @@ class _Waiting:
         return event
 
     def end(self) -> None:
-        """What waits is dropped."""
+        """End the stream; waiting events are dropped."""
         while not self._events.empty():
             self._events.get_nowait()
         self._events.put_nowait(None)
 
     def abort(self) -> None:
-        """Hangs up, also where the browser takes nothing: it comes again, and gets all anew."""
+        """Close the connection, even if the browser reads nothing: it reconnects, and gets all anew."""
         self.end()
         if self._transport is not None:
             self._transport.abort()
 
 
 class EventStreams:
-    """The streams that are open; everything on the event loop's thread."""
+    """The open streams; only on the event loop's thread."""
 
     def __init__(self) -> None:
         self._streams: set[_Waiting] = set()
@@ -63,7 +63,7 @@ class EventStreams:
         return len(self._streams)
 
     def send(self, name: str, data: bytes) -> None:
-        """To every browser. Never waits: one that has not taken its last events is cut off."""
+        """Send an event to every browser. Never waits: a browser that is too far behind is disconnected."""
         event = _encode(name, data)
         for stream in tuple(self._streams):
             if not stream.put(event):
@@ -76,10 +76,10 @@ class EventStreams:
             self._streams.pop().end()
 
     async def respond(self, request: web.Request, first: Callable[[], Iterable[Event]]) -> web.StreamResponse:
-        """Streams `first()`, the whole as it is now, and from then on what is sent.
+        """Stream `first()`, the present state, and from then on all events that are sent.
 
         Raises:
-            HTTPServiceUnavailable: MOST browsers look already.
+            HTTPServiceUnavailable: there are MOST browsers already.
         """
         if len(self._streams) >= MOST:
             raise web.HTTPServiceUnavailable(text=f"{MOST} browsers look at this page already\n")
@@ -89,7 +89,7 @@ class EventStreams:
         await response.prepare(request)
         stream = _Waiting(request.transport)
         self._streams.add(stream)
-        try:  # no event comes between the whole and the stream
+        try:  # no event comes between the present state and the stream
             begin = [f"retry: {AGAIN}\n\n".encode(), *(_encode(name, data) for name, data in first())]
             await response.write(b"".join(begin))
             await self._pass_on(stream, response)

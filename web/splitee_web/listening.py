@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a page is served, and the token that a browser has to know."""
+"""Where a page is served, and the token that a browser must know."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from splitee.cli.flags import option_group
 from splitee.cli.settings import setting
 from splitee.errors import ConfigError
 
-SHORTEST = 16  # characters of a token: 96 bits, where they are base64
+SHORTEST = 16  # characters of a token: 96 bits, if they are base64
 LOCAL_NAMES = ("localhost", "localhost.localdomain")
 
 
 @dataclass(frozen=True)
 class Listening:
-    """An address of this machine, and the token that opens the page; None: whoever reaches it may see it."""
+    """An address of this machine, and the token that opens the page; None: it is open."""
 
     host: str
     port: int
     token: str | None = None
 
     def url(self, port: int) -> str:
-        """Of the page, for a browser on this machine; `port`: the one that was bound."""
+        """The URL of the page, for a browser on this machine; `port`: the one that was bound."""
         if self.host in ("0.0.0.0", "::"):  # noqa: S104 -- only compared with
             return f"http://localhost:{port}/"
         return f"http://[{self.host}]:{port}/" if ":" in self.host else f"http://{self.host}:{port}/"
@@ -56,8 +56,8 @@ def listening(listen: str, token_file: Path | None) -> Listening:
     token = None if token_file is None else read_token(token_file)
     if token is None and not is_loopback(host):
         raise ConfigError(
-            f"--listen {listen}: an address beyond loopback takes --token-file as well; "
-            "TLS belongs to a reverse proxy in front of it"
+            f"--listen {listen}: an address beyond loopback needs --token-file as well; "
+            "for TLS, put a reverse proxy in front of it"
         )
     return Listening(host, int(port), token)
 
@@ -91,14 +91,14 @@ def listening_options(port: int) -> Callable[[Any], Any]:
             "--listen",
             default=f"127.0.0.1:{port}",
             metavar="HOST:PORT",
-            help="Address at which the page is served; beyond loopback it takes --token-file.",
+            help="Address at which the page is served; beyond loopback it needs --token-file.",
         ),
         setting(
             "--token-file",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help="File with the token that a browser has to give once.",
-            show_default="none: the page is open to whoever reaches its address",
+            help="File with the token that a browser must give once.",
+            show_default="none: the page is open to everybody who can reach its address",
         ),
         title="Page",
     )

@@ -21,7 +21,7 @@ SHARED = Path(__file__).with_name("static")  # style and libraries that several 
 LARGEST_REQUEST = 1 << 20  # bytes of a body
 STREAMS = web.AppKey("streams", EventStreams)
 HEADERS = {
-    # Nothing comes from elsewhere, nothing is written into the page as a script, nobody frames it.
+    # Everything comes from this site, without inline scripts, and no other page may frame it.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
         "connect-src 'self'; font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 def make_app(where: Listening, page: Path) -> web.Application:
     """An application that serves a page: its folder at /page/, index.html of it at /, and SHARED at /shared/.
 
-    Routes of its data are added to it; STREAMS are its server-sent events, closed at the end.
+    Callers add routes for its data; STREAMS are its server-sent events, closed at the end.
     """
     middlewares = [_one_line_for_an_error, Access(where).middleware]
     app = web.Application(middlewares=middlewares, client_max_size=LARGEST_REQUEST)
@@ -78,7 +78,7 @@ async def _one_line_for_an_error(request: web.Request, handler: Handler) -> web.
 def serve(
     app: web.Application, where: Listening, stop: threading.Event, ready: Callable[[str], None]
 ) -> None:
-    """Serves until `stop` is set, on an event loop of its own; `ready` is told the page's URL.
+    """Serves until `stop` is set, on an event loop of its own; `ready` is called with the page's URL.
 
     Raises:
         ConfigError: the address is not this machine's, or its port is taken.
@@ -108,5 +108,5 @@ def _not_bound(where: Listening, error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"{address}: the port is in use; choose another one"
     if error.errno == errno.EACCES:
-        return f"{address}: ports below 1024 are root's; choose a greater one"
+        return f"{address}: ports below 1024 need root; choose a greater one"
     return f"{address}: {error.strerror or error}"

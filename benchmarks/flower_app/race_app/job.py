@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is to be trained, as `benchmarks.racing.job` has written it: arrays that settle every choice."""
+"""What to train, as `benchmarks.racing.job` has written it: arrays that determine every choice."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server: Flower's own strategies, each round's network evaluated here; a JSON line a round."""
+"""The server: Flower's own strategies, each round's network evaluated here; a JSON line per round."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ PORT = 8080
 def page(where: Listening, link: LinkOptions) -> None:
     """Serve a page that shows the fleet: read-only, live, from what `splitee status` reads.
 
-    It goes on while the broker or the server is away, and says so. It ends with Ctrl-C or SIGTERM.
+    If the broker or the server is away, the page says so and goes on. It ends with Ctrl-C or SIGTERM.
     """
 
     def ready(url: str) -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of a fleet: what is heard of it at the broker, and told to browsers."""
+"""The page of a fleet: reads its messages at the broker, and sends them to browsers."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What browsers are told: all that is known, to one that comes; what changes, to all."""
+"""Sends the full state to a new browser, and changes to all browsers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Board:
     """The last state of everything; only on the event loop's thread."""
 
     def __init__(self, streams: EventStreams, fleet: bytes) -> None:
-        """`fleet`: the snapshot that there is at first."""
+        """`fleet`: the first snapshot."""
         self._streams = streams
         self._fleet = fleet
         self._devices: dict[str, DeviceView] = {}
@@ -26,7 +26,7 @@ class Board:
         self._broker = b"null"
 
     def take(self, changes: Changes) -> None:
-        """Keeps what has changed, and tells it every browser."""
+        """Keep what has changed, and send it to every browser."""
         if changes.broker is not None:
             self._broker = changes.broker
             self._tell("broker", changes.broker)
@@ -52,7 +52,7 @@ class Board:
         return b'{"now":%b,"fleet":%b,"log":%b,"broker":%b}' % (_now(), fleet, log, self._broker)
 
     def first(self) -> list[Event]:
-        """Of a stream that begins."""
+        """The first events of a stream."""
         return [("whole", self.whole())]
 
     def _tell(self, name: str, value: bytes) -> None:

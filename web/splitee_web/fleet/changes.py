@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has changed in a fleet since the last look, encoded once for all browsers."""
+"""What has changed in a fleet since the last update, encoded once for all browsers."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from splitee_web.fleet.event_log import (
     events_of_stranger,
 )
 
-SUMS = 5.0  # seconds between two looks at what is summed over all devices
-MOST_EVENTS = 500  # of one look
-BURST = 20  # events of one device at once: none fills the log of the fleet
+SUMS = 5.0  # seconds between two updates of sums over all devices
+MOST_EVENTS = 500  # of one update
+BURST = 20  # events of one device at once, so that none fills the fleet's log
 SECONDS = 60.0  # after which it may have one more
 
 _DEVICE = tuple(each.name for each in fields(DeviceView))
 _FLEET = tuple(each.name for each in fields(FleetSnapshot) if each.name != "devices")
 _values = attrgetter(*_DEVICE)
-_NONE = (object(),) * len(_DEVICE)  # differs from all
+_NONE = (object(),) * len(_DEVICE)  # differs from every device's
 _encode = msgspec.json.Encoder().encode
 
 
 class BrokerState(msgspec.Struct, frozen=True):
-    """Whether the broker is there, since when, in seconds since the epoch, and in a line why it is not."""
+    """Whether the broker is connected, since when (seconds since the epoch), and why not, in one line."""
 
     connected: bool
     since: float
@@ -41,13 +41,13 @@ class BrokerState(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Changes:
-    """What is another one now, mostly in JSON; what has not changed is None or empty.
+    """What has changed, mostly in JSON; what has not changed is None or empty.
 
     Attributes:
         fleet: the snapshot without its devices.
         devices: those that changed, by id.
         rows: of each of these, the id and the fields that changed.
-        gone: devices that are not of the fleet any more.
+        gone: devices that are no longer in the fleet.
         events: what has happened, the oldest first.
         broker: the state of the connection.
     """
@@ -61,7 +61,7 @@ class Changes:
 
 
 class Looks:
-    """One look at a fleet after the other; each costs what has changed since the last one."""
+    """Compares a fleet with its last state; the cost is that of what has changed since."""
 
     def __init__(self, view: FleetView) -> None:
         self._view = view
@@ -73,13 +73,13 @@ class Looks:
         self._limits = TokenBuckets(1 / SECONDS, BURST)
 
     def note(self, event: Event) -> None:
-        """Something that has happened and no message tells."""
+        """Add an event that follows from no message."""
         self._events.append(event)
 
     def look(self, now: float, *, is_settled: bool) -> Changes:
         """What has changed by `now`, in seconds since the epoch.
 
-        `is_settled`: the broker has told what it retains, so that a device that comes has not been there.
+        `is_settled`: the broker has sent its retained messages, so that further devices are new.
         """
         found = self._view.changes()
         whole, rows, gone = {}, [], []
@@ -123,13 +123,13 @@ class Looks:
 
 
 def _changed(before: DeviceView | None, after: DeviceView) -> dict[str, Any]:
-    """The fields of `after` that are others than before."""
+    """The fields of `after` that differ from those of `before`."""
     values = zip(_DEVICE, _values(after), _values(before) if before else _NONE, strict=True)
     return {name: new for name, new, old in values if new is not old and new != old}
 
 
 def encode_fleet(snapshot: FleetSnapshot) -> bytes:
-    """JSON without the devices, and without those of the figures: each has its own in its row."""
+    """JSON without the devices and their metrics, which are in each device's own row."""
     found = {name: getattr(snapshot, name) for name in _FLEET}
     if snapshot.metrics is not None:
         found["metrics"] = msgspec.structs.replace(snapshot.metrics, devices={})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has happened in a fleet: two looks at it, one after the other, in; events out."""
+"""Events in a fleet, from the difference between two states of it."""
 
 from __future__ import annotations
 
@@ -93,15 +93,15 @@ class Event(msgspec.Struct, frozen=True):
 
 
 def events_of_stranger(device: DeviceView) -> Iterator[Event]:
-    """Of a device that was there before anybody looked: only that it is gone, and since when."""
+    """Of a device that was known before the page's start: only that it is offline, and since when."""
     if not device.online and device.seen is not None:
         yield _event(device.seen, "offline", device.id, "offline")
 
 
 def events_of_device(before: DeviceView | None, after: DeviceView, now: float) -> Iterator[Event]:
-    """Between two looks at a device; `before` is None of one that was not there.
+    """Events between two states of a device; `before` is None for a new device.
 
-    Each has the time of the device's last word: what came while nobody looked happened no later.
+    Each has the time of the device's last message: it happened no later.
     """
     time = min(after.seen or now, now)
     if before is None:
@@ -132,12 +132,12 @@ def _of_cut(before: DeviceView | None, after: DeviceView, time: float) -> Iterat
 
 
 def _of_model(before: DeviceView | None, after: DeviceView, now: float) -> Iterator[Event]:
-    """The device's own clock says when a model came into service: it may be wrong, but not ahead of ours."""
+    """The time is that of the device's own clock, which may be wrong, but is capped at this machine's."""
     model, was = after.model, None if before is None else before.model
     if model is None or (was is not None and (was.release, was.state) == (model.release, model.state)):
         return
     if model.state not in MODELS:
-        return  # it is fetched or tried: a row shows that, and what comes of it is an event
+        return  # it is fetched or tried: the device's row shows that, and its result is an event
     of = f" of round {model.round}" if model.round else ""
     why = f": {model.reason}" if model.reason else ""
     time = min(model.since or now, now)
@@ -146,7 +146,7 @@ def _of_model(before: DeviceView | None, after: DeviceView, now: float) -> Itera
 
 def _of_software(before: DeviceUpdate | None, after: DeviceView, now: float) -> Iterator[Event]:
     if before is None or after.update is None:
-        return  # what it has in service at first is no event
+        return  # what is in service at first is no event
     was, update = before.software, after.update.software
     kind = SOFTWARE.get(update.state or "")
     if kind is not None and (was.latest, was.state) != (update.latest, update.state):
@@ -161,7 +161,7 @@ def _of_predicted_state(was: PredictedState | None, after: DeviceView, now: floa
 
 
 def events_of_past(fleet: FleetSnapshot) -> Iterator[Event]:
-    """Of a fleet that was there before anybody looked: the rounds whose times it tells."""
+    """Events before the page's start: the evaluated rounds whose times are known."""
     for point in fleet.history:
         if point.time:
             found = Accuracies(
@@ -171,7 +171,7 @@ def events_of_past(fleet: FleetSnapshot) -> Iterator[Event]:
 
 
 def events_of_fleet(before: FleetSnapshot, after: FleetSnapshot, now: float) -> Iterator[Event]:
-    """Between two looks at what is no device's."""
+    """Events between two states of the fleet that belong to no device."""
     yield from _of_server(before.server, after.server, min(after.server_seen or now, now))
     if after.run is not None and (before.run is None or before.run.run != after.run.run):
         run = after.run
@@ -210,12 +210,12 @@ def _of_server(before: ServerStatus | None, after: ServerStatus | None, time: fl
     elif before is not None and before.instance != after.instance:
         yield _event(time, "server-online", None, "the server was started again")
     if before is None or before.state != "online" or after.state != "online":
-        return  # a last will names nobody
+        return  # a last will names no devices
     dismissed, was_dismissed = set(after.dismissed), set(before.dismissed)
     quarantined, was_quarantined = set(after.quarantined), set(before.quarantined)
     yield from _each(time, "dismissed", dismissed - was_dismissed, "dismissed: the run goes on without it")
     yield from _each(time, "readmitted", was_dismissed - dismissed, "let in again")
-    yield from _each(time, "quarantined", quarantined - was_quarantined, "in quarantine: not read any more")
+    yield from _each(time, "quarantined", quarantined - was_quarantined, "in quarantine: ignored from now on")
     yield from _each(time, "out-of-quarantine", was_quarantined - quarantined, "out of quarantine")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hears what the broker retains and is sent of a fleet, on a thread of its own, for as long as it runs."""
+"""Receives a fleet's messages from the broker, retained and new ones, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from splitee.protocol.topics import Topics
 from splitee_web.fleet.changes import BrokerState, Changes, Looks
 from splitee_web.fleet.event_log import Event, Kind
 
-LOOK = 0.5  # seconds between two looks; what comes in between is heard together, which spares most of the CPU
-SETTLED = 2.0  # seconds after the first connection until the broker has told what it retains
+LOOK = 0.5  # seconds between two updates; messages in between are handled together, which saves CPU time
+SETTLED = 2.0  # seconds after the first connection until the broker has sent its retained messages
 GATHER = 0.02  # seconds between two readings: a broker may send no more than 20 messages until they are read
-TRY = 5.0  # seconds to reach the broker before it is said why it is not
+TRY = 5.0  # seconds to reach the broker before the page shows why it is not
 LONGEST_PAUSE = 15.0  # seconds between two tries
-STABLE = 30.0  # seconds that a connection lasts before its loss counts as a first one again
+STABLE = 30.0  # seconds that a connection must last for its loss to count as the first one again
 QUEUED = 1 << 16  # messages that may wait: of 10,000 devices six each
 QUEUED_BYTES = 64 << 20
 
@@ -62,7 +62,7 @@ class Feed:
         self._stop.set()
 
     def run(self) -> None:
-        """Until `stop`. A broker that is away, or lets nobody in, is tried again for ever."""
+        """Run until `stop`. A broker that is away, or refuses the connection, is tried again for ever."""
         self._say(connected=False, text=f"connecting to {self._options.address}")
         pauses = delays(longest=LONGEST_PAUSE)
         while not self._stop.is_set():
@@ -82,7 +82,7 @@ class Feed:
             self._stop.wait(next(pauses))
 
     def _new_link(self) -> Link:
-        """Not the one that was lost or refused: the files for TLS may be new ones."""
+        """A new link in place of one that was lost or refused: the files for TLS may have changed."""
         link = Link(
             self._options.address,
             f"splitee-page-{os.getpid()}-{secrets.token_hex(4)}",
@@ -96,10 +96,10 @@ class Feed:
         return link
 
     def _reach(self, link: Link) -> bool:
-        """Until the broker is there; False: `stop` came first.
+        """Wait until the broker is connected; False: `stop` came first.
 
         Raises:
-            BrokerRefused: it lets nobody in, or not us.
+            BrokerRefused: it refuses the connection.
         """
         pauses = delays(longest=LONGEST_PAUSE)
         while not self._stop.is_set():
@@ -113,7 +113,7 @@ class Feed:
         return False
 
     def _follow(self, link: Link) -> str:
-        """Until the connection is lost; why it is.
+        """Handle messages until the connection is lost; returns the reason.
 
         Raises:
             BrokerRefused: the broker denies a subscription.
@@ -128,7 +128,7 @@ class Feed:
         return reason
 
     def _hear(self, link: Link) -> str:
-        """Takes what has come; why the connection has to be made anew, or nothing."""
+        """Handle the messages that have arrived; returns why the connection must be made anew, or ""."""
         until = time.monotonic() + LOOK
         while (event := link.receive(0)) is not None:
             if isinstance(event, Message):
@@ -148,7 +148,7 @@ class Feed:
             self._tell(changes)
 
     def _say(self, *, connected: bool, text: str) -> None:
-        """How it is with the broker; `since` is when that changed last, whatever the words are."""
+        """Send the state of the connection; `since` is when it changed last, not when its text did."""
         before, now = self._broker, time.time()
         is_same = before is not None and before.connected == connected
         self._broker = BrokerState(connected, before.since if before and is_same else now, plain(text))

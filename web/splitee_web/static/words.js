@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Figures with their units as people read them; of every page.
+// Figures with their units for people, on every page.
 
 export const UNKNOWN = "–";
 const BYTES = [["GB", 1e9], ["MB", 1e6], ["KB", 1e3]];
@@ -7,7 +7,7 @@ const SPANS = [["d", 86400], ["h", 3600], ["min", 60]];
 const NUMBER = new Intl.NumberFormat("en-US");
 const CLOCK = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const DATE = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
-const LONG_AGO = 20 * 3600; // seconds: the day is said as well
+const LONG_AGO = 20 * 3600; // seconds; beyond that the date is shown, too
 
 const isKnown = (value) => value !== null && value !== undefined;
 
@@ -31,7 +31,7 @@ export function size(bytes) {
   return `${value.toFixed(unit === "B" || value >= 100 ? 0 : 1)} ${unit}`;
 }
 
-/** Bytes of more bytes, in the unit of those: "1.2 of 4.0 MB". */
+/** Bytes out of a total, in the total's unit: "1.2 of 4.0 MB". */
 export function partOf(bytes, whole) {
   const [unit, length] = unitOf(whole);
   const [part, all] = [bytes, whole].map((value) => (value / length).toFixed(unit === "B" ? 0 : 1));
@@ -43,7 +43,7 @@ export function bitRate(bytesASecond) {
   return `${Number(((8 * bytesASecond) / 1e6).toPrecision(3))} Mbit/s`;
 }
 
-/** How long ago, or from now: 3 s, 5 min, 2 h, 4 d; clocks that differ never give a negative one. */
+/** How long ago, or from now: 3 s, 5 min, 2 h, 4 d; never negative, even if clocks differ. */
 export function span(seconds) {
   const [unit, length] = SPANS.find(([, length]) => seconds >= 2 * length) ?? ["s", 1];
   return `${Math.max(seconds / length, 0).toFixed(0)} ${unit}`;
@@ -60,7 +60,7 @@ export function duration(seconds) {
   return minutes < 60 ? `${minutes} min ${Math.floor(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-/** The time of day; of another day with its date. */
+/** The time of day; with the date if it is another day. */
 export function clock(time, now) {
   const far = Math.abs(now - time) > LONG_AGO;
   return (far ? DATE : CLOCK).format(new Date(1000 * time));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a screen reader is told unasked: few sentences, of what one would look up for.
+// Announcements for screen readers: few sentences, on the most important events.
 
 import { html, useEffect, useRef, useState } from "./html.js";
 import { several } from "./words.js";
@@ -7,7 +7,7 @@ import { several } from "./words.js";
 const PAUSE = 5000; // milliseconds between two sentences
 const TOLD = ["server", "broker", "offline", "stopped"]; // parts of the kinds of events
 
-/** @param log events, the newest first. @param lost since when the page's server does not answer, or null. */
+/** @param log events, the newest first. @param lost since when the page's server has not replied, or null. */
 export function Announcements({ log, lost }) {
   const [said, say] = useState("");
   const heard = useRef({ newest: log[0], lost: null, at: -Infinity });
@@ -15,7 +15,7 @@ export function Announcements({ log, lost }) {
     const last = heard.current;
     const isLost = lost !== null;
     if (isLost !== (last.lost !== null)) {
-      say(isLost ? "The page's server does not answer." : "The page's server answers again.");
+      say(isLost ? "The page's server does not reply." : "The page's server replies again.");
       heard.current = { newest: log[0], lost, at: performance.now() };
       return;
     }

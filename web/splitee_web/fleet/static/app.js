@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The page as a whole: what is wrong with its sources, the fleet at a glance, its parts one below the other.
+// The page as a whole: trouble with its connections, the fleet at a glance, then its parts.
 
 import { judged } from "./attention.js";
 import { Announcements } from "./announcements.js";
@@ -59,15 +59,15 @@ function title({ fleet, run, phase }) {
   return phase.phase === "finished" ? `${fleet}: finished` : `${fleet}: round ${phase.round} of ${run.rounds}`;
 }
 
-/** Where the page itself gets nothing new: what is shown below is of then. */
+/** Why the page receives nothing new, if so: what it shows below is outdated. */
 function Troubles({ store, now }) {
   const since = store.lost && store.lost / 1000 + store.ahead;
   if (since) {
-    return html`<p class="trouble"><b>The page's server does not answer since ${clock(since, now)}</b>, for ${span(now - since)}.
-      It is asked again and again${store.fleet && "; what stands below is of then"}.</p>`;
+    return html`<p class="trouble"><b>The page's server has not replied since ${clock(since, now)}</b>, for ${span(now - since)}.
+      The page tries again${store.fleet && "; what it shows below is from that time"}.</p>`;
   }
   const { broker } = store;
   if (!broker || broker.connected) return null;
   return html`<p class="trouble"><b>No connection to the broker since ${clock(broker.since, now)}</b>, for ${span(now - broker.since)}:
-    ${" "}<bdi>${broker.text}</bdi>. It is tried again and again${store.fleet?.server && "; what stands below is of then"}.</p>`;
+    ${" "}<bdi>${broker.text}</bdi>. The page tries again${store.fleet?.server && "; what it shows below is from that time"}.</p>`;
 }

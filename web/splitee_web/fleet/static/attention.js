@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a device is doing, what somebody should look after, and in which order devices are shown.
+// What a device is doing, what needs attention, and in which order devices are shown.
 
 import { failuresOf, isUpdating, updatesOf } from "./updates.js";
 import { degrees, percent, span } from "./words.js";
 
 const HOT = 80; // degrees Celsius: small computers slow down from here on
 const NEAR = 0.9; // of its memory's limit
-const PATIENCE = 10; // seconds for which the server waits for a device, and nobody need look
+const PATIENCE = 10; // seconds for which the server may wait for a device without a notice
 
 /** What is wrong with a device, the worst first: {kind, text}. */
 export function concerns(device, fleet, now) {
@@ -22,7 +22,7 @@ export function concerns(device, fleet, now) {
   return found;
 }
 
-/** It has gone after the end of the run, as it should. */
+/** Whether it left after the end of the run, as it should. */
 const hasLeft = (device) => !device.online && device.doing === "finished";
 
 export function memoryShare(device) {
@@ -50,7 +50,7 @@ export const FILTERS = [
   { key: "finished", title: "Finished", holds: (one) => one.device.doing === "finished" },
 ];
 
-// By what devices may be sorted within their groups; `first`: the direction that is asked for most.
+// By what devices may be sorted within their groups; `first`: the direction that is wanted most.
 export const ORDERS = {
   id: { title: "name", first: 1, of: (device) => device.id },
   seen: { title: "last seen", first: 1, of: (device) => device.seen },
@@ -69,7 +69,7 @@ export const ORDERS = {
 
 const byName = new Intl.Collator("en", { numeric: true }).compare;
 
-/** Devices with what is said of them: [{device, concerns, activity}]. */
+/** Devices with their state: [{device, concerns, activity}]. */
 export function judged(devices, fleet, now) {
   return devices.map((device) => ({
     device,
@@ -78,7 +78,7 @@ export function judged(devices, fleet, now) {
   }));
 }
 
-/** Those that a filter and a text hold, in two groups: ids of those that need attention, and of the rest. */
+/** The devices that match a filter and a text, in two groups: ids of those that need attention, and of the rest. */
 export function arranged(all, { filter, text, order, direction }) {
   const wanted = text.trim().toLowerCase();
   const holds = FILTERS.find((one) => one.key === filter).holds;
@@ -91,7 +91,7 @@ export function arranged(all, { filter, text, order, direction }) {
   return { attention, rest };
 }
 
-/** What a text may be found in. */
+/** The text in which a search looks. */
 function words({ device, activity, concerns }) {
   const said = [
     device.id, activity, device.stage, device.version, device.weakest_class?.name, device.model?.state, device.predicted_state?.label,

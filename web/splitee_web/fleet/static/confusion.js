@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which classes are taken for which: of the fleet, or of one device.
+// Confusion between classes: of the fleet, or of one device.
 
 import { html, memo, useEffect, useRef, useState } from "./html.js";
 import { Named } from "./tables.js";
@@ -7,7 +7,7 @@ import { className, count, images, percent } from "./words.js";
 
 const READABLE = 20; // classes up to which each count can be read
 const WORST = 8; // mistakes that are listed
-const FAINTEST = 0.06; // of the colour, where there is a count at all
+const FAINTEST = 0.06; // strength of the colour of the smallest count
 
 export const FleetClasses = memo(({ fleet, devices }) => {
   const [chosen, choose] = useState("");

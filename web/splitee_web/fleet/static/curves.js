@@ -18,7 +18,7 @@ const BASELINES = {
 };
 const DEVICE = { colour: "--muted", width: 1, dash: [], faint: true };
 
-/** Of the fleet, with the adaptive accuracies of its devices where these are few. */
+/** The fleet's curves, with the adaptive accuracies of its devices if these are few. */
 export const FleetCurves = memo(({ history, baselines, devices, version }) => {
   const [withDevices, show] = useState(false);
   const curves = useMemo(() => {
@@ -113,7 +113,7 @@ function options(curves, rounds, width, look) {
   };
 }
 
-/** One round lies in the middle, not at the edge. */
+/** A single round is drawn in the middle, not at the edge. */
 const around = (rounds) => (rounds.length > 1 ? [rounds[0], rounds.at(-1)] : [rounds[0] - 1, rounds[0] + 1]);
 
 const margins = (low, high) => {
@@ -121,7 +121,7 @@ const margins = (low, high) => {
   return [Math.max(low - margin, 0), Math.min(high + margin, 1)];
 };
 
-/** Another value when the colours are others. */
+/** A value that changes with the colours. */
 function useTheme() {
   const [isDark, set] = useState(() => matchMedia("(prefers-color-scheme: dark)").matches);
   useEffect(() => {

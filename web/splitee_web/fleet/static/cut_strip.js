@@ -18,13 +18,13 @@ export function CutStrip({ cut, next, stages, stage }) {
 
 function Strip({ cut, total }) {
   const unit = (WIDTH + GAP) / total;
-  const one = total <= MOST ? 1 : 0; // stage a box; else one box for each side
+  const one = total <= MOST ? 1 : 0; // a box per stage; else one box for each side
   return html`<svg class="strip" viewBox="0 0 ${WIDTH} ${HEIGHT}" preserveAspectRatio="none" aria-hidden="true">
     <path class="on" d=${boxes(0, cut, unit, one || cut)} /><path class="off" d=${boxes(cut, total, unit, one || total - cut)} />
   </svg>`;
 }
 
-/** Boxes of so many stages each, inside of half a line's width. */
+/** Boxes of `step` stages each, inset by half a line's width. */
 function boxes(first, end, unit, step) {
   let path = "";
   for (let stage = first; stage < end; stage += step) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything that is known of one device, over the page.
+// Everything that is known of one device, in a dialog over the page.
 
 import { activity, concerns, memoryShare } from "./attention.js";
 import { ConfusionMatrix } from "./confusion.js";
@@ -20,7 +20,7 @@ export function DeviceDetails({ id, device, fleet, now, close }) {
   useEffect(() => {
     const shown = dialog.current;
     shown.showModal();
-    return () => shown.close(); // gives the focus back to where it was
+    return () => shown.close(); // returns the focus to where it was
   }, []);
   const onClick = (event) => event.target === dialog.current && close();
   const onCancel = (event) => {
@@ -33,7 +33,7 @@ export function DeviceDetails({ id, device, fleet, now, close }) {
         <h2 id="device"><bdi>${id}</bdi></h2>
         <button type="button" onClick=${close}>Back<span class="unseen"> to the fleet</span></button>
       </header>
-      ${device ? html`<${Known} device=${device} fleet=${fleet} now=${now} />` : html`<p>No such device has spoken in this fleet.</p>`}
+      ${device ? html`<${Known} device=${device} fleet=${fleet} now=${now} />` : html`<p>No such device is known in this fleet.</p>`}
     </div>
   </dialog>`;
 }
@@ -49,7 +49,7 @@ function Known({ device, fleet, now }) {
       <${Serving} serving=${device.serving} state=${device.predicted_state} now=${now} />`}
     ${updatesOf(device).length > 0 && html`<h3>Updates</h3><${Facts} facts=${updateFacts(device)} />`}
     ${device.model && html`<h3>Model</h3><${Facts} facts=${modelFacts(device, now)} />`}
-    ${device.confusion && html`<h3>Which classes it takes for which</h3>
+    ${device.confusion && html`<h3>Confusion between classes</h3>
       <${ConfusionMatrix} confusion=${device.confusion} run=${fleet.run} of="the device" />`}
     <h3>Machine</h3><${Facts} facts=${machine(device)} />
     ${device.capability?.cuts?.length > 0 && html`<${Costs} capability=${device.capability}
@@ -111,7 +111,7 @@ function modelFacts({ model, released }, now) {
 
 const KINDS = { model: "Model", software: "Software" };
 
-/** Of each kind of release: what is there, and what has become of the latest one. */
+/** For each kind of release: what is in service, and the state of the latest one. */
 function updateFacts(device) {
   return updatesOf(device).flatMap((one) => {
     const share = shareOf(one);
@@ -124,7 +124,7 @@ function updateFacts(device) {
   });
 }
 
-const SOURCES = { exit: "exit", trunk: "trunk", "local-fallback": "exit, for the trunk did not respond" };
+const SOURCES = { exit: "exit", trunk: "trunk", "local-fallback": "exit, because the trunk did not respond" };
 
 function Serving({ serving, state, now }) {
   const facts = [

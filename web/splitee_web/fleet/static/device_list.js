@@ -9,8 +9,8 @@ import { count, several } from "./words.js";
 const SETTLED = 2; // seconds for which rows keep their places, while their figures change
 const NOBODY = "No device has spoken yet. Devices show up here by themselves once they are started.";
 const BEYOND = 3; // rows above and below those in sight that are drawn too
-const BLOCK = 4; // rows that come and go together: Preact moves all that stay where more than one element has gone
-const TURNS = 4; // in which rows are drawn again, one after the other, once a second
+const BLOCK = 4; // rows that are added and removed together: if more than one element is removed, Preact moves all others
+const TURNS = 4; // groups in which rows are drawn again, one after the other, once per second
 
 export function DeviceList({ all, fleet, now, open }) {
   const [choice, choose] = useState({ filter: "all", text: "", order: "id", direction: 1 });
@@ -22,10 +22,10 @@ export function DeviceList({ all, fleet, now, open }) {
   return html`
     <${Choices} all=${all} choice=${choice} change=${change} found=${found} />
     ${found > 0 && html`<${Rows} rows=${rows} byId=${byId} fleet=${fleet} now=${now} open=${open} choice=${choice} change=${change} />`}
-    ${!found && html`<p class="card empty">${all.length ? "No device is like that." : NOBODY}</p>`}`;
+    ${!found && html`<p class="card empty">${all.length ? "No device matches." : NOBODY}</p>`}`;
 }
 
-/** The order of the devices; it is made anew where the choice or the set of devices changes, else now and then. */
+/** The order of the devices; computed anew if the choice or the set of devices changes, else now and then. */
 function useArranged(all, choice, now) {
   const kept = useRef({ made: -Infinity });
   const last = kept.current;
@@ -41,7 +41,7 @@ function useArranged(all, choice, now) {
 
 const alike = (some, others) => some.length === others.length && some.every((id, index) => id === others[index]);
 
-/** What stands below each other: headings and devices. */
+/** The rows of the list: headings and devices. */
 function listed(attention, rest) {
   const rows = [];
   if (attention.length) rows.push({ heading: `Need attention: ${several(attention.length, "device")}`, level: "warn" });
@@ -129,7 +129,7 @@ function Rows({ rows, byId, fleet, now, open, choice, change }) {
   </div>`;
 }
 
-/** Follows what of the list is in sight, and how high its rows are with this screen and font. */
+/** Tracks which part of the list is in sight, and the height of its rows with this screen and font. */
 function useSight(frame, look) {
   useLayoutEffect(() => {
     const area = frame.current;

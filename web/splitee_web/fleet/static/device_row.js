@@ -22,7 +22,7 @@ export const COLUMNS = [
   { key: "model", title: "Model", orders: ["model"], Cell: Model },
 ];
 
-/** It is drawn again when `said`, what is said of the device in one text, or `second` is another: once a second. */
+/** Drawn again when `said`, all that is shown of the device as one text, or `second` changes: once per second. */
 export const DeviceRow = memo(({ one, device, stages, second, open, top, number }) => {
   const worst = one.concerns[0];
   const cells = { one, device, stages, now: second };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What has happened since the page's server began to look, the newest first.
+// What has happened since the page's server started, the newest first.
 
 import { html, memo, useState } from "./html.js";
 import { Named } from "./tables.js";
@@ -9,7 +9,7 @@ const FIRST = 20; // events that are shown at first
 
 export function EventLog({ log, now, devices, open }) {
   const [isAll, showAll] = useState(false);
-  if (!log.length) return html`<p class="card empty">Nothing has happened since this page is served.</p>`;
+  if (!log.length) return html`<p class="card empty">Nothing has happened since this page's server started.</p>`;
   return html`<div class="card">
     <ol class="events">${log.slice(0, isAll ? log.length : FIRST).map((one) => html`
       <${Entry} one=${one} time=${clock(one.time, now)} isKnown=${devices.has(one.device)} open=${open} />`)}</ol>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fleet at a glance: every number that one would look for first.
+// The fleet at a glance: the most important figures.
 
 import { html } from "./html.js";
 import { Named } from "./tables.js";
@@ -18,7 +18,7 @@ export function Glance({ fleet, all, now, broker }) {
       <h1><bdi>${fleet.fleet}</bdi></h1>
       <p class="headline ${level}"><${Mark} level=${level} />${text}</p>
       <ul class="facts">
-        <li>Server: <b class=${serverLevel(fleet)}>${server ? server.state : "not heard of"}</b>
+        <li>Server: <b class=${serverLevel(fleet)}>${server ? server.state : "unknown"}</b>
           ${server?.doing && html`, <bdi>${server.doing}</bdi>`}</li>
         <li>Broker: ${broker?.connected === false ? BROKER_LOST : BROKER_THERE}</li>
         ${run && html`<li><bdi>${run.network}</bdi>, ${count(run.num_classes)} classes</li>
@@ -49,7 +49,7 @@ function serverLevel({ server, phase }) {
   return phase?.phase === "finished" ? "quiet" : "bad";
 }
 
-/** The state of the whole in one sentence. */
+/** The state of the fleet in one sentence. */
 function headline(fleet, all, now) {
   const { server, run, phase, committed } = fleet;
   if (!server && !run && !all.length) {
@@ -88,7 +88,7 @@ function Round({ fleet, now }) {
   return html`<${Figure} title="Round" note=${html`${note}<${Bar} share=${share} />`}>${phase?.round ?? committed} of ${run.rounds}<//>`;
 }
 
-/** A drawing of what stands in words beside it. */
+/** A drawing of a share that the text beside it gives. */
 export const Bar = ({ share }) => html`<span class="bar" aria-hidden="true">
   <i style=${{ width: `${100 * Math.min(share, 1)}%` }}></i></span>`;
 
@@ -112,14 +112,14 @@ function Devices({ fleet, all }) {
   const needs = troubled ? `▲ ${count(troubled)} need${troubled === 1 ? "s" : ""} attention` : "none needs attention";
   const note = html`${doing.sort().join(", ")}${doing.length ? html`<br />` : ""}
     <span class=${troubled ? "warn" : "good"}>${needs}</span>`;
-  return html`<${Figure} title="Devices online" note=${all.length ? note : "none has spoken yet"}>${count(online)} of ${count(all.length)}<//>`;
+  return html`<${Figure} title="Devices online" note=${all.length ? note : "none is known yet"}>${count(online)} of ${count(all.length)}<//>`;
 }
 
 function Waiting({ fleet, now }) {
   const waiting = fleet.waiting ?? [];
   if (fleet.server?.state === "offline" || !waiting.length) {
     const isThere = fleet.server?.state === "online";
-    const note = fleet.phase?.phase === "finished" ? "the run is over" : isThere ? "the run goes on by itself" : "the server is not there";
+    const note = fleet.phase?.phase === "finished" ? "the run is over" : isThere ? "the run goes on by itself" : "the server is offline";
     return html`<${Figure} title="Waiting for" note=${note}>nobody<//>`;
   }
   const [first] = waiting;
@@ -140,6 +140,6 @@ function End({ fleet, now }) {
     return html`<${Figure} title="End" note=${last ? `last round evaluated at ${clock(last, now)}` : ""}>over<//>`;
   }
   if (!estimate) return html`<${Figure} title="Estimated end" note="known after the first round">${UNKNOWN}<//>`;
-  const note = now > estimate ? "later than the rounds before let expect" : `in ${span(estimate - now)}`;
+  const note = now > estimate ? "later than earlier rounds suggested" : `in ${span(estimate - now)}`;
   return html`<${Figure} title="Estimated end" note=${note}>${clock(estimate, now)}<//>`;
 }

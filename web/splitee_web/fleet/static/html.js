@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Elements of the page. Whatever is put into one is put in as text, never as markup.
+// Elements of the page. Values are inserted as text, never as markup.
 
 export {
   Component, h, html, render, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState,
 } from "/shared/vendor/htm-3.1.1/standalone.module.js";
 import { Component, h } from "/shared/vendor/htm-3.1.1/standalone.module.js";
 
-/** A component that is drawn again only where one of its properties, but for those `besides`, is another. */
+/** A component that is drawn again only if one of its properties changes, except those in `besides`. */
 export function memo(draw, besides = []) {
   return class extends Component {
     shouldComponentUpdate(next) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Starts the page: at most so many drawings a second, whatever comes in.
+// Starts the page, with a limited number of drawings per second.
 
 import { App } from "./app.js";
 import { html, render } from "./html.js";
 import { Store } from "./store.js";
 
 const PAUSE = 250; // milliseconds between two drawings
-const TICK = 1000; // milliseconds after which what was "3 s ago" is 4 s ago
+const TICK = 1000; // milliseconds between two updates of times such as "3 s ago"
 
 const root = document.getElementById("page");
 let isDue = false;

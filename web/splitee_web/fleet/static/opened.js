@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which device's details are open: it stands in the address, so that a reload shows it again, and Back closes it.
+// Which device's details are open: its id is in the address, so that a reload shows it again, and Back closes it.
 
 import { useCallback, useEffect, useState } from "./html.js";
 
@@ -10,7 +10,7 @@ function inAddress() {
   try {
     return decodeURIComponent(location.hash.slice(MARK.length)) || null;
   } catch {
-    return null; // somebody has typed it
+    return null; // typed by hand
   }
 }
 
@@ -30,7 +30,7 @@ export function useOpened() {
     if (id !== null) {
       history.pushState({ isOurs: true }, "", MARK + encodeURIComponent(id));
     } else if (history.state?.isOurs) {
-      history.back(); // the address follows, and with it what is open
+      history.back(); // changes the address, and with it what is open
       return;
     } else {
       history.replaceState(null, "", location.pathname);

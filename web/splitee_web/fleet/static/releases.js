@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Releases: rollouts with their waves, what is on its way, what failed and why, and models by what became of them.
+// Releases: rollouts with their waves, updates on their way, failures with reasons, and models by their state.
 
 import { Bar, Mark } from "./glance.js";
 import { html } from "./html.js";
@@ -38,7 +38,7 @@ function cells(release, run) {
   ];
 }
 
-/** Updates of devices, a line each. */
+/** Updates of devices, one per line. */
 function Listed({ title, some, now, open }) {
   const rest = some.length - MOST;
   return html`<div class="card">

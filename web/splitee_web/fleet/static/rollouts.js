@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Releases on their way to the fleet, wave by wave: each has a bar, and says in words what the bar shows.
+// Releases on their way to the fleet, wave by wave: each has a bar, and a text that says what the bar shows.
 
 import { Mark } from "./glance.js";
 import { html } from "./html.js";
@@ -9,7 +9,7 @@ import { ago, count, several, span } from "./words.js";
 
 const PARTS = ["in service", "failed", "asleep", "late", "waiting"];
 
-/** @param rollouts the newest first; those that are over are folded away. */
+/** @param rollouts the newest first; those that are over are collapsed. */
 export function Rollouts({ rollouts, now }) {
   const [open, over] = [rollouts.filter(isOpen), rollouts.filter((one) => !isOpen(one))];
   const shown = (some) => some.map((one) => html`<${Rollout} key=${`${one.kind} ${one.rollout}`} rollout=${one} now=${now} />`);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The runs that the present one's weights come from, and the present one, side by side.
+// The runs from which the current one's weights come, and the current one, side by side.
 
 import { html } from "./html.js";
 import { Named, Table } from "./tables.js";
@@ -11,7 +11,7 @@ const HEAD = [
 const CAPTION =
   "Each run began with the weights of the one before; accuracies are of the fleet, after a run's last round";
 
-/** @param fleet with its `seasons`, the earliest first. @param devices of the present run. */
+/** @param fleet with its `seasons`, the earliest first. @param devices of the current run. */
 export function Seasons({ fleet, devices, now }) {
   const all = [...fleet.seasons, present(fleet, devices)];
   const classes = [...new Set(all.flatMap((season) => (season.class_recalls ?? []).map((one) => one.name)))];

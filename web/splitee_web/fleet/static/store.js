@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the page knows of the fleet: folds the server's events in, and says when something has changed.
+// The page's copy of the fleet's state: applies the server's events, and reports changes.
 
-const AGAIN = 3000; // milliseconds to the next attempt, where the browser itself makes none
-const SILENCE = 30000; // milliseconds without an event after which the page's server is asked whether it is there
-const ANSWER = 5000; // milliseconds for its answer
+const AGAIN = 3000; // milliseconds to the next attempt, if the browser itself makes none
+const SILENCE = 30000; // milliseconds without an event after which the page checks its server
+const ANSWER = 5000; // milliseconds for its reply
 const LOG = 500; // events that are kept
 
 /** Whether two values of JSON are equal. */
@@ -15,22 +15,22 @@ export function same(one, other) {
   return names.length === Object.keys(other).length && names.every((name) => same(one[name], other[name]));
 }
 
-/** `next`, but with the fields of `last` where they are equal: what is drawn of them stays as it is. */
+/** `next`, but with the objects of `last` for equal fields, so that they are not drawn again. */
 function keeping(last, next) {
   for (const name of Object.keys(next)) if (last && same(last[name], next[name])) next[name] = last[name];
   return next;
 }
 
 export class Store {
-  /** `changed`: called after each change, as often as there is one. */
+  /** `changed`: called after each change. */
   constructor(changed) {
     this.changed = changed;
     this.fleet = null; // the snapshot without its devices
     this.devices = new Map(); // by id
-    this.curves = 0; // grows when the curve of a device is another
+    this.curves = 0; // grows when the curve of a device changes
     this.log = []; // the newest first
     this.broker = null;
-    this.lost = null; // milliseconds, by this browser's clock: since when the page's server does not answer
+    this.lost = null; // milliseconds, by this browser's clock: since when the page's server has not replied
     this.ahead = 0; // seconds by which the server's clock is ahead of the browser's
     this.heard = Date.now();
   }
@@ -99,7 +99,7 @@ export class Store {
 
   #some(data) {
     for (const device of data.devices) {
-      this.devices.set(device.id, { ...this.devices.get(device.id), ...device }); // only what is another comes
+      this.devices.set(device.id, { ...this.devices.get(device.id), ...device }); // only changed fields come
       if (device.history) this.curves += 1;
     }
   }

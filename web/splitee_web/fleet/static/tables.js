@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tables that scroll by themselves where the screen is narrow.
+// Tables that scroll by themselves on a narrow screen.
 
 import { html } from "./html.js";
 
-/** @param name what it is, for who does not see it; `caption` says it to all.
+/** @param name for screen readers; `caption` is visible to all.
  *  @param head titles of the columns. @param rows cells by row; the first one names the row.
  *  @param text columns, besides the first, that hold text: it is aligned to the left. */
 export function Table({ name, caption, head, rows, text = [] }) {
@@ -20,5 +20,5 @@ export function Table({ name, caption, head, rows, text = [] }) {
   </div>`;
 }
 
-/** A name that somebody chose: cut where there is no room, whole in its title. */
+/** A name chosen by a user: shortened if there is no room, complete in its title. */
 export const Named = ({ name }) => html`<bdi class="cut" title=${name}>${name}</bdi>`;

@@ -26,7 +26,7 @@ export const TimeAndTraffic = memo(({ seconds, round, traffic }) => html`<div cl
 
 const named = (titles, values) => Object.entries(titles).map(([key, title]) => [title, values[key] ?? 0]).filter(([, value]) => value > 0);
 
-/** Bytes up and down, by what they were for. */
+/** Bytes up and down, by purpose. */
 export function PurposeBars({ traffic }) {
   return ["up", "down"].map((way) => {
     const counts = traffic[way] ?? {};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What is on its way to the fleet and to a device, or did not come into service there, in data and in words.
+// Updates on their way to the fleet and to a device, and failed ones, as data and as text.
 
 import { partOf } from "./words.js";
 
@@ -22,7 +22,7 @@ export function updatesOf({ update }) {
 
 export const underWay = (device) => updatesOf(device).filter((one) => UNDER_WAY.includes(one.state));
 
-/** What failed: {kind, state, latest, reason}; of a model the device's own word, where the server has none. */
+/** What failed: {kind, state, latest, reason}; of a model the device's own report, if the server has none. */
 export function failuresOf(device) {
   const { model } = device;
   const told = updatesOf(device);
@@ -35,5 +35,5 @@ export const isUpdating = (device) => underWay(device).length > 0 || ["downloadi
 /** "downloading 1.2 of 4.0 MB", "trying", "failed". */
 export const stateInWords = ({ state, have, size }) => (state === "downloading" && size ? `downloading ${partOf(have, size)}` : state);
 
-/** How much of it is on the device, from 0 to 1; null where that is not the question. */
+/** How much of it is on the device, from 0 to 1; null if it is not downloading. */
 export const shareOf = ({ state, have, size }) => (state === "downloading" && size ? Math.min(have / size, 1) : null);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Words of a fleet's page, beside those of every page.
+// Words of a fleet's page, in addition to those of every page.
 
 export * from "/shared/words.js";
 
