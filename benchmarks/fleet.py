@@ -243,7 +243,7 @@ class Counts(click.ParamType[list[int]]):
     "--steps", type=click.IntRange(min=2), default=12, show_default=True, help="Batches of a device."
 )
 @click.option("--batch", type=click.IntRange(min=2), default=32, show_default=True)
-@click.option("--held-out", type=click.IntRange(min=1), default=64, show_default=True, help="64 make a batch.")
+@click.option("--held-out", type=click.IntRange(min=1), default=64, show_default=True, help="64: a batch.")
 @click.option("--kill", type=click.IntRange(min=0), default=0, help="Devices that vanish in every round.")
 @click.option("--slow-trunk", is_flag=True, help="The run's first batches take seconds.")
 @click.option("--patience", type=click.FloatRange(min=1), default=90.0, show_default=True)

@@ -119,7 +119,7 @@ function Waiting({ fleet, now }) {
   const waiting = fleet.waiting ?? [];
   if (fleet.server?.state === "offline" || !waiting.length) {
     const isThere = fleet.server?.state === "online";
-    const note = fleet.phase?.phase === "finished" ? "the run is over" : isThere ? "the run goes on by itself" : "the server is offline";
+    const note = fleet.phase?.phase === "finished" ? "the run is over" : isThere ? "the run goes on by itself" : "no server is online";
     return html`<${Figure} title="Waiting for" note=${note}>nobody<//>`;
   }
   const [first] = waiting;
