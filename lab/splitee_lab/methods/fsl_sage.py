@@ -157,7 +157,7 @@ class _Client:
 
 
 def auxiliary_network(experiment: Experiment, cut: int) -> nn.Module:
-    """Features (B, *feature_shape) to logits (B, classes); all clients begin from the same."""
+    """Features (B, *feature_shape) to logits (B, classes); all clients begin with the same weights."""
     spec = msgspec.structs.replace(experiment.spec, frozen=0)
     network = build_at(spec, experiment.place, experiment.initial)
     stages = auxiliary_stages(experiment, cut)

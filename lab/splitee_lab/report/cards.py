@@ -38,7 +38,7 @@ LEVELS: tuple[tuple[str, Callable[[Figures], float | None]], ...] = (
 
 @dataclass(frozen=True)
 class Card:
-    """A figure with its title above it, and what it rests on below."""
+    """A figure with its title above it, and its basis below."""
 
     title: str
     value: str
@@ -46,7 +46,7 @@ class Card:
 
 
 def cards(report: Report) -> Iterator[Card]:
-    """What joining gains, where that is known, and what it costs; in the order of the page."""
+    """What joining gains, if that is known, and what it costs; in the order of the page."""
     for title, compare in GAINS:
         if (found := compare(report)) is not None:
             yield _gain(title, found)
@@ -69,7 +69,7 @@ def _gain(title: str, found: Comparison) -> Card:
 
 
 def levels(report: Report) -> Iterator[Card]:
-    """What one looks for first: how good the fleet is. Nothing where no device has been evaluated."""
+    """The fleet's accuracies, which come first; none if no device has been evaluated."""
     shown = figures(report).values()
     for name, figure in LEVELS:
         known = [value for found in shown if (value := figure(found)) is not None]

@@ -17,7 +17,7 @@ from splitee_lab.report.plots import INK, RULE, SERIES, shortened, svg
 from splitee_server.rounds.class_report import ClassReport, Figure
 
 SHOWN = 20  # classes that fit a page
-WORST = 6  # mistakes that stand for the matrix where that has no room
+WORST = 6  # mistakes that are listed in place of the matrix if that has no room
 STRONGEST = 0.6  # opacity of a cell with all of a row's images: its numbers stay readable
 WIDTH, ROW, TOP = 10.4, 0.42, 0.8  # inches: of the drawing, of a row, for the columns' names
 LEFT, ACROSS = 0.12, 0.79  # where the cells begin, and their share of the width
@@ -26,8 +26,8 @@ Counts = npt.NDArray[np.int64]
 
 
 def class_rows(report: ClassReport) -> Iterator[tuple[str, ...]]:
-    """Of each of the first MOST_CLASSES classes its name, recall by the exit and always offloaded, adaptive
-    recall with what it rests on, and adaptive precision with what it rests on.
+    """Rows for the first MOST_CLASSES classes: name, recall by the exit and always offloaded, adaptive recall
+    with its interval and images, and adaptive precision with its interval and images.
     """
     fleet = report.fleet
     exits, trunks = (
@@ -44,7 +44,7 @@ def class_rows(report: ClassReport) -> Iterator[tuple[str, ...]]:
 
 
 def confusion_plot(report: ClassReport) -> str | None:
-    """The adaptive predictions of the fleet as an SVG; None where there is no matrix, or no image."""
+    """The adaptive predictions of the fleet as an SVG; None if there is no matrix, or no image."""
     cells = report.fleet.adaptive.confusion
     if cells is None or not report.fleet.images:
         return None
@@ -113,7 +113,7 @@ def _share(figure: Figure | None) -> str:
 
 
 def _with_interval(figure: Figure) -> tuple[str, str]:
-    """A share, and below it what it rests on: "70.8 to 79.2, 400 images"."""
+    """A share, and the text below it with interval and images: "70.8 to 79.2, 400 images"."""
     if figure.share is None:
         return "-", ""
     return percent(figure.share), f"{interval(figure.share, figure.images)}, {images(figure.images)}"

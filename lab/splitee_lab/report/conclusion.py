@@ -29,9 +29,9 @@ KINDS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 
 
 def conclusion(report: Report) -> str:
-    """A few sentences, the gain first, or the loss: they say what the figures say.
+    """A few sentences on the figures, the gain or loss first.
 
-    Where there is nothing to compare with, they say that, and what was reached.
+    If there are no baselines, they say so, and give the accuracies.
     """
     found = adaptive_over_alone(report)
     sentences = [*_gains(report, found)] if found is not None else [_without_comparison(report)]
@@ -80,7 +80,7 @@ def _without_comparison(report: Report) -> str:
         return "No device was evaluated, so what joining gains is not known."
     why = "no baselines were trained" if report.baselines is None else "no device has figures to compare"
     return (
-        f"What joining gains is not known, for {why}. On average the devices reach {', '.join(reached)}, "
+        f"What joining gains is not known, because {why}. On average the devices reach {', '.join(reached)}, "
         f"{_costs(report, 'the compute of training the whole network')}."
     )
 
@@ -132,7 +132,7 @@ def _costs(report: Report, compute: str) -> str:
 
 
 def _certainty(report: Report) -> Iterator[str]:
-    """How far chance alone moves an accuracy; a demo's devices hold out the same images."""
+    """The interval of an accuracy by chance alone; a demo's devices hold out the same images."""
     known = [
         (found.images, found.adaptive)
         for found in figures(report).values()

@@ -32,10 +32,10 @@ from splitee_lab.report.traffic import COUNTED, bars_of, total
 
 
 def complete(server_report: Path, **found: Any) -> dict[str, Any]:
-    """The server's report with what only the demo has `found`: fields of `Report`, without those of None.
+    """The server's report with the fields of `Report` that only the demo has `found`, except those of None.
 
     Raises:
-        StateError: the server has left no report, or one that lacks a field.
+        StateError: the server has written no report, or one that lacks a field.
     """
     try:
         report = msgspec.json.decode(server_report.read_bytes(), type=dict[str, Any])
@@ -66,7 +66,7 @@ def write(directory: Path, report: dict[str, Any]) -> Report:
 
 
 def read_report(path: Path) -> Report:
-    """A report.json. Raises StateError: it is not there, or of no run."""
+    """Read a report.json. Raises StateError: it is missing, or not of a run."""
     try:
         report = msgspec.json.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
@@ -127,7 +127,7 @@ def table(report: Report) -> Table:
 
 
 def _per_cent(share: float | None) -> str:
-    """Without its sign, for columns of them."""
+    """A percentage without its sign, for columns."""
     return "-" if share is None else f"{100 * share:.1f}"
 
 
@@ -207,7 +207,7 @@ def _lines(report: Report, figure: str) -> list[Line]:
 
 
 def _accuracy_groups(report: Report) -> list[Group]:
-    """By cut, means over its devices; without what is not known."""
+    """By cut, means over its devices; unknown values are left out."""
     baselines, reached = report.baselines, figures(report)
     alone = baselines.alone_accuracy if baselines else {}
     alone_exit = baselines.alone_exit_accuracy if baselines else {}

@@ -27,11 +27,11 @@ class DeviceResult(Accuracies, frozen=True, kw_only=True):
     batches: int
     bytes: int
     traffic: Traffic = Traffic()
-    held_out_samples: int = 0  # that the accuracies rest on
+    held_out_samples: int = 0  # number of images behind the accuracies
 
 
 class FleetTraffic(Traffic, frozen=True, kw_only=True):
-    """Of all devices. `to_all`: what the server has sent for all of them to read, each message once."""
+    """Traffic of all devices. `to_all`: the server's messages to all of them, each counted once."""
 
     to_all: ByPurpose = ByPurpose()
 
@@ -64,13 +64,13 @@ class Report(msgspec.Struct, frozen=True):
     Attributes:
         bytes_published: of payloads that the devices have sent.
         traffic: what they have sent and were sent, by purpose.
-        compute_share: by device, what its training computes (multiply-accumulates) as a share of what
-            training the whole network on the same images does.
+        compute_share: by device, the multiply-accumulates of its training as a share of those of training the
+            whole network on the same images.
         peak_memory: bytes that the device's process has allocated at its peak, by device.
         history: the evaluated rounds in order, at the run's threshold.
         classes: the predictions of the released models in service, class by class.
         ended: when the run ended, in ISO 8601 with the zone.
-        machine: that it ran on.
+        machine: on which it ran.
     """
 
     strategy: str

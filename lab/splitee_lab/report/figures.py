@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a page says of each device: one set of held-out images, and the threshold that is in force there."""
+"""A page's figures of each device: on one set of held-out images, with the threshold in force there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Figures:
 
     Attributes:
         threshold: uncertainty up to which the exit predicts.
-        threshold_images: held-out images that it was chosen on; 0: it is the run's.
-        in_service: measured with the released model; else in the evaluation of the last round.
+        threshold_images: held-out images on which it was chosen; 0: it is the run's.
+        in_service: measured with the released model; otherwise in the evaluation of the last round.
     """
 
     exit: float | None
@@ -32,7 +32,7 @@ class Figures:
 
 
 def figures(report: Report) -> dict[str, Figures]:
-    """By device: those of its released model in service, where it has one."""
+    """Figures by device: those of its released model in service, if it has one."""
     released = {found.id: found for found in report.inference}
     return {
         device.id: _in_service(released[device.id])

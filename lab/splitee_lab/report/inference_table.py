@@ -13,22 +13,22 @@ from splitee.cli.words import percent
 
 
 class Predictions(msgspec.Struct, frozen=True):
-    """What one way of predicting came to. Shares are fractions, times milliseconds an image."""
+    """The result of one way of predicting. Shares are fractions, times milliseconds per image."""
 
     accuracy: float
     offload_share: float  # predicted with the trunk
     median_ms: float
     p95_ms: float
-    bytes: float  # sent, an image
+    bytes: float  # sent per image
 
 
 class DeviceInference(msgspec.Struct, frozen=True):
     """One device's released model, in service on its held-out images: those of the evaluation.
 
     Attributes:
-        round: that was released.
+        round: the released one.
         threshold: uncertainty up to which the exit predicts; the model's own.
-        threshold_images: held-out images that it was chosen on; 0: it is the run's.
+        threshold_images: held-out images on which it was chosen; 0: it is the run's.
         trunk_accuracy: of the trunk alone, in the evaluation of that round; None: not known.
         local, adaptive, offload: by the exit alone; up to the threshold; always with the trunk.
     """

@@ -13,14 +13,14 @@ from splitee_server.rounds.confusion import weakest_class
 
 
 def weakest_classes(report: Report) -> dict[str, ClassRecall]:
-    """By device, of its adaptive predictions in service; without those that nothing is known of."""
+    """By device, the weakest class of its adaptive predictions in service, if it is known."""
     devices = report.classes.devices if report.classes else {}
     found = {device: _weakest(evaluated) for device, evaluated in devices.items()}
     return {device: weakest for device, weakest in found.items() if weakest is not None}
 
 
 def notes(report: Report) -> list[str]:
-    """Lines below the terminal's table, one a device."""
+    """Lines below the terminal's table, one per device."""
     weakest = weakest_classes(report)
     return [
         "; ".join(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report's plots: matplotlib makes inline SVG whose colours and fonts are the page's own."""
+"""The report's plots: inline SVG by matplotlib, with the page's colours and fonts."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from splitee.cli.words import from_to
 
 WIDTH = 5.2  # inches; one inch is 72 units of the SVG
 ROW = 0.2  # inches, a bar with its gap
-MANY = 6  # lines; beyond it a label stands for a cut, not for a device
-HAIR = 0.005  # of an axis: lines that are closer, half of their own width, are one line to the eye
+MANY = 6  # lines; with more, a label stands for a cut, not for a device
+HAIR = 0.005  # of an axis: closer lines (half of their own width) look like one
 MARGIN = 0.08  # of the lines' span, above and below them
-STRETCH = 1.8  # times the axis of the later rounds: a first round that takes more lies outside
+STRETCH = 1.8  # times the axis of the later rounds: a first round that needs more lies outside
 LEAST_ROUNDS = 4  # of which the first may lie outside
 LONGEST = 18  # characters of a label beside a plot
 
@@ -70,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Curve:
-    """A share over something that grows, `points` as (x, y)."""
+    """A share over a growing quantity, `points` as (x, y)."""
 
     label: str
     points: Sequence[tuple[float, float]]
@@ -96,7 +96,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Colours:
-    """One colour a cut, from the shallowest."""
+    """One colour per cut, from the shallowest."""
 
     cuts: Sequence[int]
     of: Mapping[int, str] = field(init=False)
@@ -111,11 +111,11 @@ def over_rounds(
 ) -> str:
     """Lines over the rounds, each with its label at its end; those that coincide are drawn as one.
 
-    The axis begins where the lines are. Where a first round, of hardly trained networks, would stretch it, it
-    lies outside, and its values are told instead.
+    The axis covers only the range of the lines. If the first round, of hardly trained networks, would stretch
+    it, this round lies outside, and its values are printed instead.
 
     Args:
-        key: what the SVG's ids begin with.
+        key: prefix of the SVG's ids.
         references: levels to compare with, drawn dashed across.
         share: values are fractions and shown in per cent.
     """
@@ -157,7 +157,7 @@ def over_rounds(
 
 
 def _limits(lines: Sequence[Line], references: Iterable[float]) -> tuple[float, float, list[float]]:
-    """Of the axis, with a margin; and the first round's values where they lie outside."""
+    """The limits of the axis, with a margin; and the first round's values if they lie outside."""
     first = min(min(line.values) for line in lines)
     later = [value for line in lines for at, value in line.values.items() if at > first]
     early = [line.values[first] for line in lines if first in line.values]
@@ -179,7 +179,7 @@ def _padded(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _coincident(lines: Sequence[Line], hair: float) -> list[list[Line]]:
-    """Lines that nobody could tell apart, together: nowhere further than `hair` from the first of them."""
+    """Groups of lines that look the same: nowhere further than `hair` from the first of them."""
     groups: list[list[Line]] = []
     for line in lines:
         for group in groups:
@@ -195,7 +195,7 @@ def _coincident(lines: Sequence[Line], hair: float) -> list[list[Line]]:
 
 
 def _names(same: Sequence[Line], total: int) -> str:
-    """Of a line: "pi-1, cut 3", "all 3 devices", "pi-1 and pi-3", "4 devices"."""
+    """A line's label: "pi-1, cut 3", "all 3 devices", "pi-1 and pi-3", "4 devices"."""
     if len(same) == 1:
         cut = f", cut {same[0].cut}"
         return f"{shortened(same[0].label, LONGEST - len(cut))}{cut}"
@@ -206,13 +206,13 @@ def _names(same: Sequence[Line], total: int) -> str:
 
 
 def _tell_outside(axes: Axes, text: str, *, below: bool) -> None:
-    """What the first round's values are, at the edge where they have left the axes."""
+    """Print the first round's values at the edge of the axes beyond which they lie."""
     height, side = (0.03, "bottom") if below else (0.97, "top")
     axes.text(0.35, height, text, transform=axes.transAxes, va=side, color=MUTED, size=9)
 
 
 def curves(key: str, lines: Sequence[Curve], x_label: str) -> str:
-    """Shares over x, a colour each, with their labels at their ends; a single point is a dot."""
+    """Shares over x, each in its own colour and with a label at its end; a single point is a dot."""
 
     def draw(axes: Axes) -> None:
         labels = []
@@ -265,7 +265,7 @@ def bars(
 
 
 def dots(key: str, groups: Sequence[Group], colours: Colours, shown: Callable[[float], str]) -> str:
-    """Values as dots in groups, on an axis that begins where they are; each with its name and its value."""
+    """Values as dots in groups, on an axis that covers only their range, each with its name and value."""
     values = [bar.value for group in groups for bar in group.bars]
     rows = sum(len(group.bars) + 1.3 for group in groups)
 
@@ -304,7 +304,7 @@ def _label_each_cut(lines: Sequence[Line], colours: Colours) -> list[tuple[float
 
 
 def _label_ends(axes: Axes, labels: Sequence[tuple[float, str, str]]) -> None:
-    """Labels right of the axes at their values' height, moved apart where they would touch."""
+    """Labels right of the axes at their values' height, moved apart if they would touch."""
     low, high = axes.get_ylim()
     ordered = sorted(labels)
     wanted = [(value - low) / (high - low) for value, _, _ in ordered]
@@ -325,7 +325,7 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def shortened(text: str, length: int = 16) -> str:
-    """`text`, or its beginning with a mark that it goes on."""
+    """`text`, or its beginning with a mark that it is shortened."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -336,7 +336,7 @@ def svg(
     draw: Callable[[Axes], None],
     width: float = WIDTH,
 ) -> str:
-    """What `draw` draws, as an SVG element whose ids begin with `key` and whose size is the page's choice.
+    """The drawing of `draw` as an SVG element whose ids begin with `key` and whose size the page chooses.
 
     Args:
         height: of the drawing, and `width`: in inches.

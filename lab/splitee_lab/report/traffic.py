@@ -10,7 +10,7 @@ from splitee.protocol.traffic import PURPOSES
 from splitee_lab.report.demo_report import DeviceResult
 
 COUNTED = "payloads that devices send; report.json has each purpose, what they receive, and MQTT headers"
-MOST_DEVICES = 6  # of which each purpose has a bar of its own
+MOST_DEVICES = 6  # for up to so many, each purpose has a bar of its own
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sent:
 
 
 def sent(device: DeviceResult) -> list[Sent]:
-    """What a device has sent, by purpose; what is nothing is left out."""
+    """What a device has sent, by purpose; purposes without bytes are left out."""
     up = device.traffic.up
     parts = [Sent(purpose.replace("_", " "), getattr(up, purpose)) for purpose in PURPOSES]
     return [part for part in parts if part.bytes] or [Sent("sent", device.bytes)]
@@ -34,5 +34,5 @@ def total(device: DeviceResult) -> int:
 
 
 def bars_of(devices: Sequence[DeviceResult], device: DeviceResult) -> list[Sent]:
-    """What is drawn of one of `devices`: its purposes, or where there are many devices, their sum."""
+    """The bars of one of `devices`: its purposes, or their sum if there are many devices."""
     return sent(device) if len(devices) <= MOST_DEVICES else [Sent("sent", total(device))]

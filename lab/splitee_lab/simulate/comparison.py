@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison from its settings to its report: what is missing is run, with a bar for each run."""
+"""A comparison from its settings to its report: missing runs are made, with a progress bar each."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ from splitee_server.learning.initial.weights import Found
 
 log = logging.getLogger(__name__)
 
-ANY_CLASSES = 10  # to check a cut with: how many there are is known when the images are
+ANY_CLASSES = 10  # to check cuts with: the number of classes is known only with the images
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What to compare, as `splitee simulate --help` says it.
+    """What to compare, as in `splitee simulate --help`.
 
     Attributes:
         cuts: None: up to three depths of the network.
-        device: what torch trains on.
-        resident: devices' trunks in memory at a time, of a run; 0: all.
-        weights: source of the weights that all networks begin from; None: the seeds'.
+        device: where torch trains.
+        resident: devices' trunks in memory at a time, per run; 0: all.
+        weights: source of all networks' initial weights; None: the seeds.
     """
 
     choice: PictureChoice
@@ -151,7 +151,7 @@ def _compare_partition(
     *,
     quiet: bool,
 ) -> None:
-    """Run what is missing of one partition's jobs; write and print what they came to."""
+    """Run the missing jobs of one partition; write and print the results."""
     for line in check_partition(jobs, pictures):
         console.print(f"warning: {plain(line)}", markup=False, soft_wrap=True)
     with signals_unwind(), _Bars(Console(quiet=quiet)) as bars:
@@ -168,7 +168,7 @@ def _compare_partition(
 
 
 def _checked_cuts(spec: RunSpec, cuts: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The cuts that are wanted, or three depths; an unknown network or cut is named before anything runs."""
+    """The wanted cuts, or three depths; an unknown network or cut is reported before anything runs."""
     network = build_network(
         spec.network,
         num_classes=spec.num_classes,
@@ -183,7 +183,7 @@ def _checked_cuts(spec: RunSpec, cuts: tuple[int, ...] | None) -> tuple[int, ...
 
 
 class _Bars:
-    """A bar a run with the time that it still takes; without a terminal, a line a finished run."""
+    """A progress bar per run, with the remaining time; without a terminal, a line per finished run."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

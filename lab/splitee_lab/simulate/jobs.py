@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison: methods x seeds on the same images, each a job of its own that is not run twice."""
+"""A comparison: methods x seeds on the same images, each a job of its own that is run only once."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from splitee_server.learning.initial.normalization import FLEET
 from splitee_server.learning.initial.weights import Found, fit
 from splitee_server.rounds.settling import Joined, settle
 
-DATA_SEED = 0  # which images are held out, and which are left out by a limit, is the same for all seeds
+DATA_SEED = 0  # which images are held out, and which a limit leaves out, is the same for all seeds
 TELL_EVERY = 0.5  # seconds
 
 
 class PictureChoice(msgspec.Struct, frozen=True):
-    """Which pictures: `data` as `splitee device` takes it, at most `samples` to train on.
+    """Which images: `data` as `splitee device` takes it, at most `samples` to train on.
 
     `test`: another source, all of which is held out instead of a part of `data`; at most `test_samples` are.
     Without `test`, no more are held out than there are to train on.
@@ -47,7 +47,7 @@ class PictureChoice(msgspec.Struct, frozen=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """One method with one seed, and all that its result depends on; client i has cuts[i % len(cuts)].
+    """One method with one seed, and everything that its result depends on; client i has cuts[i % len(cuts)].
 
     `hostile`: how many clients, the first ones, are hostile, and how: "1:flip-labels"; empty: none.
     """
@@ -72,7 +72,7 @@ class Job(msgspec.Struct, frozen=True):
 
 
 class ClientFacts(msgspec.Struct, frozen=True):
-    """A client that takes part: its cut, its training pictures, and how many classes they are of."""
+    """A client that takes part: its cut, and the numbers of its training images and their classes."""
 
     cut: int
     samples: int
@@ -90,7 +90,7 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class News(msgspec.Struct, frozen=True):
-    """How far a job is; `part` when it is done."""
+    """The progress of a job; `part` when it is done."""
 
     done: int
     batches: int
@@ -100,7 +100,7 @@ class News(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Pictures:
-    """What all jobs share."""
+    """The images, which all jobs share."""
 
     train: ImageSet
     held_out: ImageSet
@@ -108,10 +108,10 @@ class Pictures:
 
 
 def open_pictures(choice: PictureChoice, spec: RunSpec) -> Pictures:
-    """Decodes the pictures, as the run takes them, each class in proportion where there is a limit.
+    """Decode the images as the run needs them; a limit keeps the proportions of classes.
 
     Raises:
-        DataError: a source that is missing, empty or of one class; or the two are of different classes.
+        DataError: a source is missing, empty or of one class; or the two have different classes.
     """
     data = open_data(
         choice.data, input_shape=spec.input_shape, fit=spec.fit, seed=DATA_SEED, limit=choice.samples
@@ -136,10 +136,10 @@ def client_names(count: int) -> list[str]:
 
 
 def check_partition(jobs: Sequence[Job], pictures: Pictures) -> list[str]:
-    """A line for each client that a seed leaves without pictures, or with one class only.
+    """A line for each client that a seed leaves without images, or with one class only.
 
     Raises:
-        DataError: fewer pictures than clients, or no client with two pictures.
+        DataError: there are fewer images than clients, or no client has two images.
     """
     lines = []
     for job in {job.run.seed: job for job in jobs}.values():
@@ -159,10 +159,10 @@ def experiment_of(
     found: Found | None = None,
     resident: int = 0,
 ) -> Experiment:
-    """The job's clients with their pictures; who has fewer than two is left out.
+    """The job's clients with their images; a client with fewer than two is left out.
 
     Args:
-        found: the weights that all networks begin from; None: the seed's.
+        found: the initial weights of all networks; None: they come from the seed.
         resident: devices' trunks in memory at a time; 0: all.
     """
     train = pictures.train
@@ -194,7 +194,7 @@ def _joined(spec: RunSpec, device: SimulatedDevice) -> Joined:
 def run_job(
     pictures: Pictures, found: Found | None, resident: int, job: Job, tell: Callable[[News], None]
 ) -> None:
-    """Runs a job, telling how far it is a few times a second, and its result at the end."""
+    """Run a job; reports its progress a few times per second, and its result at the end."""
     started = told = time.monotonic()
     done = total = 0
     accuracy = None
@@ -222,7 +222,7 @@ def run_job(
 
 
 def mean_accuracy(result: RoundResult) -> float:
-    """Over the clients; of the exits where there is nothing else."""
+    """The mean over the clients; of the exits if there is nothing else."""
     found = [
         one.accuracy if one.accuracy is not None else one.exit_accuracy for one in result.accuracies.values()
     ]
@@ -244,7 +244,7 @@ class PartStore:
         """The job's result, if it has been run.
 
         Raises:
-            StateError: what is there is of other settings, or unreadable.
+            StateError: the stored result has other settings, or is unreadable.
         """
         path = self._path(job)
         try:
@@ -283,11 +283,11 @@ def run_all(
     """The results of all jobs, in their order; those that are stored are not run again.
 
     Args:
-        found: the weights that all begin from; None: the seed's.
-        resident: of each run, devices' trunks in memory at a time, on which no result depends; 0: all.
+        found: the initial weights of all networks; None: they come from the seed.
+        resident: devices' trunks in memory at a time, per run; results do not depend on it; 0: all.
 
     Raises:
-        ChildFailed: a job met an error, or its process ended before its result; what is done is stored.
+        ChildFailed: a job failed, or its process ended before its result; finished jobs are stored.
     """
     parts = {job.name: part for job in jobs if (part := store.load(job)) is not None}
     missing = [job for job in jobs if job.name not in parts]

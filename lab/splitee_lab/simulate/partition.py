@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a simulation deals out one data set's images to its clients: pure functions of labels and a seed."""
+"""How a simulation divides one data set's images among its clients: pure functions of labels and a seed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from splitee.training.seeds import seed_for
 Labels = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.intp]
 
-MAX_ALPHA = 1e6  # far beyond it, the sampler's gamma variates lose their meaning; it is iid long before
+MAX_ALPHA = 1e6  # far beyond this value the sampler's gamma variates are not accurate; it is iid long before
 _FORMS = "iid, dirichlet:ALPHA such as dirichlet:0.5, or shards:K such as shards:2"
 
 
 @dataclass(frozen=True)
 class Partition:
-    """`iid`; `dirichlet` with `alpha` > 0: the smaller, the less alike; `shards` with `shards` >= 1 each."""
+    """`iid`; `dirichlet` with `alpha` > 0: smaller is more unequal; `shards` with `shards` >= 1 each."""
 
     kind: str
     alpha: float = 0.0
@@ -57,10 +57,10 @@ def too_few(images: int, what: str) -> DataError:
 
 
 def deal(labels: Labels, clients: int, partition: Partition, seed: int) -> list[Indices]:
-    """The places of each client's pictures, ascending; together they are all of `labels`, none twice.
+    """The indices of each client's images, ascending; together they are all of `labels`, none twice.
 
     Raises:
-        DataError: there are fewer pictures than clients, or than shards.
+        DataError: there are fewer images than clients, or than shards.
     """
     hands = clients * max(partition.shards, 1)
     if len(labels) < hands:
@@ -101,7 +101,7 @@ def _shards(labels: Labels, clients: int, each: int, generator: np.random.Genera
 
 
 def warnings_of(hands: Sequence[Labels], names: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """A line for each client that takes no part or knows one class only. `hands`: the labels of each."""
+    """A line for each client that takes no part or has one class only. `hands`: the labels of each."""
     lines = []
     for name, labels in zip(names, hands, strict=True):
         present = np.unique(labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a comparison came to: each method's figures at the end and over the rounds, over its seeds."""
+"""The results of a comparison: each method's figures at the end and over the rounds, over its seeds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pick = Callable[[Accuracy], float | None]
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """Over the seeds: the mean, and the sample standard deviation where there are two or more."""
+    """Over the seeds: the mean, and the sample standard deviation if there are two or more."""
 
     mean: float
     spread: float | None
@@ -33,7 +33,7 @@ class CutResult(msgspec.Struct, frozen=True):
 
 
 class Point(msgspec.Struct, frozen=True):
-    """Where a method is after a round: means over clients and seeds, bytes and MACs of a client so far."""
+    """A method after a round: means over clients and seeds, bytes and MACs of a client so far."""
 
     round: int
     accuracy: float | None
@@ -45,9 +45,9 @@ class Point(msgspec.Struct, frozen=True):
 class MethodResult(msgspec.Struct, frozen=True):
     """One method. `bytes`: sent and received by a client, `macs`: its multiply-accumulates, in all rounds.
 
-    `compute_share`: of the multiply-accumulates for the whole network at each client.
-    `traffic`: bytes of a client in all rounds by direction and purpose, means over clients and seeds, those
-    of evaluation too, which `bytes` leaves out; empty where a stored part does not tell.
+    `compute_share`: its share of the multiply-accumulates for the whole network at each client.
+    `traffic`: bytes of a client in all rounds by direction and purpose, means over clients and seeds,
+    including those of evaluation, which `bytes` leaves out; empty if a stored part has none.
     """
 
     method: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a strategy should reach beside FedAvg, centralized training and clients alone; and whether it does."""
+"""Targets of a strategy, relative to FedAvg, centralized training and clients alone; whether it meets them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pick = Callable[[CutResult], Figure | None]
 
 
 class Target(msgspec.Struct, frozen=True):
-    """One figure of a strategy beside its bound; differences of accuracies are fractions."""
+    """One figure of a strategy with its bound; differences of accuracies are fractions."""
 
     method: str
     what: str
@@ -33,7 +33,7 @@ class Target(msgspec.Struct, frozen=True):
 
 
 def targets_of(results: Sequence[MethodResult], partition: str) -> list[Target]:
-    """Every target of every strategy for which the comparison has what it is measured by."""
+    """Every target of every strategy for which the comparison has the necessary methods."""
     by_name = {result.method: result for result in results}
     return [
         target
@@ -81,7 +81,7 @@ def _over_alone(result: MethodResult, others: Mapping[str, MethodResult]) -> Ite
 
 
 def _gains(own: Sequence[CutResult], figure: Pick, alone: MethodResult | None, beside: Pick) -> list[float]:
-    """By cut, the shallowest first: a figure, less one of the other method at the same cut."""
+    """By cut, the shallowest first: a figure minus that of the other method at the same cut."""
     there = {found.cut: beside(found) for found in alone.by_cut} if alone else {}
     return [
         value.mean - other.mean

@@ -124,7 +124,7 @@ class LaneSums:
             self._open = Partial(self._next, 1)
 
     def means(self) -> dict[str, Tensor]:
-        """The weighted means by name, in the place of the sums.
+        """The weighted means by name, in place of the sums.
 
         Raises:
             ValueError: not all lanes have been summed.

@@ -86,7 +86,7 @@ class Admission:
         self._members = members
         self._most_images = most_images
         self._committed = committed
-        self._are_given = bool(members.class_names)  # by the operator, or by the weights that it begins from
+        self._are_given = bool(members.class_names)  # by the operator, or by the run's initial weights
         self._devices = devices
         self._profiles: dict[str, Profile] = {}  # of devices that have not joined
         self._joined: dict[str, Profile] = {}  # of those that have

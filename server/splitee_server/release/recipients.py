@@ -47,7 +47,7 @@ def _misfit(manifest: SoftwareManifest, report: SoftwareReport | None, *, is_nam
     if (manifest.machine, manifest.python) == (ANY, ANY):
         return ""
     if report is None or not report.machine:
-        return "" if is_named else "it has not said what machine it is"
+        return "" if is_named else "it has not reported its machine"
     try:
         manifest.check_machine(report.machine, report.python)
     except SoftwareError:

@@ -257,7 +257,7 @@ class Rollout:
             if standing.state == "trying":
                 self._tried[device] += elapsed
                 if self._tried[device] >= late_after:
-                    standing.state, standing.reason = "failed", f"no word of its trial for {late_after:.0f} s"
+                    standing.state, standing.reason = "failed", f"no trial result for {late_after:.0f} s"
                     self.record.quiet_since, has_changed = 0.0, True
             elif is_awake(device):
                 has_changed |= self._held[device] < late_after <= self._held[device] + elapsed

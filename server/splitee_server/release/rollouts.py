@@ -133,7 +133,7 @@ class Rollouts:
             self._replace_older(rollout)  # the last process may have been killed before it
         self._touch_all()
 
-    # What is asked of it
+    # Orders
 
     def add(self, plan: RolloutPlan, digest: str, data: bytes) -> Rollout:
         """Begin a rollout of a plan whose files are complete; durable when this returns.

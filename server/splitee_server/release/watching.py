@@ -102,7 +102,7 @@ def wait_for(
             raise Stalled(f"stopped before the release was over: {hint}")
         if time.monotonic() > deadline:
             silent = listed(watch.silent) or "the server"
-            raise Stalled(f"no word from {silent} within {wait:.0f} s: {hint}")
+            raise Stalled(f"no report from {silent} within {wait:.0f} s: {hint}")
         event = receive(TICK)
         if isinstance(event, Message):
             watch.take(event)

@@ -130,7 +130,7 @@ class Reception:
         if phase.is_current(message.round, message.attempt, message.phase) and device in phase:
             steps = phase.participants[device].steps
             if message.batches > steps:
-                raise MalformedMessage(f"RoundDone: {message.batches} batches; the round asks for {steps}")
+                raise MalformedMessage(f"RoundDone: {message.batches} batches; the round has {steps}")
             if not phase.end_for(device, message) or phase.lacks_before(device, steps):
                 self._replies.ask_again(phase, device)
         elif message.round <= self._coordinator.commits.round:

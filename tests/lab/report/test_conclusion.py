@@ -117,7 +117,7 @@ def test_trunks_of_devices_may_differ_as_with_averaging(trunk: list[float], said
 def test_without_baselines_it_says_what_is_not_known() -> None:
     shown = conclusion(report([0.842, 0.846], exits=[0.83, 0.84], trunk=[0.85, 0.85], compute_share=SHARES))
     assert shown == (
-        "What joining gains is not known, for no baselines were trained. On average the devices reach "
+        "What joining gains is not known, because no baselines were trained. On average the devices reach "
         "adaptive 84.4 %, exit 83.5 %, trunk 85.0 %, for 33 to 81 % of the compute of training the whole "
         "network and 11.4 to 12.4 MB sent."
     )

@@ -60,7 +60,7 @@ def test_a_device_that_vanishes_in_its_trial_is_not_asleep(fleet: ReleaseFleet) 
     assert fleet.offered == {first, second}
     wait(fleet, 30)
     assert fleet.rollout().state == "stopped"
-    assert fleet.rollout().reason == f"1 failed, 0 may: {second}: no word of its trial for 100 s"
+    assert fleet.rollout().reason == f"1 failed, 0 may: {second}: no trial result for 100 s"
     fleet.says(second, "in service")
     assert fleet.update(second).state == "in service"
     assert fleet.offered == {first, second}

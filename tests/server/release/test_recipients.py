@@ -32,8 +32,8 @@ def test_software_for_one_machine_goes_to_those_that_are_known_to_be_of_it() -> 
     assert chosen.others == {
         "hub": "x86_64 and cp312",
         "new": "it runs 0.3.0",
-        "old": "it has not said what machine it is",
-        "trains": "it has not said what machine it is",
+        "old": "it has not reported its machine",
+        "trains": "it has not reported its machine",
     }
 
 

@@ -242,7 +242,7 @@ class Strategy(ABC):
         return self._parts[trunk]
 
     def _before_step(self, device: str, samples: int, step: int) -> None:  # noqa: B027  most need nothing
-        """What a strategy does before step `step` of a round, on a batch of so many samples."""
+        """What a strategy does before step `step` of a round, on a batch of `samples` samples."""
 
     def _use_gradient(self, device: str, samples: int, round_number: int, step: int, steps: int) -> None:
         """Take a step with the gradient that the device's trunk has, of a batch of `samples` samples."""
