@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets of a strategy, relative to FedAvg, centralized training and clients alone; whether it meets them."""
+"""Targets of a strategy, relative to FedAvg, centralized training and clients alone; are they met?"""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
         type=click.Path(path_type=Path),
         required=True,
         metavar="DIR",
-        help="Folder that `splitee export` wrote for the server.",
+        help="What `splitee export` wrote for the server.",
     ),
     setting(
         "--threads",
