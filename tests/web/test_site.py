@@ -183,7 +183,7 @@ def test_an_address_of_this_machine_takes_no_token(listen: str, host: str) -> No
 
 
 def test_an_address_beyond_loopback_takes_a_token(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="takes --token-file"):
+    with pytest.raises(ConfigError, match="needs --token-file"):
         listening("0.0.0.0:8080", None)
     token = tmp_path / "token"
     token.write_text(f"{TOKEN}\n")
