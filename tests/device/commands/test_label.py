@@ -51,7 +51,7 @@ def test_what_is_wrong_is_one_line(place: Path, capsys: pytest.CaptureFixture[st
     for arguments, code, words in (
         (data, ExitCode.CONFIG, "give --unlabelled DIR, --unsure DIR, or both"),
         ([*data, "--json", *new], ExitCode.CONFIG, "--json does nothing without --enough"),
-        ([*data, *new, "--listen", "0.0.0.0:1"], ExitCode.CONFIG, "takes --token-file"),
+        ([*data, *new, "--listen", "0.0.0.0:1"], ExitCode.CONFIG, "needs --token-file"),
         ([*data, "--unlabelled", str(place / "absent")], ExitCode.DATA, "there is no such folder"),
         (["--data", str(place / "absent"), *new], ExitCode.DATA, "make it first: mkdir"),
         ([*data, *data[:1], str(place), *new], ExitCode.DATA, "within each other"),

@@ -217,7 +217,7 @@ def test_a_port_that_is_taken_and_an_address_beyond_loopback(
         code, line = call(capsys, "page", "--listen", f"{HOST}:{taken.getsockname()[1]}")
     assert (code, "the port is in use" in line) == (ExitCode.CONFIG, True)
     code, line = call(capsys, "page", "--listen", "0.0.0.0:0")
-    assert (code, "takes --token-file" in line) == (ExitCode.CONFIG, True)
+    assert (code, "needs --token-file" in line) == (ExitCode.CONFIG, True)
     ca = ("--broker", "mqtts://127.0.0.1:1", "--ca", str(tmp_path / "absent"))
     code, line = call(capsys, "page", "--listen", f"{HOST}:{free_port()}", *ca)
     assert (code, "absent" in line) == (ExitCode.CONFIG, True)
