@@ -221,12 +221,12 @@ def device(
     chosen.serving.capture.open(topics, device)  # and so is a folder that is not there
     chosen.agreement.latest_image(chosen.serving.capture.watch)
 
-    import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
-
+    # torch takes seconds to import, which nobody waits for to be told of a wrong flag
+    from splitee.training.process import prepare_to_train
     from splitee_device.agent.session import Session
     from splitee_device.participate import take_part
 
-    torch.set_num_threads(threads)
+    prepare_to_train(threads)
     directory = StateDirectory(state)
     connection = Link(
         link.address,

@@ -34,6 +34,7 @@ from splitee.networks.zoo import first_line
 from splitee.protocol.cut_batch import EVALUATION_BATCH, CutBatch
 from splitee.protocol.rounds import RoundOpen
 from splitee.protocol.run_spec import RunSpec
+from splitee.training.process import prepare_to_train
 from splitee.training.state import packing
 from splitee_device.data.batches import batch
 from splitee_device.data.image_sets import ImageSet
@@ -102,7 +103,7 @@ def _run(setup: Setup, work: Callable[[], Reply], writing: int) -> None:
     _offer_to_be_killed(1000)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a network of the user's own may print
     try:  # whatever happens, this process does not go on as its parent
-        torch.set_num_threads(setup.threads)
+        prepare_to_train(setup.threads)
         try:
             reply = work()
         except SpliteeError as error:
