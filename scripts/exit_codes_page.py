@@ -15,8 +15,8 @@ HEAD = """# Exit codes
 Made by `make docs` from `splitee.errors.ExitCode`. Every `splitee` command ends with one of these codes.
 If the code is not 0, the last line on standard error says what was expected, what came, and what to do.
 
-systemd restarts a service 15 seconds after any failure, except after the codes that are marked `no`: a restart
-cannot fix their cause. [The service on a device](../how-to/service.md) says more.
+systemd restarts a service 15 seconds after any failure, except after the codes that are marked `no`: a
+restart cannot fix their cause. [The service on a device](../how-to/service.md) says more.
 [Troubleshooting](../troubleshooting.md) lists symptoms with their causes.
 
 """
