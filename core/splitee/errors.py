@@ -38,7 +38,7 @@ class ExitCode(IntEnum):
     STALLED = 11, "no server runs, or none replied within --patience or --wait"
     EXTRA = 12, "this command needs an extra that is not installed, such as hetero-splitee[train]", True
     CHILD = 13, "a process that this command started has failed"
-    MODEL = 14, "a model is missing, damaged or unlike its manifest; or a release is not in service everywhere"
+    MODEL = 14, "a model is missing, damaged or unlike its manifest; or a release has failed on a device"
     UNTRUSTED = 15, "TLS: this machine does not trust the broker's certificate: authority, name or clock"
     CERT_MISSING = 16, "TLS: the broker requires a certificate, and this client sent none"
     CERT_FOREIGN = 17, "TLS: the broker does not know the authority of this client's certificate"
