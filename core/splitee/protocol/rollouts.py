@@ -51,8 +51,8 @@ class Rollout(msgspec.Struct, frozen=True):
 
     Attributes:
         rollout: name of the rollout.
-        kind: what is released.
-        version: what is released, for people.
+        kind: kind of release.
+        version: version that is released, for people.
         state: state of the whole rollout; stopped: by an operator, or because of too many failures.
         reason: reason for this state; one line for people.
         created: seconds since the epoch, by the server's clock.
