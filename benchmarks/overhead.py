@@ -51,7 +51,7 @@ from splitee.protocol.run_spec import RunSpec
 from splitee.training.process import prepare_to_train
 from splitee_lab.methods.simulation import Simulation
 
-MOST = 1.12  # CPU seconds of the fleet over those of one process
+MOST = 1.06  # CPU seconds of the fleet over those of one process
 TURN = 0.5  # seconds that a side runs for
 SLICE = 0.1  # seconds that a process keeps the core for while others want it
 
