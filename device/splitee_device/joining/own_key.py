@@ -27,7 +27,7 @@ class OwnKey:
         self._key = ec.generate_private_key(ec.SECP256R1())
 
     def __repr__(self) -> str:
-        return "OwnKey(...)"  # for no log
+        return "OwnKey(...)"  # keeps the key out of logs
 
     @property
     def pem(self) -> bytes:
@@ -40,7 +40,7 @@ class OwnKey:
         return builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
     def check(self, granted: Granted, name: str) -> None:
-        """Raises PairingEnded: what was granted is no identity of `name` with this key."""
+        """Raises PairingEnded: `granted` is not an identity of `name` with this key."""
         try:
             certificate = x509.load_pem_x509_certificate(granted.certificate)
             authority = x509.load_pem_x509_certificate(granted.authority)
