@@ -230,7 +230,7 @@ class Agent:
 
     def _move(self, cut: int) -> None:
         """Change to another cut, with the weights that the run's seed gives."""
-        log.info("cut at %d from now on (before: %d)", cut, self._cut)
+        log.info("cut at %d from now on, before at %d", cut, self._cut)
         self._replace_trainer(cut)
         self._session.presence.change_profile(cut=cut, next_cut=0)
 

@@ -69,7 +69,7 @@ class RunChanged(Unwinding):
 
     def __init__(self, before: RunSpec, spec: RunSpec) -> None:
         self.goes_on = before.run == spec.run
-        rounds = f"the run now has {spec.rounds} rounds instead of {before.rounds}"
+        rounds = f"the run has {spec.rounds} rounds now, before {before.rounds}"
         super().__init__(rounds if self.goes_on else "the server has opened another run")
 
 
@@ -149,7 +149,7 @@ class Session:
         self._guarded, self._may_be_cut_at = run, may_be_cut_at
         told = self.heard.assignment
         if told is not None and not self._is_allowed(told):
-            log.warning("assignment ignored: %s", self._refusal(told))
+            log.warning("not followed: %s", self._refusal(told))
             self.heard.assignment = None
 
     def join(self, profile: Profile) -> None:
@@ -346,7 +346,7 @@ class Session:
 
     def _refusal(self, assignment: Assignment) -> str:
         return (
-            f"the server assigns cut {assignment.cut}, which this device has not asked for or its owner does "
+            f"the server cuts this device at {assignment.cut}, which it has not asked for or its owner does "
             f"not allow: start it with --cut {assignment.cut} to allow it"
         )
 

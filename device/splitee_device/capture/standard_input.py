@@ -36,7 +36,7 @@ class StandardInput:
                 if self._pace.takes():
                     yield NewImage(f"{self._number}.jpg", image)
             if self._splitter.broken and not self._is_said:
-                log.warning("%s something else, which is skipped", EXPECTED)
+                log.warning("%s something else, which is passed over", EXPECTED)
                 self._is_said = True
             if file >= 0 and not piece and not self._number:
                 raise DataError(f"{EXPECTED} none before its end")

@@ -92,7 +92,7 @@ def _join(
         exchange.confirm()
     except (OSError, SpliteeError) as error:
         echo(
-            f"the hub has not confirmed it ({error}): unless its output says that {name} has joined, run "
+            f"the hub has not confirmed it ({error}): unless it says that {name} has joined, run "
             f"`splitee broker invite {name}` there, and join again",
             err=True,
         )

@@ -67,7 +67,7 @@ class DeviceImages:
     def _report(self, found: DeviceData) -> None:
         before, after = (_all(data.division) for data in (self.data, found))
         log.info(
-            "images: %d added, %d removed; from the next round on %d to train on, %d held out",
+            "images: %d have come, %d have gone; from the next round on %d to train on, %d held out",
             len(after - before), len(before - after), len(found.train), len(found.held_out),
         )  # fmt: skip
 

@@ -46,7 +46,7 @@ REFUSALS: dict[Reason, str] = {
     "no attempt from here, {hub} is another machine",
     "over": "the invitation has ended meanwhile, or all its places are taken: run `splitee broker invite` "
     "there again",
-    "name": "the fleet has a device {name} already: choose another --id, or, if this one replaces it, "
+    "name": "the fleet knows a device {name} already: choose another --id, or, if this one replaces it, "
     "run `splitee broker invite {name}` there",
     "request": "it refuses the name {name}, or this device's request: see its output there",
     "busy": "it serves other devices: try again",

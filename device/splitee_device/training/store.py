@@ -59,7 +59,7 @@ class DeviceStore:
         before = kept_region(self._directory.path)
         if self._directory.facts() is not None and before != self._region:
             log.warning(
-                "state: trained with --region %s so far, continues with --region %s",
+                "state: trained with --region %s so far, goes on with --region %s",
                 before or "none",
                 self._region or "none",
             )
