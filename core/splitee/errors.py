@@ -50,7 +50,7 @@ class ExitCode(IntEnum):
         "training diverged: a value that is not finite, or out of all bounds; lower the learning rate",
     )
     DISMISSED = 22, "the fleet goes on without this device: it was dismissed (splitee dismiss --undo)", True
-    RANK_LOST = 23, "another rank of this server has failed, or is not heard of: torchrun starts all anew"
+    RANK_LOST = 23, "another rank of this server has failed, or is silent: torchrun restarts all ranks"
     SOFTWARE = (
         24,
         "software for a device: damaged, not signed, for another machine, not newer, or it does not start",
@@ -137,7 +137,7 @@ class StateError(SpliteeError):
 
 
 class StateInUse(StateError):
-    """Another process works on it."""
+    """Another process uses it."""
 
 
 class Stalled(SpliteeError):
@@ -186,9 +186,10 @@ Reason = Literal[
 ]
 """Why a message is rejected.
 
-Not its topic's, too large, of another run, of a device that has not joined; retained where the broker must
-keep nothing; a batch whose loss or gradient is out of bounds; more messages than a device ever has to send;
-of a device in quarantine, or of one that was dismissed; or it has raised an error that nothing foresees.
+In this order: it does not fit its topic; it is too large; it is of another run; its device has not joined; it
+is retained where the broker must retain nothing; the loss or the gradient of its batch is out of bounds; the
+device sends more messages than it ever needs to; the device is in quarantine; the device was dismissed; the
+message has raised an unforeseen error.
 """
 
 
