@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session is kept over a broken connection, with what has come meanwhile."""
+"""A session is kept after a broken connection, with the messages that came meanwhile."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last will is published, and retained, when a connection breaks: who is gone is known to be."""
+"""The last will is published, and retained, when a connection breaks, so that others learn of it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message expiry: it is counted down, which tells how old a retained message is, and ends a message."""
+"""Message expiry: it is counted down, which shows how old a retained message is, and it ends messages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from splitee_broker.checks.base import Check, Result
 from splitee_broker.checks.workbench import Workbench
 
 LONG, SHORT = 1000, 1  # seconds
-WAIT = 2.2  # seconds: brokers count whole ones
+WAIT = 2.2  # seconds, because brokers count whole ones
 
 
 def run(bench: Workbench) -> Result:

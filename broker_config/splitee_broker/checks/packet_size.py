@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maximum Packet Size: what is not sent in parts must fit one packet; batches come in parts."""
+"""Maximum Packet Size: messages that are not sent in parts must fit one packet; batches are sent in parts."""
 
 from __future__ import annotations
 

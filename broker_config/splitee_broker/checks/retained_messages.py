@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retained messages: a fleet's state is in them."""
+"""Retained messages, which hold a fleet's state."""
 
 from __future__ import annotations
 

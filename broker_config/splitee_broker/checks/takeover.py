@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A client takes its id over from its own dead connection."""
+"""A client takes over its id from its own dead connection."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscriptions with + and #: by them the server reads every device."""
+"""Subscriptions with + and #, with which the server reads all devices."""
 
 from __future__ import annotations
 

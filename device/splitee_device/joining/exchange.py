@@ -144,7 +144,7 @@ class Exchange:
         )
 
     def confirm(self) -> None:
-        """Tells the hub that everything is stored, and waits until this device's old identity is shut out.
+        """Tells the hub that everything is stored, and waits until earlier certificates are revoked.
 
         Raises:
             PairingEnded: the hub says that it could not do that.
