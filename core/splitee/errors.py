@@ -40,7 +40,7 @@ class ExitCode(IntEnum):
     CHILD = 13, "a process that this command started has failed"
     MODEL = 14, "an exported model: missing, damaged, or its graph is not what its manifest says"
     UNTRUSTED = 15, "TLS: this machine does not trust the broker's certificate: authority, name or clock"
-    CERT_MISSING = 16, "TLS: the broker wants a certificate of this client, and got none"
+    CERT_MISSING = 16, "TLS: the broker requires a client certificate, and got none"
     CERT_FOREIGN = 17, "TLS: the broker does not know the authority of this client's certificate"
     CERT_EXPIRED = 18, "TLS: this client's certificate has expired, or is not valid yet by the broker's clock"
     CERT_REVOKED = 19, "TLS: this client's certificate has been revoked"

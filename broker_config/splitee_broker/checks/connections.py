@@ -47,7 +47,7 @@ def run(bench: Workbench) -> Result:
         return Result("unknown", f"only {held:,} of {wanted:,} are there in time", held, wanted)
     if held < wanted:
         return Result(
-            "missing", f"{held:,} of {wanted:,}: the broker closed others to take these", held, wanted
+            "missing", f"{held:,} of {wanted:,}: the broker closed some to accept others", held, wanted
         )
     return Result("ok", f"{held:,} connections at once", held, wanted)
 

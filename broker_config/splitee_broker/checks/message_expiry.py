@@ -28,12 +28,12 @@ def run(bench: Workbench) -> Result:
             "limited", "a retained message with an expiry is not kept: no status of an absent device"
         )
     if left[old] >= LONG:
-        return Result("limited", "not counted down: nobody can tell how old a retained status is")
+        return Result("limited", "not counted down: the age of a retained status is unknown")
     if gone in left:
         return Result(
-            "limited", "a message comes after its expiry: requests are served that nobody waits for"
+            "limited", "messages come after their expiry: requests that nobody waits for are served"
         )
-    return Result("ok", f"counted down ({LONG - left[old]} s of {LONG} s), and in force")
+    return Result("ok", f"counted down ({LONG - left[old]} s of {LONG} s), and enforced")
 
 
 CHECK = Check("message-expiry", run, seconds=6.0)

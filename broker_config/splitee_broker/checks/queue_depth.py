@@ -35,7 +35,7 @@ def run(bench: Workbench) -> Result:
         return Result(
             "missing",
             f"it holds {held:,} of {needed:,} messages for a client that does not read, and drops the others "
-            "without a word (Mosquitto: max_queued_messages)",
+            "silently (Mosquitto: max_queued_messages)",
             held,
             needed,
         )

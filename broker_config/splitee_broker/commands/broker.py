@@ -160,7 +160,7 @@ def init(
             write_folder(directory / role.value, contents)
     echo(f"{folder}: the broker's; start it: mosquitto -c {folder}/mosquitto.conf")
     echo(f"{directory}/server: splitee server --config {directory}/server/server.toml")
-    echo(f"{directory}/server/{SIGNING_KEY}: signs what is released; devices take nothing else")
+    echo(f"{directory}/server/{SIGNING_KEY}: signs releases; devices accept no others")
     echo(f"{directory}/viewer: splitee status --config {directory}/viewer/viewer.toml")
     echo(f"{directory}/homeassistant: for Home Assistant, see docs/how-to/watch.md")
     echo(f"{directory}/authority: the authority's key; back it up, and keep it from everybody")

@@ -93,12 +93,12 @@ def _ask(
                 return answer
         if (server is None and waited > NO_STATUS) or (server is not None and server.state == "offline"):
             raise Stalled(
-                f"no server runs for fleet {link.fleet!r} at {link.address}, and nobody is dismissed: start "
+                f"no server runs for fleet {link.fleet!r} at {link.address}, so nobody was dismissed: start "
                 "`splitee server` first"
             )
     raise Stalled(
-        f"no reply of `splitee server` within {wait:.0f} s: start it if only `splitee serve` runs, or none; "
-        "else repeat the command, with a longer --wait"
+        f"no reply of `splitee server` within {wait:.0f} s: start it if it does not run (`splitee serve` "
+        "does not reply); otherwise repeat the command, with a longer --wait"
     )
 
 

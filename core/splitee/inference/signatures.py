@@ -101,7 +101,7 @@ class ReleaseKey:
         """Raises ModelError: the offer is not signed, or not by this key for this device."""
         if not offer.signature:
             raise ModelError(
-                "the release is not signed, and this device takes only signed ones: "
+                "the release is not signed, and this device accepts only signed ones: "
                 "`splitee release --signing-key FILE` signs it"
             )
         from cryptography.exceptions import InvalidSignature

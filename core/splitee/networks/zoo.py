@@ -158,7 +158,7 @@ def _classifier(name: str, input_shape: tuple[int, ...]) -> Callable[..., nn.Mod
         hint = f"nearest: {', '.join(near)}" if near else "`splitee cuts --all` lists the names"
         raise NetworkError(f"unknown network {name!r}; {hint}; or give module:factory")
     if len(input_shape) != 3 or input_shape[0] != 3:
-        raise NetworkError(f"{name} takes images of 3 channels (3xHxW), not {by(input_shape)}")
+        raise NetworkError(f"{name} needs images with 3 channels (3xHxW), not {by(input_shape)}")
     options = _options(name, input_shape[1], input_shape[2])
     return lambda num_classes: models.get_model(name, weights=None, num_classes=num_classes, **options)
 
@@ -167,7 +167,7 @@ def _options(name: str, height: int, width: int) -> dict[str, Any]:
     """Options that some constructors need: the size of their input, and to have only one output."""
     if name.startswith("vit_"):
         if height != width:
-            raise NetworkError(f"{name} takes square images, not {height}x{width}")
+            raise NetworkError(f"{name} needs square images, not {height}x{width}")
         _check_sides(name, height, width, int(name.rpartition("_")[2]))  # its patches
         return {"image_size": height}
     if name.startswith("maxvit"):
@@ -181,7 +181,7 @@ def _options(name: str, height: int, width: int) -> dict[str, Any]:
 def _check_sides(name: str, height: int, width: int, multiple: int) -> None:
     if height % multiple or width % multiple:
         raise NetworkError(
-            f"{name} takes images whose sides are multiples of {multiple} pixels, not {height}x{width}"
+            f"{name} needs images whose sides are multiples of {multiple} pixels, not {height}x{width}"
         )
 
 

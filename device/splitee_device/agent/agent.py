@@ -244,7 +244,7 @@ class Agent:
                 self._follow(told)
         except ServerGone:
             log.warning(
-                "the run is over, and its server is gone: this device does not get the network of round %d",
+                "the run is over and its server is gone: this device does not get the network of round %d",
                 told.committed,
             )
 

@@ -221,7 +221,7 @@ def device(
     chosen.serving.capture.open(topics, device)  # likewise for a missing folder
     chosen.agreement.latest_image(chosen.serving.capture.watch)
 
-    import torch  # it takes seconds, which nobody waits for to be told of a wrong flag
+    import torch  # takes seconds; a wrong flag is reported before
 
     from splitee_device.agent.session import Session
     from splitee_device.participate import take_part

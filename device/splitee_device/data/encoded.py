@@ -188,7 +188,7 @@ class EncodedImages(LabelledImages):
             self._lost.add(number)
             if len(self._lost).bit_count() == 1:
                 log.warning(
-                    "%s cannot be read any more, which makes %d of %d images: another of its batch takes its "
-                    "place",
+                    "%s cannot be read any more, which makes %d of %d images: another of its batch replaces "
+                    "it",
                     self.name(number), len(self._lost), len(self),
                 )  # fmt: skip

@@ -104,7 +104,7 @@ def _run(setup: Setup) -> Tried:
         try:
             status = process.wait(setup.seconds)
         except subprocess.TimeoutExpired:
-            return Tried(f"it does not answer within {setup.seconds} s")
+            return Tried(f"it did not answer within {setup.seconds} s")
         finally:
             process.kill()
             process.wait()
@@ -115,7 +115,7 @@ def _run(setup: Setup) -> Tried:
     try:
         return msgspec.json.decode(answer, type=Tried)
     except msgspec.MsgspecError:
-        return Tried("its trial ends without output")
+        return Tried("its trial ended without a result")
 
 
 @contextmanager
@@ -140,8 +140,8 @@ def _environment() -> dict[str, str]:
 
 def _why(status: int, setup: Setup) -> str:
     if status in (-signal.SIGXCPU, -signal.SIGKILL):
-        return f"its trial takes more than {setup.seconds} s, or more memory than there is"
+        return f"its trial took more than {setup.seconds} s, or more memory than is available"
     if status < 0:
         name = signal.Signals(-status).name
-        return f"its trial ends with {name}, with {setup.memory >> 20} MiB of memory to take"
-    return f"its trial ends with status {status}"
+        return f"its trial ended with {name}; it could use {setup.memory >> 20} MiB of memory"
+    return f"its trial ended with status {status}"

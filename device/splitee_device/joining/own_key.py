@@ -52,9 +52,9 @@ class OwnKey:
                 raise ValueError("the certificate is for another key")
             for what, pinned in (("release", granted.release_key), ("software", granted.software_key)):
                 if pinned and not isinstance(load_pem_public_key(pinned), Ed25519PublicKey):
-                    raise ValueError(f"the {what} key is none")
+                    raise ValueError(f"the {what} key is not an Ed25519 key")
         except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm) as error:
             reason = str(error) or "a signature is wrong"
             raise PairingEnded(
-                f"what the hub gave is no identity of {name} ({reason}); nothing was changed here"
+                f"the hub's answer is not an identity for {name} ({reason}); nothing was changed here"
             ) from None

@@ -200,7 +200,7 @@ def _verdict(gain: Spread) -> str:
         return f"Enough for this network: the next {NEXT} labels would add {points}."
     if gain.low > ENOUGH:
         return f"Not yet enough: the next {NEXT} labels would add about {points}."
-    return f"It cannot be told yet: the next {NEXT} labels would add {points}."
+    return f"Not yet known: the next {NEXT} labels would add {points}."
 
 
 def _advice(classes: list[ClassWorth]) -> tuple[str, str]:
@@ -222,14 +222,14 @@ def _advice(classes: list[ClassWorth]) -> tuple[str, str]:
         )
     recall = 100 * lowest.recall.mean if lowest.recall else 0.0
     return "", (
-        "Which class is worth most cannot be told: the differences are within their spread. "
+        "The most valuable class is not known: the differences are within their spread. "
         f"{lowest.name} has the lowest recall, {recall:.0f} %."
     )
 
 
 def _too_few(counts: Labels, class_names: tuple[str, ...]) -> Enough:
     classes = tuple(ClassWorth(name, int(count)) for name, count in zip(class_names, counts, strict=True))
-    verdict = f"Too few to tell: it takes two classes with {LEAST} labelled images each."
+    verdict = f"Too few to tell: at least two classes need {LEAST} labelled images each."
     fewest = min(classes, key=lambda one: one.images, default=None)
     advice = f"Label {fewest.name} next: it has {fewest.images} images." if fewest else "Make a class first."
     return Enough(int(counts.sum()), classes, (), None, fewest.name if fewest else "", verdict, advice)

@@ -27,7 +27,7 @@ import torch.fx.experimental.symbolic_shapes  # measuring a network loads it: on
 
 import splitee.cli.main  # a device's process begins with it, and so without torch's compiler
 import splitee.mqtt.link  # noqa: F401
-import splitee_device.agent.agent  # what the agent imports is part of what it takes; so are link and monitor
+import splitee_device.agent.agent  # its imports count as part of its memory; so do link and monitor
 import splitee_device.profiler.drift  # noqa: F401
 from splitee.errors import SpliteeError
 from splitee.networks.zoo import first_line

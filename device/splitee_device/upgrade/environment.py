@@ -138,7 +138,7 @@ def _check_requirements(folder: Path) -> None:
     """Raises SoftwareError: splitee needs a package that neither the file nor the device has."""
     done = _pip(folder, "check")
     if missing := [line for line in done.stdout.splitlines() if line.startswith(f"{PACKAGE} ")]:
-        raise SoftwareError(f"{missing[0]} Pack the wheel of it as well (`splitee pack`)")
+        raise SoftwareError(f"{missing[0]} Pack its wheel as well (`splitee pack`)")
 
 
 def _try(folder: Path, version: str) -> None:
@@ -189,6 +189,6 @@ def _emptied(scratch: Path) -> Iterator[None]:
 
 def _reason(stderr: str) -> str:
     """The most informative line of pip's output, or of a traceback."""
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["it says nothing"]
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()] or ["no message"]
     said = [line for line in lines if line.startswith("ERROR: ")] or lines
     return said[-1].removeprefix("ERROR: ")[:300]

@@ -78,11 +78,11 @@ class SoftwareInstaller:
     def _check_newer(self, version: str, name: str, allow_downgrade: bool) -> None:
         installed = self.installed()
         if name == self.software.in_service:
-            raise SoftwareError(f"splitee {version} is in service already")
+            raise SoftwareError(f"splitee {version} is already in service")
         if not allow_downgrade and not is_newer(version, installed):
             raise SoftwareError(
                 f"splitee {version} is not newer than {installed}, which is in service "
-                "(--allow-downgrade takes it by hand)"
+                "(--allow-downgrade installs it all the same)"
             )
 
     def roll_back(self) -> str:

@@ -206,7 +206,7 @@ def _notify(state: str) -> None:
         try:
             sender.sendto(state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address)
         except OSError as error:
-            _say(f"systemd is not told {state}: {error.strerror}")
+            _say(f"cannot tell systemd {state}: {error.strerror}")
 
 
 def _given() -> argparse.Namespace:
@@ -254,7 +254,7 @@ def main() -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not _is_alone(path):
-            _say(f"{path}: another splitee-start runs from it; give each a folder of its own by --software")
+            _say(f"{path}: another splitee-start runs from it; give each its own folder with --software")
             sys.exit(STATE)
         sys.exit(Launcher(Software(path), given.arguments, given.within).run())
     except OSError as error:

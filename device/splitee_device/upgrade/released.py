@@ -87,7 +87,7 @@ class ReleasedSoftware:
         assert isinstance(offer, SoftwareOffer)
         if self._key is None:
             raise ModelError(
-                "this device takes no software: it has no key of the fleet's for that; --software-key names "
+                "this device accepts no software: it has no software key of the fleet; --software-key names "
                 "the software.pub of its bundle"
             )
         with _in_words():
