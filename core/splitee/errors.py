@@ -134,7 +134,7 @@ class StateError(SpliteeError):
 
 
 class StateInUse(StateError):
-    """Another process works on it."""
+    """Another process uses it."""
 
 
 class Stalled(SpliteeError):

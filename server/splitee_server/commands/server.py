@@ -243,7 +243,7 @@ def server(
         resident=resident,
     )
 
-    # torch takes seconds to import, which nobody waits for to be told of a wrong flag
+    # torch takes seconds to import; a wrong flag is reported before that
     from splitee.training.process import prepare_to_train
     from splitee_server.learning.initial.begin import open_run
     from splitee_server.ranks.begin import lead, leading_port, links_of, side_by_side, train
