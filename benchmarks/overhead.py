@@ -12,22 +12,17 @@ A CPU second is worth more or less, by a third here, while others work on the ma
 one thread a process and all on one core, in turns of half a second in which the other side is stopped: what
 disturbs one disturbs the other as much. The median of the repetitions counts.
 
-The processes of a real fleet do not share one core and its caches. So each process keeps the core for up to
-100 ms at a time instead of a few, where the kernel lets it choose (Linux 6.12 and later). Otherwise the fleet
-pays for thousands of switches, and after each of them its weights come from memory again.
-Prints one JSON line, and exits with 1 when the ratio is not what it must be.
+The processes of a real fleet do not share one core and its caches: here each keeps it for 100 ms at a time
+(`benchmarks.time_slices`).
 """
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import json
 import multiprocessing
 import os
-import platform
 import signal
-import struct
 import sys
 import threading
 import time
@@ -44,6 +39,7 @@ import psutil
 
 from benchmarks.real_fleet import CUTS, LONGEST, TOPICS, Fleet, Settings, out_option, until, working_directory
 from benchmarks.simulated_devices import simulated_devices
+from benchmarks.time_slices import take_long_slices
 from splitee.mqtt.events import Message
 from splitee.mqtt.link import Link
 from splitee.protocol.rounds import RoundOpen
@@ -53,7 +49,6 @@ from splitee_lab.methods.simulation import Simulation
 
 MOST = 1.06  # CPU seconds of the fleet over those of one process
 TURN = 0.5  # seconds that a side runs for
-SLICE = 0.1  # seconds that a process keeps the core for while others want it
 
 Seconds = dict[str, float]  # of CPU, by process
 
@@ -104,15 +99,6 @@ class Turns:
             if self._over.wait(TURN):
                 break
         _send(signal.SIGCONT, itertools.chain(*self._sides))
-
-
-def _take_long_slices() -> None:
-    """Have this process and its children run for SLICE at a time, where the kernel lets them choose."""
-    number = {"x86_64": 314, "aarch64": 274}[platform.machine()]  # of sched_setattr(2), which glibc lacks
-    size, policy, runtime = 48, os.SCHED_BATCH, int(SLICE * 1e9)
-    attributes = struct.pack("IIQiIQQQ", size, policy, 0, 0, 0, runtime, 0, 0)
-    if ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0):
-        click.echo(f"time slices are the kernel's: {os.strerror(ctypes.get_errno())}", err=True)
 
 
 def _send(number: signal.Signals, pids: Iterable[int]) -> None:
@@ -231,7 +217,7 @@ def main(
     """Measure what a fleet costs beside the training itself."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # else a fleet stays behind, half of it stopped
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0)) if core is None else core})
-    _take_long_slices()
+    take_long_slices()
     settings = Usual(rounds, samples, codec)
     fleets: list[Run] = []
     singles: list[Run] = []

@@ -9,9 +9,10 @@ features made from (device, round, step) alone: so what a run ends with is known
 Speed: both servers train a network at 32 pixels at the same time, by --strategy, a thread a process. A
 machine that others use tells nothing by its clock, so what counts is CPU: the batches that are trained for
 each CPU second of the rank that takes most of them, from the opening of the second round to the last commit.
-That is the pace of ranks that have a core each, with all that rank 0 does while the others wait. The median
-of the repetitions counts. Four devices are two batches a rank in a joint step, the fewest that are worth a
-rank; of more devices, a smaller part of a step is no training.
+That is the pace of ranks that have a core each, with all that rank 0 does while the others wait. So that none
+loses its caches to others all the time, processes keep a core for 100 ms (`benchmarks.time_slices`). The
+median of the repetitions counts. Four devices are two batches a rank in a joint step, the fewest that are
+worth a rank; of more devices, a smaller part of a step is no training.
 Kills: one rank after the other is killed with SIGKILL at seeded random moments; torchrun starts all anew.
 Prints a JSON line for each, and exits with 1 when a figure is not what it must be.
 """
@@ -37,6 +38,7 @@ import numpy as np
 import psutil
 
 from benchmarks.real_fleet import out_option, working_directory
+from benchmarks.time_slices import take_long_slices
 from splitee.mqtt.events import Connected, Message
 from splitee.mqtt.link import Link
 from splitee.networks.split import build_network
@@ -414,6 +416,7 @@ def main(
         broker.start()
         try:
             if repetitions:
+                take_long_slices()
                 settings = Settings(
                     network, devices=devices, rounds=rounds, steps=steps, batch=32, strategy=strategy
                 )
